@@ -1,0 +1,1 @@
+"""Images and conditions: one file a source, all with the same contract."""

@@ -1,0 +1,155 @@
+"""scikit-learn's handwritten digits: 1,797 real images, nothing to download.
+
+The images are 8x8 with 17 grey levels. They are scaled to [0, 1], enlarged
+bilinearly and split once into 1,433 training and 364 test images, stratified
+by digit. Two conditions can be read from a label: the digit itself, or only
+whether it is even or odd. The second leaves the decoder to settle on one of
+five digits, so tokens revealed together can contradict each other.
+
+Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten
+Digits", UCI Machine Learning Repository; the copy inside scikit-learn.
+"""
+
+import dataclasses
+
+import numpy as np
+from sklearn import datasets
+
+from adanat_jax.data.order import epoch_batch
+from adanat_jax.errors import UserError
+
+__all__ = [
+  'CONDITION_NAMES',
+  'DigitsData',
+  'condition_of',
+  'epoch_batch',
+  'load',
+  'num_conditions',
+]
+
+SOURCE_SIZE = 8
+TRAIN_FRACTION = 0.8
+
+# What each class of a kind of condition is called, in the order of its ids.
+CONDITION_NAMES: dict[str, tuple[str, ...]] = {
+  'digit': tuple(str(digit) for digit in range(10)),
+  'parity': ('even', 'odd'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsData:
+  """Both splits. `n` is 1,433 for training and 364 for testing.
+
+  Attributes:
+    train_images: float32[n, H, W, 1] in [0, 1].
+    train_labels: int32[n], the digit, 0 to 9.
+    test_images: as `train_images`.
+    test_labels: as `train_labels`.
+  """
+
+  train_images: np.ndarray  # float32[n, H, W, 1]
+  train_labels: np.ndarray  # int32[n]
+  test_images: np.ndarray  # float32[n, H, W, 1]
+  test_labels: np.ndarray  # int32[n]
+
+
+def load(image_size: int = 16, seed: int = 0) -> DigitsData:
+  """Loads, enlarges and splits the digits.
+
+  Args:
+    image_size: height and width in pixels; 8 or a multiple of it.
+    seed: decides which images are the test images, and the order in both
+      splits. The same seed gives the same split at every image size.
+
+  Returns:
+    Both splits, each in shuffled order.
+
+  Raises:
+    UserError: if the image size is not a positive multiple of 8, or the seed
+      is negative.
+  """
+  if image_size < SOURCE_SIZE or image_size % SOURCE_SIZE:
+    raise UserError(
+      f'image_size of the digits is {image_size}; it must be a multiple of '
+      f'{SOURCE_SIZE}, at least {SOURCE_SIZE}'
+    )
+  if seed < 0:
+    raise UserError(f'seed of the digits is {seed}; it must be 0 or more')
+  source = datasets.load_digits()
+  labels = source.target.astype(np.int32)
+  images = _resize(source.images / 16.0, image_size)[..., None]
+  train, test = _split(labels, seed)
+  return DigitsData(
+    train_images=images[train],
+    train_labels=labels[train],
+    test_images=images[test],
+    test_labels=labels[test],
+  )
+
+
+def condition_of(labels: np.ndarray, kind: str) -> np.ndarray:
+  """The class ids that the decoder is asked for.
+
+  Args:
+    labels: int32[B], digits 0 to 9.
+    kind: 'digit' (10 classes) or 'parity' (0 is even, 1 is odd).
+
+  Returns:
+    int32[B].
+
+  Raises:
+    UserError: if the kind is unknown.
+  """
+  labels = np.asarray(labels, np.int32)
+  return labels % 2 if num_conditions(kind) == 2 else labels
+
+
+def num_conditions(kind: str) -> int:
+  """How many classes a kind of condition has.
+
+  Raises:
+    UserError: if the kind is unknown.
+  """
+  if kind not in CONDITION_NAMES:
+    allowed = ', '.join(CONDITION_NAMES)
+    raise UserError(
+      f'condition of the digits is {kind!r}; it must be one of: {allowed}'
+    )
+  return len(CONDITION_NAMES[kind])
+
+
+def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of the training and test images, stratified by digit.
+
+  Of each digit the same fraction, rounded down, is for training.
+  """
+  order = epoch_batch(0, len(labels), len(labels), seed)
+  ordered = labels[order]
+  is_train = np.zeros(len(labels), bool)
+  for digit in np.unique(labels):
+    places = np.flatnonzero(ordered == digit)
+    is_train[places[: int(TRAIN_FRACTION * len(places))]] = True
+  return order[is_train], order[~is_train]
+
+
+def _resize(images: np.ndarray, size: int) -> np.ndarray:
+  """Bilinear enlargement with half-pixel centres, edges repeated.
+
+  Args:
+    images: float[n, h, h].
+    size: the new height and width, at least h.
+
+  Returns:
+    float32[n, size, size]. Values stay within those of the input.
+  """
+  source = images.shape[1]
+  centre = (np.arange(size) + 0.5) * source / size - 0.5
+  low = np.floor(centre).astype(int)
+  high_weight = centre - low
+  rows = np.arange(size)
+  matrix = np.zeros((size, source))
+  np.add.at(matrix, (rows, np.clip(low, 0, source - 1)), 1.0 - high_weight)
+  np.add.at(matrix, (rows, np.clip(low + 1, 0, source - 1)), high_weight)
+  resized = np.einsum('yh,nhw,xw->nyx', matrix, images, matrix, optimize=True)
+  return np.clip(resized, 0.0, 1.0).astype(np.float32)
