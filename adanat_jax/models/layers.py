@@ -1,0 +1,162 @@
+"""Layers that more than one network is made of.
+
+Shape letters: `B` samples, `N` tokens, `D` width, `H` heads.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+from adanat_jax.errors import UserError
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+Initializer = Callable[..., jax.Array]
+
+# The originals cut the normal distribution at +-2, a hundred standard
+# deviations away: it is a normal distribution.
+normal_init: Initializer = nn.initializers.normal(0.02)
+
+# torch's default for convolutions (Kaiming with a = sqrt(5)): uniform within
+# +-1 / sqrt(fan_in).
+torch_conv_init: Initializer = nn.initializers.variance_scaling(
+    1.0 / 3.0, 'fan_in', 'uniform'
+)
+
+gelu = functools.partial(nn.gelu, approximate=False)
+
+
+def torch_bias_init(fan_in: int) -> Initializer:
+  """Returns torch's default for biases: uniform within +-1 / sqrt(fan_in)."""
+
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32):
+    bound = fan_in**-0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation whose statistics are float32 whatever goes in.
+
+  Attributes:
+    epsilon: added to the variance; the originals differ in it, so it has no
+      default.
+    affine: whether a scale and a bias are learned.
+    dtype: type of the result.
+  """
+
+  epsilon: float
+  affine: bool = True
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises the last axis of `x` float[..., D]."""
+    x = x.astype(jnp.float32)
+    # Two passes: the one-pass variance loses digits that parity needs.
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    x = centred * jax.lax.rsqrt(variance + self.epsilon)
+    if self.affine:
+      width = (x.shape[-1],)
+      scale = self.param('scale', nn.initializers.ones, width)
+      bias = self.param('bias', nn.initializers.zeros, width)
+      lead = (1,) * (x.ndim - 1)
+      x = x * scale.reshape(lead + width) + bias.reshape(lead + width)
+    return x.astype(self.dtype)
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention with one projection for q, k and v.
+
+  Attributes:
+    num_heads: number of heads; divides the width.
+    qkv_bias: whether the joint projection has a bias.
+    dtype: compute type; the softmax is float32.
+    attention: `implementation` of `jax.nn.dot_product_attention`.
+  """
+
+  num_heads: int
+  qkv_bias: bool
+  dtype: Dtype = jnp.float32
+  attention: str | None = 'xla'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Attends among the tokens of `x` float[B, N, D]."""
+    width = x.shape[-1]
+    if width % self.num_heads:
+      raise UserError(
+          f'num_heads={self.num_heads} does not divide the width {width}'
+      )
+    dense = functools.partial(
+        nn.Dense, dtype=self.dtype, kernel_init=normal_init
+    )
+    qkv = dense(3 * width, use_bias=self.qkv_bias, name='qkv')(x)
+    qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
+    x_heads = jax.nn.dot_product_attention(
+        qkv[:, :, 0],
+        qkv[:, :, 1],
+        qkv[:, :, 2],
+        implementation=self.attention,  # type: ignore[arg-type]
+    )
+    return dense(width, name='proj')(x_heads.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+  """Linear, exact GELU, linear."""
+
+  hidden_width: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `x` float[..., D] to the same shape."""
+    dense = functools.partial(
+        nn.Dense, dtype=self.dtype, kernel_init=normal_init
+    )
+    hidden = gelu(dense(self.hidden_width, name='fc1')(x))
+    return dense(x.shape[-1], name='fc2')(hidden)
+
+
+class TransformerBlock(nn.Module):
+  """Pre-norm block; with a skip, the two inputs are merged first.
+
+  Attributes:
+    num_heads: number of heads.
+    mlp_ratio: hidden width of the MLP over the width.
+    epsilon: of both layer normalisations.
+    qkv_bias: whether the joint projection has a bias.
+    dtype: compute type.
+    attention: `implementation` of `jax.nn.dot_product_attention`.
+  """
+
+  num_heads: int
+  mlp_ratio: int
+  epsilon: float
+  qkv_bias: bool
+  dtype: Dtype = jnp.float32
+  attention: str | None = 'xla'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, skip: jax.Array | None = None) -> jax.Array:
+    """Maps `x` float[B, N, D], and `skip` of its shape, to the same shape."""
+    width = x.shape[-1]
+    if skip is not None:
+      x = nn.Dense(
+          width, dtype=self.dtype, kernel_init=normal_init, name='skip'
+      )(jnp.concatenate([x, skip], axis=-1))
+    norm = functools.partial(LayerNorm, self.epsilon, dtype=self.dtype)
+    x = x + SelfAttention(
+        self.num_heads,
+        self.qkv_bias,
+        self.dtype,
+        self.attention,
+        name='attention',
+    )(norm(name='norm1')(x))
+    return x + Mlp(self.mlp_ratio * width, self.dtype, name='mlp')(
+        norm(name='norm2')(x)
+    )

@@ -1,0 +1,183 @@
+"""The non-autoregressive token transformer (NAT): a U-ViT on token ids.
+
+AdaNAT (arXiv 2409.00342); the layout is that of LeapLabTHU/AdaNAT
+`libs/uvit.py`, which AutoNAT shares. The condition stands before the image
+tokens; half of the blocks push their outputs, the other half pop them in
+reverse order; nothing tells the network the step or the mask ratio.
+
+Shape letters: `B` samples, `N` tokens, `K` codebook, `D` width, `L` length of
+the text.
+"""
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import layers
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_EMBEDDING_EPSILON = 1e-6
+_EPSILON = 1e-5
+
+
+class Embedding(nn.Module):
+  """Word plus position embedding, normalised.
+
+  Attributes:
+    vocabulary: number of rows.
+    num_positions: number of positions.
+    width: width of the embedding.
+    dtype: compute type.
+  """
+
+  vocabulary: int
+  num_positions: int
+  width: int
+  dtype: layers.Dtype = jnp.float32
+
+  def setup(self):
+    self.words = self.param(
+        'words', layers.normal_init, (self.vocabulary, self.width)
+    )
+    self.positions = self.param(
+        'positions', layers.normal_init, (self.num_positions, self.width)
+    )
+    self.norm = layers.LayerNorm(_EMBEDDING_EPSILON, dtype=self.dtype)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """Embeds `ids` int32[B, num_positions] as float[B, num_positions, D]."""
+    return self.norm(self.words[ids] + self.positions[None])
+
+
+class NAT(nn.Module):
+  """Predicts the token at every position of a partly masked grid.
+
+  Token ids lie in [0, codebook_size]; `codebook_size` is the mask token.
+  Exactly one of `num_classes` and `text_width` is given.
+
+  Attributes:
+    codebook_size: number of codes, the mask token not counted.
+    num_tokens: number of positions in the grid.
+    width: width of the trunk.
+    depth: number of blocks but the middle one; even.
+    num_heads: number of attention heads; divides the width.
+    mlp_ratio: hidden width of the MLPs over the width.
+    num_classes: number of classes, the null class (id `num_classes`) not
+      counted.
+    text_width: width of the text states.
+    dropout_rate: of the token embeddings, in training.
+    qkv_bias: whether the attention's joint projection has a bias.
+    dtype: compute type; parameters, statistics and logits are float32.
+    attention: `implementation` of `jax.nn.dot_product_attention`.
+  """
+
+  codebook_size: int
+  num_tokens: int
+  width: int
+  depth: int
+  num_heads: int
+  mlp_ratio: int = 4
+  num_classes: int | None = None
+  text_width: int | None = None
+  dropout_rate: float = 0.1
+  qkv_bias: bool = False
+  dtype: layers.Dtype = jnp.float32
+  attention: str | None = 'xla'
+
+  def _block(self, name: str) -> layers.TransformerBlock:
+    return layers.TransformerBlock(
+        self.num_heads,
+        self.mlp_ratio,
+        _EPSILON,
+        self.qkv_bias,
+        self.dtype,
+        self.attention,
+        name=name,
+    )
+
+  def _context(self, condition: jax.Array) -> jax.Array:
+    """Returns the condition as float[B, 1 or L, D] tokens."""
+    if self.num_classes is not None:
+      chex.assert_rank(condition, 1)
+      return Embedding(
+          self.num_classes + 1, 1, self.width, self.dtype, name='classes'
+      )(condition[:, None])
+    chex.assert_shape(condition, (None, None, self.text_width))
+    return nn.Dense(
+        self.width,
+        dtype=self.dtype,
+        kernel_init=layers.normal_init,
+        name='text',
+    )(condition)
+
+  @nn.compact
+  def __call__(
+      self, tokens: jax.Array, condition: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs the network once.
+
+    Args:
+      tokens: int32[B, N] in [0, codebook_size].
+      condition: int32[B] class ids in [0, num_classes], or float[B, L,
+        text_width] text states.
+      train: whether to drop out (needs the `dropout` stream).
+
+    Returns:
+      The features after the final norm, `dtype`[B, N, D], and the logits,
+      float32[B, N, codebook_size].
+
+    Raises:
+      UserError: if the fields do not fit together.
+    """
+    if self.depth % 2:
+      raise UserError(f'depth={self.depth} of the NAT must be even')
+    if (self.num_classes is None) == (self.text_width is None):
+      raise UserError(
+          'the NAT takes exactly one of num_classes and text_width, given '
+          f'num_classes={self.num_classes}, text_width={self.text_width}'
+      )
+    chex.assert_shape(tokens, (None, self.num_tokens))
+    embedding = Embedding(
+        self.codebook_size + 1,
+        self.num_tokens,
+        self.width,
+        self.dtype,
+        name='tokens',
+    )
+    x = embedding(tokens)
+    x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+    x = jnp.concatenate([self._context(condition), x], axis=1)
+
+    skips = []
+    for i in range(self.depth // 2):
+      x = self._block(f'in_blocks_{i}')(x)
+      skips.append(x)
+    x = self._block('mid_block')(x)
+    for i in range(self.depth // 2):
+      x = self._block(f'out_blocks_{i}')(x, skips.pop())
+
+    features = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='norm')(
+        x[:, -self.num_tokens :]
+    )
+    hidden = nn.Dense(
+        self.width,
+        dtype=self.dtype,
+        kernel_init=layers.normal_init,
+        name='head',
+    )(features)
+    hidden = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='head_norm')(
+        layers.gelu(hidden)
+    )
+    bias = self.param(
+        'head_bias', nn.initializers.zeros, (self.codebook_size + 1,)
+    )
+    # The head reads the embedding and does not train it. The mask token's
+    # column, which the original computes and cuts off, is not computed.
+    words = jax.lax.stop_gradient(embedding.words[: self.codebook_size])
+    logits = jnp.einsum(
+        'bnd,kd->bnk',
+        hidden,
+        words.astype(self.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return features, logits + bias[None, None, : self.codebook_size]

@@ -1,0 +1,118 @@
+"""The policy network: actor and critic are two of these, weights apart.
+
+AdaNAT (arXiv 2409.00342), section 3.2; LeapLabTHU/AdaNAT `libs/policy.py`. It
+reads the NAT's features of the present canvas and the step; adaptive layer
+normalisation carries the step. At the start its output is zero.
+
+Shape letters: `B` samples, `N` tokens, `D` width of the features.
+"""
+
+from adanat_jax.models import layers
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_EPSILON = 1e-6
+_NUM_FREQUENCIES = 128
+_MAX_PERIOD = 10_000.0
+
+_xavier = nn.initializers.xavier_uniform()
+
+
+def step_embedding(step: jax.Array) -> jax.Array:
+  """Embeds steps int32[B] as float32[B, 256]: cosines, then sines."""
+  exponent = jnp.arange(_NUM_FREQUENCIES, dtype=jnp.float32) / _NUM_FREQUENCIES
+  frequencies = jnp.exp(-jnp.log(_MAX_PERIOD) * exponent)
+  angles = step.astype(jnp.float32)[:, None] * frequencies[None]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class AdaptiveLayerNorm(nn.Module):
+  """Layer normalisation whose shift and scale come from an embedding."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+    """Normalises `x` float32[B, ..., D] as `embedding` float32[B, E] says."""
+    width = x.shape[-1]
+    modulation = nn.Dense(
+        2 * width, kernel_init=nn.initializers.zeros, name='modulation'
+    )(nn.silu(embedding))
+    middle = (1,) * (x.ndim - 2)
+    modulation = modulation.reshape(x.shape[0], *middle, 2 * width)
+    shift, scale = jnp.split(modulation, 2, axis=-1)
+    x = layers.LayerNorm(_EPSILON, affine=False, name='norm')(x)
+    return x * (1.0 + scale) + shift
+
+
+class PolicyNetwork(nn.Module):
+  """Maps features and step to `num_outputs` numbers per sample, in float32.
+
+  Attributes:
+    num_outputs: 4 for the actor, 1 for the critic.
+    grid_size: side of the square token grid.
+    hidden_size: width of the trunk; features of another width are projected.
+    conv_width: channels after the 1x1 convolution.
+    mlp_widths: widths of the two hidden layers of the read-out.
+  """
+
+  num_outputs: int
+  grid_size: int
+  hidden_size: int = 512
+  conv_width: int = 128
+  mlp_widths: tuple[int, int] = (1024, 512)
+
+  @nn.compact
+  def __call__(self, features: jax.Array, step: jax.Array) -> jax.Array:
+    """Runs the network once.
+
+    Args:
+      features: float[B, N, D] with N = grid_size ** 2.
+      step: int32[] or int32[B], counted from 0.
+
+    Returns:
+      float32[B, num_outputs].
+    """
+    batch, num_tokens, width = features.shape
+    chex.assert_equal(num_tokens, self.grid_size**2)
+    x = features.astype(jnp.float32)
+    if width != self.hidden_size:
+      x = nn.Dense(self.hidden_size, kernel_init=_xavier, name='embed')(x)
+
+    step = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,))
+    embedding = nn.Dense(
+        self.hidden_size, kernel_init=layers.normal_init, name='step_fc1'
+    )(step_embedding(step))
+    embedding = nn.Dense(
+        self.hidden_size, kernel_init=layers.normal_init, name='step_fc2'
+    )(nn.silu(embedding))
+
+    x = AdaptiveLayerNorm(name='norm1')(x, embedding)
+    x = x.reshape(batch, self.grid_size, self.grid_size, self.hidden_size)
+    x = nn.Conv(
+        self.hidden_size,
+        (3, 3),
+        strides=2,
+        padding=1,
+        feature_group_count=self.hidden_size,
+        kernel_init=layers.torch_conv_init,
+        bias_init=layers.torch_bias_init(9),
+        name='depthwise',
+    )(x)
+    x = nn.Conv(
+        self.conv_width,
+        (1, 1),
+        kernel_init=layers.torch_conv_init,
+        bias_init=layers.torch_bias_init(self.hidden_size),
+        name='pointwise',
+    )(layers.gelu(x))
+    # Channels first: the order in which the published weights read it.
+    x = jnp.moveaxis(layers.gelu(x), -1, 1).reshape(batch, -1)
+
+    x = nn.Dense(self.mlp_widths[0], kernel_init=_xavier, name='fc1')(x)
+    x = layers.gelu(AdaptiveLayerNorm(name='norm2')(x, embedding))
+    x = nn.Dense(self.mlp_widths[1], kernel_init=_xavier, name='fc2')(x)
+    x = layers.gelu(AdaptiveLayerNorm(name='norm3')(x, embedding))
+    return nn.Dense(
+        self.num_outputs, kernel_init=nn.initializers.zeros, name='fc3'
+    )(x)
