@@ -1,0 +1,1 @@
+"""AdaNAT in JAX: learned policies for parallel, token-based image generators."""

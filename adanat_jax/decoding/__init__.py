@@ -1,0 +1,1 @@
+"""Parallel decoding: pure functions, no networks, no config, no files."""

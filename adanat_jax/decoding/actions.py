@@ -1,0 +1,96 @@
+"""From the policy network's raw action to the four decoding values.
+
+An action has four entries in the original's order: mask ratio, masking
+temperature, sampling temperature, guidance scale. The ratio goes through a
+sigmoid, the others through a softplus; a *residual*, the same hand-made
+schedule seen backwards through these activations, may be added before them, so
+that a zero action is exactly that schedule (LeapLabTHU/AdaNAT train.py,
+`BiasAct`; AdaNAT, section 3.2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from adanat_jax.types import Array, PolicyValues
+
+NUM_ACTIONS = 4
+
+
+def inverse_softplus(x: Array) -> Array:
+  """The `y` with `log(1 + exp(y)) = x`, for x > 0."""
+  return x + jnp.log(-jnp.expm1(-x))
+
+
+def published_residual(num_steps: int) -> Array:
+  """AdaNAT's hand-made schedule in raw action space (`heu = 1`).
+
+  Args:
+    num_steps: T.
+
+  Returns:
+    float32[T, A]. Through `values_from_action` it is the cosine curve, masking
+    temperature falling and guidance growing linearly, sampling temperature 1.
+  """
+  step = jnp.arange(num_steps, dtype=jnp.float32)
+  progress = (step + 1 - 1e-3) / num_steps
+  ratio = jnp.cos(math.pi / 2 * progress)
+  return jnp.stack(
+    [
+      jnp.log(ratio) - jnp.log1p(-ratio),
+      inverse_softplus(1 - progress),
+      jnp.full_like(step, inverse_softplus(jnp.float32(1.0))),
+      inverse_softplus((step + 1e-3) / num_steps),
+    ],
+    axis=-1,
+  )
+
+
+def no_residual(num_steps: int) -> Array:
+  """The residual of a policy that starts from nothing, zeros float32[T, A]."""
+  return jnp.zeros((num_steps, NUM_ACTIONS))
+
+
+def residual_of(table: PolicyValues) -> Array:
+  """The residual that makes a zero action equal to a given schedule.
+
+  Args:
+    table: float32[T] each; values are kept 1e-3 away from where the
+      activations saturate.
+
+  Returns:
+    float32[T, A].
+  """
+  ratio = jnp.clip(table.mask_ratio, 1e-3, 1 - 1e-3)
+  positive = lambda x: inverse_softplus(jnp.maximum(x, 1e-3))
+  return jnp.stack(
+    [
+      jnp.log(ratio) - jnp.log1p(-ratio),
+      positive(table.masking_temperature),
+      positive(table.sampling_temperature),
+      positive(table.guidance_scale),
+    ],
+    axis=-1,
+  )
+
+
+def values_from_action(action: Array, residual: Array) -> PolicyValues:
+  """The four decoding values of raw actions.
+
+  Args:
+    action: float32[..., A].
+    residual: float32[A] of this step, or broadcastable to `action`.
+
+  Returns:
+    Fields float32[...].
+  """
+  raw = action + residual
+  return PolicyValues(
+    mask_ratio=jax.nn.sigmoid(raw[..., 0]),
+    masking_temperature=jax.nn.softplus(raw[..., 1]),
+    sampling_temperature=jax.nn.softplus(raw[..., 2]),
+    guidance_scale=jax.nn.softplus(raw[..., 3]),
+  )

@@ -1,0 +1,241 @@
+"""The decoding loop: a `lax.scan` of denoiser, policy and decode step.
+
+Each of the `num_steps` rounds
+
+1. runs the denoiser on the canvas, with the condition and (when guided) with
+   the null condition, both in one call;
+2. asks the policy for the four numbers of this step;
+3. takes one `decode_step`.
+
+So a guided decode costs `2 T` denoiser passes and an unguided one `T`, never
+one more. Noise belongs to the sample: sample `i` owns a key, and step `t` uses
+`fold_in(key, t)`, so in float32 on a CPU the same key gives the same image
+whatever the batch, the devices or the processes around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from adanat_jax.decoding import step as step_lib
+from adanat_jax.types import (
+  Array,
+  Cache,
+  Carry,
+  Condition,
+  DecodeState,
+  Denoiser,
+  Policy,
+  Trajectory,
+)
+
+
+@struct.dataclass
+class Noise:
+  """Standard Gumbel noise, when it is to be given instead of drawn.
+
+  Attributes:
+    tokens: float32[T, B, N, K], for drawing tokens.
+    confidence: float32[T, B, N], for the confidences.
+  """
+
+  tokens: Array  # float32[T, B, N, K]
+  confidence: Array  # float32[T, B, N]
+
+
+@struct.dataclass
+class Decoded:
+  """What a decode returns.
+
+  Attributes:
+    tokens: complete grids: what the last step sampled.
+    trajectory: time-major record, or None if it was not asked for.
+  """
+
+  tokens: Array  # int32[B, N]
+  trajectory: Trajectory | None
+
+
+def full_mask(batch_size: int, num_tokens: int, mask_token: int) -> Array:
+  """An empty canvas, int32[batch_size, num_tokens] of `mask_token`."""
+  return jnp.full((batch_size, num_tokens), mask_token, jnp.int32)
+
+
+def sample_keys(key: Array, batch_size: int, start: int = 0) -> Array:
+  """One typed key a sample, key[batch_size].
+
+  Args:
+    key: the key of the whole set of samples.
+    batch_size: how many.
+    start: index of the first sample within the set; a set decoded in batches
+      gives each sample the key it would have had in one batch.
+  """
+  index = start + jnp.arange(batch_size)
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def _step_keys(keys: Array, step: Array) -> tuple[Array, Array, Array]:
+  """Keys of one step for the policy, the tokens, the confidences: key[B]."""
+  split = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, step), 3))
+  return tuple(jnp.moveaxis(split(keys), 1, 0))
+
+
+def _gumbel(keys: Array, shape: tuple[int, ...]) -> Array:
+  """Standard Gumbel noise float32[B, *shape], each sample from its own key."""
+  return jax.vmap(lambda k: jax.random.gumbel(k, shape, jnp.float32))(keys)
+
+
+def denoise(
+  denoiser: Denoiser,
+  tokens: Array,
+  condition: Condition,
+  null_condition: Condition | None,
+  cache: Cache = (),
+) -> tuple[Array, Array, Array | None, Cache]:
+  """Conditional and, with a null condition, unconditional pass in one call.
+
+  The two passes are interleaved as [B, 2, N]: on a batch that is sharded over
+  devices this moves no token, which concatenation would.
+
+  Args:
+    denoiser: the network, `(tokens, condition, cache) -> ...`.
+    tokens: int32[B, N].
+    condition: pytree with leading axis B.
+    null_condition: the same pytree for one sample, without that axis; None
+      leaves the unconditional pass out.
+    cache: what the denoiser reuses, with leading axis 2B when guided.
+
+  Returns:
+    features [B, N, D] of the conditional pass, its logits [B, N, K], the
+    unconditional logits or None, and the cache.
+  """
+  if null_condition is None:
+    features, logits, cache = denoiser(tokens, condition, cache)
+    return features, logits, None, cache
+
+  def pair(given, null):
+    null = jnp.broadcast_to(null, given.shape)
+    both = jnp.stack([given, null], axis=1)
+    return both.reshape((-1,) + given.shape[1:])
+
+  features, logits, cache = denoiser(
+    pair(tokens, tokens), jax.tree.map(pair, condition, null_condition), cache
+  )
+  features = features.reshape((-1, 2) + features.shape[1:])[:, 0]
+  logits = logits.reshape((-1, 2) + logits.shape[1:])
+  return features, logits[:, 0], logits[:, 1], cache
+
+
+def decode(
+  denoiser: Denoiser,
+  policy: Policy,
+  *,
+  tokens: Array,
+  condition: Condition,
+  null_condition: Condition | None,
+  keys: Array,
+  num_steps: int,
+  mask_token: int,
+  options: step_lib.StepOptions = step_lib.ADANAT,
+  policy_carry: Carry = (),
+  cache: Cache = (),
+  noise: Noise | None = None,
+  record: bool = False,
+) -> Decoded:
+  """Decodes a batch of canvases in `num_steps` parallel steps.
+
+  Args:
+    denoiser: `(tokens, condition, cache) -> (features, logits, cache)`.
+    policy: `(step, features, keys, carry) -> (values, aux, carry)`.
+    tokens: int32[B, N], the canvas to start from; `mask_token` where unknown.
+      Given tokens never change.
+    condition: pytree with leading axis B.
+    null_condition: the null condition of one sample, or None to decode without
+      guidance at half the cost (`guidance_scale` is then ignored).
+    keys: key[B], one typed key a sample.
+    num_steps: T, static.
+    mask_token: `codebook_size`.
+    options: see `step.StepOptions`.
+    policy_carry: what the policy carries from step to step, at the start.
+    cache: what the denoiser carries from step to step, at the start.
+    noise: Gumbel noise to use instead of drawing it from `keys`.
+    record: whether to return the trajectory.
+
+  Returns:
+    Complete tokens, int32[B, N], and the trajectory if `record`.
+  """
+  chex.assert_rank([tokens, keys], [2, 1])
+  chex.assert_equal_shape_prefix([tokens, keys], 1)
+  num_unknown = (tokens == mask_token).sum(-1)
+  state = DecodeState(tokens=tokens, sampled=tokens, num_unknown=num_unknown)
+
+  def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+    state, policy_carry, cache = carry
+    step, given_noise = inputs
+    features, logits, unconditional, cache = denoise(
+      denoiser, state.tokens, condition, null_condition, cache
+    )
+    policy_keys, token_keys, confidence_keys = _step_keys(keys, step)
+    values, aux, policy_carry = policy(
+      step, features, policy_keys, policy_carry
+    )
+    if unconditional is not None:
+      logits = step_lib.guide(logits, unconditional, values.guidance_scale)
+    if given_noise is None:
+      given_noise = Noise(
+        tokens=_gumbel(token_keys, logits.shape[1:]),
+        confidence=_gumbel(confidence_keys, logits.shape[1:2]),
+      )
+    new_state = step_lib.decode_step(
+      state,
+      logits,
+      values,
+      given_noise.tokens,
+      given_noise.confidence,
+      mask_token=mask_token,
+      options=options,
+    )
+    recorded = None
+    if record:
+      was_masked = (state.tokens == mask_token).sum(-1)
+      is_masked = (new_state.tokens == mask_token).sum(-1)
+      recorded = Trajectory(
+        features=features,
+        tokens=new_state.tokens,
+        sampled=new_state.sampled,
+        values=values,
+        aux=aux,
+        num_committed=was_masked - is_masked,
+      )
+    return (new_state, policy_carry, cache), recorded
+
+  steps = jnp.arange(num_steps, dtype=jnp.int32)
+  (state, _, _), trajectory = jax.lax.scan(
+    body, (state, policy_carry, cache), (steps, noise), length=num_steps
+  )
+  return Decoded(tokens=state.sampled, trajectory=trajectory)
+
+
+def revealed_at(
+  trajectory: Trajectory, start: Array, mask_token: int
+) -> Array:
+  """The step at which each token became known.
+
+  Args:
+    trajectory: record of a decode.
+    start: int32[B, N], the canvas it started from.
+    mask_token: `codebook_size`.
+
+  Returns:
+    int32[B, N]: 0 for given tokens, t + 1 for tokens known in the canvas after
+    step t, and T for those that the end of the decode filled in.
+  """
+  num_steps = trajectory.tokens.shape[0]
+  still_masked = (trajectory.tokens == mask_token).sum(0)
+  step = jnp.minimum(still_masked + 1, num_steps)
+  return jnp.where(start == mask_token, step, 0)

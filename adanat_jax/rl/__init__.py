@@ -1,0 +1,1 @@
+"""Learning a policy: PPO, the learned policy, and its rewards."""

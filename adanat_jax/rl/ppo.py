@@ -1,0 +1,328 @@
+"""Proximal policy optimisation for a policy that acts T times an image.
+
+1. The reward of the finished image is the return of each of its T actions
+   (discount 1); returns are standardised over the batch.
+2. The advantage is the standardised return minus the value that the critic
+   gave when the action was taken.
+3. A few epochs of gradient steps on
+
+     mean( -min(r A, clip(r, 1-eps, 1+eps) A) + c_v (V - R)^2 - c_e H )
+
+   where r is the ratio of the action's densities now and then.
+
+AdaNAT, section 3.3; LeapLabTHU/AdaNAT PPO.py and train.py. The Gaussian's
+standard deviation is given, not learned, so its entropy H has no gradient.
+`PAPER` is that algorithm to the letter; `OURS` is for runs of a hundred
+iterations, in which the published rate of 1e-5 could not act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any, TypeAlias
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from adanat_jax.types import Array
+
+# (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])
+ActorCritic: TypeAlias = Callable[[Any, Array, Array], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+  """The constants of the update.
+
+  Attributes:
+    learning_rate: of Adam.
+    num_epochs: passes over the batch.
+    num_minibatches: gradient steps a pass; minibatches are whole trajectories.
+    clip_epsilon: half-width of the interval to which ratios are clipped.
+    value_coefficient: weight of the critic's squared error.
+    entropy_coefficient: weight of the (constant) entropy.
+    discount: of rewards, a step.
+    max_gradient_norm: gradients are scaled down to this norm; 0 for no limit.
+    adam_epsilon: Adam's epsilon.
+    drop_dead_actions: leave the last step's mask ratio and masking
+      temperature, which change nothing in the image, out of the density.
+    initial_std: exploration standard deviation at the first iteration.
+    final_std: at the last one (`linear`), or its lower limit (`steps`).
+    std_schedule: `'linear'` over the configured iterations, or `'steps'`.
+    std_decay: `'steps'`: how much is taken off at each of `std_decay_steps`.
+    std_decay_steps: `'steps'`: iterations from which on it is taken off.
+  """
+
+  learning_rate: float = 1e-5
+  num_epochs: int = 5
+  num_minibatches: int = 1
+  clip_epsilon: float = 0.2
+  value_coefficient: float = 0.5
+  entropy_coefficient: float = 0.01
+  discount: float = 1.0
+  max_gradient_norm: float = 0.0
+  adam_epsilon: float = 1e-8
+  drop_dead_actions: bool = False
+  initial_std: float = 0.6
+  final_std: float = 0.1
+  std_schedule: str = 'steps'
+  std_decay: float = 0.3
+  std_decay_steps: tuple[int, ...] = (500,)
+
+
+PAPER = PPOConfig()
+OURS = PPOConfig(
+  learning_rate=1e-3,
+  num_minibatches=4,
+  max_gradient_norm=1.0,
+  adam_epsilon=1e-5,
+  drop_dead_actions=True,
+  final_std=0.2,
+  std_schedule='linear',
+)
+PRESETS = {'paper': PAPER, 'ours': OURS}
+
+
+@struct.dataclass
+class Rollout:
+  """What one batch of trajectories gives to the update, time-major.
+
+  Attributes:
+    features: what the policy saw.
+    actions: raw actions it took.
+    log_probs: their log-densities then.
+    values: the critic's estimates then.
+    returns: standardised.
+    weights: 1 for action entries that count in the density, 0 for dead ones.
+  """
+
+  features: Array  # float[T, B, N, D]
+  actions: Array  # float32[T, B, A]
+  log_probs: Array  # float32[T, B]
+  values: Array  # float32[T, B]
+  returns: Array  # float32[T, B]
+  weights: Array  # float32[T, A]
+
+
+def gaussian_log_prob(
+  action: Array, mean: Array, std: Array | float, weights: Array | float = 1.0
+) -> Array:
+  """Log-density of `action` under `N(mean, std^2 I)`, summed over entries.
+
+  Args:
+    action: float32[..., A].
+    mean: float32[..., A].
+    std: standard deviation of every entry.
+    weights: float32[A] or broadcastable; entries of weight 0 do not count.
+
+  Returns:
+    float32[...].
+  """
+  normalised = (action - mean) / std
+  log_prob = -0.5 * (normalised**2 + math.log(2 * math.pi)) - jnp.log(std)
+  return (weights * log_prob).sum(-1)
+
+
+def gaussian_entropy(std: Array | float, num_entries: Array | int) -> Array:
+  """Entropy in nats of a Gaussian with `num_entries` entries of equal `std`."""
+  return num_entries * (0.5 * math.log(2 * math.pi * math.e) + jnp.log(std))
+
+
+def action_weights(num_steps: int, num_actions: int, drop_dead: bool) -> Array:
+  """Which action entries count, float32[T, A]: see `drop_dead_actions`."""
+  weights = jnp.ones((num_steps, num_actions))
+  return weights.at[-1, :2].set(0.0) if drop_dead else weights
+
+
+def discounted_returns(rewards: Array, discount: float) -> Array:
+  """Sum of this and all later rewards, `G_t = r_t + discount * G_{t+1}`.
+
+  Args:
+    rewards: float32[T, B].
+    discount: in [0, 1].
+
+  Returns:
+    float32[T, B].
+  """
+
+  def body(later: Array, reward: Array) -> tuple[Array, Array]:
+    total = reward + discount * later
+    return total, total
+
+  return jax.lax.scan(
+    body, jnp.zeros_like(rewards[0]), rewards, reverse=True
+  )[1]
+
+
+def standardise(returns: Array) -> Array:
+  """`(x - mean) / (std + 1e-7)` over all entries, with the unbiased std."""
+  return (returns - returns.mean()) / (returns.std(ddof=1) + 1e-7)
+
+
+def exploration_std(
+  iteration: Array | int, total: int, config: PPOConfig
+) -> Array:
+  """The Gaussian's standard deviation, of the iteration and the total alone.
+
+  Args:
+    iteration: counted from 0.
+    total: configured number of iterations.
+    config: its `std_*` fields.
+
+  Returns:
+    float32[].
+  """
+  iteration = jnp.asarray(iteration)
+  if config.std_schedule == 'linear':
+    done = iteration / max(total - 1, 1)
+    return config.initial_std + done * (config.final_std - config.initial_std)
+  passed = (iteration[..., None] >= jnp.array(config.std_decay_steps)).sum(-1)
+  std = config.initial_std - config.std_decay * passed
+  return jnp.maximum(std, config.final_std)
+
+
+def ppo_loss(
+  mean: Array,
+  values: Array,
+  rollout: Rollout,
+  std: Array | float,
+  config: PPOConfig,
+) -> tuple[Array, dict[str, Array]]:
+  """The clipped objective and what one wants to know of it.
+
+  Args:
+    mean: float32[T, B, A], the actor's means now.
+    values: float32[T, B], the critic's estimates now.
+    rollout: the batch.
+    std: exploration standard deviation with which it was collected.
+    config: constants.
+
+  Returns:
+    The loss, float32[], and a dict of float32[] metrics.
+  """
+  chex.assert_equal_shape([values, rollout.returns, rollout.log_probs])
+  weights = rollout.weights[:, None]
+  log_probs = gaussian_log_prob(rollout.actions, mean, std, weights)
+  log_ratio = log_probs - rollout.log_probs
+  ratio = jnp.exp(log_ratio)
+  advantages = rollout.returns - rollout.values
+  low, high = 1 - config.clip_epsilon, 1 + config.clip_epsilon
+  clipped = jnp.clip(ratio, low, high)
+  surrogate = -jnp.minimum(ratio * advantages, clipped * advantages).mean()
+  value_loss = jnp.mean((values - rollout.returns) ** 2)
+  entropy = gaussian_entropy(std, rollout.weights.sum(-1)).mean()
+  loss = (
+    surrogate
+    + config.value_coefficient * value_loss
+    - config.entropy_coefficient * entropy
+  )
+  return loss, {
+    'loss': loss,
+    'surrogate': surrogate,
+    'value_loss': value_loss,
+    'entropy': entropy,
+    'kl': jnp.mean(ratio - 1 - log_ratio),
+    'clip_fraction': jnp.mean(jnp.abs(ratio - 1) > config.clip_epsilon),
+    'ratio_deviation': jnp.max(jnp.abs(ratio - 1)),
+  }
+
+
+def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
+  """Adam, after scaling gradients down to `max_gradient_norm` if that is set."""
+  adam = optax.adam(config.learning_rate, eps=config.adam_epsilon)
+  if config.max_gradient_norm <= 0:
+    return adam
+  return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), adam)
+
+
+def update(
+  params: Any,
+  opt_state: optax.OptState,
+  rollout: Rollout,
+  std: Array | float,
+  key: Array,
+  *,
+  actor_critic: ActorCritic,
+  optimizer: optax.GradientTransformation,
+  config: PPOConfig,
+) -> tuple[Any, optax.OptState, dict[str, Array]]:
+  """All epochs of gradient steps on one batch of trajectories.
+
+  Args:
+    params: of actor and critic.
+    opt_state: of `optimizer`.
+    rollout: the batch; B must be divisible by `num_minibatches`.
+    std: exploration standard deviation with which it was collected.
+    key: shuffles trajectories into minibatches.
+    actor_critic: `(params, features, step) -> (mean, value)`.
+    optimizer: from `make_optimizer`.
+    config: constants.
+
+  Returns:
+    New parameters and optimizer state; metrics of the last epoch (means over
+    its minibatches), `first_ratio_deviation` of the very first minibatch,
+    which is 0 but for rounding, and the explained variance of the values with
+    which the batch was collected.
+  """
+  num_steps, batch_size = rollout.returns.shape
+  chex.assert_is_divisible(batch_size, config.num_minibatches)
+
+  def loss_fn(params: Any, batch: Rollout) -> tuple[Array, dict[str, Array]]:
+    samples = batch.returns.shape[1]
+    flat = batch.features.reshape((-1,) + batch.features.shape[2:])
+    steps = jnp.repeat(jnp.arange(num_steps), samples)
+    mean, values = actor_critic(params, flat, steps)
+    return ppo_loss(
+      mean.reshape(num_steps, samples, -1),
+      values.reshape(num_steps, samples),
+      batch,
+      std,
+      config,
+    )
+
+  def gradient_step(carry: Any, batch: Rollout) -> tuple[Any, Any]:
+    params, opt_state = carry
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(params, batch)
+    metrics['gradient_norm'] = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state), metrics
+
+  def epoch(carry: Any, key: Array) -> tuple[Any, Any]:
+    batches = _minibatches(rollout, key, config.num_minibatches)
+    return jax.lax.scan(gradient_step, carry, batches)
+
+  keys = jax.random.split(key, config.num_epochs)
+  (params, opt_state), history = jax.lax.scan(epoch, (params, opt_state), keys)
+  metrics = jax.tree.map(lambda x: x[-1].mean(), history)
+  del metrics['ratio_deviation']
+  metrics['first_ratio_deviation'] = history['ratio_deviation'][0, 0]
+  residual = rollout.returns - rollout.values
+  metrics['explained_variance'] = 1 - residual.var() / rollout.returns.var()
+  return params, opt_state, metrics
+
+
+def _minibatches(rollout: Rollout, key: Array, count: int) -> Rollout:
+  """Splits axis B at random into `count` parts, stacked on a leading axis."""
+  batch_size = rollout.returns.shape[1]
+  order = jnp.arange(batch_size)
+  if count > 1:
+    order = jax.random.permutation(key, batch_size)
+  order = order.reshape(count, -1)
+
+  def split(x: Array) -> Array:
+    return jnp.moveaxis(x[:, order], 1, 0)
+
+  weights = jnp.broadcast_to(rollout.weights, (count, *rollout.weights.shape))
+  return Rollout(
+    features=split(rollout.features),
+    actions=split(rollout.actions),
+    log_probs=split(rollout.log_probs),
+    values=split(rollout.values),
+    returns=split(rollout.returns),
+    weights=weights,
+  )

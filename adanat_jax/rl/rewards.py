@@ -1,0 +1,120 @@
+"""Three rewards behind one signature, `(images, condition, key) -> [B]`.
+
+They are the three of AdaNAT's ablation (section 4.3): a discriminator trained
+in turn with the policy, the Fréchet distance, and a pre-trained model's
+judgement. All return float32 and pass no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from adanat_jax.types import Array, Condition, Reward
+
+
+def adversarial_reward(
+  discriminator: Callable[[Array, Condition, Array], Array],
+) -> Reward:
+  """How real the discriminator finds an image.
+
+  Args:
+    discriminator: `(images, condition, key) -> logits float32[B, L]`, in
+      evaluation mode.
+
+  Returns:
+    A reward, `sigmoid(mean of the L logits)`, in (0, 1).
+  """
+
+  def reward(images: Array, condition: Condition, key: Array) -> Array:
+    logits = discriminator(images, condition, key)
+    return jax.lax.stop_gradient(jax.nn.sigmoid(logits.mean(-1)))
+
+  return reward
+
+
+def pretrained_reward(classifier: Callable[[Array], Array]) -> Reward:
+  """Log-probability that a pre-trained classifier gives to the asked class.
+
+  Args:
+    classifier: `images -> logits float32[B, num_classes]`.
+
+  Returns:
+    A reward, at most 0; the condition is int32[B].
+  """
+
+  def reward(images: Array, condition: Array, key: Array) -> Array:
+    del key
+    log_probs = jax.nn.log_softmax(classifier(images))
+    picked = jnp.take_along_axis(log_probs, condition[:, None], axis=-1)
+    return jax.lax.stop_gradient(picked[:, 0])
+
+  return reward
+
+
+def frechet_reward(
+  features: Callable[[Array], Array], mean: Array, covariance: Array
+) -> Reward:
+  """Each sample's own influence on the batch's Fréchet distance.
+
+  The reward is minus the first-order change of the distance when the sample
+  gets more weight in the batch, `frechet_influence`.
+
+  Args:
+    features: `images -> float32[B, F]`.
+    mean: float32[F] of the real images.
+    covariance: float32[F, F] of the real images.
+
+  Returns:
+    A reward of zero mean over the batch.
+  """
+
+  def reward(images: Array, condition: Condition, key: Array) -> Array:
+    del condition, key
+    influence = frechet_influence(features(images), mean, covariance)
+    return jax.lax.stop_gradient(-influence)
+
+  return reward
+
+
+def frechet_influence(
+  features: Array, mean: Array, covariance: Array
+) -> Array:
+  """Influence function of the Fréchet distance at each sample of a batch.
+
+  With batch mean m and covariance S, the distance
+
+    |m - m_r|^2 + tr(S + S_r - 2 (S_r^1/2 S S_r^1/2)^1/2)
+
+  has the gradients 2 (m - m_r) in m and G = 1 - S_r^1/2 (S_r^1/2 S
+  S_r^1/2)^-1/2 S_r^1/2 in S, so that a little more weight on sample f changes
+  it in proportion to
+
+    2 (m - m_r)^T (f - m) + (f - m)^T G (f - m) - tr(G S).
+
+  Args:
+    features: float32[B, F] of the batch.
+    mean: m_r, float32[F].
+    covariance: S_r, float32[F, F].
+
+  Returns:
+    float32[B], of mean 0; positive where the sample makes the distance larger.
+  """
+  centre = features.mean(0)
+  deviation = features - centre
+  batch_covariance = deviation.T @ deviation / features.shape[0]
+  root = _matrix_power(covariance, 0.5)
+  inner = _matrix_power(root @ batch_covariance @ root, -0.5)
+  gradient = jnp.eye(mean.shape[0]) - root @ inner @ root
+  linear = 2 * deviation @ (centre - mean)
+  quadratic = ((deviation @ gradient) * deviation).sum(-1)
+  return linear + quadratic - quadratic.mean()
+
+
+def _matrix_power(matrix: Array, power: float) -> Array:
+  """`matrix ** power` of a symmetric positive semi-definite float32[F, F]."""
+  values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+  values = jnp.maximum(values, 1e-5 * values[-1])
+  return (vectors * values**power) @ vectors.T
