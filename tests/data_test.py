@@ -8,7 +8,6 @@ from adanat_jax.errors import UserError
 
 
 class DigitsTest(parameterized.TestCase):
-
   def test_shapes_ranges_and_sizes(self):
     data = digits.load()
     self.assertEqual(data.train_images.shape, (1433, 16, 16, 1))
@@ -33,7 +32,11 @@ class DigitsTest(parameterized.TestCase):
     data = digits.load(image_size=8)
     both = np.concatenate([data.train_images, data.test_images])
     source = digits.datasets.load_digits().images / 16.0
-    flat = lambda x: sorted(map(bytes, x.reshape(1797, -1).astype(np.float32)))
+
+    def flat(images):
+      rows = images.reshape(1797, -1).astype(np.float32)
+      return sorted(row.tobytes() for row in rows)
+
     self.assertEqual(flat(both), flat(source))
 
   def test_split_is_fixed_by_the_seed_alone(self):
@@ -77,7 +80,6 @@ class DigitsTest(parameterized.TestCase):
 
 
 class OrderTest(parameterized.TestCase):
-
   @parameterized.product(batch_size=[1, 4, 7, 10, 23], num_examples=[10, 7])
   def test_each_example_once_an_epoch(self, batch_size, num_examples):
     epochs = 3

@@ -1,0 +1,267 @@
+"""Tests of the measures: closed forms, hand-computed numbers, invariants."""
+
+import json
+import pathlib
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from adanat_jax.metrics import frechet, inception_score, precision_recall
+from adanat_jax.metrics.pixels import PixelPrincipalComponents
+
+DATA = pathlib.Path(__file__).parent / 'data'
+
+
+def _features(count: int = 60, dimensions: int = 5, seed: int = 0):
+  rng = np.random.RandomState(seed)
+  mixing = rng.randn(dimensions, dimensions)
+  return (rng.randn(count, dimensions) @ mixing + 3.0).astype(np.float32)
+
+
+class FrechetTest(parameterized.TestCase):
+  def test_commuting_gaussians_have_a_closed_form(self):
+    # Diagonal covariances: |shift|^2 + sum (s_a - s_b)^2 of the deviations.
+    a = frechet.Gaussian(np.array([1.0, 2.0, 0.0]), np.diag([4.0, 9.0, 0.0]))
+    b = frechet.Gaussian(np.array([0.0, 2.0, 2.0]), np.diag([1.0, 1.0, 0.25]))
+    expected = 1.0 + 4.0 + (2 - 1) ** 2 + (3 - 1) ** 2 + 0.5**2
+    self.assertAlmostEqual(frechet.frechet_distance(a, b), expected, places=12)
+    self.assertAlmostEqual(frechet.frechet_distance(b, a), expected, places=12)
+
+  def test_covariances_that_do_not_commute(self):
+    # In two dimensions tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)). Here
+    # M = [[2, 1], [1, 2]] diag(1, 4): tr = 10, det = 12, and the traces of
+    # the two covariances are 4 and 5.
+    a = frechet.Gaussian(np.zeros(2), np.array([[2.0, 1.0], [1.0, 2.0]]))
+    b = frechet.Gaussian(np.zeros(2), np.diag([1.0, 4.0]))
+    expected = 9.0 - 2.0 * np.sqrt(10.0 + 2.0 * np.sqrt(12.0))
+    self.assertAlmostEqual(frechet.frechet_distance(a, b), expected, places=12)
+
+  def test_moments_of_numbers_by_hand(self):
+    # Means 2 and 3; deviations (-1, 1, 0) and (-2, 2, 0): unbiased.
+    gaussian = frechet.gaussian_of(np.array([[1.0, 1.0], [3, 5], [2, 3]]))
+    np.testing.assert_allclose(gaussian.mean, [2.0, 3.0])
+    np.testing.assert_allclose(gaussian.covariance, [[1.0, 2.0], [2.0, 4.0]])
+
+  def test_a_set_is_at_distance_zero_of_itself(self):
+    for count in (4, 60):  # Rank-deficient and of full rank.
+      gaussian = frechet.gaussian_of(_features(count, 8))
+      distance = frechet.frechet_distance(gaussian, gaussian)
+      self.assertBetween(distance, 0.0, 1e-12 * np.trace(gaussian.covariance))
+
+  @parameterized.parameters(1, 7, 25, 60)
+  def test_streaming_equals_one_batch(self, batch_size):
+    # A large offset would ruin sums of squares.
+    features = _features().astype(np.float64) + 1e6
+    accumulator = frechet.MomentAccumulator()
+    for first in range(0, 60, batch_size):
+      accumulator.update(features[first : first + batch_size])
+    self.assertEqual(accumulator.count, 60)
+    result = accumulator.result()
+    np.testing.assert_allclose(result.mean, features.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(
+      result.covariance, np.cov(features.T), rtol=1e-8, atol=1e-8
+    )
+
+  def test_order_and_portions_do_not_matter(self):
+    features = _features()
+    straight = frechet.gaussian_of(features)
+    left, right = frechet.MomentAccumulator(), frechet.MomentAccumulator()
+    shuffled = features[np.random.RandomState(1).permutation(60)]
+    left.update(shuffled[:13])
+    left.update(shuffled[:0])
+    right.update(shuffled[13:50])
+    right.update(shuffled[50:])
+    left.merge(right)
+    left.merge(frechet.MomentAccumulator())
+    merged = left.result()
+    np.testing.assert_allclose(merged.mean, straight.mean, rtol=1e-12)
+    np.testing.assert_allclose(
+      merged.covariance, straight.covariance, rtol=1e-10, atol=1e-12
+    )
+
+  def test_padding_is_not_counted(self):
+    features = _features(12)
+    padded = np.concatenate([features, np.full((4, 5), np.nan, np.float32)])
+    mask = np.arange(16) < 12
+    accumulator = frechet.MomentAccumulator()
+    accumulator.update(padded, mask)
+    accumulator.update(padded, np.zeros(16, bool))
+    self.assertEqual(accumulator.count, 12)
+    np.testing.assert_array_equal(
+      accumulator.result().covariance, frechet.gaussian_of(features).covariance
+    )
+
+  def test_mistakes_are_named(self):
+    accumulator = frechet.MomentAccumulator()
+    with self.assertRaisesRegex(ValueError, 'at least 2 features, got 0'):
+      accumulator.result()
+    with self.assertRaisesRegex(ValueError, '1 of 2 features are not finite'):
+      accumulator.update(np.array([[1.0, np.inf], [0.0, 0.0]]))
+    accumulator.update(np.zeros((3, 4)))
+    with self.assertRaisesRegex(ValueError, '5 dimensions, earlier ones had 4'):
+      accumulator.update(np.zeros((3, 5)))
+    with self.assertRaisesRegex(ValueError, r'mask must be .n. = \(3,\)'):
+      accumulator.update(np.zeros((3, 4)), np.ones(2, bool))
+    with self.assertRaisesRegex(ValueError, '4 and 5 dimensions'):
+      frechet.frechet_distance(
+        frechet.gaussian_of(np.zeros((2, 4))),
+        frechet.gaussian_of(np.zeros((2, 5))),
+      )
+
+
+class InceptionScoreTest(absltest.TestCase):
+  def test_certain_and_even_predictions_score_the_number_of_classes(self):
+    logits = np.tile(1e4 * np.eye(4), (5, 1))
+    self.assertAlmostEqual(
+      inception_score.inception_score(logits, splits=5, seed=None), 4.0
+    )
+
+  def test_equal_predictions_score_one(self):
+    logits = np.tile([2.0, -1.0, 0.5], (30, 1))
+    self.assertAlmostEqual(inception_score.inception_score(logits), 1.0)
+
+  def test_two_predictions_by_hand(self):
+    # p = (.9, .1) and (.1, .9), marginal (.5, .5): both KL are
+    # .9 log 1.8 + .1 log .2 = .368064, and exp of it 1.444935.
+    logits = np.log([[0.9, 0.1], [0.1, 0.9]]) + 7.0
+    score = inception_score.inception_score(logits, splits=1)
+    self.assertAlmostEqual(
+      score, np.exp(0.9 * np.log(1.8) + 0.1 * np.log(0.2)), places=12
+    )
+
+  def test_splits_are_scored_apart(self):
+    # Each half alone holds one kind of prediction only: 1; together: 2.
+    logits = np.repeat(1e4 * np.eye(2), 3, axis=0)
+    np.testing.assert_allclose(
+      inception_score.split_scores(logits, 2, None), [1.0, 1.0]
+    )
+    np.testing.assert_allclose(
+      inception_score.split_scores(logits, 1, None), [2.0]
+    )
+
+  def test_mistakes_are_named(self):
+    with self.assertRaisesRegex(ValueError, '3 samples into 10 splits'):
+      inception_score.inception_score(np.zeros((3, 2)))
+    with self.assertRaisesRegex(ValueError, 'finite'):
+      inception_score.inception_score(np.full((30, 2), np.nan))
+
+
+class ReferenceTest(absltest.TestCase):
+  def test_agrees_with_the_published_implementation(self):
+    with np.load(DATA / 'fid_is_shared.npz') as file:
+      case = dict(file)
+    self.assertIn('calc_fid', json.loads(case['meta/json'].tobytes())['note'])
+    distance = frechet.frechet_distance(
+      frechet.gaussian_of(case['in/features']),
+      frechet.Gaussian(case['in/mu_ref'], case['in/sigma_ref']),
+    )
+    # Theirs takes the moments in float32.
+    np.testing.assert_allclose(distance, case['out/fid'], rtol=1e-5)
+    score = inception_score.inception_score
+    logits = case['in/logits']
+    for ours, name in (
+      (score(logits), 'isc'),
+      (score(logits, seed=None), 'isc_noshuffle'),
+      (score(logits, splits=3, seed=7), 'isc_splits3_seed7'),
+    ):
+      np.testing.assert_allclose(ours, case[f'out/{name}'], rtol=1e-12)
+
+
+class PrecisionRecallTest(parameterized.TestCase):
+  def test_identical_sets_cover_each_other(self):
+    features = _features(50)
+    features[10:20] = features[0]  # Equal samples have balls of radius 0.
+    result = precision_recall.precision_recall(features, features)
+    self.assertEqual((result.precision, result.recall), (1.0, 1.0))
+
+  def test_distant_sets_do_not_touch(self):
+    features = _features(50)
+    result = precision_recall.precision_recall(features, features + 1e3)
+    self.assertEqual((result.precision, result.recall), (0.0, 0.0))
+
+  def test_a_line_by_hand(self):
+    real = np.array([[0.0], [1.0], [2.0], [9.0]])
+    generated = np.array([[0.0], [0.5], [-5.0], [20.0]])
+    # k = 1. Radii of the generated: .5, .5, 5, 19.5; they cover [-.5, 1],
+    # [-10, 0] and [.5, 39.5]: every real point. Radii of the real: 1, 1, 1,
+    # 7; they cover [-1, 3] and [2, 16]: two of four generated points.
+    result = precision_recall.precision_recall(real, generated, 1)
+    self.assertEqual((result.precision, result.recall), (0.5, 1.0))
+
+  def test_a_lost_mode_costs_recall_and_not_precision(self):
+    rng = np.random.RandomState(0)
+    modes = np.array([[0.0, 0.0], [50.0, 0.0]])
+    real = modes[np.arange(80) % 2] + rng.randn(80, 2)
+    generated = rng.randn(80, 2)
+    result = precision_recall.precision_recall(real, generated)
+    self.assertGreater(result.precision, 0.8)
+    self.assertBetween(result.recall, 0.3, 0.5)
+
+  @parameterized.parameters(1, 7, 40)
+  def test_batches_do_not_matter(self, batch_size):
+    real, generated = _features(40), _features(30, seed=1)
+    whole = precision_recall.precision_recall(real, generated)
+    cut = precision_recall.precision_recall(
+      real, generated, batch_size=batch_size
+    )
+    self.assertEqual(whole, cut)
+
+  def test_mistakes_are_named(self):
+    with self.assertRaisesRegex(ValueError, '3 neighbours.*3 real and 9'):
+      precision_recall.precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
+    with self.assertRaisesRegex(ValueError, r'\(9, 2\) and \(9, 3\)'):
+      precision_recall.precision_recall(np.zeros((9, 2)), np.zeros((9, 3)))
+
+
+class PixelsTest(absltest.TestCase):
+  def test_finds_the_direction_in_which_images_vary(self):
+    # All variance lies in the brightness of one 2x2 box of 4x4 images.
+    rng = np.random.RandomState(0)
+    images = np.full((20, 4, 4, 1), 0.25)
+    brightness = rng.rand(20)
+    images[:, :2, 2:] = brightness[:, None, None, None]
+    projection = PixelPrincipalComponents.fit(images, 1, size=2)
+    np.testing.assert_allclose(
+      projection.components[:, 0], [0, 1, 0, 0], atol=1e-12
+    )
+    np.testing.assert_allclose(
+      projection.features(images)[:, 0],
+      brightness - brightness.mean(),
+      atol=1e-12,
+    )
+
+  def test_all_components_keep_all_distances(self):
+    images = np.random.RandomState(1).rand(30, 8, 8, 1).astype(np.float32)
+    projection = PixelPrincipalComponents.fit(images, 16, size=4)
+    boxes = images.astype(np.float64).reshape(30, 4, 2, 4, 2).mean((2, 4))
+    features = projection.features(images)
+    np.testing.assert_allclose(
+      np.linalg.norm(features[3] - features[5]),
+      np.linalg.norm(boxes[3] - boxes[5]),
+      rtol=1e-10,
+    )
+    variance = features.var(axis=0)
+    np.testing.assert_array_equal(variance, np.sort(variance)[::-1])
+
+  def test_a_set_of_brighter_images_is_farther(self):
+    rng = np.random.RandomState(2)
+    images = rng.rand(60, 16, 16, 1)
+    projection = PixelPrincipalComponents.fit(images)
+    reference = frechet.gaussian_of(projection.features(images))
+    near, far = (
+      frechet.frechet_distance(
+        frechet.gaussian_of(projection.features(images + shift)), reference
+      )
+      for shift in (0.05, 0.2)
+    )
+    self.assertLess(near, far)
+
+  def test_mistakes_are_named(self):
+    with self.assertRaisesRegex(ValueError, 'multiples of 8'):
+      PixelPrincipalComponents.fit(np.zeros((40, 12, 16, 1)))
+    with self.assertRaisesRegex(ValueError, '10 images.*allow 1 to 9'):
+      PixelPrincipalComponents.fit(np.zeros((10, 8, 8, 1)))
+
+
+if __name__ == '__main__':
+  absltest.main()
