@@ -1,0 +1,52 @@
+"""Metadata of the package; the settings of tools are in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+  name='adanat_jax',
+  version='0.1.0',
+  description=(
+    'Learned decoding policies for parallel token decoders: AdaNAT, in JAX.'
+  ),
+  long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE', 'NOTICE'],
+  packages=setuptools.find_packages(include=['adanat_jax', 'adanat_jax.*']),
+  python_requires='>=3.11',
+  install_requires=[
+    'absl-py',
+    'chex',
+    'flax>=0.12.8',
+    # tensorflow-datasets imports it and does not ask for it.
+    'importlib_resources',
+    'jax>=0.10,<0.13',
+    'matplotlib',
+    'ml-collections>=1.1',
+    'numpy',
+    'optax',
+    'orbax-checkpoint',
+    'Pillow',
+    'scikit-learn',
+    'scipy',
+    'tensorflow-datasets',
+    'tqdm',
+  ],
+  extras_require={
+    'test': ['mypy', 'pytest', 'pytest-xdist', 'ruff>=0.15'],
+    # TensorBoard files beside metrics.jsonl.
+    'tensorboard': ['tensorboardX'],
+    # Reading published weights.
+    'convert': ['safetensors'],
+    'cuda': ['jax[cuda13]'],
+    'tpu': ['jax[tpu]'],
+  },
+  classifiers=[
+    'Development Status :: 3 - Alpha',
+    'Intended Audience :: Science/Research',
+    'Programming Language :: Python :: 3',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
+)
