@@ -1,0 +1,140 @@
+"""A vision transformer whose inner features can be read out.
+
+DINO's ViT-S/16 at `width=384, depth=12, num_heads=6, patch_size=16`; small
+ones are trained from nothing for the digits. Layout: timm's ViT with a class
+token; pre-norm blocks with biases, epsilon 1e-6.
+
+Shape letters: `B` samples, `H`, `W`, `C` an image, `P` patches, `D` width.
+"""
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import layers
+import chex
+from flax import struct
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_EPSILON = 1e-6
+
+# What the published weights expect their images to be normalised with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@struct.dataclass
+class ViTOutput:
+  """What one forward gives."""
+
+  cls: jax.Array  # float32[B, D], class token after the final norm
+  outputs: jax.Array | None  # float32[B, num_outputs], None without a head
+  features: tuple[jax.Array, ...]  # float32[B, P, D] each, not normed
+
+
+class VisionTransformer(nn.Module):
+  """A vision transformer with hooks.
+
+  Attributes:
+    image_size: side of the square images.
+    patch_size: side of a patch; divides `image_size`.
+    width: width of the trunk.
+    depth: number of blocks.
+    num_heads: number of attention heads.
+    image_channels: channels of the images.
+    num_outputs: width of the linear head on the class token; 0 for none.
+    hooks: blocks whose outputs are read, in this order. Without hooks no
+      features are returned.
+    dtype: compute type.
+    attention: `implementation` of `jax.nn.dot_product_attention`.
+  """
+
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  num_heads: int
+  image_channels: int = 3
+  num_outputs: int = 0
+  hooks: tuple[int, ...] = ()
+  dtype: layers.Dtype = jnp.float32
+  attention: str | None = 'xla'
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> ViTOutput:
+    """Runs the network once.
+
+    Args:
+      images: float[B, image_size, image_size, C], already normalised.
+
+    Returns:
+      A `ViTOutput`. Its features are the outputs of the hooked blocks, then
+      the input of the first block; the class token is added to each patch
+      token, as the projected discriminator reads them.
+
+    Raises:
+      UserError: if the fields do not fit together.
+    """
+    if self.image_size % self.patch_size:
+      raise UserError(
+          f'patch_size={self.patch_size} does not divide '
+          f'image_size={self.image_size}'
+      )
+    if any(not 0 <= hook < self.depth for hook in self.hooks):
+      raise UserError(
+          f'hooks={self.hooks} must lie in [0, depth={self.depth})'
+      )
+    side = self.image_size
+    chex.assert_shape(images, (None, side, side, self.image_channels))
+    patch = (self.patch_size, self.patch_size)
+    x = nn.Conv(
+        self.width,
+        patch,
+        strides=patch,
+        padding='VALID',
+        kernel_init=layers.torch_conv_init,
+        bias_init=layers.torch_bias_init(
+            self.patch_size**2 * self.image_channels
+        ),
+        dtype=self.dtype,
+        name='patches',
+    )(images.astype(self.dtype))
+    batch = x.shape[0]
+    x = x.reshape(batch, -1, self.width)
+    cls = self.param('cls', layers.normal_init, (self.width,))
+    cls = jnp.broadcast_to(
+        cls[None, None].astype(self.dtype), (batch, 1, self.width)
+    )
+    x = jnp.concatenate([cls, x], axis=1)
+    positions = self.param('positions', layers.normal_init, x.shape[1:])
+    x = x + positions[None].astype(self.dtype)
+
+    embedded, outputs = x, []
+    for i in range(self.depth):
+      x = layers.TransformerBlock(
+          self.num_heads,
+          4,
+          _EPSILON,
+          True,
+          self.dtype,
+          self.attention,
+          name=f'blocks_{i}',
+      )(x)
+      outputs.append(x)
+    features = tuple(
+        _read_out(tokens)
+        for tokens in [outputs[hook] for hook in self.hooks]
+        + [embedded] * bool(self.hooks)
+    )
+    cls = layers.LayerNorm(_EPSILON, name='norm')(x[:, 0])
+    head = None
+    if self.num_outputs:
+      head = nn.Dense(
+          self.num_outputs, kernel_init=layers.normal_init, name='head'
+      )(cls)
+    return ViTOutput(cls, head, features)
+
+
+def _read_out(tokens: jax.Array) -> jax.Array:
+  """Adds the class token (the first) to the patch tokens, in float32."""
+  tokens = tokens.astype(jnp.float32)
+  return tokens[:, 1:] + tokens[:, :1]
