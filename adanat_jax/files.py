@@ -1,0 +1,127 @@
+"""Files that are either whole or not there.
+
+Every figure, picture and marker of a run is written by these functions: the
+bytes go to a temporary file in the same directory, are flushed to the disk and
+then renamed over the old file, so that a reader, or the next start after a
+kill at any moment, sees the old content or the new, never half of one.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from adanat_jax.errors import UserError
+
+
+def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Creates a directory and its parents; a file in the way is a UserError."""
+  path = pathlib.Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError) as error:
+    raise UserError(
+        f'{path}: a directory is needed here, but a file is in the way'
+    ) from error
+  except PermissionError as error:
+    raise UserError(
+        f'{path}: cannot be created, permission denied'
+    ) from error
+  return path
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Writes `data` to `path` in one atomic step (see the module docstring)."""
+  path = pathlib.Path(path)
+  # A fixed name: what a killed run left is overwritten, not piled up.
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with temporary.open('wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+  _sync_directory(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes `text` as UTF-8 to `path` in one atomic step."""
+  write_bytes(path, text.encode('utf-8'))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes `value` as indented, valid JSON to `path` in one atomic step.
+
+  Arrays become lists and numbers that JSON does not know (NaN, infinities)
+  become strings, as `to_json` has it.
+
+  Args:
+    path: the file to write.
+    value: dicts, lists, strings, numbers, booleans, None and arrays.
+  """
+  text = json.dumps(to_json(value), indent=2, allow_nan=False)
+  write_text(path, text + '\n')
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Reads a JSON file; a missing or broken one is a UserError naming it."""
+  path = pathlib.Path(path)
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError as error:
+    raise UserError(f'{path}: no such file') from error
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}: not valid JSON ({error})') from error
+
+
+def to_json(value: Any) -> Any:
+  """Turns a value into what strict JSON can hold.
+
+  Floating-point numbers narrower than 64 bits are written with the fewest
+  digits that give the same number back in their own type, NaN and infinities
+  as the strings 'nan', 'inf' and '-inf', arrays as nested lists, paths and
+  other objects as their text.
+
+  Args:
+    value: any nesting of dicts, lists, tuples, scalars and arrays.
+
+  Returns:
+    The same nesting made of dict, list, str, int, float, bool and None.
+  """
+  if value is None or isinstance(value, (str, bool, int)):
+    return value
+  if isinstance(value, dict):
+    return {str(key): to_json(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(item) for item in value]
+  if isinstance(value, float) and not isinstance(value, np.floating):
+    return value if math.isfinite(value) else str(value)
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if not hasattr(value, 'dtype'):
+    return str(value)
+  array = np.asarray(value)
+  if array.ndim:
+    return [to_json(item) for item in array]
+  if array.dtype == np.bool_:
+    return bool(array)
+  if np.issubdtype(array.dtype, np.integer):
+    return int(array)
+  # The text of a NumPy or bfloat16 scalar is its shortest exact one.
+  return to_json(float(str(array[()])))
+
+
+def _sync_directory(path: pathlib.Path) -> None:
+  """Makes a rename in `path` durable, where the system can."""
+  try:
+    handle = os.open(path, os.O_RDONLY)
+  except OSError:
+    return
+  try:
+    os.fsync(handle)
+  except OSError:
+    pass
+  finally:
+    os.close(handle)

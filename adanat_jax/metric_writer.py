@@ -1,0 +1,245 @@
+"""Where a run's numbers go: JSON lines, TensorBoard, and the terminal.
+
+`metrics.jsonl` is the record: one row a line, only ever appended to, flushed
+after every row, and safe to cut at any line. On resume it is cut back to the
+restored step, so that no step stands in it twice. TensorBoard files are
+written beside it where tensorboardX is installed. The terminal gets a progress
+bar, or plain lines when the output is a file.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from adanat_jax import files
+
+TIME_PREFIX = 'time/'
+
+
+class MetricWriter:
+  """Appends rows of metrics to a stage's directory.
+
+  Only process 0 writes; on the others every method does nothing.
+  """
+
+  def __init__(
+      self,
+      directory: str | os.PathLike[str],
+      *,
+      first_step: int = 0,
+      tensorboard: bool = True,
+  ):
+    """Opens the record and cuts it back to the step the run goes on from.
+
+    Args:
+      directory: the stage's directory; created when missing.
+      first_step: number of finished steps; rows of later steps are dropped.
+      tensorboard: also write TensorBoard files, if tensorboardX is importable.
+    """
+    self._file: TextIO | None = None
+    self._board: Any = None
+    if jax.process_index() != 0:
+      return
+    directory = files.make_directory(directory)
+    path = directory / 'metrics.jsonl'
+    cut_back(path, first_step)
+    self._file = path.open('a', encoding='utf-8')
+    if tensorboard:
+      self._board = _open_board(directory / 'tensorboard', first_step)
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Appends one row `{"step": step, **metrics}`.
+
+    Args:
+      step: number of finished steps; must not decrease from row to row.
+      metrics: scalars and small arrays by name. Keys that start with `time/`
+        hold wall-clock figures, which differ from run to run.
+    """
+    if self._file is None:
+      return
+    row = files.to_json({'step': step, **metrics})
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.flush()
+    if self._board is not None:
+      for name, value in metrics.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in 'biuf' and array.dtype.name != 'bfloat16':
+          continue
+        if array.ndim == 0:
+          self._board.add_scalar(name, float(array), step)
+        else:
+          for index, item in np.ndenumerate(array):
+            suffix = '_'.join(map(str, index))
+            self._board.add_scalar(f'{name}/{suffix}', float(item), step)
+
+  def sync(self) -> None:
+    """Puts all rows on the disk: called before a checkpoint of their steps."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Closes the files; further writes do nothing."""
+    if self._file is not None:
+      self._file.close()
+      self._file = None
+    if self._board is not None:
+      self._board.close()
+      self._board = None
+
+
+def cut_back(path: str | os.PathLike[str], step: int) -> None:
+  """Drops rows after `step`, half-written lines and lines that are no rows.
+
+  Args:
+    path: a `metrics.jsonl`; nothing happens when it does not exist.
+    step: the last step whose row may stay.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    return
+  data = path.read_bytes()
+  kept = b''.join(
+      line
+      for line in data.splitlines(keepends=True)
+      if line.endswith(b'\n') and _step_of(line, default=step + 1) <= step
+  )
+  if kept != data:
+    files.write_bytes(path, kept)
+
+
+def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Returns the whole rows of a stage's `metrics.jsonl`, oldest first."""
+  path = pathlib.Path(directory) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  lines = path.read_bytes().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if _step_of(line, -1) >= 0]
+
+
+class Progress:
+  """A progress bar on a terminal, plain lines elsewhere, process 0 only."""
+
+  def __init__(
+      self,
+      name: str,
+      num_steps: int,
+      *,
+      first_step: int = 0,
+      seconds_between_lines: float = 10.0,
+  ):
+    """Starts the clock.
+
+    Args:
+      name: shown before the numbers, e.g. the stage.
+      num_steps: total number of steps.
+      first_step: number of steps that are finished already.
+      seconds_between_lines: least time between two plain lines.
+    """
+    self._name = name
+    self._num_steps = num_steps
+    self._first_step = first_step
+    self._seconds = seconds_between_lines
+    self._start = self._last_line = time.monotonic()
+    self._shown = jax.process_index() == 0
+    self._bar: Any = None
+    if self._shown and sys.stderr.isatty():
+      try:
+        import tqdm  # pylint: disable=import-outside-toplevel
+      except ImportError:
+        return
+      self._bar = tqdm.tqdm(
+          total=num_steps, initial=first_step, desc=name, dynamic_ncols=True
+      )
+
+  def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+    """Shows that `step` steps are finished.
+
+    Args:
+      step: number of finished steps.
+      metrics: numbers to show beside it (scalars; the first four are shown).
+    """
+    if not self._shown:
+      return
+    text = _describe(metrics or {})
+    if self._bar is not None:
+      if text:
+        self._bar.set_postfix_str(text, refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    now = time.monotonic()
+    if now - self._last_line < self._seconds and step < self._num_steps:
+      return
+    self._last_line = now
+    rate = (step - self._first_step) / max(now - self._start, 1e-9)
+    left = (self._num_steps - step) / rate if rate else float('inf')
+    parts = [
+        f'{self._name} {step}/{self._num_steps}',
+        f'{rate:.3g} steps/s',
+        f'ETA {format_seconds(left)}',
+        text,
+    ]
+    print('  '.join(part for part in parts if part), flush=True)
+
+  def say(self, line: str) -> None:
+    """Prints one line without tearing the bar."""
+    if not self._shown:
+      return
+    if self._bar is not None:
+      self._bar.write(line)
+    else:
+      print(line, flush=True)
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns a duration as text: '42s', '3m05s', '2h07m', '?' if unknown."""
+  if not np.isfinite(seconds):
+    return '?'
+  whole = round(seconds)
+  if whole < 60:
+    return f'{whole}s'
+  if whole < 3600:
+    return f'{whole // 60}m{whole % 60:02d}s'
+  return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
+
+
+def _describe(metrics: Mapping[str, Any]) -> str:
+  """Returns 'loss 1.23  accuracy 0.5': the first four scalars."""
+  shown = [
+      f'{name} {float(np.asarray(value)):.4g}'
+      for name, value in metrics.items()
+      if not name.startswith(TIME_PREFIX) and np.ndim(value) == 0
+  ]
+  return '  '.join(shown[:4])
+
+
+def _step_of(line: bytes, default: int) -> int:
+  """Returns the step of a row, or `default` for a line that is no row."""
+  try:
+    row = json.loads(line)
+    return int(row['step'])
+  except (ValueError, KeyError, TypeError):
+    return default
+
+
+def _open_board(path: pathlib.Path, first_step: int) -> Any:
+  """Returns a tensorboardX writer, or None where it is not installed."""
+  try:
+    import tensorboardX  # pylint: disable=import-outside-toplevel
+  except ImportError:
+    return None
+  return tensorboardX.SummaryWriter(
+      logdir=str(path), purge_step=first_step + 1 if first_step else None
+  )

@@ -1,0 +1,336 @@
+"""The loop every training stage runs in: resumable, interruptible, checked.
+
+`run_loop` makes one promise: whatever happens to the process, the same command
+started again ends with the same state, bit for bit, and the same rows of
+metrics (keys under `time/` apart). For that it needs two things from its
+caller: `batch_at(step)` must be a pure function of the step, and everything
+else that a step depends on must be in the state. Then the number of finished
+steps is the data position, and a checkpoint needs nothing more.
+
+One step:
+  1. the batch of this step is made and put on the device;
+  2. `train_step` is dispatched, and the device works;
+  3. meanwhile the metrics of the step before are fetched and checked: a number
+     that is not finite stops the run and names the step;
+  4. every `log_every` steps those metrics become a row;
+  5. every `save_every` steps this step's metrics are checked too, rows are put
+     on the disk, and a checkpoint is started.
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax import checkpoint
+from adanat_jax import files
+from adanat_jax import leaves
+from adanat_jax import metric_writer
+from adanat_jax.checkpoint import NonFiniteError
+from adanat_jax.checkpoint import is_complete as is_complete
+from adanat_jax.errors import UserError
+
+State = TypeVar('State')
+Metrics = Mapping[str, Any]
+
+
+class Interrupted(SystemExit):
+  """The run was asked to stop, has saved, and leaves.
+
+  Its exit code is 143 after SIGTERM and 130 after Ctrl-C. It passes through
+  `except Exception`, so no stage goes on by mistake.
+  """
+
+  def __init__(self, signal_number: int, step: int):
+    super().__init__(128 + signal_number)
+    self.signal_number = signal_number
+    self.step = step
+
+
+def run_loop(
+    state: State,
+    train_step: Callable[[State, Any, jax.Array], tuple[State, Metrics]],
+    batch_at: Callable[[int], Any],
+    *,
+    num_steps: int,
+    directory: str | os.PathLike[str],
+    name: str,
+    log_every: int,
+    save_every: int,
+    config_for_meta: Mapping[str, Any] | None = None,
+    profile: tuple[int, int] | None = None,
+    on_step: Callable[[State, int], None] | None = None,
+    final_figures: Callable[[State], Mapping[str, Any]] | None = None,
+    tensorboard: bool = True,
+    max_to_keep: int = 2,
+    transfer_guard: str = 'disallow',
+) -> State:
+  """Trains from the newest checkpoint, or from `state`, to `num_steps`.
+
+  Args:
+    state: the initial state, a pytree of arrays (typed keys included). It is
+      donated: do not use it afterwards.
+    train_step: `(state, batch, step int32[]) -> (state, metrics)`, jitted by
+      the caller with `donate_argnums=0`. Metrics are scalars or small arrays.
+    batch_at: `(step) -> pytree of arrays`, a pure function; steps count from
+      0. Host arrays are put on the default device.
+    num_steps: total number of steps, those of earlier runs included.
+    directory: the stage's directory.
+    name: the stage's name in messages.
+    log_every: a row is written after this many steps, the first, and the last.
+    save_every: a checkpoint is written after this many steps and at the end.
+    config_for_meta: kept in every checkpoint.
+    profile: `(first, last)`: steps `first <= step < last` are traced into
+      `<directory>/trace`.
+    on_step: `(state, finished steps)`, called after every step; it must not
+      keep the state, and decides itself what to do when.
+    final_figures: figures of the finished state for `complete.json`.
+    tensorboard: write TensorBoard files where tensorboardX is installed.
+    max_to_keep: number of checkpoints that stay.
+    transfer_guard: what an implicit copy to the device inside `train_step`
+      does: 'disallow', 'log' or 'allow'.
+
+  Returns:
+    The state after `num_steps` steps.
+
+  Raises:
+    Interrupted: after SIGTERM or Ctrl-C, once this step's state is saved.
+    NonFiniteError: if a metric or the state is not finite; no checkpoint of
+      that state is written.
+    UserError: if the directory holds checkpoints of another shape or of more
+      steps than `num_steps`.
+  """
+  for field, value in (('log_every', log_every), ('save_every', save_every)):
+    if value < 1:
+      raise UserError(f'{name}: {field} is {value}, at least 1 is needed')
+  directory = files.make_directory(directory)
+  state = _without_weak_types(state)
+  meta = {'name': name, 'config': dict(config_for_meta or {})}
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+        checkpoint.Checkpointer(directory, max_to_keep=max_to_keep)
+    )
+    restored = checkpoints.restore(state)
+    first_step = restored.step if restored else 0
+    if first_step > num_steps:
+      raise UserError(
+          f'{directory}: holds a checkpoint of step {first_step}, but only '
+          f'{num_steps} steps are asked for'
+      )
+    if restored:
+      state = restored.state
+    writer = metric_writer.MetricWriter(
+        directory, first_step=first_step, tensorboard=tensorboard
+    )
+    stack.callback(writer.close)
+    progress = metric_writer.Progress(name, num_steps, first_step=first_step)
+    stack.callback(progress.close)
+    if first_step:
+      progress.say(f'{name}: goes on after step {first_step} of {num_steps}')
+    stop = stack.enter_context(_StopSignals())
+    trace = stack.enter_context(_Trace(directory / 'trace', profile))
+    record = _Record(name, writer, progress, log_every, num_steps)
+
+    for step in range(first_step, num_steps):
+      trace.before(step)
+      batch = jax.device_put(batch_at(step))
+      index = jax.device_put(np.int32(step))
+      old_layout = _layouts(state) if step == first_step else None
+      with jax.transfer_guard_host_to_device(transfer_guard), \
+          jax.profiler.StepTraceAnnotation(name, step_num=step):
+        state, metrics = train_step(state, batch, index)
+      if old_layout is not None:
+        _check_same_layout(old_layout, _layouts(state))
+      record.add(step + 1, metrics)
+      if on_step is not None:
+        on_step(state, step + 1)
+      stopping = stop.requested
+      if (step + 1) % save_every == 0 or step + 1 == num_steps or stopping:
+        record.flush()
+        writer.sync()
+        checkpoints.save(step + 1, state, meta)
+      if stopping:
+        checkpoints.wait()
+        progress.say(
+            f'{name}: stopped by {signal.Signals(stopping).name}, saved after '
+            f'step {step + 1} of {num_steps}; the same command goes on'
+        )
+        raise Interrupted(stopping, step + 1)
+
+    checkpoints.wait()
+    figures = dict(final_figures(state)) if final_figures else {}
+    checkpoint.mark_complete(directory, num_steps, figures)
+  return state
+
+
+class _Record:
+  """Checks metrics one step late, and writes the rows that are due."""
+
+  def __init__(
+      self,
+      name: str,
+      writer: metric_writer.MetricWriter,
+      progress: metric_writer.Progress,
+      log_every: int,
+      num_steps: int,
+  ):
+    self._name = name
+    self._writer = writer
+    self._progress = progress
+    self._log_every = log_every
+    self._num_steps = num_steps
+    self._waiting: tuple[int, Metrics] | None = None
+    self._row_time = self._start = time.monotonic()
+    self._row_step: int | None = None
+
+  def add(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a step in flight, deals with the one before."""
+    self.flush()
+    self._waiting = (step, metrics)
+
+  def flush(self) -> None:
+    """Waits for the last step's metrics, checks them, writes their row."""
+    if self._waiting is None:
+      return
+    step, on_device = self._waiting
+    self._waiting = None
+    metrics = jax.device_get(dict(on_device))
+    for key, value in metrics.items():
+      if not np.isfinite(np.asarray(value, np.float64)).all():
+        raise NonFiniteError(
+            f'{self._name}: {key} is {_short(value)} at step {step}; the run '
+            'is stopped, the last checkpoint is kept'
+        )
+    if step in (1, self._num_steps) or step % self._log_every == 0:
+      self._writer.write(step, {**metrics, **self._times(step)})
+      self._progress.update(step, metrics)
+    else:
+      self._progress.update(step)
+
+  def _times(self, step: int) -> dict[str, float]:
+    """Returns seconds since the run's start, and per step since the last row.
+
+    The first row of a run also holds the compilation and gives no rate.
+    """
+    now = time.monotonic()
+    times = {metric_writer.TIME_PREFIX + 'elapsed': now - self._start}
+    if self._row_step is not None:
+      seconds = (now - self._row_time) / (step - self._row_step)
+      times[metric_writer.TIME_PREFIX + 'seconds_per_step'] = seconds
+    self._row_time, self._row_step = now, step
+    return times
+
+
+class _StopSignals:
+  """Turns SIGTERM and Ctrl-C into a flag that the loop reads after a step.
+
+  The second signal of a run is no longer held back: it ends the process as it
+  would have without us. Outside the main thread Python allows no handlers, and
+  nothing is done.
+  """
+
+  def __init__(self) -> None:
+    self.requested = 0
+    self._earlier: dict[int, Any] = {}
+
+  def __enter__(self) -> '_StopSignals':
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._earlier[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._give_back()
+
+  def _handle(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self.requested = number
+    self._give_back()
+
+  def _give_back(self) -> None:
+    while self._earlier:
+      number, handler = self._earlier.popitem()
+      # None: a handler that was not installed from Python.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class _Trace:
+  """A jax.profiler trace of the steps `first <= step < last`."""
+
+  def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None):
+    self._path = path
+    self._steps = steps or (0, 0)
+    self._running = False
+
+  def __enter__(self) -> '_Trace':
+    return self
+
+  def before(self, step: int) -> None:
+    """Starts or stops the trace; to be called before each step."""
+    first, last = self._steps
+    if not self._running and first <= step < last:
+      jax.profiler.start_trace(self._path)
+      self._running = True
+    elif self._running and step >= last:
+      self._stop()
+
+  def __exit__(self, *_: object) -> None:
+    if self._running:
+      self._stop()
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self._running = False
+
+
+def _without_weak_types(state: State) -> State:
+  """Makes every leaf an array of a fixed type.
+
+  A Python number in a state is weakly typed: it would promote differently
+  before and after a restore, and the two runs would differ.
+  """
+
+  def fix(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.aval.weak_type:
+      return leaf
+    return jax.device_put(np.asarray(leaf, dtype=jnp.result_type(leaf)))
+
+  return jax.tree.map(fix, state)
+
+
+def _layouts(state: Any) -> dict[str, tuple[Any, ...]]:
+  """Returns shape, type and weak-typedness of each leaf by name."""
+  return {
+      path: (leaf.shape, str(leaf.dtype), leaf.aval.weak_type)
+      for path, leaf in leaves.named_leaves(state).items()
+  }
+
+
+def _check_same_layout(
+    before: dict[str, tuple[Any, ...]], after: dict[str, tuple[Any, ...]]
+) -> None:
+  """Raises if a step changes the state's layout: it could not be restored."""
+  for path in [*before, *after]:
+    if before.get(path) != after.get(path):
+      raise ValueError(
+          'train_step must return a state of the same layout as it takes '
+          '(shape, dtype, weakly typed; give constants a dtype): '
+          f'{path} was {before.get(path)}, is {after.get(path)}'
+      )
+
+
+def _short(value: Any) -> str:
+  """Returns a number as text, or how many of an array's are not finite."""
+  array = np.asarray(value, np.float64)
+  if array.ndim == 0:
+    return str(array)
+  return f'not finite in {np.sum(~np.isfinite(array))} of {array.size} places'
