@@ -1,0 +1,1 @@
+"""Published weights to our parameters, and back: one key map per family."""

@@ -1,0 +1,229 @@
+"""Key maps as tables: our path, their key, and how the axes lie.
+
+A family of networks is a tuple of `Entry`. The table is read from our side: a
+leaf of our parameter tree at the path `in_blocks_3/norm1/scale` is matched
+against the entries' regular expressions, and the first that fits the whole
+path gives their key and the layout. So one table serves every depth, and both
+directions.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import re
+from typing import Any
+
+from adanat_jax.errors import UserError
+from flax import traverse_util
+import flax.linen as nn
+import jax
+import numpy as np
+
+_NAMES_SHOWN = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How their array lies compared with ours.
+
+  Attributes:
+    axes: ours is theirs transposed by these axes; None for the same order.
+    unit_axes: number of leading axes of size one that only theirs has.
+  """
+
+  axes: tuple[int, ...] | None = None
+  unit_axes: int = 0
+
+  def to_ours(self, x: np.ndarray) -> np.ndarray:
+    """Lays their array out as ours; a view."""
+    x = x.reshape(x.shape[self.unit_axes :])
+    return x if self.axes is None else x.transpose(self.axes)
+
+  def to_theirs(self, x: np.ndarray) -> np.ndarray:
+    """Lays our array out as theirs; a view."""
+    if self.axes is not None:
+      x = x.transpose(np.argsort(self.axes))
+    return x.reshape((1,) * self.unit_axes + x.shape)
+
+  def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of their array, given the shape of ours."""
+    return self.to_theirs(np.broadcast_to(np.int8(0), shape)).shape
+
+
+SAME = Layout()
+LINEAR = Layout((1, 0))  # [out, in] -> [in, out]
+CONV = Layout((2, 3, 1, 0))  # [out, in, h, w] -> [h, w, in, out]
+CONV1D = Layout((2, 1, 0))  # [out, in, k] -> [k, in, out]
+LEAD = Layout(unit_axes=1)  # [1, ...] -> [...]
+LEAD2 = Layout(unit_axes=2)  # [1, 1, ...] -> [...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  r"""One line of a table.
+
+  Attributes:
+    ours: regular expression for our path, its parts joined by '/'.
+    theirs: their key, with the groups of `ours` as \1, \2 ...
+    layout: how the axes lie.
+  """
+
+  ours: str
+  theirs: str
+  layout: Layout = SAME
+
+
+Table = tuple[Entry, ...]
+
+
+def weight_and_bias(ours: str, theirs: str, layout: Layout) -> Table:
+  """The entries of a layer with a kernel and, perhaps, a bias."""
+  return (
+      Entry(f'{ours}/kernel', f'{theirs}.weight', layout),
+      Entry(f'{ours}/bias', f'{theirs}.bias'),
+  )
+
+
+def linear(ours: str, theirs: str) -> Table:
+  """The entries of a linear layer."""
+  return weight_and_bias(ours, theirs, LINEAR)
+
+
+def conv(ours: str, theirs: str) -> Table:
+  """The entries of a 2-d convolution, depthwise or not."""
+  return weight_and_bias(ours, theirs, CONV)
+
+
+def norm(ours: str, theirs: str) -> Table:
+  """The entries of an affine normalisation."""
+  return (
+      Entry(f'{ours}/scale', f'{theirs}.weight'),
+      Entry(f'{ours}/bias', f'{theirs}.bias'),
+  )
+
+
+def transformer_block(ours: str, theirs: str) -> Table:
+  """The entries of `layers.TransformerBlock` in timm's naming."""
+  return (
+      *norm(rf'{ours}/norm1', rf'{theirs}.norm1'),
+      *norm(rf'{ours}/norm2', rf'{theirs}.norm2'),
+      *linear(rf'{ours}/attention/qkv', rf'{theirs}.attn.qkv'),
+      *linear(rf'{ours}/attention/proj', rf'{theirs}.attn.proj'),
+      *linear(rf'{ours}/mlp/fc1', rf'{theirs}.mlp.fc1'),
+      *linear(rf'{ours}/mlp/fc2', rf'{theirs}.mlp.fc2'),
+  )
+
+
+def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
+  """Returns the shapes of a module's variables; nothing is computed."""
+  init = lambda key: module.init(key, *inputs, **kwargs)
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+def _their_place(path: str, table: Table) -> tuple[str, Layout]:
+  for entry in table:
+    match = re.fullmatch(entry.ours, path)
+    if match:
+      return match.expand(entry.theirs), entry.layout
+  raise KeyError(f'the key map has no entry for our parameter {path}')
+
+
+def _some(names: Iterable[str]) -> str:
+  names = list(names)
+  rest = len(names) - _NAMES_SHOWN
+  shown = ', '.join(names[:_NAMES_SHOWN])
+  return f'{shown} and {rest} more' if rest > 0 else shown
+
+
+def to_ours(
+    state_dict: Mapping[str, np.ndarray],
+    table: Table,
+    template: Mapping[str, Any],
+    *,
+    what: str,
+    ignore: Callable[[str], bool] = lambda key: False,
+) -> dict[str, Any]:
+  """Converts their arrays to our tree.
+
+  Args:
+    state_dict: their arrays by key; any float type.
+    table: the key map.
+    template: our tree, with the expected shape and dtype at every leaf
+      (see `shapes`).
+    what: what the weights are, for the message.
+    ignore: which of their keys to pass over in silence.
+
+  Returns:
+    Our tree, numpy arrays of the template's dtypes; views where possible.
+
+  Raises:
+    UserError: if a key is missing, unexpected or of another shape; all of
+      them are named.
+  """
+  leaves = traverse_util.flatten_dict(template, sep='/')
+  tree, missing, misshapen = {}, [], []
+  unused = {key for key in state_dict if not ignore(key)}
+  for path, leaf in leaves.items():
+    key, layout = _their_place(path, table)
+    if key not in state_dict:
+      missing.append(key)
+      continue
+    unused.discard(key)
+    value = state_dict[key]
+    expected = layout.their_shape(leaf.shape)
+    if tuple(value.shape) != expected:
+      misshapen.append(f'{key} is {tuple(value.shape)}, not {expected}')
+      continue
+    tree[path] = layout.to_ours(np.asarray(value, leaf.dtype))
+  problems = (
+      ('missing', missing),
+      ('unexpected', sorted(unused)),
+      ('of another shape', misshapen),
+  )
+  found = [f'{len(n)} {kind}: {_some(n)}' for kind, n in problems if n]
+  if found:
+    raise UserError(f'the weights of {what} do not fit; ' + '; '.join(found))
+  return traverse_util.unflatten_dict(tree, sep='/')
+
+
+def to_theirs(
+    tree: Mapping[str, Any], table: Table
+) -> dict[str, np.ndarray]:
+  """Converts our tree to their arrays by key; the inverse of `to_ours`."""
+  result = {}
+  for path, value in traverse_util.flatten_dict(tree, sep='/').items():
+    key, layout = _their_place(path, table)
+    result[key] = layout.to_theirs(np.asarray(value))
+  return result
+
+
+def subset(
+    state_dict: Mapping[str, np.ndarray], prefix: str
+) -> dict[str, np.ndarray]:
+  """Returns the keys that begin with `prefix`, without it."""
+  return {
+      key[len(prefix) :]: value
+      for key, value in state_dict.items()
+      if key.startswith(prefix)
+  }
+
+
+def shape_of(
+    state_dict: Mapping[str, np.ndarray], key: str, *, what: str
+) -> tuple[int, ...]:
+  """Returns the shape of the array from which a size is inferred.
+
+  Raises:
+    UserError: if the key is not there: these are other weights.
+  """
+  if key not in state_dict:
+    raise UserError(
+        f'these are not the weights of {what}: no {key} among '
+        f'{_some(sorted(state_dict)) or "no keys at all"}'
+    )
+  return tuple(state_dict[key].shape)
+
+
+def count(state_dict: Mapping[str, Any], pattern: str) -> int:
+  """Counts the different first groups of `pattern` that the keys match."""
+  matches = (re.match(pattern, key) for key in state_dict)
+  return len({match.group(1) for match in matches if match})
