@@ -1,4 +1,4 @@
-"""Configs: loading a file, naming what is wrong with it, keeping it.
+"""Configs: loading a file and naming what is wrong with it.
 
 A config is a Python file whose `get_config(preset='')` returns an
 `ml_collections.ConfigDict` and whose `PRESETS` names the presets it knows. On
@@ -11,8 +11,8 @@ The order is: the file and the preset are read once by `load`, the names of the
 fields that the command line sets are looked up in the result, and only then
 absl parses the same command line for real.
 
-Values are checked by the stage that uses them: `check` with the rules of
-`adanat_jax.config_rules`.
+Values are checked by the stage that uses them, with the rules of
+`adanat_jax.config_rules`; `adanat_jax.workdir` keeps the config of a run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import difflib
-import fnmatch
 import importlib.util
 import json
 import math
-import os
 import pathlib
 import re
 import traceback
@@ -35,25 +33,9 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from adanat_jax import files
 from adanat_jax.errors import UserError
 
-CONFIG_FILE = 'config.json'
-
-# Fields that say what to do or how to show it, and never what comes out: runs
-# that differ in these alone may share a workdir. Shell patterns on the dotted
-# name of a field.
-RUN_ONLY_FIELDS = (
-  'mode',
-  'sample.*',
-  'profile',
-  'profile.*',
-  'log_every',
-  '*.log_every',
-  'checkpoint_every',
-  '*.checkpoint_every',
-)
-
-_MAX_DIFFERENCES_SHOWN = 8
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 _ILLEGAL_VALUE = re.compile(r'flag --(?:no)?config\.([^=]+)=(.*?): ', re.DOTALL)
 _EXPECTED = {
@@ -179,100 +161,21 @@ def source_of(flag_values: flags.FlagValues = flags.FLAGS) -> str:
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config with every reference resolved, in types that JSON has."""
-  return json.loads(json.dumps(config.to_dict()))
+  return files.to_json(config.to_dict())
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
   """The config with every reference resolved, as text with sorted keys."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+  return json.dumps(to_dict(config), indent=2, sort_keys=True)
 
 
-def claim_workdir(
-  workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
-  overrides: Mapping[str, Any],
-  source: str = '',
-) -> None:
-  """Writes `config.json`, or makes sure that it is this config's.
-
-  A workdir belongs to the first config that was run in it: results of two
-  configs in one directory could not be told apart. Fields in
-  `RUN_ONLY_FIELDS` may differ.
-
-  Args:
-    workdir: the run's directory; made if it is not there.
-    config: the resolved config.
-    overrides: the fields set on the command line, recorded beside it.
-    source: `FILE[:preset]`, recorded beside it.
-
-  Raises:
-    UserError: the directory cannot be used, or was made with another config;
-      the fields that differ are named with both values.
-  """
-  path = workdir / CONFIG_FILE
-  ours = to_dict(config)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    text = path.read_text() if path.exists() else None
-    if text is None:
-      record = {
-        'source': source,
-        'overrides': dict(overrides),
-        'config': ours,
-      }
-      _write_atomically(path, json.dumps(record, indent=2) + '\n')
-      return
-  except OSError as error:
-    raise UserError(
-      f'--workdir={workdir} cannot be used: {error.strerror}'
-    ) from error
-  try:
-    theirs = json.loads(text)['config']
-  except (ValueError, LookupError, TypeError) as error:
-    raise UserError(
-      f'{path} is not a config that this program wrote; use another --workdir'
-    ) from error
-  differences = list(_differences(theirs, ours))
-  if differences:
-    shown = differences[:_MAX_DIFFERENCES_SHOWN]
-    if len(differences) > len(shown):
-      shown.append(f'and {len(differences) - len(shown)} more')
-    raise UserError(
-      f'--workdir={workdir} was made with another config: {"; ".join(shown)}.'
-      ' Use another --workdir, or the config it was made with'
-    )
-
-
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that a reader sees all of it or nothing."""
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-  partial.write_text(text)
-  partial.replace(path)
-
-
-def _differences(
-  theirs: Mapping[str, Any], ours: Mapping[str, Any]
-) -> Iterator[str]:
-  """Yields 'config.a is 1 there and 2 here' for each field that matters."""
-  there = dict(_leaves(theirs))
-  here = dict(_leaves(ours))
-  for name in sorted(there.keys() | here.keys()):
-    if any(fnmatch.fnmatchcase(name, field) for field in RUN_ONLY_FIELDS):
-      continue
-    values = [
-      repr(side[name]) if name in side else 'absent' for side in (there, here)
-    ]
-    if values[0] != values[1]:
-      yield f'config.{name} is {values[0]} there and {values[1]} here'
-
-
-def _leaves(
+def fields(
   tree: Mapping[str, Any], prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
   """Yields (dotted name, value) of every field that is not a group."""
   for name, value in tree.items():
     if isinstance(value, Mapping | ml_collections.ConfigDict):
-      yield from _leaves(value, f'{prefix}{name}.')
+      yield from fields(value, f'{prefix}{name}.')
     else:
       yield f'{prefix}{name}', value
 
@@ -368,7 +271,7 @@ def _check_field(config: ml_collections.ConfigDict, name: str) -> None:
 
 def _nearest(config: ml_collections.ConfigDict, name: str) -> list[str]:
   """Up to three fields that may have been meant by `name`."""
-  names = [field for field, _ in _leaves(config)]
+  names = [field for field, _ in fields(config)]
   last = name.rpartition('.')[2]
   near = [field for field in names if field.rpartition('.')[2] == last]
   near += difflib.get_close_matches(name, names, n=3, cutoff=0.75)
@@ -409,4 +312,3 @@ def _check_override(
       f' {" or ".join(sorted(kind.__name__ for kind in kinds))} such as'
       f' {",".join(map(repr, default))}'
     )
-

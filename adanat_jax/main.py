@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import importlib
+import os
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 
-from adanat_jax import compile_cache
-from adanat_jax import config as config_lib
-from adanat_jax import config_rules
+from adanat_jax import (
+  compile_cache,
+  config as config_lib,
+  config_rules,
+  workdir as workdir_lib,
+)
 from adanat_jax.errors import UserError
 
 # What config.mode may be, and the module whose run(config, workdir) does it.
@@ -44,7 +46,9 @@ _CACHE = flags.DEFINE_enum(
   'jax_cache', 'on', ['on', 'off'], 'Keep compiled programs between runs.'
 )
 _CACHE_DIR = flags.DEFINE_string(
-  'jax_cache_dir', compile_cache.DEFAULT_DIRECTORY, 'Where to keep them.'
+  'jax_cache_dir',
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', compile_cache.DEFAULT_DIRECTORY),
+  'Where to keep them; nobody else may be able to write there.',
 )
 
 
@@ -65,16 +69,25 @@ def main(argv: Sequence[str]) -> None:
   config = _CONFIG.value
   config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
   workdir = pathlib.Path(_WORKDIR.value)
-  config_lib.claim_workdir(
+  workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   )
   for name in PIPELINE if config.mode == 'all' else (config.mode,):
     importlib.import_module(STAGES[name]).run(config, workdir)
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Runs `main` on the command line; users' mistakes are one line, status 2."""
   try:
     app.run(main, flags_parser=config_lib.parse_flags)
   except UserError as error:
-    print(f'adanat_jax: {error}', file=sys.stderr)
+    print('adanat_jax:', *str(error).split(), file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    # Inside a training loop Ctrl-C saves first and does not come to here.
+    print('adanat_jax: interrupted; the same command goes on', file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  run()

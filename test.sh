@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# What CI runs: style, types, tests. Arguments go to pytest, for example
+#   ./test.sh tests/config_test.py -k preset
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+python=${PYTHON:-python}
+"$python" -m ruff check .
+"$python" -m ruff format --check --quiet . || {
+  echo 'Some files are not formatted; run: ruff format .' >&2
+  exit 1
+}
+"$python" -m mypy
+
+# Two processes: compiling, most of the tests' time, keeps one core busy.
+exec "$python" -m pytest --numprocesses=2 "$@"

@@ -1,0 +1,259 @@
+"""Every mistake in a config or a flag is one line that names it."""
+
+import json
+import pathlib
+import tempfile
+import textwrap
+
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from adanat_jax import config as config_lib, config_rules, workdir
+from adanat_jax.errors import UserError
+
+_TOY = """
+import ml_collections
+
+PRESETS = ('default', 'tiny')
+
+def get_config(preset='default'):
+  config = ml_collections.ConfigDict()
+  config.mode = 'all'
+  config.seed = 0
+  config.profile = False
+  config.limit = ml_collections.config_dict.placeholder(int)
+  config.nat = nat = ml_collections.ConfigDict()
+  nat.width = 8 if preset == 'tiny' else 64
+  nat.depth = 2
+  nat.learning_rate = 1e-3
+  nat.betas = (0.9, 0.99)
+  nat.levels = (1, 2)
+  nat.head_width = config.nat.get_ref('width') // 4
+  config.sample = ml_collections.ConfigDict({'count': 4})
+  return config
+"""
+
+
+def _toy_file(test: absltest.TestCase, text: str = _TOY) -> str:
+  directory = test.enter_context(tempfile.TemporaryDirectory())
+  path = pathlib.Path(directory) / 'toy.py'
+  path.write_text(textwrap.dedent(text))
+  return str(path)
+
+
+def _parse(*arguments: str) -> flags.FlagValues:
+  """Parses a command line into flags of its own."""
+  values = flags.FlagValues()
+  argv = ['program', *arguments]
+  config_lib.define_flag(values, argv)
+  flags.DEFINE_string('workdir', None, 'A directory.', flag_values=values)
+  config_lib.parse_flags(argv, values)
+  return values
+
+
+class ParseFlagsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.toy = _toy_file(self)
+
+  def test_preset_and_overrides_of_each_type(self):
+    values = _parse(
+      f'--config={self.toy}:tiny',
+      '--config.nat.learning_rate=1',
+      '--config.nat.betas=0.5,1',
+      '--config.profile',
+      '--config.limit',
+      '7',
+      '--config.mode=nat',
+    )
+    config = values.config
+    self.assertEqual(config.nat.width, 8)
+    self.assertEqual(config.nat.betas, (0.5, 1))
+    self.assertEqual(config.limit, 7)
+    self.assertIs(config.profile, True)
+    self.assertEqual(
+      config_lib.overrides_of(values),
+      {
+        'nat.learning_rate': 1.0,
+        'nat.betas': (0.5, 1),
+        'profile': True,
+        'limit': 7,
+        'mode': 'nat',
+      },
+    )
+    self.assertEqual(config_lib.source_of(values), f'{self.toy}:tiny')
+
+  def test_derived_fields_follow_an_override(self):
+    values = _parse(f'--config={self.toy}', '--config.nat.width=32')
+    self.assertEqual(config_lib.to_dict(values.config)['nat']['head_width'], 8)
+
+  def test_resolved_config_is_json(self):
+    config = _parse(f'--config={self.toy}').config
+    resolved = json.loads(config_lib.to_json(config))
+    self.assertEqual(resolved, config_lib.to_dict(config))
+    self.assertEqual(resolved['nat']['betas'], [0.9, 0.99])
+    self.assertIsNone(resolved['limit'])
+
+  @parameterized.parameters(
+    # What is given, and the parts that the line must hold.
+    (['nat.wdith=3'], 'config.nat.wdith', 'mean config.nat.width', 'depth'),
+    (['width=3'], 'config.width: no such field', 'config.nat.width'),
+    (['nat.width.x=3'], 'config.nat.width is a value, not a group'),
+    (['nat=3'], 'config.nat is a group', 'learning_rate'),
+    (['nat.width=a'], 'config.nat.width=a: wrong type', 'an integer'),
+    (['nat.width=2.5'], 'config.nat.width=2.5: wrong type', 'an integer'),
+    (['nat.width', 'a'], 'config.nat.width=a: wrong type', 'an integer'),
+    (['nat.learning_rate=fast'], 'learning_rate=fast', 'a number'),
+    (['nat.learning_rate=nan'], 'learning_rate=nan', 'not a number'),
+    (['profile=maybe'], 'config.profile=maybe', 'true or false'),
+    (['limit=x'], 'config.limit=x', 'an integer'),
+    (['nat.levels=1,2.5'], 'config.nat.levels=(1, 2.5)', 'tuple of int'),
+    (['nat.levels=a'], "config.nat.levels=('a',)", 'tuple of int'),
+    (['nat.betas=(1,'], 'config.nat.betas=(1,', 'a tuple'),
+    (['seed'], 'config.seed'),
+  )
+  def test_wrong_field_is_named(self, override, *parts):
+    override = [f'--config.{override[0]}', *override[1:]]
+    with self.assertRaises(UserError) as caught:
+      _parse(f'--config={self.toy}', *override)
+    message = str(caught.exception)
+    self.assertNotIn('\n', message)
+    for part in parts:
+      self.assertIn(part, message)
+
+  @parameterized.parameters(
+    (['--config={toy}:tyni'], "'tyni'", 'default, tiny'),
+    (['--config={toy}x'], 'no file', '{toy}'),
+    (['--config={toy}', 'mode=nat'], "'mode=nat' is not a flag"),
+    (['--config={toy}', '--wrokdir=x'], "'wrokdir'", 'workdir'),
+    (['--config.seed=1'], '--config.seed', 'needs --config=FILE'),
+    (['--config.seed=1', '--config={toy}'], 'before a value for --config'),
+  )
+  def test_wrong_command_line_is_named(self, arguments, *parts):
+    arguments = [argument.format(toy=self.toy) for argument in arguments]
+    with self.assertRaises(UserError) as caught:
+      _parse(*arguments)
+    for part in parts:
+      self.assertIn(part.format(toy=self.toy), str(caught.exception))
+
+  @parameterized.parameters(
+    ('def get_config(:', 'line 1 of the file: SyntaxError'),
+    ('\nimport no_such_thing', 'line 2 of the file: ModuleNotFoundError'),
+    ('\n\ndef get_config():\n  return 1 / 0', 'line 4 of the file: ZeroDiv'),
+    ('def get_config():\n  return {}', 'returned dict'),
+    ('x = 1', 'has no get_config()'),
+  )
+  def test_broken_file_is_one_line(self, text, expected):
+    path = _toy_file(self, text)
+    with self.assertRaisesRegex(UserError, 'toy.py') as caught:
+      config_lib.load(path)
+    self.assertIn(expected, str(caught.exception))
+
+  def test_load_takes_overrides_and_locks(self):
+    config = config_lib.load(self.toy, {'nat.width': 16, 'seed': 3})
+    self.assertEqual((config.nat.width, config.seed), (16, 3))
+    with self.assertRaises(AttributeError):
+      config.nat.new_field = 1
+    with self.assertRaisesRegex(UserError, 'config.nat.width=a: wrong type'):
+      config_lib.load(self.toy, {'nat.width': 'a'})
+    with self.assertRaisesRegex(UserError, 'config.nat.x: no such field'):
+      config_lib.load(self.toy, {'nat.x': 1})
+
+
+class ClaimTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.toy = _toy_file(self)
+    self.workdir = pathlib.Path(self.toy).parent / 'runs' / 'toy'
+
+  def _claim(self, **overrides):
+    overrides = {name.replace('__', '.'): v for name, v in overrides.items()}
+    config = config_lib.load(self.toy, overrides)
+    workdir.claim(self.workdir, config, overrides, self.toy)
+
+  def test_records_config_overrides_and_source(self):
+    self._claim(nat__width=16)
+    record = json.loads((self.workdir / workdir.CONFIG_FILE).read_text())
+    self.assertEqual(record['overrides'], {'nat.width': 16})
+    self.assertEqual(record['source'], self.toy)
+    self.assertEqual(record['config']['nat']['head_width'], 4)
+
+  def test_same_config_and_fields_of_one_run_are_let_in(self):
+    self._claim()
+    before = (self.workdir / workdir.CONFIG_FILE).read_bytes()
+    self._claim()
+    self._claim(mode='sample', sample__count=9, profile=True)
+    after = (self.workdir / workdir.CONFIG_FILE).read_bytes()
+    self.assertEqual(before, after)
+
+  def test_other_config_is_refused_with_both_values(self):
+    self._claim()
+    with self.assertRaises(UserError) as caught:
+      self._claim(nat__width=16, seed=5)
+    message = str(caught.exception)
+    self.assertIn('config.seed is 0 there and 5 here', message)
+    self.assertIn('config.nat.width is 64 there and 16 here', message)
+    self.assertIn(str(self.workdir), message)
+
+  def test_field_that_one_side_lacks_is_named(self):
+    self._claim()
+    newer = _toy_file(self, _TOY.replace('nat.depth = 2', 'nat.height = 3'))
+    with self.assertRaises(UserError) as caught:
+      workdir.claim(self.workdir, config_lib.load(newer), {})
+    message = str(caught.exception)
+    self.assertIn('config.nat.depth is 2 there and absent here', message)
+    self.assertIn('config.nat.height is absent there and 3 here', message)
+
+  def test_file_in_the_way_and_foreign_config_are_one_line(self):
+    with self.assertRaisesRegex(UserError, 'toy.py'):
+      workdir.claim(pathlib.Path(self.toy), config_lib.load(self.toy), {})
+    self.workdir.mkdir(parents=True)
+    (self.workdir / workdir.CONFIG_FILE).write_text('[1]')
+    with self.assertRaisesRegex(UserError, 'not a config that this program'):
+      self._claim()
+
+
+class RulesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('seed', config_rules.positive_int, '0 is not allowed', '1 or more'),
+    ('mode', config_rules.choice('a', 'b'), "'all' is not", 'one of a, b'),
+    ('profile', config_rules.positive_int, 'False is not', 'an integer'),
+    ('nat.width', config_rules.between(0.0, 1.0), '64', 'from 0.0 to 1.0'),
+    (
+      'nat.betas',
+      config_rules.tuple_of(config_rules.non_negative, length=3),
+      '(0.9, 0.99)',
+      'a tuple of 3 elements, each a finite number',
+    ),
+    (
+      'nat.betas',
+      config_rules.tuple_of(config_rules.positive_int),
+      '(0.9, 0.99)',
+      'a tuple of elements, each an integer',
+    ),
+    ('nat.none', config_rules.positive_int, 'config.nat.none is missing'),
+  )
+  def test_broken_rule_names_field_value_and_allowed(self, name, rule, *parts):
+    config = config_lib.load(_toy_file(self))
+    with self.assertRaises(UserError) as caught:
+      config_rules.check(config, {name: rule})
+    for part in (f'config.{name}', *parts):
+      self.assertIn(part, str(caught.exception))
+
+  def test_kept_rules_pass(self):
+    rules = {
+      'nat.width': config_rules.positive_int,
+      'nat.learning_rate': config_rules.positive,
+      'nat.betas': config_rules.tuple_of(config_rules.between(0, 1), length=2),
+      'limit': config_rules.optional(config_rules.positive_int),
+      'profile': config_rules.boolean,
+    }
+    config_rules.check(config_lib.load(_toy_file(self)), rules)
+
+  @parameterized.parameters(float('inf'), float('nan'), -1.0, True, 'x')
+  def test_non_negative_refuses(self, value):
+    self.assertFalse(config_rules.non_negative.accepts(value))
+
+
+if __name__ == '__main__':
+  absltest.main()

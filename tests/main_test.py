@@ -1,0 +1,133 @@
+"""The command line, as a user meets it: in a process of its own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import textwrap
+
+from absl.testing import absltest
+
+_CONFIG = """
+import ml_collections
+
+PRESETS = ('tiny',)
+
+def get_config(preset=''):
+  return ml_collections.ConfigDict(
+    {'mode': 'all', 'seed': 0, 'width': 8 if preset else 64}
+  )
+"""
+
+# Runs main with stages that only tell that they ran, or stop as users do.
+_STUBBED = """
+import sys, types
+from adanat_jax import main
+from adanat_jax.errors import UserError
+
+def run(name):
+  def stage(config, workdir):
+    print(name, config.width, workdir.name, flush=True)
+    if name == 'nat' and config.seed == 1:
+      raise UserError('nat/done is missing:\\nrun config.mode=nat')
+    if name == 'nat' and config.seed == 2:
+      raise KeyboardInterrupt
+  return types.SimpleNamespace(run=stage)
+
+for name, module in main.STAGES.items():
+  sys.modules[module] = run(name)
+main.run()
+"""
+
+
+class MainTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = self.enter_context(tempfile.TemporaryDirectory())
+    self.directory = pathlib.Path(directory)
+    self.config = self.directory / 'toy.py'
+    self.config.write_text(textwrap.dedent(_CONFIG))
+
+  def _run(self, *arguments, stubbed=True, **environment):
+    command = ['-c', _STUBBED] if stubbed else ['-m', 'adanat_jax.main']
+    return subprocess.run(
+      [sys.executable, *command, *arguments],
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=False,
+      cwd=pathlib.Path(__file__).parents[1],
+      env={**os.environ, 'HOME': str(self.directory), **environment},
+    )
+
+  def _run_toy(self, *arguments, preset='', **kwargs):
+    return self._run(
+      f'--config={self.config}{preset}',
+      f'--workdir={self.directory}/w',
+      *arguments,
+      **kwargs,
+    )
+
+  def assert_one_line(self, result, *parts):
+    self.assertEqual(result.returncode, 2, result.stderr)
+    self.assertLen(result.stderr.splitlines(), 1, result.stderr)
+    self.assertStartsWith(result.stderr, 'adanat_jax: ')
+    for part in parts:
+      self.assertIn(part, result.stderr)
+
+  def test_all_runs_the_pipeline_in_order(self):
+    result = self._run_toy(preset=':tiny')
+    self.assertEqual(result.returncode, 0, result.stderr)
+    names = [line.split()[0] for line in result.stdout.splitlines()]
+    pipeline = ['tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report']
+    self.assertEqual(names, pipeline)
+    self.assertEqual(result.stdout.splitlines()[0], 'tokenizer 8 w')
+    record = json.loads((self.directory / 'w/config.json').read_text())
+    self.assertEqual(record['config']['width'], 8)
+    # The same workdir, one stage, and then another config in it.
+    result = self._run_toy('--config.mode=sample', preset=':tiny')
+    self.assertEqual(result.stdout, 'sample 8 w\n')
+    self.assert_one_line(
+      self._run_toy(), 'config.width is 8 there and 64 here', 'w was made'
+    )
+
+  def test_cache_is_where_it_is_asked_for(self):
+    self._run_toy('--jax_cache=off')
+    self.assertFalse((self.directory / '.cache').exists())
+    self._run_toy(f'--jax_cache_dir={self.directory}/here')
+    self.assertLen(list((self.directory / 'here').iterdir()), 1)
+    self._run_toy()
+    self.assertTrue((self.directory / '.cache/adanat_jax').is_dir())
+
+  def test_mistakes_of_users_are_one_line_and_status_2(self):
+    self.assert_one_line(
+      self._run(stubbed=False), '--config=FILE is missing', '--workdir='
+    )
+    self.assert_one_line(
+      self._run(f'--config={self.config}'), '--workdir=DIR is missing'
+    )
+    self.assert_one_line(
+      self._run_toy('--config.mode=trian', stubbed=False),
+      "config.mode='trian' is not allowed",
+      'all, tokenizer, judges, nat, policy, evaluate, report, sample',
+    )
+    self.assert_one_line(
+      self._run_toy('--config.widht=3', stubbed=False), 'config.width'
+    )
+
+  def test_mistake_found_by_a_stage_is_one_line(self):
+    result = self._run_toy('--config.seed=1')
+    self.assert_one_line(result, 'nat/done is missing: run config.mode=nat')
+    self.assertNotIn('policy', result.stdout)
+
+  def test_ctrl_c_between_training_loops_has_no_traceback(self):
+    result = self._run_toy('--config.seed=2')
+    self.assertEqual(result.returncode, 130)
+    self.assertNotIn('Traceback', result.stderr)
+    self.assertIn('the same command goes on', result.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()
