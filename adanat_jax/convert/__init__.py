@@ -1,1 +1,1 @@
-"""Published weights to our parameters, and back: one key map per family."""
+"""Published weights into our parameters, and back: files, key maps, the CLI."""
