@@ -2,9 +2,8 @@
 
 A thin layer over Orbax. A checkpoint is one directory
 `<stage>/checkpoints/<step>` that holds `state`, the whole train state, and
-`meta`, a JSON file with the step, the config, the versions of the libraries,
-and for each leaf of the state its shape, its type and a checksum. It becomes
-visible in one rename, after everything else is on the disk.
+`meta` (see `checkpoint_meta`). It becomes visible in one rename, after
+everything in it is written.
 
 Order of restoring, used by `adanat_jax.training.run_loop`:
   1. the newest checkpoint of the stage's own directory;
@@ -14,27 +13,24 @@ Order of restoring, used by `adanat_jax.training.run_loop`:
 Weights of a finished stage are read by `load_params`, which writes nothing.
 """
 
-import contextlib
+from collections.abc import Mapping
 import dataclasses
-import gc
-import logging as python_logging
 import os
 import pathlib
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
+import jax
+import orbax.checkpoint as ocp
 
-from adanat_jax import files
-from adanat_jax import leaves
+from adanat_jax import checkpoint_meta, files, leaves
+from adanat_jax.completion import COMPLETE_FILE, is_complete, read_complete
 from adanat_jax.errors import UserError
 
-COMPLETE_FILE = 'complete.json'
+
+class NonFiniteError(UserError):
+  """A number of a run became NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +42,13 @@ class Restored:
   meta: Mapping[str, Any]
 
 
-class NonFiniteError(UserError):
-  """A number of a run became NaN or infinite."""
-
-
 class Checkpointer:
   """Saves and restores the states of one stage, asynchronously."""
 
   def __init__(
-      self, directory: str | os.PathLike[str], *, max_to_keep: int = 2
+    self, directory: str | os.PathLike[str], *, max_to_keep: int = 2
   ):
-    """Opens `<directory>/checkpoints`, without reading any checkpoint.
+    """Opens `<directory>/checkpoints` and removes half-written ones.
 
     Args:
       directory: the stage's directory; created when missing.
@@ -65,20 +57,17 @@ class Checkpointer:
     """
     if max_to_keep < 2:
       raise UserError(f'max_to_keep: {max_to_keep} given, at least 2 is needed')
-    self._path = files.make_directory(pathlib.Path(directory).absolute()
-                                      / 'checkpoints')
-    self._manager = ocp.CheckpointManager(
-        self._path,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
-            cleanup_tmp_directories=True,
-        ),
-        item_names=('state', 'meta'),
+    self._path = files.make_directory(
+      pathlib.Path(directory).absolute() / 'checkpoints'
     )
-
-  def latest_step(self) -> int | None:
-    """Returns the newest step that is listed, damaged or not."""
-    return self._manager.latest_step()
+    self._manager = ocp.CheckpointManager(
+      self._path,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
+        cleanup_tmp_directories=True,
+      ),
+      item_names=('state', 'meta'),
+    )
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts saving; returns once the state may be changed or donated.
@@ -86,32 +75,28 @@ class Checkpointer:
     Args:
       step: number of finished steps.
       state: a pytree of arrays; typed PRNG keys are fine.
-      meta: what JSON can hold; `step`, `versions` and `leaves` are added.
+      meta: what JSON can hold; see `checkpoint_meta` for what is added.
 
     Raises:
       NonFiniteError: if a leaf holds NaN or infinity. Nothing is saved.
     """
-    saved = {}
-    for path, (leaf, checksum, finite) in leaves.examine(state).items():
-      if not finite:
+    examined = leaves.examine(state)
+    for name, leaf in examined.items():
+      if not leaf.finite:
         raise NonFiniteError(
-            f'the state is not finite after step {step}: {path} holds NaN or '
-            'infinity; no checkpoint is saved'
+          f'the state is not finite after step {step}: {name} holds NaN or '
+          'infinity; it is not saved, the last checkpoint is kept'
         )
-      saved[path] = [*leaves.layout_of(leaf), checksum]
-    self._manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({
-                **files.to_json(dict(meta)),
-                'step': step,
-                'versions': _versions(),
-                'leaves': saved,
-            }),
-        ),
-        force=True,
+    saved = self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        meta=ocp.args.JsonSave(checkpoint_meta.build(step, meta, examined)),
+      ),
+      force=True,
     )
+    if not saved:
+      raise RuntimeError(f'{self._path}: step {step} was not saved')
 
   def wait(self) -> None:
     """Blocks until the last save is on the disk; raises what it raised."""
@@ -133,36 +118,39 @@ class Checkpointer:
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
     for step in sorted(self._manager.all_steps(), reverse=True):
+      path = self._path / str(step)
       try:
-        with _quiet_orbax():
-          meta = _read_meta(self._path / str(step))
-          leaves.check_layout(self._path / str(step), meta['leaves'], target)
+        with checkpoint_meta.quiet():
+          meta = checkpoint_meta.read(path)
+          leaves.check_layout(path, checkpoint_meta.layouts(meta), target)
           state = self._manager.restore(
-              step,
-              args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
           )['state']
-          leaves.verify(state, meta['leaves'])
+          leaves.check_bits(state, checkpoint_meta.checksums(meta))
       except (UserError, MemoryError, PermissionError):
         raise
-      except Exception as error:  # pylint: disable=broad-exception-caught
-        # Orbax reports damage as many types, plain `Exception` among them.
-        self._set_aside(step, error)
+      except Exception as error:
+        # Orbax reports damage as many types, plain Exception among them.
+        self._set_aside(path, error)
         continue
       return Restored(step=step, state=state, meta=meta)
     return None
 
-  def _set_aside(self, step: int, error: Exception) -> None:
+  def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
     """Moves a damaged checkpoint out of the way, so its step can be saved."""
     damaged = self._path.with_name('checkpoints.damaged')
-    reason = str(error).splitlines()[0][:200] if str(error) else 'no message'
     logging.warning(
-        'checkpoint %s is damaged and is not used (%s: %s); it is moved to %s',
-        self._path / str(step), type(error).__name__, reason, damaged,
+      'checkpoint %s is damaged (%s); it is moved to %s, and the one before '
+      'it is used',
+      path,
+      _in_short(error),
+      damaged,
     )
     if jax.process_index() == 0:
       files.make_directory(damaged)
-      shutil.rmtree(damaged / str(step), ignore_errors=True)
-      (self._path / str(step)).rename(damaged / str(step))
+      shutil.rmtree(damaged / path.name, ignore_errors=True)
+      path.rename(damaged / path.name)
     self._manager.reload()
 
   def close(self) -> None:
@@ -177,134 +165,57 @@ class Checkpointer:
 
 
 def load_params(
-    directory: str | os.PathLike[str],
-    field: str,
-    target: Any = None,
-    *,
-    require_complete: bool = True,
+  directory: str | os.PathLike[str], field: str, target: Any = None
 ) -> Any:
-  """Reads one field of a stage's newest state, and nothing else of it.
+  """Reads one field of a finished stage's last state, and nothing else of it.
 
   Args:
     directory: the stage's directory (the one that holds `checkpoints`).
     field: name of the state's field, e.g. 'ema_params'; '/' goes deeper.
     target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
-      with and whose shardings it gets; None takes nested dicts as saved.
-    require_complete: refuse a stage that has not finished.
+      with and whose shardings it gets; None takes nested dicts as saved, on
+      the first device.
 
   Returns:
     The field's pytree of arrays.
 
   Raises:
-    UserError: if there is no finished stage or no such field, if shapes
+    UserError: if the stage has not finished, has no such field, or if shapes
       differ from `target`, or if the checkpoint is damaged.
   """
   directory = pathlib.Path(directory).absolute()
-  if require_complete and not is_complete(directory):
+  if not is_complete(directory):
     raise UserError(
-        f'{directory}: no finished training here ({COMPLETE_FILE} is missing);'
-        ' run this stage first'
+      f'{directory}: no finished training here ({COMPLETE_FILE} is missing); '
+      'run this stage first'
     )
-  steps = [
-      int(path.name)
-      for path in (directory / 'checkpoints').glob('*')
-      if path.name.isdigit()
-  ]
-  if not steps:
-    raise UserError(f'{directory}: no checkpoint here; run this stage first')
-  path = directory / 'checkpoints' / str(max(steps))
+  step = read_complete(directory)['step']
+  path = directory / 'checkpoints' / str(step)
   try:
-    with _quiet_orbax():
-      meta = _read_meta(path)
-      prefix = field + '/'
-      saved = {
-          name.removeprefix(prefix): leaf
-          for name, leaf in meta['leaves'].items()
-          if name.startswith(prefix)
-      }
-      if not saved:
+    with checkpoint_meta.quiet():
+      meta = checkpoint_meta.read(path)
+      layouts = checkpoint_meta.layouts(meta, field)
+      if not layouts:
         fields = sorted({name.split('/')[0] for name in meta['leaves']})
-        raise UserError(f'{path}: no field {field!r}; it has {fields}')
+        raise UserError(f'{path}: no field {field!r}, only {fields}')
       if target is None:
-        abstract = leaves.nested(saved)
-      else:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        leaves.check_layout(path, saved, target)
-      item: Any = abstract
-      for name in reversed(field.split('/')):
-        item = {name: item}
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        value = reader.restore(
-            path / 'state',
-            args=ocp.args.PyTreeRestore(
-                item=item,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                partial_restore=True,
-            ),
-        )
-      for name in field.split('/'):
-        value = value[name]
-      leaves.verify(value, saved)
-      return value
-  except (UserError, MemoryError):
+        target = leaves.nested(layouts)
+      leaves.check_layout(f'{path}, {field}', layouts, target)
+      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
+      value = checkpoint_meta.read_field(path, field, abstract)
+      leaves.check_bits(value, checkpoint_meta.checksums(meta, field))
+  except (UserError, MemoryError, PermissionError):
     raise
   except Exception as error:
     raise UserError(
-        f'{path}: this checkpoint is damaged ({type(error).__name__}); delete '
-        f'{directory / COMPLETE_FILE} and run the stage again: it goes on from '
-        'the last good one'
+      f'{path}: this checkpoint is damaged ({_in_short(error)}); delete '
+      f'{directory / COMPLETE_FILE} and run the stage again: it goes on from '
+      'the last good one'
     ) from error
+  return value
 
 
-def mark_complete(
-    directory: str | os.PathLike[str], step: int, figures: Mapping[str, Any]
-) -> None:
-  """Writes the marker of a finished stage, with its last step and figures."""
-  if jax.process_index() == 0:
-    files.write_json(
-        pathlib.Path(directory) / COMPLETE_FILE,
-        {'step': step, 'figures': dict(figures)},
-    )
-
-
-def is_complete(directory: str | os.PathLike[str]) -> bool:
-  """Returns whether the stage of this directory has finished."""
-  return (pathlib.Path(directory) / COMPLETE_FILE).is_file()
-
-
-def _read_meta(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the meta item of the checkpoint at `path`."""
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    return reader.restore(path / 'meta')
-
-
-def _versions() -> dict[str, str]:
-  """Returns the versions of the libraries that made a checkpoint."""
-  return {
-      'jax': jax.__version__,
-      'numpy': np.__version__,
-      'orbax': ocp.__version__,
-  }
-
-
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-  """Keeps Orbax's own traces of a damaged file off the terminal.
-
-  They come from tasks that fail beside the one that raises, and are logged
-  when those are collected; the exception itself is reported by the caller.
-  """
-  loggers = [python_logging.getLogger(name) for name in ('asyncio', 'absl')]
-  levels = [logger.level for logger in loggers]
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore', RuntimeWarning)
-    for logger in loggers:
-      logger.setLevel(python_logging.CRITICAL)
-    try:
-      yield
-    except Exception:
-      gc.collect()
-      raise
-    finally:
-      for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def _in_short(error: Exception) -> str:
+  """Returns the beginning of an error's first line, with its type."""
+  first = (str(error) or 'no message').splitlines()[0]
+  return f'{type(error).__name__}: {first[:120]}'

@@ -24,12 +24,10 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
     path.mkdir(parents=True, exist_ok=True)
   except (FileExistsError, NotADirectoryError) as error:
     raise UserError(
-        f'{path}: a directory is needed here, but a file is in the way'
+      f'{path}: a directory is needed here, but a file is in the way'
     ) from error
   except PermissionError as error:
-    raise UserError(
-        f'{path}: cannot be created, permission denied'
-    ) from error
+    raise UserError(f'{path}: cannot be created, permission denied') from error
   return path
 
 

@@ -1,10 +1,11 @@
-"""Leaves of a state by name: their layout, checksums, and what differs.
+"""Leaves of a state by name: their layouts, their checksums, what differs.
 
-A leaf's name is its path, e.g. 'params/block_0/kernel'; its layout is its
-shape and type as JSON has them, e.g. `[[2, 3], 'float32']`.
+A leaf's name is its path, e.g. 'params/block_0/kernel'. Its layout is its type
+and shape as one text, e.g. 'float32[2,3]'.
 """
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,58 +14,97 @@ import jax.numpy as jnp
 from adanat_jax.errors import UserError
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-  """Returns the leaves by path, e.g. 'params/block_0/kernel'."""
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """What a checkpoint remembers of a leaf.
+
+  Attributes:
+    layout: type and shape, e.g. 'float32[2,3]'.
+    checksum: of its bits, 32 bits wide.
+    finite: whether it holds neither NaN nor infinity.
+  """
+
+  layout: str
+  checksum: int
+  finite: bool
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a pytree by their paths."""
   return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
-def layout_of(leaf: Any) -> list[Any]:
-  """Returns a leaf's shape and type as JSON has them: [[2, 3], 'float32']."""
-  return [list(leaf.shape), str(leaf.dtype)]
+def layout(leaf: Any) -> str:
+  """Returns type and shape of an array or `jax.ShapeDtypeStruct`."""
+  return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
-def check_layout(
-    path: object, saved: Mapping[str, Any], target: Any
-) -> None:
-  """Compares leaf names, shapes and types; the first difference is raised."""
-  expected = {
-      name: layout_of(leaf) for name, leaf in named_leaves(target).items()
+def examine(tree: Any) -> dict[str, Leaf]:
+  """Reads every leaf once, on its devices, and returns what is to remember."""
+  named = by_name(tree)
+  digests = jax.device_get([_digest(leaf) for leaf in named.values()])
+  return {
+    name: Leaf(layout(leaf), int(checksum), bool(finite))
+    for (name, leaf), (checksum, finite) in zip(
+      named.items(), digests, strict=True
+    )
   }
+
+
+def check_layout(where: object, saved: Mapping[str, str], target: Any) -> None:
+  """Compares names and layouts with those of a checkpoint.
+
+  Args:
+    where: the checkpoint, for the message.
+    saved: layout by name, as saved.
+    target: the pytree that is to be filled.
+
+  Raises:
+    UserError: naming the first leaf that differs, its layout and the expected.
+  """
+  expected = {name: layout(leaf) for name, leaf in by_name(target).items()}
   for name in [*expected, *saved]:
-    want = _text(expected[name]) if name in expected else 'no such leaf'
-    have = _text(saved[name]) if name in saved else 'no such leaf'
-    if want != have:
+    if saved.get(name) != expected.get(name):
       raise UserError(
-          f'{path}: {name} is {have} in the checkpoint, {want} is expected; '
-          'use the config it was made with, or another workdir'
+        f'{where}: {name} is {saved.get(name, "absent")} in the checkpoint, '
+        f'{expected.get(name, "absent")} is expected; use the config that '
+        'made it, or another workdir'
       )
 
 
-def _text(layout: list[Any]) -> str:
-  """Returns 'float32[2,3]'."""
-  return f'{layout[1]}[{",".join(map(str, layout[0]))}]'
+def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
+  """Raises ValueError if a leaf's checksum is not the saved one."""
+  for name, leaf in examine(tree).items():
+    if leaf.checksum != saved[name]:
+      raise ValueError(f'the checksum of {name} differs')
 
 
-def examine(tree: Any) -> dict[str, tuple[Any, int, bool]]:
-  """Returns each leaf with its checksum and whether all of it is finite."""
-  named = named_leaves(tree)
-  results = jax.device_get([_digest(leaf) for leaf in named.values()])
-  return {
-      name: (leaf, int(checksum), bool(finite))
-      for (name, leaf), (checksum, finite) in zip(
-          named.items(), results, strict=True
-      )
-  }
+def nested(saved: Mapping[str, str]) -> dict[str, Any]:
+  """Builds nested dicts of abstract arrays on the first device.
 
+  Args:
+    saved: layout by name, e.g. `{'a/b': 'float32[2,3]'}`.
 
-def verify(tree: Any, saved: Mapping[str, Any]) -> None:
-  """Raises ValueError if a leaf is not what was saved (bits have changed)."""
-  for name, (_, checksum, _) in examine(tree).items():
-    if checksum != saved[name][2]:
-      raise ValueError(f'checksum of {name} differs')
+  Returns:
+    Dicts with `jax.ShapeDtypeStruct` leaves, e.g. `{'a': {'b': ...}}`.
+  """
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  tree: dict[str, Any] = {}
+  for name, text in saved.items():
+    *parents, last = name.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    dtype, _, shape = text.removesuffix(']').partition('[')
+    node[last] = jax.ShapeDtypeStruct(
+      tuple(int(size) for size in shape.split(',') if size),
+      jnp.dtype(dtype),
+      sharding=sharding,
+    )
+  return tree
 
 
 @jax.jit
@@ -72,7 +112,7 @@ def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns (uint32[] checksum, bool[] all finite) of one leaf.
 
   The checksum is the sum modulo 2^32 of the elements' bits, each times an odd
-  number made from its position: any change of one element changes it, the
+  number made from its position: a change of any one element changes it, the
   order of summation does not, and a sharded array needs no gathering.
 
   Args:
@@ -84,29 +124,13 @@ def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
   finite = jnp.isfinite(leaf).all() if inexact else jnp.bool_(True)
   if leaf.dtype == jnp.bool_:
     leaf = leaf.astype(jnp.uint8)
+  # Wider elements become two words of 32 bits along a new last axis.
   bits = min(8 * leaf.dtype.itemsize, 32)
   words = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{bits}'))
   position = jnp.zeros(words.shape, jnp.uint32)
-  for axis in range(words.ndim):
-    position = position * jnp.uint32(words.shape[axis]) + (
-        jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    )
+  for axis, size in enumerate(words.shape):
+    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    position = position * jnp.uint32(size) + index
   weights = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
   checksum = jnp.sum(words.astype(jnp.uint32) * weights, dtype=jnp.uint32)
   return checksum, finite
-
-
-def nested(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns nested dicts of `jax.ShapeDtypeStruct` from leaves by path."""
-  tree: dict[str, Any] = {}
-  for name, (shape, dtype, _) in saved.items():
-    *parents, last = name.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = jax.ShapeDtypeStruct(
-        tuple(shape),
-        jnp.dtype(dtype),
-        sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
-    )
-  return tree

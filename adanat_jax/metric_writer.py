@@ -7,12 +7,12 @@ written beside it where tensorboardX is installed. The terminal gets a progress
 bar, or plain lines when the output is a file.
 """
 
+from collections.abc import Mapping
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any, TextIO
 
 import jax
@@ -30,11 +30,11 @@ class MetricWriter:
   """
 
   def __init__(
-      self,
-      directory: str | os.PathLike[str],
-      *,
-      first_step: int = 0,
-      tensorboard: bool = True,
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    first_step: int = 0,
+    tensorboard: bool = True,
   ):
     """Opens the record and cuts it back to the step the run goes on from.
 
@@ -64,6 +64,8 @@ class MetricWriter:
     """
     if self._file is None:
       return
+    if 'step' in metrics:
+      raise ValueError("'step' is the row's own key, no metric's name")
     row = files.to_json({'step': step, **metrics})
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
@@ -106,9 +108,9 @@ def cut_back(path: str | os.PathLike[str], step: int) -> None:
     return
   data = path.read_bytes()
   kept = b''.join(
-      line
-      for line in data.splitlines(keepends=True)
-      if line.endswith(b'\n') and _step_of(line, default=step + 1) <= step
+    line
+    for line in data.splitlines(keepends=True)
+    if line.endswith(b'\n') and _step_of(line, default=step + 1) <= step
   )
   if kept != data:
     files.write_bytes(path, kept)
@@ -127,12 +129,12 @@ class Progress:
   """A progress bar on a terminal, plain lines elsewhere, process 0 only."""
 
   def __init__(
-      self,
-      name: str,
-      num_steps: int,
-      *,
-      first_step: int = 0,
-      seconds_between_lines: float = 10.0,
+    self,
+    name: str,
+    num_steps: int,
+    *,
+    first_step: int = 0,
+    seconds_between_lines: float = 10.0,
   ):
     """Starts the clock.
 
@@ -144,9 +146,9 @@ class Progress:
     """
     self._name = name
     self._num_steps = num_steps
-    self._first_step = first_step
     self._seconds = seconds_between_lines
     self._start = self._last_line = time.monotonic()
+    self._timed_from: int | None = None
     self._shown = jax.process_index() == 0
     self._bar: Any = None
     if self._shown and sys.stderr.isatty():
@@ -155,7 +157,7 @@ class Progress:
       except ImportError:
         return
       self._bar = tqdm.tqdm(
-          total=num_steps, initial=first_step, desc=name, dynamic_ncols=True
+        total=num_steps, initial=first_step, desc=name, dynamic_ncols=True
       )
 
   def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
@@ -174,18 +176,18 @@ class Progress:
       self._bar.update(step - self._bar.n)
       return
     now = time.monotonic()
+    if self._timed_from is None:
+      # The first step holds the compilation and would spoil the rate.
+      self._timed_from, self._start = step, now
     if now - self._last_line < self._seconds and step < self._num_steps:
       return
     self._last_line = now
-    rate = (step - self._first_step) / max(now - self._start, 1e-9)
-    left = (self._num_steps - step) / rate if rate else float('inf')
-    parts = [
-        f'{self._name} {step}/{self._num_steps}',
-        f'{rate:.3g} steps/s',
-        f'ETA {format_seconds(left)}',
-        text,
-    ]
-    print('  '.join(part for part in parts if part), flush=True)
+    parts = [f'{self._name} {step}/{self._num_steps}']
+    if step > self._timed_from:
+      rate = (step - self._timed_from) / max(now - self._start, 1e-9)
+      left = (self._num_steps - step) / rate
+      parts += [f'{rate:.3g} steps/s', f'ETA {format_seconds(left)}']
+    print('  '.join([*parts, text]).rstrip(), flush=True)
 
   def say(self, line: str) -> None:
     """Prints one line without tearing the bar."""
@@ -204,9 +206,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-  """Returns a duration as text: '42s', '3m05s', '2h07m', '?' if unknown."""
-  if not np.isfinite(seconds):
-    return '?'
+  """Returns a duration as text: '42s', '3m05s', '2h07m'."""
   whole = round(seconds)
   if whole < 60:
     return f'{whole}s'
@@ -218,9 +218,9 @@ def format_seconds(seconds: float) -> str:
 def _describe(metrics: Mapping[str, Any]) -> str:
   """Returns 'loss 1.23  accuracy 0.5': the first four scalars."""
   shown = [
-      f'{name} {float(np.asarray(value)):.4g}'
-      for name, value in metrics.items()
-      if not name.startswith(TIME_PREFIX) and np.ndim(value) == 0
+    f'{name} {float(np.asarray(value)):.4g}'
+    for name, value in metrics.items()
+    if not name.startswith(TIME_PREFIX) and np.ndim(value) == 0
   ]
   return '  '.join(shown[:4])
 
@@ -240,6 +240,4 @@ def _open_board(path: pathlib.Path, first_step: int) -> Any:
     import tensorboardX  # pylint: disable=import-outside-toplevel
   except ImportError:
     return None
-  return tensorboardX.SummaryWriter(
-      logdir=str(path), purge_step=first_step + 1 if first_step else None
-  )
+  return tensorboardX.SummaryWriter(logdir=str(path), purge_step=first_step + 1)

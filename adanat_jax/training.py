@@ -17,62 +17,59 @@ One step:
      on the disk, and a checkpoint is started.
 """
 
+from collections.abc import Callable, Mapping
 import contextlib
 import os
 import pathlib
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import checkpoint
-from adanat_jax import files
-from adanat_jax import leaves
-from adanat_jax import metric_writer
-from adanat_jax.checkpoint import NonFiniteError
-from adanat_jax.checkpoint import is_complete as is_complete
+from adanat_jax import files, leaves, metric_writer
+from adanat_jax.checkpoint import Checkpointer, NonFiniteError
+from adanat_jax.completion import (
+  COMPLETE_FILE,
+  is_complete,
+  mark_complete,
+  read_complete,
+)
 from adanat_jax.errors import UserError
+from adanat_jax.interruption import Interrupted, StopSignals
+
+# What stages need of this module; some of it is made elsewhere.
+__all__ = [
+  'Interrupted',
+  'NonFiniteError',
+  'is_complete',
+  'read_complete',
+  'run_loop',
+]
 
 State = TypeVar('State')
 Metrics = Mapping[str, Any]
 
 
-class Interrupted(SystemExit):
-  """The run was asked to stop, has saved, and leaves.
-
-  Its exit code is 143 after SIGTERM and 130 after Ctrl-C. It passes through
-  `except Exception`, so no stage goes on by mistake.
-  """
-
-  def __init__(self, signal_number: int, step: int):
-    super().__init__(128 + signal_number)
-    self.signal_number = signal_number
-    self.step = step
-
-
 def run_loop(
-    state: State,
-    train_step: Callable[[State, Any, jax.Array], tuple[State, Metrics]],
-    batch_at: Callable[[int], Any],
-    *,
-    num_steps: int,
-    directory: str | os.PathLike[str],
-    name: str,
-    log_every: int,
-    save_every: int,
-    config_for_meta: Mapping[str, Any] | None = None,
-    profile: tuple[int, int] | None = None,
-    on_step: Callable[[State, int], None] | None = None,
-    final_figures: Callable[[State], Mapping[str, Any]] | None = None,
-    tensorboard: bool = True,
-    max_to_keep: int = 2,
-    transfer_guard: str = 'disallow',
+  state: State,
+  train_step: Callable[[State, Any, jax.Array], tuple[State, Metrics]],
+  batch_at: Callable[[int], Any],
+  *,
+  num_steps: int,
+  directory: str | os.PathLike[str],
+  name: str,
+  log_every: int,
+  save_every: int,
+  config_for_meta: Mapping[str, Any] | None = None,
+  profile: tuple[int, int] | None = None,
+  on_step: Callable[[State, int], None] | None = None,
+  final_figures: Callable[[State], Mapping[str, Any]] | None = None,
+  tensorboard: bool = True,
+  max_to_keep: int = 2,
+  transfer_guard: str = 'disallow',
 ) -> State:
   """Trains from the newest checkpoint, or from `state`, to `num_steps`.
 
@@ -117,58 +114,73 @@ def run_loop(
   meta = {'name': name, 'config': dict(config_for_meta or {})}
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
-        checkpoint.Checkpointer(directory, max_to_keep=max_to_keep)
+      Checkpointer(directory, max_to_keep=max_to_keep)
     )
     restored = checkpoints.restore(state)
     first_step = restored.step if restored else 0
     if first_step > num_steps:
       raise UserError(
-          f'{directory}: holds a checkpoint of step {first_step}, but only '
-          f'{num_steps} steps are asked for'
+        f'{directory}: holds a checkpoint of step {first_step}, but only '
+        f'{num_steps} steps are asked for'
       )
     if restored:
       state = restored.state
+    if is_complete(directory):
+      if (
+        restored and read_complete(directory)['step'] == first_step == num_steps
+      ):
+        return state
+      # More steps are asked for, or the last checkpoint is damaged.
+      if jax.process_index() == 0:
+        (directory / COMPLETE_FILE).unlink()
     writer = metric_writer.MetricWriter(
-        directory, first_step=first_step, tensorboard=tensorboard
+      directory, first_step=first_step, tensorboard=tensorboard
     )
     stack.callback(writer.close)
     progress = metric_writer.Progress(name, num_steps, first_step=first_step)
     stack.callback(progress.close)
     if first_step:
       progress.say(f'{name}: goes on after step {first_step} of {num_steps}')
-    stop = stack.enter_context(_StopSignals())
-    trace = stack.enter_context(_Trace(directory / 'trace', profile))
     record = _Record(name, writer, progress, log_every, num_steps)
 
-    for step in range(first_step, num_steps):
-      trace.before(step)
-      batch = jax.device_put(batch_at(step))
-      index = jax.device_put(np.int32(step))
-      old_layout = _layouts(state) if step == first_step else None
-      with jax.transfer_guard_host_to_device(transfer_guard), \
-          jax.profiler.StepTraceAnnotation(name, step_num=step):
-        state, metrics = train_step(state, batch, index)
-      if old_layout is not None:
-        _check_same_layout(old_layout, _layouts(state))
-      record.add(step + 1, metrics)
-      if on_step is not None:
-        on_step(state, step + 1)
-      stopping = stop.requested
-      if (step + 1) % save_every == 0 or step + 1 == num_steps or stopping:
-        record.flush()
-        writer.sync()
-        checkpoints.save(step + 1, state, meta)
-      if stopping:
-        checkpoints.wait()
-        progress.say(
-            f'{name}: stopped by {signal.Signals(stopping).name}, saved after '
-            f'step {step + 1} of {num_steps}; the same command goes on'
-        )
-        raise Interrupted(stopping, step + 1)
+    def save(finished: int) -> None:
+      record.flush()
+      writer.sync()
+      checkpoints.save(finished, state, meta)
 
-    checkpoints.wait()
-    figures = dict(final_figures(state)) if final_figures else {}
-    checkpoint.mark_complete(directory, num_steps, figures)
+    with StopSignals() as stop, _Trace(directory / 'trace', profile) as trace:
+      for step in range(first_step, num_steps):
+        trace.before(step, state)
+        batch = jax.device_put(batch_at(step))
+        index = jax.device_put(np.int32(step))
+        before = _abstract(state) if step == first_step else None
+        with (
+          jax.transfer_guard_host_to_device(transfer_guard),
+          jax.profiler.StepTraceAnnotation(name, step_num=step),
+        ):
+          state, metrics = train_step(state, batch, index)
+        if before is not None:
+          _check_same_layout(before, _abstract(state))
+        record.add(step + 1, metrics)
+        if on_step is not None:
+          on_step(state, step + 1)
+        last = step + 1 == num_steps
+        if last or (step + 1) % save_every == 0 or stop.requested:
+          save(step + 1)
+        if last or stop.requested:
+          checkpoints.wait()
+        if stop.requested:
+          progress.say(
+            f'{name}: {signal.Signals(stop.requested).name} after step '
+            f'{step + 1} of {num_steps}: saved; the same command goes on'
+          )
+          raise Interrupted(stop.requested, step + 1)
+    if num_steps == 0 and not restored:
+      save(0)
+      checkpoints.wait()
+    # Handlers are given back: figures may take long and are made again.
+    figures = final_figures(state) if final_figures is not None else {}
+    mark_complete(directory, num_steps, figures)
   return state
 
 
@@ -176,12 +188,12 @@ class _Record:
   """Checks metrics one step late, and writes the rows that are due."""
 
   def __init__(
-      self,
-      name: str,
-      writer: metric_writer.MetricWriter,
-      progress: metric_writer.Progress,
-      log_every: int,
-      num_steps: int,
+    self,
+    name: str,
+    writer: metric_writer.MetricWriter,
+    progress: metric_writer.Progress,
+    log_every: int,
+    num_steps: int,
   ):
     self._name = name
     self._writer = writer
@@ -207,8 +219,8 @@ class _Record:
     for key, value in metrics.items():
       if not np.isfinite(np.asarray(value, np.float64)).all():
         raise NonFiniteError(
-            f'{self._name}: {key} is {_short(value)} at step {step}; the run '
-            'is stopped, the last checkpoint is kept'
+          f'{self._name}: {key} is {_short(value)} at step {step}; the run '
+          'is stopped, the last checkpoint is kept'
         )
     if step in (1, self._num_steps) or step % self._log_every == 0:
       self._writer.write(step, {**metrics, **self._times(step)})
@@ -230,39 +242,6 @@ class _Record:
     return times
 
 
-class _StopSignals:
-  """Turns SIGTERM and Ctrl-C into a flag that the loop reads after a step.
-
-  The second signal of a run is no longer held back: it ends the process as it
-  would have without us. Outside the main thread Python allows no handlers, and
-  nothing is done.
-  """
-
-  def __init__(self) -> None:
-    self.requested = 0
-    self._earlier: dict[int, Any] = {}
-
-  def __enter__(self) -> '_StopSignals':
-    if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._earlier[number] = signal.signal(number, self._handle)
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self._give_back()
-
-  def _handle(self, number: int, frame: FrameType | None) -> None:
-    del frame
-    self.requested = number
-    self._give_back()
-
-  def _give_back(self) -> None:
-    while self._earlier:
-      number, handler = self._earlier.popitem()
-      # None: a handler that was not installed from Python.
-      signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
 class _Trace:
   """A jax.profiler trace of the steps `first <= step < last`."""
 
@@ -274,13 +253,15 @@ class _Trace:
   def __enter__(self) -> '_Trace':
     return self
 
-  def before(self, step: int) -> None:
-    """Starts or stops the trace; to be called before each step."""
+  def before(self, step: int, state: Any) -> None:
+    """Starts or stops the trace; `state` is what the step will work on."""
     first, last = self._steps
     if not self._running and first <= step < last:
+      jax.block_until_ready(state)
       jax.profiler.start_trace(self._path)
       self._running = True
     elif self._running and step >= last:
+      jax.block_until_ready(state)
       self._stop()
 
   def __exit__(self, *_: object) -> None:
@@ -307,25 +288,42 @@ def _without_weak_types(state: State) -> State:
   return jax.tree.map(fix, state)
 
 
-def _layouts(state: Any) -> dict[str, tuple[Any, ...]]:
-  """Returns shape, type and weak-typedness of each leaf by name."""
-  return {
-      path: (leaf.shape, str(leaf.dtype), leaf.aval.weak_type)
-      for path, leaf in leaves.named_leaves(state).items()
-  }
+def _check_same_layout(before: Any, after: Any) -> None:
+  """Raises if a step changes the state's layout.
 
+  A restored state has the layout of the initial one: if a step returned
+  another, the runs with and without a restart would be different programs.
 
-def _check_same_layout(
-    before: dict[str, tuple[Any, ...]], after: dict[str, tuple[Any, ...]]
-) -> None:
-  """Raises if a step changes the state's layout: it could not be restored."""
+  Args:
+    before: abstract leaves (see `_abstract`) of the state a step took.
+    after: the same of the state it returned.
+  """
   for path in [*before, *after]:
-    if before.get(path) != after.get(path):
+    old, new = before.get(path), after.get(path)
+    if (
+      old is None
+      or new is None
+      or (old.shape, old.dtype, old.weak_type)
+      != (new.shape, new.dtype, new.weak_type)
+      or not old.sharding.is_equivalent_to(new.sharding, len(old.shape))
+    ):
       raise ValueError(
-          'train_step must return a state of the same layout as it takes '
-          '(shape, dtype, weakly typed; give constants a dtype): '
-          f'{path} was {before.get(path)}, is {after.get(path)}'
+        'train_step must return a state of the layout it takes (dtype, shape, '
+        f'no weak type, sharding): {path} was {old}, is {new}'
       )
+
+
+def _abstract(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the leaves by name without their numbers."""
+  return {
+    path: jax.ShapeDtypeStruct(
+      leaf.shape,
+      leaf.dtype,
+      sharding=leaf.sharding,
+      weak_type=leaf.aval.weak_type,
+    )
+    for path, leaf in leaves.by_name(state).items()
+  }
 
 
 def _short(value: Any) -> str:
