@@ -1,0 +1,115 @@
+"""Training curves, drawn from the rows of a metrics.jsonl."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from adanat_jax.report import style
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One small plot of training curves.
+
+  Attributes:
+    title: above the plot.
+    lines: metric name to label, or to '' if the title says it all.
+    limits: of the vertical axis; None fits the curves.
+  """
+
+  title: str
+  lines: Mapping[str, str]
+  limits: tuple[float, float] | None = None
+
+
+def save_training_plot(
+  path: str | os.PathLike[str],
+  rows: Sequence[Mapping[str, Any]],
+  panels: Sequence[Panel],
+  title: str = '',
+  columns: int = 3,
+) -> None:
+  """Draws training curves from the rows of a metrics.jsonl.
+
+  Args:
+    path: the PNG file; its directory must exist.
+    rows: each with 'step' and any metrics; a metric may be missing in some.
+    panels: what to draw; a panel with none of its metrics in the rows is
+      left out.
+    title: above all panels.
+    columns: panels side by side.
+
+  Raises:
+    ValueError: if no panel has anything to draw.
+  """
+  filled = [
+    (panel, curves)
+    for panel in panels
+    if (curves := {key: _curve(rows, key) for key in panel.lines})
+    and any(len(steps) for steps, _ in curves.values())
+  ]
+  if not filled:
+    raise ValueError('none of the metrics to draw is in the rows')
+  columns = min(columns, len(filled))
+  lines = math.ceil(len(filled) / columns)
+  figure = Figure(figsize=(3.3 * columns, 2.35 * lines), layout='constrained')
+  grid = figure.subplots(lines, columns, squeeze=False)
+  for axes in grid.flat[len(filled) :]:
+    axes.set_axis_off()
+  for axes, (panel, curves) in zip(grid.flat, filled, strict=False):
+    for place, (key, (steps, values)) in enumerate(curves.items()):
+      if not len(steps):
+        continue
+      colour = style.LINE_COLOURS[place % len(style.LINE_COLOURS)]
+      smooth = _smooth(values)
+      if smooth is not values:
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+      axes.plot(
+        steps, smooth, color=colour, linewidth=1.7, label=panel.lines[key]
+      )
+    axes.set_title(panel.title, **style.TITLE)
+    if panel.limits:
+      axes.set_ylim(*panel.limits)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    style.clean(axes, grid='y')
+    if any(panel.lines.values()):
+      axes.legend(frameon=False, fontsize=8.5)
+  if title:
+    figure.suptitle(
+      title, x=0.01, ha='left', color=style.INK, fontweight='bold'
+    )
+  style.save(path, figure)
+
+
+def _curve(
+  rows: Sequence[Mapping[str, Any]], key: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values of one metric, where it was written."""
+  pairs = [(row['step'], float(row[key])) for row in rows if key in row]
+  steps, values = np.array(pairs).reshape(-1, 2).T
+  return steps, values
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """A centred running mean over a thirtieth of the curve, if it is long.
+
+  Windows shrink towards the ends, so that a straight line stays straight.
+  """
+  half = len(values) // 60
+  if half < 1:
+    return values
+  finite = np.isfinite(values)
+  sums = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
+  counts = np.cumsum(np.concatenate([[0], finite]))
+  places = np.arange(len(values))
+  reach = np.minimum(half, np.minimum(places, places[::-1]))
+  low, high = places - reach, places + reach + 1
+  number = counts[high] - counts[low]
+  mean = (sums[high] - sums[low]) / np.maximum(number, 1)
+  return np.where(number > 0, mean, np.nan)

@@ -1,0 +1,309 @@
+"""Plots of a report, drawn with Matplotlib's objects alone.
+
+No pyplot: nothing global is touched, so plots can be drawn from any thread
+and in any order. A method has the same colour and marker in every plot of one
+`results`. Shape legend: `T` steps.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+  FixedLocator,
+  MaxNLocator,
+  NullLocator,
+  ScalarFormatter,
+)
+
+from adanat_jax.report import results as reading
+from adanat_jax.report import style
+
+# Hand-made schedules are cool, learned policies warm, and what an adaptive
+# policy becomes when its adaptivity is taken away is pale.
+_PALETTES = {
+  reading.HAND_MADE: ('#5b7c99', '#8fb3cf', '#34506b', '#a7b0ba', '#6f9c8c'),
+  reading.TUNED: ('#2a9d8f', '#176b61'),
+  reading.NON_ADAPTIVE: ('#9a6fb0', '#c3a3d1', '#6b4a80'),
+  reading.ADAPTIVE: ('#e4572e', '#f0a030', '#b8275e'),
+  reading.FROZEN: ('#eea48c', '#f2cd94', '#d78fae'),
+  reading.SHUFFLED: ('#c98a76', '#cfa968', '#a8728a'),
+}
+_MARKERS = {
+  reading.HAND_MADE: 's',
+  reading.TUNED: 'D',
+  reading.NON_ADAPTIVE: '^',
+  reading.ADAPTIVE: 'o',
+  reading.FROZEN: 'P',
+  reading.SHUFFLED: 'X',
+}
+
+# key, title, and whether the last step's value has an effect on the image.
+_VALUE_PANELS = (
+  ('mask_ratio', 'mask ratio', False),
+  ('sampling_temperature', 'sampling temperature', True),
+  ('masking_temperature', 'masking temperature', False),
+  ('guidance_scale', 'guidance scale', True),
+)
+
+
+def method_styles(results: reading.Results) -> dict[str, tuple[str, str]]:
+  """Colour and marker of every method, by name."""
+  styles: dict[str, tuple[str, str]] = {}
+  used: dict[str, int] = {}
+  for entry in results['methods']:
+    if entry['name'] in styles:
+      continue
+    role = reading.role_of(entry)
+    place = used.setdefault(role, 0)
+    used[role] += 1
+    palette = _PALETTES[role]
+    styles[entry['name']] = (palette[place % len(palette)], _MARKERS[role])
+  return styles
+
+
+def save_distance_plot(
+  path: str | os.PathLike[str],
+  results: reading.Results,
+  num_steps: int,
+  measure: str = 'frechet',
+) -> None:
+  """Draws one measure of every method at one T, with its floors.
+
+  A marker is the mean of one training over its sampling seeds, a bar its
+  standard deviation, a tick one seed. The figures at the right pool trainings.
+
+  Args:
+    path: the PNG file; its directory must exist.
+    results: see `adanat_jax.report.results`.
+    num_steps: T.
+    measure: a key of `measures`.
+
+  Raises:
+    ValueError: if no method at this T has the measure.
+  """
+  styles = method_styles(results)
+  pooled = {
+    name: numbers
+    for name in reading.names(results, num_steps)
+    if (numbers := _pool(results, name, num_steps, measure))
+  }
+  if not pooled:
+    raise ValueError(f'no method has {measure} at T = {num_steps}')
+  floors = reading.floors_of(results, measure)
+  rows = len(pooled) + len(floors)
+  figure = Figure(figsize=(8.6, 0.8 + 0.32 * rows), layout='constrained')
+  axes = figure.subplots()
+  for row, (name, numbers) in enumerate(pooled.items()):
+    entries = reading.entries_of(results, name, num_steps)
+    offsets = 0.26 * (np.arange(len(entries)) - (len(entries) - 1) / 2)
+    for entry, offset in zip(entries, offsets, strict=True):
+      _draw_training(
+        axes, entry['measures'][measure], row + offset, styles[name]
+      )
+    _write_right(axes, row, _spread_text(numbers.mean, numbers.std))
+  for row, value in enumerate(floors.values(), start=len(pooled)):
+    axes.axvline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
+    axes.plot(value, row, marker='|', color=style.FAINT_INK, markersize=12)
+    _write_right(axes, row, _spread_text(value, math.nan))
+  means = [numbers.mean for numbers in pooled.values()] + [*floors.values()]
+  if min(means) > 0 and max(means) > 8 * min(means):
+    style.log_axis(axes, 'x', min(means), max(means))
+  style.clean(axes, grid='x')
+  labels = [reading.label_of(results, name) for name in pooled]
+  axes.set_yticks(range(rows), labels + [f'floor: {name}' for name in floors])
+  for row, tick in enumerate(axes.get_yticklabels()):
+    tick.set_color(style.INK if row < len(pooled) else style.FAINT_INK)
+  axes.tick_params(axis='y', length=0)
+  axes.set_ylim(rows - 0.4, -0.6)
+  axes.set_title(
+    f'{reading.title_of(measure)} at T = {num_steps} '
+    f'({reading.better(measure)} is better)',
+    **style.TITLE,
+  )
+  style.save(path, figure)
+
+
+def save_steps_plot(
+  path: str | os.PathLike[str],
+  results: reading.Results,
+  measure: str = 'frechet',
+  names: Sequence[str] | None = None,
+) -> None:
+  """Draws one measure over T, one line a method, trainings pooled.
+
+  Args:
+    path: the PNG file; its directory must exist.
+    results: see `adanat_jax.report.results`.
+    measure: a key of `measures`.
+    names: the methods; None for all but frozen and shuffled policies.
+  """
+  styles = method_styles(results)
+  every = reading.all_num_steps(results)
+  taken_apart = (_MARKERS[reading.FROZEN], _MARKERS[reading.SHUFFLED])
+  if names is None:
+    names = [n for n in styles if styles[n][1] not in taken_apart]
+  figure = Figure(figsize=(8.2, 5.0), layout='constrained')
+  axes = figure.subplots()
+  floors = reading.floors_of(results, measure)
+  heights = list(floors.values())
+  for name in names:
+    points = {
+      num_steps: numbers
+      for num_steps in every
+      if (numbers := _pool(results, name, num_steps, measure))
+    }
+    if not points:
+      continue
+    colour, marker = styles[name]
+    strong = marker == _MARKERS[reading.ADAPTIVE]
+    means = [numbers.mean for numbers in points.values()]
+    heights += means
+    axes.errorbar(
+      list(points), means, yerr=[numbers.std for numbers in points.values()],
+      color=colour, marker=marker, markersize=6, elinewidth=1.2,
+      linewidth=2.2 if strong else 1.4, zorder=4 if strong else 3,
+      label=reading.label_of(results, name),
+    )  # fmt: skip
+  for name, value in floors.items():
+    axes.axhline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
+    axes.annotate(
+      name, (1.0, value), xycoords=('axes fraction', 'data'), xytext=(6, 0),
+      textcoords='offset points', va='center', fontsize=9,
+      color=style.FAINT_INK, annotation_clip=False,
+    )  # fmt: skip
+  axes.set_xscale('log', base=2)
+  axes.xaxis.set_major_locator(FixedLocator(every))
+  axes.xaxis.set_minor_locator(NullLocator())
+  axes.xaxis.set_major_formatter(ScalarFormatter())
+  if min(heights) > 0 and max(heights) > 8 * min(heights):
+    style.log_axis(axes, 'y', min(heights), max(heights))
+  axes.set_xlabel('decoding steps T', color=style.INK)
+  style.clean(axes, grid='y')
+  axes.set_title(
+    f'{reading.title_of(measure)} over the number of steps '
+    f'({reading.better(measure)} is better)',
+    **style.TITLE,
+  )
+  figure.legend(
+    loc='outside lower center', ncols=2 if len(names) > 4 else len(names),
+    frameon=False, fontsize=9.5,
+  )  # fmt: skip
+  style.save(path, figure)
+
+
+def save_values_plot(
+  path: str | os.PathLike[str],
+  results: reading.Results,
+  learned: Sequence[reading.Entry],
+  schedules: Sequence[reading.Entry],
+) -> None:
+  """Draws the four values at each step: learned against hand-made.
+
+  A line is the mean over samples, a band one standard deviation each way;
+  schedules are dashed. Values that cannot change the image are hollow.
+
+  Args:
+    path: the PNG file; its directory must exist.
+    results: for the colours.
+    learned: methods whose values are drawn with their spread.
+    schedules: methods whose values are the same for every sample.
+  """
+  styles = method_styles(results)
+  figure = Figure(figsize=(9.2, 6.2), layout='constrained')
+  panels = figure.subplots(2, 2).flat
+  for axes, (key, title, last_counts) in zip(
+    panels, _VALUE_PANELS, strict=True
+  ):
+    for entry in (*schedules, *learned):
+      is_learned = any(entry is other for other in learned)
+      colour, marker = styles[entry['name']]
+      numbers = entry['values_per_step'][key]
+      mean = np.asarray(numbers['mean'], float)
+      steps = 1 + np.arange(len(mean))
+      axes.plot(
+        steps, mean, color=colour, linewidth=2.0 if is_learned else 1.5,
+        linestyle='-' if is_learned else '--', label=_entry_label(entry),
+        zorder=3,
+      )  # fmt: skip
+      filled = slice(None) if last_counts else slice(-1)
+      axes.plot(
+        steps[filled], mean[filled], marker, color=colour, markersize=5,
+        zorder=4,
+      )  # fmt: skip
+      if not last_counts:
+        axes.plot(
+          steps[-1], mean[-1], marker, markeredgecolor=colour, markersize=5,
+          markerfacecolor='white', zorder=4,
+        )  # fmt: skip
+      if is_learned:
+        std = np.asarray(numbers['std'], float)
+        low, high = np.maximum(mean - std, 0.0), mean + std
+        if key == 'mask_ratio':
+          high = np.minimum(high, 1.0)
+        axes.fill_between(
+          steps, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2
+        )  # fmt: skip
+    axes.set_title(title, **style.TITLE)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.set_ylim(bottom=0.0, top=1.02 if key == 'mask_ratio' else None)
+    style.clean(axes, grid='y')
+  for axes in figure.axes[-2:]:
+    axes.set_xlabel('decoding step', color=style.INK)
+  handles, labels = figure.axes[0].get_legend_handles_labels()
+  figure.legend(
+    handles, labels, loc='outside lower center', ncols=min(4, len(labels)),
+    frameon=False, fontsize=9.5,
+    title='bands: one standard deviation over samples; hollow: no effect on '
+    'the image', title_fontsize=8.5,
+  )  # fmt: skip
+  style.save(path, figure)
+
+
+def _pool(
+  results: reading.Results, name: str, num_steps: int, measure: str
+) -> reading.Pooled | None:
+  return reading.pool(reading.entries_of(results, name, num_steps), measure)
+
+
+def _draw_training(
+  axes: Axes,
+  numbers: Mapping[str, Any],
+  height: float,
+  look: tuple[str, str],
+) -> None:
+  """Mean, spread and seeds of one training on a horizontal line."""
+  colour, marker = look
+  values = np.asarray(numbers['values'], float)
+  axes.errorbar(
+    float(numbers['mean']), height, xerr=float(numbers['std']), color=colour,
+    fmt=marker, markersize=6, elinewidth=1.6, zorder=4,
+  )  # fmt: skip
+  axes.plot(
+    values, np.full(len(values), height), '|', color=colour, markersize=12,
+    markeredgewidth=1.2, alpha=0.7, zorder=3,
+  )  # fmt: skip
+
+
+def _write_right(axes: Axes, height: float, text: str) -> None:
+  """Writes a figure beside the plot, outside its right edge."""
+  axes.annotate(
+    text, (1.0, height), xycoords=('axes fraction', 'data'), xytext=(8, 0),
+    textcoords='offset points', va='center_baseline', fontsize=9.5,
+    color=style.INK, annotation_clip=False,
+  )  # fmt: skip
+
+
+def _entry_label(entry: reading.Entry) -> str:
+  training = entry.get('training')
+  return entry['label'] + (f' (training {training + 1})' if training else '')
+
+
+def _spread_text(mean: float, std: float) -> str:
+  """Three digits of the mean, two of the spread, zeros kept."""
+  text = f'{mean:#.3g}'.rstrip('.')
+  return text + (f' ± {std:#.2g}'.rstrip('.') if math.isfinite(std) else '')

@@ -1,0 +1,151 @@
+"""Reading results.json: methods by role, floors, and pooled measures.
+
+    {"settings": {...},
+     "floors": {name: {measure: value}},
+     "methods": [{"name", "label", "num_steps", "training", "seeds",
+                  "samples_per_seed", "role", "reward", "note",
+                  "measures": {measure: {"mean", "std", "values"}},
+                  "values_per_step": {value: {"mean": [T], "std": [T]}}}],
+     "grid": {"num_steps", "evaluations", "best", "rows"} or a list of such}
+
+`role`, `reward`, `note` and `values_per_step` may be missing, `training` may
+be null. One entry stands for one method, number of steps and training.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Entry = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+HAND_MADE = 'hand-made'
+TUNED = 'tuned'  # Hand-made, its dials chosen by a grid.
+NON_ADAPTIVE = 'non-adaptive'  # Learned, but the same for all samples.
+ADAPTIVE = 'adaptive'  # Learned and sample by sample: AdaNAT.
+FROZEN = 'frozen'  # An adaptive policy's mean action as a table.
+SHUFFLED = 'shuffled'  # An adaptive policy's actions, exchanged in a class.
+ROLES = (HAND_MADE, TUNED, NON_ADAPTIVE, ADAPTIVE, FROZEN, SHUFFLED)
+
+# What a name holds if the entry does not tell its role; the first hit counts.
+_ROLE_WORDS = (
+  ('shuffle', SHUFFLED),
+  ('frozen', FROZEN),
+  ('mean', FROZEN),
+  ('non_adaptive', NON_ADAPTIVE),
+  ('nonadaptive', NON_ADAPTIVE),
+  ('adanat', ADAPTIVE),
+  ('tuned', TUNED),
+  ('grid', TUNED),
+)
+
+MEASURE_TITLES = {
+  'frechet': 'Fréchet distance',
+  'pixel_frechet': 'pixel Fréchet distance',
+  'precision': 'precision',
+  'recall': 'recall',
+  'accuracy': 'class accuracy',
+}
+HIGHER_IS_BETTER = frozenset({'precision', 'recall', 'accuracy'})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled:
+  """One measure of one method at one T, over all trainings and seeds."""
+
+  mean: float
+  std: float  # Unbiased, over all values; NaN for a single one.
+  count: int
+
+  @property
+  def standard_error(self) -> float:
+    """The standard deviation of the mean."""
+    return self.std / math.sqrt(self.count)
+
+
+def role_of(entry: Entry) -> str:
+  """One of `ROLES`: what the entry says, else what its name tells."""
+  if 'role' in entry:
+    return entry['role']
+  name = entry['name'].replace('-', '_').lower()
+  return next((role for word, role in _ROLE_WORDS if word in name), HAND_MADE)
+
+
+def all_num_steps(results: Results) -> list[int]:
+  """Every T with a method, rising."""
+  return sorted({int(entry['num_steps']) for entry in results['methods']})
+
+
+def names(results: Results, num_steps: int | None = None) -> list[str]:
+  """Names of the methods, at one T or any, in the order of the file."""
+  return list(
+    dict.fromkeys(
+      entry['name']
+      for entry in results['methods']
+      if num_steps in (None, entry['num_steps'])
+    )
+  )
+
+
+def entries_of(results: Results, name: str, num_steps: int) -> list[Entry]:
+  """All trainings of one method at one T."""
+  return [
+    entry
+    for entry in results['methods']
+    if entry['name'] == name and entry['num_steps'] == num_steps
+  ]
+
+
+def label_of(results: Results, name: str) -> str:
+  """How a method is called in pictures and text."""
+  return next(e['label'] for e in results['methods'] if e['name'] == name)
+
+
+def pool(entries: Sequence[Entry], measure: str) -> Pooled | None:
+  """One measure over several trainings; None if nobody measured it."""
+  values = np.array(
+    [
+      float(value)
+      for entry in entries
+      for value in entry['measures'].get(measure, {}).get('values', ())
+    ]
+  )
+  if not len(values):
+    return None
+  std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+  return Pooled(float(values.mean()), std, len(values))
+
+
+def floors_of(results: Results, measure: str) -> dict[str, float]:
+  """What the floors reach in one measure, by name, where it was measured.
+
+  In the file a floor is a number, or a mean with its spread.
+  """
+  values = {
+    name: measures[measure]
+    for name, measures in results.get('floors', {}).items()
+    if measure in measures
+  }
+  return {
+    name: float(value['mean'] if isinstance(value, Mapping) else value)
+    for name, value in values.items()
+  }
+
+
+def title_of(measure: str) -> str:
+  """A measure's name in text."""
+  return MEASURE_TITLES.get(measure, measure.replace('_', ' '))
+
+
+def better(measure: str) -> str:
+  """Which direction is good: 'higher' or 'lower'."""
+  return 'higher' if measure in HIGHER_IS_BETTER else 'lower'
+
+
+def grids(results: Results) -> list[Mapping[str, Any]]:
+  """The searches for hand-made schedules: none, one, or one for each T."""
+  grid = results.get('grid') or []
+  return [grid] if isinstance(grid, Mapping) else list(grid)

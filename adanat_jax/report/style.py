@@ -1,0 +1,61 @@
+"""The look that all plots share: inks, titles, clean axes, whole files."""
+
+import io
+import math
+import os
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from adanat_jax import files
+
+INK = '#262b33'
+FAINT_INK = '#787f8a'
+GRID = '#e6e9ee'
+LINE_COLOURS = ('#e4572e', '#34506b', '#2a9d8f', '#9a6fb0', '#f0a030')
+TITLE: dict[str, Any] = {'loc': 'left', 'color': INK, 'fontsize': 11}
+DOTS_PER_INCH = 110
+
+
+def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
+  """A logarithmic axis with ticks at 1, 2, 5 times powers of ten."""
+  decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  ticks = [
+    tick
+    for decade in decades
+    for tick in (10.0**decade, 2 * 10.0**decade, 5 * 10.0**decade)
+    if low / 1.5 <= tick <= high * 1.5
+  ]
+  if which == 'x':
+    axes.set_xscale('log')
+  else:
+    axes.set_yscale('log')
+  axis: Axis = axes.xaxis if which == 'x' else axes.yaxis
+  axis.set_major_locator(FixedLocator(ticks))
+  axis.set_minor_locator(NullLocator())
+  axis.set_major_formatter(lambda value, _: f'{value:g}')
+
+
+def clean(axes: Axes, grid: str) -> None:
+  """Takes away what does not carry data."""
+  for side in ('top', 'right', 'left'):
+    axes.spines[side].set_visible(False)
+  axes.spines['bottom'].set_color(FAINT_INK)
+  axes.tick_params(colors=FAINT_INK, labelsize=9)
+  for label in (*axes.get_yticklabels(), *axes.get_xticklabels()):
+    label.set_fontsize(9.5)
+  axes.set_axisbelow(True)
+  axes.grid(axis=grid, color=GRID, linewidth=0.9)  # type: ignore[arg-type]
+
+
+def save(path: str | os.PathLike[str], figure: Figure) -> None:
+  """Writes a figure as a PNG, whole or not at all."""
+  buffer = io.BytesIO()
+  # Without the version of Matplotlib the same numbers are the same file.
+  figure.savefig(
+    buffer, format='png', dpi=DOTS_PER_INCH, metadata={'Software': None}
+  )
+  files.write_bytes(path, buffer.getvalue())
