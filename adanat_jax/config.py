@@ -170,7 +170,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def fields(
-  tree: Mapping[str, Any], prefix: str = ''
+  tree: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
   """Yields (dotted name, value) of every field that is not a group."""
   for name, value in tree.items():
