@@ -131,6 +131,8 @@ class _Half(nn.Module):
 class Encoder(_Half):
   """Images to a grid of vectors."""
 
+  conv_downsample: bool = False
+
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps `images` float[B, H, W, image_channels] to float[B, h, w, C]."""
@@ -142,7 +144,17 @@ class Encoder(_Half):
       x = self._blocks(
           x, self._width(level), self.num_res_blocks, f'down_{level}'
       )
-      if level < levels - 1:
+      if level < levels - 1 and self.conv_downsample:
+        x = nn.Conv(
+            self._width(level),
+            (4, 4),
+            strides=(2, 2),
+            kernel_init=layers.torch_conv_init,
+            bias_init=layers.torch_bias_init(16 * x.shape[-1]),
+            dtype=self.dtype,
+            name=f'downsample_{level}',
+        )(x)
+      elif level < levels - 1:
         x = nn.avg_pool(x, (2, 2), strides=(2, 2))
     x = self._blocks(x, self._width(levels - 1), 2, 'mid')
     return self._conv(self._norm(x), self.code_width, 1, 'conv_out')
@@ -178,6 +190,8 @@ class VQGAN(nn.Module):
     num_res_blocks: residual blocks per level.
     num_groups: groups of the normalisations; divides every width.
     image_channels: channels of the images.
+    conv_downsample: halve the sides with 4x4 convolutions, as some tokenizers
+      of Google's MaskGIT, instead of average pooling.
     dtype: compute type; parameters, vectors, distances, images are float32.
   """
 
@@ -188,6 +202,7 @@ class VQGAN(nn.Module):
   num_res_blocks: int = 2
   num_groups: int = 32
   image_channels: int = 3
+  conv_downsample: bool = False
   dtype: layers.Dtype = jnp.float32
 
   def setup(self):
@@ -200,7 +215,7 @@ class VQGAN(nn.Module):
         self.image_channels,
         self.dtype,
     )
-    self.encoder = Encoder(*sizes)
+    self.encoder = Encoder(*sizes, conv_downsample=self.conv_downsample)
     self.decoder = Decoder(*sizes)
     self.codebook = self.param(
         'codebook', _codebook_init, (self.codebook_size, self.code_width)
