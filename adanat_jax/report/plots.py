@@ -42,6 +42,9 @@ _MARKERS = {
   reading.SHUFFLED: 'X',
 }
 
+# How many times the best distance a plot of one T still shows to scale.
+FAR = 2.5
+
 # key, title, and whether the last step's value has an effect on the image.
 _VALUE_PANELS = (
   ('mask_ratio', 'mask ratio', False),
@@ -76,6 +79,8 @@ def save_distance_plot(
 
   A marker is the mean of one training over its sampling seeds, a bar its
   standard deviation, a tick one seed. The figures at the right pool trainings.
+  A distance starts at 0, and a method more than `FAR` times as far as the best
+  one is an arrow at the right edge, so that the others can be told apart.
 
   Args:
     path: the PNG file; its directory must exist.
@@ -110,9 +115,8 @@ def save_distance_plot(
     axes.axvline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
     axes.plot(value, row, marker='|', color=style.FAINT_INK, markersize=12)
     _write_right(axes, row, _spread_text(value, math.nan))
-  means = [numbers.mean for numbers in pooled.values()] + [*floors.values()]
-  if min(means) > 0 and max(means) > 8 * min(means):
-    style.log_axis(axes, 'x', min(means), max(means))
+  if reading.better(measure) == 'lower':
+    _limit_distance(axes, pooled, styles)
   style.clean(axes, grid='x')
   labels = [reading.label_of(results, name) for name in pooled]
   axes.set_yticks(range(rows), labels + [f'floor: {name}' for name in floors])
@@ -136,6 +140,9 @@ def save_steps_plot(
 ) -> None:
   """Draws one measure over T, one line a method, trainings pooled.
 
+  Floors less than a third of the best method are left to the tables, where
+  they do not squeeze the curves.
+
   Args:
     path: the PNG file; its directory must exist.
     results: see `adanat_jax.report.results`.
@@ -149,8 +156,7 @@ def save_steps_plot(
     names = [n for n in styles if styles[n][1] not in taken_apart]
   figure = Figure(figsize=(8.2, 5.0), layout='constrained')
   axes = figure.subplots()
-  floors = reading.floors_of(results, measure)
-  heights = list(floors.values())
+  heights: list[float] = []
   for name in names:
     points = {
       num_steps: numbers
@@ -169,7 +175,10 @@ def save_steps_plot(
       linewidth=2.2 if strong else 1.4, zorder=4 if strong else 3,
       label=reading.label_of(results, name),
     )  # fmt: skip
-  for name, value in floors.items():
+  for name, value in reading.floors_of(results, measure).items():
+    if value < min(heights) / 3:
+      continue
+    heights.append(value)
     axes.axhline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
     axes.annotate(
       name, (1.0, value), xycoords=('axes fraction', 'data'), xytext=(6, 0),
@@ -180,8 +189,8 @@ def save_steps_plot(
   axes.xaxis.set_major_locator(FixedLocator(every))
   axes.xaxis.set_minor_locator(NullLocator())
   axes.xaxis.set_major_formatter(ScalarFormatter())
-  if min(heights) > 0 and max(heights) > 8 * min(heights):
-    style.log_axis(axes, 'y', min(heights), max(heights))
+  if min(heights) > 0 and max(heights) > 4 * min(heights):
+    style.log_height(axes, min(heights), max(heights))
   axes.set_xlabel('decoding steps T', color=style.INK)
   style.clean(axes, grid='y')
   axes.set_title(
@@ -287,6 +296,24 @@ def _draw_training(
     values, np.full(len(values), height), '|', color=colour, markersize=12,
     markeredgewidth=1.2, alpha=0.7, zorder=3,
   )  # fmt: skip
+
+
+def _limit_distance(
+  axes: Axes,
+  pooled: Mapping[str, reading.Pooled],
+  styles: Mapping[str, tuple[str, str]],
+) -> None:
+  """Starts the axis at 0 and turns methods that are far off into arrows."""
+  limit = FAR * min(numbers.mean for numbers in pooled.values())
+  near = [n.mean for n in pooled.values() if n.mean <= limit]
+  axes.set_xlim(0.0, 1.15 * max(near))
+  for row, (name, numbers) in enumerate(pooled.items()):
+    if numbers.mean > limit:
+      axes.annotate(
+        '', (1.0, row), (0.94, row), xycoords=('axes fraction', 'data'),
+        textcoords=('axes fraction', 'data'),
+        arrowprops={'arrowstyle': '-|>', 'color': styles[name][0], 'lw': 2.0},
+      )  # fmt: skip
 
 
 def _write_right(axes: Axes, height: float, text: str) -> None:

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -20,8 +19,8 @@ TITLE: dict[str, Any] = {'loc': 'left', 'color': INK, 'fontsize': 11}
 DOTS_PER_INCH = 110
 
 
-def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
-  """A logarithmic axis with ticks at 1, 2, 5 times powers of ten."""
+def log_height(axes: Axes, low: float, high: float) -> None:
+  """A logarithmic vertical axis with ticks at 1, 2, 5 times powers of ten."""
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   ticks = [
     tick
@@ -29,14 +28,10 @@ def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     for tick in (10.0**decade, 2 * 10.0**decade, 5 * 10.0**decade)
     if low / 1.5 <= tick <= high * 1.5
   ]
-  if which == 'x':
-    axes.set_xscale('log')
-  else:
-    axes.set_yscale('log')
-  axis: Axis = axes.xaxis if which == 'x' else axes.yaxis
-  axis.set_major_locator(FixedLocator(ticks))
-  axis.set_minor_locator(NullLocator())
-  axis.set_major_formatter(lambda value, _: f'{value:g}')
+  axes.set_yscale('log')
+  axes.yaxis.set_major_locator(FixedLocator(ticks))
+  axes.yaxis.set_minor_locator(NullLocator())
+  axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
 
 
 def clean(axes: Axes, grid: str) -> None:

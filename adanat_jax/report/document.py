@@ -1,0 +1,129 @@
+"""The report as one Markdown document."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adanat_jax.report import results as reading
+from adanat_jax.report import tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A picture of the report.
+
+  Attributes:
+    file: its name, relative to the report.
+    title: the heading above it.
+    caption: what is to be seen, one or two sentences.
+  """
+
+  file: str
+  title: str
+  caption: str
+
+
+def compose(
+  results: reading.Results,
+  pictures: Sequence[Picture],
+  title: str,
+  command: str = '',
+) -> str:
+  """Writes the report's text.
+
+  Args:
+    results: see `adanat_jax.report.results`.
+    pictures: in the order in which they are shown.
+    title: the document's heading.
+    command: what produced the figures, for the reader to repeat.
+
+  Returns:
+    Markdown.
+  """
+  parts = [f'# {title}\n']
+  if command:
+    parts.append(f'Made by\n\n```\n{command}\n```\n')
+  parts.append('## What came out\n')
+  sentences = tables.findings(results)
+  parts.append('\n'.join(f'- {sentence}' for sentence in sentences) + '\n')
+  parts.append(_how_measured(results))
+  for num_steps in reading.all_num_steps(results):
+    parts.append(f'## Methods at T = {num_steps}\n')
+    parts.append(tables.method_table(results, num_steps))
+  notes = _notes(results)
+  if notes:
+    parts.append('\n'.join(notes) + '\n')
+  if results.get('floors'):
+    parts.append('## Floors\n')
+    parts.append('What the measures give where no policy is involved.\n')
+    parts.append(tables.floor_table(results))
+  for picture in pictures:
+    parts.append(f'## {picture.title}\n')
+    parts.append(f'![{picture.title}]({picture.file})\n')
+    parts.append(f'{picture.caption}\n')
+  for num_steps in reading.all_num_steps(results):
+    entries = [
+      entry
+      for entry in results['methods']
+      if entry['num_steps'] == num_steps
+      and 'values_per_step' in entry
+      and reading.role_of(entry) not in (reading.FROZEN, reading.SHUFFLED)
+    ]
+    if entries:
+      parts.append(f'## The four values at each step, T = {num_steps}\n')
+      parts.append(tables.values_table(entries))
+  for grid in reading.grids(results):
+    parts.append(f'## The tuned schedule, T = {grid["num_steps"]}\n')
+    parts.append(
+      f'The best of {grid["evaluations"]} evaluations, on seeds that the '
+      'comparison does not use:\n'
+    )
+    parts.append(tables.grid_table(grid))
+  if results.get('settings'):
+    parts.append('## Settings\n')
+    parts.append(_settings_table(results['settings']))
+  return '\n'.join(parts)
+
+
+def _how_measured(results: reading.Results) -> str:
+  """Counts of seeds, samples and trainings, and what the spread can tell."""
+  entries = results['methods']
+  seeds = sorted({len(entry['seeds']) for entry in entries})
+  samples = sorted({int(entry['samples_per_seed']) for entry in entries})
+  trainings = {
+    entry['training'] for entry in entries if entry.get('training') is not None
+  }
+  text = (
+    f'Each figure is the mean and the standard deviation over {_list(seeds)} '
+    f'sampling seeds of {_list(samples)} images each.'
+  )
+  if len(trainings) == 1:
+    text += (
+      ' Learned policies were trained once: the spread does not tell how '
+      'another training would come out.'
+    )
+  elif trainings:
+    text += (
+      f' Learned policies were trained {len(trainings)} times; sentences pool '
+      'the trainings, tables show each.'
+    )
+  return text + '\n'
+
+
+def _notes(results: reading.Results) -> list[str]:
+  """Each method's remark once, as a list item."""
+  notes = {
+    entry['label']: entry['note']
+    for entry in results['methods']
+    if entry.get('note')
+  }
+  return [f'- {label}: {note}' for label, note in notes.items()]
+
+
+def _settings_table(settings: Mapping[str, Any]) -> str:
+  rows = [[key, f'`{value}`'] for key, value in settings.items()]
+  return tables.markdown_table(['setting', 'value'], rows)
+
+
+def _list(values: Sequence[int]) -> str:
+  return ' or '.join(f'{value:,}' for value in values)

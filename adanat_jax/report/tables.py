@@ -1,0 +1,251 @@
+"""Markdown tables and sentences from results, nothing but what they say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adanat_jax.report import results as reading
+from adanat_jax.report.results import Pooled, Results
+
+_MEASURES = tuple(reading.MEASURE_TITLES)
+_VALUES = (
+  'mask_ratio',
+  'sampling_temperature',
+  'masking_temperature',
+  'guidance_scale',
+)
+# A difference of means counts as one if it exceeds so many standard errors.
+CLEAR = 2.0
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table; the first column is aligned left, the others right."""
+  lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+
+
+def number(value: float, measure: str) -> str:
+  """A measure with a fixed number of digits; shares have three decimals."""
+  value = float(value)
+  if not math.isfinite(value):
+    return 'not finite'
+  return f'{value:.2f}' if measure == 'frechet' else f'{value:.3f}'
+
+
+def method_table(results: Results, num_steps: int) -> str:
+  """All methods at one T, one row a training; the best of a column is bold.
+
+  Args:
+    results: see `adanat_jax.report.results`.
+    num_steps: T.
+
+  Returns:
+    A Markdown table of mean ± standard deviation over sampling seeds.
+  """
+  entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
+  shown = [m for m in _MEASURES if any(m in e['measures'] for e in entries)]
+  several = any(entry.get('training') for entry in entries)
+  best = {measure: _best(entries, measure) for measure in shown}
+  rows = []
+  for entry in entries:
+    row = [entry['label']]
+    if several:
+      training = entry.get('training')
+      row.append('' if training is None else str(training + 1))
+    for measure in shown:
+      numbers = entry['measures'].get(measure)
+      if numbers is None:
+        row.append('')
+        continue
+      text = number(numbers['mean'], measure)
+      text = f'**{text}**' if text == best[measure] else text
+      row.append(f'{text} ± {number(numbers["std"], measure)}')
+    rows.append(row)
+  header = ['method'] + ['training'] * several
+  return markdown_table(header + [reading.title_of(m) for m in shown], rows)
+
+
+def floor_table(results: Results) -> str:
+  """What can be reached at best: one row a floor."""
+  columns = {m: reading.floors_of(results, m) for m in _MEASURES}
+  shown = [measure for measure in _MEASURES if columns[measure]]
+  rows = [
+    [name]
+    + [number(columns[m][name], m) if name in columns[m] else '' for m in shown]
+    for name in results.get('floors', {})
+  ]
+  header = ['floor'] + [reading.title_of(measure) for measure in shown]
+  return markdown_table(header, rows)
+
+
+def values_table(entries: Sequence[reading.Entry]) -> str:
+  """The four values at each step: mean ± standard deviation over samples.
+
+  Args:
+    entries: methods with `values_per_step`.
+
+  Returns:
+    A Markdown table with one row a method and value, one column a step.
+  """
+  num_steps = max(int(entry['num_steps']) for entry in entries)
+  rows = []
+  for entry in entries:
+    for key in _VALUES:
+      numbers = entry['values_per_step'][key]
+      cells = [
+        f'{float(mean):.2f}' + (f' ± {float(std):.2f}' if float(std) else '')
+        for mean, std in zip(numbers['mean'], numbers['std'], strict=True)
+      ]
+      cells += [''] * (num_steps - len(cells))
+      rows.append([entry['label'], key.replace('_', ' '), *cells])
+  steps = [f'step {step + 1}' for step in range(num_steps)]
+  return markdown_table(['method', 'value', *steps], rows)
+
+
+def grid_table(grid: Mapping[str, Any], count: int = 5) -> str:
+  """The best rows of a search for a hand-made schedule.
+
+  Args:
+    grid: `num_steps`, `evaluations`, `best` and `rows`; a row holds settings
+      and `frechet`.
+    count: how many rows to show.
+
+  Returns:
+    A Markdown table, the best setting first.
+  """
+  rows = sorted(grid['rows'], key=lambda row: float(row['frechet']))[:count]
+  settings = [key for key in rows[0] if key != 'frechet']
+  header = [key.replace('_', ' ') for key in settings] + ['Fréchet distance']
+  return markdown_table(
+    header,
+    [
+      [_setting(row[key]) for key in settings]
+      + [number(row['frechet'], 'frechet')]
+      for row in rows
+    ],
+  )
+
+
+def findings(results: Results) -> list[str]:
+  """What the figures say, in sentences.
+
+  At each T: which method is best in either distance, and every adaptive
+  policy against all hand-made schedules, the tuned one, and, for the same
+  reward, the policy learned without looking at the sample and itself with its
+  adaptivity taken away.
+
+  Args:
+    results: see `adanat_jax.report.results`.
+
+  Returns:
+    Sentences, in Markdown.
+  """
+  sentences = []
+  for num_steps in reading.all_num_steps(results):
+    for measure in ('frechet', 'pixel_frechet'):
+      pools = _pools(results, num_steps, measure)
+      if pools:
+        best = min(pools, key=lambda name: pools[name].mean)
+        sentences.append(
+          f'At T = {num_steps} the lowest {reading.title_of(measure)} is that '
+          f'of {_italic(results, best)}: {_spread(pools[best], measure)}.'
+        )
+    pools = _pools(results, num_steps, 'frechet')
+    for name, ours in pools.items():
+      rivals = _rivals(results, name, pools)
+      if rivals:
+        clauses = [
+          difference(ours, pools[rival], _italic(results, rival))
+          for rival in rivals
+        ]
+        sentences.append(
+          f'{_italic(results, name)} at T = {num_steps} reaches '
+          f'{_spread(ours, "frechet")}: {"; ".join(clauses)}.'
+        )
+  return sentences
+
+
+def difference(ours: Pooled, theirs: Pooled, name: str) -> str:
+  """How far our mean lies from another, and whether the seeds can tell.
+
+  Args:
+    ours: a method's distance.
+    theirs: its rival's distance.
+    name: the rival's name.
+
+  Returns:
+    "12 % below NAME", or that the two are not told apart: they differ by at
+    most `CLEAR` standard errors of the difference.
+  """
+  relative = 100.0 * (ours.mean / theirs.mean - 1.0)
+  amount = f'{abs(relative):.0f} % {"below" if relative < 0 else "above"}'
+  error = math.hypot(ours.standard_error, theirs.standard_error)
+  if math.isnan(error):
+    return f'{amount} {name} (one seed: no spread known)'
+  if abs(ours.mean - theirs.mean) <= CLEAR * error:
+    return f'not told apart from {name} by these seeds ({amount})'
+  return f'{amount} {name}'
+
+
+def _pools(results: Results, num_steps: int, measure: str) -> dict[str, Pooled]:
+  """A measure at one T by method, trainings pooled."""
+  pools = {
+    name: reading.pool(reading.entries_of(results, name, num_steps), measure)
+    for name in reading.names(results, num_steps)
+  }
+  return {name: pooled for name, pooled in pools.items() if pooled is not None}
+
+
+def _rivals(
+  results: Results, name: str, others: Sequence[str] | Mapping[str, Any]
+) -> list[str]:
+  """What an adaptive policy is compared with, in the order of the roles."""
+  if _role(results, name) != reading.ADAPTIVE:
+    return []
+  same_reward = (reading.NON_ADAPTIVE, reading.FROZEN, reading.SHUFFLED)
+  return [
+    other
+    for role in reading.ROLES
+    for other in others
+    if role == _role(results, other) != reading.ADAPTIVE
+    and (
+      role not in same_reward
+      or _reward(results, other) == _reward(results, name)
+    )
+  ]
+
+
+def _role(results: Results, name: str) -> str:
+  return reading.role_of(_first(results, name))
+
+
+def _reward(results: Results, name: str) -> str | None:
+  return _first(results, name).get('reward')
+
+
+def _italic(results: Results, name: str) -> str:
+  # Labels may hold commas; set apart, they can stand in a list.
+  return f'*{reading.label_of(results, name)}*'
+
+
+def _first(results: Results, name: str) -> reading.Entry:
+  return next(e for e in results['methods'] if e['name'] == name)
+
+
+def _best(entries: Sequence[reading.Entry], measure: str) -> str:
+  """The best mean of a column, as it is printed."""
+  means = [
+    float(entry['measures'][measure]['mean'])
+    for entry in entries
+    if measure in entry['measures']
+  ]
+  pick = max if reading.better(measure) == 'higher' else min
+  return number(pick(means), measure)
+
+
+def _spread(pooled: Pooled, measure: str) -> str:
+  return f'{number(pooled.mean, measure)} ± {number(pooled.std, measure)}'
+
+
+def _setting(value: Any) -> str:
+  return f'{value:g}' if isinstance(value, float) else str(value)
