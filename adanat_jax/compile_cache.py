@@ -86,9 +86,13 @@ def delete_damaged(directory: pathlib.Path) -> int:
   stamp.touch()
   damaged = 0
   for entry in directory.glob('*-cache'):
-    if entry.stat().st_mtime_ns >= since and not _is_whole(entry.read_bytes()):
-      entry.unlink(missing_ok=True)
-      damaged += 1
+    try:
+      if entry.stat().st_mtime_ns < since or _is_whole(entry.read_bytes()):
+        continue
+    except FileNotFoundError:  # Another process came first.
+      continue
+    entry.unlink(missing_ok=True)
+    damaged += 1
   return damaged
 
 
