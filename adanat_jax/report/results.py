@@ -54,16 +54,19 @@ HIGHER_IS_BETTER = frozenset({'precision', 'recall', 'accuracy'})
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-  """One measure of one method at one T, over all trainings and seeds."""
+  """One measure of one method at one T, over all trainings and seeds.
+
+  Attributes:
+    mean: over all values.
+    std: unbiased, over all values; NaN for a single one.
+    standard_error: of the mean; NaN for a single value. Seeds of one training
+      share its luck, so with several trainings it is at least what the means
+      of the trainings tell.
+  """
 
   mean: float
-  std: float  # Unbiased, over all values; NaN for a single one.
-  count: int
-
-  @property
-  def standard_error(self) -> float:
-    """The standard deviation of the mean."""
-    return self.std / math.sqrt(self.count)
+  std: float
+  standard_error: float
 
 
 def role_of(entry: Entry) -> str:
@@ -106,17 +109,19 @@ def label_of(results: Results, name: str) -> str:
 
 def pool(entries: Sequence[Entry], measure: str) -> Pooled | None:
   """One measure over several trainings; None if nobody measured it."""
-  values = np.array(
-    [
-      float(value)
-      for entry in entries
-      for value in entry['measures'].get(measure, {}).get('values', ())
-    ]
-  )
-  if not len(values):
+  trainings = [
+    np.asarray(entry['measures'][measure]['values'], np.float64)
+    for entry in entries
+    if measure in entry['measures']
+  ]
+  if not trainings:
     return None
-  std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-  return Pooled(float(values.mean()), std, len(values))
+  values = np.concatenate(trainings)
+  error = _standard_error(values)
+  if len(trainings) > 1:
+    means = np.array([training.mean() for training in trainings])
+    error = max(error, _standard_error(means))
+  return Pooled(float(values.mean()), _std(values), error)
 
 
 def floors_of(results: Results, measure: str) -> dict[str, float]:
@@ -149,3 +154,11 @@ def grids(results: Results) -> list[Mapping[str, Any]]:
   """The searches for hand-made schedules: none, one, or one for each T."""
   grid = results.get('grid') or []
   return [grid] if isinstance(grid, Mapping) else list(grid)
+
+
+def _std(values: np.ndarray) -> float:
+  return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def _standard_error(values: np.ndarray) -> float:
+  return _std(values) / math.sqrt(len(values))
