@@ -142,6 +142,7 @@ def run_loop(
     if first_step:
       progress.say(f'{name}: goes on after step {first_step} of {num_steps}')
     record = _Record(name, writer, progress, log_every, num_steps)
+    finished = first_step
 
     def save(finished: int) -> None:
       record.flush()
@@ -164,17 +165,20 @@ def run_loop(
         record.add(step + 1, metrics)
         if on_step is not None:
           on_step(state, step + 1)
-        last = step + 1 == num_steps
-        if last or (step + 1) % save_every == 0 or stop.requested:
-          save(step + 1)
-        if last or stop.requested:
-          checkpoints.wait()
-        if stop.requested:
-          progress.say(
-            f'{name}: {signal.Signals(stop.requested).name} after step '
-            f'{step + 1} of {num_steps}: saved; the same command goes on'
-          )
-          raise Interrupted(stop.requested, step + 1)
+        finished = step + 1
+        # Read once: a signal may come between any two lines.
+        stopping = stop.requested != 0
+        if finished % save_every == 0 or finished == num_steps or stopping:
+          save(finished)
+        if stopping:
+          break
+      checkpoints.wait()
+      if stop.requested:
+        progress.say(
+          f'{name}: {signal.Signals(stop.requested).name} after step '
+          f'{finished} of {num_steps}: saved; the same command goes on'
+        )
+        raise Interrupted(stop.requested, finished)
     if num_steps == 0 and not restored:
       save(0)
       checkpoints.wait()

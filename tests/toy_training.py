@@ -1,0 +1,179 @@
+"""A tiny training which can be made to die, for processes of their own.
+
+`start` runs it in a process forked from a server that has only imported the
+modules, so that many deaths cost little; nothing else is shared.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import sys
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from adanat_jax import metric_writer, training
+
+BATCH, WIDTH, OUTPUTS = 8, 16, 4
+OPTIMIZER = optax.adam(0.01)
+
+
+@flax.struct.dataclass
+class ToyState:
+  params: dict[str, jax.Array]  # float32[WIDTH, OUTPUTS], float32[OUTPUTS]
+  opt_state: optax.OptState
+  key: jax.Array  # key<fry>[]
+
+
+def initial_state(seed: int = 0) -> ToyState:
+  """Returns the state before the first step."""
+  init_key, key = jax.random.split(jax.random.key(seed))
+  params = {
+    'kernel': jax.random.normal(init_key, (WIDTH, OUTPUTS)),
+    'bias': jnp.zeros(OUTPUTS),
+  }
+  return ToyState(params, OPTIMIZER.init(params), key)
+
+
+def batch_at(step: int) -> dict[str, jax.Array]:
+  """Returns the batch of a step: inputs float32[BATCH, WIDTH]."""
+  key = jax.random.fold_in(jax.random.key(7), step)
+  return {'inputs': jax.random.normal(key, (BATCH, WIDTH))}
+
+
+def plain_step(
+  state: ToyState, batch: dict[str, jax.Array], step: jax.Array
+) -> tuple[ToyState, dict[str, jax.Array]]:
+  """Fits noisy sums; the noise makes the step depend on the state's key."""
+  noise = jax.random.normal(jax.random.fold_in(state.key, step), (BATCH, 1))
+
+  def loss_of(params: dict[str, jax.Array]) -> jax.Array:
+    outputs = batch['inputs'] @ params['kernel'] + params['bias'][None]
+    target = batch['inputs'].sum(axis=1, keepdims=True) + noise
+    return jnp.mean((outputs - target) ** 2)
+
+  loss, gradient = jax.value_and_grad(loss_of)(state.params)
+  updates, opt_state = OPTIMIZER.update(gradient, state.opt_state)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {'loss': loss, 'bias': params['bias']}
+  return state.replace(params=params, opt_state=opt_state), metrics
+
+
+def train_step_of(*, dies: bool = False) -> Any:
+  """Returns a fresh jitted step; if it `dies`, then in its compilation."""
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(
+    state: ToyState, batch: dict[str, jax.Array], step: jax.Array
+  ) -> tuple[ToyState, dict[str, jax.Array]]:
+    if dies:
+      die()
+    return plain_step(state, batch, step)
+
+  return train_step
+
+
+def die(number: int = signal.SIGKILL) -> None:
+  """Sends this process a signal."""
+  os.kill(os.getpid(), number)
+
+
+def arm(moment: str) -> None:
+  """Replaces a function so that the process dies at `moment`.
+
+  Moments: `commit:N` before the rename that makes checkpoint N visible,
+  `committed:N` after it, `delete` with an old checkpoint half deleted,
+  `complete` before complete.json appears, `cut` before metrics.jsonl is cut
+  back, `row:N` with the row of step N half written.
+
+  Args:
+    moment: one of these.
+  """
+  what, _, number = moment.partition(':')
+  rename, replace, rmtree = os.rename, os.replace, shutil.rmtree
+  write = metric_writer.MetricWriter.write
+
+  def dying_rename(source: str, target: str) -> None:
+    ours = pathlib.Path(target).name == number and 'checkpoints' in str(target)
+    if ours and what == 'commit':
+      die()
+    rename(source, target)
+    if ours and what == 'committed':
+      die()
+
+  def dying_replace(source: str, target: str) -> None:
+    if what == {'complete.json': 'complete', 'metrics.jsonl': 'cut'}.get(
+      pathlib.Path(target).name
+    ):
+      die()
+    replace(source, target)
+
+  def dying_rmtree(path: str, *args: object, **kwargs: object) -> None:
+    if what == 'delete' and pathlib.Path(path).name.isdigit():
+      rmtree(pathlib.Path(path) / 'state')
+      die()
+    rmtree(path, *args, **kwargs)
+
+  def dying_write(
+    writer: metric_writer.MetricWriter, step: int, metrics: dict[str, object]
+  ) -> None:
+    if what == 'row' and step == int(number):
+      writer._file.write(json.dumps({'step': step, 'loss': 1.0})[:-4])
+      writer._file.flush()
+      die()
+    write(writer, step, metrics)
+
+  os.rename, os.replace = dying_rename, dying_replace
+  shutil.rmtree = dying_rmtree
+  metric_writer.MetricWriter.write = dying_write
+
+
+def main(
+  directory: pathlib.Path, num_steps: int, death: str, output: pathlib.Path
+) -> None:
+  """Trains, and dies when told to; what it prints goes to a file."""
+  with output.open('w') as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  sys.stdout.reconfigure(line_buffering=True)
+  what, _, number = death.partition(':')
+  arm(death)
+
+  def dying_batch_at(step: int) -> dict[str, jax.Array]:
+    if what in ('SIGKILL', 'SIGTERM', 'SIGINT') and step == int(number):
+      die(signal.Signals[what])
+    return batch_at(step)
+
+  training.run_loop(
+    initial_state(),
+    train_step_of(dies=death == 'compile'),
+    dying_batch_at,
+    num_steps=num_steps,
+    directory=directory,
+    name='toy',
+    log_every=3,
+    save_every=5,
+    final_figures=lambda state: {'bias': state.params['bias']},
+    tensorboard=False,
+  )
+  print('done')
+
+
+def start(
+  directory: pathlib.Path, num_steps: int, death: str, output: pathlib.Path
+) -> multiprocessing.process.BaseProcess:
+  """Starts `main` in a process of its own."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['toy_training'])
+  process = context.Process(
+    target=main, args=(directory, num_steps, death, output), daemon=True
+  )
+  process.start()
+  return process
