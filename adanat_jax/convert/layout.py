@@ -12,11 +12,12 @@ import dataclasses
 import re
 from typing import Any
 
-from adanat_jax.errors import UserError
 from flax import traverse_util
 import flax.linen as nn
 import jax
 import numpy as np
+
+from adanat_jax.errors import UserError
 
 _NAMES_SHOWN = 12
 
@@ -78,8 +79,8 @@ Table = tuple[Entry, ...]
 def weight_and_bias(ours: str, theirs: str, layout: Layout) -> Table:
   """The entries of a layer with a kernel and, perhaps, a bias."""
   return (
-      Entry(f'{ours}/kernel', f'{theirs}.weight', layout),
-      Entry(f'{ours}/bias', f'{theirs}.bias'),
+    Entry(f'{ours}/kernel', f'{theirs}.weight', layout),
+    Entry(f'{ours}/bias', f'{theirs}.bias'),
   )
 
 
@@ -96,20 +97,20 @@ def conv(ours: str, theirs: str) -> Table:
 def norm(ours: str, theirs: str) -> Table:
   """The entries of an affine normalisation."""
   return (
-      Entry(f'{ours}/scale', f'{theirs}.weight'),
-      Entry(f'{ours}/bias', f'{theirs}.bias'),
+    Entry(f'{ours}/scale', f'{theirs}.weight'),
+    Entry(f'{ours}/bias', f'{theirs}.bias'),
   )
 
 
 def transformer_block(ours: str, theirs: str) -> Table:
   """The entries of `layers.TransformerBlock` in timm's naming."""
   return (
-      *norm(rf'{ours}/norm1', rf'{theirs}.norm1'),
-      *norm(rf'{ours}/norm2', rf'{theirs}.norm2'),
-      *linear(rf'{ours}/attention/qkv', rf'{theirs}.attn.qkv'),
-      *linear(rf'{ours}/attention/proj', rf'{theirs}.attn.proj'),
-      *linear(rf'{ours}/mlp/fc1', rf'{theirs}.mlp.fc1'),
-      *linear(rf'{ours}/mlp/fc2', rf'{theirs}.mlp.fc2'),
+    *norm(rf'{ours}/norm1', rf'{theirs}.norm1'),
+    *norm(rf'{ours}/norm2', rf'{theirs}.norm2'),
+    *linear(rf'{ours}/attention/qkv', rf'{theirs}.attn.qkv'),
+    *linear(rf'{ours}/attention/proj', rf'{theirs}.attn.proj'),
+    *linear(rf'{ours}/mlp/fc1', rf'{theirs}.mlp.fc1'),
+    *linear(rf'{ours}/mlp/fc2', rf'{theirs}.mlp.fc2'),
   )
 
 
@@ -135,12 +136,12 @@ def _some(names: Iterable[str]) -> str:
 
 
 def to_ours(
-    state_dict: Mapping[str, np.ndarray],
-    table: Table,
-    template: Mapping[str, Any],
-    *,
-    what: str,
-    ignore: Callable[[str], bool] = lambda key: False,
+  state_dict: Mapping[str, np.ndarray],
+  table: Table,
+  template: Mapping[str, Any],
+  *,
+  what: str,
+  ignore: Callable[[str], bool] = lambda key: False,
 ) -> dict[str, Any]:
   """Converts their arrays to our tree.
 
@@ -175,9 +176,9 @@ def to_ours(
       continue
     tree[path] = layout.to_ours(np.asarray(value, leaf.dtype))
   problems = (
-      ('missing', missing),
-      ('unexpected', sorted(unused)),
-      ('of another shape', misshapen),
+    ('missing', missing),
+    ('unexpected', sorted(unused)),
+    ('of another shape', misshapen),
   )
   found = [f'{len(n)} {kind}: {_some(n)}' for kind, n in problems if n]
   if found:
@@ -185,9 +186,7 @@ def to_ours(
   return traverse_util.unflatten_dict(tree, sep='/')
 
 
-def to_theirs(
-    tree: Mapping[str, Any], table: Table
-) -> dict[str, np.ndarray]:
+def to_theirs(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
   """Converts our tree to their arrays by key; the inverse of `to_ours`."""
   result = {}
   for path, value in traverse_util.flatten_dict(tree, sep='/').items():
@@ -197,18 +196,18 @@ def to_theirs(
 
 
 def subset(
-    state_dict: Mapping[str, np.ndarray], prefix: str
+  state_dict: Mapping[str, np.ndarray], prefix: str
 ) -> dict[str, np.ndarray]:
   """Returns the keys that begin with `prefix`, without it."""
   return {
-      key[len(prefix) :]: value
-      for key, value in state_dict.items()
-      if key.startswith(prefix)
+    key[len(prefix) :]: value
+    for key, value in state_dict.items()
+    if key.startswith(prefix)
   }
 
 
 def shape_of(
-    state_dict: Mapping[str, np.ndarray], key: str, *, what: str
+  state_dict: Mapping[str, np.ndarray], key: str, *, what: str
 ) -> tuple[int, ...]:
   """Returns the shape of the array from which a size is inferred.
 
@@ -217,8 +216,8 @@ def shape_of(
   """
   if key not in state_dict:
     raise UserError(
-        f'these are not the weights of {what}: no {key} among '
-        f'{_some(sorted(state_dict)) or "no keys at all"}'
+      f'these are not the weights of {what}: no {key} among '
+      f'{_some(sorted(state_dict)) or "no keys at all"}'
     )
   return tuple(state_dict[key].shape)
 

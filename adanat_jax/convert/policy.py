@@ -9,39 +9,42 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from adanat_jax.convert import layout
-from adanat_jax.models import policy
 import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax.convert import layout
+from adanat_jax.models import policy
+
 WHAT = 'a policy network'
 PREFIXES = (
-    'policy_old.actor.',
-    'policy_old.critic.',
-    'policy.actor.',
-    'policy.critic.',
+  'policy_old.actor.',
+  'policy_old.critic.',
+  'policy.actor.',
+  'policy.critic.',
 )
 
 TABLE: layout.Table = (
-    *layout.linear('embed', 'x_embedder'),
-    *layout.linear('step_fc1', 't_embedder.mlp.0'),
-    *layout.linear('step_fc2', 't_embedder.mlp.2'),
-    *layout.linear(r'norm(\d)/modulation', r'adaLN\1.adaLN_modulation.1'),
-    *layout.conv('depthwise', 'dw_conv'),
-    *layout.conv('pointwise', 'pw_conv'),
-    *layout.linear(r'fc(\d)', r'linear\1'),
+  *layout.linear('embed', 'x_embedder'),
+  *layout.linear('step_fc1', 't_embedder.mlp.0'),
+  *layout.linear('step_fc2', 't_embedder.mlp.2'),
+  *layout.linear(r'norm(\d)/modulation', r'adaLN\1.adaLN_modulation.1'),
+  *layout.conv('depthwise', 'dw_conv'),
+  *layout.conv('pointwise', 'pw_conv'),
+  *layout.linear(r'fc(\d)', r'linear\1'),
 )
 
 
 def _feature_width(state_dict: Mapping[str, np.ndarray]) -> int:
-  key = 'x_embedder.weight' if 'x_embedder.weight' in state_dict else (
-      't_embedder.mlp.2.weight'
+  key = (
+    'x_embedder.weight'
+    if 'x_embedder.weight' in state_dict
+    else ('t_embedder.mlp.2.weight')
   )
   return layout.shape_of(state_dict, key, what=WHAT)[1]
 
 
 def infer(
-    state_dict: Mapping[str, np.ndarray], *, grid_size: int | None = None
+  state_dict: Mapping[str, np.ndarray], *, grid_size: int | None = None
 ) -> policy.PolicyNetwork:
   """Reads a network's sizes off its weights.
 
@@ -60,16 +63,16 @@ def infer(
   conv_width = shape_of('pw_conv.weight')[0]
   hidden, flat = shape_of('linear1.weight')
   return policy.PolicyNetwork(
-      num_outputs=shape_of('linear3.weight')[0],
-      grid_size=grid_size or 2 * math.isqrt(flat // conv_width),
-      hidden_size=shape_of('dw_conv.weight')[0],
-      conv_width=conv_width,
-      mlp_widths=(hidden, shape_of('linear2.weight')[0]),
+    num_outputs=shape_of('linear3.weight')[0],
+    grid_size=grid_size or 2 * math.isqrt(flat // conv_width),
+    hidden_size=shape_of('dw_conv.weight')[0],
+    conv_width=conv_width,
+    mlp_widths=(hidden, shape_of('linear2.weight')[0]),
   )
 
 
 def from_torch(
-    state_dict: Mapping[str, np.ndarray], module: policy.PolicyNetwork
+  state_dict: Mapping[str, np.ndarray], module: policy.PolicyNetwork
 ) -> dict[str, Any]:
   """Returns the parameters of `module` from their arrays, without a prefix.
 

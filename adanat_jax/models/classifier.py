@@ -4,10 +4,11 @@ What the digits experiment uses in place of Inception. Shape letters: `B`
 samples, `H`, `W`, `C` an image, `F` width of the features.
 """
 
-from adanat_jax.models import layers
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from adanat_jax.models import layers
 
 
 class ConvClassifier(nn.Module):
@@ -32,7 +33,7 @@ class ConvClassifier(nn.Module):
 
   @nn.compact
   def __call__(
-      self, images: jax.Array, train: bool = False
+    self, images: jax.Array, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
     """Classifies images.
 
@@ -46,11 +47,11 @@ class ConvClassifier(nn.Module):
     x = 2.0 * images.astype(self.dtype) - 1.0
     for i, width in enumerate(self.widths):
       x = nn.Conv(
-          width,
-          (3, 3),
-          strides=1 if i == 0 else 2,
-          dtype=self.dtype,
-          name=f'conv_{i}',
+        width,
+        (3, 3),
+        strides=1 if i == 0 else 2,
+        dtype=self.dtype,
+        name=f'conv_{i}',
       )(x)
       x = nn.GroupNorm(num_groups=1, dtype=self.dtype, name=f'norm_{i}')(x)
       x = layers.gelu(x)

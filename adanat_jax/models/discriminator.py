@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 import math
 from typing import Any
 
-from adanat_jax.errors import UserError
-from adanat_jax.models import layers
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import layers
 
 _GROUP_SIZE = 8
 _NORM_EPSILON = 1e-5
@@ -44,7 +45,7 @@ def _matrix(kernel: jax.Array) -> jax.Array:
 
 
 def _power_iteration(
-    kernel: jax.Array, u: jax.Array
+  kernel: jax.Array, u: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the next (u, v) for `kernel` float32[k, in, out]."""
   matrix = jax.lax.stop_gradient(_matrix(kernel))
@@ -53,7 +54,7 @@ def _power_iteration(
 
 
 def advance_spectral(
-    params: Mapping[str, Any], spectral: Mapping[str, Any]
+  params: Mapping[str, Any], spectral: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Advances every pair of spectral vectors by one power iteration.
 
@@ -68,8 +69,8 @@ def advance_spectral(
     u, v = _power_iteration(params['kernel'], spectral['u'])
     return {'u': u, 'v': v}
   return {
-      name: advance_spectral(params[name], inner)
-      for name, inner in spectral.items()
+    name: advance_spectral(params[name], inner)
+    for name, inner in spectral.items()
   }
 
 
@@ -89,9 +90,9 @@ class SpectralConv(nn.Module):
     """Convolves `x` float32[B, P, D] to float32[B, P, width]."""
     fan_in = self.kernel_size * x.shape[-1]
     kernel = self.param(
-        'kernel',
-        layers.torch_conv_init,
-        (self.kernel_size, x.shape[-1], self.width),
+      'kernel',
+      layers.torch_conv_init,
+      (self.kernel_size, x.shape[-1], self.width),
     )
     bias = self.param('bias', layers.torch_bias_init(fan_in), (self.width,))
 
@@ -108,7 +109,7 @@ class SpectralConv(nn.Module):
     pad = self.kernel_size // 2
     x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode='wrap')
     x = jax.lax.conv_general_dilated(
-        x, kernel / gain, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
+      x, kernel / gain, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
     )
     return x + bias[None, None]
 
@@ -127,8 +128,8 @@ class LocalBatchNorm(nn.Module):
     groups = -(-batch // _GROUP_SIZE)
     if batch % groups:
       raise UserError(
-          f'a batch of {batch} cannot be cut into {groups} groups of one '
-          f'size for the discriminator; use a multiple of {_GROUP_SIZE}'
+        f'a batch of {batch} cannot be cut into {groups} groups of one '
+        f'size for the discriminator; use a multiple of {_GROUP_SIZE}'
       )
     x = x.reshape(groups, -1, width)
     centred = x - jnp.mean(x, axis=1, keepdims=True)
@@ -154,7 +155,7 @@ class DiscriminatorHead(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, condition: jax.Array | None, train: bool
+    self, x: jax.Array, condition: jax.Array | None, train: bool
   ) -> jax.Array:
     """Judges patches.
 
@@ -178,12 +179,7 @@ class DiscriminatorHead(nn.Module):
       return SpectralConv(1, 1, name='out')(x, train)[..., 0]
     size = self.condition_map_width
     x = SpectralConv(size, 1, name='out')(x, train)
-    mapped = nn.Dense(
-        size,
-        kernel_init=layers.torch_conv_init,
-        bias_init=layers.torch_bias_init(condition.shape[-1]),
-        name='condition',
-    )(condition)
+    mapped = EqualizedDense(size, name='condition')(condition)
     return jnp.einsum('bpe,be->bp', x, mapped) / math.sqrt(size)
 
 
@@ -203,9 +199,9 @@ class EqualizedDense(nn.Module):
     """Maps `x` float32[B, D] to float32[B, width]."""
     multiplier = self.learning_rate_multiplier
     kernel = self.param(
-        'kernel',
-        nn.initializers.normal(1.0 / multiplier),
-        (x.shape[-1], self.width),
+      'kernel',
+      nn.initializers.normal(1.0 / multiplier),
+      (x.shape[-1], self.width),
     )
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     kernel = kernel * (multiplier / math.sqrt(x.shape[-1]))
@@ -233,7 +229,7 @@ class MappingNetwork(nn.Module):
     x = x * jax.lax.rsqrt(mean_square + 1e-8)
     for i in range(self.num_layers):
       x = EqualizedDense(
-          self.width, self.learning_rate_multiplier, name=f'fc_{i}'
+        self.width, self.learning_rate_multiplier, name=f'fc_{i}'
       )(x)
       x = nn.leaky_relu(x, _SLOPE) * math.sqrt(2.0)
     return x
@@ -259,18 +255,18 @@ class DiscriminatorHeads(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      features: Sequence[jax.Array],
-      condition: jax.Array | None,
-      *,
-      train: bool = False,
+    self,
+    features: Sequence[jax.Array],
+    condition: jax.Array | None,
+    *,
+    train: bool = False,
   ) -> jax.Array:
     """Judges images by their features.
 
     Args:
       features: float[B, P, D] each, one per head (`ViTOutput.features`).
-      condition: int32[B] class ids, float[B, E] embeddings (normalised to
-        length 1, as the published text model's), or None.
+      condition: int32[B] class ids, float[B, E] embeddings (brought to
+        length 1 here), or None.
       train: whether the spectral vectors may advance.
 
     Returns:
@@ -282,13 +278,15 @@ class DiscriminatorHeads(nn.Module):
     if self.num_classes is not None:
       chex.assert_rank(condition, 1)
       condition = MappingNetwork(
-          self.mapping_width, self.mapping_layers, name='mapping'
+        self.mapping_width, self.mapping_layers, name='mapping'
       )(jax.nn.one_hot(condition, self.num_classes))
+    elif condition is not None:
+      condition = jax.vmap(_unit)(condition.astype(jnp.float32))
     logits = [
-        DiscriminatorHead(
-            self.condition_map_width, self.kernel_size, name=f'heads_{i}'
-        )(feature.astype(jnp.float32), condition, train)
-        for i, feature in enumerate(features)
+      DiscriminatorHead(
+        self.condition_map_width, self.kernel_size, name=f'heads_{i}'
+      )(feature.astype(jnp.float32), condition, train)
+      for i, feature in enumerate(features)
     ]
     return jnp.concatenate(logits, axis=-1)
 
@@ -303,11 +301,11 @@ def _area_weights(size: int, resolution: int) -> np.ndarray:
 
 
 def prepare_images(
-    images: jax.Array,
-    resolution: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crop: jax.Array | tuple[int, int] | None = None,
+  images: jax.Array,
+  resolution: int,
+  mean: Sequence[float],
+  std: Sequence[float],
+  crop: jax.Array | tuple[int, int] | None = None,
 ) -> jax.Array:
   """Brings images to what the feature network reads.
 
@@ -332,20 +330,19 @@ def prepare_images(
   if crop is not None:
     if min(height, width) < resolution:
       raise UserError(
-          f'cannot crop {resolution}x{resolution} from images of '
-          f'{height}x{width}'
+        f'cannot crop {resolution}x{resolution} from images of {height}x{width}'
       )
     images = jax.lax.dynamic_slice(
-        images,
-        (0, crop[0], crop[1], 0),
-        (batch, resolution, resolution, channels),
+      images,
+      (0, crop[0], crop[1], 0),
+      (batch, resolution, resolution, channels),
     )
   elif (height, width) != (resolution, resolution):
     images = jnp.einsum(
-        'ih,bhwc,jw->bijc',
-        _area_weights(height, resolution),
-        images,
-        _area_weights(width, resolution),
+      'ih,bhwc,jw->bijc',
+      _area_weights(height, resolution),
+      images,
+      _area_weights(width, resolution),
     )
   shift = jnp.asarray(mean, jnp.float32)[None, None, None]
   scale = jnp.asarray(std, jnp.float32)[None, None, None]

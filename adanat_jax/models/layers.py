@@ -7,10 +7,11 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-from adanat_jax.errors import UserError
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from adanat_jax.errors import UserError
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -22,7 +23,7 @@ normal_init: Initializer = nn.initializers.normal(0.02)
 # torch's default for convolutions (Kaiming with a = sqrt(5)): uniform within
 # +-1 / sqrt(fan_in).
 torch_conv_init: Initializer = nn.initializers.variance_scaling(
-    1.0 / 3.0, 'fan_in', 'uniform'
+  1.0 / 3.0, 'fan_in', 'uniform'
 )
 
 gelu = functools.partial(nn.gelu, approximate=False)
@@ -90,18 +91,18 @@ class SelfAttention(nn.Module):
     width = x.shape[-1]
     if width % self.num_heads:
       raise UserError(
-          f'num_heads={self.num_heads} does not divide the width {width}'
+        f'num_heads={self.num_heads} does not divide the width {width}'
       )
     dense = functools.partial(
-        nn.Dense, dtype=self.dtype, kernel_init=normal_init
+      nn.Dense, dtype=self.dtype, kernel_init=normal_init
     )
     qkv = dense(3 * width, use_bias=self.qkv_bias, name='qkv')(x)
     qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
     x_heads = jax.nn.dot_product_attention(
-        qkv[:, :, 0],
-        qkv[:, :, 1],
-        qkv[:, :, 2],
-        implementation=self.attention,  # type: ignore[arg-type]
+      qkv[:, :, 0],
+      qkv[:, :, 1],
+      qkv[:, :, 2],
+      implementation=self.attention,  # type: ignore[arg-type]
     )
     return dense(width, name='proj')(x_heads.reshape(x.shape))
 
@@ -116,7 +117,7 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[..., D] to the same shape."""
     dense = functools.partial(
-        nn.Dense, dtype=self.dtype, kernel_init=normal_init
+      nn.Dense, dtype=self.dtype, kernel_init=normal_init
     )
     hidden = gelu(dense(self.hidden_width, name='fc1')(x))
     return dense(x.shape[-1], name='fc2')(hidden)
@@ -147,16 +148,16 @@ class TransformerBlock(nn.Module):
     width = x.shape[-1]
     if skip is not None:
       x = nn.Dense(
-          width, dtype=self.dtype, kernel_init=normal_init, name='skip'
+        width, dtype=self.dtype, kernel_init=normal_init, name='skip'
       )(jnp.concatenate([x, skip], axis=-1))
     norm = functools.partial(LayerNorm, self.epsilon, dtype=self.dtype)
     x = x + SelfAttention(
-        self.num_heads,
-        self.qkv_bias,
-        self.dtype,
-        self.attention,
-        name='attention',
+      self.num_heads,
+      self.qkv_bias,
+      self.dtype,
+      self.attention,
+      name='attention',
     )(norm(name='norm1')(x))
     return x + Mlp(self.mlp_ratio * width, self.dtype, name='mlp')(
-        norm(name='norm2')(x)
+      norm(name='norm2')(x)
     )

@@ -9,12 +9,13 @@ Shape letters: `B` samples, `N` tokens, `K` codebook, `D` width, `L` length of
 the text.
 """
 
-from adanat_jax.errors import UserError
-from adanat_jax.models import layers
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import layers
 
 _EMBEDDING_EPSILON = 1e-6
 _EPSILON = 1e-5
@@ -37,16 +38,18 @@ class Embedding(nn.Module):
 
   def setup(self):
     self.words = self.param(
-        'words', layers.normal_init, (self.vocabulary, self.width)
+      'words', layers.normal_init, (self.vocabulary, self.width)
     )
     self.positions = self.param(
-        'positions', layers.normal_init, (self.num_positions, self.width)
+      'positions', layers.normal_init, (self.num_positions, self.width)
     )
     self.norm = layers.LayerNorm(_EMBEDDING_EPSILON, dtype=self.dtype)
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Embeds `ids` int32[B, num_positions] as float[B, num_positions, D]."""
-    return self.norm(self.words[ids] + self.positions[None])
+    # asarray: converted weights are numpy's, which a tracer cannot index.
+    words = jnp.asarray(self.words)[ids]
+    return self.norm(words + self.positions[None])
 
 
 class NAT(nn.Module):
@@ -86,13 +89,13 @@ class NAT(nn.Module):
 
   def _block(self, name: str) -> layers.TransformerBlock:
     return layers.TransformerBlock(
-        self.num_heads,
-        self.mlp_ratio,
-        _EPSILON,
-        self.qkv_bias,
-        self.dtype,
-        self.attention,
-        name=name,
+      self.num_heads,
+      self.mlp_ratio,
+      _EPSILON,
+      self.qkv_bias,
+      self.dtype,
+      self.attention,
+      name=name,
     )
 
   def _context(self, condition: jax.Array) -> jax.Array:
@@ -100,19 +103,19 @@ class NAT(nn.Module):
     if self.num_classes is not None:
       chex.assert_rank(condition, 1)
       return Embedding(
-          self.num_classes + 1, 1, self.width, self.dtype, name='classes'
+        self.num_classes + 1, 1, self.width, self.dtype, name='classes'
       )(condition[:, None])
     chex.assert_shape(condition, (None, None, self.text_width))
     return nn.Dense(
-        self.width,
-        dtype=self.dtype,
-        kernel_init=layers.normal_init,
-        name='text',
+      self.width,
+      dtype=self.dtype,
+      kernel_init=layers.normal_init,
+      name='text',
     )(condition)
 
   @nn.compact
   def __call__(
-      self, tokens: jax.Array, condition: jax.Array, *, train: bool = False
+    self, tokens: jax.Array, condition: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
     """Runs the network once.
 
@@ -133,16 +136,16 @@ class NAT(nn.Module):
       raise UserError(f'depth={self.depth} of the NAT must be even')
     if (self.num_classes is None) == (self.text_width is None):
       raise UserError(
-          'the NAT takes exactly one of num_classes and text_width, given '
-          f'num_classes={self.num_classes}, text_width={self.text_width}'
+        'the NAT takes exactly one of num_classes and text_width, given '
+        f'num_classes={self.num_classes}, text_width={self.text_width}'
       )
     chex.assert_shape(tokens, (None, self.num_tokens))
     embedding = Embedding(
-        self.codebook_size + 1,
-        self.num_tokens,
-        self.width,
-        self.dtype,
-        name='tokens',
+      self.codebook_size + 1,
+      self.num_tokens,
+      self.width,
+      self.dtype,
+      name='tokens',
     )
     x = embedding(tokens)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -157,27 +160,27 @@ class NAT(nn.Module):
       x = self._block(f'out_blocks_{i}')(x, skips.pop())
 
     features = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='norm')(
-        x[:, -self.num_tokens :]
+      x[:, -self.num_tokens :]
     )
     hidden = nn.Dense(
-        self.width,
-        dtype=self.dtype,
-        kernel_init=layers.normal_init,
-        name='head',
+      self.width,
+      dtype=self.dtype,
+      kernel_init=layers.normal_init,
+      name='head',
     )(features)
     hidden = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='head_norm')(
-        layers.gelu(hidden)
+      layers.gelu(hidden)
     )
     bias = self.param(
-        'head_bias', nn.initializers.zeros, (self.codebook_size + 1,)
+      'head_bias', nn.initializers.zeros, (self.codebook_size + 1,)
     )
     # The head reads the embedding and does not train it. The mask token's
     # column, which the original computes and cuts off, is not computed.
     words = jax.lax.stop_gradient(embedding.words[: self.codebook_size])
     logits = jnp.einsum(
-        'bnd,kd->bnk',
-        hidden,
-        words.astype(self.dtype),
-        preferred_element_type=jnp.float32,
+      'bnd,kd->bnk',
+      hidden,
+      words.astype(self.dtype),
+      preferred_element_type=jnp.float32,
     )
     return features, logits + bias[None, None, : self.codebook_size]

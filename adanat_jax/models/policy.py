@@ -7,11 +7,12 @@ normalisation carries the step. At the start its output is zero.
 Shape letters: `B` samples, `N` tokens, `D` width of the features.
 """
 
-from adanat_jax.models import layers
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from adanat_jax.models import layers
 
 _EPSILON = 1e-6
 _NUM_FREQUENCIES = 128
@@ -36,7 +37,7 @@ class AdaptiveLayerNorm(nn.Module):
     """Normalises `x` float32[B, ..., D] as `embedding` float32[B, E] says."""
     width = x.shape[-1]
     modulation = nn.Dense(
-        2 * width, kernel_init=nn.initializers.zeros, name='modulation'
+      2 * width, kernel_init=nn.initializers.zeros, name='modulation'
     )(nn.silu(embedding))
     middle = (1,) * (x.ndim - 2)
     modulation = modulation.reshape(x.shape[0], *middle, 2 * width)
@@ -81,30 +82,30 @@ class PolicyNetwork(nn.Module):
 
     step = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,))
     embedding = nn.Dense(
-        self.hidden_size, kernel_init=layers.normal_init, name='step_fc1'
+      self.hidden_size, kernel_init=layers.normal_init, name='step_fc1'
     )(step_embedding(step))
     embedding = nn.Dense(
-        self.hidden_size, kernel_init=layers.normal_init, name='step_fc2'
+      self.hidden_size, kernel_init=layers.normal_init, name='step_fc2'
     )(nn.silu(embedding))
 
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
     x = x.reshape(batch, self.grid_size, self.grid_size, self.hidden_size)
     x = nn.Conv(
-        self.hidden_size,
-        (3, 3),
-        strides=2,
-        padding=1,
-        feature_group_count=self.hidden_size,
-        kernel_init=layers.torch_conv_init,
-        bias_init=layers.torch_bias_init(9),
-        name='depthwise',
+      self.hidden_size,
+      (3, 3),
+      strides=2,
+      padding=1,
+      feature_group_count=self.hidden_size,
+      kernel_init=layers.torch_conv_init,
+      bias_init=layers.torch_bias_init(9),
+      name='depthwise',
     )(x)
     x = nn.Conv(
-        self.conv_width,
-        (1, 1),
-        kernel_init=layers.torch_conv_init,
-        bias_init=layers.torch_bias_init(self.hidden_size),
-        name='pointwise',
+      self.conv_width,
+      (1, 1),
+      kernel_init=layers.torch_conv_init,
+      bias_init=layers.torch_bias_init(self.hidden_size),
+      name='pointwise',
     )(layers.gelu(x))
     # Channels first: the order in which the published weights read it.
     x = jnp.moveaxis(layers.gelu(x), -1, 1).reshape(batch, -1)
@@ -114,5 +115,5 @@ class PolicyNetwork(nn.Module):
     x = nn.Dense(self.mlp_widths[1], kernel_init=_xavier, name='fc2')(x)
     x = layers.gelu(AdaptiveLayerNorm(name='norm3')(x, embedding))
     return nn.Dense(
-        self.num_outputs, kernel_init=nn.initializers.zeros, name='fc3'
+      self.num_outputs, kernel_init=nn.initializers.zeros, name='fc3'
     )(x)

@@ -7,13 +7,14 @@ token; pre-norm blocks with biases, epsilon 1e-6.
 Shape letters: `B` samples, `H`, `W`, `C` an image, `P` patches, `D` width.
 """
 
-from adanat_jax.errors import UserError
-from adanat_jax.models import layers
 import chex
 from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import layers
 
 _EPSILON = 1e-6
 
@@ -76,33 +77,31 @@ class VisionTransformer(nn.Module):
     """
     if self.image_size % self.patch_size:
       raise UserError(
-          f'patch_size={self.patch_size} does not divide '
-          f'image_size={self.image_size}'
+        f'patch_size={self.patch_size} does not divide '
+        f'image_size={self.image_size}'
       )
     if any(not 0 <= hook < self.depth for hook in self.hooks):
-      raise UserError(
-          f'hooks={self.hooks} must lie in [0, depth={self.depth})'
-      )
+      raise UserError(f'hooks={self.hooks} must lie in [0, depth={self.depth})')
     side = self.image_size
     chex.assert_shape(images, (None, side, side, self.image_channels))
     patch = (self.patch_size, self.patch_size)
     x = nn.Conv(
-        self.width,
-        patch,
-        strides=patch,
-        padding='VALID',
-        kernel_init=layers.torch_conv_init,
-        bias_init=layers.torch_bias_init(
-            self.patch_size**2 * self.image_channels
-        ),
-        dtype=self.dtype,
-        name='patches',
+      self.width,
+      patch,
+      strides=patch,
+      padding='VALID',
+      kernel_init=layers.torch_conv_init,
+      bias_init=layers.torch_bias_init(
+        self.patch_size**2 * self.image_channels
+      ),
+      dtype=self.dtype,
+      name='patches',
     )(images.astype(self.dtype))
     batch = x.shape[0]
     x = x.reshape(batch, -1, self.width)
     cls = self.param('cls', layers.normal_init, (self.width,))
     cls = jnp.broadcast_to(
-        cls[None, None].astype(self.dtype), (batch, 1, self.width)
+      cls[None, None].astype(self.dtype), (batch, 1, self.width)
     )
     x = jnp.concatenate([cls, x], axis=1)
     positions = self.param('positions', layers.normal_init, x.shape[1:])
@@ -111,25 +110,25 @@ class VisionTransformer(nn.Module):
     embedded, outputs = x, []
     for i in range(self.depth):
       x = layers.TransformerBlock(
-          self.num_heads,
-          4,
-          _EPSILON,
-          True,
-          self.dtype,
-          self.attention,
-          name=f'blocks_{i}',
+        self.num_heads,
+        4,
+        _EPSILON,
+        True,
+        self.dtype,
+        self.attention,
+        name=f'blocks_{i}',
       )(x)
       outputs.append(x)
     features = tuple(
-        _read_out(tokens)
-        for tokens in [outputs[hook] for hook in self.hooks]
-        + [embedded] * bool(self.hooks)
+      _read_out(tokens)
+      for tokens in [outputs[hook] for hook in self.hooks]
+      + [embedded] * bool(self.hooks)
     )
     cls = layers.LayerNorm(_EPSILON, name='norm')(x[:, 0])
     head = None
     if self.num_outputs:
       head = nn.Dense(
-          self.num_outputs, kernel_init=layers.normal_init, name='head'
+        self.num_outputs, kernel_init=layers.normal_init, name='head'
       )(cls)
     return ViTOutput(cls, head, features)
 

@@ -13,18 +13,19 @@ Shape letters: `B` samples, `H`, `W` an image, `h`, `w` the grid of codes, `N`
 import functools
 import math
 
-from adanat_jax.errors import UserError
-from adanat_jax.models import layers
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adanat_jax.errors import UserError
+from adanat_jax.models import layers
+
 _EPSILON = 1e-6
 
 # As Google's MaskGIT: uniform within +-sqrt(3 / K).
 _codebook_init = nn.initializers.variance_scaling(
-    1.0, 'fan_in', 'uniform', in_axis=0, out_axis=1
+  1.0, 'fan_in', 'uniform', in_axis=0, out_axis=1
 )
 
 
@@ -39,17 +40,17 @@ class GroupNorm(nn.Module):
     """Maps `x` float[B, h, w, C] to the same shape."""
     if x.shape[-1] % self.num_groups:
       raise UserError(
-          f'num_groups={self.num_groups} of the VQGAN does not divide a '
-          f'width of {x.shape[-1]}; choose one that divides every width'
+        f'num_groups={self.num_groups} of the VQGAN does not divide a '
+        f'width of {x.shape[-1]}; choose one that divides every width'
       )
     return nn.swish(
-        nn.GroupNorm(
-            self.num_groups,
-            epsilon=_EPSILON,
-            dtype=self.dtype,
-            use_fast_variance=False,
-            name='norm',
-        )(x)
+      nn.GroupNorm(
+        self.num_groups,
+        epsilon=_EPSILON,
+        dtype=self.dtype,
+        use_fast_variance=False,
+        name='norm',
+      )(x)
     )
 
 
@@ -74,11 +75,11 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[B, h, w, C] to float[B, h, w, width]."""
     conv = functools.partial(
-        nn.Conv,
-        self.width,
-        use_bias=False,
-        kernel_init=layers.torch_conv_init,
-        dtype=self.dtype,
+      nn.Conv,
+      self.width,
+      use_bias=False,
+      kernel_init=layers.torch_conv_init,
+      dtype=self.dtype,
     )
     norm = functools.partial(GroupNorm, self.num_groups, self.dtype)
     hidden = conv((3, 3), name='conv1')(norm(name='norm1')(x))
@@ -103,25 +104,25 @@ class _Half(nn.Module):
     return self.base_width * self.width_multipliers[level]
 
   def _blocks(
-      self, x: jax.Array, width: int, count: int, name: str
+    self, x: jax.Array, width: int, count: int, name: str
   ) -> jax.Array:
     for i in range(count):
       x = ResidualBlock(
-          width, self.num_groups, self.dtype, name=f'{name}_block_{i}'
+        width, self.num_groups, self.dtype, name=f'{name}_block_{i}'
       )(x)
     return x
 
   def _conv(
-      self, x: jax.Array, width: int, size: int, name: str, bias: bool = True
+    self, x: jax.Array, width: int, size: int, name: str, bias: bool = True
   ) -> jax.Array:
     return nn.Conv(
-        width,
-        (size, size),
-        use_bias=bias,
-        kernel_init=layers.torch_conv_init,
-        bias_init=layers.torch_bias_init(size * size * x.shape[-1]),
-        dtype=self.dtype,
-        name=name,
+      width,
+      (size, size),
+      use_bias=bias,
+      kernel_init=layers.torch_conv_init,
+      bias_init=layers.torch_bias_init(size * size * x.shape[-1]),
+      dtype=self.dtype,
+      name=name,
     )(x)
 
   def _norm(self, x: jax.Array) -> jax.Array:
@@ -138,21 +139,21 @@ class Encoder(_Half):
     """Maps `images` float[B, H, W, image_channels] to float[B, h, w, C]."""
     levels = len(self.width_multipliers)
     x = self._conv(
-        images.astype(self.dtype), self.base_width, 3, 'conv_in', bias=False
+      images.astype(self.dtype), self.base_width, 3, 'conv_in', bias=False
     )
     for level in range(levels):
       x = self._blocks(
-          x, self._width(level), self.num_res_blocks, f'down_{level}'
+        x, self._width(level), self.num_res_blocks, f'down_{level}'
       )
       if level < levels - 1 and self.conv_downsample:
         x = nn.Conv(
-            self._width(level),
-            (4, 4),
-            strides=(2, 2),
-            kernel_init=layers.torch_conv_init,
-            bias_init=layers.torch_bias_init(16 * x.shape[-1]),
-            dtype=self.dtype,
-            name=f'downsample_{level}',
+          self._width(level),
+          (4, 4),
+          strides=(2, 2),
+          kernel_init=layers.torch_conv_init,
+          bias_init=layers.torch_bias_init(16 * x.shape[-1]),
+          dtype=self.dtype,
+          name=f'downsample_{level}',
         )(x)
       elif level < levels - 1:
         x = nn.avg_pool(x, (2, 2), strides=(2, 2))
@@ -171,7 +172,7 @@ class Decoder(_Half):
     x = self._blocks(x, self._width(levels - 1), 2, 'mid')
     for level in reversed(range(levels)):
       x = self._blocks(
-          x, self._width(level), self.num_res_blocks, f'up_{level}'
+        x, self._width(level), self.num_res_blocks, f'up_{level}'
       )
       if level:
         x = x.repeat(2, axis=1).repeat(2, axis=2)
@@ -207,18 +208,18 @@ class VQGAN(nn.Module):
 
   def setup(self):
     sizes = (
-        self.code_width,
-        self.base_width,
-        tuple(self.width_multipliers),
-        self.num_res_blocks,
-        self.num_groups,
-        self.image_channels,
-        self.dtype,
+      self.code_width,
+      self.base_width,
+      tuple(self.width_multipliers),
+      self.num_res_blocks,
+      self.num_groups,
+      self.image_channels,
+      self.dtype,
     )
     self.encoder = Encoder(*sizes, conv_downsample=self.conv_downsample)
     self.decoder = Decoder(*sizes)
     self.codebook = self.param(
-        'codebook', _codebook_init, (self.codebook_size, self.code_width)
+      'codebook', _codebook_init, (self.codebook_size, self.code_width)
     )
 
   @property
@@ -242,8 +243,8 @@ class VQGAN(nn.Module):
     height, width = images.shape[1:3]
     if height % self.downsampling or width % self.downsampling:
       raise UserError(
-          f'images of {height}x{width} do not fit the tokenizer: both sides '
-          f'must be multiples of {self.downsampling}'
+        f'images of {height}x{width} do not fit the tokenizer: both sides '
+        f'must be multiples of {self.downsampling}'
       )
     return self.encoder(images).astype(jnp.float32)
 
@@ -258,12 +259,15 @@ class VQGAN(nn.Module):
       No gradient passes from the vectors to `z`.
     """
     # |z - e|^2 without |z|^2, which is the same for every code.
-    distances = (
-        jnp.sum(jnp.square(self.codebook), axis=-1)[None, None, None]
-        - 2.0 * jnp.einsum('bhwc,kc->bhwk', z, self.codebook)
-    )
+    distances = jnp.sum(jnp.square(self.codebook), axis=-1)[
+      None, None, None
+    ] - 2.0 * jnp.einsum('bhwc,kc->bhwk', z, self.codebook)
     ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
-    return self.codebook[ids], ids
+    return self._vectors(ids), ids
+
+  def _vectors(self, ids: jax.Array) -> jax.Array:
+    # asarray: converted weights are numpy's, which a tracer cannot index.
+    return jnp.asarray(self.codebook)[ids]
 
   def tokenize(self, images: jax.Array) -> jax.Array:
     """Maps images float[B, H, W, channels] in [0, 1] to int32[B, N] codes."""
@@ -271,7 +275,7 @@ class VQGAN(nn.Module):
     return ids.reshape(ids.shape[0], -1)
 
   def decode(self, z: jax.Array) -> jax.Array:
-    """Maps vectors float[B, h, w, C] to unclamped float32[B, H, W, channels]."""
+    """Maps vectors float[B, h, w, C] to unclamped images float32."""
     return self.decoder(z).astype(jnp.float32)
 
   def decode_tokens(self, tokens: jax.Array) -> jax.Array:
@@ -285,7 +289,7 @@ class VQGAN(nn.Module):
     """
     side = math.isqrt(tokens.shape[-1])
     chex.assert_shape(tokens, (None, side * side))
-    vectors = self.codebook[tokens.reshape(-1, side, side)]
+    vectors = self._vectors(tokens.reshape(-1, side, side))
     return jnp.clip(self.decode(vectors), 0.0, 1.0)
 
   def __call__(self, images: jax.Array) -> jax.Array:
