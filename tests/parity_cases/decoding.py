@@ -1,0 +1,165 @@
+"""Decoding with the randomness given, and the schedules it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from reference_arrays import Reference
+
+from adanat_jax import types
+from adanat_jax.convert import nat
+from adanat_jax.decoding import actions, loop, schedules, step
+
+Outputs = Mapping[str, np.ndarray]
+
+# Our names of the four values, by the original's.
+_VALUES = {
+  'manual_gen_ratios': 'mask_ratio',
+  'manual_temp': 'masking_temperature',
+  'manual_samp_temp': 'sampling_temperature',
+  'manual_cfg': 'guidance_scale',
+}
+
+
+def _denoiser(reference: Reference) -> tuple[types.Denoiser, int]:
+  """Returns the file's NAT as a denoiser, and the mask token."""
+  module = nat.infer(reference.weights, num_heads=reference.config['num_heads'])
+  params = nat.from_torch(reference.weights, module)
+
+  @jax.jit
+  def denoiser(tokens, condition, cache):
+    return *module.apply({'params': params}, tokens, condition), cache
+
+  return denoiser, module.codebook_size
+
+
+def adanat_decode(reference: Reference) -> Outputs:
+  denoiser, mask_token = _denoiser(reference)
+  scenarios = {name.split('/')[0] for name in reference.outputs}
+  result = {}
+  for scenario in scenarios:
+    given = lambda name, scenario=scenario: reference.inputs.get(
+      f'{scenario}/{name}'
+    )
+    table = types.PolicyValues(
+      **{ours: given(theirs) for theirs, ours in _VALUES.items()}
+    )
+    noise = loop.Noise(given('gumbel_categorical'), given('gumbel_confidence'))
+    num_steps, batch, num_tokens = noise.confidence.shape
+    condition, null = given('context'), reference.inputs['empty_context']
+    if condition.ndim == 2:
+      condition, null = condition[:, 0], null[0]
+    start = given('masked_ids')
+    if start is None:
+      start = loop.full_mask(batch, num_tokens, mask_token)
+    decoded = loop.decode(
+      denoiser,
+      schedules.table_policy(table),
+      tokens=jnp.asarray(start),
+      condition=condition,
+      null_condition=null,
+      keys=jax.random.split(jax.random.key(0), batch),
+      num_steps=num_steps,
+      mask_token=mask_token,
+      options=step.StepOptions(count_from='all'),
+      noise=noise,
+      record=True,
+    )
+    canvases = [start, *decoded.trajectory.tokens]
+    for t, canvas in enumerate(canvases):
+      result[f'{scenario}/masked_ids_{t}'] = canvas
+      result[f'{scenario}/n_masked_{t}'] = (canvas == mask_token).sum(-1)
+      if f'{scenario}/logits_{t}' in reference.outputs:
+        _, logits, _ = denoiser(jnp.asarray(canvas), condition, ())
+        result[f'{scenario}/logits_{t}'] = logits
+    for t, sampled in enumerate(decoded.trajectory.sampled):
+      result[f'{scenario}/sampled_ids_{t + 1}'] = sampled
+  return result
+
+
+def autonat_decode(reference: Reference) -> Outputs:
+  denoiser, mask_token = _denoiser(reference)
+  noise = loop.Noise(
+    reference.inputs['gumbel_categorical'],
+    reference.inputs['gumbel_confidence'],
+  )
+  num_steps, batch, num_tokens = noise.confidence.shape
+  strategy = reference.meta['strategy']
+  # The lists without a last entry end at 0.
+  full = lambda name: np.float32((strategy[name] + [0.0])[:num_steps])
+  start = loop.full_mask(batch, num_tokens, mask_token)
+  decoded = loop.decode(
+    denoiser,
+    schedules.table_policy(
+      types.PolicyValues(
+        mask_ratio=full('manual_ratios'),
+        masking_temperature=full('manual_temp'),
+        sampling_temperature=full('manual_samp_temp'),
+        guidance_scale=full('manual_cfg'),
+      )
+    ),
+    tokens=start,
+    condition=reference.inputs['context'].reshape(-1),
+    null_condition=jnp.int32(reference.config['uncond_class']),
+    keys=jax.random.split(jax.random.key(0), batch),
+    num_steps=num_steps,
+    mask_token=mask_token,
+    options=step.StepOptions(count_from='all', clamp='progress'),
+    noise=noise,
+    record=True,
+  )
+  inputs = jnp.concatenate([start[None], decoded.trajectory.tokens[:-1]])
+  return {'masked_ids': inputs, 'final_ids': decoded.tokens}
+
+
+def raw_actions(reference: Reference) -> Outputs:
+  residuals = {'heu0': actions.no_residual, 'heu1': actions.published_residual}
+  result = {}
+  for num_steps in {int(k.split('/')[0][1:]) for k in reference.outputs}:
+    for setting, residual_of in residuals.items():
+      residual = residual_of(num_steps)
+      by_step = actions.values_from_action(
+        reference.inputs['actions'][None], residual[:, None]
+      )
+      at_once = actions.values_from_action(
+        reference.inputs[f'actions_T{num_steps}'].swapaxes(1, 2),
+        residual[None],
+      )
+      for i, (theirs, ours) in enumerate(_VALUES.items()):
+        prefix = f'T{num_steps}/{setting}'
+        result[f'{prefix}/{theirs}'] = getattr(by_step, ours)
+        result[f'{prefix}/all_steps/{theirs}'] = getattr(at_once, ours)
+        result[f'T{num_steps}/residual/{theirs}'] = residual[:, i]
+  return result
+
+
+def maskgit_schedule(reference: Reference) -> Outputs:
+  result = {}
+  for name in reference.outputs:
+    curve, total, *at_zero = name.split('/')
+    done = np.float32(0.0) if at_zero else reference.inputs['ratios']
+    result[name] = schedules.mask_ratio_curve(done, int(total), curve)
+  return result
+
+
+def maskgit_topk(reference: Reference) -> Outputs:
+  given = reference.inputs
+  probs = np.where(given['probs_is_inf'], np.inf, given['probs'])
+  result = {}
+  for name in reference.outputs:
+    temperature = float(name.removeprefix('temp'))
+    confidence = np.log(probs) + temperature * given['gumbel']
+    result[name] = step.least_confident(confidence, given['mask_len'][:, 0])
+  return result
+
+
+CASES: dict[str, Callable[[Reference], Outputs]] = {
+  'decode': adanat_decode,
+  'autonat_decode': autonat_decode,
+  'biasact': raw_actions,
+  'maskgit_schedule': maskgit_schedule,
+  'maskgit_topk': maskgit_topk,
+}

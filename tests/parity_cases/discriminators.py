@@ -1,0 +1,147 @@
+"""One discriminator head, and the whole projected discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from reference_arrays import Reference
+
+from adanat_jax.convert import discriminator, layout, vit
+from adanat_jax.models import discriminator as model, vit as vit_model
+
+Outputs = Mapping[str, np.ndarray]
+
+
+def _labelled(prefix: str, arrays: Outputs) -> dict[str, np.ndarray]:
+  return {prefix + name: value for name, value in arrays.items()}
+
+
+def head(reference: Reference) -> Outputs:
+  width = reference.config['channels']
+  conditional = reference.config['c_dim'] > 0
+  weights = reference.weights
+  module = model.DiscriminatorHead(
+    condition_map_width=weights['cls.weight_orig'].shape[0],
+    kernel_size=weights['main.1.fn.0.weight_orig'].shape[2],
+  )
+  sample = np.zeros((1, 1, width), np.float32)
+  condition = reference.inputs.get('c')
+  first = condition[:1] if conditional else None
+  variables = layout.to_ours(
+    weights,
+    discriminator.HEAD_TABLE,
+    layout.shapes(module, sample, first, False),
+    what='a discriminator head',
+  )
+  x = reference.inputs['x'].transpose(0, 2, 1)
+
+  def logits(count: int) -> np.ndarray:
+    c = condition[:count] if conditional else None
+    return np.asarray(module.apply(variables, x[:count], c, False))[:, None]
+
+  result = {'eval': logits(len(x))}
+  for name in reference.outputs:
+    if name.startswith('eval_B'):
+      result[name] = logits(int(name.removeprefix('eval_B')))
+  if 'train1' in reference.outputs:
+    result.update(_trained(module, variables, x, condition, reference))
+  return result
+
+
+def _trained(
+  module: model.DiscriminatorHead,
+  variables: Mapping[str, Any],
+  x: np.ndarray,
+  condition: np.ndarray | None,
+  reference: Reference,
+) -> Outputs:
+  """Two forwards in training, and the gradients of the first."""
+  weight = reference.inputs['grad_out'][:, 0]
+
+  def run(params: Any, x: np.ndarray, spectral: Any):
+    logits, state = module.apply(
+      {'params': params, 'spectral': spectral},
+      x,
+      condition,
+      True,
+      mutable=['spectral'],
+    )
+    return (logits * weight).sum(), (logits, state['spectral'])
+
+  grad = jax.grad(run, argnums=(0, 1), has_aux=True)
+  params = variables['params']
+  (grads, grad_x), (first, spectral1) = grad(params, x, variables['spectral'])
+  _, (second, spectral2) = run(params, x, spectral1)
+  theirs = lambda collection, tree: layout.to_theirs(
+    {collection: tree}, discriminator.HEAD_TABLE
+  )
+  return {
+    'train1': np.asarray(first)[:, None],
+    'train2': np.asarray(second)[:, None],
+    'train1_grad_x': np.asarray(grad_x).transpose(0, 2, 1),
+    **_labelled('train1_grad/', theirs('params', grads)),
+    **_labelled('train1_', theirs('spectral', spectral1)),
+    **_labelled('train2_', theirs('spectral', spectral2)),
+  }
+
+
+def projected(reference: Reference) -> Outputs:
+  config = reference.config
+  trunk_weights = layout.subset(reference.weights, discriminator.TRUNK_PREFIX)
+  trunk = vit.infer(
+    trunk_weights,
+    num_heads=config['vit']['num_heads'],
+    hooks=tuple(config['hooks']),
+  )
+  trunk_params = vit.from_torch(trunk_weights, trunk)
+  heads, num_heads = discriminator.infer(reference.weights)
+  variables = discriminator.from_torch(reference.weights, heads, num_heads)
+  images = np.moveaxis(reference.inputs['x'], 1, -1)
+  condition = reference.inputs['c']
+  if heads.num_classes is not None:
+    condition = condition[:, 0]
+
+  def features(crop: tuple[int, int] | None = None) -> tuple[jax.Array, ...]:
+    prepared = model.prepare_images(
+      images,
+      trunk.image_size,
+      vit_model.IMAGENET_MEAN,
+      vit_model.IMAGENET_STD,
+      crop,
+    )
+    return trunk.apply({'params': trunk_params}, prepared).features[:num_heads]
+
+  whole = features()
+  trained, state = heads.apply(
+    variables, whole, condition, train=True, mutable=['spectral']
+  )
+  result = {
+    'logits_eval': heads.apply(variables, whole, condition),
+    'logits_train1': trained,
+    **_labelled('train1_', discriminator.to_torch(state)),
+  }
+  for name in reference.outputs:
+    crop = re.fullmatch(r'logits_eval_crop_(\d+)_(\d+)', name)
+    if crop:
+      corner = (int(crop[1]), int(crop[2]))
+      result[name] = heads.apply(variables, features(corner), condition)
+    feature = re.fullmatch(r'feature(\d+)_first', name)
+    if feature:
+      result[name] = whole[int(feature[1])][:1].transpose(0, 2, 1)
+  if 'mapping' in reference.outputs:
+    network = model.MappingNetwork(heads.mapping_width, heads.mapping_layers)
+    result['mapping'] = network.apply(
+      {'params': variables['params']['mapping']},
+      jax.nn.one_hot(condition, heads.num_classes),
+    )
+  return result
+
+
+CASES: dict[str, Callable[[Reference], Outputs]] = {
+  'dischead': head,
+  'projdisc': projected,
+}

@@ -1,0 +1,87 @@
+"""The NAT, the policy, the tokenizer, the mapping network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from reference_arrays import Reference
+
+from adanat_jax.convert import discriminator, layout, nat, policy, vqgan
+from adanat_jax.models import discriminator as discriminator_model
+
+Outputs = Mapping[str, np.ndarray]
+
+
+def uvit(reference: Reference) -> Outputs:
+  config = reference.config
+  module = nat.infer(reference.weights, num_heads=config['num_heads'])
+  params = nat.from_torch(reference.weights, module)
+  condition = reference.inputs['context']
+  if module.num_classes is not None:
+    condition = condition[:, 0]
+  features, logits = module.apply(
+    {'params': params}, reference.inputs['masked_ids'], condition
+  )
+  return {'feat': features, 'logits': logits}
+
+
+def policy_networks(reference: Reference) -> Outputs:
+  result = {}
+  for name in ('actor', 'critic'):
+    weights = layout.subset(reference.weights, f'{name}.')
+    module = policy.infer(weights)
+    result[name] = module.apply(
+      {'params': policy.from_torch(weights, module)},
+      reference.inputs['feat'],
+      reference.inputs['timestep'],
+    )
+  return result
+
+
+def vqgan_tokenizer(reference: Reference) -> Outputs:
+  module = vqgan.infer(reference.weights)
+  params = vqgan.from_torch(reference.weights, module)
+  bound = module.bind({'params': params})
+  channels_first = lambda x: np.moveaxis(np.asarray(x), -1, 1)
+  images = np.moveaxis(reference.inputs['image'], 1, -1)
+  vectors = bound.encode(images)
+  quantized, ids = bound.quantize(vectors)
+  given = bound.codebook[reference.inputs['code']]
+  error = np.mean(np.square(quantized - vectors))
+  return {
+    'encoder_h': channels_first(vectors),
+    'quant': channels_first(quantized),
+    'indices': bound.tokenize(images),
+    'decode': channels_first(bound.decode(given)),
+    'decode_of_indices': channels_first(bound.decode(bound.codebook[ids])),
+    # Codebook loss plus a quarter as much commitment.
+    'emb_loss': 1.25 * error,
+  }
+
+
+def mapping(reference: Reference) -> Outputs:
+  config = reference.config
+  module = discriminator_model.MappingNetwork(
+    width=config['w_dim'],
+    num_layers=config['num_layers'],
+    learning_rate_multiplier=config['lr_multiplier'],
+  )
+  variables = layout.to_ours(
+    reference.weights,
+    discriminator.MAPPING_TABLE,
+    layout.shapes(module, np.zeros((1, config['c_dim']), np.float32)),
+    what='a mapping network',
+  )
+  return {
+    name: module.apply(variables, classes)
+    for name, classes in reference.inputs.items()
+  }
+
+
+CASES: dict[str, Callable[[Reference], Outputs]] = {
+  'uvit': uvit,
+  'policy': policy_networks,
+  'vqgan': vqgan_tokenizer,
+  'mapping': mapping,
+}

@@ -1,0 +1,89 @@
+"""Reads reference files: weights, inputs and outputs of the originals.
+
+A file is an `.npz` with `sd/<key>` (weights), `in/<name>`, `out/<name>` and
+`meta/json`: UTF-8 text as uint8, with `config`, perhaps `measured`, and
+perhaps a `recipe` for weights too large to store. A recipe lists `{name,
+shape, k, off, amp}`; with C-order flat index i, in exact integers,
+
+  x = (i * 2654435761 + k * 40503 + 12345) mod 2^32
+  x = ((x ^ (x >> 15)) * 2246822519) mod 2^32
+  u = (x ^ (x >> 13)) / 2^32
+  w = float32(off + amp * (2 u - 1))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """One file.
+
+  Attributes:
+    path: where it is.
+    meta: what `meta/json` says.
+    weights: arrays by the original's key; a recipe in groups gives keys
+      `<group>.<name>`.
+    inputs: arrays by name.
+    outputs: arrays by name.
+  """
+
+  path: pathlib.Path
+  meta: Mapping[str, Any]
+  weights: Mapping[str, np.ndarray]
+  inputs: Mapping[str, np.ndarray]
+  outputs: Mapping[str, np.ndarray]
+
+  @property
+  def config(self) -> Mapping[str, Any]:
+    return self.meta.get('config', {})
+
+  def neighbour(self, name: str) -> Reference:
+    """Reads another file of the same directory."""
+    return read(self.path.parent / name)
+
+
+def uniform(index: np.ndarray, k: int) -> np.ndarray:
+  """The recipe's numbers u in [0, 1), float64, at flat indices `index`."""
+  mask = np.uint64(0xFFFFFFFF)
+  x = index.astype(np.uint64) * np.uint64(2654435761)
+  x = (x + np.uint64(k * 40503 + 12345)) & mask
+  x = ((x ^ (x >> np.uint64(15))) * np.uint64(2246822519)) & mask
+  return (x ^ (x >> np.uint64(13))) / 2.0**32
+
+
+def _tensor(entry: Mapping[str, Any]) -> np.ndarray:
+  """Evaluates one line of a recipe."""
+  u = uniform(np.arange(math.prod(entry['shape'])), entry['k'])
+  values = entry['off'] + entry['amp'] * (2 * u - 1)
+  return values.astype(np.float32).reshape(entry['shape'])
+
+
+def read(path: pathlib.Path) -> Reference:
+  """Reads a reference file; an explicit weight wins over the recipe's."""
+  with np.load(path) as file:
+    arrays = dict(file)
+  meta = json.loads(arrays.pop('meta/json').tobytes())
+  recipe = meta.get('recipe') or []
+  if isinstance(recipe, Mapping):
+    recipe = [
+      {**entry, 'name': f'{group}.{entry["name"]}'}
+      for group, entries in recipe.items()
+      for entry in entries
+    ]
+  weights = {entry['name']: _tensor(entry) for entry in recipe}
+  part = lambda prefix: {
+    key.removeprefix(prefix): value
+    for key, value in arrays.items()
+    if key.startswith(prefix)
+  }
+  weights.update(part('sd/'))
+  return Reference(path, meta, weights, part('in/'), part('out/'))
