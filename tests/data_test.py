@@ -1,7 +1,7 @@
 """Tests of the digits and of the order in which they are read."""
 
-import numpy as np
 from absl.testing import absltest, parameterized
+import numpy as np
 
 from adanat_jax.data import digits, order
 from adanat_jax.errors import UserError

@@ -3,8 +3,8 @@
 import json
 import pathlib
 
-import numpy as np
 from absl.testing import absltest, parameterized
+import numpy as np
 
 from adanat_jax.metrics import frechet, inception_score, precision_recall
 from adanat_jax.metrics.pixels import PixelPrincipalComponents

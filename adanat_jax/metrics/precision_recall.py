@@ -13,8 +13,8 @@ Source: T. Kynkäänniemi et al., "Improved Precision and Recall Metric for
 Assessing Generative Models", 2019.
 """
 
-import dataclasses
 from collections.abc import Iterator
+import dataclasses
 
 import numpy as np
 

@@ -1,14 +1,14 @@
 """Training curves, drawn from the rows of a metrics.jsonl."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+import numpy as np
 
 from adanat_jax.report import style
 
@@ -99,17 +99,19 @@ def _curve(
 def _smooth(values: np.ndarray) -> np.ndarray:
   """A centred running mean over a thirtieth of the curve, if it is long.
 
-  Windows shrink towards the ends, so that a straight line stays straight.
+  Where a window would reach beyond an end there is none (NaN): a shorter one
+  would show the noise of the last rows as a trend.
   """
   half = len(values) // 60
   if half < 1:
     return values
+  window = 2 * half + 1
   finite = np.isfinite(values)
   sums = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
   counts = np.cumsum(np.concatenate([[0], finite]))
-  places = np.arange(len(values))
-  reach = np.minimum(half, np.minimum(places, places[::-1]))
-  low, high = places - reach, places + reach + 1
-  number = counts[high] - counts[low]
-  mean = (sums[high] - sums[low]) / np.maximum(number, 1)
-  return np.where(number > 0, mean, np.nan)
+  number = counts[window:] - counts[:-window]
+  smooth = np.full(len(values), np.nan)
+  smooth[half:-half] = np.where(
+    number > 0, (sums[window:] - sums[:-window]) / np.maximum(number, 1), np.nan
+  )
+  return smooth

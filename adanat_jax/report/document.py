@@ -1,11 +1,10 @@
 """The report as one Markdown document."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
-from adanat_jax.report import results as reading
-from adanat_jax.report import tables
+from adanat_jax.report import results as reading, tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,12 @@ at all. Shape legend: `n` images, `G` classes, `S` samples, `T` steps, `N`
 tokens; images are `[..., H, W, C]` with C = 1 (grey) or 3 (colour).
 """
 
+from collections.abc import Sequence
 import functools
 import io
 import math
 import os
 import pathlib
-from collections.abc import Sequence
 
 import matplotlib
 import numpy as np

@@ -5,12 +5,11 @@ and in any order. A method has the same colour and marker in every plot of one
 `results`. Shape legend: `T` steps.
 """
 
+from collections.abc import Mapping, Sequence
 import math
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -19,9 +18,9 @@ from matplotlib.ticker import (
   NullLocator,
   ScalarFormatter,
 )
+import numpy as np
 
-from adanat_jax.report import results as reading
-from adanat_jax.report import style
+from adanat_jax.report import results as reading, style
 
 # Hand-made schedules are cool, learned policies warm, and what an adaptive
 # policy becomes when its adaptivity is taken away is pale.

@@ -12,9 +12,9 @@
 be null. One entry stands for one method, number of steps and training.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np

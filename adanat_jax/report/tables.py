@@ -1,7 +1,7 @@
 """Markdown tables and sentences from results, nothing but what they say."""
 
-import math
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any
 
 from adanat_jax.report import results as reading
