@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from reference_arrays import Reference
 
-from adanat_jax.convert import inception as convert_inception
-from adanat_jax.convert import layout, maskgit
+from adanat_jax.convert import inception as convert_inception, layout, maskgit
 from adanat_jax.decoding import loop, schedules, step
 from adanat_jax.metrics import frechet, inception_score
 from adanat_jax.models import inception as inception_model
