@@ -17,12 +17,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adanat_jax import metric_writer, training
 
 BATCH, WIDTH, OUTPUTS = 8, 16, 4
-OPTIMIZER = optax.adam(0.01)
+OPTIMIZER = optax.sgd(0.01, momentum=0.9)
 
 
 @flax.struct.dataclass
@@ -34,18 +35,20 @@ class ToyState:
 
 def initial_state(seed: int = 0) -> ToyState:
   """Returns the state before the first step."""
-  init_key, key = jax.random.split(jax.random.key(seed))
+  # NumPy draws: compiling random functions would be most of a short run.
+  kernel = np.random.default_rng(seed).normal(size=(WIDTH, OUTPUTS))
   params = {
-    'kernel': jax.random.normal(init_key, (WIDTH, OUTPUTS)),
-    'bias': jnp.zeros(OUTPUTS),
+    'kernel': jnp.asarray(kernel, jnp.float32),
+    'bias': jnp.asarray(np.zeros(OUTPUTS, np.float32)),
   }
-  return ToyState(params, OPTIMIZER.init(params), key)
+  return ToyState(params, OPTIMIZER.init(params), jax.random.key(seed))
 
 
-def batch_at(step: int) -> dict[str, jax.Array]:
+def batch_at(step: int) -> dict[str, np.ndarray]:
   """Returns the batch of a step: inputs float32[BATCH, WIDTH]."""
-  key = jax.random.fold_in(jax.random.key(7), step)
-  return {'inputs': jax.random.normal(key, (BATCH, WIDTH))}
+  generator = np.random.default_rng((7, step))
+  inputs = generator.normal(size=(BATCH, WIDTH)).astype(np.float32)
+  return {'inputs': inputs}
 
 
 def plain_step(
@@ -146,7 +149,7 @@ def main(
   what, _, number = death.partition(':')
   arm(death)
 
-  def dying_batch_at(step: int) -> dict[str, jax.Array]:
+  def dying_batch_at(step: int) -> dict[str, np.ndarray]:
     if what in ('SIGKILL', 'SIGTERM', 'SIGINT') and step == int(number):
       die(signal.Signals[what])
     return batch_at(step)
