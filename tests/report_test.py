@@ -135,6 +135,17 @@ class PlotsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'none of the metrics'):
       curves.save_training_plot(self.path, rows, panels[2:])
 
+  def test_metrics_of_every_step_become_lines(self):
+    rows = [
+      {'step': i, 'reward': 0.5, 'committed': [1.0, 'nan', 9.0]}
+      for i in range(1, 9)
+    ]
+    curves.save_training_plot(self.path, rows, curves.POLICY_PANELS)
+    picture = _open(self.path)
+    for part in (0.0, 1.0):
+      colour = tuple(bytes.fromhex(curves.style.shade(part)[1:]))
+      self.assertTrue((picture == colour).all(axis=-1).any())
+
   def test_smoothing_keeps_straight_lines_and_skips_holes(self):
     line = np.arange(300.0)
     smooth = curves._smooth(line)

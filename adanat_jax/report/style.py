@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+import numpy as np
 
 from adanat_jax import files
 
@@ -17,6 +18,13 @@ GRID = '#e6e9ee'
 LINE_COLOURS = ('#e4572e', '#34506b', '#2a9d8f', '#9a6fb0', '#f0a030')
 TITLE: dict[str, Any] = {'loc': 'left', 'color': INK, 'fontsize': 11}
 DOTS_PER_INCH = 110
+
+
+def shade(part: float) -> str:
+  """A colour between pale (0) and dark (1), for things that have an order."""
+  pale, dark = np.array([246, 190, 160]), np.array([120, 30, 30])
+  red, green, blue = np.rint(pale + part * (dark - pale)).astype(int)
+  return f'#{red:02x}{green:02x}{blue:02x}'
 
 
 def log_height(axes: Axes, low: float, high: float) -> None:
