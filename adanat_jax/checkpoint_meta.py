@@ -10,6 +10,8 @@ import gc
 import json
 import logging
 import pathlib
+import sys
+import traceback
 from typing import Any
 import warnings
 import zlib
@@ -102,21 +104,28 @@ def read_field(path: pathlib.Path, field: str, target: Any) -> Any:
 def quiet() -> Iterator[None]:
   """Keeps Orbax's own traces of a damaged file off the terminal.
 
-  They come from tasks that fail beside the one that raises, and are logged
-  when those are collected; the exception itself is reported by the caller.
+  They come from tasks and coroutines beside the one that raises, and are told
+  when these are collected; the exception itself is reported by the caller.
   """
   loggers = [logging.getLogger(name) for name in ('asyncio', 'absl')]
   levels = [logger.level for logger in loggers]
+  hook = sys.unraisablehook
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)
     for logger in loggers:
       logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
       yield
-    except Exception:
+    except Exception as error:
+      chained: BaseException | None = error
+      while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__cause__ or chained.__context__
       gc.collect()
       raise
     finally:
+      sys.unraisablehook = hook
       for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
 

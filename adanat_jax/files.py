@@ -77,10 +77,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def to_json(value: Any) -> Any:
   """Turns a value into what strict JSON can hold.
 
-  Floating-point numbers narrower than 64 bits are written with the fewest
-  digits that give the same number back in their own type, NaN and infinities
-  as the strings 'nan', 'inf' and '-inf', arrays as nested lists, paths and
-  other objects as their text.
+  Floating-point numbers narrower than 64 bits are written with just enough
+  digits to give the same number back in their own type, NaN and infinities as
+  the strings 'nan', 'inf' and '-inf', arrays as nested lists, paths and other
+  objects as their text.
 
   Args:
     value: any nesting of dicts, lists, tuples, scalars and arrays.
@@ -107,7 +107,7 @@ def to_json(value: Any) -> Any:
     return bool(array)
   if np.issubdtype(array.dtype, np.integer):
     return int(array)
-  # The text of a NumPy or bfloat16 scalar is its shortest exact one.
+  # The text of a float32 is '0.1' where its value is 0.100000001490...
   return to_json(float(str(array[()])))
 
 

@@ -110,7 +110,7 @@ def cut_back(path: str | os.PathLike[str], step: int) -> None:
   kept = b''.join(
     line
     for line in data.splitlines(keepends=True)
-    if line.endswith(b'\n') and _step_of(line, default=step + 1) <= step
+    if _step_of(line, default=step + 1) <= step
   )
   if kept != data:
     files.write_bytes(path, kept)
@@ -226,7 +226,13 @@ def _describe(metrics: Mapping[str, Any]) -> str:
 
 
 def _step_of(line: bytes, default: int) -> int:
-  """Returns the step of a row, or `default` for a line that is no row."""
+  """Returns the step of a row, or `default` for a line that is no row.
+
+  A last line without its end is none, even if it happens to be valid: the
+  number at its end may be cut.
+  """
+  if not line.endswith(b'\n'):
+    return default
   try:
     row = json.loads(line)
     return int(row['step'])

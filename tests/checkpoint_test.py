@@ -1,0 +1,312 @@
+"""Checkpoints: everything comes back, and damage is never taken for data."""
+
+from collections.abc import Callable
+import functools
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+from absl import logging
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax import checkpoint, completion, leaves
+from adanat_jax.errors import UserError
+
+
+class Moments(NamedTuple):
+  count: jax.Array
+  mean: dict[str, jax.Array]
+
+
+def make_state(seed: int = 0) -> dict[str, Any]:
+  """Returns a state with a leaf of every kind that stages use."""
+  draw = np.random.default_rng(seed)
+  floats = functools.partial(draw.normal, size=(7, 5))
+  kernel = jnp.asarray(floats(), jnp.float32)
+  return {
+    'params': {
+      'block': {'kernel': kernel, 'scale': jnp.asarray(floats(), jnp.bfloat16)},
+      'codebook': jnp.asarray(floats(), jnp.float16),
+    },
+    'opt': (Moments(jnp.int32(seed), {'kernel': kernel * 2}), ()),
+    'key': jax.random.key(seed),
+    'keys': jax.random.split(jax.random.key(seed), 3),
+    'used': jnp.asarray(draw.integers(0, 2, 9), jnp.bool_),
+    'tokens': jnp.asarray(draw.integers(0, 99, (2, 3)), jnp.int8),
+    'scalar': jnp.float32(seed + 0.1),
+  }
+
+
+def bits(tree: Any) -> Any:
+  """Returns the leaves as NumPy arrays, keys as their data."""
+
+  def read(leaf: jax.Array) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+  return jax.tree.map(read, tree)
+
+
+def same(one: Any, other: Any) -> bool:
+  """Returns whether two trees have the same leaves to the last bit."""
+  equal = jax.tree.map(
+    lambda a, b: a.dtype == b.dtype and a.tobytes() == b.tobytes(),
+    bits(one),
+    bits(other),
+  )
+  return all(jax.tree.leaves(equal))
+
+
+def save(directory: pathlib.Path, *steps: int, **options: Any) -> None:
+  """Saves the state of seed `step` for each step, and marks the last."""
+  with checkpoint.Checkpointer(directory, **options) as checkpoints:
+    for step in steps:
+      checkpoints.save(step, make_state(step), {'config': {'seed': step}})
+  completion.mark_complete(directory, steps[-1], {})
+
+
+def restore(directory: pathlib.Path) -> checkpoint.Restored | None:
+  with checkpoint.Checkpointer(directory) as checkpoints:
+    return checkpoints.restore(make_state())
+
+
+def steps_in(directory: pathlib.Path) -> set[str]:
+  return {path.name for path in (directory / 'checkpoints').iterdir()}
+
+
+def flip(data: bytes) -> bytes:
+  middle = len(data) // 2
+  return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+def setUpModule():
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+
+
+class CheckpointTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(self.create_tempdir().full_path)
+
+  def test_every_leaf_comes_back_to_the_last_bit(self):
+    self.assertIsNone(restore(self.directory))
+    save(self.directory, 3, 7)
+    restored = restore(self.directory)
+    self.assertEqual(restored.step, 7)
+    self.assertTrue(same(restored.state, make_state(7)))
+    self.assertFalse(same(restored.state, make_state(3)))
+    self.assertEqual(
+      jax.tree.structure(restored.state), jax.tree.structure(make_state())
+    )
+    self.assertEqual(restored.meta['config'], {'seed': 7})
+    self.assertEqual(restored.meta['versions']['jax'], jax.__version__)
+    # The restored key is a key, not its data.
+    self.assertEqual(jax.random.bits(restored.state['key']).shape, ())
+
+  def test_the_state_may_be_donated_while_it_is_being_saved(self):
+    grow = jax.jit(lambda x: x + 1, donate_argnums=0)
+    state = {'x': jnp.zeros((1000, 1000))}
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      checkpoints.save(1, state, {})
+      for _ in range(30):
+        state = {'x': grow(state['x'])}
+      jax.block_until_ready(state)
+      checkpoints.wait()
+      restored = checkpoints.restore(state)
+    self.assertEqual(float(restored.state['x'].max()), 0.0)
+    self.assertEqual(float(state['x'].min()), 30.0)
+
+  def test_only_the_newest_are_kept(self):
+    save(self.directory, 1, 2, 3, 4, max_to_keep=3)
+    self.assertEqual(steps_in(self.directory), {'2', '3', '4'})
+    with self.assertRaisesRegex(UserError, 'max_to_keep: 1 given'):
+      checkpoint.Checkpointer(self.directory, max_to_keep=1)
+
+  @parameterized.named_parameters(
+    ('shortened', lambda data: data[: len(data) // 2]),
+    ('emptied', lambda data: b''),
+    ('one_bit_changed', flip),
+    ('removed', None),
+  )
+  def test_damage_to_any_file_is_never_taken_for_data(
+    self, damage: Callable[[bytes], bytes] | None
+  ):
+    whole = self.directory / 'whole'
+    save(whole, 3, 7)
+    fell_back = []
+    for number, path in enumerate(sorted((whole / 'checkpoints/7').rglob('*'))):
+      if path.is_dir() or not path.stat().st_size:
+        continue
+      copy = self.directory / str(number)
+      shutil.copytree(whole, copy)
+      victim = copy / path.relative_to(whole)
+      if damage is None:
+        victim.unlink()
+      else:
+        victim.write_bytes(damage(victim.read_bytes()))
+      with self.subTest(victim.relative_to(copy)):
+        with self.assertLogs('absl', 'WARNING') as logs:
+          logging.warning('there is always one')
+          restored = restore(copy)
+        # Files that nothing depends on may break: then the newest is used.
+        self.assertIn(restored.step, (3, 7))
+        self.assertTrue(same(restored.state, make_state(restored.step)))
+        if restored.step == 3:
+          fell_back.append(path.name)
+          self.assertLen(logs.output, 2)
+          self.assertIn(f'{copy}/checkpoints/7 is damaged', logs.output[1])
+          self.assertEqual(steps_in(copy), {'3'})
+          self.assertTrue((copy / 'checkpoints.damaged/7').is_dir())
+    # The meta, the tree's description, an index, and the numbers themselves.
+    self.assertGreaterEqual(len(fell_back), 4, fell_back)
+
+  def test_what_a_killed_save_leaves_is_cleared_away(self):
+    save(self.directory, 3)
+    path = self.directory / 'checkpoints'
+    shutil.copytree(path / '3', path / '9.orbax-checkpoint-tmp')
+    (path / '8').mkdir()
+    with self.assertLogs('absl', 'WARNING') as logs:
+      restored = restore(self.directory)
+    self.assertEqual(restored.step, 3)
+    self.assertIn('checkpoints/8 is damaged', logs.output[0])
+    self.assertEqual(steps_in(self.directory), {'3'})
+    save(self.directory, 8, 9)
+    self.assertEqual(restore(self.directory).step, 9)
+
+  @parameterized.named_parameters(
+    (
+      'shape',
+      {'params': {'block': {'kernel': jnp.zeros((7, 6))}}},
+      r'3: params/block/kernel is float32\[7,5\] in the checkpoint, '
+      r'float32\[7,6\] is expected',
+    ),
+    (
+      'type',
+      {'params': {'block': {'scale': jnp.zeros((7, 5))}}},
+      r'scale is bfloat16\[7,5\] in the checkpoint, float32\[7,5\] is expected',
+    ),
+    (
+      'new_leaf',
+      {'params': {'block': {'bias': jnp.zeros(5)}}},
+      r'bias is absent in the checkpoint, float32\[5\] is expected',
+    ),
+    (
+      'key',
+      {'key': jnp.zeros(2, jnp.uint32)},
+      r'key is key<fry>\[\] in the checkpoint, uint32\[2\] is expected',
+    ),
+  )
+  def test_a_checkpoint_of_another_shape_is_refused(
+    self, change: dict[str, Any], message: str
+  ):
+    def merged(old: Any, new: Any) -> Any:
+      if not isinstance(new, dict):
+        return new
+      return old | {k: merged(old.get(k), v) for k, v in new.items()}
+
+    save(self.directory, 3)
+    with (
+      checkpoint.Checkpointer(self.directory) as checkpoints,
+      self.assertRaisesRegex(UserError, message),
+    ):
+      checkpoints.restore(merged(make_state(), change))
+    self.assertEqual(steps_in(self.directory), {'3'})
+
+  def test_a_leaf_too_many_in_the_checkpoint_is_refused(self):
+    save(self.directory, 3)
+    state = make_state()
+    del state['tokens']
+    with (
+      checkpoint.Checkpointer(self.directory) as checkpoints,
+      self.assertRaisesRegex(UserError, r'tokens is int8\[2,3\] .* absent is'),
+    ):
+      checkpoints.restore(state)
+
+  def test_numbers_that_are_not_finite_are_not_saved(self):
+    state = make_state()
+    scale = state['params']['block']['scale'].at[1, 2].set(jnp.nan)
+    state['params']['block']['scale'] = scale
+    with (
+      checkpoint.Checkpointer(self.directory) as checkpoints,
+      self.assertRaisesRegex(
+        checkpoint.NonFiniteError, 'step 4: params/block/'
+      ),
+    ):
+      checkpoints.save(4, state, {})
+    self.assertEqual(steps_in(self.directory), set())
+
+  def test_a_file_where_a_directory_should_be(self):
+    path = self.directory / 'stage'
+    path.write_text('')
+    with self.assertRaisesRegex(UserError, 'stage.* a file is in the way'):
+      checkpoint.Checkpointer(path)
+
+
+class LoadParamsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(self.create_tempdir().full_path)
+
+  def test_reads_one_field(self):
+    save(self.directory, 3, 7)
+    expected = make_state(7)
+    for target in (None, make_state()['params']):
+      params = checkpoint.load_params(self.directory, 'params', target)
+      self.assertTrue(same(params, expected['params']))
+    block = checkpoint.load_params(self.directory, 'params/block')
+    self.assertTrue(same(block, expected['params']['block']))
+    opt = checkpoint.load_params(self.directory, 'opt', make_state()['opt'])
+    self.assertTrue(same(opt, expected['opt']))
+
+  def test_says_what_is_wrong(self):
+    with self.assertRaisesRegex(UserError, 'no finished training .* run this'):
+      checkpoint.load_params(self.directory, 'params')
+    save(self.directory, 3, 7)
+    with self.assertRaisesRegex(UserError, "no field 'ema', only .*'params'"):
+      checkpoint.load_params(self.directory, 'ema')
+    target = make_state()['params']
+    target['codebook'] = jnp.zeros((4, 5), jnp.float16)
+    with self.assertRaisesRegex(
+      UserError, r'codebook is float16\[7,5\] .*, float16\[4,5\] is expected'
+    ):
+      checkpoint.load_params(self.directory, 'params', target)
+
+  def test_does_not_read_an_older_one_instead_of_a_damaged(self):
+    save(self.directory, 3, 7)
+    for path in (self.directory / 'checkpoints/7/state').rglob('d/*'):
+      path.write_bytes(flip(path.read_bytes()))
+    with self.assertRaisesRegex(UserError, '/7: this checkpoint is damaged'):
+      checkpoint.load_params(self.directory, 'params')
+    self.assertEqual(steps_in(self.directory), {'3', '7'})
+
+
+class LeavesTest(absltest.TestCase):
+  def test_the_checksum_sees_every_small_change(self):
+    array = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    variants = [array, array[::-1], array.T, -array, np.roll(array, 1)]
+    for index in np.ndindex(array.shape):
+      changed = array.copy()
+      changed[index] = np.nextafter(array[index], np.inf)
+      variants.append(changed)
+    sums = [
+      leaves.examine({'x': jnp.asarray(v)})['x'].checksum for v in variants
+    ]
+    self.assertLen(set(sums), len(variants))
+
+  def test_the_checksum_is_the_stated_sum(self):
+    words = [1, 2, 0xFFFFFFFF]
+    # Odd numbers of the positions 0, 1, 2: 1, 2654435761, 5308871522 | 1.
+    total = sum(
+      word * ((position * 2654435761) % 2**32 | 1)
+      for position, word in enumerate(words)
+    )
+    leaf = leaves.examine([jnp.asarray(words, jnp.uint32)])['0']
+    self.assertEqual(leaf, leaves.Leaf('uint32[3]', total % 2**32, True))
+
+
+if __name__ == '__main__':
+  absltest.main()
