@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from reference_arrays import Reference
 
-from adanat_jax.convert import inception as convert_inception, layout, maskgit
+from adanat_jax.convert import (
+  clip,
+  inception as convert_inception,
+  layout,
+  maskgit,
+)
 from adanat_jax.decoding import loop, schedules, step
 from adanat_jax.metrics import frechet, inception_score
 from adanat_jax.models import inception as inception_model
@@ -117,6 +122,17 @@ def inception(reference: Reference) -> Outputs:
   return {name: getattr(features, ours) for name, ours in _FEATURES.items()}
 
 
+def clip_text(reference: Reference) -> Outputs:
+  module = clip.infer(
+    reference.weights,
+    activation=reference.config['activation'],
+    num_heads=reference.config['num_heads'],
+  )
+  params = clip.from_torch(reference.weights, module)
+  text = module.apply({'params': params}, reference.inputs['ids'])
+  return {'states': text.states, 'pooled': text.pooled}
+
+
 def distances(reference: Reference) -> Outputs:
   given = reference.inputs
   score, logits = inception_score.inception_score, given['logits']
@@ -140,4 +156,5 @@ CASES: dict[str, Callable[[Reference], Outputs]] = {
   'maskgit_decode': decode,
   'inception': inception,
   'fid_is': distances,
+  'clip_text': clip_text,
 }
