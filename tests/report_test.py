@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
+from adanat_jax import files
 from adanat_jax.report import curves, document, plots, results, tables
 
 
@@ -203,6 +204,15 @@ class TablesTest(absltest.TestCase):
     self.assertStartsWith(lines[2], '| maskgit |  | 21.00 ± 1.41 |')
     self.assertStartsWith(lines[6], '| adanat | 1 | **10.00** ± 1.41 |')
     self.assertStartsWith(lines[7], '| adanat | 2 | 11.00 ± 1.41 |')
+
+  def test_one_seed_has_no_spread(self):
+    data = files.to_json({'methods': [_entry('adanat', [3.0])]})
+    self.assertEqual(data['methods'][0]['measures']['frechet']['std'], 'nan')
+    self.assertIn('| **3.00** | ', tables.method_table(data, 4))
+    self.assertIn('*adanat*: 3.00.', tables.findings(data)[0])
+    path = pathlib.Path(self.create_tempdir().full_path) / 'plot.png'
+    plots.save_distance_plot(path, data, 4)
+    plots.save_steps_plot(path, data)
 
   def test_floor_table(self):
     lines = tables.floor_table(_results()).splitlines()

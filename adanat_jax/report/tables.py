@@ -40,7 +40,8 @@ def method_table(results: Results, num_steps: int) -> str:
     num_steps: T.
 
   Returns:
-    A Markdown table of mean ± standard deviation over sampling seeds.
+    A Markdown table of mean ± standard deviation over sampling seeds, the
+    deviation only where there are several.
   """
   entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
   shown = [m for m in _MEASURES if any(m in e['measures'] for e in entries)]
@@ -59,7 +60,7 @@ def method_table(results: Results, num_steps: int) -> str:
         continue
       text = number(numbers['mean'], measure)
       text = f'**{text}**' if text == best[measure] else text
-      row.append(f'{text} ± {number(numbers["std"], measure)}')
+      row.append(text + _plus_minus(numbers['std'], measure))
     rows.append(row)
   header = ['method'] + ['training'] * several
   return markdown_table(header + [reading.title_of(m) for m in shown], rows)
@@ -244,7 +245,13 @@ def _best(entries: Sequence[reading.Entry], measure: str) -> str:
 
 
 def _spread(pooled: Pooled, measure: str) -> str:
-  return f'{number(pooled.mean, measure)} ± {number(pooled.std, measure)}'
+  return number(pooled.mean, measure) + _plus_minus(pooled.std, measure)
+
+
+def _plus_minus(std: Any, measure: str) -> str:
+  """The spread behind a mean; a single seed has none."""
+  known = math.isfinite(float(std))
+  return f' ± {number(float(std), measure)}' if known else ''
 
 
 def _setting(value: Any) -> str:
