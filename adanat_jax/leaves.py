@@ -111,8 +111,8 @@ def nested(saved: Mapping[str, str]) -> dict[str, Any]:
 def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns (uint32[] checksum, bool[] all finite) of one leaf.
 
-  The checksum is the sum modulo 2^32 of the elements' bits, each times an odd
-  number made from its position: a change of any one element changes it, the
+  The checksum is the sum modulo 2^32 of a hash (MurmurHash3's finaliser) of
+  each element's bits and position: a change of any one element changes it, the
   order of summation does not, and a sharded array needs no gathering.
 
   Args:
@@ -131,6 +131,7 @@ def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
   for axis, size in enumerate(words.shape):
     index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     position = position * jnp.uint32(size) + index
-  weights = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
-  checksum = jnp.sum(words.astype(jnp.uint32) * weights, dtype=jnp.uint32)
-  return checksum, finite
+  words = words.astype(jnp.uint32) + position * jnp.uint32(2654435761)
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    words = (words ^ (words >> shift)) * jnp.uint32(factor)
+  return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32), finite
