@@ -35,11 +35,9 @@ TABLE: layout.Table = (
 
 
 def _feature_width(state_dict: Mapping[str, np.ndarray]) -> int:
-  key = (
-    'x_embedder.weight'
-    if 'x_embedder.weight' in state_dict
-    else ('t_embedder.mlp.2.weight')
-  )
+  # Without a projection the features have the width of the trunk.
+  embed, trunk = 'x_embedder.weight', 't_embedder.mlp.2.weight'
+  key = embed if embed in state_dict else trunk
   return layout.shape_of(state_dict, key, what=WHAT)[1]
 
 

@@ -33,9 +33,8 @@ def ppo_update(reference: Reference) -> Outputs:
   )
 
   def loss(mean: np.ndarray, values: np.ndarray) -> jax.Array:
-    return ppo.ppo_loss(
-      mean[None], values[None, :, 0], rollout, std, constants
-    )[0]
+    now = (mean[None], values[None, :, 0])
+    return ppo.ppo_loss(*now, rollout, std, constants)[0]
 
   grads = jax.grad(loss, argnums=(0, 1))(given['actor_mean'], given['values'])
   log_probs = ppo.gaussian_log_prob(
