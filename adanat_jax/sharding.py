@@ -1,0 +1,145 @@
+"""Where arrays live: one mesh, one table of rules, global batches.
+
+The mesh has two axes. A batch is split over both; a parameter is split over
+`fsdp` where a rule says so, and otherwise replicated. Nothing here depends on
+the number of devices, and no model knows a name of an axis: arrays are placed
+before a step, and the compiler puts in the communication.
+"""
+
+from collections.abc import Sequence
+import math
+import re
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from adanat_jax import leaves
+from adanat_jax.errors import UserError
+
+Tree = TypeVar('Tree')
+Rule = tuple[str, PartitionSpec]
+
+AXES = ('data', 'fsdp')
+# (pattern, spec): the first pattern found in a leaf's name decides. Names are
+# paths, e.g. 'params/block_0/kernel'; a leaf that no pattern meets is
+# replicated. Optimiser moments carry the names of their parameters.
+REPLICATED: tuple[Rule, ...] = ()
+
+
+def make_mesh(
+  *, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Returns a mesh over all devices of all processes.
+
+  Args:
+    fsdp: number of devices that share one copy of the sharded parameters; the
+      `data` axis takes the rest.
+    devices: the devices to use, all by default.
+
+  Raises:
+    UserError: if `fsdp` does not divide the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if fsdp < 1 or len(devices) % fsdp:
+    raise UserError(
+      f'fsdp: {fsdp} given, it must divide the number of devices, '
+      f'{len(devices)}'
+    )
+  return jax.make_mesh(
+    (len(devices) // fsdp, fsdp),
+    AXES,
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=devices,
+  )
+
+
+def spec_of(name: str, rules: Sequence[Rule]) -> PartitionSpec:
+  """Returns the spec of the first rule whose pattern is found in `name`."""
+  for pattern, spec in rules:
+    if re.search(pattern, name):
+      return spec
+  return PartitionSpec()
+
+
+def state_shardings(
+  state: Tree, mesh: Mesh, rules: Sequence[Rule] = REPLICATED
+) -> Tree:
+  """Returns the sharding of every leaf, in the structure of the state.
+
+  Args:
+    state: arrays or `jax.ShapeDtypeStruct`s.
+    mesh: from `make_mesh`.
+    rules: see `Rule`.
+
+  Raises:
+    ValueError: if a rule does not fit the leaf it meets.
+  """
+  shardings = []
+  for name, leaf in leaves.by_name(state).items():
+    sharding = NamedSharding(mesh, spec_of(name, rules))
+    sizes = [
+      math.prod(mesh.shape[axis] for axis in _axes_of(entry))
+      for entry in sharding.spec
+    ]
+    if len(sizes) > len(leaf.shape) or any(
+      length % size for length, size in zip(leaf.shape, sizes, strict=False)
+    ):
+      raise ValueError(
+        f'{name}: {leaves.layout(leaf)} cannot be split as {sharding.spec} '
+        f'over the mesh {dict(mesh.shape)}'
+      )
+    shardings.append(sharding)
+  return jax.tree.unflatten(jax.tree.structure(state), shardings)
+
+
+def shard_state(
+  state: Tree, mesh: Mesh, rules: Sequence[Rule] = REPLICATED
+) -> Tree:
+  """Places a state, equal in all processes, on the mesh by the rules."""
+  return jax.device_put(state, state_shardings(state, mesh, rules))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: its first axis over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def put_batch(batch: Tree, mesh: Mesh) -> Tree:
+  """Makes global arrays, split over all devices, of each process's part.
+
+  Args:
+    batch: host arrays [B / number of processes, ...]; scalars are replicated
+      and must be equal in all processes.
+    mesh: from `make_mesh`.
+
+  Returns:
+    The batch as global arrays [B, ...].
+
+  Raises:
+    UserError: if a batch cannot be split evenly over this process's devices.
+  """
+  num_local = len(mesh.local_devices)
+
+  def put(leaf: Any) -> jax.Array:
+    leaf = np.asarray(leaf)
+    if leaf.ndim == 0:
+      sharding = NamedSharding(mesh, PartitionSpec())
+    elif leaf.shape[0] % num_local:
+      raise UserError(
+        f'batch size {leaf.shape[0]} of this process: it must be a multiple '
+        f'of the number of its devices, {num_local}'
+      )
+    else:
+      sharding = batch_sharding(mesh)
+    return jax.make_array_from_process_local_data(sharding, leaf)
+
+  return jax.tree.map(put, batch)
+
+
+def _axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """Returns the mesh axes that one entry of a spec names."""
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else entry
