@@ -1,0 +1,293 @@
+"""A trained generator as a library object.
+
+  import adanat_jax
+  generator = adanat_jax.load('runs/digits')
+  images = generator.sample([0, 1, 1], num_steps=4, seed=0)
+
+`load` is in `adanat_jax.stages.load`; this module holds what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, TypeAlias
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.decoding import loop
+from adanat_jax.decoding import schedules
+from adanat_jax.decoding import step as step_lib
+from adanat_jax.errors import UserError
+from adanat_jax.rl.agent import Agent
+from adanat_jax.types import Array, PolicyValues, Trajectory
+
+PolicyLike: TypeAlias = PolicyValues | Agent
+
+
+@struct.dataclass
+class Samples:
+  """What a batch of samples consists of.
+
+  Attributes:
+    images: in [0, 1].
+    tokens: complete token grids.
+    trajectory: time-major record of the decode, None unless asked for.
+  """
+
+  images: Any  # float32[B, H, W, C]
+  tokens: Any  # int32[B, N]
+  trajectory: Trajectory | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """A NAT, its tokenizer and its policies.
+
+  Attributes:
+    nat: module with `apply(variables, tokens, condition)`.
+    nat_params: its parameters.
+    tokenizer: module with the method `decode_tokens`.
+    tokenizer_params: its parameters.
+    num_classes: labels lie in `[0, num_classes)`.
+    agents: learned policies by number of steps.
+    batch_size: samples decoded at a time; short batches are padded, so that
+      every sample is computed in the same shapes.
+  """
+
+  nat: Any
+  nat_params: Any
+  tokenizer: Any
+  tokenizer_params: Any
+  num_classes: int
+  agents: Mapping[int, Agent]
+  batch_size: int = 500
+
+  def sample(
+    self,
+    labels: Sequence[int],
+    num_steps: int = 4,
+    seed: int = 0,
+    policy: str | PolicyLike = 'learned',
+  ) -> np.ndarray:
+    """Generates one image a label.
+
+    Args:
+      labels: class ids.
+      num_steps: T.
+      seed: image i of a seed is the same whatever comes after it.
+      policy: `'learned'`, `'hand-made'` (MaskGIT's unguided schedule), a table
+        of float32[T] values, or an agent.
+
+    Returns:
+      float32[B, H, W, C] in [0, 1].
+
+    Raises:
+      UserError: for labels, steps or a policy that this generator cannot do.
+    """
+    return self.generate(labels, num_steps, seed, policy).images
+
+  def generate(
+    self,
+    labels: Sequence[int],
+    num_steps: int = 4,
+    seed: int = 0,
+    policy: str | PolicyLike = 'learned',
+    tokens: np.ndarray | None = None,
+    record: bool = False,
+  ) -> Samples:
+    """As `sample`, with tokens and, on demand, what happened on the way.
+
+    Args:
+      labels: class ids.
+      num_steps: T.
+      seed: see `sample`.
+      policy: see `sample`.
+      tokens: int32[B, N] canvases to start from, the mask token (`codebook
+        size`) where unknown; given tokens stay. None starts from nothing.
+      record: whether to return the trajectory.
+
+    Returns:
+      Images, tokens and trajectory, as NumPy arrays.
+
+    Raises:
+      UserError: see `sample`.
+    """
+    labels = self._checked_labels(labels)
+    chosen, guided, options = self._resolve(policy, num_steps)
+    return self.decode(
+      chosen,
+      labels,
+      jax.random.key(seed),
+      num_steps=num_steps,
+      guided=guided,
+      options=options,
+      tokens=tokens,
+      record=record,
+    )
+
+  def decode(
+    self,
+    policy: PolicyLike,
+    labels: np.ndarray,
+    key: Array,
+    *,
+    num_steps: int,
+    guided: bool = True,
+    options: step_lib.StepOptions = step_lib.ADANAT,
+    tokens: np.ndarray | None = None,
+    record: bool = False,
+  ) -> Samples:
+    """Decodes with an explicit policy, in batches of `batch_size`.
+
+    Args:
+      policy: a table (float32[T], or float32[T, B] a sample) or an agent.
+      labels: int32[B].
+      key: of the whole set of samples.
+      num_steps: T.
+      guided: whether the unconditional pass runs at all.
+      options: of the decode step.
+      tokens: see `generate`.
+      record: see `generate`.
+    """
+    count = len(labels)
+    if tokens is None:
+      tokens = np.full(
+        (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
+      )
+    parts = []
+    for start in range(0, count, self.batch_size):
+      rows = np.arange(start, min(start + self.batch_size, count))
+      # Padding repeats the first row; what it gives is dropped below.
+      padded = np.resize(rows, self.batch_size)
+      part = _decode_batch(
+        self.nat,
+        self.tokenizer,
+        num_steps,
+        guided,
+        options,
+        record,
+        self.nat_params,
+        self.tokenizer_params,
+        _rows_of(policy, padded),
+        jnp.asarray(tokens[padded]),
+        jnp.asarray(labels[padded]),
+        jnp.int32(self.num_classes),
+        loop.sample_keys(key, self.batch_size, start),
+      )
+      parts.append(_keep(jax.device_get(part), len(rows)))
+    return _join(parts)
+
+  def _checked_labels(self, labels: Sequence[int]) -> np.ndarray:
+    result = np.asarray(labels)
+    if result.ndim != 1 or result.size == 0 or result.dtype.kind not in 'iu':
+      raise UserError(f'labels are {labels!r}; give a list of class ids')
+    if result.min() < 0 or result.max() >= self.num_classes:
+      raise UserError(
+        f'labels hold {sorted(set(result.tolist()))}; classes are'
+        f' 0 to {self.num_classes - 1}'
+      )
+    return result.astype(np.int32)
+
+  def _resolve(
+    self, policy: str | PolicyLike, num_steps: int
+  ) -> tuple[PolicyLike, bool, step_lib.StepOptions]:
+    """The policy, whether it is guided, and its step options."""
+    if num_steps < 1:
+      raise UserError(f'num_steps is {num_steps}; at least 1 is needed')
+    if isinstance(policy, PolicyValues):
+      length = np.shape(policy.mask_ratio)[0]
+      if length != num_steps:
+        raise UserError(
+          f'the table has {length} steps, num_steps is {num_steps}'
+        )
+      return policy, True, step_lib.ADANAT
+    if isinstance(policy, Agent):
+      return policy, True, step_lib.ADANAT
+    if policy == 'hand-made':
+      table = schedules.hand_made(num_steps, total=self.nat.num_tokens)
+      return table, False, step_lib.MASKGIT
+    if policy != 'learned':
+      raise UserError(
+        f'policy is {policy!r}; give learned, hand-made, a table or an agent'
+      )
+    if num_steps not in self.agents:
+      known = ', '.join(str(steps) for steps in sorted(self.agents)) or 'none'
+      raise UserError(
+        f'no policy was learned for num_steps={num_steps}; learned: {known}'
+      )
+    return self.agents[num_steps], True, step_lib.ADANAT
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _decode_batch(
+  nat: Any,
+  tokenizer: Any,
+  num_steps: int,
+  guided: bool,
+  options: step_lib.StepOptions,
+  record: bool,
+  nat_params: Any,
+  tokenizer_params: Any,
+  policy: PolicyLike,
+  tokens: Array,
+  labels: Array,
+  null_label: Array,
+  keys: Array,
+) -> Samples:
+  """One batch, the static arguments first."""
+
+  def denoiser(
+    tokens: Array, condition: Array, cache: Any
+  ) -> tuple[Array, Array, Any]:
+    features, logits = nat.apply({'params': nat_params}, tokens, condition)
+    return features, logits, cache
+
+  is_table = isinstance(policy, PolicyValues)
+  decoded = loop.decode(
+    denoiser,
+    schedules.table_policy(policy) if is_table else policy.policy(),
+    tokens=tokens,
+    condition=labels,
+    null_condition=null_label if guided else None,
+    keys=keys,
+    num_steps=num_steps,
+    mask_token=nat.codebook_size,
+    options=options,
+    record=record,
+  )
+  images = tokenizer.apply(
+    {'params': tokenizer_params}, decoded.tokens, method='decode_tokens'
+  )
+  return Samples(images, decoded.tokens, decoded.trajectory)
+
+
+def _rows_of(policy: PolicyLike, rows: np.ndarray) -> PolicyLike:
+  """A table a sample, float32[T, B], restricted to some samples."""
+  if isinstance(policy, Agent):
+    return policy
+  take = lambda x: jnp.asarray(x)[:, rows] if np.ndim(x) == 2 else x
+  return jax.tree.map(take, policy)
+
+
+def _keep(part: Samples, count: int) -> Samples:
+  """Drops the padding of a batch."""
+  return Samples(
+    part.images[:count],
+    part.tokens[:count],
+    jax.tree.map(lambda x: x[:, :count], part.trajectory),
+  )
+
+
+def _join(parts: Sequence[Samples]) -> Samples:
+  """Batches one after the other."""
+  join = lambda axis: lambda *xs: np.concatenate(xs, axis)
+  return Samples(
+    join(0)(*(part.images for part in parts)),
+    join(0)(*(part.tokens for part in parts)),
+    jax.tree.map(join(1), *(part.trajectory for part in parts)),
+  )

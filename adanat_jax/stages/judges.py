@@ -1,0 +1,181 @@
+"""Stage `judges`: trains the networks that look at images.
+
+Two networks classify the ten digits and are kept apart on purpose:
+
+  measure  a convolutional network; evaluation reads its features. Nothing is
+           ever optimised against it.
+  reward   a vision transformer with another seed and other augmentation; the
+           discriminator's heads, the Fréchet reward and the pre-trained reward
+           stand on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from adanat_jax import training
+from adanat_jax.config_rules import between, check, int_at_least
+from adanat_jax.data import augment
+from adanat_jax.data import digits
+from adanat_jax.stages import networks
+from adanat_jax.types import Array
+
+
+@struct.dataclass
+class JudgeState:
+  """What the training of a classifier carries from step to step."""
+
+  params: Any
+  opt_state: optax.OptState
+
+
+# (params, images, dropout key or None) -> logits
+Apply = Callable[[Any, Array, Array | None], Array]
+
+
+def make_train_step(
+  apply: Apply,
+  optimizer: optax.GradientTransformation,
+  *,
+  key: Array,
+  max_shift: int,
+  noise: float,
+  cutout: int,
+) -> Callable[[JudgeState, Any, Array], tuple[JudgeState, Any]]:
+  """Returns `(state, batch, step) -> (state, metrics)`, not yet jitted.
+
+  The batch holds `images` float32[B, H, W, C] and `labels` int32[B].
+  """
+
+  def train_step(
+    state: JudgeState, batch: dict[str, Array], step: Array
+  ) -> tuple[JudgeState, dict[str, Array]]:
+    keys = jax.random.split(jax.random.fold_in(key, step), 4)
+    images = augment.shift(keys[0], batch['images'], max_shift)
+    images = augment.cutout(keys[1], images, cutout)
+    images = augment.add_noise(keys[2], images, noise)
+
+    def loss_fn(params: Any) -> tuple[Array, Array]:
+      logits = apply(params, images, keys[3])
+      loss = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch['labels']
+      ).mean()
+      return loss, (logits.argmax(-1) == batch['labels']).mean()
+
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {'loss': loss, 'accuracy': accuracy}
+    return JudgeState(params, opt_state), metrics
+
+  return train_step
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains both judges, each until its `num_steps`.
+
+  Args:
+    config: the whole config; `judges`, `data` and `seed` are read.
+    workdir: gets `judges/measure` and `judges/reward`.
+
+  Raises:
+    UserError: for a value that is not allowed.
+  """
+  for name in ('measure', 'reward'):
+    check(
+      config,
+      {
+        f'judges.{name}.num_steps': int_at_least(1),
+        f'judges.{name}.batch_size': int_at_least(1),
+        f'judges.{name}.max_shift': int_at_least(0),
+        f'judges.{name}.noise': between(0.0, 1.0),
+        f'judges.{name}.cutout': int_at_least(0),
+      },
+    )
+  measure, reward = (
+    networks.measuring_module(config),
+    networks.reward_module(config),
+  )
+
+  def apply_measure(params: Any, images: Array, key: Array | None) -> Array:
+    rngs = None if key is None else {'dropout': key}
+    train = key is not None
+    return measure.apply({'params': params}, images, train, rngs=rngs)[1]
+
+  def apply_reward(params: Any, images: Array, key: Array | None) -> Array:
+    del key
+    return reward.apply({'params': params}, networks.centred(images)).outputs
+
+  _train(config, workdir, 'measure', measure, apply_measure)
+  _train(config, workdir, 'reward', reward, apply_reward)
+
+
+def _train(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  name: str,
+  module: Any,
+  apply: Apply,
+) -> None:
+  """Trains one judge unless it is complete."""
+  directory = workdir / 'judges' / name
+  if training.is_complete(directory):
+    return
+  section = config.judges[name]
+  data = digits.load(config.data.image_size)
+  key = networks.stage_key(config, f'judges/{name}')
+  init_key, step_key = jax.random.split(key)
+  optimizer = optax.adam(
+    optax.cosine_decay_schedule(section.learning_rate, section.num_steps)
+  )
+  params = module.init(init_key, jnp.zeros((1, *data.train_images.shape[1:])))
+  state = JudgeState(params['params'], optimizer.init(params['params']))
+  train_step = make_train_step(
+    apply,
+    optimizer,
+    key=step_key,
+    max_shift=section.max_shift,
+    noise=section.noise,
+    cutout=section.cutout,
+  )
+
+  def batch_at(step: int) -> dict[str, np.ndarray]:
+    index = digits.epoch_batch(
+      step,
+      section.batch_size,
+      len(data.train_labels),
+      networks.order_seed(config, f'judges/{name}'),
+    )
+    return {
+      'images': data.train_images[index],
+      'labels': data.train_labels[index],
+    }
+
+  def figures(state: JudgeState) -> dict[str, float]:
+    logits = jax.jit(lambda p, x: apply(p, x, None))(
+      state.params, data.test_images
+    )
+    right = np.asarray(logits).argmax(-1) == data.test_labels
+    return {'test_accuracy': float(right.mean())}
+
+  training.run_loop(
+    state,
+    jax.jit(train_step, donate_argnums=0),
+    batch_at,
+    directory=directory,
+    name=f'judges/{name}',
+    num_steps=section.num_steps,
+    final_figures=figures,
+    **networks.loop_options(config),
+  )

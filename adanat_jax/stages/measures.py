@@ -1,0 +1,81 @@
+"""What evaluation measures of a set of images, against the training images.
+
+frechet        Fréchet distance in features of the measuring network
+pixel_frechet  the same in principal components of 8x8 pixels, no network
+precision      share of images near real ones, in the measuring features
+recall         share of real images near generated ones
+accuracy       share whose asked condition the measuring network sees
+
+The reference is always the whole training split.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+
+from adanat_jax.data import digits
+from adanat_jax.metrics import frechet
+from adanat_jax.metrics import pixels
+from adanat_jax.metrics import precision_recall
+from adanat_jax.stages import networks
+
+MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')
+
+
+class Measures:
+  """The measuring network and the reference, ready to measure."""
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, workdir: pathlib.Path
+  ):
+    """Loads the measuring network and describes the training images."""
+    module, params = networks.load_measure(config, workdir)
+    data = digits.load(config.data.image_size)
+    self._kind = config.data.condition
+    self._apply = jax.jit(lambda x: module.apply({'params': params}, x))
+    self._pixels = pixels.PixelPrincipalComponents.fit(data.train_images)
+    self._features = self._network(data.train_images)[0]
+    self._gaussian = frechet.gaussian_of(self._features)
+    self._pixel_gaussian = frechet.gaussian_of(
+      self._pixels.features(data.train_images)
+    )
+
+  def _network(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    features, logits = jax.device_get(self._apply(images))
+    return features, logits
+
+  def distance(self, images: np.ndarray) -> float:
+    """The Fréchet distance alone, for searches."""
+    features, _ = self._network(images)
+    return frechet.frechet_distance(
+      frechet.gaussian_of(features), self._gaussian
+    )
+
+  def __call__(
+    self, images: np.ndarray, condition: np.ndarray
+  ) -> dict[str, float]:
+    """All measures.
+
+    Args:
+      images: float32[B, H, W, C] in [0, 1].
+      condition: int32[B], what was asked for.
+    """
+    features, logits = self._network(images)
+    shares = precision_recall.precision_recall(self._features, features)
+    seen = digits.condition_of(logits.argmax(-1), self._kind)
+    return {
+      'frechet': frechet.frechet_distance(
+        frechet.gaussian_of(features), self._gaussian
+      ),
+      'pixel_frechet': frechet.frechet_distance(
+        frechet.gaussian_of(self._pixels.features(images)),
+        self._pixel_gaussian,
+      ),
+      'precision': shares.precision,
+      'recall': shares.recall,
+      'accuracy': float((seen == condition).mean()),
+    }

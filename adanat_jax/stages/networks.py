@@ -1,0 +1,219 @@
+"""The networks that a config asks for, and where a workdir keeps them.
+
+Each `*_module` builds a network from its section of the config; each `load_*`
+also reads the parameters that a finished stage left in the workdir, and says
+which stage to run if there are none.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+import zlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from adanat_jax import checkpoint
+from adanat_jax import config as config_lib
+from adanat_jax import training
+from adanat_jax.data import digits
+from adanat_jax.errors import UserError
+from adanat_jax.models.classifier import ConvClassifier
+from adanat_jax.models.discriminator import DiscriminatorHeads
+from adanat_jax.models.nat import NAT
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.models.vit import VisionTransformer
+from adanat_jax.models.vqgan import VQGAN
+
+Config = ml_collections.ConfigDict
+
+
+def num_classes(config: Config) -> int:
+  """How many conditions there are, the null condition not counted."""
+  return digits.num_conditions(config.data.condition)
+
+
+def grid_size(config: Config) -> int:
+  """Side of the square token grid."""
+  return config.data.image_size // 2 ** (
+    len(config.tokenizer.width_multipliers) - 1
+  )
+
+
+def tokenizer_module(config: Config) -> VQGAN:
+  """The VQGAN of `config.tokenizer`."""
+  section = config.tokenizer
+  return VQGAN(
+    codebook_size=section.codebook_size,
+    code_width=section.code_width,
+    base_width=section.base_width,
+    width_multipliers=tuple(section.width_multipliers),
+    num_res_blocks=section.num_res_blocks,
+    num_groups=section.num_groups,
+    image_channels=1,
+  )
+
+
+def nat_module(config: Config) -> NAT:
+  """The NAT of `config.nat` for the tokens of `config.tokenizer`."""
+  section = config.nat
+  return NAT(
+    codebook_size=config.tokenizer.codebook_size,
+    num_tokens=grid_size(config) ** 2,
+    width=section.width,
+    depth=section.depth,
+    num_heads=section.num_heads,
+    mlp_ratio=section.mlp_ratio,
+    num_classes=num_classes(config),
+    dropout_rate=section.dropout_rate,
+    dtype=jnp.dtype(section.dtype),
+    attention=section.attention,
+  )
+
+
+def measuring_module(config: Config) -> ConvClassifier:
+  """The convolutional classifier that measures, `config.judges.measure`."""
+  section = config.judges.measure
+  return ConvClassifier(
+    widths=tuple(section.widths),
+    num_classes=10,
+    feature_width=section.feature_width,
+  )
+
+
+def reward_module(config: Config) -> VisionTransformer:
+  """The vision transformer that rewards build on, `config.judges.reward`."""
+  section = config.judges.reward
+  return VisionTransformer(
+    image_size=config.data.image_size,
+    patch_size=section.patch_size,
+    width=section.width,
+    depth=section.depth,
+    num_heads=section.num_heads,
+    image_channels=1,
+    num_outputs=10,
+    hooks=tuple(section.hooks),
+  )
+
+
+def discriminator_module(config: Config) -> DiscriminatorHeads:
+  """The discriminator's heads, `config.policy.discriminator`."""
+  section = config.policy.discriminator
+  return DiscriminatorHeads(
+    num_classes=num_classes(config),
+    mapping_width=section.mapping_width,
+    mapping_layers=section.mapping_layers,
+    condition_map_width=section.condition_map_width,
+    kernel_size=section.kernel_size,
+  )
+
+
+def policy_modules(config: Config) -> tuple[PolicyNetwork, PolicyNetwork]:
+  """Actor and critic of `config.policy.network`."""
+  section = config.policy.network
+  sizes = dict(
+    grid_size=grid_size(config),
+    hidden_size=section.hidden_size,
+    conv_width=section.conv_width,
+    mlp_widths=tuple(section.mlp_widths),
+  )
+  return PolicyNetwork(num_outputs=4, **sizes), PolicyNetwork(
+    num_outputs=1, **sizes
+  )
+
+
+def centred(images: jax.Array) -> jax.Array:
+  """Images in [0, 1] as the reward network takes them, in [-1, 1]."""
+  return 2.0 * images - 1.0
+
+
+def stage_key(config: Config, name: str) -> jax.Array:
+  """The typed key of one training or evaluation, by its name."""
+  return jax.random.fold_in(
+    jax.random.key(config.seed), order_seed(config, name)
+  )
+
+
+def order_seed(config: Config, name: str) -> int:
+  """A number for the data order of one training, by its name."""
+  return zlib.crc32(f'{config.seed}/{name}'.encode())
+
+
+def loop_options(config: Config) -> dict[str, Any]:
+  """What every training loop takes from the top of the config."""
+  return dict(
+    log_every=config.log_every,
+    save_every=config.save_every,
+    config_for_meta=config_lib.to_dict(config),
+    profile=tuple(config.profile),
+    tensorboard=config.tensorboard,
+  )
+
+
+def load_tokenizer(
+  config: Config, workdir: pathlib.Path
+) -> tuple[VQGAN, Any]:
+  """The tokenizer and its trained parameters."""
+  module = tokenizer_module(config)
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  return module, _load(config, workdir, 'tokenizer', 'params', module, image)
+
+
+def load_nat(config: Config, workdir: pathlib.Path) -> tuple[NAT, Any]:
+  """The NAT and the moving average of its parameters."""
+  module = nat_module(config)
+  tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
+  condition = jax.ShapeDtypeStruct((1,), jnp.int32)
+  params = _load(config, workdir, 'nat', 'ema', module, tokens, condition)
+  return module, params
+
+
+def load_measure(
+  config: Config, workdir: pathlib.Path
+) -> tuple[ConvClassifier, Any]:
+  """The measuring network and its parameters."""
+  module = measuring_module(config)
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  return module, _load(
+    config, workdir, 'judges/measure', 'params', module, image
+  )
+
+
+def load_reward(
+  config: Config, workdir: pathlib.Path
+) -> tuple[VisionTransformer, Any]:
+  """The reward network and its parameters."""
+  module = reward_module(config)
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  return module, _load(
+    config, workdir, 'judges/reward', 'params', module, image
+  )
+
+
+def _load(
+  config: Config,
+  workdir: pathlib.Path,
+  stage: str,
+  field: str,
+  module: Any,
+  *inputs: jax.ShapeDtypeStruct,
+) -> Any:
+  """Parameters of a finished stage, in the shapes that the config gives."""
+  require(workdir, stage)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  return checkpoint.load_params(workdir / stage, field, shapes)
+
+
+def require(workdir: pathlib.Path, stage: str) -> None:
+  """Raises UserError unless a stage of this workdir is complete."""
+  if not training.is_complete(workdir / stage):
+    mode = stage.split('/')[0]
+    raise UserError(
+      f'{workdir / stage} holds no finished training; run --config.mode={mode}'
+      ' with this workdir first'
+    )

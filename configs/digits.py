@@ -1,0 +1,184 @@
+"""AdaNAT from nothing on real handwritten digits, on a laptop.
+
+  python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits
+
+trains a tokenizer, the networks that judge images, a NAT and a policy, then
+compares the policy with hand-made schedules and writes a report. Presets:
+
+  configs/digits.py        T = 4, adversarial reward, one training each
+  configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each
+  configs/digits.py:tiny   everything once through, in minutes, for tests
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+PRESETS = ('default', 'full', 'tiny')
+
+
+def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
+  """The configuration of a preset; every field can be overridden by a flag."""
+  config = ml_collections.ConfigDict()
+
+  # Which stage to run: all, or one of tokenizer, judges, nat, policy,
+  # evaluate, report, sample.
+  config.mode = 'all'
+  # Everything random follows from this number.
+  config.seed = 0
+  # First and last step of each training loop to trace with jax.profiler;
+  # (0, 0) traces nothing.
+  config.profile = (0, 0)
+  # Every training loop logs a row after this many steps, and saves after this
+  # many; where it is stopped and resumed changes nothing in its result.
+  config.log_every = 50
+  config.save_every = 250
+  # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
+  config.tensorboard = True
+
+  config.data = data = ml_collections.ConfigDict()
+  # Height and width in pixels; the 8x8 originals are enlarged bilinearly.
+  data.image_size = 16
+  # What the decoder is told: 'parity' (even or odd; it must settle on a digit
+  # itself, so schedules matter) or 'digit'.
+  data.condition = 'parity'
+
+  config.tokenizer = tokenizer = ml_collections.ConfigDict()
+  # The published VQGAN, narrow: 16x16 pixels become 4x4 tokens.
+  tokenizer.codebook_size = 128
+  tokenizer.code_width = 8
+  tokenizer.base_width = 16
+  tokenizer.width_multipliers = (1, 2, 4)
+  tokenizer.num_res_blocks = 1
+  tokenizer.num_groups = 8
+  tokenizer.num_steps = 1500
+  tokenizer.batch_size = 96
+  tokenizer.learning_rate = 2e-3
+  # Share of the steps as a plain autoencoder, before codes are set.
+  tokenizer.warmup_fraction = 0.1
+  # Weight of the encoder's pull towards its codes.
+  tokenizer.commitment = 0.25
+  # Decay of the codebook's moving averages.
+  tokenizer.codebook_decay = 0.97
+  # Images are moved by up to this many pixels while the tokenizer trains.
+  tokenizer.max_shift = 1
+
+  config.judges = judges = ml_collections.ConfigDict()
+  # The measuring network: a convolutional classifier of the ten digits.
+  judges.measure = measure = ml_collections.ConfigDict()
+  measure.widths = (16, 32, 64)
+  measure.feature_width = 32
+  measure.num_steps = 1500
+  measure.batch_size = 128
+  measure.learning_rate = 1e-3
+  measure.max_shift = 1
+  measure.noise = 0.05
+  measure.cutout = 0
+  # The reward network: a small vision transformer, other augmentation.
+  judges.reward = reward = ml_collections.ConfigDict()
+  reward.patch_size = 2
+  reward.width = 48
+  reward.depth = 4
+  reward.num_heads = 4
+  reward.hooks = (0, 1, 2, 3)
+  reward.num_steps = 1500
+  reward.batch_size = 128
+  reward.learning_rate = 1e-3
+  reward.max_shift = 2
+  reward.noise = 0.1
+  # Side of the square that is blanked out in each image, in pixels.
+  reward.cutout = 4
+
+  config.nat = nat = ml_collections.ConfigDict()
+  nat.width = 96
+  nat.depth = 4
+  nat.num_heads = 4
+  nat.mlp_ratio = 4
+  nat.dropout_rate = 0.1
+  nat.num_steps = 4000
+  nat.batch_size = 128
+  nat.learning_rate = 1.5e-3
+  nat.warmup_steps = 200
+  # 'cosine' falls to 0, 'constant' stays (the published recipe).
+  nat.learning_rate_schedule = 'cosine'
+  nat.weight_decay = 0.03
+  nat.betas = (0.9, 0.99)
+  nat.ema_decay = 0.998
+  nat.label_smoothing = 0.1
+  # Share of examples trained with the null condition, for guidance.
+  nat.condition_dropping = 0.1
+  # Distribution of mask ratios in training: 'cosine', or 'beta' with the
+  # published parameters.
+  nat.mask_ratio = 'cosine'
+  nat.beta = (12.0, 3.0)
+  # Compute type of the network: 'float32' or 'bfloat16'.
+  nat.dtype = 'float32'
+  # Attention implementation: 'xla', or 'cudnn' on GPUs.
+  nat.attention = 'xla'
+
+  config.policy = policy = ml_collections.ConfigDict()
+  # A policy is trained for each reward, each number of decoding steps T and
+  # each repetition: one that sees the NAT's features, one that does not.
+  policy.rewards = ('adversarial',)
+  policy.num_steps = (4,)
+  policy.trainings = 1
+  policy.iterations = 150
+  # Trajectories an iteration.
+  policy.batch_size = 384
+  policy.log_every = 1
+  policy.save_every = 25
+  # Constants of PPO: 'paper', or 'ours' for short runs; each can be overridden
+  # below (unset fields keep the preset's value).
+  policy.preset = 'ours'
+  policy.ppo = ppo = ml_collections.ConfigDict()
+  ppo.learning_rate = placeholder(float)
+  ppo.num_epochs = placeholder(int)
+  ppo.num_minibatches = placeholder(int)
+  ppo.initial_std = placeholder(float)
+  ppo.final_std = placeholder(float)
+  # What a zero action means: 'published' (AdaNAT's hand-made schedule) or
+  # 'none'.
+  policy.residual = 'published'
+  # Actor and critic; the published widths are 512, 128, (1024, 512).
+  policy.network = network = ml_collections.ConfigDict()
+  network.hidden_size = 64
+  network.conv_width = 32
+  network.mlp_widths = (128, 64)
+  policy.discriminator = discriminator = ml_collections.ConfigDict()
+  discriminator.mapping_width = 64
+  discriminator.mapping_layers = 2
+  discriminator.condition_map_width = 64
+  discriminator.kernel_size = 9
+  discriminator.learning_rate = 1e-3
+  # Updates an iteration, and real and generated images in each.
+  discriminator.updates = 4
+  discriminator.batch_size = 96
+  # Power iterations of the spectral norms before the first reward.
+  discriminator.spectral_warmup = 10
+  # True: new rollouts for the discriminator, as published; False: those that
+  # PPO has just used, at no cost.
+  discriminator.fresh_rollouts = False
+  # Test images on which the discriminator's accuracy is logged.
+  discriminator.held_out = 96
+
+  if preset == 'full':
+    policy.rewards = ('adversarial', 'frechet', 'pretrained')
+    policy.num_steps = (2, 4, 8)
+    policy.trainings = 2
+  elif preset == 'tiny':
+    _make_tiny(config)
+  return config
+
+
+def _make_tiny(config: ml_collections.ConfigDict) -> None:
+  """Makes everything small: the whole pipeline in minutes, no good images."""
+  config.log_every = 5
+  config.save_every = 10
+  config.tokenizer.update(num_steps=30, batch_size=32, base_width=8)
+  for judge in (config.judges.measure, config.judges.reward):
+    judge.update(num_steps=30, batch_size=32)
+  config.judges.reward.update(width=16, depth=2, num_heads=2, hooks=(0, 1))
+  config.nat.update(num_steps=30, batch_size=32, width=32, depth=2)
+  config.policy.update(iterations=4, batch_size=32, save_every=2)
+  config.policy.network.update(hidden_size=16, conv_width=8)
+  config.policy.network.mlp_widths = (16, 16)
+  config.policy.discriminator.update(updates=2, batch_size=16, held_out=16)
