@@ -11,6 +11,7 @@ import json
 import logging
 import pathlib
 import sys
+import time
 import traceback
 from typing import Any
 import warnings
@@ -123,6 +124,7 @@ def quiet() -> Iterator[None]:
         traceback.clear_frames(chained.__traceback__)
         chained = chained.__cause__ or chained.__context__
       gc.collect()
+      time.sleep(0.1)  # Reads in flight end in other threads.
       raise
     finally:
       sys.unraisablehook = hook

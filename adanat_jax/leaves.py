@@ -10,8 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adanat_jax.errors import UserError
+
+# Constants of the checksum: position's multiplier; shifts and multipliers.
+_GOLDEN = 2654435761
+_ROUNDS = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +48,24 @@ def layout(leaf: Any) -> str:
 
 
 def examine(tree: Any) -> dict[str, Leaf]:
-  """Reads every leaf once, on its devices, and returns what is to remember."""
+  """Reads every leaf once and returns what is to remember of it.
+
+  The checksum is the sum modulo 2^32 of a hash (MurmurHash3's finaliser) of
+  each element's bits and position: a change of any one element changes it, the
+  order of summation does not, and a sharded array needs no gathering.
+
+  Args:
+    tree: arrays of any shape and type, typed PRNG keys included.
+
+  Returns:
+    What is to remember, by name.
+  """
   named = by_name(tree)
-  digests = jax.device_get([_digest(leaf) for leaf in named.values()])
+  # Where the host holds the numbers, it is done before a program for each
+  # shape would be compiled.
+  on_host = jax.default_backend() == 'cpu' and jax.process_count() == 1
+  digest = _digest_on_host if on_host else _digest_on_device
+  digests = jax.device_get([digest(leaf) for leaf in named.values()])
   return {
     name: Leaf(layout(leaf), int(checksum), bool(finite))
     for (name, leaf), (checksum, finite) in zip(
@@ -108,16 +128,8 @@ def nested(saved: Mapping[str, str]) -> dict[str, Any]:
 
 
 @jax.jit
-def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Returns (uint32[] checksum, bool[] all finite) of one leaf.
-
-  The checksum is the sum modulo 2^32 of a hash (MurmurHash3's finaliser) of
-  each element's bits and position: a change of any one element changes it, the
-  order of summation does not, and a sharded array needs no gathering.
-
-  Args:
-    leaf: an array of any shape and type, typed PRNG keys included.
-  """
+def _digest_on_device(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns (uint32[] checksum, bool[] all finite) of one leaf."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
   inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -131,7 +143,30 @@ def _digest(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
   for axis, size in enumerate(words.shape):
     index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
     position = position * jnp.uint32(size) + index
-  words = words.astype(jnp.uint32) + position * jnp.uint32(2654435761)
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+  words = words.astype(jnp.uint32) + position * jnp.uint32(_GOLDEN)
+  for shift, factor in _ROUNDS:
     words = (words ^ (words >> shift)) * jnp.uint32(factor)
   return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32), finite
+
+
+def _digest_on_host(leaf: jax.Array) -> tuple[int, bool]:
+  """Returns the same as `_digest_on_device`, compiling nothing."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  array = np.ascontiguousarray(leaf).reshape(-1)
+  inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+  finite = bool(np.isfinite(array).all()) if inexact else True
+  bits = min(8 * array.dtype.itemsize, 32)
+  all_words = array.view(f'uint{bits}')
+  checksum = 0
+  # In pieces that stay in the cache.
+  for start in range(0, all_words.size, 1 << 15):
+    words = all_words[start : start + (1 << 15)].astype(np.uint32)
+    position = np.arange(start, start + words.size, dtype=np.uint32)
+    words += position * np.uint32(_GOLDEN)
+    for shift, factor in _ROUNDS:
+      words ^= words >> np.uint32(shift)
+      words *= np.uint32(factor)
+    words ^= words >> np.uint32(16)
+    checksum += int(words.sum(dtype=np.uint64))
+  return checksum % 2**32, finite

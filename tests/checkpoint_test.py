@@ -5,6 +5,7 @@ import functools
 import pathlib
 import shutil
 from typing import Any, NamedTuple
+from unittest import mock
 
 from absl import logging
 from absl.testing import absltest, parameterized
@@ -293,7 +294,16 @@ class LeavesTest(absltest.TestCase):
     examined = [leaves.examine([jnp.asarray(v)])['0'] for v in variants]
     self.assertLen({leaf.checksum for leaf in examined}, len(variants))
 
-  def test_the_checksum_is_the_same_however_an_array_is_typed_or_placed(self):
+  def test_the_checksum_is_the_same_on_host_and_device(self):
+    state = make_state(3) | {'long': jnp.arange(70_000.0), 'none': jnp.zeros(0)}
+    on_host = leaves.examine(state)
+    with mock.patch.object(jax, 'process_count', return_value=2):
+      on_device = leaves.examine(state)
+    self.assertEqual(on_host, on_device)
+    self.assertEqual(on_host['long'].layout, 'float32[70000]')
+    self.assertLen({leaf.checksum for leaf in on_host.values()}, len(on_host))
+
+  def test_the_checksum_is_of_bits_whatever_their_type(self):
     words = np.array([[1, 2], [0xFFFFFFFF, 0x3F800000]], np.uint32)
     plain = leaves.examine([jnp.asarray(words)])['0']
     self.assertEqual(plain.layout, 'uint32[2,2]')
