@@ -1,0 +1,187 @@
+"""Converts published weights into checkpoints of this package, and back.
+
+  python -m adanat_jax.convert --kind=nat --input=nnet_ema.pth --output=nat-l
+  python -m adanat_jax.convert --kind=nat --input=nat-l --output=nat.safetensors
+      --reverse
+
+The result has the form of a finished stage: give its directory to a config's
+`init_from`. With --reverse a checkpoint, converted or trained here, is written
+with the original's keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+import pathlib
+import sys
+import textwrap
+from typing import Any
+
+import jax
+import numpy as np
+
+from adanat_jax import checkpoint, completion
+from adanat_jax.convert import files
+from adanat_jax.convert.kinds import KINDS, Kind, release_of
+from adanat_jax.errors import UserError
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  kinds = '\n'.join(
+    textwrap.fill(
+      f'{name}: {kind.what}. Published: {kind.source}.',
+      width=78,
+      initial_indent='  ',
+      subsequent_indent='      ',
+      break_on_hyphens=False,
+    )
+    for name, kind in KINDS.items()
+  )
+  parser = argparse.ArgumentParser(
+    prog='python -m adanat_jax.convert',
+    description=__doc__,
+    epilog=f'kinds:\n{kinds}\n\nLicences and steps: docs/weights.md.',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    '--kind', required=True, choices=list(KINDS), help='what the weights are'
+  )
+  parser.add_argument(
+    '--input',
+    required=True,
+    action='append',
+    help=f'a file: {files.FORMATS}; again for each further part of a file'
+    ' that was split; with --reverse a checkpoint',
+  )
+  parser.add_argument(
+    '--output',
+    required=True,
+    help='a new directory; with --reverse a .safetensors file',
+  )
+  parser.add_argument(
+    '--reverse', action='store_true', help="write the original's keys"
+  )
+  return parser.parse_args(arguments)
+
+
+def _count(tree: Any) -> int:
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def _check_output(path: pathlib.Path, ending: str) -> None:
+  if path.suffix != ending:
+    expected = f'a {ending} file' if ending else 'a directory without an ending'
+    raise UserError(f'--output={path} has to be {expected} for this kind')
+  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    raise UserError(f'--output={path} exists already; choose another')
+
+
+def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
+  """Converts foreign weights to a checkpoint.
+
+  Args:
+    name: a key of `KINDS`.
+    inputs: the file, or its parts.
+    output: the new checkpoint's directory.
+
+  Returns:
+    What was found and written, line by line.
+
+  Raises:
+    UserError: if a file cannot be read, is of another kind, or if its keys or
+      shapes do not fit.
+  """
+  path = pathlib.Path(output)
+  is_stats = name == 'fid_stats'
+  _check_output(path, '.npz' if is_stats else path.suffix)
+  value = files.read_parts(inputs)
+  try:
+    converted = KINDS[name].convert(value)
+  except UserError as error:
+    raise UserError(f'{", ".join(inputs)}: {error}') from error
+  lines = [f'{name}: {note}' for note in converted.notes]
+  if is_stats:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    moments = converted.state
+    np.savez(path, mean=moments['mean'], covariance=moments['covariance'])
+    return [*lines, f'written: {path}']
+  count = _count(converted.counted)
+  lines.append(f'{name}: {count:,} parameters, {release_of(count)}')
+  about = {
+    'kind': name,
+    'files': [pathlib.Path(i).name for i in inputs],
+    'parameters': count,
+    'notes': lines,
+  }
+  with checkpoint.Checkpointer(path) as checkpointer:
+    checkpointer.save(0, converted.state, {'converted': about})
+    checkpointer.wait()
+  completion.mark_complete(path, 0, {'parameters': count})
+  return [*lines, f'written: {path}, for the init_from of a config']
+
+
+def reverse(name: str, source: str, output: str) -> list[str]:
+  """Writes a checkpoint with the original's keys; the inverse of `convert`.
+
+  Args:
+    name: a key of `KINDS`.
+    source: the checkpoint: a converted one, or a stage's directory.
+    output: the new file.
+
+  Returns:
+    What was written, line by line.
+
+  Raises:
+    UserError: if there is no such checkpoint or it holds another kind.
+  """
+  kind, path = KINDS[name], pathlib.Path(output)
+  arrays: Mapping[str, np.ndarray]
+  if name == 'fid_stats':
+    _check_output(path, '.npz')
+    arrays = kind.reverse(files.read(source))
+    np.savez(path, mu=arrays['mu'], sigma=arrays['sigma'])
+  else:
+    _check_output(path, '.safetensors')
+    state = _load(kind, source)
+    try:
+      arrays = kind.reverse(jax.device_get(state))
+    except KeyError as error:
+      raise UserError(f'{source} holds no {name}: {error.args[0]}') from error
+    files.write_safetensors(path, arrays, {'kind': name, 'format': 'pt'})
+  return [f'{name}: {_count(arrays):,} numbers in {len(arrays)} arrays',
+          f'written: {path}']  # fmt: skip
+
+
+def _load(kind: Kind, source: str) -> dict[str, Any]:
+  state = {}
+  for field in kind.fields:
+    try:
+      state[field.rstrip('?')] = checkpoint.load_params(
+        source, field.rstrip('?')
+      )
+    except UserError:
+      if not field.endswith('?'):
+        raise
+  return state
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command line; users' mistakes are one line and status 2."""
+  options = _parse(arguments)
+  try:
+    if options.reverse:
+      if len(options.input) > 1:
+        raise UserError('--reverse takes one --input')
+      lines = reverse(options.kind, options.input[0], options.output)
+    else:
+      lines = convert(options.kind, options.input, options.output)
+  except UserError as error:
+    print('adanat_jax:', *str(error).split(), file=sys.stderr)
+    return 2
+  print('\n'.join(lines))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

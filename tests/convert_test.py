@@ -1,0 +1,305 @@
+"""The converter: each kind there and back, its messages, its formats."""
+
+import contextlib
+import io
+import pathlib
+
+from absl.testing import absltest, parameterized
+from flax import serialization, traverse_util
+import numpy as np
+import reference_arrays
+from safetensors.numpy import load_file, save_file
+import torch_files
+
+from adanat_jax import checkpoint
+from adanat_jax.convert import __main__ as cli, files, inception, kinds, nat
+from adanat_jax.errors import UserError
+from adanat_jax.models.inception import InceptionV3
+
+DATA = pathlib.Path(__file__).parent / 'data'
+
+
+def weights_of(name: str) -> dict[str, np.ndarray]:
+  return dict(reference_arrays.read(DATA / f'{name}.npz').weights)
+
+
+def adanat_checkpoint() -> dict[str, object]:
+  """What AdaNAT's train.py saves, with small networks."""
+  networks = weights_of('policy_shared')
+  return {
+    'model': {
+      f'{copy}.{key}': value
+      for copy in ('policy', 'policy_old')
+      for key, value in networks.items()
+    },
+    'optimizer': {'state': {0: {'step': np.float32(7).reshape(1)}}},
+    'args': torch_files.namespace(gen_steps=8, lr=1e-5, heu=0),
+    'global_step': 1000,
+  }
+
+
+def discriminator_checkpoint() -> dict[str, object]:
+  arrays = weights_of('projdisc_class_shared')
+  return {
+    'model': {},
+    'discriminator': {f'module.{key}': x for key, x in arrays.items()},
+    'global_step': 3,
+  }
+
+
+# kind, what the file holds, the arrays a way there and back gives.
+TORCH_CASES = {
+  'nat_class': ('nat', lambda: weights_of('uvit_class_shared')),
+  'nat_text': ('nat', lambda: weights_of('uvit_text_shared')),
+  'policy': ('policy', adanat_checkpoint),
+  'actor': (
+    'policy',
+    lambda: files_subset(weights_of('policy_shared'), 'actor.'),
+  ),
+  'discriminator': ('discriminator', discriminator_checkpoint),
+  'vqgan': ('vqgan', lambda: {'state_dict': weights_of('vqgan_shared')}),
+  'dino': (
+    'dino',
+    lambda: files_subset(
+      weights_of('projdisc_text_shared'), 'dino.model.model.'
+    ),
+  ),
+  'clip_text': ('clip_text', lambda: weights_of('clip_text_gelu')),
+}
+FLAX_CASES = {
+  'maskgit_transformer': 'maskgit_transformer_shared',
+  'maskgit_tokenizer': 'maskgit_vqgan_shared',
+  'maskgit_tokenizer_strided': 'maskgit_vqgan_convdown',
+}
+
+
+def files_subset(arrays, prefix):
+  return {
+    key.removeprefix(prefix): value
+    for key, value in arrays.items()
+    if key.startswith(prefix)
+  }
+
+
+class ConvertTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    self.output = self.folder / 'out'
+
+  def run_cli(self, *arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      try:
+        status = cli.main(arguments)
+      except SystemExit as stop:
+        status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+  def convert(self, kind: str, path: pathlib.Path) -> str:
+    status, out, err = self.run_cli(
+      f'--kind={kind}', f'--input={path}', f'--output={self.output}'
+    )
+    self.assertEqual((status, err), (0, ''))
+    return out
+
+  def reverse(self, kind: str) -> dict[str, np.ndarray]:
+    path = self.folder / 'back.safetensors'
+    status, _, err = self.run_cli(
+      f'--kind={kind}',
+      f'--input={self.output}',
+      f'--output={path}',
+      '--reverse',
+    )
+    self.assertEqual((status, err), (0, ''))
+    return load_file(path)
+
+  def refused(self, kind: str, path: pathlib.Path) -> str:
+    status, out, err = self.run_cli(
+      f'--kind={kind}', f'--input={path}', f'--output={self.output}'
+    )
+    self.assertEqual((status, out), (2, ''))
+    self.assertEqual(err.count('\n'), 1)
+    self.assertFalse(self.output.exists())
+    return err
+
+  def assert_same(self, ours, theirs):
+    self.assertEqual(set(ours), set(theirs))
+    for key, value in theirs.items():
+      self.assertEqual(ours[key].dtype, value.dtype, key)
+      np.testing.assert_array_equal(ours[key], value, key)
+
+  @parameterized.parameters(sorted(TORCH_CASES))
+  def test_torch_there_and_back(self, case):
+    kind, held_by_file = TORCH_CASES[case]
+    held, path = held_by_file(), self.folder / 'weights.pth'
+    torch_files.save_zip(path, held)
+    said = self.convert(kind, path)
+    self.assertIn('parameters', said)
+    wrapper = ('discriminator',) if kind == 'discriminator' else ()
+    self.assert_same(self.reverse(kind), files.find_arrays(held, wrapper))
+
+  @parameterized.parameters(sorted(FLAX_CASES))
+  def test_flax_there_and_back(self, case):
+    kind = case.removesuffix('_strided')
+    arrays = weights_of(FLAX_CASES[case])
+    path = self.folder / 'checkpoint'
+    nested = traverse_util.unflatten_dict(arrays, sep='/')
+    path.write_bytes(serialization.msgpack_serialize(nested))
+    self.convert(kind, path)
+    self.assert_same(self.reverse(kind), arrays)
+
+  def test_inception_there_and_back(self):
+    arrays = weights_of('inception_shared')
+    params = inception.from_torch(arrays, InceptionV3())
+    counters = 'num_batches_tracked'
+    expected = {k: x for k, x in arrays.items() if counters not in k}
+    self.assert_same(inception.to_torch(params), expected)
+
+  def test_fid_stats_there_and_back(self):
+    rng = np.random.default_rng(0)
+    stats = {'mu': rng.normal(size=5), 'sigma': rng.normal(size=(5, 5))}
+    path, ours = self.folder / 'adm.npz', self.folder / 'ours.npz'
+    back = self.folder / 'back.npz'
+    np.savez(path, **stats)
+    for status, _, _ in (
+      self.run_cli('--kind=fid_stats', f'--input={path}', f'--output={ours}'),
+      self.run_cli(
+        '--kind=fid_stats', f'--input={ours}', f'--output={back}', '--reverse'
+      ),
+    ):
+      self.assertEqual(status, 0)
+    with np.load(ours) as file:
+      np.testing.assert_array_equal(file['mean'], stats['mu'])
+    with np.load(back) as file:
+      self.assert_same(dict(file), stats)
+
+  def test_every_format_gives_the_same(self):
+    arrays = weights_of('uvit_class_shared')
+    torch_files.save_zip(self.folder / 'a.pth', arrays)
+    torch_files.save_legacy(self.folder / 'a.ckpt', arrays)
+    save_file(arrays, self.folder / 'a.safetensors')
+    np.savez(self.folder / 'a.npz', **arrays)
+    for path in sorted(self.folder.glob('a.*')):
+      self.assert_same(files.find_arrays(files.read(path)), arrays)
+
+  def test_parts_of_a_split_file(self):
+    arrays = weights_of('uvit_class_shared')
+    names = sorted(arrays)
+    paths = [self.folder / f'{i}.safetensors' for i in range(2)]
+    for i, path in enumerate(paths):
+      save_file({name: arrays[name] for name in names[i::2]}, path)
+    cli.convert('nat', [str(path) for path in paths], str(self.output))
+    self.assert_same(self.reverse('nat'), arrays)
+    with self.assertRaisesRegex(UserError, 'again'):
+      files.read_parts([paths[0], paths[0]])
+
+  def test_result_is_what_a_stage_leaves(self):
+    arrays = weights_of('uvit_class_shared')
+    torch_files.save_zip(self.folder / 'nat.pth', arrays)
+    self.convert('nat', self.folder / 'nat.pth')
+    params = checkpoint.load_params(self.output, 'ema')
+    module = nat.infer(arrays, num_heads=4)
+    expected = nat.from_torch(arrays, module)
+    np.testing.assert_array_equal(
+      params['in_blocks_0']['attention']['qkv']['kernel'],
+      expected['in_blocks_0']['attention']['qkv']['kernel'],
+    )
+
+  def test_says_what_it_found(self):
+    torch_files.save_zip(self.folder / 'p.pth', adanat_checkpoint())
+    said = self.convert('policy', self.folder / 'p.pth')
+    self.assertIn('a training checkpoint of AdaNAT', said)
+    self.assertIn('global_step = 1000, gen_steps = 8', said)
+    self.assertIn('no published network of this size', said)
+    self.assertIn('AdaNAT-L', kinds.release_of(193_655_297))
+
+  def test_all_wrong_keys_are_in_one_message(self):
+    arrays = weights_of('uvit_class_shared')
+    del arrays['norm.weight'], arrays['mlm_layer.fc.bias']
+    arrays['surprise'] = np.zeros(3, np.float32)
+    arrays['norm.bias'] = np.zeros((2, 3), np.float32)
+    path = self.folder / 'nat.pth'
+    torch_files.save_zip(path, arrays)
+    message = self.refused('nat', path)
+    for part in (
+      str(path),
+      '2 missing: mlm_layer.fc.bias, norm.weight',
+      '1 unexpected: surprise',
+      'norm.bias is (2, 3), not (64,)',
+    ):
+      self.assertIn(part, message)
+
+  @parameterized.parameters(
+    ('weights.pth', b'no file of torch', 'torch.save'),
+    ('weights.safetensors', b'\xff' * 40, 'weights.safetensors'),
+    ('weights.npz', b'PK\x03\x04 and no more', 'weights.npz'),
+    ('weights.msgpack', b'\xc1\xc1', 'msgpack'),
+    ('weights.h5', b'', 'the ending is none of'),
+  )
+  def test_broken_files(self, name, content, word):
+    path = self.folder / name
+    path.write_bytes(content)
+    self.assertIn(word, self.refused('nat', path))
+
+  def test_npz_with_objects_is_refused(self):
+    path = self.folder / 'weights.npz'
+    np.savez(path, x=np.array([{}], object))
+    self.assertIn('cannot read', self.refused('nat', path))
+
+  def test_dictionaries_that_hold_themselves(self):
+    loop = {}
+    loop.update(model=loop, other=loop)
+    with self.assertRaisesRegex(UserError, 'no arrays'):
+      files.find_arrays(loop)
+
+  @parameterized.parameters(
+    ('nat', [3, 4], 'no arrays by name'),
+    ('fid_stats', {'mu': np.zeros(3, np.float32)}, 'no sigma'),
+    ('inception', {'x': np.zeros(3, np.float32)}, 'missing'),
+    ('policy', {'x': np.zeros(3, np.float32)}, 'not the weights of'),
+  )
+  def test_other_contents(self, kind, value, word):
+    path = self.folder / 'weights.pth'
+    torch_files.save_zip(path, value)
+    if kind == 'fid_stats':
+      self.output = self.output.with_suffix('.npz')
+    self.assertIn(word, self.refused(kind, path))
+
+  def test_output_that_exists_is_kept(self):
+    torch_files.save_zip(self.folder / 'a.pth', {'x': np.zeros(1)})
+    (self.folder / 'full').mkdir()
+    (self.folder / 'full' / 'file').write_text('mine')
+    self.output = self.folder / 'full'
+    status, _, err = self.run_cli(
+      '--kind=nat',
+      f'--input={self.folder / "a.pth"}',
+      f'--output={self.output}',
+    )
+    self.assertEqual(status, 2)
+    self.assertIn('exists already', err)
+
+  def test_reverse_of_another_kind(self):
+    arrays = weights_of('vqgan_shared')
+    torch_files.save_zip(self.folder / 'v.pth', arrays)
+    self.convert('vqgan', self.folder / 'v.pth')
+    for kind in ('nat', 'dino', 'maskgit_tokenizer'):
+      status, _, err = self.run_cli(
+        f'--kind={kind}',
+        f'--input={self.output}',
+        f'--output={self.folder / "x.safetensors"}',
+        '--reverse',
+      )
+      # The two tokenizers are one network: only the keys differ.
+      self.assertEqual(status, 0 if kind == 'maskgit_tokenizer' else 2, err)
+
+  def test_help_lists_every_kind_with_its_source(self):
+    status, out, _ = self.run_cli('--help')
+    self.assertEqual(status, 0)
+    words = ' '.join(out.split())
+    for name, kind in kinds.KINDS.items():
+      self.assertIn(f'{name}: {kind.what}. Published: {kind.source}.', words)
+
+
+if __name__ == '__main__':
+  absltest.main()
