@@ -1,0 +1,225 @@
+"""Networks that read or write images: shapes, and who depends on what."""
+
+from __future__ import annotations
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from random_weights import random_variables
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import classifier, discriminator, vit, vqgan
+
+_KEY = jax.random.key(0)
+
+
+class VQGANTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.module = vqgan.VQGAN(
+      codebook_size=11,
+      code_width=4,
+      base_width=8,
+      width_multipliers=(1, 2),
+      num_res_blocks=1,
+      num_groups=4,
+      image_channels=1,
+    )
+    cls.images = jax.random.uniform(_KEY, (2, 8, 8, 1))
+    cls.variables = random_variables(cls.module, cls.images)
+    cls.run_network = staticmethod(
+      jax.jit(cls.module.apply, static_argnames='method')
+    )
+
+  def call(self, method, inputs):
+    return self.run_network(self.variables, inputs, method=method)
+
+  def test_shapes(self):
+    tokens = self.call('tokenize', self.images)
+    self.assertEqual((tokens.shape, tokens.dtype), ((2, 16), jnp.int32))
+    decoded = self.call('decode_tokens', tokens)
+    self.assertEqual(decoded.shape, (2, 8, 8, 1))
+    self.assertGreaterEqual(decoded.min(), 0)
+    self.assertLessEqual(decoded.max(), 1)
+    wide = self.call('encode', jnp.ones((1, 4, 12, 1)))
+    self.assertEqual(wide.shape, (1, 2, 6, 4))
+    self.assertEqual(self.call('decode', wide).shape, (1, 4, 12, 1))
+
+  def test_quantize_finds_the_nearest_code(self):
+    vectors = jax.random.normal(_KEY, (2, 3, 5, 4))
+    quantized, ids = self.call('quantize', vectors)
+    codebook = np.asarray(self.variables['params']['codebook'])
+    distance = np.asarray(vectors)[..., None, :] - codebook
+    np.testing.assert_array_equal(ids, (distance**2).sum(-1).argmin(-1))
+    np.testing.assert_array_equal(quantized, codebook[ids])
+
+  def test_tokens_are_row_major(self):
+    ids = self.call('quantize', self.call('encode', self.images))[1]
+    tokens = self.call('tokenize', self.images)
+    np.testing.assert_array_equal(tokens[:, 1], ids[:, 0, 1])
+
+  def test_mistakes(self):
+    with self.assertRaisesRegex(UserError, '7x8.*multiples of 2'):
+      self.call('encode', jnp.ones((1, 7, 8, 1)))
+    with self.assertRaisesRegex(UserError, 'num_groups=3'):
+      jax.eval_shape(self.module.clone(num_groups=3).init, _KEY, self.images)
+
+
+class VisionTransformerTest(absltest.TestCase):
+  def test_hooks_read_blocks_then_the_embedding(self):
+    images = jax.random.normal(_KEY, (2, 8, 8, 1))
+    module = vit.VisionTransformer(
+      8, 4, 8, 3, 2, image_channels=1, num_outputs=5, hooks=(2, 0)
+    )
+    variables = random_variables(module, images)
+    run = lambda module: jax.jit(module.apply)(variables, images)
+    output = run(module)
+    self.assertEqual(output.cls.shape, (2, 8))
+    self.assertEqual(output.outputs.shape, (2, 5))
+    self.assertEqual([f.shape for f in output.features], [(2, 4, 8)] * 3)
+    one_block = run(module.clone(depth=1, hooks=(0,)))
+    np.testing.assert_allclose(
+      output.features[1], one_block.features[0], atol=1e-6
+    )
+    np.testing.assert_allclose(
+      output.features[2], one_block.features[1], atol=1e-6
+    )
+    self.assertEmpty(run(module.clone(hooks=())).features)
+
+  def test_mistakes(self):
+    images = jnp.zeros((1, 8, 8, 1))
+    module = vit.VisionTransformer(8, 4, 8, 2, 2, image_channels=1)
+    with self.assertRaisesRegex(UserError, 'hooks'):
+      jax.eval_shape(module.clone(hooks=(2,)).init, _KEY, images)
+    with self.assertRaisesRegex(UserError, 'patch_size=3'):
+      jax.eval_shape(module.clone(patch_size=3).init, _KEY, images)
+
+
+class DiscriminatorTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.module = discriminator.DiscriminatorHeads(
+      num_classes=3,
+      mapping_width=8,
+      mapping_layers=2,
+      condition_map_width=4,
+    )
+    cls.features = tuple(
+      jax.random.normal(jax.random.key(i), (16, 4, 6)) for i in range(2)
+    )
+    cls.classes = jnp.arange(16) % 3
+    cls.variables = random_variables(cls.module, cls.features, cls.classes)
+    cls.run_network = functools.partial(
+      jax.jit(cls.module.apply, static_argnames=('train', 'mutable')),
+      cls.variables,
+    )
+
+  def test_logits_head_by_head(self):
+    run = self.run_network
+    logits = run(self.features, self.classes)
+    self.assertEqual(logits.shape, (16, 8))
+    moved = run((self.features[0], self.features[1] * 2), self.classes)
+    np.testing.assert_array_equal(moved[:, :4], logits[:, :4])
+    self.assertGreater(np.abs(moved[:, 4:] - logits[:, 4:]).max(), 0)
+    other = run(self.features, (self.classes + 1) % 3)
+    self.assertGreater(np.abs(other - logits).min(axis=-1).max(), 0)
+
+  def test_spectral_vectors_advance_only_in_training(self):
+    before = self.variables['spectral']
+    run = functools.partial(self.run_network, self.features, self.classes)
+    _, state = run(train=False, mutable=('spectral',))
+    jax.tree.map(np.testing.assert_array_equal, state['spectral'], before)
+    frozen = run(train=True)
+    np.testing.assert_array_equal(frozen, run(train=False))
+    trained, state = run(train=True, mutable=('spectral',))
+    self.assertGreater(np.abs(trained - frozen).max(), 1e-3)
+    advance = jax.jit(discriminator.advance_spectral)
+    advanced = advance(self.variables['params'], before)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=1e-6),
+      state['spectral'],
+      advanced,
+    )
+
+  def test_spectral_vectors_find_the_largest_gain(self):
+    advance = jax.jit(discriminator.advance_spectral)
+    spectral = self.variables['spectral']
+    for _ in range(200):
+      spectral = advance(self.variables['params'], spectral)
+    kernel = self.variables['params']['heads_0']['conv2']['kernel']
+    matrix = np.asarray(kernel).transpose(2, 1, 0).reshape(6, -1)
+    vectors = spectral['heads_0']['conv2']
+    gain = vectors['u'] @ matrix @ vectors['v']
+    np.testing.assert_allclose(gain, np.linalg.norm(matrix, 2), rtol=1e-4)
+
+  def test_groups_of_eight_consecutive_samples(self):
+    run = self.run_network
+    logits = run(self.features, self.classes)
+    moved = run(tuple(f.at[3].add(1.0) for f in self.features), self.classes)
+    # The whole group of sample 3 sees it, the other group does not.
+    np.testing.assert_array_equal(moved[8:], logits[8:])
+    self.assertGreater(np.abs(moved[:8] - logits[:8]).max(axis=-1).min(), 0)
+
+  @parameterized.parameters((4, True), (8, True), (12, True), (9, False))
+  def test_batch_sizes(self, batch, allowed):
+    features = tuple(jnp.ones((batch, 4, 6)) for _ in range(2))
+    classes = jnp.zeros(batch, jnp.int32)
+    if allowed:
+      self.run_network(features, classes)
+    else:
+      with self.assertRaisesRegex(UserError, 'batch of 9'):
+        self.run_network(features, classes)
+
+  def test_unconditional(self):
+    module = discriminator.DiscriminatorHeads()
+    logits, _ = jax.jit(module.init_with_output)(_KEY, self.features, None)
+    self.assertEqual(logits.shape, (16, 8))
+
+  def test_prepare_images(self):
+    images = jax.random.uniform(_KEY, (2, 6, 6, 2))
+    mean, std = (0.5, 0.25), (2.0, 4.0)
+    prepare = functools.partial(
+      discriminator.prepare_images, images, mean=mean, std=std
+    )
+    whole = prepare(resolution=3)
+    blocks = np.asarray(images).reshape(2, 3, 2, 3, 2, 2).mean((2, 4))
+    np.testing.assert_allclose(
+      whole, (blocks - np.array(mean)) / np.array(std), atol=1e-6
+    )
+    corner = prepare(resolution=3, crop=(1, 2))
+    np.testing.assert_allclose(
+      corner * np.array(std) + np.array(mean), images[:, 1:4, 2:5], atol=1e-6
+    )
+    # Four outputs of six pixels: each is the mean of the two it touches.
+    uneven = prepare(resolution=4) * np.array(std) + np.array(mean)
+    np.testing.assert_allclose(
+      uneven[:, 1, 1], np.asarray(images)[:, 1:3, 1:3].mean((1, 2)), atol=1e-6
+    )
+    with self.assertRaisesRegex(UserError, 'cannot crop 8x8'):
+      prepare(resolution=8, crop=(0, 0))
+
+
+class ClassifierTest(absltest.TestCase):
+  def test_samples_do_not_see_each_other(self):
+    module = classifier.ConvClassifier((4, 8), 3, 6)
+    images = jax.random.uniform(_KEY, (4, 8, 8, 1))
+    variables = random_variables(module, images)
+    run = jax.jit(module.apply, static_argnames='train')
+    features, logits = run(variables, images)
+    self.assertEqual((features.shape, logits.shape), ((4, 6), (4, 3)))
+    alone, _ = run(variables, images[:1])
+    np.testing.assert_allclose(alone, features[:1], atol=1e-5)
+    rngs = {'dropout': _KEY}
+    dropped, _ = run(variables, images, rngs=rngs)
+    np.testing.assert_array_equal(dropped, features)
+    _, noisy = run(variables, images, train=True, rngs=rngs)
+    self.assertGreater(np.abs(noisy - logits).max(), 0)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,19 @@
+"""Weights for tests, without compiling an initialiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+
+def random_variables(module: nn.Module, *inputs: Any) -> Any:
+  """Returns the variables of a module, all of them N(0, 0.2^2)."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  random = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: jax.numpy.asarray(0.2 * random.normal(size=x.shape), x.dtype),
+    shapes,
+  )
