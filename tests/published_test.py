@@ -1,0 +1,90 @@
+"""The published schedules: the counts and numbers their sources state."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.decoding import actions, loop, published, schedules, step
+from adanat_jax.errors import UserError
+
+
+class AutoNATTest(absltest.TestCase):
+  def test_counts_of_masked_tokens(self):
+    ratio = np.asarray(published.autonat_large().mask_ratio)
+    np.testing.assert_array_equal(
+      np.floor(256 * ratio), [244, 225, 203, 190, 159, 104, 66, 0]
+    )
+
+  def test_only_eight_steps(self):
+    with self.assertRaisesRegex(UserError, 'num_steps=4'):
+      published.autonat_large(4)
+
+  def test_no_guidance_at_first_and_the_sharpest_sampling_last(self):
+    table = published.autonat_large()
+    np.testing.assert_allclose(table.guidance_scale[:3], 1e-4)
+    self.assertEqual(int(np.argmin(table.sampling_temperature)), 7)
+
+
+class AdaGenTest(parameterized.TestCase):
+  def test_published_numbers(self):
+    table = published.adagen(16)
+    np.testing.assert_allclose(
+      table.mask_ratio[jnp.array([0, 1, 7, 14, 15])],
+      [0.99519, 0.98080, 0.70718, 0.09811, 0.00010],
+      atol=6e-6,
+    )
+    np.testing.assert_allclose(
+      table.masking_temperature[jnp.array([0, 15])],
+      [0.93756, 0.00006],
+      atol=6e-6,
+    )
+    np.testing.assert_allclose(
+      table.guidance_scale[jnp.array([0, 15])], [0.00006, 0.93756], atol=6e-6
+    )
+
+  @parameterized.parameters(4, 8)
+  def test_is_what_a_zero_action_of_adanat_gives(self, num_steps):
+    values = actions.values_from_action(
+      jnp.zeros((num_steps, 4)), actions.published_residual(num_steps)
+    )
+    table = published.adagen(num_steps)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), values, table
+    )
+
+
+class DecodeTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('autonat_large', 8, step.MASKGIT), ('adagen', 16, step.ADANAT)
+  )
+  def test_reveals_every_token(self, name, num_steps, options):
+    def denoiser(tokens, condition, cache):
+      del condition
+      logits = jnp.sin(jnp.arange(64 * 5.0)).reshape(1, 64, 5)
+      return tokens[..., None], jnp.repeat(logits, len(tokens), 0), cache
+
+    start = loop.full_mask(2, 64, 5)
+    decoded = loop.decode(
+      denoiser,
+      schedules.table_policy(published.SCHEDULES[name](num_steps)),
+      tokens=start,
+      condition=jnp.zeros(2, jnp.int32),
+      null_condition=jnp.int32(1),
+      keys=loop.sample_keys(jax.random.key(0), 2),
+      num_steps=num_steps,
+      mask_token=5,
+      options=options,
+      record=True,
+    )
+    self.assertLess(int(decoded.tokens.max()), 5)
+    masked = np.asarray((decoded.trajectory.tokens == 5).sum(-1))
+    ratio = np.asarray(published.SCHEDULES[name](num_steps).mask_ratio)
+    expected = np.floor(64 * ratio)
+    if options.clamp == 'progress':
+      expected = np.maximum(expected, 1)
+    np.testing.assert_array_equal(masked, np.stack([expected] * 2, 1))
+
+
+if __name__ == '__main__':
+  absltest.main()
