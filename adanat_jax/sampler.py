@@ -19,9 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop
-from adanat_jax.decoding import schedules
-from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding import loop, schedules, step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.rl.agent import Agent
 from adanat_jax.types import Array, PolicyValues, Trajectory

@@ -160,6 +160,36 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Test images on which the discriminator's accuracy is logged.
   discriminator.held_out = 96
 
+  config.evaluate = evaluate = ml_collections.ConfigDict()
+  # Sampling seeds, and images of each.
+  evaluate.num_seeds = 4
+  evaluate.num_samples = 2000
+  # Images for each setting of the grid that tunes the hand-made schedule, and
+  # how many settings of the grid are tried.
+  evaluate.grid_samples = 2000
+  evaluate.max_grid = 108
+  # Images decoded at a time.
+  evaluate.batch_size = 500
+
+  config.report = report = ml_collections.ConfigDict()
+  # Images of each class and method in the picture of samples.
+  report.images_per_class = 24
+  # Samples in the picture of a decode step by step.
+  report.revealed_samples = 3
+
+  config.sample = sample = ml_collections.ConfigDict()
+  # Classes to sample; a class may stand several times.
+  sample.classes = (0, 1)
+  # Images of each.
+  sample.images_per_class = 16
+  sample.num_steps = 4
+  sample.seed = 0
+  # 'learned', 'hand-made', or 'table' with a JSON file of the four lists.
+  sample.policy = 'learned'
+  sample.table = ''
+  # Where the pictures go; empty for <workdir>/sample.
+  sample.output = ''
+
   if preset == 'full':
     policy.rewards = ('adversarial', 'frechet', 'pretrained')
     policy.num_steps = (2, 4, 8)
@@ -182,3 +212,7 @@ def _make_tiny(config: ml_collections.ConfigDict) -> None:
   config.policy.network.update(hidden_size=16, conv_width=8)
   config.policy.network.mlp_widths = (16, 16)
   config.policy.discriminator.update(updates=2, batch_size=16, held_out=16)
+  config.evaluate.update(
+    num_seeds=2, num_samples=100, grid_samples=100, max_grid=4, batch_size=100
+  )
+  config.report.images_per_class = 4

@@ -221,9 +221,7 @@ def decode(
   return Decoded(tokens=state.sampled, trajectory=trajectory)
 
 
-def revealed_at(
-  trajectory: Trajectory, start: Array, mask_token: int
-) -> Array:
+def revealed_at(trajectory: Trajectory, start: Array, mask_token: int) -> Array:
   """The step at which each token became known.
 
   Args:

@@ -20,9 +20,7 @@ from adanat_jax.types import Array, Condition
 # (params, spectral, features, condition, train)
 #   -> (logits float32[B, L], spectral)
 # where features are whatever the trained heads read of a batch of images.
-Heads: TypeAlias = Callable[
-  [Any, Any, Any, Condition, bool], tuple[Array, Any]
-]
+Heads: TypeAlias = Callable[[Any, Any, Any, Condition, bool], tuple[Array, Any]]
 
 
 @struct.dataclass
@@ -44,9 +42,7 @@ def score(
   heads: Heads, state: AdversaryState, features: Any, condition: Condition
 ) -> Array:
   """Mean logit of each sample in evaluation mode, float32[B]."""
-  logits, _ = heads(
-    state.params, state.spectral, features, condition, False
-  )
+  logits, _ = heads(state.params, state.spectral, features, condition, False)
   return logits.mean(-1)
 
 

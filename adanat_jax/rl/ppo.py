@@ -154,9 +154,9 @@ def discounted_returns(rewards: Array, discount: float) -> Array:
     total = reward + discount * later
     return total, total
 
-  return jax.lax.scan(
-    body, jnp.zeros_like(rewards[0]), rewards, reverse=True
-  )[1]
+  return jax.lax.scan(body, jnp.zeros_like(rewards[0]), rewards, reverse=True)[
+    1
+  ]
 
 
 def standardise(returns: Array) -> Array:
@@ -233,7 +233,7 @@ def ppo_loss(
 
 
 def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
-  """Adam, after scaling gradients down to `max_gradient_norm` if that is set."""
+  """Adam; gradients are scaled down to `max_gradient_norm` if that is set."""
   adam = optax.adam(config.learning_rate, eps=config.adam_epsilon)
   if config.max_gradient_norm <= 0:
     return adam

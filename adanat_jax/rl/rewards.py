@@ -79,9 +79,7 @@ def frechet_reward(
   return reward
 
 
-def frechet_influence(
-  features: Array, mean: Array, covariance: Array
-) -> Array:
+def frechet_influence(features: Array, mean: Array, covariance: Array) -> Array:
   """Influence function of the Fréchet distance at each sample of a batch.
 
   With batch mean m and covariance S, the distance

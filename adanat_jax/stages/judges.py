@@ -24,8 +24,7 @@ import optax
 
 from adanat_jax import training
 from adanat_jax.config_rules import between, check, int_at_least
-from adanat_jax.data import augment
-from adanat_jax.data import digits
+from adanat_jax.data import augment, digits
 from adanat_jax.stages import networks
 from adanat_jax.types import Array
 

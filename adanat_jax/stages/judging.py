@@ -1,14 +1,11 @@
 """The reward of a policy training, and how its discriminator learns.
 
-A `Judge` gives the policy stage one signature for the three rewards: a reward
-for images, and what is to be learned after each iteration (nothing, except by
-the discriminator).
+Each function builds the `Judge` of one reward from the networks of a workdir.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -20,30 +17,10 @@ import optax
 
 from adanat_jax.data import digits
 from adanat_jax.models.discriminator import advance_spectral
-from adanat_jax.rl import adversary
-from adanat_jax.rl import rewards
+from adanat_jax.rl import adversary, rewards
+from adanat_jax.rl.trainer import Judge, Labelled
 from adanat_jax.stages import networks
 from adanat_jax.types import Array, Reward
-
-Labelled = tuple[Array, Array]  # images float32[B, H, W, C], int32[B]
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-  """A reward and its learning.
-
-  Attributes:
-    initial: the discriminator's state at the start, None without one.
-    reward: `state -> Reward`.
-    learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `fakes` are
-      the iteration's images and conditions, `fresh(key)` makes new ones.
-    fakes_per_update: how many images one discriminator update takes.
-  """
-
-  initial: adversary.AdversaryState | None
-  reward: Callable[[Any], Reward]
-  learn: Callable[..., tuple[Any, dict[str, Array]]]
-  fakes_per_update: int = 0
 
 
 def _learn_nothing(
@@ -56,7 +33,7 @@ def _learn_nothing(
 def frechet_judge(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> Judge:
-  """Each sample's influence on the distance in the reward network's features."""
+  """Each sample's influence on the distance in the reward's features."""
   module, params = networks.load_reward(config, workdir)
   data = digits.load(config.data.image_size)
 

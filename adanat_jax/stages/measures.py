@@ -18,9 +18,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.metrics import frechet
-from adanat_jax.metrics import pixels
-from adanat_jax.metrics import precision_recall
+from adanat_jax.metrics import frechet, pixels, precision_recall
 from adanat_jax.stages import networks
 
 MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')
@@ -29,9 +27,7 @@ MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')
 class Measures:
   """The measuring network and the reference, ready to measure."""
 
-  def __init__(
-    self, config: ml_collections.ConfigDict, workdir: pathlib.Path
-  ):
+  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
     """Loads the measuring network and describes the training images."""
     module, params = networks.load_measure(config, workdir)
     data = digits.load(config.data.image_size)

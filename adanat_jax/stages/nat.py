@@ -64,7 +64,7 @@ def sample_mask_ratio(
 
 
 def random_mask(key: Array, ratio: Array, num_tokens: int) -> Array:
-  """Marks `max(1, round(ratio * N))` random tokens of each sample, bool[B, N]."""
+  """Marks `max(1, round(ratio * N))` random tokens a sample, bool[B, N]."""
   count = jnp.maximum(1, jnp.round(ratio * num_tokens)).astype(jnp.int32)
   scores = jax.random.uniform(key, (ratio.shape[0], num_tokens))
   rank = jnp.argsort(jnp.argsort(scores, axis=-1), axis=-1)
@@ -106,9 +106,7 @@ def make_optimizer(
     )
   else:
     rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-  return optax.adamw(
-    rate, b1=betas[0], b2=betas[1], weight_decay=weight_decay
-  )
+  return optax.adamw(rate, b1=betas[0], b2=betas[1], weight_decay=weight_decay)
 
 
 def make_train_step(
@@ -214,9 +212,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   tokens = np.asarray(tokenize(data.train_images))
   condition = digits.condition_of(data.train_labels, config.data.condition)
   test_tokens = tokenize(data.test_images)
-  test_condition = digits.condition_of(
-    data.test_labels, config.data.condition
-  )
+  test_condition = digits.condition_of(data.test_labels, config.data.condition)
 
   module = networks.nat_module(config)
   optimizer = make_optimizer(

@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax import checkpoint
-from adanat_jax import config as config_lib
-from adanat_jax import training
+from adanat_jax import checkpoint, config as config_lib, training
 from adanat_jax.data import digits
 from adanat_jax.errors import UserError
 from adanat_jax.models.classifier import ConvClassifier
@@ -152,9 +150,7 @@ def loop_options(config: Config) -> dict[str, Any]:
   )
 
 
-def load_tokenizer(
-  config: Config, workdir: pathlib.Path
-) -> tuple[VQGAN, Any]:
+def load_tokenizer(config: Config, workdir: pathlib.Path) -> tuple[VQGAN, Any]:
   """The tokenizer and its trained parameters."""
   module = tokenizer_module(config)
   size = config.data.image_size
@@ -209,9 +205,14 @@ def _load(
   return checkpoint.load_params(workdir / stage, field, shapes)
 
 
+def is_complete(workdir: pathlib.Path, stage: str) -> bool:
+  """Whether a stage of this workdir has finished."""
+  return training.is_complete(workdir / stage)
+
+
 def require(workdir: pathlib.Path, stage: str) -> None:
   """Raises UserError unless a stage of this workdir is complete."""
-  if not training.is_complete(workdir / stage):
+  if not is_complete(workdir, stage):
     mode = stage.split('/')[0]
     raise UserError(
       f'{workdir / stage} holds no finished training; run --config.mode={mode}'

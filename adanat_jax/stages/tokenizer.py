@@ -25,8 +25,7 @@ import optax
 
 from adanat_jax import training
 from adanat_jax.config_rules import between, check, int_at_least
-from adanat_jax.data import augment
-from adanat_jax.data import digits
+from adanat_jax.data import augment, digits
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
 from adanat_jax.stages import networks
@@ -214,12 +213,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   module = networks.tokenizer_module(config)
   optimizer = optax.adam(
     optax.warmup_cosine_decay_schedule(
-      0.0, section.learning_rate, min(50, section.num_steps // 2), section.num_steps
+      0.0,
+      section.learning_rate,
+      min(50, section.num_steps // 2),
+      section.num_steps,
     )
   )
-  init_key, step_key = jax.random.split(
-    networks.stage_key(config, 'tokenizer')
-  )
+  init_key, step_key = jax.random.split(networks.stage_key(config, 'tokenizer'))
   train_step = make_train_step(
     module,
     optimizer,

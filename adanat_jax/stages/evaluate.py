@@ -1,0 +1,316 @@
+"""Stage `evaluate`: compares schedules on the same NAT and tokenizer.
+
+1. Floors: what the measures give without any schedule to blame.
+2. For each T the hand-made family is tuned by a grid, on seeds of its own.
+3. Every method is sampled with the same seeds, labels and noise.
+
+Each piece is written to `evaluate/ledger.jsonl` as soon as it is done; a run
+that was killed does only what is missing. The result is `results.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from adanat_jax import files
+from adanat_jax.completion import is_complete, mark_complete
+from adanat_jax.config_rules import check, int_at_least
+from adanat_jax.data import digits
+from adanat_jax.sampler import Generator, Samples
+from adanat_jax.stages import (
+  ledger as ledger_lib,
+  load,
+  measures as measures_lib,
+  methods as methods_lib,
+  networks,
+  policy as policy_stage,
+)
+from adanat_jax.types import PolicyValues
+
+ROLE_LABELS = {True: 'AdaNAT', False: 'learned, non-adaptive'}
+
+
+class Evaluation:
+  """The networks of a workdir, and one way to sample and measure for all."""
+
+  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """Loads everything that evaluation needs.
+
+    Raises:
+      UserError: naming the stage that has to be run first.
+    """
+    self.config = config
+    self.workdir = workdir
+    self.generator: Generator = load.generator(config, workdir)
+    self.measures = measures_lib.Measures(config, workdir)
+
+  def labels(self, count: int) -> np.ndarray:
+    """Balanced conditions, int32[count]."""
+    return np.arange(count, dtype=np.int32) % self.generator.num_classes
+
+  def sample(
+    self,
+    method: methods_lib.Method,
+    num_steps: int,
+    seed: str,
+    count: int,
+    record: bool = False,
+  ) -> Samples:
+    """Samples of a method; a seed gives every method the same noise."""
+    return self.generator.decode(
+      method.policy,
+      self.labels(count),
+      networks.stage_key(self.config, f'evaluate/{seed}'),
+      num_steps=num_steps,
+      guided=method.guided,
+      options=method.options,
+      record=record,
+    )
+
+  def images_of(self, tokens: np.ndarray) -> np.ndarray:
+    """Decodes complete grids int32[B, N] to images float32[B, H, W, C]."""
+    return np.asarray(
+      self.generator.tokenizer.apply(
+        {'params': self.generator.tokenizer_params},
+        tokens,
+        method='decode_tokens',
+      )
+    )
+
+  def floors(self) -> dict[str, dict[str, float]]:
+    """Measures of real images, reconstructions, and of the NAT alone."""
+    config, measure = self.config, self.measures
+    data = digits.load(config.data.image_size)
+    condition = lambda labels: digits.condition_of(
+      labels, config.data.condition
+    )
+    tokens = self.generator.tokenizer.apply(
+      {'params': self.generator.tokenizer_params},
+      data.train_images,
+      method='tokenize',
+    )
+    result = {
+      'held-out images': measure(data.test_images, condition(data.test_labels)),
+      'reconstructions of training images': measure(
+        self.images_of(tokens), condition(data.train_labels)
+      ),
+    }
+    num_tokens = self.generator.nat.num_tokens
+    for num_steps in sorted({1, 2, 4, 8, num_tokens}):
+      method = methods_lib.hand_made(num_steps, num_tokens)[0]
+      samples = self.sample(method, num_steps, 'floors', self._count)
+      result[f'NAT, unguided, {num_steps} steps'] = measure(
+        samples.images, self.labels(self._count)
+      )
+    return result
+
+  @property
+  def _count(self) -> int:
+    return self.config.evaluate.num_samples
+
+  def grid_row(self, setting: dict[str, Any], num_steps: int) -> dict[str, Any]:
+    """One setting of the grid and its distance."""
+    count = self.config.evaluate.grid_samples
+    method = methods_lib.of_setting(
+      setting, num_steps, self.generator.nat.num_tokens, 0
+    )
+    images = self.sample(method, num_steps, 'grid', count).images
+    return {**setting, 'frechet': self.measures.distance(images)}
+
+  def learned(
+    self, which: policy_stage.Training
+  ) -> Iterator[methods_lib.Method]:
+    """A learned policy and, if adaptive, its mean and its shuffled actions."""
+    agent = policy_stage.load_agent(self.config, self.workdir, which)
+    kind = 'adanat' if which.adaptive else 'learned-non-adaptive'
+    method = methods_lib.Method(
+      name=f'{kind}-{which.reward}',
+      label=f'{ROLE_LABELS[which.adaptive]} ({which.reward})',
+      role='adaptive' if which.adaptive else 'non-adaptive',
+      policy=agent,
+      training=which.index,
+      reward=which.reward,
+    )
+    yield method
+    if not which.adaptive:
+      return
+    # The mean is taken on samples that no measure sees.
+    seen = self.sample(method, which.num_steps, 'mean', self._count, True)
+    assert seen.trajectory is not None  # It was asked for.
+    yield dataclasses.replace(
+      method,
+      name=f'{method.name}-mean',
+      label=f'{method.label}, mean action as a table',
+      role='frozen',
+      policy=methods_lib.mean_table(seen.trajectory.aux.action, agent.residual),
+    )
+    yield dataclasses.replace(
+      method,
+      name=f'{method.name}-shuffled',
+      label=f'{method.label}, actions shuffled within class',
+      role='shuffled',
+      policy=methods_lib.shuffled_table(
+        seen.trajectory.values, self.labels(self._count), 0
+      ),
+    )
+
+  def entry(
+    self, method: methods_lib.Method, num_steps: int, ledger: ledger_lib.Ledger
+  ) -> dict[str, Any]:
+    """All seeds of a method, as `results.json` has it."""
+    name = f'T{num_steps}/{method.name}/{method.training}'
+    seeds = list(range(self.config.evaluate.num_seeds))
+    rows = [
+      ledger.get(
+        f'{name}/{seed}', lambda s=seed: self._row(method, num_steps, s)
+      )
+      for seed in seeds
+    ]
+    collected = {
+      measure: [row['measures'][measure] for row in rows]
+      for measure in measures_lib.MEASURES
+    }
+    return {
+      'name': method.name,
+      'label': method.label,
+      'role': method.role,
+      'reward': method.reward,
+      'note': method.note,
+      'num_steps': num_steps,
+      'training': method.training,
+      'seeds': seeds,
+      'samples_per_seed': self._count,
+      'measures': {
+        measure: {
+          'mean': float(np.mean(values)),
+          'std': float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+          'values': values,
+        }
+        for measure, values in collected.items()
+      },
+      'values_per_step': rows[0]['values_per_step'],
+      'committed_per_step': rows[0]['committed_per_step'],
+    }
+
+  def _row(
+    self, method: methods_lib.Method, num_steps: int, seed: int
+  ) -> dict[str, Any]:
+    """Measures of one seed, and what the policy did."""
+    samples = self.sample(method, num_steps, f'seed-{seed}', self._count, True)
+    trajectory = samples.trajectory
+    assert trajectory is not None  # It was asked for.
+    return {
+      'measures': self.measures(samples.images, self.labels(self._count)),
+      'values_per_step': {
+        field.name: _mean_and_std(getattr(trajectory.values, field.name))
+        for field in dataclasses.fields(PolicyValues)
+      },
+      'committed_per_step': _mean_and_std(trajectory.num_committed),
+    }
+
+
+def _say(text: str) -> None:
+  print(f'evaluate: {text}', flush=True)
+
+
+def _mean_and_std(values: np.ndarray) -> dict[str, list[float]]:
+  """Over the samples of [T, B]."""
+  values = np.asarray(values, np.float64)
+  return {'mean': values.mean(1).tolist(), 'std': values.std(1).tolist()}
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Measures every method of the config.
+
+  Args:
+    config: the whole config.
+    workdir: all trainings must be complete; gets `evaluate/`.
+
+  Raises:
+    UserError: for a missing stage or a value that is not allowed.
+  """
+  check(
+    config,
+    {
+      'evaluate.num_seeds': int_at_least(1),
+      'evaluate.num_samples': int_at_least(100),
+      'evaluate.grid_samples': int_at_least(100),
+      'evaluate.batch_size': int_at_least(1),
+    },
+  )
+  directory = workdir / 'evaluate'
+  if is_complete(directory):
+    return
+  trainings = policy_stage.trainings(config)
+  for which in trainings:
+    networks.require(workdir, f'policy/{which.name}')
+  evaluation = Evaluation(config, workdir)
+  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  num_tokens = evaluation.generator.nat.num_tokens
+
+  _say('floors')
+  results: dict[str, Any] = {
+    'settings': _settings(config),
+    'floors': ledger.get('floors', evaluation.floors),
+    'methods': [],
+    'grid': [],
+  }
+  for num_steps in sorted(set(config.policy.num_steps)):
+    settings = methods_lib.grid_settings()[: config.evaluate.max_grid]
+    rows = []
+    for index, setting in enumerate(settings):
+      if index % 12 == 0:
+        print(
+          f'evaluate: T={num_steps}, grid {index}/{len(settings)}', flush=True
+        )
+      rows.append(
+        ledger.get(
+          f'T{num_steps}/grid/{index}',
+          lambda s=setting, t=num_steps: evaluation.grid_row(s, t),
+        )
+      )
+    best = min(rows, key=lambda row: row['frechet'])
+    results['grid'].append(
+      {
+        'num_steps': num_steps,
+        'evaluations': len(rows),
+        'samples': config.evaluate.grid_samples,
+        'best': best,
+        'rows': rows,
+      }
+    )
+    chosen = {key: best[key] for key in methods_lib.GRID}
+    methods = methods_lib.hand_made(num_steps, num_tokens)
+    methods.append(
+      methods_lib.of_setting(chosen, num_steps, num_tokens, len(rows))
+    )
+    for which in trainings:
+      if which.num_steps == num_steps:
+        methods.extend(evaluation.learned(which))
+    for method in methods:
+      _say(f'T={num_steps}, {method.label}')
+      results['methods'].append(evaluation.entry(method, num_steps, ledger))
+  files.write_json(directory / 'results.json', results)
+  mark_complete(directory, len(results['methods']), {})
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What a reader of the figures has to know."""
+  section = config.evaluate
+  return {
+    'condition': config.data.condition,
+    'seed': config.seed,
+    'reference': 'training split, 1,433 images',
+    'sampling seeds': section.num_seeds,
+    'images a seed': section.num_samples,
+    'policy iterations': config.policy.iterations,
+    'trajectories an iteration': config.policy.batch_size,
+    'PPO preset': config.policy.preset,
+    'iterate evaluated': 'the last one',
+  }

@@ -1,0 +1,249 @@
+"""Stage `report`: the pictures and the text that an evaluation comes to.
+
+Everything is made again from `evaluate/results.json`, the metrics of the
+trainings and the trained networks, so a report can be redrawn at any time.
+`report.md` is written last.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from adanat_jax import files, metric_writer
+from adanat_jax.completion import read_complete
+from adanat_jax.config_rules import check, int_at_least
+from adanat_jax.data import digits
+from adanat_jax.report import curves, document, pictures, plots
+from adanat_jax.report.document import Picture
+from adanat_jax.stages import (
+  methods as methods_lib,
+  networks,
+  policy as policy_stage,
+)
+from adanat_jax.stages.evaluate import Evaluation
+
+# Roles whose samples are shown side by side.
+SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes `report/report.md`, `report/results.json` and the pictures.
+
+  Args:
+    config: the whole config.
+    workdir: `evaluate/` must be complete; gets `report/`.
+
+  Raises:
+    UserError: if there is no evaluation yet.
+  """
+  check(
+    config,
+    {
+      'report.images_per_class': int_at_least(1),
+      'report.revealed_samples': int_at_least(1),
+    },
+  )
+  networks.require(workdir, 'evaluate')
+  directory = files.make_directory(workdir / 'report')
+  results = files.read_json(workdir / 'evaluate' / 'results.json')
+  shown = [
+    *_drawn(config, workdir, directory, results),
+    *_plotted(config, workdir, directory, results),
+  ]
+  files.write_json(
+    directory / 'results.json',
+    {**results, 'training': _trained(config, workdir)},
+  )
+  source = files.read_json(workdir / 'config.json')
+  command = f'python -m adanat_jax.main --config={source["source"]}'
+  for name, value in sorted(source['overrides'].items()):
+    if name not in ('mode',):
+      command += f' --config.{name}={value}'
+  text = document.compose(
+    results,
+    shown,
+    'AdaNAT on handwritten digits',
+    f'{command} --workdir={workdir}',
+  )
+  files.write_text(directory / 'report.md', text)
+  print(f'report: {directory / "report.md"}', flush=True)
+
+
+def _drawn(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  directory: pathlib.Path,
+  results: dict[str, Any],
+) -> list[Picture]:
+  """Pictures of samples, and of one decode step by step, at each T."""
+  evaluation = Evaluation(config, workdir)
+  names = digits.CONDITION_NAMES[config.data.condition]
+  shown = []
+  reconstructions = workdir / 'tokenizer' / 'reconstructions.png'
+  if reconstructions.is_file():
+    files.write_bytes(
+      directory / 'reconstructions.png', reconstructions.read_bytes()
+    )
+    shown.append(
+      Picture(
+        'reconstructions.png',
+        'The tokenizer',
+        'Held-out images above what the tokenizer makes of their tokens.',
+      )
+    )
+  for num_steps in sorted(set(config.policy.num_steps)):
+    rows, adaptive = [], None
+    for method in all_methods(evaluation, results, num_steps):
+      if method.role in SHOWN and method.training in (None, 0):
+        count = config.report.images_per_class * len(names)
+        images = evaluation.sample(method, num_steps, 'report', count).images
+        by_class = images.reshape(-1, len(names), *images.shape[1:])
+        rows.append((method.label, np.moveaxis(by_class, 1, 0)))
+        adaptive = adaptive or (method if method.role == 'adaptive' else None)
+    name = f'samples-T{num_steps}.png'
+    pictures.save_class_grid(directory / name, rows, names)
+    shown.append(
+      Picture(
+        name,
+        f'Samples, T = {num_steps}',
+        'The first images of one seed, not chosen; every method has the same'
+        ' noise.',
+      )
+    )
+    if adaptive is None:
+      continue
+    name = f'revealed-T{num_steps}.png'
+    _draw_reveal(evaluation, adaptive, num_steps, directory / name)
+    shown.append(
+      Picture(
+        name,
+        f'Revealed step by step, T = {num_steps}',
+        f'{adaptive.label}: after each step the image of what was sampled;'
+        ' grey cells were masked again.',
+      )
+    )
+  return shown
+
+
+def _draw_reveal(
+  evaluation: Evaluation,
+  method: methods_lib.Method,
+  num_steps: int,
+  path: pathlib.Path,
+) -> None:
+  """One picture of a few samples, a column a step."""
+  count = evaluation.config.report.revealed_samples
+  samples = evaluation.sample(method, num_steps, 'report', count, record=True)
+  trajectory = samples.trajectory
+  assert trajectory is not None  # It was asked for.
+  masked = trajectory.tokens == evaluation.generator.nat.codebook_size
+  masked[-1] = False
+  tokens = trajectory.sampled.reshape(-1, trajectory.sampled.shape[-1])
+  images = evaluation.images_of(tokens)
+  images = images.reshape(num_steps, count, *images.shape[1:])
+  names = digits.CONDITION_NAMES[evaluation.config.data.condition]
+  labels = evaluation.labels(count)
+  pictures.save_reveal(
+    path,
+    [
+      (f'asked: {names[labels[i]]}', images[:, i], masked[:, i])
+      for i in range(count)
+    ],
+  )
+
+
+def all_methods(
+  evaluation: Evaluation, results: dict[str, Any], num_steps: int
+) -> list[methods_lib.Method]:
+  """Every method that evaluation compared at one T."""
+  grid = next(g for g in results['grid'] if g['num_steps'] == num_steps)
+  num_tokens = evaluation.generator.nat.num_tokens
+  best = {key: grid['best'][key] for key in methods_lib.GRID}
+  methods = methods_lib.hand_made(num_steps, num_tokens)
+  methods.append(
+    methods_lib.of_setting(best, num_steps, num_tokens, grid['evaluations'])
+  )
+  for which in policy_stage.trainings(evaluation.config):
+    if which.num_steps == num_steps:
+      methods.extend(evaluation.learned(which))
+  return methods
+
+
+def _plotted(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  directory: pathlib.Path,
+  results: dict[str, Any],
+) -> list[Picture]:
+  """Plots of distances, of learned values, and of the trainings."""
+  shown = []
+  for num_steps in sorted(set(config.policy.num_steps)):
+    entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
+    for measure in ('frechet', 'pixel_frechet'):
+      name = f'{measure}-T{num_steps}.png'
+      plots.save_distance_plot(directory / name, results, num_steps, measure)
+      shown.append(
+        Picture(
+          name,
+          f'{measure.replace("_", " ").capitalize()} by method, T = {num_steps}',
+          'A marker is a training, a tick a sampling seed.',
+        )
+      )
+    name = f'values-T{num_steps}.png'
+    plots.save_values_plot(
+      directory / name,
+      results,
+      [
+        e
+        for e in entries
+        if e['role'] in ('adaptive', 'non-adaptive') and e['training'] == 0
+      ],
+      [e for e in entries if e['name'] in ('residual', 'tuned')],
+    )
+    shown.append(
+      Picture(
+        name,
+        f'What the policies chose, T = {num_steps}',
+        'Mean over samples, and one standard deviation; hand-made schedules'
+        ' are dashed.',
+      )
+    )
+  if len(set(config.policy.num_steps)) > 1:
+    plots.save_steps_plot(directory / 'frechet-over-steps.png', results)
+    shown.append(
+      Picture(
+        'frechet-over-steps.png',
+        'Fréchet distance over the number of steps',
+        'Trainings of a method are pooled.',
+      )
+    )
+  for which in policy_stage.trainings(config):
+    rows = metric_writer.read_metrics(workdir / 'policy' / which.name)
+    if which.adaptive and which.index == 0 and rows:
+      name = f'training-{which.name}.png'
+      curves.save_training_plot(
+        directory / name, rows, curves.POLICY_PANELS, which.name
+      )
+      shown.append(
+        Picture(
+          name,
+          f'Training curves, {which.reward} reward, T = {which.num_steps}',
+          'One point an iteration.',
+        )
+      )
+  return shown
+
+
+def _trained(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """The final figures of the trainings that came before."""
+  result = {}
+  for stage in ('tokenizer', 'judges/measure', 'judges/reward', 'nat'):
+    networks.require(workdir, stage)
+    result[stage] = read_complete(workdir / stage)['figures']
+  return result

@@ -1,0 +1,113 @@
+"""Stage `sample`: images of chosen classes as PNG files.
+
+python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits \
+    --config.mode=sample --config.sample.classes=0,1 --config.sample.seed=7
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from adanat_jax import files
+from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
+from adanat_jax.errors import UserError
+from adanat_jax.report import pictures
+from adanat_jax.sampler import PolicyLike
+from adanat_jax.stages import load
+from adanat_jax.types import PolicyValues
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Samples, writes `grid.png` and the single images, prints images a second.
+
+  Args:
+    config: the whole config; `sample` says what to do.
+    workdir: the NAT, and for `learned` a policy, must be trained.
+
+  Raises:
+    UserError: for a class, policy or table that cannot be sampled.
+  """
+  check(
+    config,
+    {
+      'sample.classes': tuple_of(int_at_least(0)),
+      'sample.images_per_class': int_at_least(1),
+      'sample.num_steps': int_at_least(1),
+      'sample.seed': int_at_least(0),
+      'sample.policy': choice('learned', 'hand-made', 'table'),
+    },
+  )
+  section = config.sample
+  generator = load.generator(config, workdir)
+  policy: str | PolicyLike = section.policy
+  if policy == 'table':
+    policy = read_table(section.table)
+  labels = np.repeat(np.asarray(section.classes, int), section.images_per_class)
+  sample = lambda seed: generator.sample(
+    labels.tolist(), section.num_steps, seed, policy
+  )
+  images = sample(section.seed)
+  # The first call compiled; the second, of another seed, is timed.
+  start = time.perf_counter()
+  sample(section.seed + 1)
+  seconds = time.perf_counter() - start
+
+  output = files.make_directory(section.output or workdir / 'sample')
+  for index, (label, image) in enumerate(zip(labels, images, strict=True)):
+    pictures.save_image(output / f'{index:05d}-class{label}.png', image)
+  columns = min(section.images_per_class, 16)
+  pictures.save_grid(output / 'grid.png', images, columns)
+  print(
+    f'sample: {len(images)} images in {output}, grid in'
+    f' {output / "grid.png"}; {len(images) / seconds:.1f} images/s'
+  )
+
+
+def read_table(path: str) -> PolicyValues:
+  """Reads a schedule from a JSON file of four lists of equal length.
+
+  Args:
+    path: a file such as `{"mask_ratio": [0.9, 0.5, 0.0],
+      "sampling_temperature": [1, 1, 1], "masking_temperature": [2, 1, 0],
+      "guidance_scale": [0, 0.5, 1]}`.
+
+  Returns:
+    A table, float32[T].
+
+  Raises:
+    UserError: naming what is wrong with the file.
+  """
+  if not path:
+    raise UserError(
+      'config.sample.policy=table needs config.sample.table, a JSON file'
+    )
+  names = list(PolicyValues.__dataclass_fields__)
+  try:
+    given = files.read_json(path)
+    lists = {name: np.asarray(given[name], np.float32) for name in names}
+  except OSError as error:
+    raise UserError(f'config.sample.table={path}: {error.strerror}') from error
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'config.sample.table={path}: it must be JSON with the lists'
+      f' {", ".join(names)}'
+    ) from error
+  lengths = {name: values.shape for name, values in lists.items()}
+  if len(set(lengths.values())) != 1 or lists[names[0]].ndim != 1:
+    raise UserError(
+      f'config.sample.table={path}: the lists must have equal lengths, they'
+      f' have {lengths}'
+    )
+  ratio = lists['mask_ratio']
+  if ratio.min() < 0 or ratio.max() > 1:
+    raise UserError(
+      f'config.sample.table={path}: mask_ratio must lie in [0, 1]'
+    )
+  if any(values.min() < 0 for values in lists.values()):
+    raise UserError(f'config.sample.table={path}: no value may be negative')
+  return PolicyValues(**{k: jnp.asarray(v) for k, v in lists.items()})
