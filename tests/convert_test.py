@@ -6,15 +6,24 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 from flax import serialization, traverse_util
+import jax
 import numpy as np
 import reference_arrays
 from safetensors.numpy import load_file, save_file
 import torch_files
 
 from adanat_jax import checkpoint
-from adanat_jax.convert import __main__ as cli, files, inception, kinds, nat
+from adanat_jax.convert import (
+  __main__ as cli,
+  files,
+  inception,
+  kinds,
+  layout,
+  nat,
+)
 from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
+from adanat_jax.models.maskgit import MaskGITTransformer
 
 DATA = pathlib.Path(__file__).parent / 'data'
 
@@ -213,6 +222,14 @@ class ConvertTest(parameterized.TestCase):
     self.assertIn('global_step = 1000, gen_steps = 8', said)
     self.assertIn('no published network of this size', said)
     self.assertIn('AdaNAT-L', kinds.release_of(193_655_297))
+
+  @parameterized.parameters((256, 172_457_193), (1024, 173_047_017))
+  def test_published_size_of_maskgit(self, num_tokens, count):
+    module = MaskGITTransformer(1024, 1000, num_tokens)
+    ids = np.zeros((1, num_tokens + 1), np.int32)
+    shapes = jax.tree.leaves(layout.shapes(module, ids))
+    self.assertEqual(sum(int(np.prod(x.shape)) for x in shapes), count)
+    self.assertIn('MaskGIT', kinds.release_of(count))
 
   def test_all_wrong_keys_are_in_one_message(self):
     arrays = weights_of('uvit_class_shared')

@@ -38,6 +38,9 @@ _RELEASES = {
   12_073_092: 'the actor of AdaNAT on CC3M',
   54_515_587: 'MAGE vqgan_jax_strongaug or MaskGIT, ImageNet 256',
   21_665_664: 'DINO ViT-S/16',
+  23_885_392: 'pt_inception-2015-12-05-6726825d',
+  172_457_193: 'MaskGIT, ImageNet 256',
+  173_047_017: 'MaskGIT, ImageNet 512',
   694_659_840: 'CLIP ViT-bigG/14 (activation: gelu)',
   123_650_304: "CLIP ViT-L/14 (activation: quick_gelu if OpenAI's)",
 }
@@ -176,7 +179,7 @@ def _dino(value: Any) -> Converted:
 
 def _inception(value: Any) -> Converted:
   params = inception.from_torch(files.find_arrays(value), InceptionV3())
-  note = "the count holds the normalisations' statistics, 34 432 numbers"
+  note = "the count holds the normalisations' statistics, 34,432 numbers"
   return Converted({'params': params}, params, (note,))
 
 
