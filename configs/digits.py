@@ -75,8 +75,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   measure.cutout = 0
   # The reward network: a small vision transformer, other augmentation.
   judges.reward = reward = ml_collections.ConfigDict()
-  reward.patch_size = 2
-  reward.width = 48
+  reward.patch_size = 4
+  reward.width = 64
   reward.depth = 4
   reward.num_heads = 4
   reward.hooks = (0, 1, 2, 3)
