@@ -20,7 +20,7 @@ def ppo_update(reference: Reference) -> Outputs:
     value_coefficient=config['value_coef'],
     entropy_coefficient=config['entropy_coef'],
   )
-  (std,) = set(given['action_std'].tolist())
+  std = given['action_std']
   num_actions = given['old_actions'].shape[-1]
   # One row of N samples: the loss is a mean, whatever the steps.
   rollout = ppo.Rollout(
@@ -40,7 +40,7 @@ def ppo_update(reference: Reference) -> Outputs:
   log_probs = ppo.gaussian_log_prob(
     given['old_actions'], given['actor_mean'], std
   )
-  entropy = ppo.gaussian_entropy(std, num_actions)
+  entropy = ppo.gaussian_entropy(std, 1).sum()
   result = {
     'loss': loss(given['actor_mean'], given['values']),
     'grad_actor_mean': grads[0],
