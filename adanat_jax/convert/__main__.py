@@ -116,6 +116,9 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
   }
   with checkpoint.Checkpointer(path) as checkpointer:
     checkpointer.save(0, converted.state, {'converted': about})
+    # Orbax has its own copy now and takes its time to write it: the file need
+    # not stay in memory beside it.
+    del value, converted
     checkpointer.wait()
   completion.mark_complete(path, 0, {'parameters': count})
   return [*lines, f'written: {path}, for the init_from of a config']
