@@ -124,7 +124,7 @@ def quiet() -> Iterator[None]:
         traceback.clear_frames(chained.__traceback__)
         chained = chained.__cause__ or chained.__context__
       gc.collect()
-      time.sleep(0.1)  # Reads in flight end in other threads.
+      time.sleep(0.02)  # Reads in flight end in other threads.
       raise
     finally:
       sys.unraisablehook = hook

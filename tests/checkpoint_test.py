@@ -38,6 +38,8 @@ def make_state(seed: int = 0) -> dict[str, Any]:
     'used': jnp.asarray(draw.integers(0, 2, 9), jnp.bool_),
     'tokens': jnp.asarray(draw.integers(0, 99, (2, 3)), jnp.int8),
     'scalar': jnp.float32(seed + 0.1),
+    # Large enough for a file of its own, which Orbax has no checksum of.
+    'large': jnp.asarray(draw.normal(size=(64, 64)), jnp.float32),
   }
 
 
