@@ -191,12 +191,13 @@ class DiscriminatorTest(parameterized.TestCase):
     np.testing.assert_allclose(
       whole, (blocks - np.array(mean)) / np.array(std), atol=1e-6
     )
-    corner = prepare(resolution=3, crop=(1, 2))
+    corner = np.asarray(prepare(resolution=3, crop=(1, 2)))
     np.testing.assert_allclose(
       corner * np.array(std) + np.array(mean), images[:, 1:4, 2:5], atol=1e-6
     )
     # Four outputs of six pixels: each is the mean of the two it touches.
-    uneven = prepare(resolution=4) * np.array(std) + np.array(mean)
+    uneven = np.asarray(prepare(resolution=4))
+    uneven = uneven * np.array(std) + np.array(mean)
     np.testing.assert_allclose(
       uneven[:, 1, 1], np.asarray(images)[:, 1:3, 1:3].mean((1, 2)), atol=1e-6
     )

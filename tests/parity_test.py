@@ -43,6 +43,13 @@ class ParityTest(absltest.TestCase):
       reference_arrays.uniform(np.array([8388607]), 1000), [0.8099734007846564]
     )
 
+  def test_neighbour(self):
+    data = pathlib.Path(__file__).parent / 'data'
+    reference = reference_arrays.read(data / 'policy_shared.npz')
+    other = reference.neighbour('policy', 'mapping')
+    self.assertEqual(other.path, data / 'mapping_shared.npz')
+    self.assertIn('embed.weight', other.weights)
+
   def test_every_kind_has_its_tolerance(self):
     self.assertEqual(set(suite.CASES), set(TOLERANCES))
 

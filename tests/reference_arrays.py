@@ -46,9 +46,19 @@ class Reference:
   def config(self) -> Mapping[str, Any]:
     return self.meta.get('config', {})
 
-  def neighbour(self, name: str) -> Reference:
-    """Reads another file of the same directory."""
-    return read(self.path.parent / name)
+  def neighbour(self, kind: str, other: str) -> Reference:
+    """Reads the file on whose weights this one leans.
+
+    Args:
+      kind: of this file, such as `enat_decode`.
+      other: kind of the other one, such as `enat`; the rest of the names is
+        the same, and so is the directory.
+
+    Returns:
+      The other file.
+    """
+    name = self.path.name.removeprefix(kind)
+    return read(self.path.with_name(other + name))
 
 
 def uniform(index: np.ndarray, k: int) -> np.ndarray:
