@@ -61,9 +61,6 @@ def main(argv: Sequence[str]) -> None:
       f'{missing} is missing; for example: python -m adanat_jax.main'
       ' --config=configs/digits.py --workdir=runs/digits'
     )
-  if flags.FLAGS['verbosity'].using_default_value:
-    # Libraries tell much at INFO; our own lines do not go through this log.
-    logging.set_verbosity(logging.WARNING)
   if _CACHE.value == 'on':
     compile_cache.enable(_CACHE_DIR.value)
   config = _CONFIG.value
@@ -76,10 +73,20 @@ def main(argv: Sequence[str]) -> None:
     importlib.import_module(STAGES[name]).run(config, workdir)
 
 
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses the flags, and keeps libraries quiet unless `-v` was given."""
+  rest = config_lib.parse_flags(argv)
+  if flags.FLAGS['verbosity'].using_default_value:
+    # Libraries tell much at INFO; our own lines do not go through this log.
+    # absl raises an unset verbosity to INFO right after parsing.
+    logging.set_verbosity(logging.WARNING)
+  return rest
+
+
 def run() -> None:
   """Runs `main` on the command line; users' mistakes are one line, status 2."""
   try:
-    app.run(main, flags_parser=config_lib.parse_flags)
+    app.run(main, flags_parser=_parse)
   except UserError as error:
     print('adanat_jax:', *str(error).split(), file=sys.stderr)
     sys.exit(2)
