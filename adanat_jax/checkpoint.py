@@ -25,8 +25,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from adanat_jax import checkpoint_meta, files, leaves
-from adanat_jax.completion import COMPLETE_FILE, is_complete, read_complete
 from adanat_jax.errors import UserError
+from adanat_jax.weights import load_params
+
+__all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
 
 
 class NonFiniteError(UserError):
@@ -79,6 +81,7 @@ class Checkpointer:
 
     Raises:
       NonFiniteError: if a leaf holds NaN or infinity. Nothing is saved.
+      UserError: if this or the save before it cannot be written.
     """
     examined = leaves.examine(state)
     for name, leaf in examined.items():
@@ -87,20 +90,22 @@ class Checkpointer:
           f'the state is not finite after step {step}: {name} holds NaN or '
           'infinity; it is not saved, the last checkpoint is kept'
         )
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave(checkpoint_meta.build(step, meta, examined)),
-      ),
-      force=True,
-    )
+    with files.writing(self._path):
+      saved = self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          meta=ocp.args.JsonSave(checkpoint_meta.build(step, meta, examined)),
+        ),
+        force=True,
+      )
     if not saved:
       raise RuntimeError(f'{self._path}: step {step} was not saved')
 
   def wait(self) -> None:
     """Blocks until the last save is on the disk; raises what it raised."""
-    self._manager.wait_until_finished()
+    with files.writing(self._path):
+      self._manager.wait_until_finished()
 
   def restore(self, target: Any) -> Restored | None:
     """Restores the newest good checkpoint.
@@ -144,7 +149,7 @@ class Checkpointer:
       'checkpoint %s is damaged (%s); it is moved to %s, and the one before '
       'it is used',
       path,
-      _in_short(error),
+      checkpoint_meta.in_short(error),
       damaged,
     )
     if jax.process_index() == 0:
@@ -155,67 +160,11 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
-    self._manager.close()
+    with files.writing(self._path):
+      self._manager.close()
 
   def __enter__(self) -> 'Checkpointer':
     return self
 
   def __exit__(self, *_: object) -> None:
     self.close()
-
-
-def load_params(
-  directory: str | os.PathLike[str], field: str, target: Any = None
-) -> Any:
-  """Reads one field of a finished stage's last state, and nothing else of it.
-
-  Args:
-    directory: the stage's directory (the one that holds `checkpoints`).
-    field: name of the state's field, e.g. 'ema_params'; '/' goes deeper.
-    target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
-      with and whose shardings it gets; None takes nested dicts as saved, on
-      the first device.
-
-  Returns:
-    The field's pytree of arrays.
-
-  Raises:
-    UserError: if the stage has not finished, has no such field, or if shapes
-      differ from `target`, or if the checkpoint is damaged.
-  """
-  directory = pathlib.Path(directory).absolute()
-  if not is_complete(directory):
-    raise UserError(
-      f'{directory}: no finished training here ({COMPLETE_FILE} is missing); '
-      'run this stage first'
-    )
-  step = read_complete(directory)['step']
-  path = directory / 'checkpoints' / str(step)
-  try:
-    with checkpoint_meta.quiet():
-      meta = checkpoint_meta.read(path)
-      layouts = checkpoint_meta.layouts(meta, field)
-      if not layouts:
-        fields = sorted({name.split('/')[0] for name in meta['leaves']})
-        raise UserError(f'{path}: no field {field!r}, only {fields}')
-      if target is None:
-        target = leaves.nested(layouts)
-      leaves.check_layout(f'{path}, {field}', layouts, target)
-      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-      value = checkpoint_meta.read_field(path, field, abstract)
-      leaves.check_bits(value, checkpoint_meta.checksums(meta, field))
-  except (UserError, MemoryError, PermissionError):
-    raise
-  except Exception as error:
-    raise UserError(
-      f'{path}: this checkpoint is damaged ({_in_short(error)}); delete '
-      f'{directory / COMPLETE_FILE} and run the stage again: it goes on from '
-      'the last good one'
-    ) from error
-  return value
-
-
-def _in_short(error: Exception) -> str:
-  """Returns the beginning of an error's first line, with its type."""
-  first = (str(error) or 'no message').splitlines()[0]
-  return f'{type(error).__name__}: {first[:120]}'

@@ -132,6 +132,12 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def in_short(error: Exception) -> str:
+  """Returns the beginning of an error's first line, with its type."""
+  first = (str(error) or 'no message').splitlines()[0]
+  return f'{type(error).__name__}: {first[:120]}'
+
+
 def _below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
   """Returns the remembered leaves whose names start with `field`, cut off."""
   prefix = f'{field}/' if field else ''

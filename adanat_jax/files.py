@@ -6,10 +6,13 @@ then renamed over the old file, so that a reader, or the next start after a
 kill at any moment, sees the old content or the new, never half of one.
 """
 
+from collections.abc import Iterator
+import contextlib
 import json
 import math
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -31,16 +34,33 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   return path
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns what the system says against writing `path` into a UserError."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise UserError(f'{path}: cannot be written: {reason}') from error
+  except ValueError as error:
+    # TensorStore's way: '...: No space left on device [os_error_code='28']'.
+    found = re.search(r"([^:\[]+) \[os_error_code='\d+'", str(error))
+    if found is None:
+      raise
+    raise UserError(f'{path}: cannot be written:{found[1]}') from error
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """Writes `data` to `path` in one atomic step (see the module docstring)."""
   path = pathlib.Path(path)
   # A fixed name: what a killed run left is overwritten, not piled up.
   temporary = path.with_name(f'.{path.name}.tmp')
-  with temporary.open('wb') as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  with writing(path):
+    with temporary.open('wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
   _sync_directory(path.parent)
 
 

@@ -8,6 +8,7 @@ bar, or plain lines when the output is a file.
 """
 
 from collections.abc import Mapping
+import contextlib
 import json
 import os
 import pathlib
@@ -67,8 +68,9 @@ class MetricWriter:
     if 'step' in metrics:
       raise ValueError("'step' is the row's own key, no metric's name")
     row = files.to_json({'step': step, **metrics})
-    self._file.write(json.dumps(row, allow_nan=False) + '\n')
-    self._file.flush()
+    with files.writing(self._file.name):
+      self._file.write(json.dumps(row, allow_nan=False) + '\n')
+      self._file.flush()
     if self._board is not None:
       for name, value in metrics.items():
         array = np.asarray(value)
@@ -84,12 +86,15 @@ class MetricWriter:
   def sync(self) -> None:
     """Puts all rows on the disk: called before a checkpoint of their steps."""
     if self._file is not None:
-      os.fsync(self._file.fileno())
+      with files.writing(self._file.name):
+        os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Closes the files; further writes do nothing."""
     if self._file is not None:
-      self._file.close()
+      # What could not be written was told by `write`.
+      with contextlib.suppress(OSError):
+        self._file.close()
       self._file = None
     if self._board is not None:
       self._board.close()

@@ -161,8 +161,8 @@ class FilesTest(absltest.TestCase):
     files.write_json(self.path, {'a': np.float32(0.1)})
     self.assertEqual(self.path.read_text(), '{\n  "a": 0.1\n}\n')
     with (
-      mock.patch('os.fsync', side_effect=OSError('no space left')),
-      self.assertRaisesRegex(OSError, 'no space'),
+      mock.patch('os.fsync', side_effect=OSError(28, 'No space left')),
+      self.assertRaisesRegex(UserError, 'figures.json: .* written: No space'),
     ):
       files.write_json(self.path, {'a': 2})
     self.assertEqual(files.read_json(self.path), {'a': 0.1})

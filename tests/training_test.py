@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import resource
 import signal
 import threading
 import time
@@ -261,6 +262,27 @@ class TrainingTest(parameterized.TestCase):
     marker = json.loads((self.directory / 'complete.json').read_text())
     self.assertEqual(marker, {'step': 6, 'figures': {'width': 16}})
     self.assertRegex(self.output.getvalue(), r'toy 6/6 .* steps/s  ETA 0s')
+
+  def test_a_full_disk_is_named_and_the_last_checkpoint_stays(self):
+    state = {'x': jnp.asarray(np.random.default_rng(0).normal(size=(200, 200)))}
+    step = jax.jit(lambda state, batch, step: (state, {'x': state['x'][0, 0]}))
+    options = {'state': state, 'train_step': step, 'num_steps': 10}
+    train(self.directory, **options | {'num_steps': 5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+      with self.assertRaisesRegex(
+        UserError, 'checkpoints: cannot be written: File too large'
+      ):
+        train(self.directory, **options)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    self.assertFalse(training.is_complete(self.directory))
+    train(self.directory, **options)
+    self.assertIn('goes on after step 5 of 10', self.output.getvalue())
+    self.assertEqual(
+      [row['step'] for row in rows(self.directory)], [1, 3, 5, 6, 9, 10]
+    )
 
   def test_no_step_at_all_leaves_the_initial_state(self):
     train(self.directory, num_steps=0)
