@@ -46,6 +46,29 @@ class AdaptiveLayerNorm(nn.Module):
     return x * (1.0 + scale) + shift
 
 
+class DepthwiseConv(nn.Module):
+  """A 3x3 convolution of each channel by itself, stride 2, padding 1.
+
+  As nine shifted products: on a CPU the gradient of a grouped convolution
+  takes XLA ten times as long, more than the rest of the network together.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `x` float32[B, h, w, C] to float32[B, ceil(h/2), ceil(w/2), C]."""
+    width = x.shape[-1]
+    kernel = self.param('kernel', layers.torch_conv_init, (3, 3, 1, width))
+    bias = self.param('bias', layers.torch_bias_init(9), (width,))
+    rows, columns = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+    padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
+    total = bias[None, None, None]
+    for i in range(3):
+      for j in range(3):
+        shifted = padded[:, i : i + 2 * rows : 2, j : j + 2 * columns : 2]
+        total = total + shifted * kernel[i, j, 0][None, None, None]
+    return total
+
+
 class PolicyNetwork(nn.Module):
   """Maps features and step to `num_outputs` numbers per sample, in float32.
 
@@ -90,16 +113,7 @@ class PolicyNetwork(nn.Module):
 
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
     x = x.reshape(batch, self.grid_size, self.grid_size, self.hidden_size)
-    x = nn.Conv(
-      self.hidden_size,
-      (3, 3),
-      strides=2,
-      padding=1,
-      feature_group_count=self.hidden_size,
-      kernel_init=layers.torch_conv_init,
-      bias_init=layers.torch_bias_init(9),
-      name='depthwise',
-    )(x)
+    x = DepthwiseConv(name='depthwise')(x)
     x = nn.Conv(
       self.conv_width,
       (1, 1),
