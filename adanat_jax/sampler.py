@@ -55,6 +55,8 @@ class Generator:
     agents: learned policies by number of steps.
     batch_size: samples decoded at a time; short batches are padded, so that
       every sample is computed in the same shapes.
+    null_condition: what stands for no condition, without a batch axis, if
+      conditions are no class ids; None for the class id `num_classes`.
   """
 
   nat: Any
@@ -64,6 +66,7 @@ class Generator:
   num_classes: int
   agents: Mapping[int, Agent]
   batch_size: int = 500
+  null_condition: Any = None
 
   def sample(
     self,
@@ -174,14 +177,26 @@ class Generator:
         _rows_of(policy, padded),
         jnp.asarray(tokens[padded]),
         jnp.asarray(labels[padded]),
-        jnp.int32(self.num_classes),
+        self._null(),
         loop.sample_keys(key, self.batch_size, start),
       )
       parts.append(_keep(jax.device_get(part), len(rows)))
     return _join(parts)
 
+  def _null(self) -> Array:
+    if self.null_condition is None:
+      return jnp.int32(self.num_classes)
+    return jnp.asarray(self.null_condition)
+
   def _checked_labels(self, labels: Sequence[int]) -> np.ndarray:
     result = np.asarray(labels)
+    if self.null_condition is not None:
+      expected = np.shape(self.null_condition)
+      if result.ndim < 2 or result.shape[1:] != expected:
+        raise UserError(
+          f'conditions are {result.shape}; give [B, *{expected}] text states'
+        )
+      return result.astype(np.float32)
     if result.ndim != 1 or result.size == 0 or result.dtype.kind not in 'iu':
       raise UserError(f'labels are {labels!r}; give a list of class ids')
     if result.min() < 0 or result.max() >= self.num_classes:

@@ -165,7 +165,8 @@ def _discriminator_back(state: Mapping[str, Any]) -> Arrays:
 
 def _vqgan(value: Any) -> Converted:
   arrays = files.find_arrays(value)
-  module = vqgan.infer(arrays)
+  # Nor do the groups of the normalisations leave a trace.
+  module = vqgan.infer(arrays, num_groups=1)
   params = vqgan.from_torch(arrays, module)
   note = f'{module.codebook_size} codes of width {module.code_width}'
   return Converted({'params': params}, params, (note,))
@@ -203,7 +204,7 @@ def _maskgit_transformer(value: Any) -> Converted:
 
 def _maskgit_tokenizer(value: Any) -> Converted:
   arrays = files.find_arrays(value)
-  module = maskgit.infer_tokenizer(arrays)
+  module = maskgit.infer_tokenizer(arrays, num_groups=1)
   params = maskgit.tokenizer_from_flax(arrays, module)
   note = f'{module.codebook_size} codes of width {module.code_width}'
   return Converted({'params': params}, params, (note,))

@@ -10,7 +10,7 @@ import ml_collections
 from adanat_jax import files
 from adanat_jax.errors import UserError
 from adanat_jax.sampler import Generator
-from adanat_jax.stages import networks, policy as policy_stage
+from adanat_jax.stages import networks, policy as policy_stage, published
 
 
 def load(path: str | os.PathLike[str]) -> Generator:
@@ -41,6 +41,8 @@ def generator(
   Where several policies were learned for the same number of steps, the first
   training of the first reward is taken.
   """
+  if published.is_published(config):
+    return published.generator(config)
   nat, nat_params = networks.load_nat(config, workdir)
   tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
   agents = {}

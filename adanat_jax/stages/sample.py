@@ -15,10 +15,11 @@ import numpy as np
 
 from adanat_jax import files
 from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
+from adanat_jax.decoding import published as published_tables
 from adanat_jax.errors import UserError
 from adanat_jax.report import pictures
 from adanat_jax.sampler import PolicyLike
-from adanat_jax.stages import load
+from adanat_jax.stages import load, published
 from adanat_jax.types import PolicyValues
 
 
@@ -39,7 +40,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'sample.images_per_class': int_at_least(1),
       'sample.num_steps': int_at_least(1),
       'sample.seed': int_at_least(0),
-      'sample.policy': choice('learned', 'hand-made', 'table'),
+      'sample.policy': choice(
+        'learned', 'hand-made', 'table', *published_tables.SCHEDULES
+      ),
     },
   )
   section = config.sample
@@ -47,9 +50,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   policy: str | PolicyLike = section.policy
   if policy == 'table':
     policy = read_table(section.table)
-  labels = np.repeat(np.asarray(section.classes, int), section.images_per_class)
+  elif policy in published_tables.SCHEDULES:
+    policy = published_tables.SCHEDULES[policy](section.num_steps)
+  names, labels = conditions_of(config)
   sample = lambda seed: generator.sample(
-    labels.tolist(), section.num_steps, seed, policy
+    labels, section.num_steps, seed, policy
   )
   images = sample(section.seed)
   # The first call compiled; the second, of another seed, is timed.
@@ -58,14 +63,33 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   seconds = time.perf_counter() - start
 
   output = files.make_directory(section.output or workdir / 'sample')
-  for index, (label, image) in enumerate(zip(labels, images, strict=True)):
-    pictures.save_image(output / f'{index:05d}-class{label}.png', image)
+  for index, (name, image) in enumerate(zip(names, images, strict=True)):
+    pictures.save_image(output / f'{index:05d}-{name}.png', image)
   columns = min(section.images_per_class, 16)
-  pictures.save_grid(output / 'grid.png', images, columns)
+  scale = max(1, 64 // images.shape[1])
+  pictures.save_grid(output / 'grid.png', images, columns, scale)
   print(
     f'sample: {len(images)} images in {output}, grid in'
     f' {output / "grid.png"}; {len(images) / seconds:.1f} images/s'
   )
+
+
+def conditions_of(
+  config: ml_collections.ConfigDict,
+) -> tuple[list[str], np.ndarray]:
+  """The conditions to sample, and what names them in the files.
+
+  Returns:
+    Names, and int32[B] class ids or, for texts, float32[B, L, C] states.
+  """
+  count = config.sample.images_per_class
+  captions = config.sample.get('captions')
+  if captions:
+    states = published.encode_captions(config, captions)
+    names = [f'text{i}' for i in range(len(captions))]
+    return np.repeat(names, count).tolist(), np.repeat(states, count, axis=0)
+  classes = np.repeat(np.asarray(config.sample.classes, np.int32), count)
+  return [f'class{label}' for label in classes], classes
 
 
 def read_table(path: str) -> PolicyValues:

@@ -1,0 +1,75 @@
+"""AdaNAT on CC3M: text to images of 256 pixels, from converted weights.
+
+  python -m adanat_jax.main --config=configs/cc3m256.py --workdir=runs/cc3m \
+      --config.nat.init_from=weights/nat-cc3m \
+      --config.tokenizer.init_from=weights/vqgan \
+      --config.text.init_from=weights/clip-big-g \
+      --config.policy.init_from=weights/policy-cc3m \
+      --config.sample.captions="'a lighthouse at dusk','two cats on a sofa'"
+
+Presets and unexplained fields as in in256.py; in :tiny the digits' classes
+stand in for captions. Sources: LeapLabTHU/AdaNAT configs/cc3m_AdaNAT_muse.yaml,
+train.py and README; baaivision/MUSE-Pytorch
+configs/cc3m_xl_vqf16_jax_2048bs_featset_CLIP_G.py for the NAT's training.
+"""
+
+import pathlib
+
+import ml_collections
+
+from adanat_jax import config as config_lib
+
+PRESETS = ('default', 'tiny')
+
+_IN256 = pathlib.Path(__file__).with_name('in256.py')
+
+
+def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
+  """The configuration of a preset; every field can be overridden by a flag."""
+  config = config_lib.load(f'{_IN256}:{preset}')
+  config.unlock()
+  # MUSE-Pytorch libs/muse.py: cos(pi/2 u) of uniform u.
+  config.nat.mask_ratio = 'cosine'
+  # AdaNAT README: --heu 1.
+  config.policy.residual = 'published'
+  if preset != 'tiny':
+    _set_networks(config)
+  return config
+
+
+def _set_networks(config: ml_collections.ConfigDict) -> None:
+  """Sets the published sizes."""
+  config.data.condition = 'text'
+
+  nat = config.nat
+  # cc3m_AdaNAT_muse.yaml.
+  nat.width = 1152
+  nat.depth = 28
+  nat.num_heads = 16
+  # MUSE-Pytorch: 285 000 steps were published.
+  nat.num_steps = 285_000
+  nat.learning_rate = 2e-4
+
+  config.text = text = ml_collections.ConfigDict()
+  # The text tower of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k: the states of
+  # its 77 positions are the NAT's condition, those of '' the null condition.
+  text.width = 1280
+  text.depth = 32
+  text.num_heads = 20
+  text.mlp_width = 5120
+  text.projection_width = 1280
+  # 'gelu', or 'quick_gelu' for OpenAI's towers.
+  text.activation = 'gelu'
+  # Checkpoint of `python -m adanat_jax.convert --kind=clip_text`.
+  text.init_from = ''
+
+  # AdaNAT README: --max_training_timesteps 150, 'early stopping';
+  # --batch_size 64 on each of 8 devices; --n_samples 30000. The captions'
+  # embedding conditions the discriminator without a mapping network.
+  config.policy.iterations = 150
+  config.policy.discriminator.batch_size = 512
+  config.policy.discriminator.mapping_layers = 0
+  config.evaluate.num_samples = 30_000
+
+  # Texts to sample; `sample.classes` means nothing here.
+  config.sample.captions = ('a lighthouse at dusk', 'two cats on a sofa')

@@ -1,0 +1,144 @@
+"""AdaNAT-L on ImageNet 256: the published networks, from converted weights.
+
+  python -m adanat_jax.main --config=configs/in256.py --workdir=runs/in256 \
+      --config.nat.init_from=weights/nat-l \
+      --config.tokenizer.init_from=weights/vqgan \
+      --config.policy.init_from=weights/policy \
+      --config.sample.classes=207,360
+
+samples with the published policy; docs/weights.md says how the weights are
+converted. Without a policy, --config.sample.policy=autonat_large takes
+AutoNAT's searched schedule. Presets:
+
+  configs/in256.py        the published sizes and hyperparameters
+  configs/in256.py:tiny   the published recipe, small, on the digits, from
+                          nothing: every stage in minutes
+
+Every field that is not explained here is explained in digits.py. Sources:
+LeapLabTHU/AdaNAT configs/imagenet_256_AdaNAT_L.yaml, train.py and README;
+LeapLabTHU/ImprovedNAT configs/AutoNAT_L.yaml, train.py and README, for the NAT.
+"""
+
+import pathlib
+
+import ml_collections
+
+from adanat_jax import config as config_lib
+
+PRESETS = ('default', 'tiny')
+
+_DIGITS = pathlib.Path(__file__).with_name('digits.py')
+
+
+def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
+  """The configuration of a preset; every field can be overridden by a flag."""
+  tiny = preset == 'tiny'
+  config = config_lib.load(f'{_DIGITS}:tiny' if tiny else str(_DIGITS))
+  config.unlock()
+  set_recipe(config)
+  if not tiny:
+    set_networks(config)
+  return config
+
+
+def set_recipe(config: ml_collections.ConfigDict) -> None:
+  """Sets what the published training and decoding do, whatever the size."""
+  # AutoNAT README: --beta_alpha_beta 12 3; AutoNAT_L.yaml and train.py.
+  config.nat.mask_ratio = 'beta'
+  config.nat.beta = (12.0, 3.0)
+  config.nat.learning_rate_schedule = 'constant'
+  config.nat.weight_decay = 0.03
+  config.nat.betas = (0.99, 0.99)
+  config.nat.label_smoothing = 0.1
+  config.nat.condition_dropping = 0.15
+  config.nat.dropout_rate = 0.1
+  # AdaNAT train.py: gen_steps, heu = 0 on ImageNet, PPO's constants.
+  config.policy.rewards = ('adversarial',)
+  config.policy.num_steps = (8,)
+  config.policy.residual = 'none'
+  config.policy.preset = 'paper'
+  # AdaNAT train.py: new rollouts for each update of the discriminator.
+  config.policy.discriminator.fresh_rollouts = True
+  # Its spectral norms start without power iterations.
+  config.policy.discriminator.spectral_warmup = 0
+  config.sample.num_steps = 8
+
+
+def set_networks(config: ml_collections.ConfigDict) -> None:
+  """Sets the published sizes, and where their weights come from."""
+  # Nothing is trained from nothing at this size: images are sampled.
+  config.mode = 'sample'
+
+  config.data.image_size = 256
+  config.data.condition = 'class'
+  config.data.num_classes = 1000
+
+  tokenizer = config.tokenizer
+  # configs/vae_configs/vq-f16-jax.yaml: 256x256 pixels become 16x16 tokens.
+  tokenizer.codebook_size = 1024
+  tokenizer.code_width = 256
+  tokenizer.base_width = 128
+  tokenizer.width_multipliers = (1, 1, 2, 2, 4)
+  tokenizer.num_res_blocks = 2
+  tokenizer.num_groups = 32
+  # Checkpoint of `python -m adanat_jax.convert --kind=vqgan`.
+  tokenizer.init_from = ''
+
+  nat = config.nat
+  # imagenet_256_AdaNAT_L.yaml.
+  nat.width = 768
+  nat.depth = 24
+  nat.num_heads = 8
+  nat.mlp_ratio = 4
+  # AutoNAT_L.yaml.
+  nat.num_steps = 500_000
+  nat.batch_size = 2048
+  nat.learning_rate = 4e-4
+  nat.warmup_steps = 5000
+  # ImprovedNAT utils.py.
+  nat.ema_decay = 0.9999
+  # Checkpoint of --kind=nat.
+  nat.init_from = ''
+
+  policy = config.policy
+  # AdaNAT README: --max_training_timesteps 1000; train.py:
+  # trajectories_per_upd.
+  policy.iterations = 1000
+  policy.batch_size = 4096
+  # AdaNAT libs/policy.py.
+  policy.network.hidden_size = 512
+  policy.network.conv_width = 128
+  policy.network.mlp_widths = (1024, 512)
+  # Checkpoint of --kind=policy; empty to sample without one.
+  policy.init_from = ''
+
+  discriminator = policy.discriminator
+  # AdaNAT libs/discriminator.py: c_dim 512, eight layers, cmap_dim 64.
+  discriminator.mapping_width = 512
+  discriminator.mapping_layers = 8
+  discriminator.condition_map_width = 64
+  discriminator.kernel_size = 9
+  # AdaNAT train.py: d_lr; D_epochs; 128 images on each of 8 devices.
+  discriminator.learning_rate = 1e-4
+  discriminator.updates = 5
+  discriminator.batch_size = 1024
+
+  reward = config.judges.reward
+  # DINO ViT-S/16 at 224 pixels (AdaNAT libs/discriminator.py).
+  reward.patch_size = 16
+  reward.width = 384
+  reward.depth = 12
+  reward.num_heads = 6
+  reward.hooks = (2, 5, 8, 11)
+  # Checkpoint of --kind=dino.
+  reward.init_from = ''
+
+  evaluate = config.evaluate
+  # AdaNAT train.py: n_samples.
+  evaluate.num_seeds = 1
+  evaluate.num_samples = 50_000
+  # Our choice: what a laptop's memory holds.
+  evaluate.batch_size = 4
+
+  config.sample.classes = (207, 360, 387, 974)
+  config.sample.images_per_class = 1

@@ -1,0 +1,29 @@
+"""AdaNAT-S on ImageNet 256. Its sizes are not published: these are our choice.
+
+The paper gives results of AdaNAT-S and no sizes. Width 512, depth 12 (and the
+middle block) and 8 heads are those of U-ViT-S, the network with which the
+paper's tables compare it; the NAT then has 45.5 M parameters. Everything else
+is in256.py's, presets and use included; there are no weights to convert, but a
+NAT that was trained here or converted from this layout samples.
+"""
+
+import pathlib
+
+import ml_collections
+
+from adanat_jax import config as config_lib
+
+PRESETS = ('default', 'tiny')
+
+_LARGE = pathlib.Path(__file__).with_name('in256.py')
+
+
+def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
+  """The configuration of a preset; every field can be overridden by a flag."""
+  config = config_lib.load(f'{_LARGE}:{preset}')
+  config.unlock()
+  if preset != 'tiny':
+    config.nat.width = 512
+    config.nat.depth = 12
+    config.nat.num_heads = 8
+  return config

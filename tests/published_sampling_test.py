@@ -1,0 +1,236 @@
+"""From a torch file to images: convert, load, sample, at a shrunken size."""
+
+import pathlib
+
+from absl.testing import absltest, parameterized
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import torch_files
+
+from adanat_jax import config as config_lib
+from adanat_jax.convert import __main__ as cli, clip, nat, policy, vqgan
+from adanat_jax.errors import UserError
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.stages import load, published, sample
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+NAMES = ('in256', 'in256_s', 'in512', 'cc3m256', 'coco256')
+
+try:
+  import ftfy  # noqa: F401
+  import instant_clip_tokenizer  # noqa: F401
+
+  HAS_TOKENIZER = True
+except ImportError:
+  HAS_TOKENIZER = False
+
+# The published layouts, narrow: 8x8 pixels, 4x4 tokens.
+SHRUNKEN = {
+  'data.image_size': 8,
+  'tokenizer.codebook_size': 12,
+  'tokenizer.code_width': 6,
+  'tokenizer.base_width': 8,
+  'tokenizer.width_multipliers': (1, 2),
+  'tokenizer.num_res_blocks': 1,
+  'tokenizer.num_groups': 4,
+  'nat.width': 32,
+  'nat.depth': 2,
+  'nat.num_heads': 4,
+  'policy.network.hidden_size': 16,
+  'policy.network.conv_width': 8,
+  'policy.network.mlp_widths': (24, 16),
+  'evaluate.batch_size': 3,
+  'sample.images_per_class': 1,
+}
+TEXT = {
+  'text.width': 16,
+  'text.depth': 1,
+  'text.num_heads': 2,
+  'text.mlp_width': 32,
+  'text.projection_width': 8,
+}
+
+
+def random_params(module, *inputs):
+  """Parameters that are nowhere zero."""
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda s: 0.3 * rng.standard_normal(s.shape).astype(np.float32), shapes
+  )
+
+
+class PublishedSamplingTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+
+  def converted(self, kind, held):
+    path = self.folder / f'{kind}.pth'
+    torch_files.save_zip(path, held)
+    cli.convert(kind, [str(path)], str(self.folder / kind))
+    return str(self.folder / kind)
+
+  def load_config(self, name, **more):
+    return config_lib.load(str(CONFIGS / f'{name}.py'), {**SHRUNKEN, **more})
+
+  def weights(self, config, condition):
+    """Converts a tokenizer and a NAT; returns overrides and parameters."""
+    tokenizer = published.tokenizer_module(config)
+    module = published.nat_module(config, 16)
+    images = jnp.zeros((1, 8, 8, 3))
+    tokenizer_params = random_params(tokenizer, images)
+    params = random_params(module, jnp.zeros((1, 16), jnp.int32), condition)
+    overrides = {
+      'tokenizer.init_from': self.converted(
+        'vqgan', {'state_dict': vqgan.to_torch(tokenizer_params)}
+      ),
+      'nat.init_from': self.converted('nat', nat.to_torch(params)),
+    }
+    return overrides, params
+
+  def policy_file(self):
+    networks = {}
+    for name, outputs in (('actor', 4), ('critic', 1)):
+      network = PolicyNetwork(outputs, 4, 16, 8, (24, 16))
+      params = random_params(network, jnp.zeros((1, 16, 32)), jnp.zeros(1, int))
+      for key, value in policy.to_torch(params).items():
+        for copy in ('policy', 'policy_old'):
+          networks[f'{copy}.{name}.{key}'] = value
+    return {
+      'model': networks,
+      'args': torch_files.namespace(gen_steps=8),
+      'global_step': 1000,
+    }
+
+  def test_classes(self):
+    overrides, params = self.weights(
+      self.load_config('in256'), jnp.zeros(1, jnp.int32)
+    )
+    overrides['policy.init_from'] = self.converted('policy', self.policy_file())
+    config = self.load_config(
+      'in256', **overrides, **{'sample.classes': (3, 999, 3)}
+    )
+    sample.run(config, self.folder)
+    written = sorted(p.name for p in (self.folder / 'sample').iterdir())
+    self.assertEqual(
+      written,
+      [
+        '00000-class3.png',
+        '00001-class999.png',
+        '00002-class3.png',
+        'grid.png',
+      ],
+    )
+    generator = load.generator(config, self.folder)
+    jax.tree.map(np.testing.assert_array_equal, generator.nat_params, params)
+    images = [
+      np.asarray(Image.open(self.folder / 'sample' / name), np.int32)
+      for name in written[:3]
+    ]
+    self.assertEqual(images[0].shape, (8, 8, 3))
+    self.assertGreater(np.abs(images[0] - images[1]).max(), 3)
+    # The actor acts: its first action is that of the converted network.
+    agent = generator.agents[8]
+    features = jnp.ones((2, 16, 32))
+    values, _, _ = agent.policy()(jnp.int32(0), features, None, ())
+    network = PolicyNetwork(4, 4, 16, 8, (24, 16))
+    action = network.apply(
+      {'params': agent.params}, features, jnp.zeros(2, jnp.int32)
+    )
+    np.testing.assert_allclose(
+      values.mask_ratio, jax.nn.sigmoid(action[:, 0]), rtol=1e-5
+    )
+
+  def test_published_schedule_without_a_policy(self):
+    overrides, _ = self.weights(
+      self.load_config('in256'), jnp.zeros(1, jnp.int32)
+    )
+    config = self.load_config(
+      'in256',
+      **overrides,
+      **{'sample.classes': (1,), 'sample.policy': 'autonat_large'},
+    )
+    sample.run(config, self.folder)
+    self.assertTrue((self.folder / 'sample' / '00000-class1.png').is_file())
+    config.sample.policy = 'learned'
+    with self.assertRaisesRegex(UserError, 'no policy was learned'):
+      sample.run(config, self.folder)
+
+  @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
+  def test_captions(self):
+    config = self.load_config('cc3m256', **TEXT)
+    overrides, _ = self.weights(config, jnp.zeros((1, 77, 16)))
+    tower = published.text_module(config)
+    overrides['text.init_from'] = self.converted(
+      'clip_text',
+      clip.to_torch(random_params(tower, jnp.zeros((1, 77), jnp.int32))),
+    )
+    config = self.load_config(
+      'cc3m256',
+      **TEXT,
+      **overrides,
+      **{'sample.captions': ('a cat', 'a dog'), 'sample.policy': 'adagen'},
+    )
+    sample.run(config, self.folder)
+    written = sorted(p.name for p in (self.folder / 'sample').iterdir())
+    self.assertEqual(
+      written, ['00000-text0.png', '00001-text1.png', 'grid.png']
+    )
+    states = published.encode_captions(config, ['a cat', 'a dog'])
+    self.assertEqual(states.shape, (2, 77, 16))
+    self.assertGreater(np.ptp(states[0] - states[1]), 0.01)
+
+  def test_mistakes_are_named(self):
+    with self.assertRaisesRegex(UserError, r'config\.tokenizer\.init_from'):
+      sample.run(self.load_config('in256'), self.folder)
+    overrides, _ = self.weights(
+      self.load_config('in256'), jnp.zeros(1, jnp.int32)
+    )
+    config = self.load_config('in256', **overrides)
+    config.nat.width = 48
+    with self.assertRaisesRegex(UserError, 'is expected'):
+      sample.run(config, self.folder)
+
+
+class ConfigsTest(parameterized.TestCase):
+  @parameterized.parameters(*NAMES)
+  def test_tiny_has_the_fields_of_the_digits(self, name):
+    digits = config_lib.load(str(CONFIGS / 'digits.py') + ':tiny')
+    tiny = config_lib.load(str(CONFIGS / f'{name}.py') + ':tiny')
+    fields = [
+      set(traverse_util.flatten_dict(config_lib.to_dict(config), sep='.'))
+      for config in (tiny, digits)
+    ]
+    self.assertEqual(*fields)
+    self.assertFalse(published.is_published(tiny))
+    self.assertEqual(tuple(tiny.policy.num_steps), (8,))
+
+  @parameterized.parameters(
+    ('in256', 193_655_297), ('in256_s', 45_546_497), ('cc3m256', 503_628_929)
+  )
+  def test_published_sizes(self, name, count):
+    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    module = published.nat_module(config, 256)
+    is_text = config.data.condition == 'text'
+    condition = (
+      jnp.zeros((1, 77, config.text.width)) if is_text else jnp.zeros(1, int)
+    )
+    shapes = jax.eval_shape(
+      module.init, jax.random.key(0), jnp.zeros((1, 256), int), condition
+    )
+    sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
+    self.assertEqual(sum(sizes), count)
+
+  @parameterized.parameters(*NAMES)
+  def test_full_size_samples_by_default(self, name):
+    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    self.assertTrue(published.is_published(config))
+    self.assertEqual(config.mode, 'sample')
+
+
+if __name__ == '__main__':
+  absltest.main()
