@@ -70,7 +70,7 @@ class Generator:
 
   def sample(
     self,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     num_steps: int = 4,
     seed: int = 0,
     policy: str | PolicyLike = 'learned',
@@ -78,7 +78,7 @@ class Generator:
     """Generates one image a label.
 
     Args:
-      labels: class ids.
+      labels: class ids, or float32[B, L, C] states of captions.
       num_steps: T.
       seed: image i of a seed is the same whatever comes after it.
       policy: `'learned'`, `'hand-made'` (MaskGIT's unguided schedule), a table
@@ -94,7 +94,7 @@ class Generator:
 
   def generate(
     self,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     num_steps: int = 4,
     seed: int = 0,
     policy: str | PolicyLike = 'learned',
@@ -104,7 +104,7 @@ class Generator:
     """As `sample`, with tokens and, on demand, what happened on the way.
 
     Args:
-      labels: class ids.
+      labels: class ids, or float32[B, L, C] states of captions.
       num_steps: T.
       seed: see `sample`.
       policy: see `sample`.
@@ -118,11 +118,11 @@ class Generator:
     Raises:
       UserError: see `sample`.
     """
-    labels = self._checked_labels(labels)
+    checked = self._checked_labels(labels)
     chosen, guided, options = self._resolve(policy, num_steps)
     return self.decode(
       chosen,
-      labels,
+      checked,
       jax.random.key(seed),
       num_steps=num_steps,
       guided=guided,
@@ -188,7 +188,9 @@ class Generator:
       return jnp.int32(self.num_classes)
     return jnp.asarray(self.null_condition)
 
-  def _checked_labels(self, labels: Sequence[int]) -> np.ndarray:
+  def _checked_labels(
+    self, labels: Sequence[int] | np.ndarray
+  ) -> np.ndarray:
     result = np.asarray(labels)
     if self.null_condition is not None:
       expected = np.shape(self.null_condition)
