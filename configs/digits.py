@@ -157,6 +157,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # True: new rollouts for the discriminator, as published; False: those that
   # PPO has just used, at no cost.
   discriminator.fresh_rollouts = False
+  # Compare with real images that have been through the tokenizer (as published:
+  # False): what it blurs, no schedule can mend.
+  discriminator.reconstruct_real = True
   # Test images on which the discriminator's accuracy is logged.
   discriminator.held_out = 96
 

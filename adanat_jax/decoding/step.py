@@ -184,6 +184,5 @@ def decode_step(
     options,
   )
   remask = masked & least_confident(confidence, count)
-  return state.replace(
-    tokens=jnp.where(remask, mask_token, sampled), sampled=sampled
-  )
+  tokens = jnp.where(remask, mask_token, sampled)
+  return dataclasses.replace(state, tokens=tokens, sampled=sampled)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import ml_collections
 import numpy as np
+from numpy.typing import ArrayLike
 
 from adanat_jax import files
 from adanat_jax.completion import is_complete, mark_complete
@@ -73,7 +75,7 @@ class Evaluation:
       record=record,
     )
 
-  def images_of(self, tokens: np.ndarray) -> np.ndarray:
+  def images_of(self, tokens: ArrayLike) -> np.ndarray:
     """Decodes complete grids int32[B, N] to images float32[B, H, W, C]."""
     return np.asarray(
       self.generator.tokenizer.apply(
@@ -168,7 +170,7 @@ class Evaluation:
     seeds = list(range(self.config.evaluate.num_seeds))
     rows = [
       ledger.get(
-        f'{name}/{seed}', lambda s=seed: self._row(method, num_steps, s)
+        f'{name}/{seed}', functools.partial(self._row, method, num_steps, seed)
       )
       for seed in seeds
     ]
@@ -219,10 +221,10 @@ def _say(text: str) -> None:
   print(f'evaluate: {text}', flush=True)
 
 
-def _mean_and_std(values: np.ndarray) -> dict[str, list[float]]:
+def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
   """Over the samples of [T, B]."""
-  values = np.asarray(values, np.float64)
-  return {'mean': values.mean(1).tolist(), 'std': values.std(1).tolist()}
+  array = np.asarray(values, np.float64)
+  return {'mean': array.mean(1).tolist(), 'std': array.std(1).tolist()}
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -272,7 +274,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       rows.append(
         ledger.get(
           f'T{num_steps}/grid/{index}',
-          lambda s=setting, t=num_steps: evaluation.grid_row(s, t),
+          functools.partial(evaluation.grid_row, setting, num_steps),
         )
       )
     best = min(rows, key=lambda row: row['frechet'])

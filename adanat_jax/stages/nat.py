@@ -124,7 +124,8 @@ def make_train_step(
 
   The batch holds `tokens` int32[B, N] and `condition` int32[B].
   """
-  mask_token = module.codebook_size
+  mask_token, null_class = module.codebook_size, module.num_classes
+  assert null_class is not None  # This stage trains class-conditional NATs.
 
   def train_step(
     state: NatState, batch: dict[str, Array], step: Array
@@ -137,7 +138,7 @@ def make_train_step(
     ratio = sample_mask_ratio(ratio_key, size, mask_ratio, beta)
     masked = random_mask(mask_key, ratio, tokens.shape[1])
     dropped = jax.random.bernoulli(drop_key, condition_dropping, (size,))
-    condition = jnp.where(dropped, module.num_classes, condition)
+    condition = jnp.where(dropped, null_class, condition)
 
     def loss_fn(params: Any) -> Array:
       _, logits = module.apply(

@@ -242,8 +242,7 @@ def train(
     num_iterations=section.iterations,
     fresh_rollouts=section.discriminator.fresh_rollouts,
   )
-  data = digits.load(config.data.image_size)
-  condition = digits.condition_of(data.train_labels, config.data.condition)
+  images, condition = judging.real_images(config, workdir, 'train')
   reals = section.discriminator.updates * section.discriminator.batch_size
 
   def batch_at(iteration: int) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +252,7 @@ def train(
       len(condition),
       networks.order_seed(config, name),
     )
-    return data.train_images[index], condition[index]
+    return images[index], condition[index]
 
   training_lib.run_loop(
     state,

@@ -17,7 +17,13 @@ from adanat_jax import files, metric_writer
 from adanat_jax.completion import read_complete
 from adanat_jax.config_rules import check, int_at_least
 from adanat_jax.data import digits
-from adanat_jax.report import curves, document, pictures, plots
+from adanat_jax.report import (
+  curves,
+  document,
+  pictures,
+  plots,
+  results as reading,
+)
 from adanat_jax.report.document import Picture
 from adanat_jax.stages import (
   methods as methods_lib,
@@ -189,7 +195,7 @@ def _plotted(
       shown.append(
         Picture(
           name,
-          f'{measure.replace("_", " ").capitalize()} by method, T = {num_steps}',
+          f'{reading.title_of(measure)}, T = {num_steps}',
           'A marker is a training, a tick a sampling seed.',
         )
       )
