@@ -1,0 +1,352 @@
+"""How fast images are sampled, and how much of the machine that uses.
+
+  python benchmarks/sampling.py [--output=FILE.json] [--models=digits,nat_l]
+    [--markdown] [--quick]
+
+Weights are random: speed does not depend on them. Results go to standard
+output as tables (`--markdown` for a document), and as JSON to `--output`. What
+is measured, and how, is in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import platform
+import time
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+import operations
+import subjects
+import tables
+import timing
+
+from adanat_jax.types import Array
+
+_OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')
+_MODELS = flags.DEFINE_list(
+  'models', list(subjects.SUBJECTS), 'Which generators, with commas between.'
+)
+flags.register_validator(
+  'models',
+  lambda names: set(names) <= set(subjects.SUBJECTS),
+  f'known models: {", ".join(subjects.SUBJECTS)}',
+)
+_QUICK = flags.DEFINE_bool(
+  'quick', False, 'A few small cases once, to see that everything works.'
+)
+_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
+_MINUTES = flags.DEFINE_float(
+  'minutes', 5.5, 'No new round of measurements that would end later.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is measured of one generator.
+
+  Attributes:
+    cases: (batch size, number of steps T) pairs.
+    guided: with and without guidance, or one of them.
+    repeats: rounds of measurements.
+  """
+
+  cases: tuple[tuple[int, int], ...]
+  guided: tuple[bool, ...]
+  repeats: int
+
+
+FULL = {
+  'digits': Plan(
+    tuple(itertools.product((1, 32, 256), (4, 8))), (False, True), 7
+  ),
+  'nat_l': Plan(((1, 4), (1, 8), (4, 4)), (False, True), 3),
+}
+QUICK = {
+  'digits': Plan(((32, 4),), (False, True), 3),
+  'nat_l': Plan(((1, 1),), (True,), 1),
+}
+
+
+def measure(
+  subject: subjects.Subject, plan: Plan, deadline: float
+) -> dict[str, Any]:
+  """Measures one generator.
+
+  Args:
+    subject: the generator.
+    plan: what to measure of it.
+    deadline: of `time.monotonic`, see `timing.interleaved`.
+
+  Returns:
+    `operations` by network, `networks` with the seconds of single forwards by
+    batch size, `sampling` with one row a case: everything as JSON has it, but
+    for the fraction of the peak, which is not known yet.
+  """
+  timing.say(f'{subject.label}: weights and programs')
+  shapes = subject.shapes()
+  params = subjects.random_params(shapes)
+  batch_sizes = sorted({batch_size for batch_size, _ in plan.cases})
+  calls: dict[tuple[Any, ...], timing.Timed] = {}
+  for batch_size in batch_sizes:
+    calls |= _single_forwards(subject, params, batch_size, plan.guided)
+  decode_images = jax.jit(subject.apply('decoder'))
+  for guided in plan.guided:
+    warmed = set()
+    for batch_size, num_steps in sorted(plan.cases):
+      call = _sampling(
+        subject, params, decode_images, batch_size, num_steps, guided
+      )
+      calls['sample', batch_size, num_steps, guided] = call
+      # Other numbers of steps repeat the same loop, already compiled.
+      if batch_size not in warmed:
+        call()
+        warmed.add(batch_size)
+  timing.say(f'{subject.label}: {len(calls)} measurements a round')
+  seconds = timing.interleaved(calls, plan.repeats, deadline)
+  counts_of_xla = subject.xla_operations()
+  return {
+    'operations': {
+      name: {'formula': count, 'xla': counts_of_xla[name]}
+      for name, count in subject.operations.items()
+    },
+    'networks': [
+      _network_row(seconds, batch_size, guided)
+      for batch_size in batch_sizes
+      for guided in plan.guided
+    ],
+    'sampling': [
+      _sampling_row(subject, name, values, with_decoder)
+      for name, values in seconds.items()
+      if name[0] == 'sample'
+      for with_decoder in (False, True)
+    ],
+  }
+
+
+def _single_forwards(
+  subject: subjects.Subject,
+  params: Any,
+  batch_size: int,
+  guided: Sequence[bool],
+) -> dict[tuple[Any, ...], timing.Timed]:
+  """The networks of one step alone, warmed up."""
+  nat, actor, critic = map(subject.apply, ('nat', 'actor', 'critic'))
+
+  def both(params: Any, features: Array, step: Array) -> tuple[Array, Array]:
+    return (
+      actor(params['actor'], features, step),
+      critic(params['critic'], features, step),
+    )
+
+  zeros = lambda rows: {
+    name: tuple(jnp.zeros(x.shape, x.dtype) for x in inputs)
+    for name, inputs in subject.inputs(rows).items()
+  }
+  inputs = zeros(batch_size)
+  calls = {
+    ('actor', batch_size): (actor, params['actor'], inputs['actor']),
+    ('both', batch_size): (both, params, inputs['actor']),
+  }
+  for is_guided in guided:
+    calls['nat', batch_size, is_guided] = (
+      nat,
+      params['nat'],
+      zeros(batch_size * (1 + is_guided))['nat'],
+    )
+  result = {}
+  for name, (function, weights, given) in calls.items():
+    jitted = jax.jit(function)
+    result[name] = timing.timed(lambda f=jitted, w=weights, x=given: f(w, *x))
+    result[name]()
+  return result
+
+
+def _sampling(
+  subject: subjects.Subject,
+  params: Any,
+  decode_images: Any,
+  batch_size: int,
+  num_steps: int,
+  guided: bool,
+) -> timing.Timed:
+  """Sampling a batch: seconds to its tokens, and from there to its images."""
+  labels = jnp.zeros(batch_size, jnp.int32)
+  key = jax.random.key(0)
+  sample = (
+    jax.jit(subject.sample_tokens, static_argnums=(3, 4))
+    .lower(params, labels, key, num_steps, guided)
+    .compile()
+  )
+
+  def run() -> tuple[float, float]:
+    start = time.perf_counter()
+    tokens = jax.block_until_ready(sample(params, labels, key))
+    middle = time.perf_counter()
+    jax.block_until_ready(decode_images(params['decoder'], tokens))
+    return middle - start, time.perf_counter() - middle
+
+  return run
+
+
+def _network_row(
+  seconds: dict[Any, list[tuple[float, ...]]], batch_size: int, guided: bool
+) -> dict[str, Any]:
+  """Seconds of one step's networks, and the policy's share of the NAT's."""
+  first = lambda *name: [values[0] for values in seconds[name]]
+  nat, actor, both = (
+    first('nat', batch_size, guided),
+    first('actor', batch_size),
+    first('both', batch_size),
+  )
+  share = lambda part: timing.spread(
+    [x / y for x, y in zip(part, nat, strict=True)]
+  )
+  return {
+    'batch_size': batch_size,
+    'guided': guided,
+    'nat_seconds': timing.spread(nat),
+    'actor_seconds': timing.spread(actor),
+    'actor_and_critic_seconds': timing.spread(both),
+    'actor_share': share(actor),
+    'actor_and_critic_share': share(both),
+  }
+
+
+def _sampling_row(
+  subject: subjects.Subject,
+  name: tuple[Any, ...],
+  values: Sequence[tuple[float, ...]],
+  with_decoder: bool,
+) -> dict[str, Any]:
+  """Images a second of one case."""
+  _, batch_size, num_steps, guided = name
+  counts = subject.operations
+  seconds = [sum(parts) if with_decoder else parts[0] for parts in values]
+  return {
+    'batch_size': batch_size,
+    'num_steps': num_steps,
+    'guided': guided,
+    'tokenizer_decoder': with_decoder,
+    'operations_per_image': operations.sampling_operations(
+      counts['nat'],
+      counts['actor'],
+      counts['decoder'] if with_decoder else 0,
+      num_steps,
+      guided,
+    ),
+    'images_per_second': timing.spread([batch_size / x for x in seconds]),
+    'repeats': len(seconds),
+  }
+
+
+def check_rows() -> list[dict[str, int | bool]]:
+  """Counts the canvases that sampling sends through the NAT.
+
+  Returns:
+    One row a case.
+
+  Raises:
+    RuntimeError: if it is not 2 T a sample when guided, and T otherwise.
+  """
+  subject, batch_size = subjects.digits(), 3
+  # The loop does not know how large the network is: a small one will do.
+  subject = dataclasses.replace(subject, nat=subject.nat.clone(depth=2))
+  shapes = subject.shapes()
+  params = subjects.random_params(shapes)
+  result: list[dict[str, int | bool]] = []
+  for num_steps, guided in ((4, False), (4, True)):
+    rows = subjects.count_rows(subject, params, batch_size, num_steps, guided)
+    forwards, rest = divmod(rows, batch_size)
+    if rest or forwards != (1 + guided) * num_steps:
+      raise RuntimeError(
+        f'{num_steps} steps, guided={guided}: {rows} canvases of'
+        f' {batch_size} samples went through the NAT'
+      )
+    result.append(
+      {'num_steps': num_steps, 'guided': guided, 'forwards_a_sample': forwards}
+    )
+  return result
+
+
+def machine() -> dict[str, Any]:
+  """What the figures belong to."""
+  model = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.is_file():
+    lines = cpuinfo.read_text().splitlines()
+    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
+    model = names[0] if names else model
+  return {
+    'device': jax.devices()[0].device_kind,
+    'platform': jax.devices()[0].platform,
+    'processor': model,
+    'cores': len(os.sched_getaffinity(0)),
+    'load_before': os.getloadavg()[0],
+    'jax': jax.__version__,
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  }
+
+
+def benchmark(
+  plans: dict[str, Plan], peak_repeats: int, minutes: float
+) -> dict[str, Any]:
+  """Everything, as JSON has it.
+
+  Args:
+    plans: what to measure, by name of the generator.
+    peak_repeats: products of each size, before and again after the rest.
+    minutes: see the flag.
+  """
+  deadline = time.monotonic() + 60 * minutes
+  timing.say('forwards')
+  result: dict[str, Any] = {'machine': machine(), 'forwards': check_rows()}
+  timing.say('peak')
+  peak = timing.Peak()
+  peak.look(peak_repeats)
+  result['models'] = {
+    name: measure(subjects.SUBJECTS[name](), plan, deadline)
+    for name, plan in plans.items()
+  }
+  peak.look(peak_repeats)
+  result['peak'] = {
+    'operations_per_second': peak.best,
+    'by_size': peak.by_size,
+  }
+  for model in result['models'].values():
+    for row in model['sampling']:
+      row['fraction_of_peak'] = {
+        name: value * row['operations_per_image'] / peak.best
+        for name, value in row['images_per_second'].items()
+      }
+  return result
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures, prints, writes."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  if flags.FLAGS['verbosity'].using_default_value:
+    # JAX tells at INFO which accelerators it did not find.
+    logging.set_verbosity(logging.WARNING)
+  plans = QUICK if _QUICK.value else FULL
+  result = benchmark(
+    {name: plans[name] for name in _MODELS.value},
+    1 if _QUICK.value else 3,
+    _MINUTES.value,
+  )
+  print(tables.render(result, _MARKDOWN.value))
+  if _OUTPUT.value:
+    text = json.dumps(result, indent=1)
+    pathlib.Path(_OUTPUT.value).write_text(text + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)

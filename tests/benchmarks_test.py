@@ -1,0 +1,188 @@
+"""The benchmark's formulas agree with XLA, and its figures with each other."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+
+from adanat_jax.decoding import loop
+from adanat_jax.models.nat import NAT
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.models.vqgan import VQGAN
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+
+import operations
+import sampling
+import subjects
+import tables
+
+_SMALL = subjects.Subject(
+  'small',
+  NAT(7, 16, 32, 2, 2, num_classes=3),
+  VQGAN(7, 4, 8, (1, 2), 1, 4, 1),
+  PolicyNetwork(4, 4, 16, 8, (16, 16)),
+  PolicyNetwork(1, 4, 16, 8, (16, 16)),
+)
+
+
+def _shape(*shape, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _xla_operations(module, *inputs, initial=None, method=None):
+  """XLA's count of an unrolled forward; nothing is compiled."""
+  variables = jax.eval_shape(
+    module.init, jax.random.key(0), *(initial or inputs)
+  )
+  call = lambda variables, *x: module.apply(variables, *x, method=method)
+  return jax.jit(call).lower(variables, *inputs).cost_analysis()['flops']
+
+
+class OperationsTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('nat_l', NAT(1024, 256, 768, 24, 8, num_classes=1000), None),
+    ('shallow_and_long', NAT(64, 1024, 512, 2, 8, num_classes=9), None),
+    ('narrow_mlp', NAT(64, 256, 512, 4, 8, mlp_ratio=1, num_classes=9), None),
+    ('text', NAT(1024, 256, 1152, 28, 16, text_width=1280), 77),
+  )
+  def test_nat(self, module, text_length):
+    condition = _shape(1, dtype=jnp.int32)
+    if text_length:
+      condition = _shape(1, text_length, module.text_width)
+    xla = _xla_operations(
+      module, _shape(1, module.num_tokens, dtype=jnp.int32), condition
+    )
+    formula = operations.nat_operations(module, text_length or 0)
+    # The softmax of long rows over few products is what the formula leaves out.
+    self.assertBetween(xla / formula, 1.0, 1.05)
+
+  @parameterized.parameters((16, 768), (16, 512), (7, 1152))
+  def test_policy(self, grid_size, width):
+    module = PolicyNetwork(4, grid_size)
+    xla = _xla_operations(
+      module,
+      _shape(1, grid_size**2, width),
+      _shape(1, dtype=jnp.int32),
+    )
+    formula = operations.policy_operations(module, width)
+    self.assertBetween(xla / formula, 1.0, 1.04)
+
+  @parameterized.named_parameters(
+    ('published', VQGAN(1024, 256), 256),
+    ('published_512', VQGAN(1024, 256), 1024),
+    ('digits', VQGAN(128, 8, 16, (1, 2, 4), 1, 8, 1), 16),
+  )
+  def test_decoder(self, module, num_tokens):
+    side = 4 * module.downsampling
+    xla = _xla_operations(
+      module,
+      _shape(1, num_tokens, dtype=jnp.int32),
+      initial=(_shape(1, side, side, module.image_channels),),
+      method='decode_tokens',
+    )
+    formula = operations.decoder_operations(module, num_tokens)
+    self.assertBetween(xla / formula, 1.0, 1.02)
+
+  def test_published_figures(self):
+    # AdaNAT's tables count NAT-L's linear layers and the decoder in
+    # multiply-adds: 0.9 T at 8 steps, 0.5 T at 4.
+    counts = subjects.nat_l().operations
+    for num_steps, published in ((8, 0.9e12), (4, 0.5e12)):
+      total = operations.sampling_operations(
+        counts['nat'], counts['actor'], counts['decoder'], num_steps, True
+      )
+      self.assertAlmostEqual(total / 2, published, delta=0.05e12)
+
+  def test_policy_is_a_small_part_at_the_published_sizes(self):
+    counts = subjects.nat_l().operations
+    self.assertLess(counts['actor'], 0.003 * counts['nat'])
+
+
+class SamplingTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.params = subjects.random_params(_SMALL.shapes())
+
+  @parameterized.product(num_steps=(1, 3), guided=(False, True))
+  def test_forwards(self, num_steps, guided):
+    rows = subjects.count_rows(_SMALL, self.params, 2, num_steps, guided)
+    self.assertEqual(rows, 2 * num_steps * (1 + guided))
+
+  def _lowered(self, num_steps, record=False):
+    def sample(params, labels, keys):
+      decoded = loop.decode(
+        _SMALL.denoiser(params['nat']),
+        _SMALL.agent(params, num_steps).policy(),
+        tokens=loop.full_mask(2, 16, 7),
+        condition=labels,
+        null_condition=jnp.int32(3),
+        keys=keys,
+        num_steps=num_steps,
+        mask_token=7,
+        record=record,
+      )
+      if record:
+        return decoded.tokens, decoded.trajectory.aux.value
+      return decoded.tokens
+
+    keys = loop.sample_keys(jax.random.key(0), 2)
+    return jax.jit(sample).lower(self.params, jnp.zeros(2, jnp.int32), keys)
+
+  def test_a_scan_counts_its_body_once(self):
+    # The reason for having formulas.
+    counts = [self._lowered(t).cost_analysis()['flops'] for t in (2, 8)]
+    self.assertAlmostEqual(counts[1] / counts[0], 1.0, delta=0.01)
+
+  def test_the_critic_does_not_run_unless_recorded(self):
+    # Its weights do not even reach the compiled program.
+    critic = len(jax.tree.leaves(self.params['critic']))
+    sizes = [
+      len(self._lowered(2, record).compile().input_shardings[0])
+      for record in (False, True)
+    ]
+    self.assertEqual(sizes[1] - sizes[0], critic)
+
+
+class ReportTest(absltest.TestCase):
+  def test_figures_fit_together(self):
+    plan = sampling.Plan(((2, 2),), (False, True), 1)
+    model = sampling.measure(_SMALL, plan, time.monotonic() + 60)
+    self.assertLen(model['sampling'], 4)
+    by_case = {
+      (row['guided'], row['tokenizer_decoder']): row
+      for row in model['sampling']
+    }
+    counts = _SMALL.operations
+    self.assertEqual(
+      by_case[True, True]['operations_per_image'],
+      2 * (2 * counts['nat'] + counts['actor']) + counts['decoder'],
+    )
+    for guided in (False, True):
+      self.assertGreater(
+        by_case[guided, False]['images_per_second']['median'],
+        by_case[guided, True]['images_per_second']['median'],
+      )
+    for row in model['sampling']:
+      row['fraction_of_peak'] = {'median': 0.5}
+    result = {
+      'machine': sampling.machine(),
+      'forwards': [{'num_steps': 4, 'guided': True, 'forwards_a_sample': 8}],
+      'peak': {'operations_per_second': 2e11, 'by_size': {1024: 2e11}},
+      'models': {'small': json.loads(json.dumps(model))},
+    }
+    for markdown in (False, True):
+      text = tables.render(result, markdown)
+      self.assertIn('8 at T = 4 guided', text)
+      self.assertEqual('|' in text, markdown)
+
+
+if __name__ == '__main__':
+  absltest.main()
