@@ -50,7 +50,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   tokenizer.width_multipliers = (1, 2, 4)
   tokenizer.num_res_blocks = 1
   tokenizer.num_groups = 8
-  tokenizer.num_steps = 1500
+  tokenizer.num_steps = 1200
   tokenizer.batch_size = 96
   tokenizer.learning_rate = 2e-3
   # Share of the steps as a plain autoencoder, before codes are set.
@@ -94,7 +94,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   nat.num_heads = 4
   nat.mlp_ratio = 4
   nat.dropout_rate = 0.1
-  nat.num_steps = 4000
+  nat.num_steps = 3500
   nat.batch_size = 128
   nat.learning_rate = 1.5e-3
   nat.warmup_steps = 200
@@ -170,7 +170,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Images for each setting of the grid that tunes the hand-made schedule, and
   # how many settings of the grid are tried.
   evaluate.grid_samples = 2000
-  evaluate.max_grid = 108
+  evaluate.max_grid = 72
   # Images decoded at a time.
   evaluate.batch_size = 500
 

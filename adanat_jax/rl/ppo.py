@@ -77,7 +77,7 @@ class PPOConfig:
 
 PAPER = PPOConfig()
 OURS = PPOConfig(
-  learning_rate=1e-3,
+  learning_rate=3e-4,
   num_minibatches=4,
   max_gradient_norm=1.0,
   adam_epsilon=1e-5,
