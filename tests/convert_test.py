@@ -223,6 +223,13 @@ class ConvertTest(parameterized.TestCase):
     self.assertIn('no published network of this size', said)
     self.assertIn('AdaNAT-L', kinds.release_of(193_655_297))
 
+  def test_absurd_steps_are_not_said(self):
+    held = {**adanat_checkpoint(), 'global_step': 1 << 20_000}
+    torch_files.save_zip(self.folder / 'p.pth', held)
+    self.assertNotIn(
+      'global_step', self.convert('policy', self.folder / 'p.pth')
+    )
+
   @parameterized.parameters((256, 172_457_193), (1024, 173_047_017))
   def test_published_size_of_maskgit(self, num_tokens, count):
     module = MaskGITTransformer(1024, 1000, num_tokens)

@@ -93,7 +93,10 @@ class Writer:
       out.write(b'\x88' if value else b'\x89')
     elif isinstance(value, int):
       size = value.bit_length() // 8 + 1
-      out.write(b'\x8a' + bytes([size]))
+      if size < 256:
+        out.write(b'\x8a' + bytes([size]))
+      else:
+        out.write(b'\x8b' + struct.pack('<i', size))
       out.write(value.to_bytes(size, 'little', signed=True))
     elif isinstance(value, float):
       out.write(b'G' + struct.pack('>d', value))

@@ -210,6 +210,24 @@ HOSTILE_PICKLES = {
   'huge_number': (Raw(b'I' + b'9' * 5000 + b'\n'), 'broken'),
 }
 
+
+def doubling(levels: int) -> Raw:
+  """A small pickle whose text would have 2 ** levels parts."""
+  code = b']'
+  for level in range(levels):
+    code += b'q' + bytes([level]) + b'0](' + 2 * (b'h' + bytes([level])) + b'e'
+  return Raw(code)
+
+
+HOSTILE_PICKLES['device_that_doubles'] = (
+  calls('torch', 'device', doubling(60)),
+  'device',
+)
+HOSTILE_PICKLES['number_as_text_of_bytes'] = (
+  calls('_codecs', 'encode', doubling(60), 'latin1'),
+  'latin1',
+)
+
 FLOATS = np.arange(6, dtype=np.float32)
 
 # Tensors that claim what their storage does not hold.

@@ -110,7 +110,12 @@ def _steps(value: Any) -> tuple[str, ...]:
   names = ('global_step', 'step', 'epoch', 'num_trajectories')
   found = {name: value.get(name) for name in names}
   found.update(gen_steps=getattr(value.get('args'), 'gen_steps', None))
-  said = [f'{k} = {v}' for k, v in found.items() if isinstance(v, int)]
+  # A number of thousands of digits is no step, and cannot be printed.
+  said = [
+    f'{k} = {v}'
+    for k, v in found.items()
+    if isinstance(v, int) and abs(v) < 1 << 63
+  ]
   return (', '.join(said),) if said else ()
 
 

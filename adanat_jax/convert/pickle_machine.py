@@ -93,6 +93,7 @@ class Machine:
       ArithmeticError,
       AttributeError,
       LookupError,
+      RecursionError,
       TypeError,
       ValueError,
     ) as error:

@@ -249,7 +249,11 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
   start = mapped.tell()
   unpickle(lambda storage, layout: None)
   keys = unpickle()
-  if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+  if (
+    not isinstance(keys, list)
+    or not all(isinstance(key, str) for key in keys)
+    or sorted(keys) != sorted(storages)
+  ):
     raise UserError('its list of storages does not match its tensors')
   position = mapped.tell()
   for key in keys:
@@ -357,6 +361,12 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
       raise UserError('a subclass of a tensor: refused')
     return rebuild_tensor(*arguments)
 
+  def make_device(kind, index=None) -> str:
+    # Anything else could be a text that doubles with each of its levels.
+    if not isinstance(kind, str) or not (index is None or _is_size(index)):
+      raise UserError('a device that is no text and number')
+    return kind if index is None else f'{kind}:{index}'
+
   def make_namespace(kind=None, *_) -> Namespace:
     if kind is not None and getattr(kind, 'name', '') != 'argparse.Namespace':
       raise UserError('it reconstructs something other than a Namespace')
@@ -370,7 +380,7 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
     'torch.Tensor': None,
     'torch.nn.parameter.Parameter': None,
     'torch.Size': tuple,
-    'torch.device': lambda *parts: ':'.join(map(str, parts)),
+    'torch.device': make_device,
     'argparse.Namespace': make_namespace,
     'copy_reg._reconstructor': make_namespace,
     'copyreg._reconstructor': make_namespace,
