@@ -24,6 +24,7 @@ CONFIG_FILE = 'config.json'
 RUN_ONLY_FIELDS = (
   'mode',
   'sample.*',
+  'report.*',
   'profile',
   'profile.*',
   'log_every',

@@ -302,7 +302,9 @@ def update(
   del metrics['ratio_deviation']
   metrics['first_ratio_deviation'] = history['ratio_deviation'][0, 0]
   residual = rollout.returns - rollout.values
-  metrics['explained_variance'] = 1 - residual.var() / rollout.returns.var()
+  # A batch of equal rewards has no variance to explain.
+  variance = jnp.maximum(rollout.returns.var(), 1e-8)
+  metrics['explained_variance'] = 1 - residual.var() / variance
   return params, opt_state, metrics
 
 
