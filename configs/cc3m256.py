@@ -62,6 +62,9 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   text.activation = 'gelu'
   # Checkpoint of `python -m adanat_jax.convert --kind=clip_text`.
   text.init_from = ''
+  # The tokenizer.json beside those weights, where instant-clip-tokenizer has no
+  # build; empty to take that package.
+  text.tokenizer = ''
 
   # AdaNAT README: --max_training_timesteps 150, 'early stopping';
   # --batch_size 64 on each of 8 devices; --n_samples 30000. The captions'

@@ -39,6 +39,37 @@ class TokensTest(parameterized.TestCase):
     )
     self.assertEqual(clip_tokens.tokenize([]).shape, (0, 77))
 
+  def test_vocabularies_of_others_are_refused(self):
+    path = self.create_tempfile('tokenizer.json', '{}').full_path
+    try:
+      import tokenizers
+    except ImportError:
+      self.skipTest("needs the extra 'text'")
+    with self.assertRaisesRegex(UserError, 'cannot read the vocabulary'):
+      clip_tokens.tokenize(['a cat'], vocabulary=path)
+    small = tokenizers.Tokenizer(tokenizers.models.BPE({'a': 0}, []))
+    small.save(path)
+    with self.assertRaisesRegex(UserError, 'has 1 tokens; CLIP has 49408'):
+      clip_tokens.tokenize(['a cat'], vocabulary=path)
+
+  @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
+  def test_a_vocabulary_file_encodes(self):
+    try:
+      import tokenizers
+    except ImportError:
+      self.skipTest("needs the extra 'text'")
+    words = {f'word{i}': i for i in range(49408)}
+    library = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel(words, unk_token='word0')
+    )
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    path = self.create_tempfile('tokenizer.json').full_path
+    library.save(path)
+    np.testing.assert_array_equal(
+      clip_tokens.tokenize(['word7  word9', 'word5 ' * 9], 5, path),
+      [[49406, 7, 9, 49407, 0], [49406, 5, 5, 5, 49407]],
+    )
+
   def test_absent_package_is_named(self):
     with (
       mock.patch.dict('sys.modules', {'ftfy': None}),

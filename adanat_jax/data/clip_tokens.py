@@ -1,25 +1,28 @@
 """Captions to the token ids of CLIP.
 
 The byte-pair encoding and its vocabulary come with the package
-`instant-clip-tokenizer`, which needs neither torch nor a network. Texts are
-cleaned before with `ftfy`, as CLIP's own code and open_clip's do. Both are in
-the extra `text`.
+`instant-clip-tokenizer`, which needs neither torch nor a network; where it
+has no build (Python 3.13 and later), Hugging Face's `tokenizers` reads the
+`tokenizer.json` that lies beside CLIP's weights. Texts are cleaned before with
+`ftfy`, as CLIP's own code and open_clip's do. All are in the extra `text`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import html
 import importlib
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from adanat_jax.errors import UserError
 
 NUM_POSITIONS = 77
+# What marks the two ends of a text.
+START = 49406
+END = 49407
 
 
 def _import(name: str) -> ModuleType:
@@ -32,8 +35,25 @@ def _import(name: str) -> ModuleType:
 
 
 @functools.cache
-def _tokenizer() -> Any:
-  return _import('instant_clip_tokenizer').Tokenizer()
+def _encode(vocabulary: str) -> Callable[[str], list[int]]:
+  """Returns what encodes one clean text, without the marks at its ends."""
+  if not vocabulary:
+    return _import('instant_clip_tokenizer').Tokenizer().encode
+  try:
+    tokenizer = _import('tokenizers').Tokenizer.from_file(vocabulary)
+  except UserError:
+    raise
+  except Exception as error:
+    # The library raises plain exceptions.
+    raise UserError(
+      f'cannot read the vocabulary {vocabulary}: {error!s:.120}'
+    ) from error
+  size = tokenizer.get_vocab_size()
+  if size != END + 1:
+    raise UserError(
+      f'the vocabulary {vocabulary} has {size} tokens; CLIP has {END + 1}'
+    )
+  return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def clean(text: str) -> str:
@@ -43,7 +63,9 @@ def clean(text: str) -> str:
 
 
 def tokenize(
-  texts: Sequence[str], num_positions: int = NUM_POSITIONS
+  texts: Sequence[str],
+  num_positions: int = NUM_POSITIONS,
+  vocabulary: str = '',
 ) -> np.ndarray:
   """Encodes captions, in lower case.
 
@@ -51,16 +73,18 @@ def tokenize(
     texts: captions; the empty one is the null condition.
     num_positions: L, at least 2; longer texts are cut, their end is kept
       marked.
+    vocabulary: a `tokenizer.json` of CLIP; empty takes the vocabulary of
+      `instant-clip-tokenizer`.
 
   Returns:
     int32[len(texts), L]: 49406, the text, 49407, then zeros, as AdaNAT pads
     (train.py sets `pad_token_id` to 0).
 
   Raises:
-    UserError: if the tokenizer is not installed.
+    UserError: if a package or the vocabulary is not there.
   """
-  cleaned = [clean(text) for text in texts]
-  if not cleaned:
-    return np.zeros((0, num_positions), np.int32)
-  ids = _tokenizer().tokenize_batch(cleaned, context_length=num_positions)
-  return np.asarray(ids).astype(np.int32)
+  ids = np.zeros((len(texts), num_positions), np.int32)
+  for row, text in zip(ids, texts, strict=True):
+    tokens = _encode(vocabulary)(clean(text))[: num_positions - 2]
+    row[: len(tokens) + 2] = [START, *tokens, END]
+  return ids

@@ -108,7 +108,7 @@ def encode_captions(config: Config, captions: Sequence[str]) -> np.ndarray:
     UserError: if there is no tokenizer or no text tower.
   """
   module = text_module(config)
-  ids = clip_tokens.tokenize(captions)
+  ids = clip_tokens.tokenize(captions, vocabulary=config.text.tokenizer)
   params = _load(config, 'text', 'params', module, jnp.asarray(ids[:1]))
 
   @jax.jit
