@@ -18,7 +18,7 @@ import os
 import pathlib
 import platform
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 from absl import app, flags, logging
 import jax
@@ -48,30 +48,35 @@ _MINUTES = flags.DEFINE_float(
 )
 
 
+# A program that runs longer than this is not run to warm it up.
+_LONG = 1.0
+
+# Batch size, number of steps T, guided or not.
+Case: TypeAlias = tuple[int, int, bool]
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """What is measured of one generator.
 
   Attributes:
-    cases: (batch size, number of steps T) pairs.
-    guided: with and without guidance, or one of them.
+    cases: what is sampled.
     repeats: rounds of measurements.
   """
 
-  cases: tuple[tuple[int, int], ...]
-  guided: tuple[bool, ...]
+  cases: tuple[Case, ...]
   repeats: int
 
 
 FULL = {
   'digits': Plan(
-    tuple(itertools.product((1, 32, 256), (4, 8))), (False, True), 7
+    tuple(itertools.product((1, 32, 256), (4, 8), (False, True))), 7
   ),
-  'nat_l': Plan(((1, 4), (1, 8), (4, 4)), (False, True), 3),
+  'nat_l': Plan(((1, 4, False), (1, 4, True), (1, 8, True), (4, 4, True)), 3),
 }
 QUICK = {
-  'digits': Plan(((32, 4),), (False, True), 3),
-  'nat_l': Plan(((1, 1),), (True,), 1),
+  'digits': Plan(((32, 4, True),), 3),
+  'nat_l': Plan(((1, 1, True),), 1),
 }
 
 
@@ -93,22 +98,18 @@ def measure(
   timing.say(f'{subject.label}: weights and programs')
   shapes = subject.shapes()
   params = subjects.random_params(shapes)
-  batch_sizes = sorted({batch_size for batch_size, _ in plan.cases})
-  calls: dict[tuple[Any, ...], timing.Timed] = {}
-  for batch_size in batch_sizes:
-    calls |= _single_forwards(subject, params, batch_size, plan.guided)
   decode_images = jax.jit(subject.apply('decoder'))
-  for guided in plan.guided:
-    warmed = set()
-    for batch_size, num_steps in sorted(plan.cases):
-      call = _sampling(
-        subject, params, decode_images, batch_size, num_steps, guided
-      )
-      calls['sample', batch_size, num_steps, guided] = call
-      # Other numbers of steps repeat the same loop, already compiled.
-      if batch_size not in warmed:
-        call()
-        warmed.add(batch_size)
+  calls: dict[tuple[Any, ...], timing.Timed] = {}
+  steps = sorted({(case[0], case[2]) for case in plan.cases})
+  for batch_size, guided in steps:
+    calls |= _single_forwards(subject, params, batch_size, guided)
+  for case in plan.cases:
+    batch_size, num_steps, guided = case
+    call = _sampling(subject, params, decode_images, *case)
+    calls['sample', *case] = call
+    (seconds_a_step,) = calls['nat', batch_size, guided]()
+    if num_steps * seconds_a_step < _LONG:
+      call()
   timing.say(f'{subject.label}: {len(calls)} measurements a round')
   seconds = timing.interleaved(calls, plan.repeats, deadline)
   counts_of_xla = subject.xla_operations()
@@ -117,11 +118,7 @@ def measure(
       name: {'formula': count, 'xla': counts_of_xla[name]}
       for name, count in subject.operations.items()
     },
-    'networks': [
-      _network_row(seconds, batch_size, guided)
-      for batch_size in batch_sizes
-      for guided in plan.guided
-    ],
+    'networks': [_network_row(seconds, *step) for step in steps],
     'sampling': [
       _sampling_row(subject, name, values, with_decoder)
       for name, values in seconds.items()
@@ -135,7 +132,7 @@ def _single_forwards(
   subject: subjects.Subject,
   params: Any,
   batch_size: int,
-  guided: Sequence[bool],
+  guided: bool,
 ) -> dict[tuple[Any, ...], timing.Timed]:
   """The networks of one step alone, warmed up."""
   nat, actor, critic = map(subject.apply, ('nat', 'actor', 'critic'))
@@ -154,13 +151,12 @@ def _single_forwards(
   calls = {
     ('actor', batch_size): (actor, params['actor'], inputs['actor']),
     ('both', batch_size): (both, params, inputs['actor']),
-  }
-  for is_guided in guided:
-    calls['nat', batch_size, is_guided] = (
+    ('nat', batch_size, guided): (
       nat,
       params['nat'],
-      zeros(batch_size * (1 + is_guided))['nat'],
-    )
+      zeros(batch_size * (1 + guided))['nat'],
+    ),
+  }
   result = {}
   for name, (function, weights, given) in calls.items():
     jitted = jax.jit(function)
@@ -185,6 +181,9 @@ def _sampling(
     .lower(params, labels, key, num_steps, guided)
     .compile()
   )
+
+  no_tokens = jnp.zeros((batch_size, subject.nat.num_tokens), jnp.int32)
+  jax.block_until_ready(decode_images(params['decoder'], no_tokens))
 
   def run() -> tuple[float, float]:
     start = time.perf_counter()
@@ -333,8 +332,8 @@ def main(argv: Sequence[str]) -> None:
   """Measures, prints, writes."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if flags.FLAGS['verbosity'].using_default_value:
-    # JAX tells at INFO which accelerators it did not find.
+  if logging.get_verbosity() == logging.INFO:
+    # What absl starts with; JAX tells there which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
   plans = QUICK if _QUICK.value else FULL
   result = benchmark(

@@ -129,7 +129,8 @@ def _table(
   header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool
 ) -> str:
   """Rows under a header, right-aligned."""
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  # A Markdown rule needs two characters.
+  widths = [max(2, *map(len, x)) for x in zip(header, *rows, strict=True)]
   lines = [
     [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
     for row in [header, *rows]
