@@ -4,6 +4,13 @@ import pathlib
 
 import setuptools
 
+CONVERT = ['safetensors']
+TEXT = [
+  'ftfy',
+  'instant-clip-tokenizer; python_version < "3.13"',
+  'tokenizers',
+]
+
 setuptools.setup(
   name='adanat_jax',
   version='0.1.0',
@@ -35,11 +42,13 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['mypy', 'pytest', 'pytest-xdist', 'ruff>=0.15'],
+    'test': ['mypy', 'pytest', 'pytest-xdist', 'ruff>=0.15', *CONVERT, *TEXT],
     # TensorBoard files beside metrics.jsonl.
     'tensorboard': ['tensorboardX'],
     # Reading published weights.
-    'convert': ['safetensors'],
+    'convert': CONVERT,
+    # Captions: CLIP's tokens, without torch.
+    'text': TEXT,
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
   },
