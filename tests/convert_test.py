@@ -7,6 +7,7 @@ import pathlib
 from absl.testing import absltest, parameterized
 from flax import serialization, traverse_util
 import jax
+import ml_dtypes
 import numpy as np
 import reference_arrays
 from safetensors.numpy import load_file, save_file
@@ -191,6 +192,23 @@ class ConvertTest(parameterized.TestCase):
     np.savez(self.folder / 'a.npz', **arrays)
     for path in sorted(self.folder.glob('a.*')):
       self.assert_same(files.find_arrays(files.read(path)), arrays)
+
+  def test_types_of_safetensors(self):
+    path = self.folder / 'types.safetensors'
+    arrays = {
+      str(np.dtype(dtype)): np.arange(6).astype(dtype).reshape(shape)
+      for dtype, shape in (
+        (np.float16, (2, 3)), (ml_dtypes.bfloat16, (6,)), (np.int64, (3, 2)),
+        (np.bool_, (1, 6)), (np.float64, (6, 1)), (np.uint8, (6,)),
+      )
+    }  # fmt: skip
+    arrays['scalar'] = np.float32(3)
+    arrays['empty'] = np.zeros((0, 4), np.float32)
+    save_file({k: np.asarray(x) for k, x in arrays.items()}, path)
+    self.assert_same(files.read(path), arrays)
+    path.write_bytes(path.read_bytes()[:-1])
+    with self.assertRaisesRegex(UserError, 'types.safetensors'):
+      files.read(path)
 
   def test_parts_of_a_split_file(self):
     arrays = weights_of('uvit_class_shared')

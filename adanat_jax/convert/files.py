@@ -7,6 +7,7 @@ Flax's msgpack hold arrays alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import json
 import os
 import pathlib
 from types import ModuleType
@@ -14,12 +15,26 @@ from typing import Any
 import zipfile
 
 from flax import serialization
+import ml_dtypes
 import numpy as np
 
 from adanat_jax.convert import torch_reader
 from adanat_jax.errors import UserError
 
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin')
+_SAFETENSORS_TYPES: dict[str, Any] = {
+  'F64': np.float64,
+  'F32': np.float32,
+  'F16': np.float16,
+  'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64,
+  'I32': np.int32,
+  'I16': np.int16,
+  'I8': np.int8,
+  'U8': np.uint8,
+  'BOOL': np.bool_,
+}
+
 # How deep the arrays may lie in nested dictionaries.
 _DEEPEST = 8
 
@@ -80,9 +95,24 @@ def _safetensors() -> ModuleType:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Maps the arrays instead of copying them: whole CLIPs have ten gigabytes."""
   library = _safetensors()
   try:
-    return library.numpy.load_file(path)
+    # The library checks names, types and that the offsets fit the file.
+    with library.safe_open(path, 'np') as checked:
+      names = list(checked.keys())
+    mapped = np.memmap(path, np.uint8, 'r')
+    start = 8 + int.from_bytes(mapped[:8].tobytes(), 'little')
+    header = json.loads(mapped[8:start].tobytes())
+    arrays = {}
+    for name in names:
+      first, last = header[name]['data_offsets']
+      data = mapped[start + first : start + last]
+      dtype = _SAFETENSORS_TYPES[header[name]['dtype']]
+      arrays[name] = data.view(dtype).reshape(header[name]['shape'])
+    return arrays
+  except KeyError as error:
+    raise UserError(f'cannot read {path}: numbers of type {error}') from error
   except (library.SafetensorError, OSError, TypeError, ValueError) as error:
     raise UserError(f'cannot read {path}: {_in_short(error)}') from error
 
