@@ -28,12 +28,12 @@ class Ledger:
       return
     good = []
     for line in path.read_bytes().splitlines(keepends=True):
+      if not line.endswith(b'\n'):
+        break
       try:
         entry = json.loads(line)
         self._values[entry['name']] = entry['value']
       except (ValueError, KeyError, TypeError):
-        break
-      if not line.endswith(b'\n'):
         break
       good.append(line)
     files.write_bytes(path, b''.join(good))
