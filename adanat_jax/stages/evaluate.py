@@ -243,6 +243,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'evaluate.num_seeds': int_at_least(1),
       'evaluate.num_samples': int_at_least(100),
       'evaluate.grid_samples': int_at_least(100),
+      'evaluate.max_grid': int_at_least(1),
       'evaluate.batch_size': int_at_least(1),
     },
   )

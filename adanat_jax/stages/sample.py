@@ -113,22 +113,27 @@ def read_table(path: str) -> PolicyValues:
   names = list(PolicyValues.__dataclass_fields__)
   try:
     given = files.read_json(path)
-    lists = {name: np.asarray(given[name], np.float32) for name in names}
   except OSError as error:
     raise UserError(f'config.sample.table={path}: {error.strerror}') from error
+  except UserError as error:
+    raise UserError(f'config.sample.table={error}') from error
+  try:
+    lists = {name: np.asarray(given[name], np.float32) for name in names}
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f'config.sample.table={path}: it must be JSON with the lists'
       f' {", ".join(names)}'
     ) from error
   lengths = {name: values.shape for name, values in lists.items()}
-  if len(set(lengths.values())) != 1 or lists[names[0]].ndim != 1:
+  first = lists[names[0]]
+  if len(set(lengths.values())) != 1 or first.ndim != 1 or not first.size:
     raise UserError(
-      f'config.sample.table={path}: the lists must have equal lengths, they'
-      f' have {lengths}'
+      f'config.sample.table={path}: the lists must have equal lengths, at least'
+      f' 1, they have {lengths}'
     )
-  ratio = lists['mask_ratio']
-  if ratio.min() < 0 or ratio.max() > 1:
+  if not all(np.isfinite(values).all() for values in lists.values()):
+    raise UserError(f'config.sample.table={path}: every value must be finite')
+  if lists['mask_ratio'].min() < 0 or lists['mask_ratio'].max() > 1:
     raise UserError(
       f'config.sample.table={path}: mask_ratio must lie in [0, 1]'
     )
