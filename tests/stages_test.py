@@ -1,0 +1,277 @@
+"""The parts of the stages: numbers by hand, ledger, methods, measures."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import types
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.data import digits
+from adanat_jax.models.classifier import ConvClassifier
+from adanat_jax.stages import (
+  evaluate,
+  ledger as ledger_lib,
+  measures as measures_lib,
+  methods,
+  nat,
+  networks,
+  tokenizer,
+)
+from adanat_jax.types import PolicyValues
+
+T = 3
+
+
+def tiny_config():
+  path = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
+  spec = importlib.util.spec_from_file_location('digits_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config('tiny')
+
+
+class TokenizerTest(absltest.TestCase):
+  def test_codebook_follows_the_encodings(self):
+    # Decay 1/2. Code 0 gets 1, 3, 5: count (2 + 3) / 2, sum (2 + 9) / 2; code
+    # 1 gets 7: count (2 + 1) / 2, sum (8 + 7) / 2.
+    counts, sums = tokenizer.update_codebook(
+      jnp.float32([2, 2]),
+      jnp.float32([[2], [8]]),
+      jnp.float32([[1], [3], [5], [7]]),
+      jnp.array([0, 0, 0, 1]),
+      jax.random.key(0),
+      0.5,
+    )
+    np.testing.assert_allclose(counts, [2.5, 1.5])
+    np.testing.assert_allclose(sums, [[5.5], [7.5]])
+
+  def test_unused_codes_are_revived(self):
+    # The even share is 4 / 2 = 2. Code 1 falls to 0.15 < 0.2: it starts anew
+    # at an encoding. At 0.25 it would stay.
+    encodings = jnp.float32([[1], [3], [5], [7]])
+    revived = set()
+    for seed in range(12):
+      counts, sums = tokenizer.update_codebook(
+        jnp.float32([4, 0.3]),
+        jnp.float32([[4], [9]]),
+        encodings,
+        jnp.zeros(4, int),
+        jax.random.key(seed),
+        0.5,
+      )
+      np.testing.assert_allclose(counts, [4, 2])
+      np.testing.assert_allclose(sums[0], [10])
+      revived.add(float(sums[1, 0] / counts[1]))
+    self.assertContainsSubset(revived, {1.0, 3.0, 5.0, 7.0})
+    self.assertGreater(len(revived), 1)
+    counts, sums = tokenizer.update_codebook(
+      jnp.float32([4, 0.5]),
+      jnp.float32([[4], [9]]),
+      encodings,
+      jnp.zeros(4, int),
+      jax.random.key(0),
+      0.5,
+    )
+    np.testing.assert_allclose(counts, [4, 0.25])
+    np.testing.assert_allclose(sums, [[10], [4.5]])
+
+  def test_perplexity(self):
+    for usage, expected in (
+      ([2, 2, 0, 0], 2.0),
+      ([0, 9], 1.0),
+      # exp(-(3/4 ln 3/4 + 1/4 ln 1/4)) = 4 / 3^(3/4)
+      ([3, 1], 4 / 3**0.75),
+    ):
+      got = float(tokenizer.perplexity(jnp.array(usage)))
+      self.assertAlmostEqual(got, expected, 5)
+
+
+class NatTest(parameterized.TestCase):
+  def test_masked_cross_entropy(self):
+    # Masked: -ln 3/4 for the likelier of two, -ln 1/2; not masked: -ln ~0.
+    logits = jnp.float32([[[0, np.log(3)], [0, 99]], [[0, 0], [99, 0]]])
+    tokens = jnp.array([[1, 0], [0, 1]])
+    masked = jnp.array([[True, False], [True, False]])
+    loss = functools.partial(nat.masked_cross_entropy, logits, tokens, masked)
+    expected = (np.log(4 / 3) + np.log(2)) / 2
+    self.assertAlmostEqual(float(loss(0.0)), expected, 5)
+    # A tenth of the target is spread over both: 0.95 and 0.05.
+    smooth = 0.95 * np.log(4 / 3) + 0.05 * np.log(4)
+    self.assertAlmostEqual(float(loss(0.1)), (smooth + np.log(2)) / 2, 5)
+
+  def test_the_mean_is_over_masked_tokens_not_samples(self):
+    # Three tokens of loss ln 2, one of ln 4 / 3: not the mean of two means.
+    logits = jnp.zeros((2, 3, 2)).at[1, 0, 1].set(np.log(3))
+    tokens = jnp.array([[0, 0, 0], [1, 0, 0]])
+    masked = jnp.array([[True, True, True], [True, False, False]])
+    loss = nat.masked_cross_entropy(logits, tokens, masked, 0.0)
+    expected = (3 * np.log(2) + np.log(4 / 3)) / 4
+    self.assertAlmostEqual(float(loss), expected, 5)
+
+  def test_random_mask(self):
+    ratio = jnp.float32([0.0, 0.1, 0.5, 0.7, 1.0])  # Of 4, at least one.
+    masks = np.stack(
+      [nat.random_mask(jax.random.key(i), ratio, 4) for i in range(60)]
+    )
+    counts = masks.sum(-1)
+    np.testing.assert_array_equal(
+      counts, np.broadcast_to([1, 1, 2, 3, 4], counts.shape)
+    )
+    # Every position has its turn: 15 of 60 on average, and 30 of 60.
+    self.assertGreater(masks[:, 0].sum(0).min(), 5)
+    self.assertGreater(masks[:, 2].sum(0).min(), 15)
+
+  @parameterized.parameters(('cosine', 2 / np.pi), ('beta', 12 / 15))
+  def test_mask_ratio_laws(self, law, mean):
+    ratio = nat.sample_mask_ratio(jax.random.key(0), 4000, law, (12.0, 3.0))
+    self.assertAlmostEqual(float(ratio.mean()), mean, delta=0.02)
+    self.assertTrue(((ratio >= 0) & (ratio <= 1)).all())
+
+
+class LedgerTest(absltest.TestCase):
+  def test_cut_at_any_byte_it_ends_the_same(self):
+    pieces = {'a': {'x': 0.1}, 'b/é': [1, 2.5], 'c': 1 / 3}
+    directory = pathlib.Path(self.create_tempdir().full_path)
+
+    def fill(path):
+      made = []
+      ledger = ledger_lib.Ledger(path)
+      values = {
+        name: ledger.get(name, lambda n=name: made.append(n) or pieces[n])
+        for name in pieces
+      }
+      return values, made
+
+    whole = directory / 'whole.jsonl'
+    self.assertEqual(fill(whole), (pieces, list(pieces)))
+    content = whole.read_bytes()
+    self.assertEqual(fill(whole), (pieces, []))
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord('\n')]
+    path = directory / 'cut.jsonl'
+    for size in range(len(content) + 1):
+      path.write_bytes(content[:size])
+      values, made = fill(path)
+      self.assertEqual(values, pieces)
+      # Only what was cut is made again.
+      self.assertLen(made, 3 - sum(end <= size for end in ends), size)
+      self.assertEqual(path.read_bytes(), content, size)
+
+
+class MethodsTest(absltest.TestCase):
+  def test_grid(self):
+    settings = methods.grid_settings()
+    self.assertGreaterEqual(len(settings), 60)
+    self.assertLen({json.dumps(s) for s in settings}, len(settings))
+    scales = [setting['guidance_scale'] for setting in settings]
+    self.assertEqual(scales.count(0.0) * 3, len(settings))
+    for setting in settings[:3]:
+      method = methods.of_setting(setting, T, 16, len(settings))
+      self.assertEqual(method.guided, setting['guidance_scale'] > 0)
+      self.assertIn(str(len(settings)), method.label)
+      np.testing.assert_allclose(
+        method.policy.sampling_temperature, setting['sampling_temperature']
+      )
+      np.testing.assert_allclose(
+        method.policy.guidance_scale[-1], setting['guidance_scale']
+      )
+
+  def test_no_seed_serves_two_purposes(self):
+    # Of an Evaluation only what chooses keys; the rest is not there.
+    evaluation = object.__new__(evaluate.Evaluation)
+    evaluation.config = tiny_config()
+    keys = []
+    images = np.zeros((4, 1))
+
+    def decode(policy, labels, key, **unused):
+      del policy, labels, unused
+      keys.append(jax.random.key_data(key).tolist())
+      values = PolicyValues(*(np.zeros((T, 4)) for _ in range(4)))
+      trajectory = types.SimpleNamespace(
+        values=values, num_committed=np.zeros((T, 4))
+      )
+      return types.SimpleNamespace(images=images, trajectory=trajectory)
+
+    evaluation.generator = types.SimpleNamespace(
+      decode=decode, num_classes=2, nat=types.SimpleNamespace(num_tokens=16)
+    )
+    evaluation.measures = mock.MagicMock()
+    evaluation.grid_row(methods.grid_settings()[0], T)
+    evaluation.grid_row(methods.grid_settings()[50], T)
+    first, second = methods.hand_made(T, 16)[:2]
+    for seed in range(3):
+      evaluation._row(first, T, seed)
+    evaluation._row(second, T, 0)
+    for purpose in ('mean', 'floors', 'report'):
+      evaluation.sample(first, T, purpose, 4)
+    grid, other_grid, *seeds, again, mean, floors, report = map(tuple, keys)
+    self.assertEqual(grid, other_grid)
+    # All methods see the same noise.
+    self.assertEqual(seeds[0], again)
+    self.assertLen({grid, *seeds, mean, floors, report}, 7)
+
+  def test_mean_table(self):
+    # sigmoid(mean + residual), not the mean of sigmoids.
+    raw = np.zeros((2, 2, 4), np.float32)
+    raw[0, :, 0] = [0, 2 * np.log(3)]
+    residual = jnp.zeros((2, 4)).at[1, 0].set(-np.log(3))
+    table = methods.mean_table(raw, residual)
+    np.testing.assert_allclose(table.mask_ratio, [0.75, 0.25], rtol=1e-5)
+    self.assertEqual(table.guidance_scale.shape, (2,))
+
+  def test_shuffled_table_stays_within_a_class(self):
+    labels = np.arange(200) % 2
+    values = PolicyValues(
+      *(np.arange(200.0) + 1000 * i + [[0], [500]] for i in range(4))
+    )
+    table = methods.shuffled_table(values, labels, seed=0)
+    order = table.mask_ratio[0].astype(int)
+    self.assertCountEqual(order.tolist(), range(200))
+    np.testing.assert_array_equal(labels[order], labels)
+    self.assertLess((order == np.arange(200)).mean(), 0.1)
+    # A sample's four numbers stay together, and its steps.
+    jax.tree.map(
+      lambda new, old: np.testing.assert_array_equal(new, old[:, order]),
+      table,
+      values,
+    )
+
+
+class MeasuresTest(absltest.TestCase):
+  def test_floors(self):
+    # An untrained network measures, too.
+    module = ConvClassifier(widths=(4, 8), num_classes=10, feature_width=8)
+    data = digits.load(16)
+    params = jax.jit(module.init)(jax.random.key(0), data.train_images[:1])
+    config = tiny_config()
+    with mock.patch.object(
+      networks, 'load_measure', return_value=(module, params['params'])
+    ):
+      measures = measures_lib.Measures(config, pathlib.Path('unused'))
+    condition = lambda labels: digits.condition_of(labels, 'parity')
+    itself = measures(data.train_images, condition(data.train_labels))
+    held_out = measures(data.test_images, condition(data.test_labels))
+    noise = np.random.default_rng(0).random((200, 16, 16, 1), np.float32)
+    noisy = measures(noise, np.zeros(200, np.int32))
+    self.assertCountEqual(itself, measures_lib.MEASURES)
+    for name in ('frechet', 'pixel_frechet'):
+      self.assertLess(itself[name], 1e-3 * held_out[name] + 1e-6)
+      self.assertLess(held_out[name], 0.2 * noisy[name])
+    self.assertEqual((itself['precision'], itself['recall']), (1.0, 1.0))
+    self.assertGreater(held_out['precision'], noisy['precision'])
+    self.assertGreater(held_out['recall'], noisy['recall'])
+    self.assertAlmostEqual(
+      measures.distance(data.test_images), held_out['frechet'], 6
+    )
+    # Asked for the opposite, what was right is wrong.
+    opposite = measures(data.test_images, 1 - condition(data.test_labels))
+    self.assertAlmostEqual(opposite['accuracy'], 1 - held_out['accuracy'], 6)
+
+
+if __name__ == '__main__':
+  absltest.main()
