@@ -1,0 +1,248 @@
+"""A policy learns, by the real train step, where the best is known by hand."""
+
+import functools
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.decoding import actions, loop
+from adanat_jax.rl import ppo, trainer
+from adanat_jax.rl.agent import Agent, non_adaptive
+
+# N tokens, K codes, two classes, T steps, B trajectories an iteration.
+N, K, T, B = 8, 3, 2, 64
+NUM_ITERATIONS = 60
+CONFIG = ppo.PPOConfig(
+  learning_rate=0.01,
+  num_minibatches=4,
+  max_gradient_norm=1.0,
+  adam_epsilon=1e-5,
+  drop_dead_actions=True,
+  final_std=0.2,
+  std_schedule='linear',
+)
+
+# Small programs, each run once: compiling takes the time.
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+def linear(params, features, step):
+  """Actor and critic, each a table of steps and a line through a feature."""
+  signal = features[:, 0, :1]
+  table, line = params['table'][step], params['line']
+  return (
+    table[:, :-1] + signal * line[:-1],
+    table[:, -1] + signal[:, 0] * line[-1],
+  )
+
+
+def initial_params():
+  size = actions.NUM_ACTIONS + 1
+  return {'table': jnp.zeros((T, size)), 'line': jnp.zeros(size)}
+
+
+def problem_of(logits_of):
+  """A decoder: `(tokens, condition) -> logits [B, N, K]`; images are tokens.
+
+  The only feature is which class is asked for, as -1 and 1.
+  """
+
+  def denoiser(tokens, condition, cache):
+    features = jnp.where(condition == 1, 1.0, -1.0)[:, None, None]
+    logits = logits_of(tokens, condition)
+    return jnp.broadcast_to(features, (*tokens.shape, 1)), logits, cache
+
+  return trainer.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=2)
+
+
+def zeros_share(images, condition, key):
+  """The share of tokens that are 0."""
+  del condition, key
+  return (images == 0).mean(-1)
+
+
+def judge_of(reward):
+  return trainer.Judge(
+    None, lambda state: reward, lambda state, *unused: (state, {})
+  )
+
+
+def train(problem, reward, actor_critic=linear):
+  """Trains a policy that starts from nothing; returns it and its history."""
+  train_step = trainer.make_train_step(
+    problem,
+    actor_critic,
+    actions.no_residual(T),
+    judge_of(reward),
+    CONFIG,
+    key=jax.random.key(0),
+    batch_size=B,
+    num_iterations=NUM_ITERATIONS,
+    fresh_rollouts=False,
+  )
+  params = initial_params()
+  state = trainer.PolicyState(
+    params, ppo.make_optimizer(CONFIG).init(params), None
+  )
+  state, history = jit(
+    lambda state: jax.lax.scan(
+      lambda state, i: train_step(state, None, i),
+      state,
+      jnp.arange(NUM_ITERATIONS),
+    )
+  )(state)
+  return Agent(state.params, actions.no_residual(T), actor_critic), history
+
+
+def judge(problem, agent, reward):
+  """The mean reward of a policy's mean actions, and what it did."""
+
+  @jit
+  def decode(agent):
+    condition = jnp.arange(512) % 2
+    decoded = loop.decode(
+      problem.denoiser,
+      agent.policy(),
+      tokens=loop.full_mask(512, N, K),
+      condition=condition,
+      null_condition=jnp.int32(2),
+      keys=loop.sample_keys(jax.random.key(9), 512),
+      num_steps=T,
+      mask_token=K,
+      record=True,
+    )
+    return reward(decoded.tokens, condition, None).mean(), decoded.trajectory
+
+  value, trajectory = decode(agent)
+  return float(value), trajectory
+
+
+class LearningTest(absltest.TestCase):
+  def test_sampling_temperature(self):
+    # Token 0 is right; its logit is 1, the others' 0. It is drawn with
+    # probability e^(1/t) / (e^(1/t) + 2): 0.68 at the start, where t = ln 2
+    # (a little more, as unlikely tokens are masked and drawn again), and above
+    # 0.93 from t = 0.3 down.
+    problem = problem_of(
+      lambda tokens, condition: jnp.zeros((*tokens.shape, K)).at[..., 0].set(1)
+    )
+    start = Agent(initial_params(), actions.no_residual(T), linear)
+    before, trajectory = judge(problem, start, zeros_share)
+    np.testing.assert_allclose(
+      trajectory.values.sampling_temperature, np.log(2), rtol=1e-5
+    )
+    self.assertBetween(before, 0.68, 0.8)
+    agent, history = train(problem, zeros_share)
+    after, trajectory = judge(problem, agent, zeros_share)
+    self.assertGreater(after, 0.9)
+    self.assertLess(float(trajectory.values.sampling_temperature.max()), 0.45)
+    self.assertGreater(history['reward'][-5:].mean(), 0.85)
+    # The critic comes to know what is to be expected of standardised returns.
+    self.assertEqual(history['committed'].shape, (NUM_ITERATIONS, T))
+    np.testing.assert_allclose(
+      history['exploration_std'][jnp.array([0, -1])], [0.6, 0.2], rtol=1e-5
+    )
+
+  def test_few_tokens_first(self):
+    # Blind guesses on an empty canvas, each right in one of three; certainty
+    # as soon as one token is known. Masking all but m of 8 tokens after the
+    # first step gives (m / 3 + 8 - m) / 8: 2/3 at the start (ratio 1/2), 0.92
+    # at best, where the ratio is above 7/8.
+    def logits_of(tokens, condition):
+      known = (tokens != K).any(-1)
+      return jnp.zeros((*tokens.shape, K)).at[..., 0].add(99.0 * known[:, None])
+
+    problem = problem_of(logits_of)
+    start = Agent(initial_params(), actions.no_residual(T), linear)
+    before, trajectory = judge(problem, start, zeros_share)
+    np.testing.assert_array_equal(trajectory.num_committed[0], N // 2)
+    self.assertAlmostEqual(before, 2 / 3, delta=0.03)
+    agent, _ = train(problem, zeros_share)
+    after, trajectory = judge(problem, agent, zeros_share)
+    np.testing.assert_array_equal(trajectory.num_committed[0], 1)
+    self.assertGreater(after, 0.88)
+
+  def test_what_is_right_depends_on_the_sample(self):
+    # Token 0 is likely (logit 1). Class 1 wants it, class 0 wants it not: the
+    # first is served by a low temperature, the second by a high one, and one
+    # temperature for both gives exactly 1/2, p + (1 - p) over two.
+    problem = problem_of(
+      lambda tokens, condition: jnp.zeros((*tokens.shape, K)).at[..., 0].set(1)
+    )
+
+    def reward(images, condition, key):
+      share = zeros_share(images, condition, key)
+      return jnp.where(condition == 1, share, 1 - share)
+
+    adaptive, _ = train(problem, reward)
+    value, trajectory = judge(problem, adaptive, reward)
+    temperature = trajectory.values.sampling_temperature.mean(0)
+    self.assertLess(float(temperature[1]), 0.5)
+    self.assertGreater(float(temperature[0]), 1.0)
+    blind, _ = train(problem, reward, non_adaptive(linear))
+    blind_value, trajectory = judge(problem, blind, reward)
+    temperature = trajectory.values.sampling_temperature
+    np.testing.assert_allclose(temperature.std(1), 0, atol=1e-6)
+    self.assertAlmostEqual(blind_value, 0.5, delta=0.04)
+    self.assertGreater(value, blind_value + 0.15)
+
+
+class TrainStepTest(absltest.TestCase):
+  def test_discriminator_sees_used_or_fresh_images(self):
+    problem = problem_of(
+      lambda tokens, condition: jnp.zeros((*tokens.shape, K))
+    )
+    rewarded = {}
+
+    def reward(state):
+      def of(images, condition, key):
+        return zeros_share(images, condition, key) + state['level']
+
+      return of
+
+    def learn(state, real, fakes, fresh, key):
+      images, condition = fakes if fresh is None else fresh(key)
+      rewarded['shape'] = images.shape, condition.shape
+      return {'level': state['level'] + real}, {'seen': (images == 0).mean()}
+
+    step = functools.partial(
+      trainer.make_train_step,
+      problem,
+      linear,
+      actions.no_residual(T),
+      trainer.Judge({'level': 0.0}, reward, learn, fakes_per_update=5),
+      CONFIG,
+      key=jax.random.key(0),
+      batch_size=B,
+      num_iterations=3,
+    )
+    params = initial_params()
+    state = trainer.PolicyState(
+      params,
+      ppo.make_optimizer(CONFIG).init(params),
+      {'level': jnp.float32(0.5)},
+    )
+    results = {}
+    for fresh, count in ((False, B), (True, 5)):
+      results[fresh] = jit(step(fresh_rollouts=fresh))(
+        state, jnp.float32(2.0), jnp.int32(0)
+      )
+      self.assertEqual(rewarded['shape'], ((count, N), (count,)))
+    new, metrics = results[False]
+    # The reward was the old discriminator's; the new one is kept.
+    self.assertEqual(float(new.adversary['level']), 2.5)
+    self.assertAlmostEqual(
+      float(metrics['reward']), float(metrics['seen']) + 0.5, 5
+    )
+    # What the discriminator sees does not reach the policy of this iteration.
+    jax.tree.map(
+      np.testing.assert_array_equal, new.params, results[True][0].params
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
