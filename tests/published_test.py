@@ -64,19 +64,22 @@ class DecodeTest(parameterized.TestCase):
       logits = jnp.sin(jnp.arange(64 * 5.0)).reshape(1, 64, 5)
       return tokens[..., None], jnp.repeat(logits, len(tokens), 0), cache
 
-    start = loop.full_mask(2, 64, 5)
-    decoded = loop.decode(
-      denoiser,
-      schedules.table_policy(published.SCHEDULES[name](num_steps)),
-      tokens=start,
-      condition=jnp.zeros(2, jnp.int32),
-      null_condition=jnp.int32(1),
-      keys=loop.sample_keys(jax.random.key(0), 2),
-      num_steps=num_steps,
-      mask_token=5,
-      options=options,
-      record=True,
-    )
+    @jax.jit
+    def decode():
+      return loop.decode(
+        denoiser,
+        schedules.table_policy(published.SCHEDULES[name](num_steps)),
+        tokens=loop.full_mask(2, 64, 5),
+        condition=jnp.zeros(2, jnp.int32),
+        null_condition=jnp.int32(1),
+        keys=loop.sample_keys(jax.random.key(0), 2),
+        num_steps=num_steps,
+        mask_token=5,
+        options=options,
+        record=True,
+      )
+
+    decoded = decode()
     self.assertLess(int(decoded.tokens.max()), 5)
     masked = np.asarray((decoded.trajectory.tokens == 5).sum(-1))
     ratio = np.asarray(published.SCHEDULES[name](num_steps).mask_ratio)
