@@ -1,0 +1,226 @@
+"""Rewards: numbers by hand, the true distance's slope, a learning opponent."""
+
+from absl.testing import absltest
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adanat_jax.metrics import frechet
+from adanat_jax.models.discriminator import DiscriminatorHeads, advance_spectral
+from adanat_jax.rl import adversary, rewards
+
+F = 4  # Width of the features.
+
+
+def weighted_distance(
+  features: np.ndarray, weights: np.ndarray, real: frechet.Gaussian
+) -> float:
+  """The Fréchet distance of weighted samples, in float64."""
+  mean = weights @ features
+  centred = features - mean
+  covariance = (weights[:, None] * centred).T @ centred
+  return frechet.frechet_distance(frechet.Gaussian(mean, covariance), real)
+
+
+class FrechetTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(300, F)) @ rng.normal(size=(F, F)) + 1.0
+    self.real = frechet.gaussian_of(real)
+    self.features = rng.normal(size=(40, F)) * [0.5, 1, 2, 1] - 0.5
+    self.influence = np.asarray(
+      rewards.frechet_influence(
+        jnp.float32(self.features),
+        jnp.float32(self.real.mean),
+        jnp.float32(self.real.covariance),
+      )
+    )
+
+  def test_influence_is_the_slope_of_the_distance(self):
+    # Sample i gets a little more weight, all others a little less.
+    size, step = len(self.features), 1e-5
+    even = np.full(size, 1 / size)
+    slopes = []
+    for i in range(size):
+      more, less = (
+        weighted_distance(
+          self.features, (1 - e) * even + e * np.eye(size)[i], self.real
+        )
+        for e in (step, -step)
+      )
+      slopes.append((more - less) / (2 * step))
+    scale = np.abs(slopes).max()
+    np.testing.assert_allclose(self.influence, slopes, atol=1e-3 * scale)
+
+  def test_mean_is_zero(self):
+    scale = np.abs(self.influence).max()
+    self.assertLess(abs(self.influence.mean()), 1e-5 * scale)
+
+  def test_leaving_out_the_worst_helps(self):
+    order = np.argsort(self.influence)
+    distance = lambda keep: frechet.frechet_distance(
+      frechet.gaussian_of(self.features[keep]), self.real
+    )
+    self.assertLess(distance(order[:-1]), distance(order))
+    self.assertGreater(distance(order[1:]), distance(order))
+
+  def test_reward_is_minus_the_influence_of_the_features(self):
+    reward = rewards.frechet_reward(
+      lambda images: images.reshape(-1, F),
+      jnp.float32(self.real.mean),
+      jnp.float32(self.real.covariance),
+    )
+    images = jnp.float32(self.features).reshape(-1, 2, 2, 1)
+    got = reward(images, None, jax.random.key(0))
+    self.assertEqual((got.shape, got.dtype), ((40,), jnp.float32))
+    scale = np.abs(self.influence).max()
+    np.testing.assert_allclose(got, -self.influence, atol=1e-5 * scale)
+
+
+class HandComputedTest(absltest.TestCase):
+  def test_pretrained(self):
+    # softmax(0, ln 3) = 1/4, 3/4.
+    logits = jnp.float32([[0, np.log(3)]] * 2)
+    reward = rewards.pretrained_reward(lambda images: logits)
+    got = reward(jnp.zeros((2, 1, 1, 1)), jnp.array([0, 1]), None)
+    np.testing.assert_allclose(got, np.log([0.25, 0.75]), rtol=1e-5)
+
+  def test_adversarial(self):
+    # sigmoid(ln 3) = 3/4; the mean of the logits, not of the probabilities.
+    logits = jnp.float32([[np.log(3)] * 2, [5, -5], [2 * np.log(3), 0]])
+    seen = []
+
+    def discriminator(images, condition, key):
+      seen.append((condition, key))
+      return logits
+
+    reward = rewards.adversarial_reward(discriminator)
+    got = reward(jnp.zeros((3, 1, 1, 1)), 'condition', 'key')
+    np.testing.assert_allclose(got, [0.75, 0.5, 0.75], rtol=1e-5)
+    self.assertEqual(seen, [('condition', 'key')])
+
+  def test_no_gradient_flows(self):
+    images = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
+    flat = lambda images, *unused: images.reshape(8, F)
+    for reward in (
+      rewards.adversarial_reward(flat),
+      rewards.pretrained_reward(flat),
+      rewards.frechet_reward(flat, jnp.zeros(F), jnp.eye(F)),
+    ):
+      condition = jnp.arange(8) % F
+      values = reward(images, condition, None)
+      self.assertGreater(float(values.std()), 0)
+      gradient = jax.grad(
+        lambda x, reward=reward, c=condition: reward(x, c, None).sum()
+      )(images)
+      np.testing.assert_array_equal(gradient, 0)
+
+
+def linear_heads(params, spectral, features, condition, train):
+  """Two equal logits; what stands for spectral vectors counts forwards."""
+  logit = features @ params['w'] + params['b'][condition]
+  return jnp.stack([logit, logit], -1), spectral + train
+
+
+class AdversaryTest(absltest.TestCase):
+  def linear_state(self, optimizer):
+    params = {'w': jnp.zeros(2), 'b': jnp.zeros(2)}
+    return adversary.AdversaryState(
+      params, jnp.int32(0), optimizer.init(params)
+    )
+
+  def test_one_update_by_hand(self):
+    # At zero logits the loss is softplus(0) twice, 2 ln 2, and its slopes are
+    # -1/2 at real logits and 1/2 at generated ones: one step of size 1 gives
+    # w = (mean real - mean fake) / 2.
+    optimizer = optax.sgd(1.0)
+    state = self.linear_state(optimizer)
+    real = jnp.float32([[4, 0], [0, 2]]), jnp.array([0, 1])
+    fake = jnp.float32([[0, 2], [0, 4]]), jnp.array([1, 1])
+    state, metrics = adversary.update(
+      linear_heads, optimizer, state, real, fake
+    )
+    self.assertAlmostEqual(
+      float(metrics['discriminator_loss']), 2 * np.log(2), 5
+    )
+    np.testing.assert_allclose(state.params['w'], [1.0, -1.0])
+    np.testing.assert_allclose(state.params['b'], [0.25, -0.25])
+    self.assertEqual(int(state.spectral), 2)
+    scores = adversary.score(linear_heads, state, *real)
+    np.testing.assert_allclose(scores, [4.25, -2.25])
+    np.testing.assert_allclose(adversary.accuracy(scores, True), 0.5)
+    scores = adversary.score(linear_heads, state, *fake)
+    np.testing.assert_allclose(adversary.accuracy(scores, False), 1.0)
+
+  def test_published_heads_learn_and_advance_twice(self):
+    module = DiscriminatorHeads(
+      num_classes=2,
+      mapping_width=4,
+      mapping_layers=1,
+      condition_map_width=4,
+      kernel_size=3,
+    )
+
+    def heads(params, spectral, features, condition, train):
+      variables = {'params': params, 'spectral': spectral}
+      if not train:
+        return module.apply(variables, features, condition), spectral
+      logits, changed = module.apply(
+        variables, features, condition, train=True, mutable=['spectral']
+      )
+      return logits, changed['spectral']
+
+    rng = np.random.default_rng(0)
+    condition = jnp.arange(16) % 2
+
+    def features(is_real):
+      # Patches of real images alternate, those of generated ones agree.
+      sign = np.sign(rng.normal(size=(16, 1, 1)))
+      pattern = np.array([1, -1, 1, -1] if is_real else [1, 1, 1, 1])
+      noise = 0.3 * rng.normal(size=(16, 4, 3))
+      return (jnp.float32(sign * pattern[None, :, None] + noise),)
+
+    real, fake = features(True), features(False)
+    variables = jax.jit(module.init)(jax.random.key(0), real, condition)
+    optimizer = optax.adam(0.02)
+    state = adversary.AdversaryState(
+      variables['params'],
+      variables['spectral'],
+      optimizer.init(variables['params']),
+    )
+
+    def learn(state, num_updates):
+      return jax.lax.scan(
+        lambda s, _: adversary.update(
+          heads, optimizer, s, (real, condition), (fake, condition)
+        ),
+        state,
+        length=num_updates,
+      )
+
+    options = {'xla_backend_optimization_level': 0}
+    jitted = jax.jit(learn, static_argnums=1, compiler_options=options)
+    advanced = state.spectral
+    for _ in range(2):
+      advanced = advance_spectral(state.params, advanced)
+    once, _ = jitted(state, 1)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+      once.spectral,
+      advanced,
+    )
+
+    def separation(state):
+      score = lambda x: adversary.score(heads, state, x, condition).mean()
+      return float(score(real) - score(fake))
+
+    learned, metrics = jitted(state, 60)
+    loss = metrics['discriminator_loss']
+    self.assertLess(float(loss[-1]), 0.7 * float(loss[0]))
+    self.assertGreater(separation(learned), separation(state) + 0.5)
+
+
+if __name__ == '__main__':
+  absltest.main()
