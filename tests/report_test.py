@@ -177,15 +177,25 @@ class ResultsTest(parameterized.TestCase):
   def test_trainings_are_pooled(self):
     data = _results()
     pooled = results.pool(results.entries_of(data, 'adanat', 4), 'frechet')
-    # 9, 11, 10, 12: mean 10.5, variance 5 / 3. The trainings' means are 10
-    # and 11: their standard error, .5, is less than that of the values, .645.
+    # 9, 11, 10, 12: mean 10.5, variance 5 / 3; the seeds' means over trainings
+    # are 9.5 and 11.5, the trainings' means 10 and 11, standard error .5.
     self.assertAlmostEqual(pooled.mean, 10.5)
     self.assertAlmostEqual(pooled.std, math.sqrt(5 / 3))
-    self.assertAlmostEqual(pooled.standard_error, math.sqrt(5 / 12))
-    apart = [_entry('a', [1.0, 1.0]), _entry('a', [3.0, 3.0])]
-    # Four values tell .577, the two trainings only 1.
-    self.assertAlmostEqual(results.pool(apart, 'frechet').standard_error, 1.0)
-    self.assertIsNone(results.pool(apart, 'recall'))
+    self.assertEqual(pooled.seeds, (9.5, 11.5))
+    self.assertAlmostEqual(pooled.between, 0.5)
+    self.assertIsNone(results.pool([_entry('a', [1.0])], 'recall'))
+
+  def test_differences_are_taken_seed_by_seed(self):
+    one = results.pool([_entry('a', [4.0, 6.0, 8.0])], 'frechet')
+    other = results.pool([_entry('b', [5.0, 7.5, 8.5])], 'frechet')
+    # Differences -1, -1.5, -.5: standard deviation .5; each method's own is
+    # far more.
+    error = results.error_of_difference(one, other)
+    self.assertAlmostEqual(error, 0.5 / math.sqrt(3))
+    fewer = results.pool([_entry('b', [5.0, 7.0])], 'frechet')
+    # Standard errors 2 / sqrt(3) and sqrt(2) / sqrt(2).
+    error = results.error_of_difference(one, fewer)
+    self.assertAlmostEqual(error, math.sqrt(4 / 3 + 1))
 
 
 class TablesTest(absltest.TestCase):
@@ -233,20 +243,20 @@ class TablesTest(absltest.TestCase):
 
   def test_differences(self):
 
-    def pooled(mean, error):
-      return results.Pooled(mean, 2 * error, error)
+    def pooled(mean, between, num_seeds=2):
+      return results.Pooled(mean, 1.0, (mean,) * num_seeds, between)
 
-    # Standard errors .3 and .4: a difference is clear beyond 2 * .5 = 1.
+    # Equal seeds, trainings' errors .3 and .4: clear beyond 3.2 * .5 = 1.6.
     self.assertEqual(
-      tables.difference(pooled(8.9, 0.3), pooled(10.0, 0.4), 'X'),
-      '11 % below X',
+      tables.difference(pooled(8.3, 0.3), pooled(10.0, 0.4), 'X'),
+      '17 % below X',
     )
     self.assertEqual(
-      tables.difference(pooled(10.9, 0.3), pooled(10.0, 0.4), 'X'),
-      'not told apart from X by these seeds (9 % above)',
+      tables.difference(pooled(11.5, 0.3), pooled(10.0, 0.4), 'X'),
+      'not told apart from X by these seeds (15 % above)',
     )
     self.assertEqual(
-      tables.difference(pooled(15.0, math.nan), pooled(10.0, 0.4), 'X'),
+      tables.difference(pooled(15.0, 0.0, 1), pooled(10.0, 0.0, 1), 'X'),
       '50 % above X (one seed: no spread known)',
     )
 

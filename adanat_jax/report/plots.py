@@ -264,7 +264,7 @@ def save_values_plot(
     axes.set_xlabel('decoding step', color=style.INK)
   handles, labels = figure.axes[0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc='outside lower center', ncols=min(4, len(labels)),
+    handles, labels, loc='outside lower center', ncols=2,
     frameon=False, fontsize=9.5,
     title='bands: one standard deviation over samples; hollow: no effect on '
     'the image', title_fontsize=8.5,

@@ -59,14 +59,15 @@ class Pooled:
   Attributes:
     mean: over all values.
     std: unbiased, over all values; NaN for a single one.
-    standard_error: of the mean; NaN for a single value. Seeds of one training
-      share its luck, so with several trainings it is at least what the means
-      of the trainings tell.
+    seeds: mean over trainings of each sampling seed.
+    between: standard error of the mean that the trainings alone give; 0 for a
+      single training, which cannot tell.
   """
 
   mean: float
   std: float
-  standard_error: float
+  seeds: tuple[float, ...]
+  between: float
 
 
 def role_of(entry: Entry) -> str:
@@ -117,11 +118,29 @@ def pool(entries: Sequence[Entry], measure: str) -> Pooled | None:
   if not trainings:
     return None
   values = np.concatenate(trainings)
-  error = _standard_error(values)
-  if len(trainings) > 1:
-    means = np.array([training.mean() for training in trainings])
-    error = max(error, _standard_error(means))
-  return Pooled(float(values.mean()), _std(values), error)
+  means = np.array([training.mean() for training in trainings])
+  return Pooled(
+    mean=float(values.mean()),
+    std=_std(values),
+    seeds=tuple(np.stack(trainings).mean(axis=0).tolist()),
+    between=_standard_error(means) if len(means) > 1 else 0.0,
+  )
+
+
+def error_of_difference(ours: Pooled, theirs: Pooled) -> float:
+  """Standard error of the difference of two means; NaN if it is unknown.
+
+  Methods of one evaluation share labels and noise seed by seed, so the
+  differences of the seeds scatter less than the methods do; to that comes what
+  the trainings of either scatter.
+  """
+  if len(ours.seeds) == len(theirs.seeds):
+    paired = np.asarray(ours.seeds) - np.asarray(theirs.seeds)
+    seeds = _standard_error(paired)
+  else:
+    each = [_standard_error(np.asarray(x.seeds)) for x in (ours, theirs)]
+    seeds = math.hypot(*each)
+  return math.hypot(seeds, ours.between, theirs.between)
 
 
 def floors_of(results: Results, measure: str) -> dict[str, float]:

@@ -14,8 +14,9 @@ _VALUES = (
   'masking_temperature',
   'guidance_scale',
 )
-# A difference of means counts as one if it exceeds so many standard errors.
-CLEAR = 2.0
+# A difference of means counts as one if it exceeds so many standard errors:
+# Student's t for four seeds at 95 %.
+CLEAR = 3.2
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -180,7 +181,7 @@ def difference(ours: Pooled, theirs: Pooled, name: str) -> str:
   """
   relative = 100.0 * (ours.mean / theirs.mean - 1.0)
   amount = f'{abs(relative):.0f} % {"below" if relative < 0 else "above"}'
-  error = math.hypot(ours.standard_error, theirs.standard_error)
+  error = reading.error_of_difference(ours, theirs)
   if math.isnan(error):
     return f'{amount} {name} (one seed: no spread known)'
   if abs(ours.mean - theirs.mean) <= CLEAR * error:
