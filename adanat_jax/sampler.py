@@ -119,6 +119,8 @@ class Generator:
       UserError: see `sample`.
     """
     checked = self._checked_labels(labels)
+    if tokens is not None:
+      tokens = self._checked_tokens(tokens, len(checked))
     chosen, guided, options = self._resolve(policy, num_steps)
     return self.decode(
       chosen,
@@ -188,9 +190,7 @@ class Generator:
       return jnp.int32(self.num_classes)
     return jnp.asarray(self.null_condition)
 
-  def _checked_labels(
-    self, labels: Sequence[int] | np.ndarray
-  ) -> np.ndarray:
+  def _checked_labels(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
     result = np.asarray(labels)
     if self.null_condition is not None:
       expected = np.shape(self.null_condition)
@@ -205,6 +205,21 @@ class Generator:
       raise UserError(
         f'labels hold {sorted(set(result.tolist()))}; classes are'
         f' 0 to {self.num_classes - 1}'
+      )
+    return result.astype(np.int32)
+
+  def _checked_tokens(self, tokens: np.ndarray, count: int) -> np.ndarray:
+    result = np.asarray(tokens)
+    shape = (count, self.nat.num_tokens)
+    if result.shape != shape or result.dtype.kind not in 'iu':
+      raise UserError(
+        f'tokens are {result.dtype}{list(result.shape)}; give integers'
+        f' {list(shape)}, one canvas a label'
+      )
+    if result.min() < 0 or result.max() > self.nat.codebook_size:
+      raise UserError(
+        f'tokens lie in {result.min()} to {result.max()}; allowed are 0 to'
+        f' {self.nat.codebook_size}, which marks an unknown one'
       )
     return result.astype(np.int32)
 
@@ -262,10 +277,13 @@ def _decode_batch(
     features, logits = nat.apply({'params': nat_params}, tokens, condition)
     return features, logits, cache
 
-  is_table = isinstance(policy, PolicyValues)
+  if isinstance(policy, PolicyValues):
+    steered = schedules.table_policy(policy)
+  else:
+    steered = policy.policy()
   decoded = loop.decode(
     denoiser,
-    schedules.table_policy(policy) if is_table else policy.policy(),
+    steered,
     tokens=tokens,
     condition=labels,
     null_condition=null_label if guided else None,

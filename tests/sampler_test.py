@@ -135,11 +135,14 @@ class GeneratorTest(parameterized.TestCase):
       dict(policy=schedules.hand_made(4)),
       'the table has 4 steps, num_steps is 3',
     ),
+    (dict(tokens=np.zeros((2, N), int)), r'tokens are int64\[2, \d+\]; give'),
+    (dict(tokens=np.zeros((1, N))), 'tokens are float64'),
+    (dict(tokens=np.full((1, N), K + 1)), 'tokens lie in .* allowed are 0'),
   )
   def test_mistakes_are_one_clear_line(self, changes, message):
     arguments = {'labels': [0], 'num_steps': T, **changes}
     with self.assertRaisesRegex(UserError, message) as caught:
-      toy_generator().sample(**arguments)
+      toy_generator().generate(**arguments)
     self.assertLen(str(caught.exception).splitlines(), 1)
 
 

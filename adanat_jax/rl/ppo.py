@@ -288,7 +288,7 @@ def update(
   def gradient_step(carry: Any, batch: Rollout) -> tuple[Any, Any]:
     params, opt_state = carry
     grads, metrics = jax.grad(loss_fn, has_aux=True)(params, batch)
-    metrics['gradient_norm'] = optax.global_norm(grads)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), metrics
 

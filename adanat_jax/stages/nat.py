@@ -154,7 +154,7 @@ def make_train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
-    metrics = {'loss': loss, 'gradient_norm': optax.global_norm(grads)}
+    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(grads)}
     return NatState(params, ema, opt_state), metrics
 
   return train_step

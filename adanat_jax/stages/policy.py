@@ -147,6 +147,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.residual': choice(*RESIDUALS),
       'policy.discriminator.updates': int_at_least(1),
       'policy.discriminator.batch_size': int_at_least(8),
+      'policy.discriminator.held_out': int_at_least(8),
       'policy.discriminator.spectral_warmup': int_at_least(0),
       'policy.discriminator.learning_rate': between(0.0, 1.0),
     },
@@ -155,6 +156,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   for name, size in (
     ('batch_size', section.batch_size),
     ('discriminator.batch_size', section.discriminator.batch_size),
+    ('discriminator.held_out', section.discriminator.held_out),
   ):
     if size % 8:
       raise UserError(
