@@ -59,6 +59,8 @@ def set_recipe(config: ml_collections.ConfigDict) -> None:
   config.policy.preset = 'paper'
   # AdaNAT train.py: new rollouts for each update of the discriminator.
   config.policy.discriminator.fresh_rollouts = True
+  # Real images as they are.
+  config.policy.discriminator.reconstruct_real = False
   # Its spectral norms start without power iterations.
   config.policy.discriminator.spectral_warmup = 0
   config.sample.num_steps = 8

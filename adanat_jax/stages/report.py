@@ -8,6 +8,7 @@ trainings and the trained networks, so a report can be redrawn at any time.
 from __future__ import annotations
 
 import pathlib
+import shlex
 from typing import Any
 
 import ml_collections
@@ -64,19 +65,26 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     directory / 'results.json',
     {**results, 'training': _trained(config, workdir)},
   )
-  source = files.read_json(workdir / 'config.json')
-  command = f'python -m adanat_jax.main --config={source["source"]}'
-  for name, value in sorted(source['overrides'].items()):
-    if name not in ('mode',):
-      command += f' --config.{name}={value}'
   text = document.compose(
     results,
     shown,
     'AdaNAT on handwritten digits',
-    f'{command} --workdir={workdir}',
+    _command(workdir),
   )
   files.write_text(directory / 'report.md', text)
   print(f'report: {directory / "report.md"}', flush=True)
+
+
+def _command(workdir: pathlib.Path) -> str:
+  """The command line that makes this workdir from nothing."""
+  made_by = files.read_json(workdir / 'config.json')
+  words = ['python', '-m', 'adanat_jax.main', f'--config={made_by["source"]}']
+  for name, value in sorted(made_by['overrides'].items()):
+    if name != 'mode':
+      # JSON knows no tuples, and the command line no lists.
+      value = tuple(value) if isinstance(value, list) else value
+      words.append(f'--config.{name}={value}')
+  return shlex.join([*words, f'--workdir={workdir}'])
 
 
 def _drawn(
