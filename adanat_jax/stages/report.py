@@ -82,8 +82,8 @@ def _command(workdir: pathlib.Path) -> str:
   for name, value in sorted(made_by['overrides'].items()):
     if name != 'mode':
       # JSON knows no tuples, and the command line no lists.
-      value = tuple(value) if isinstance(value, list) else value
-      words.append(f'--config.{name}={value}')
+      given = str(tuple(value) if isinstance(value, list) else value)
+      words.append(f'--config.{name}=' + given.replace("'", '"'))
   return shlex.join([*words, f'--workdir={workdir}'])
 
 
