@@ -1,0 +1,267 @@
+"""The whole of the tiny config, in processes of its own, killed and resumed."""
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import logging
+from absl.testing import absltest
+import jax
+import matplotlib.image
+import numpy as np
+
+import adanat_jax
+from adanat_jax import checkpoint, checkpoint_meta
+from adanat_jax.errors import UserError
+from adanat_jax.metric_writer import read_metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAININGS = (
+  'tokenizer',
+  'judges/measure',
+  'judges/reward',
+  'nat',
+  'policy/adversarial-adaptive-T4-0',
+  'policy/adversarial-constant-T4-0',
+)
+# Shorter still than the preset; every stage saves more than once.
+OVERRIDES = {
+  'tokenizer.num_steps': 20,
+  'judges.measure.num_steps': 11,
+  'judges.reward.num_steps': 11,
+  'nat.num_steps': 20,
+  'policy.iterations': 3,
+  'policy.save_every': 1,
+  'evaluate.max_grid': 2,
+  'evaluate.num_seeds': 1,
+  'report.images_per_class': 2,
+  'tensorboard': False,
+}
+_SECONDS = 900
+
+
+def command(workdir: pathlib.Path, cache: pathlib.Path, **fields) -> list[str]:
+  overrides = OVERRIDES | {k.replace('__', '.'): v for k, v in fields.items()}
+  return [
+    sys.executable,
+    *('-m', 'adanat_jax.main', '--config=configs/digits.py:tiny'),
+    f'--workdir={workdir}',
+    f'--jax_cache_dir={cache}',
+    *(f'--config.{name}={value}' for name, value in overrides.items()),
+  ]
+
+
+def environment() -> dict[str, str]:
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    # Compiling is most of the time; the same for all runs that are compared.
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), *sys.path])),
+  }
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+  return subprocess.run(
+    arguments,
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=_SECONDS,
+    check=False,
+  )
+
+
+def run_until(arguments: list[str], reached: Callable[[], bool]) -> int:
+  """Starts a run and kills it as soon as `reached`; returns its exit code."""
+  with tempfile.TemporaryFile() as log:
+    process = subprocess.Popen(
+      arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log
+    )
+    try:
+      deadline = time.monotonic() + _SECONDS
+      while not reached() and process.poll() is None:
+        if time.monotonic() > deadline:
+          raise TimeoutError('the run came to no progress')
+        time.sleep(0.002)
+    finally:
+      process.send_signal(signal.SIGKILL)
+      process.wait()
+    if process.returncode != -signal.SIGKILL:
+      log.seek(0)
+      raise AssertionError(log.read().decode()[-3000:])
+    return process.returncode
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+  return [
+    {k: v for k, v in row.items() if not k.startswith('time/')} for row in rows
+  ]
+
+
+class EndToEndTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+    directory = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.directory = pathlib.Path(directory)
+    cls.cache = cls.directory / 'cache'
+    cls.whole = cls.directory / 'whole'
+    result = run(command(cls.whole, cls.cache))
+    if result.returncode:
+      raise AssertionError(result.stderr[-3000:])
+    cls.output = result.stdout
+
+  def test_everything_is_there(self):
+    results = json.loads((self.whole / 'report/results.json').read_text())
+    roles = [method['role'] for method in results['methods']]
+    self.assertEqual(
+      roles,
+      ['hand-made'] * 3
+      + ['tuned', 'adaptive', 'frozen', 'shuffled', 'non-adaptive'],
+    )
+    for method in results['methods']:
+      measures = {k: v['mean'] for k, v in method['measures'].items()}
+      self.assertTrue(np.isfinite(list(measures.values())).all(), measures)
+      self.assertLen(method['committed_per_step']['mean'], 4)
+    self.assertEqual(results['grid'][0]['evaluations'], 2)
+    self.assertLess(
+      results['floors']['held-out images']['frechet'],
+      results['methods'][0]['measures']['frechet']['mean'],
+    )
+    report = (self.whole / 'report/report.md').read_text()
+    self.assertIn('AdaNAT', report)
+    pictures = list((self.whole / 'report').glob('*.png'))
+    self.assertGreater(len(pictures), 4)
+    for picture in pictures:
+      self.assertIn(picture.name, report)
+      self.assertGreater(matplotlib.image.imread(picture).std(), 0.01)
+    # One command, as it was given, reproduces the report.
+    self.assertIn('--config=configs/digits.py:tiny', report)
+    self.assertIn('--config.nat.num_steps=20', report)
+
+  def test_the_same_command_again_repeats_no_training(self):
+    markers = {
+      stage: (self.whole / stage / 'complete.json').stat().st_mtime_ns
+      for stage in (*TRAININGS, 'evaluate')
+    }
+    for mode in ('nat', 'evaluate'):
+      result = run(command(self.whole, self.cache, mode=mode))
+      self.assertEqual(result.returncode, 0, result.stderr)
+    for stage, written in markers.items():
+      path = self.whole / stage / 'complete.json'
+      self.assertEqual(path.stat().st_mtime_ns, written, stage)
+
+  def test_killed_anywhere_it_ends_with_the_same_bits(self):
+    work = self.directory / 'killed'
+    ledger = work / 'evaluate/ledger.jsonl'
+    holds = lambda path, text: path.is_file() and text in path.read_text()
+    some = lambda pattern: any(work.glob(pattern))
+    # When the run is killed, and what it would have written next.
+    moments = (
+      # With an empty cache, the first step is being compiled.
+      (lambda: some('tokenizer/checkpoints'), 'tokenizer/metrics.jsonl'),
+      (lambda: some('tokenizer/checkpoints/10'), 'tokenizer/complete.json'),
+      # From the moment on when the first save begins.
+      (lambda: some('nat/checkpoints/*'), 'nat/complete.json'),
+      (
+        lambda: some('policy/*-adaptive-*/checkpoints/1'),
+        f'{TRAININGS[4]}/complete.json',
+      ),
+      (lambda: holds(ledger, 'T4/grid/0'), 'evaluate/results.json'),
+      (lambda: some('report/*.png'), 'report/report.md'),
+    )
+    for number, (reached, missing) in enumerate(moments):
+      cache = self.directory / 'cold' if number == 0 else self.cache
+      self.assertFalse(reached(), missing)
+      run_until(command(work, cache), reached)
+      path = work / missing
+      # A file of rows may exist and hold none.
+      unfinished = not path.exists() or not path.read_bytes()
+      self.assertTrue(unfinished, f'killed too late for {missing}')
+    result = run(command(work, self.cache))
+    self.assertEqual(result.returncode, 0, result.stderr[-3000:])
+
+    for stage in TRAININGS:
+      whole, killed = self.whole / stage, work / stage
+      with self.subTest(stage):
+        fields = ('params', 'ema') if stage == 'nat' else ('params',)
+        for field in fields:
+          jax.tree.map(
+            np.testing.assert_array_equal,
+            checkpoint.load_params(whole, field),
+            checkpoint.load_params(killed, field),
+          )
+        # Optimizer, discriminator and codebook: their checksums.
+        step = json.loads((whole / 'complete.json').read_text())['step']
+        leaves = [
+          checkpoint_meta.checksums(
+            checkpoint_meta.read(path / 'checkpoints' / str(step))
+          )
+          for path in (whole, killed)
+        ]
+        self.assertEqual(*leaves)
+        self.assertEqual(
+          *(without_times(read_metrics(path)) for path in (whole, killed))
+        )
+    for name in ('evaluate/results.json', 'report/results.json'):
+      self.assertEqual(
+        *(json.loads((path / name).read_text()) for path in (self.whole, work)),
+        name,
+      )
+
+  def test_sampling_writes_pictures(self):
+    output = self.directory / 'pictures'
+    result = run(
+      command(
+        self.whole,
+        self.cache,
+        mode='sample',
+        sample__classes='1,0',
+        sample__images_per_class=2,
+        sample__output=output,
+      )
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertRegex(result.stdout, r'4 images in .*; [\d.]+ images/s')
+    names = sorted(path.name for path in output.iterdir())
+    classes = (1, 1, 0, 0)
+    expected = [f'{i:05d}-class{c}.png' for i, c in enumerate(classes)]
+    self.assertEqual(names, [*expected, 'grid.png'])
+    image = matplotlib.image.imread(output / names[0])
+    self.assertGreater(image.std(), 0)
+
+  def test_the_library(self):
+    generator = adanat_jax.load(self.whole)
+    images = generator.sample([0, 1, 1], num_steps=4, seed=0)
+    self.assertEqual((images.shape, images.dtype), ((3, 16, 16, 1), np.float32))
+    self.assertTrue(((images >= 0) & (images <= 1)).all())
+    np.testing.assert_array_equal(generator.sample([0])[0], images[0])
+    self.assertTrue((generator.sample([0], seed=1)[0] != images[0]).any())
+    with self.assertRaisesRegex(UserError, 'num_steps=3.*learned: 4'):
+      generator.sample([0], num_steps=3)
+
+  def test_what_is_missing_is_one_line(self):
+    for mode, stage in (('nat', 'tokenizer'), ('report', 'evaluate')):
+      result = run(command(self.directory / 'empty', self.cache, mode=mode))
+      self.assertEqual(result.returncode, 2, result.stderr)
+      self.assertLen(result.stderr.splitlines(), 1, result.stderr)
+      self.assertIn(f'run --config.mode={stage}', result.stderr)
+    result = run(
+      command(self.whole, self.cache, mode='sample', sample__num_steps=3)
+    )
+    self.assertEqual(result.returncode, 2, result.stderr)
+    self.assertLen(result.stderr.splitlines(), 1, result.stderr)
+    self.assertIn('num_steps=3', result.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()
