@@ -14,7 +14,13 @@ from adanat_jax import config as config_lib
 from adanat_jax.convert import __main__ as cli, clip, nat, policy, vqgan
 from adanat_jax.errors import UserError
 from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.stages import load, published, sample
+from adanat_jax.stages import (
+  load,
+  networks,
+  published,
+  sample,
+  tokenizer as tokenizer_stage,
+)
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = ('in256', 'in256_s', 'in512', 'cc3m256', 'coco256')
@@ -79,8 +85,8 @@ class PublishedSamplingTest(parameterized.TestCase):
 
   def weights(self, config, condition):
     """Converts a tokenizer and a NAT; returns overrides and parameters."""
-    tokenizer = published.tokenizer_module(config)
-    module = published.nat_module(config, 16)
+    tokenizer = networks.tokenizer_module(config)
+    module = networks.nat_module(config)
     images = jnp.zeros((1, 8, 8, 3))
     tokenizer_params = random_params(tokenizer, images)
     params = random_params(module, jnp.zeros((1, 16), jnp.int32), condition)
@@ -191,8 +197,15 @@ class PublishedSamplingTest(parameterized.TestCase):
       self.load_config('in256'), jnp.zeros(1, jnp.int32)
     )
     config = self.load_config('in256', **overrides)
+    config.policy.init_from = config.nat.init_from
+    config.policy.num_steps = (4, 8)
+    with self.assertRaisesRegex(UserError, r'policy\.num_steps.* 1 elements'):
+      sample.run(config, self.folder)
     config.nat.width = 48
     with self.assertRaisesRegex(UserError, 'is expected'):
+      sample.run(config, self.folder)
+    config.nat.init_from = str(self.folder / 'nowhere')
+    with self.assertRaisesRegex(UserError, r'config\.nat\.init_from.*nowhere'):
       sample.run(config, self.folder)
 
 
@@ -214,7 +227,7 @@ class ConfigsTest(parameterized.TestCase):
   )
   def test_published_sizes(self, name, count):
     config = config_lib.load(str(CONFIGS / f'{name}.py'))
-    module = published.nat_module(config, 256)
+    module = networks.nat_module(config)
     is_text = config.data.condition == 'text'
     condition = (
       jnp.zeros((1, 77, config.text.width)) if is_text else jnp.zeros(1, int)
@@ -224,6 +237,38 @@ class ConfigsTest(parameterized.TestCase):
     )
     sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
     self.assertEqual(sum(sizes), count)
+
+  @parameterized.parameters(
+    ('in256', 11_876_484), ('cc3m256', 12_073_092), ('in512', None)
+  )
+  def test_published_sizes_beside_the_nat(self, name, actor_size):
+    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    count = lambda module, *inputs: sum(
+      int(np.prod(x.shape))
+      for x in jax.tree.leaves(
+        jax.eval_shape(module.init, jax.random.key(0), *inputs)
+      )
+    )
+    tokenizer = networks.tokenizer_module(config)
+    self.assertEqual(count(tokenizer, jnp.zeros((1, 16, 16, 3))), 54_515_587)
+    nat = networks.nat_module(config)
+    self.assertEqual(nat.num_tokens, 1024 if name == 'in512' else 256)
+    actor, _ = networks.policy_modules(config)
+    features = jnp.zeros((1, nat.num_tokens, nat.width))
+    size = count(actor, features, jnp.zeros(1, jnp.int32))
+    if actor_size:
+      self.assertEqual(size, actor_size)
+    trunk = config.judges.reward
+    self.assertEqual(
+      (trunk.patch_size, trunk.width, trunk.depth, trunk.num_heads),
+      (16, 384, 12, 6),
+    )
+
+  @parameterized.parameters('in256', 'coco256')
+  def test_nothing_is_trained_at_full_size(self, name):
+    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    with self.assertRaisesRegex(UserError, r'config\.data\.condition'):
+      tokenizer_stage.run(config, self.create_tempdir().full_path)
 
   @parameterized.parameters(*NAMES)
   def test_full_size_samples_by_default(self, name):

@@ -17,6 +17,7 @@ import ml_collections
 
 from adanat_jax import checkpoint, config as config_lib, training
 from adanat_jax.data import digits
+from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.models.classifier import ConvClassifier
 from adanat_jax.models.discriminator import DiscriminatorHeads
@@ -28,9 +29,25 @@ from adanat_jax.models.vqgan import VQGAN
 Config = ml_collections.ConfigDict
 
 
+def is_text(config: Config) -> bool:
+  """Whether the NAT is conditioned on texts instead of classes."""
+  return config.data.condition == 'text'
+
+
 def num_classes(config: Config) -> int:
-  """How many conditions there are, the null condition not counted."""
+  """How many conditions there are, the null condition not counted.
+
+  Raises:
+    UserError: if the condition is of no known kind, or texts.
+  """
+  if config.data.condition == 'class':
+    return config.data.num_classes
   return digits.num_conditions(config.data.condition)
+
+
+def image_channels(config: Config) -> int:
+  """1 for the digits, 3 for the images of the published networks."""
+  return 1 if config.data.condition in digits.CONDITION_NAMES else 3
 
 
 def grid_size(config: Config) -> int:
@@ -50,7 +67,7 @@ def tokenizer_module(config: Config) -> VQGAN:
     width_multipliers=tuple(section.width_multipliers),
     num_res_blocks=section.num_res_blocks,
     num_groups=section.num_groups,
-    image_channels=1,
+    image_channels=image_channels(config),
   )
 
 
@@ -64,7 +81,8 @@ def nat_module(config: Config) -> NAT:
     depth=section.depth,
     num_heads=section.num_heads,
     mlp_ratio=section.mlp_ratio,
-    num_classes=num_classes(config),
+    num_classes=None if is_text(config) else num_classes(config),
+    text_width=config.text.width if is_text(config) else None,
     dropout_rate=section.dropout_rate,
     dtype=jnp.dtype(section.dtype),
     attention=section.attention,
@@ -117,8 +135,9 @@ def policy_modules(config: Config) -> tuple[PolicyNetwork, PolicyNetwork]:
     conv_width=section.conv_width,
     mlp_widths=tuple(section.mlp_widths),
   )
-  return PolicyNetwork(num_outputs=4, **sizes), PolicyNetwork(
-    num_outputs=1, **sizes
+  return (
+    PolicyNetwork(num_outputs=actions.NUM_ACTIONS, **sizes),
+    PolicyNetwork(num_outputs=1, **sizes),
   )
 
 
@@ -154,7 +173,9 @@ def load_tokenizer(config: Config, workdir: pathlib.Path) -> tuple[VQGAN, Any]:
   """The tokenizer and its trained parameters."""
   module = tokenizer_module(config)
   size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  image = jax.ShapeDtypeStruct(
+    (1, size, size, module.image_channels), jnp.float32
+  )
   return module, _load(config, workdir, 'tokenizer', 'params', module, image)
 
 

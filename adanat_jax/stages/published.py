@@ -16,23 +16,16 @@ import ml_collections
 import numpy as np
 
 from adanat_jax import checkpoint
+from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.data import clip_tokens
-from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.models.clip import CLIPText
-from adanat_jax.models.nat import NAT
-from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.rl.agent import Agent
 from adanat_jax.sampler import Generator
+from adanat_jax.stages import networks, policy as policy_stage
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
-
-_RESIDUALS = {
-  'published': actions.published_residual,
-  'none': actions.no_residual,
-}
 
 
 def is_published(config: Config) -> bool:
@@ -53,39 +46,10 @@ def _load(config: Config, section: str, field: str, module: Any, *inputs: Any):
       ' python -m adanat_jax.convert wrote (docs/weights.md)'
     )
   shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
-  return checkpoint.load_params(directory, field, shapes)
-
-
-def tokenizer_module(config: Config) -> VQGAN:
-  """The VQGAN of `config.tokenizer`."""
-  section = config.tokenizer
-  return VQGAN(
-    codebook_size=section.codebook_size,
-    code_width=section.code_width,
-    base_width=section.base_width,
-    width_multipliers=tuple(section.width_multipliers),
-    num_res_blocks=section.num_res_blocks,
-    num_groups=section.num_groups,
-  )
-
-
-def nat_module(config: Config, num_tokens: int) -> NAT:
-  """The NAT of `config.nat`; the condition is `config.data`'s."""
-  section = config.nat
-  is_text = config.data.condition == 'text'
-  return NAT(
-    codebook_size=config.tokenizer.codebook_size,
-    num_tokens=num_tokens,
-    width=section.width,
-    depth=section.depth,
-    num_heads=section.num_heads,
-    mlp_ratio=section.mlp_ratio,
-    num_classes=None if is_text else config.data.num_classes,
-    text_width=config.text.width if is_text else None,
-    dropout_rate=section.dropout_rate,
-    dtype=jnp.dtype(section.dtype),
-    attention=section.attention,
-  )
+  try:
+    return checkpoint.load_params(directory, field, shapes)
+  except UserError as error:
+    raise UserError(f'config.{section}.init_from: {error}') from error
 
 
 def text_module(config: Config) -> CLIPText:
@@ -125,15 +89,16 @@ def _agents(config: Config, num_tokens: int) -> dict[int, Agent]:
   section = config.policy
   if not section.init_from:
     return {}
-  (num_steps,) = section.num_steps
-  grid_size = int(np.sqrt(num_tokens))
-  actor = PolicyNetwork(
-    num_outputs=actions.NUM_ACTIONS,
-    grid_size=grid_size,
-    hidden_size=section.network.hidden_size,
-    conv_width=section.network.conv_width,
-    mlp_widths=tuple(section.network.mlp_widths),
+  # A policy belongs to one number of steps and to one schedule.
+  check(
+    config,
+    {
+      'policy.num_steps': tuple_of(int_at_least(1), length=1),
+      'policy.residual': choice(*policy_stage.RESIDUALS),
+    },
   )
+  (num_steps,) = section.num_steps
+  actor, _ = networks.policy_modules(config)
   features = jnp.zeros((1, num_tokens, config.nat.width))
   params = _load(
     config, 'policy', 'params/actor', actor, features, jnp.zeros(1, jnp.int32)
@@ -145,7 +110,7 @@ def _agents(config: Config, num_tokens: int) -> dict[int, Agent]:
     mean = actor.apply({'params': params}, features.astype(jnp.float32), step)
     return mean, jnp.zeros(features.shape[0])
 
-  residual = _RESIDUALS[section.residual](num_steps)
+  residual = policy_stage.residual_of(config, num_steps)
   return {num_steps: Agent(params, residual, actor_alone)}
 
 
@@ -155,13 +120,14 @@ def generator(config: Config) -> Generator:
   Raises:
     UserError: if a section names no checkpoint or one of other shapes.
   """
-  tokenizer = tokenizer_module(config)
-  side = config.data.image_size
-  num_tokens = (side // tokenizer.downsampling) ** 2
-  nat = nat_module(config, num_tokens)
-  image = jnp.zeros((1, tokenizer.downsampling, tokenizer.downsampling, 3))
+  tokenizer, nat = (
+    networks.tokenizer_module(config),
+    networks.nat_module(config),
+  )
+  side = tokenizer.downsampling
+  image = jnp.zeros((1, side, side, tokenizer.image_channels))
   tokenizer_params = _load(config, 'tokenizer', 'params', tokenizer, image)
-  tokens = jnp.zeros((1, num_tokens), jnp.int32)
+  tokens = jnp.zeros((1, nat.num_tokens), jnp.int32)
   if nat.num_classes is None:
     null = encode_captions(config, [''])[0]
     condition: Array = jnp.zeros((1, *null.shape))
@@ -174,7 +140,7 @@ def generator(config: Config) -> Generator:
     tokenizer,
     tokenizer_params,
     nat.num_classes or 0,
-    _agents(config, num_tokens),
+    _agents(config, nat.num_tokens),
     config.evaluate.batch_size,
     null,
   )

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from adanat_jax import training
-from adanat_jax.config_rules import between, check, int_at_least
+from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
@@ -197,6 +197,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     config,
     {
       'data.image_size': int_at_least(8),
+      # The digits are all there is to train on: a config of published networks
+      # ends here, and not in the middle of a later stage.
+      'data.condition': choice(*digits.CONDITION_NAMES),
       'tokenizer.codebook_size': int_at_least(2),
       'tokenizer.num_steps': int_at_least(1),
       'tokenizer.batch_size': int_at_least(1),
