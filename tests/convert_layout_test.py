@@ -10,10 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
-from adanat_jax.convert import discriminator, layout, nat, policy, vit, vqgan
+from adanat_jax.convert import (
+  discriminator,
+  inception,
+  layout,
+  maskgit,
+  nat,
+  policy,
+  vit,
+  vqgan,
+)
 from adanat_jax.errors import UserError
 from adanat_jax.models import (
   discriminator as discriminator_model,
+  inception as inception_model,
   nat as nat_model,
   policy as policy_model,
   vit as vit_model,
@@ -76,6 +86,38 @@ class PublishedKeysTest(parameterized.TestCase):
     )
     self.assertEqual(policy.infer(arrays), module)
 
+  @parameterized.parameters(
+    (4, 768, 11_876_484),
+    (1, 768, 11_874_945),
+    (4, 1152, 12_073_092),
+    (1, 1152, 12_071_553),
+    (4, 512, 11_482_756),
+  )
+  def test_policy_of_each_width(self, num_outputs, width, size):
+    module = policy_model.PolicyNetwork(num_outputs, 16)
+    features = np.zeros((1, 256, width), np.float32)
+    arrays = policy.to_torch(_published(module, features, _IDS)['params'])
+    # Features of the network's own width need no projection.
+    self.check(arrays, 20 if width == 512 else 22, size)
+
+  def test_discriminator_of_texts(self):
+    module = discriminator_model.DiscriminatorHeads()
+    features = [np.zeros((1, 1, 384), np.float32)] * 5
+    text = np.zeros((1, 1280), np.float32)
+    arrays = discriminator.to_torch(_published(module, features, text))
+    vectors = sum(
+      math.prod(value.shape)
+      for key, value in arrays.items()
+      if key.endswith(('_u', '_v'))
+    )
+    self.check(
+      arrays,
+      90,
+      7_917_440 + vectors,
+      heads__0__cmapper__weight=(64, 1280),
+    )
+    self.assertEqual(discriminator.infer(arrays), (module, 5))
+
   def test_vqgan(self):
     module = vqgan_model.VQGAN(1024, 256)
     images = np.zeros((1, 16, 16, 3), np.float32)
@@ -89,6 +131,30 @@ class PublishedKeysTest(parameterized.TestCase):
       quantize__embedding__weight=(1024, 256),
     )
     self.assertEqual(vqgan.infer(arrays), module)
+
+  def test_tokenizer_of_maskgit(self):
+    module = vqgan_model.VQGAN(1024, 256)
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    params = _published(module, images)['params']
+    arrays = maskgit.tokenizer_to_flax(params, module)
+    self.check(arrays, 168, 54_515_587)
+    for key, shape in (
+      ('encoder/Conv_1/kernel', (1, 1, 512, 256)),
+      ('encoder/ResBlock_4/Conv_2/kernel', (1, 1, 256, 256)),
+      ('decoder/ResBlock_8/Conv_2/kernel', (1, 1, 128, 128)),
+      ('decoder/Conv_4/kernel', (3, 3, 128, 128)),
+    ):
+      self.assertEqual(arrays[key].shape, shape, key)
+
+  def test_inception(self):
+    images = np.zeros((1, 299, 299, 3), np.float32)
+    arrays = inception.to_torch(
+      _published(inception_model.InceptionV3(), images)['params']
+    )
+    # The published count holds the weights alone.
+    learned = {k: x for k, x in arrays.items() if '.running_' not in k}
+    self.check(learned, 284, 23_850_960, fc__weight=(1008, 2048))
+    self.check(arrays, 472, 23_850_960 + 34_432)
 
   def test_dino(self):
     module = vit_model.VisionTransformer(224, 16, 384, 12, 6)

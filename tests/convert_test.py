@@ -1,16 +1,12 @@
 """The converter: each kind there and back, its messages, its formats."""
 
-import contextlib
-import io
-import pathlib
-
 from absl.testing import absltest, parameterized
+from converting import CommandLineTest, files_subset, weights_of
 from flax import serialization, traverse_util
 import jax
 import ml_dtypes
 import numpy as np
-import reference_arrays
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 import torch_files
 
 from adanat_jax import checkpoint
@@ -25,12 +21,6 @@ from adanat_jax.convert import (
 from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.maskgit import MaskGITTransformer
-
-DATA = pathlib.Path(__file__).parent / 'data'
-
-
-def weights_of(name: str) -> dict[str, np.ndarray]:
-  return dict(reference_arrays.read(DATA / f'{name}.npz').weights)
 
 
 def adanat_checkpoint() -> dict[str, object]:
@@ -83,62 +73,7 @@ FLAX_CASES = {
 }
 
 
-def files_subset(arrays, prefix):
-  return {
-    key.removeprefix(prefix): value
-    for key, value in arrays.items()
-    if key.startswith(prefix)
-  }
-
-
-class ConvertTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(self.create_tempdir().full_path)
-    self.output = self.folder / 'out'
-
-  def run_cli(self, *arguments: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-      try:
-        status = cli.main(arguments)
-      except SystemExit as stop:
-        status = stop.code
-    return status, out.getvalue(), err.getvalue()
-
-  def convert(self, kind: str, path: pathlib.Path) -> str:
-    status, out, err = self.run_cli(
-      f'--kind={kind}', f'--input={path}', f'--output={self.output}'
-    )
-    self.assertEqual((status, err), (0, ''))
-    return out
-
-  def reverse(self, kind: str) -> dict[str, np.ndarray]:
-    path = self.folder / 'back.safetensors'
-    status, _, err = self.run_cli(
-      f'--kind={kind}',
-      f'--input={self.output}',
-      f'--output={path}',
-      '--reverse',
-    )
-    self.assertEqual((status, err), (0, ''))
-    return load_file(path)
-
-  def refused(self, kind: str, path: pathlib.Path) -> str:
-    status, out, err = self.run_cli(
-      f'--kind={kind}', f'--input={path}', f'--output={self.output}'
-    )
-    self.assertEqual((status, out), (2, ''))
-    self.assertEqual(err.count('\n'), 1)
-    self.assertFalse(self.output.exists())
-    return err
-
-  def assert_same(self, ours, theirs):
-    self.assertEqual(set(ours), set(theirs))
-    for key, value in theirs.items():
-      self.assertEqual(ours[key].dtype, value.dtype, key)
-      np.testing.assert_array_equal(ours[key], value, key)
-
+class ConvertTest(CommandLineTest):
   @parameterized.parameters(sorted(TORCH_CASES))
   def test_torch_there_and_back(self, case):
     kind, held_by_file = TORCH_CASES[case]
@@ -240,6 +175,7 @@ class ConvertTest(parameterized.TestCase):
     self.assertIn('global_step = 1000, gen_steps = 8', said)
     self.assertIn('no published network of this size', said)
     self.assertIn('AdaNAT-L', kinds.release_of(193_655_297))
+    self.assertIn('discriminator', kinds.release_of(10_285_440))
 
   def test_absurd_steps_are_not_said(self):
     held = {**adanat_checkpoint(), 'global_step': 1 << 20_000}
@@ -255,85 +191,6 @@ class ConvertTest(parameterized.TestCase):
     shapes = jax.tree.leaves(layout.shapes(module, ids))
     self.assertEqual(sum(int(np.prod(x.shape)) for x in shapes), count)
     self.assertIn('MaskGIT', kinds.release_of(count))
-
-  def test_all_wrong_keys_are_in_one_message(self):
-    arrays = weights_of('uvit_class_shared')
-    del arrays['norm.weight'], arrays['mlm_layer.fc.bias']
-    arrays['surprise'] = np.zeros(3, np.float32)
-    arrays['norm.bias'] = np.zeros((2, 3), np.float32)
-    path = self.folder / 'nat.pth'
-    torch_files.save_zip(path, arrays)
-    message = self.refused('nat', path)
-    for part in (
-      str(path),
-      '2 missing: mlm_layer.fc.bias, norm.weight',
-      '1 unexpected: surprise',
-      'norm.bias is (2, 3), not (64,)',
-    ):
-      self.assertIn(part, message)
-
-  @parameterized.parameters(
-    ('weights.pth', b'no file of torch', 'torch.save'),
-    ('weights.safetensors', b'\xff' * 40, 'weights.safetensors'),
-    ('weights.npz', b'PK\x03\x04 and no more', 'weights.npz'),
-    ('weights.msgpack', b'\xc1\xc1', 'msgpack'),
-    ('weights.h5', b'', 'the ending is none of'),
-  )
-  def test_broken_files(self, name, content, word):
-    path = self.folder / name
-    path.write_bytes(content)
-    self.assertIn(word, self.refused('nat', path))
-
-  def test_npz_with_objects_is_refused(self):
-    path = self.folder / 'weights.npz'
-    np.savez(path, x=np.array([{}], object))
-    self.assertIn('cannot read', self.refused('nat', path))
-
-  def test_dictionaries_that_hold_themselves(self):
-    loop = {}
-    loop.update(model=loop, other=loop)
-    with self.assertRaisesRegex(UserError, 'no arrays'):
-      files.find_arrays(loop)
-
-  @parameterized.parameters(
-    ('nat', [3, 4], 'no arrays by name'),
-    ('fid_stats', {'mu': np.zeros(3, np.float32)}, 'no sigma'),
-    ('inception', {'x': np.zeros(3, np.float32)}, 'missing'),
-    ('policy', {'x': np.zeros(3, np.float32)}, 'not the weights of'),
-  )
-  def test_other_contents(self, kind, value, word):
-    path = self.folder / 'weights.pth'
-    torch_files.save_zip(path, value)
-    if kind == 'fid_stats':
-      self.output = self.output.with_suffix('.npz')
-    self.assertIn(word, self.refused(kind, path))
-
-  def test_output_that_exists_is_kept(self):
-    torch_files.save_zip(self.folder / 'a.pth', {'x': np.zeros(1)})
-    (self.folder / 'full').mkdir()
-    (self.folder / 'full' / 'file').write_text('mine')
-    self.output = self.folder / 'full'
-    status, _, err = self.run_cli(
-      '--kind=nat',
-      f'--input={self.folder / "a.pth"}',
-      f'--output={self.output}',
-    )
-    self.assertEqual(status, 2)
-    self.assertIn('exists already', err)
-
-  def test_reverse_of_another_kind(self):
-    arrays = weights_of('vqgan_shared')
-    torch_files.save_zip(self.folder / 'v.pth', arrays)
-    self.convert('vqgan', self.folder / 'v.pth')
-    for kind in ('nat', 'dino', 'maskgit_tokenizer'):
-      status, _, err = self.run_cli(
-        f'--kind={kind}',
-        f'--input={self.output}',
-        f'--output={self.folder / "x.safetensors"}',
-        '--reverse',
-      )
-      # The two tokenizers are one network: only the keys differ.
-      self.assertEqual(status, 0 if kind == 'maskgit_tokenizer' else 2, err)
 
   def test_help_lists_every_kind_with_its_source(self):
     status, out, _ = self.run_cli('--help')

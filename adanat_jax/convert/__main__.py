@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+import io
 import pathlib
+import shutil
 import sys
 import textwrap
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax import checkpoint, completion
+from adanat_jax import checkpoint, completion, files as plain_files
 from adanat_jax.convert import files
 from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
@@ -75,6 +77,13 @@ def _check_output(path: pathlib.Path, ending: str) -> None:
     raise UserError(f'--output={path} has to be {expected} for this kind')
   if path.exists() and not (path.is_dir() and not any(path.iterdir())):
     raise UserError(f'--output={path} exists already; choose another')
+  plain_files.make_directory(path.parent)
+
+
+def _write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  plain_files.write_bytes(path, buffer.getvalue())
 
 
 def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
@@ -100,11 +109,16 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
     converted = KINDS[name].convert(value)
   except UserError as error:
     raise UserError(f'{", ".join(inputs)}: {error}') from error
+  except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+    # Sizes are read off the shapes of a few arrays before all are compared,
+    # and these may be of any rank.
+    raise UserError(
+      f'{", ".join(inputs)}: the arrays have not the shapes of {name}'
+      f' ({str(error).splitlines()[0]:.200})'
+    ) from error
   lines = [f'{name}: {note}' for note in converted.notes]
   if is_stats:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    moments = converted.state
-    np.savez(path, mean=moments['mean'], covariance=moments['covariance'])
+    _write_npz(path, converted.state)
     return [*lines, f'written: {path}']
   count = _count(converted.counted)
   lines.append(f'{name}: {count:,} parameters, {release_of(count)}')
@@ -114,13 +128,21 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
     'parameters': count,
     'notes': lines,
   }
-  with checkpoint.Checkpointer(path) as checkpointer:
-    checkpointer.save(0, converted.state, {'converted': about})
-    # Orbax has its own copy now and takes its time to write it: the file need
-    # not stay in memory beside it.
-    del value, converted
-    checkpointer.wait()
-  completion.mark_complete(path, 0, {'parameters': count})
+  # A conversion that is killed leaves no output: its name appears last.
+  partial = path.with_name(f'.{path.name}.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    with checkpoint.Checkpointer(partial) as checkpointer:
+      checkpointer.save(0, converted.state, {'converted': about})
+      # Orbax has its own copy now and takes its time to write it: the file
+      # need not stay in memory beside it.
+      del value, converted
+      checkpointer.wait()
+    completion.mark_complete(partial, 0, {'parameters': count})
+    with plain_files.writing(path):
+      partial.replace(path)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
   return [*lines, f'written: {path}, for the init_from of a config']
 
 
@@ -142,18 +164,23 @@ def reverse(name: str, source: str, output: str) -> list[str]:
   arrays: Mapping[str, np.ndarray]
   if name == 'fid_stats':
     _check_output(path, '.npz')
-    arrays = kind.reverse(files.read(source))
-    np.savez(path, mu=arrays['mu'], sigma=arrays['sigma'])
+    arrays = _back(kind, name, source, files.find_arrays(files.read(source)))
+    _write_npz(path, arrays)
   else:
     _check_output(path, '.safetensors')
-    state = _load(kind, source)
-    try:
-      arrays = kind.reverse(jax.device_get(state))
-    except KeyError as error:
-      raise UserError(f'{source} holds no {name}: {error.args[0]}') from error
+    arrays = _back(kind, name, source, jax.device_get(_load(kind, source)))
     files.write_safetensors(path, arrays, {'kind': name, 'format': 'pt'})
   return [f'{name}: {_count(arrays):,} numbers in {len(arrays)} arrays',
           f'written: {path}']  # fmt: skip
+
+
+def _back(
+  kind: Kind, name: str, source: str, state: Mapping[str, Any]
+) -> Mapping[str, np.ndarray]:
+  try:
+    return kind.reverse(state)
+  except KeyError as error:
+    raise UserError(f'{source} holds no {name}: {error.args[0]}') from error
 
 
 def _load(kind: Kind, source: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 import json
 import os
 import pathlib
+import struct
 from types import ModuleType
 from typing import Any
 import zipfile
+import zlib
 
 from flax import serialization
 import ml_dtypes
@@ -53,7 +55,8 @@ def read(path: str | os.PathLike[str]) -> Any:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise UserError(f'cannot read {path}: there is no such file')
+    reason = 'it is a directory' if path.is_dir() else 'there is no such file'
+    raise UserError(f'cannot read {path}: {reason}')
   if path.suffix in TORCH_SUFFIXES:
     return torch_reader.read(path)
   if path.suffix == '.safetensors':
@@ -122,13 +125,19 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
   except (
+    ArithmeticError,
     AttributeError,
     EOFError,
+    LookupError,
     MemoryError,
     OSError,
+    # An encrypted entry, or one of another compression.
+    RuntimeError,
     TypeError,
     ValueError,
+    struct.error,
     zipfile.BadZipFile,
+    zlib.error,
   ) as error:
     raise UserError(f'cannot read {path}: {_in_short(error)}') from error
 
@@ -136,7 +145,16 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_msgpack(path: pathlib.Path) -> Any:
   try:
     return serialization.msgpack_restore(path.read_bytes())
-  except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise UserError(
       f'cannot read {path} as Flax msgpack: {_in_short(error)}'
     ) from error
@@ -156,8 +174,11 @@ def write_safetensors(
   library = _safetensors()
   temporary = path.with_name(f'.{path.name}.partial')
   contiguous = {key: np.ascontiguousarray(x) for key, x in arrays.items()}
-  library.numpy.save_file(contiguous, temporary, dict(metadata))
-  temporary.replace(path)
+  try:
+    library.numpy.save_file(contiguous, temporary, dict(metadata))
+    temporary.replace(path)
+  except (library.SafetensorError, OSError) as error:
+    raise UserError(f'cannot write {path}: {_in_short(error)}') from error
 
 
 def find_arrays(

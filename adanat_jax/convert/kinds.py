@@ -36,6 +36,8 @@ _RELEASES = {
   503_628_929: 'AdaNAT on CC3M (the MUSE-Pytorch NAT)',
   11_876_484: 'the actor of AdaNAT or AdaGen on ImageNet 256',
   12_073_092: 'the actor of AdaNAT on CC3M',
+  10_285_440: "heads and mapping of AdaNAT's discriminator, ImageNet 256",
+  7_917_440: "heads of AdaNAT's discriminator, CC3M",
   54_515_587: 'MAGE vqgan_jax_strongaug or MaskGIT, ImageNet 256',
   21_665_664: 'DINO ViT-S/16',
   23_885_392: 'pt_inception-2015-12-05-6726825d',
@@ -135,7 +137,10 @@ def _policy(value: Any) -> Converted:
 
 
 def _policy_back(state: Mapping[str, Any]) -> Arrays:
-  networks = {k: policy.to_torch(v) for k, v in state['params'].items()}
+  found = state['params']
+  if 'actor' not in found or not found.keys() <= {'actor', 'critic'}:
+    raise KeyError(f'{", ".join(sorted(found)[:8])} and no actor')
+  networks = {k: policy.to_torch(v) for k, v in found.items()}
   if set(networks) == {'actor'}:
     return networks['actor']
   # The two copies of an AdaNAT checkpoint are equal whenever it is written.

@@ -115,9 +115,17 @@ def transformer_block(ours: str, theirs: str) -> Table:
 
 
 def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
-  """Returns the shapes of a module's variables; nothing is computed."""
-  init = lambda key: module.init(key, *inputs, **kwargs)
-  return jax.eval_shape(init, jax.random.key(0))
+  """Returns the shapes of a module's variables; nothing is computed.
+
+  Args:
+    module: the module.
+    *inputs: arrays or `jax.ShapeDtypeStruct`s, or trees of them. Where a file
+      says how large an input is, it has to be the latter: then it may say
+      anything and no memory is taken.
+    **kwargs: further arguments, as they are.
+  """
+  init = lambda key, *inputs: module.init(key, *inputs, **kwargs)
+  return jax.eval_shape(init, jax.random.key(0), *inputs)
 
 
 def _their_place(path: str, table: Table) -> tuple[str, Layout]:

@@ -7,6 +7,7 @@ the paths below `params`, joined by '/'.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -91,7 +92,7 @@ def transformer_from_flax(
   Raises:
     UserError: if the weights do not fit the module.
   """
-  input_ids = jnp.zeros((1, module.num_tokens + 1), jnp.int32)
+  input_ids = jax.ShapeDtypeStruct((1, module.num_tokens + 1), jnp.int32)
   template = layout.shapes(module, input_ids)['params']
   return layout.to_ours(
     state_dict, TRANSFORMER_TABLE, template, what=TRANSFORMER
@@ -201,7 +202,9 @@ def tokenizer_from_flax(
     UserError: if the weights do not fit the module.
   """
   side = module.downsampling
-  images = jnp.zeros((1, side, side, module.image_channels))
+  images = jax.ShapeDtypeStruct(
+    (1, side, side, module.image_channels), jnp.float32
+  )
   template = layout.shapes(module, images)['params']
   return layout.to_ours(state_dict, _table_of(module), template, what=TOKENIZER)
 

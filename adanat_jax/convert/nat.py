@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -81,7 +82,7 @@ def from_torch(
   Raises:
     UserError: if the weights do not fit the module.
   """
-  tokens = jnp.zeros((1, module.num_tokens), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
   condition = (
     jnp.zeros((1, 1, module.text_width))
     if module.num_classes is None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -78,7 +79,7 @@ def from_torch(
     UserError: if the weights do not fit the module.
   """
   width = _feature_width(state_dict)
-  features = jnp.zeros((1, module.grid_size**2, width))
+  features = jax.ShapeDtypeStruct((1, module.grid_size**2, width), jnp.float32)
   template = layout.shapes(module, features, jnp.zeros((1,), jnp.int32))
   return layout.to_ours(state_dict, TABLE, template['params'], what=WHAT)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,7 +85,9 @@ def from_torch(
     UserError: if the weights do not fit the module.
   """
   side = module.downsampling
-  images = jnp.zeros((1, side, side, module.image_channels))
+  images = jax.ShapeDtypeStruct(
+    (1, side, side, module.image_channels), jnp.float32
+  )
   template = layout.shapes(module, images)['params']
   return layout.to_ours(state_dict, TABLE, template, what=WHAT)
 

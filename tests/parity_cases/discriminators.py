@@ -34,7 +34,7 @@ def head(reference: Reference) -> Outputs:
   variables = layout.to_ours(
     weights,
     discriminator.HEAD_TABLE,
-    layout.shapes(module, sample, first, False),
+    layout.shapes(module, sample, first, train=False),
     what='a discriminator head',
   )
   x = reference.inputs['x'].transpose(0, 2, 1)

@@ -1,0 +1,187 @@
+"""The converter on what it cannot convert: one line, and nothing is left."""
+
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+from converting import CommandLineTest, files_subset, weights_of
+import numpy as np
+import torch_files
+
+from adanat_jax.convert import __main__ as cli, files
+from adanat_jax.errors import UserError
+
+
+class ConvertMistakesTest(CommandLineTest):
+  def test_all_wrong_keys_are_in_one_message(self):
+    arrays = weights_of('uvit_class_shared')
+    del arrays['norm.weight'], arrays['mlm_layer.fc.bias']
+    arrays['surprise'] = np.zeros(3, np.float32)
+    arrays['norm.bias'] = np.zeros((2, 3), np.float32)
+    path = self.folder / 'nat.pth'
+    torch_files.save_zip(path, arrays)
+    message = self.refused('nat', path)
+    for part in (
+      str(path),
+      '2 missing: mlm_layer.fc.bias, norm.weight',
+      '1 unexpected: surprise',
+      'norm.bias is (2, 3), not (64,)',
+    ):
+      self.assertIn(part, message)
+
+  @parameterized.parameters(
+    ('weights.pth', b'no file of torch', 'torch.save'),
+    ('weights.safetensors', b'\xff' * 40, 'weights.safetensors'),
+    ('weights.npz', b'PK\x03\x04 and no more', 'weights.npz'),
+    ('weights.msgpack', b'\xc1\xc1', 'msgpack'),
+    ('weights.h5', b'', 'the ending is none of'),
+  )
+  def test_broken_files(self, name, content, word):
+    path = self.folder / name
+    path.write_bytes(content)
+    self.assertIn(word, self.refused('nat', path))
+
+  def test_npz_with_objects_is_refused(self):
+    path = self.folder / 'weights.npz'
+    np.savez(path, x=np.array([{}], object))
+    self.assertIn('cannot read', self.refused('nat', path))
+
+  def test_dictionaries_that_hold_themselves(self):
+    loop = {}
+    loop.update(model=loop, other=loop)
+    with self.assertRaisesRegex(UserError, 'no arrays'):
+      files.find_arrays(loop)
+
+  @parameterized.parameters(
+    ('nat', [3, 4], 'no arrays by name'),
+    ('fid_stats', {'mu': np.zeros(3, np.float32)}, 'no sigma'),
+    ('inception', {'x': np.zeros(3, np.float32)}, 'missing'),
+    ('policy', {'x': np.zeros(3, np.float32)}, 'not the weights of'),
+  )
+  def test_other_contents(self, kind, value, word):
+    path = self.folder / 'weights.pth'
+    torch_files.save_zip(path, value)
+    if kind == 'fid_stats':
+      self.output = self.output.with_suffix('.npz')
+    self.assertIn(word, self.refused(kind, path))
+
+  def test_output_that_exists_is_kept(self):
+    torch_files.save_zip(self.folder / 'a.pth', {'x': np.zeros(1)})
+    (self.folder / 'full').mkdir()
+    (self.folder / 'full' / 'file').write_text('mine')
+    self.output = self.folder / 'full'
+    status, _, err = self.run_cli(
+      '--kind=nat',
+      f'--input={self.folder / "a.pth"}',
+      f'--output={self.output}',
+    )
+    self.assertEqual(status, 2)
+    self.assertIn('exists already', err)
+
+  def test_reverse_of_another_kind(self):
+    arrays = weights_of('vqgan_shared')
+    torch_files.save_zip(self.folder / 'v.pth', arrays)
+    self.convert('vqgan', self.folder / 'v.pth')
+    for kind in ('nat', 'dino', 'maskgit_tokenizer'):
+      status, _, err = self.run_cli(
+        f'--kind={kind}',
+        f'--input={self.output}',
+        f'--output={self.folder / "x.safetensors"}',
+        '--reverse',
+      )
+      # The two tokenizers are one network: only the keys differ.
+      self.assertEqual(status, 0 if kind == 'maskgit_tokenizer' else 2, err)
+
+  @parameterized.parameters('vqgan', 'policy', 'fid_stats')
+  def test_reverse_of_what_holds_no_such_thing(self, kind):
+    torch_files.save_zip(self.folder / 'v.pth', weights_of('vqgan_shared'))
+    self.convert('vqgan', self.folder / 'v.pth')
+    source, ending = self.output, '.safetensors'
+    if kind == 'fid_stats':
+      source, ending = self.folder / 'other.npz', '.npz'
+      np.savez(source, x=np.zeros(3))
+    back = self.folder / 'new' / f'x{ending}'
+    status, _, err = self.run_cli(
+      f'--kind={kind}', f'--input={source}', f'--output={back}', '--reverse'
+    )
+    if kind == 'vqgan':
+      # A folder that is not there yet is made.
+      self.assertEqual((status, back.is_file()), (0, True))
+    else:
+      self.assertEqual((status, err.count('\n')), (2, 1))
+      self.assertIn(f'holds no {kind}', err)
+      self.assertFalse(back.exists())
+
+  @parameterized.parameters(
+    ('nat', 'uvit_class_shared', 'token_emb.word_embeddings.weight', (3,)),
+    ('nat', 'uvit_class_shared', 'token_emb.word_embeddings.weight', (3, 0)),
+    ('vqgan', 'vqgan_shared', 'encoder.conv_in.weight', ()),
+    ('clip_text', 'clip_text_open_clip', 'text_projection', (1, 2, 3)),
+    ('clip_text', 'clip_text_open_clip',
+     'transformer.resblocks.0.attn.in_proj_bias', (7,)),
+  )  # fmt: skip
+  def test_arrays_of_another_rank(self, kind, file, key, shape):
+    arrays = {**weights_of(file), key: np.zeros(shape, np.float32)}
+    path = self.folder / 'weights.pth'
+    torch_files.save_zip(path, arrays)
+    self.refused(kind, path)
+
+  def test_sizes_that_no_memory_holds(self):
+    arrays = files_subset(
+      weights_of('projdisc_text_shared'), 'dino.model.model.'
+    )
+    # Strides of 0 claim many patches of many pixels in a small file.
+    tensor = lambda *shape: torch_files.Tensor(
+      np.zeros(1, np.float32), 0, shape, (0,) * len(shape)
+    )
+    held = {
+      **arrays,
+      'pos_embed': tensor(1, 1 + 700**2, 1),
+      'patch_embed.proj.weight': tensor(1, 1, 1000, 1000),
+    }
+    torch_files.save_zip(self.folder / 'dino.pth', held)
+    self.assertIn('do not fit', self.refused('dino', self.folder / 'dino.pth'))
+
+  def test_a_conversion_that_fails_leaves_nothing(self):
+    arrays = weights_of('uvit_class_shared')
+    path = self.folder / 'nat.pth'
+    broken = {**arrays, 'norm.weight': arrays['norm.weight'] * np.nan}
+    torch_files.save_zip(path, broken)
+    self.assertIn('NaN', self.refused('nat', path))
+    # What a killed conversion left is in nobody's way.
+    torch_files.save_zip(path, arrays)
+    with (
+      mock.patch.object(
+        cli.completion, 'mark_complete', side_effect=KeyboardInterrupt
+      ),
+      mock.patch.object(cli.shutil, 'rmtree'),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      cli.convert('nat', [str(path)], str(self.output))
+    self.assertFalse(self.output.exists())
+    self.convert('nat', path)
+    names = {entry.name for entry in self.folder.iterdir()}
+    self.assertEqual(names, {'nat.pth', 'out'})
+
+  def test_outputs_that_cannot_be_written(self):
+    path = self.folder / 'nat.pth'
+    torch_files.save_zip(path, weights_of('uvit_class_shared'))
+    self.output = path / 'out'
+    self.assertIn('a file is in the way', self.refused('nat', path))
+
+  def test_a_folder_is_no_file(self):
+    self.assertIn('it is a directory', self.refused('nat', self.folder))
+
+  def test_npz_tricks(self):
+    path = self.folder / 'weights.npz'
+    np.savez_compressed(path, x=np.arange(1000.0))
+    whole = path.read_bytes()
+    central = whole.index(b'PK\x01\x02')
+    for place, value in ((central + 8, 1), (central + 10, 99), (90, 255)):
+      content = bytearray(whole)
+      content[place] = value
+      path.write_bytes(bytes(content))
+      self.assertIn('cannot read', self.refused('nat', path))
+
+
+if __name__ == '__main__':
+  absltest.main()
