@@ -31,6 +31,8 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
     ) from error
   except PermissionError as error:
     raise UserError(f'{path}: cannot be created, permission denied') from error
+  except OSError as error:
+    raise UserError(f'{path}: cannot be created: {error.strerror}') from error
   return path
 
 

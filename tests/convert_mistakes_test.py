@@ -168,6 +168,17 @@ class ConvertMistakesTest(CommandLineTest):
     self.output = path / 'out'
     self.assertIn('a file is in the way', self.refused('nat', path))
 
+  @parameterized.parameters(
+    (b'\x81\xa1a' * 1000 + b'\xc0',),
+    (b'\x81\xa1a\xc7\x02\x01ab',),
+    (b'\x81\xb9__msgpack_chunked_array__\xc3',),
+    (b'\x82\xb9__msgpack_chunked_array__\xc3\xa5shape\x03',),
+  )
+  def test_msgpack_tricks(self, content):
+    path = self.folder / 'weights.msgpack'
+    path.write_bytes(content)
+    self.refused('nat', path)
+
   def test_a_folder_is_no_file(self):
     self.assertIn('it is a directory', self.refused('nat', self.folder))
 
