@@ -46,8 +46,9 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   nat.width = 1152
   nat.depth = 28
   nat.num_heads = 16
-  # MUSE-Pytorch: 285 000 steps were published. Its weight decay, betas, warm-up,
-  # smoothing, dropping of conditions, batch size and EMA are those of in256.py.
+  # MUSE-Pytorch: 285 000 steps were published. Its weight decay, betas,
+  # warm-up, smoothing, dropping of conditions, batch size and EMA are those
+  # of in256.py.
   nat.num_steps = 285_000
   nat.learning_rate = 2e-4
 
