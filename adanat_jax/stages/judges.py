@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from adanat_jax import training
-from adanat_jax.config_rules import between, check, int_at_least
+from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
 from adanat_jax.stages import networks
 from adanat_jax.types import Array
@@ -91,6 +91,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   Raises:
     UserError: for a value that is not allowed.
   """
+  check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
   for name in ('measure', 'reward'):
     check(
       config,
