@@ -183,7 +183,7 @@ class LearningTest(absltest.TestCase):
     temperature = trajectory.values.sampling_temperature.mean(0)
     self.assertLess(float(temperature[1]), 0.5)
     self.assertGreater(float(temperature[0]), 1.0)
-    blind, _ = train(problem, reward, non_adaptive(linear))
+    blind, _ = train(problem, reward, non_adaptive(linear, T))
     blind_value, trajectory = judge(problem, blind, reward)
     temperature = trajectory.values.sampling_temperature
     np.testing.assert_allclose(temperature.std(1), 0, atol=1e-6)

@@ -388,9 +388,12 @@ class UpdateTest(parameterized.TestCase):
     self.assertLen(np.unique(explored.action - mean), B * A)
     expected = ppo.gaussian_log_prob(explored.action, mean, 0.5)
     np.testing.assert_allclose(explored.log_prob, expected, rtol=1e-4)
-    unseeing = non_adaptive(actor_critic)
+    unseeing = non_adaptive(actor_critic, T)
     blind = ask(unseeing)[1].action
     np.testing.assert_array_equal(blind, jnp.broadcast_to(blind[:1], (B, A)))
+    zeros = jnp.zeros_like(features)
+    expected, _ = jit(actor_critic)(params, zeros, jnp.ones(B, int))
+    np.testing.assert_allclose(blind, expected, rtol=1e-4)
     self.assertGreater(float(mean.std(0).min()), 1e-3)
     other = ask(unseeing, None, 2)[1].action
     self.assertGreater(float(jnp.abs(other - blind).max()), 1e-4)

@@ -60,10 +60,21 @@ class Agent:
     return policy
 
 
-def non_adaptive(actor_critic: ppo.ActorCritic) -> ppo.ActorCritic:
-  """The same networks blind to the image: zeros in place of the features."""
+def non_adaptive(
+  actor_critic: ppo.ActorCritic, num_steps: int
+) -> ppo.ActorCritic:
+  """The same networks blind to the image: zeros in place of the features.
+
+  All samples of a step are then alike: the networks run on one row a step.
+
+  Args:
+    actor_critic: `(params, features, step) -> (mean, value)`.
+    num_steps: T; steps are in `[0, T)`.
+  """
 
   def blind(params: Any, features: Array, step: Array) -> tuple[Array, Array]:
-    return actor_critic(params, jnp.zeros_like(features), step)
+    nothing = jnp.zeros((num_steps, *features.shape[1:]), features.dtype)
+    mean, value = actor_critic(params, nothing, jnp.arange(num_steps))
+    return mean[step], value[step]
 
   return blind

@@ -74,9 +74,9 @@ def trainings(config: ml_collections.ConfigDict) -> list[Training]:
 
 
 def make_actor_critic(
-  config: ml_collections.ConfigDict, adaptive: bool
+  config: ml_collections.ConfigDict, which: Training
 ) -> ppo.ActorCritic:
-  """Both policy networks of a config as one function."""
+  """Both policy networks of a training as one function."""
   actor, critic = networks.policy_modules(config)
 
   def actor_critic(
@@ -86,7 +86,9 @@ def make_actor_critic(
     value = critic.apply({'params': params['critic']}, features, step)
     return mean, value[:, 0]
 
-  return actor_critic if adaptive else agent_lib.non_adaptive(actor_critic)
+  if which.adaptive:
+    return actor_critic
+  return agent_lib.non_adaptive(actor_critic, which.num_steps)
 
 
 def initial_params(config: ml_collections.ConfigDict, key: Array) -> Any:
@@ -123,7 +125,7 @@ def load_agent(
   return agent_lib.Agent(
     params,
     residual_of(config, which.num_steps),
-    make_actor_critic(config, which.adaptive),
+    make_actor_critic(config, which),
   )
 
 
@@ -235,7 +237,7 @@ def train(
   )
   train_step = trainer.make_train_step(
     problem,
-    make_actor_critic(config, which.adaptive),
+    make_actor_critic(config, which),
     residual_of(config, which.num_steps),
     judge,
     ppo_constants,
