@@ -6,12 +6,13 @@ the number of devices, and no model knows a name of an axis: arrays are placed
 before a step, and the compiler puts in the communication.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import re
 from typing import Any, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -101,21 +102,62 @@ def shard_state(
   return jax.device_put(state, state_shardings(state, mesh, rules))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of a batch: its first axis over all devices."""
-  return NamedSharding(mesh, PartitionSpec(AXES))
+def init_state(
+  make: Callable[[], Tree], mesh: Mesh, rules: Sequence[Rule] = REPLICATED
+) -> Tree:
+  """Makes a state whose leaves are born where the rules put them.
+
+  Args:
+    make: returns the state; it is traced, and every process calls it alike.
+    mesh: from `make_mesh`.
+    rules: see `Rule`.
+  """
+  shardings = state_shardings(jax.eval_shape(make), mesh, rules)
+  return jax.jit(make, out_shardings=shardings)()
 
 
-def put_batch(batch: Tree, mesh: Mesh) -> Tree:
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Returns the sharding of a batch: one axis over all devices."""
+  return NamedSharding(mesh, _batch_spec(axis))
+
+
+def local_rows(index: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
+  """Returns the part of a global host array that `put_batch` wants of us.
+
+  Args:
+    index: for example the indices of a batch's examples, the same in every
+      process; what this returns is then all that this process has to load.
+    mesh: from `make_mesh`.
+    axis: the axis of the batch.
+
+  Raises:
+    UserError: if the axis cannot be split evenly over the mesh's devices.
+  """
+  if index.shape[axis] % mesh.size:
+    raise UserError(
+      f'batch size {index.shape[axis]}: it must be a multiple of the number of'
+      f' devices, {mesh.size}'
+    )
+  # A topology-aware mesh may interleave the devices of processes.
+  places = batch_sharding(mesh, axis).addressable_devices_indices_map(
+    index.shape
+  )
+  rows = {place[axis].indices(index.shape[axis]) for place in places.values()}
+  parts = [np.arange(*row) for row in sorted(rows)]
+  return np.take(index, np.concatenate(parts), axis)
+
+
+def put_batch(batch: Tree, mesh: Mesh, axis: int = 0) -> Tree:
   """Makes global arrays, split over all devices, of each process's part.
 
   Args:
-    batch: host arrays [B / number of processes, ...]; scalars are replicated
-      and must be equal in all processes.
+    batch: host arrays whose `axis` has B / number of processes entries;
+      scalars are replicated and must be equal in all processes.
     mesh: from `make_mesh`.
+    axis: the axis of the batch.
 
   Returns:
-    The batch as global arrays [B, ...].
+    The batch as global arrays with B entries along `axis`.
 
   Raises:
     UserError: if a batch cannot be split evenly over this process's devices.
@@ -126,16 +168,56 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     leaf = np.asarray(leaf)
     if leaf.ndim == 0:
       sharding = NamedSharding(mesh, PartitionSpec())
-    elif leaf.shape[0] % num_local:
+    elif leaf.shape[axis] % num_local:
       raise UserError(
-        f'batch size {leaf.shape[0]} of this process: it must be a multiple '
+        f'batch size {leaf.shape[axis]} of this process: it must be a multiple '
         f'of the number of its devices, {num_local}'
       )
     else:
-      sharding = batch_sharding(mesh)
+      sharding = batch_sharding(mesh, axis)
     return jax.make_array_from_process_local_data(sharding, leaf)
 
   return jax.tree.map(put, batch)
+
+
+def split_batch(tree: Tree, axis: int = 0) -> Tree:
+  """Inside jit: keeps one axis of every array split over all devices.
+
+  What is made inside a compiled function has no place of its own. Without this
+  the compiler may put a whole batch on every device.
+
+  Args:
+    tree: arrays, typed keys included.
+    axis: the axis of the batch in each.
+
+  Returns:
+    The same numbers; the very tree where `jax.set_mesh` has set no mesh, or
+    one of a single device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, _batch_spec(axis))
+
+
+def replicate(tree: Tree) -> Tree:
+  """Inside jit: puts whole arrays on every device; else as `split_batch`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def gather(tree: Tree) -> Tree:
+  """Returns global arrays as whole NumPy arrays, the same in every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _batch_spec(axis: int) -> PartitionSpec:
+  """Returns the spec that splits one axis over both axes of the mesh."""
+  return PartitionSpec(*[None] * axis, AXES)
 
 
 def _axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
