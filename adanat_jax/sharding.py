@@ -142,7 +142,11 @@ def local_rows(index: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
   places = batch_sharding(mesh, axis).addressable_devices_indices_map(
     index.shape
   )
-  rows = {place[axis].indices(index.shape[axis]) for place in places.values()}
+  rows = {
+    place[axis].indices(index.shape[axis])
+    for place in places.values()
+    if place is not None
+  }
   parts = [np.arange(*row) for row in sorted(rows)]
   return np.take(index, np.concatenate(parts), axis)
 
