@@ -1,10 +1,14 @@
-"""The `meta` item of a checkpoint, and reading items without a manager.
+"""The `meta` item of a checkpoint, and reading checkpoints by it.
 
 `meta` is a JSON file beside the state: the step, the config, the versions of
 the libraries, layout and checksum of every leaf, and a checksum of itself.
+
+Every process reads for itself, without Orbax's barriers: one that finds damage
+would leave the others waiting there. Afterwards they tell each other what they
+found, so that all come to the same end.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import gc
 import json
@@ -13,7 +17,7 @@ import pathlib
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, TypeVar, cast
 import warnings
 import zlib
 
@@ -21,7 +25,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adanat_jax import files, leaves
+from adanat_jax import distributed, files, leaves
+from adanat_jax.errors import UserError
+
+T = TypeVar('T')
+
+
+class DamagedError(Exception):
+  """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
 def build(
@@ -55,8 +66,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError, OSError: if it is missing or damaged.
   """
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    meta = reader.restore(path / 'meta')
+  meta = _restore(path / 'meta', ocp.JsonCheckpointHandler())
   given = meta.pop('checksum')
   if given != _checksum(meta):
     raise ValueError('the checksum of meta differs')
@@ -73,32 +83,151 @@ def checksums(meta: Mapping[str, Any], field: str = '') -> dict[str, int]:
   return {name: leaf[1] for name, leaf in _below(meta, field).items()}
 
 
-def read_field(path: pathlib.Path, field: str, target: Any) -> Any:
-  """Reads one field of the state in the checkpoint directory `path`.
+def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
+  """Reads and checks a whole checkpoint.
+
+  Args:
+    path: the checkpoint's directory.
+    target: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, of the same
+      structure; the restored arrays get its shardings (see `abstract`).
+
+  Returns:
+    The state and the meta item.
+
+  Raises:
+    DamagedError: in all processes, if it cannot be read in one of them.
+    UserError: if it has other leaves, shapes or types than `target`.
+  """
+
+  def load() -> tuple[Any, dict[str, Any]]:
+    meta = read(path)
+    leaves.check_layout(path, layouts(meta), target)
+    state = _restore(
+      path / 'state',
+      ocp.StandardCheckpointHandler(multiprocessing_options=_alone()),
+      ocp.args.StandardRestore(abstract(target)),
+    )
+    return state, meta
+
+  state, meta = together(path, load)
+  check_bits(state, checksums(meta))
+  return state, meta
+
+
+def read_field(
+  path: pathlib.Path, field: str, target: Any = None
+) -> dict[str, Any]:
+  """Reads and checks one field of the state in a checkpoint.
 
   Args:
     path: the checkpoint's directory.
     field: the field's name; 'a/b' is the field `b` of the field `a`.
-    target: abstract arrays with shardings, in the field's structure.
+    target: as for `read_state`, in the field's structure; None takes nested
+      dicts as saved.
 
   Returns:
     The field's pytree of arrays; other fields are not read.
+
+  Raises:
+    DamagedError: in all processes, if it cannot be read in one of them.
+    UserError: if there is no such field, or another one than `target`.
   """
-  item = target
-  for name in reversed(field.split('/')):
-    item = {name: item}
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    value = reader.restore(
+
+  def load() -> tuple[Any, dict[str, Any]]:
+    meta = read(path)
+    saved = layouts(meta, field)
+    if not saved:
+      fields = sorted({name.split('/')[0] for name in meta['leaves']})
+      raise UserError(f'{path}: no field {field!r}, only {fields}')
+    wanted = leaves.nested(saved) if target is None else target
+    leaves.check_layout(f'{path}, {field}', saved, wanted)
+    item = abstract(wanted)
+    for name in reversed(field.split('/')):
+      item = {name: item}
+    value = _restore(
       path / 'state',
-      args=ocp.args.PyTreeRestore(
+      ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
+      ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
       ),
     )
-  for name in field.split('/'):
-    value = value[name]
+    for name in field.split('/'):
+      value = value[name]
+    return value, meta
+
+  value, meta = together(path, load)
+  check_bits(value, checksums(meta, field))
   return value
+
+
+def abstract(target: Any) -> Any:
+  """Returns `jax.ShapeDtypeStruct`s that all have a sharding.
+
+  Args:
+    target: arrays or `jax.ShapeDtypeStruct`s. A leaf without a sharding goes
+      to every device of the ambient mesh, or to the first device of this
+      process: never where those were that saved it, they may not exist here.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    default: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0]
+    )
+  else:
+    default = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+  def place(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, 'sharding', None)
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding or default
+    )
+
+  return jax.tree.map(place, target)
+
+
+def together(path: pathlib.Path, load: Callable[[], T]) -> T:
+  """Calls `load` in every process, and fails in all if it fails in one.
+
+  Raises:
+    UserError: if it raised one, or if reading is not permitted.
+    DamagedError: if it raised anything else: Orbax reports damage as many
+      types, plain Exception among them.
+  """
+  value: T | None = None
+  cause: Exception | None = None
+  mistake = damage = ''
+  try:
+    with quiet():
+      value = load()
+  except MemoryError:
+    raise
+  except UserError as error:
+    mistake, cause = str(error), error
+  except PermissionError as error:
+    mistake, cause = f'{path}: cannot be read: permission denied', error
+  except Exception as error:
+    damage, cause = _in_short(error), error
+  for index, said in enumerate(distributed.all_values([mistake, damage])):
+    where = f', in process {index}' if distributed.is_shared() else ''
+    if said[0]:
+      raise UserError(said[0]) from cause
+    if said[1]:
+      raise DamagedError(said[1] + where) from cause
+  return cast(T, value)
+
+
+def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
+  """Raises DamagedError if a leaf's checksum is not the saved one.
+
+  The checksum of a global array is computed by all processes together, and is
+  the same in all.
+  """
+  try:
+    leaves.check_bits(tree, saved)
+  except ValueError as error:
+    raise DamagedError(_in_short(error)) from error
 
 
 @contextlib.contextmanager
@@ -132,10 +261,24 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def in_short(error: Exception) -> str:
+def _in_short(error: Exception) -> str:
   """Returns the beginning of an error's first line, with its type."""
   first = (str(error) or 'no message').splitlines()[0]
   return f'{type(error).__name__}: {first[:120]}'
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Options by which this process waits for no other one."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index, active_processes={index}
+  )
+
+
+def _restore(path: pathlib.Path, handler: Any, args: Any = None) -> Any:
+  """Reads one item of a checkpoint."""
+  with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
+    return reader.restore(path, *(() if args is None else (args,)))
 
 
 def _below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:

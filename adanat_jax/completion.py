@@ -1,13 +1,16 @@
-"""The marker of a finished stage, written last and in one step."""
+"""The marker of a finished stage, written last and in one step.
+
+With several processes, all call `mark_complete`, and no process sees the marker
+before all have come to it, or goes on before it sees it: whatever they decide
+by it, they decide alike.
+"""
 
 from collections.abc import Mapping
 import os
 import pathlib
 from typing import Any
 
-import jax
-
-from adanat_jax import files
+from adanat_jax import distributed, files
 
 COMPLETE_FILE = 'complete.json'
 
@@ -16,11 +19,11 @@ def mark_complete(
   directory: str | os.PathLike[str], step: int, figures: Mapping[str, Any]
 ) -> None:
   """Writes the marker of a finished stage, with its last step and figures."""
-  if jax.process_index() == 0:
-    files.write_json(
-      pathlib.Path(directory) / COMPLETE_FILE,
-      {'step': step, 'figures': dict(figures)},
-    )
+  path = pathlib.Path(directory) / COMPLETE_FILE
+  marker = {'step': step, 'figures': dict(figures)}
+  distributed.barrier()
+  distributed.from_first(lambda: files.write_json(path, marker))
+  distributed.wait_until_seen(path)
 
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:

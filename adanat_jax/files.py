@@ -4,6 +4,9 @@ Every figure, picture and marker of a run is written by these functions: the
 bytes go to a temporary file in the same directory, are flushed to the disk and
 then renamed over the old file, so that a reader, or the next start after a
 kill at any moment, sees the old content or the new, never half of one.
+
+With several processes, process 0 writes and for the others the same call does
+nothing; `adanat_jax.distributed` has the rules.
 """
 
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from adanat_jax import distributed
 from adanat_jax.errors import UserError
 
 
@@ -54,6 +58,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """Writes `data` to `path` in one atomic step (see the module docstring)."""
+  if distributed.process_index() != 0:
+    return
   path = pathlib.Path(path)
   # A fixed name: what a killed run left is overwritten, not piled up.
   temporary = path.with_name(f'.{path.name}.tmp')

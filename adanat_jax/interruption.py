@@ -1,9 +1,22 @@
-"""Being asked to stop: SIGTERM and Ctrl-C as a flag, and how a run leaves."""
+"""Being asked to stop: SIGTERM and Ctrl-C as a flag, and how a run leaves.
 
+With several processes one of them may be asked, or several at different
+moments; they have to stop after the same step all the same, or they would wait
+for each other for ever. `StopVote` has them agree.
+"""
+
+import functools
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from adanat_jax import distributed
 
 
 class Interrupted(SystemExit):
@@ -55,3 +68,62 @@ class StopSignals:
       number, handler = self._earlier.popitem()
       # None: a handler that was not installed from Python.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class StopVote:
+  """After every step, what the processes together were asked to do.
+
+  Each casts the number of the signal that it was sent, 0 for none, and the
+  largest counts. The result is a number on the devices like any metric, and is
+  read one step later, when it has been computed anyway: nothing waits for it.
+  One process alone needs no vote and learns of a signal at once.
+  """
+
+  def __init__(self) -> None:
+    self._cast: jax.Array | None = None
+
+  def after_step(self, requested: int) -> int:
+    """Casts a vote; returns the result of the step before.
+
+    Args:
+      requested: number of the signal that this process was sent, or 0.
+
+    Returns:
+      The number of a signal, or 0; the same in all processes.
+    """
+    if not distributed.is_shared():
+      return requested
+    earlier, self._cast = self._cast, _largest(requested)
+    return 0 if earlier is None else int(earlier)
+
+  def at_end(self, requested: int) -> int:
+    """Returns the result of the votes still out and of a last one."""
+    if not distributed.is_shared():
+      return requested
+    return max(self.after_step(requested), self.after_step(0))
+
+
+def _largest(number: int) -> jax.Array:
+  """Starts computing the largest of all processes' numbers, int32[]."""
+  devices = _all_devices()
+  with jax.set_mesh(devices):
+    return _max_over(devices)(_spread(devices, number))
+
+
+@functools.cache
+def _all_devices() -> Mesh:
+  return Mesh(np.array(jax.devices()), ('devices',))
+
+
+@functools.cache
+def _spread(devices: Mesh, number: int) -> jax.Array:
+  """A number of this process on each of its devices, int32[devices]."""
+  return jax.make_array_from_process_local_data(
+    NamedSharding(devices, PartitionSpec('devices')),
+    np.full(jax.local_device_count(), number, np.int32),
+  )
+
+
+@functools.cache
+def _max_over(devices: Mesh) -> Any:
+  return jax.jit(jnp.max, out_shardings=NamedSharding(devices, PartitionSpec()))

@@ -103,7 +103,7 @@ def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
 
 
 def nested(saved: Mapping[str, str]) -> dict[str, Any]:
-  """Builds nested dicts of abstract arrays on the first device.
+  """Builds nested dicts of abstract arrays.
 
   Args:
     saved: layout by name, e.g. `{'a/b': 'float32[2,3]'}`.
@@ -111,7 +111,6 @@ def nested(saved: Mapping[str, str]) -> dict[str, Any]:
   Returns:
     Dicts with `jax.ShapeDtypeStruct` leaves, e.g. `{'a': {'b': ...}}`.
   """
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   tree: dict[str, Any] = {}
   for name, text in saved.items():
     *parents, last = name.split('/')
@@ -122,7 +121,6 @@ def nested(saved: Mapping[str, str]) -> dict[str, Any]:
     node[last] = jax.ShapeDtypeStruct(
       tuple(int(size) for size in shape.split(',') if size),
       jnp.dtype(dtype),
-      sharding=sharding,
     )
   return tree
 

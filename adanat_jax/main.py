@@ -5,6 +5,10 @@
 `--config=FILE:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, nat, policy,
 evaluate, report or sample. The same command continues a run that was stopped.
+
+On several hosts the same command is started on each. On Cloud TPU, under SLURM
+and Open MPI the processes find each other; elsewhere each gets
+`--coordinator_address`, `--num_processes` and its own `--process_id`.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import importlib
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags, logging
 
@@ -21,6 +26,7 @@ from adanat_jax import (
   compile_cache,
   config as config_lib,
   config_rules,
+  distributed,
   workdir as workdir_lib,
 )
 from adanat_jax.errors import UserError
@@ -50,10 +56,33 @@ _CACHE_DIR = flags.DEFINE_string(
   os.environ.get('JAX_COMPILATION_CACHE_DIR', compile_cache.DEFAULT_DIRECTORY),
   'Where to keep them; nobody else may be able to write there.',
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed',
+  'auto',
+  distributed.MODES,
+  'Whether several processes work together: auto connects them where a cluster'
+  ' is found or an address is given, local is one process that behaves as on a'
+  ' cluster.',
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT at which process 0 is reached.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes work together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this one is, counted from 0.'
+)
+_DISTRIBUTED_TIMEOUT = flags.DEFINE_float(
+  'distributed_timeout',
+  distributed.DEFAULT_TIMEOUT,
+  'Seconds to wait for the other processes; one that dies later is noticed'
+  ' within a third of it.',
+)
 
 
 def main(argv: Sequence[str]) -> None:
-  """Claims the workdir and runs the stages that config.mode names."""
+  """Connects the processes, claims the workdir, and runs config.mode."""
   del argv  # parse_flags lets nothing through that is not a flag.
   if _CONFIG.value is None or not _WORKDIR.value:
     missing = '--workdir=DIR' if _CONFIG.value else '--config=FILE'
@@ -61,16 +90,26 @@ def main(argv: Sequence[str]) -> None:
       f'{missing} is missing; for example: python -m adanat_jax.main'
       ' --config=configs/digits.py --workdir=runs/digits'
     )
-  if _CACHE.value == 'on':
-    compile_cache.enable(_CACHE_DIR.value)
   config = _CONFIG.value
   config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
+  # Before anything asks JAX for a device.
+  distributed.start(
+    _DISTRIBUTED.value,
+    coordinator_address=_COORDINATOR_ADDRESS.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+    timeout=_DISTRIBUTED_TIMEOUT.value,
+    facts={f'config.{k}': v for k, v in config_lib.fields(config)},
+  )
+  if _CACHE.value == 'on':
+    compile_cache.enable(_CACHE_DIR.value)
   workdir = pathlib.Path(_WORKDIR.value)
   workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   )
   for name in PIPELINE if config.mode == 'all' else (config.mode,):
     importlib.import_module(STAGES[name]).run(config, workdir)
+  distributed.finish()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -89,11 +128,16 @@ def run() -> None:
     app.run(main, flags_parser=_parse)
   except UserError as error:
     print('adanat_jax:', *str(error).split(), file=sys.stderr)
-    sys.exit(2)
+    distributed.leave(2)
   except KeyboardInterrupt:
     # Inside a training loop Ctrl-C saves first and does not come to here.
     print('adanat_jax: interrupted; the same command goes on', file=sys.stderr)
-    sys.exit(130)
+    distributed.leave(130)
+  except Exception:
+    if not distributed.is_shared():
+      raise
+    traceback.print_exc()
+    distributed.leave(1)
 
 
 if __name__ == '__main__':

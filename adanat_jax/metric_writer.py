@@ -16,10 +16,9 @@ import sys
 import time
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 
-from adanat_jax import files
+from adanat_jax import distributed, files
 
 TIME_PREFIX = 'time/'
 
@@ -46,12 +45,13 @@ class MetricWriter:
     """
     self._file: TextIO | None = None
     self._board: Any = None
-    if jax.process_index() != 0:
+    if distributed.process_index() != 0:
       return
     directory = files.make_directory(directory)
     path = directory / 'metrics.jsonl'
     cut_back(path, first_step)
-    self._file = path.open('a', encoding='utf-8')
+    with files.writing(path):
+      self._file = path.open('a', encoding='utf-8')
     if tensorboard:
       self._board = _open_board(directory / 'tensorboard', first_step)
 
@@ -154,7 +154,7 @@ class Progress:
     self._seconds = seconds_between_lines
     self._start = self._last_line = time.monotonic()
     self._timed_from: int | None = None
-    self._shown = jax.process_index() == 0
+    self._shown = distributed.process_index() == 0
     self._bar: Any = None
     if self._shown and sys.stderr.isatty():
       try:

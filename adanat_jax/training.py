@@ -15,6 +15,9 @@ One step:
   4. every `log_every` steps those metrics become a row;
   5. every `save_every` steps this step's metrics are checked too, rows are put
      on the disk, and a checkpoint is started.
+
+With several processes each runs this loop, and the promise holds for all of
+them together: they stop after the same step, and process 0 writes the rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,9 +30,10 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from adanat_jax import files, leaves, metric_writer
+from adanat_jax import distributed, files, leaves, metric_writer, sharding
 from adanat_jax.checkpoint import Checkpointer, NonFiniteError
 from adanat_jax.completion import (
   COMPLETE_FILE,
@@ -38,7 +42,7 @@ from adanat_jax.completion import (
   read_complete,
 )
 from adanat_jax.errors import UserError
-from adanat_jax.interruption import Interrupted, StopSignals
+from adanat_jax.interruption import Interrupted, StopSignals, StopVote
 
 # What stages need of this module; some of it is made elsewhere.
 __all__ = [
@@ -69,6 +73,8 @@ def run_loop(
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
   tensorboard: bool = True,
   max_to_keep: int = 2,
+  keep_every: int | None = None,
+  best_of: tuple[str, str] | None = None,
   transfer_guard: str = 'disallow',
 ) -> State:
   """Trains from the newest checkpoint, or from `state`, to `num_steps`.
@@ -79,7 +85,9 @@ def run_loop(
     train_step: `(state, batch, step int32[]) -> (state, metrics)`, jitted by
       the caller with `donate_argnums=0`. Metrics are scalars or small arrays.
     batch_at: `(step) -> pytree of arrays`, a pure function; steps count from
-      0. Host arrays are put on the default device.
+      0. Global arrays stay where they are; host arrays, equal in all processes,
+      are put on every device of the ambient mesh, or on the default device if
+      there is none.
     num_steps: total number of steps, those of earlier runs included.
     directory: the stage's directory.
     name: the stage's name in messages.
@@ -89,10 +97,14 @@ def run_loop(
     profile: `(first, last)`: steps `first <= step < last` are traced into
       `<directory>/trace`.
     on_step: `(state, finished steps)`, called after every step; it must not
-      keep the state, and decides itself what to do when.
+      keep the state, and decides itself what to do when. All processes call
+      it, as they call `final_figures`.
     final_figures: figures of the finished state for `complete.json`.
     tensorboard: write TensorBoard files where tensorboardX is installed.
-    max_to_keep: number of checkpoints that stay.
+    max_to_keep: number of newest checkpoints that stay.
+    keep_every: checkpoints of steps that this divides stay too.
+    best_of: `(metric, 'min' or 'max')`: the checkpoint whose own step had the
+      best value of this metric stays too.
     transfer_guard: what an implicit copy to the device inside `train_step`
       does: 'disallow', 'log' or 'allow'.
 
@@ -114,7 +126,12 @@ def run_loop(
   meta = {'name': name, 'config': dict(config_for_meta or {})}
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
-      Checkpointer(directory, max_to_keep=max_to_keep)
+      Checkpointer(
+        directory,
+        max_to_keep=max_to_keep,
+        keep_every=keep_every,
+        best_of=best_of,
+      )
     )
     restored = checkpoints.restore(state)
     first_step = restored.step if restored else 0
@@ -125,13 +142,14 @@ def run_loop(
       )
     if restored:
       state = restored.state
-    if is_complete(directory):
-      if (
-        restored and read_complete(directory)['step'] == first_step == num_steps
-      ):
+    marked = distributed.from_first(
+      lambda: read_complete(directory) if is_complete(directory) else None
+    )
+    if marked is not None:
+      if restored and marked['step'] == first_step == num_steps:
         return state
       # More steps are asked for, or the last checkpoint is damaged.
-      if jax.process_index() == 0:
+      if distributed.process_index() == 0:
         (directory / COMPLETE_FILE).unlink()
     writer = metric_writer.MetricWriter(
       directory, first_step=first_step, tensorboard=tensorboard
@@ -147,13 +165,16 @@ def run_loop(
     def save(finished: int) -> None:
       record.flush()
       writer.sync()
-      checkpoints.save(finished, state, meta)
+      checkpoints.save(finished, state, meta, record.latest)
 
-    with StopSignals() as stop, _Trace(directory / 'trace', profile) as trace:
+    vote = StopVote()
+    with (
+      StopSignals() as stop,
+      _Trace(directory / 'trace', profile) as trace,
+    ):
       for step in range(first_step, num_steps):
         trace.before(step, state)
-        batch = jax.device_put(batch_at(step))
-        index = jax.device_put(np.int32(step))
+        batch, index = _put((batch_at(step), np.int32(step)))
         before = _abstract(state) if step == first_step else None
         with (
           jax.transfer_guard_host_to_device(transfer_guard),
@@ -167,18 +188,19 @@ def run_loop(
           on_step(state, step + 1)
         finished = step + 1
         # Read once: a signal may come between any two lines.
-        stopping = stop.requested != 0
+        stopping = vote.after_step(stop.requested)
         if finished % save_every == 0 or finished == num_steps or stopping:
           save(finished)
         if stopping:
           break
       checkpoints.wait()
-      if stop.requested:
+      stopping = vote.at_end(stop.requested)
+      if stopping:
         progress.say(
-          f'{name}: {signal.Signals(stop.requested).name} after step '
+          f'{name}: {signal.Signals(stopping).name} after step '
           f'{finished} of {num_steps}: saved; the same command goes on'
         )
-        raise Interrupted(stop.requested, finished)
+        raise Interrupted(stopping, finished)
     if num_steps == 0 and not restored:
       save(0)
       checkpoints.wait()
@@ -204,6 +226,7 @@ class _Record:
     self._progress = progress
     self._log_every = log_every
     self._num_steps = num_steps
+    self.latest: Metrics = {}  # Of the last step that was checked.
     self._waiting: tuple[int, Metrics] | None = None
     self._row_time = self._start = time.monotonic()
     self._row_step: int | None = None
@@ -226,6 +249,7 @@ class _Record:
           f'{self._name}: {key} is {_short(value)} at step {step}; the run '
           'is stopped, the last checkpoint is kept'
         )
+    self.latest = metrics
     if step in (1, self._num_steps) or step % self._log_every == 0:
       self._writer.write(step, {**metrics, **self._times(step)})
       self._progress.update(step, metrics)
@@ -247,11 +271,13 @@ class _Record:
 
 
 class _Trace:
-  """A jax.profiler trace of the steps `first <= step < last`."""
+  """A jax.profiler trace of the steps `first <= step < last`, of process 0."""
 
   def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None):
     self._path = path
-    self._steps = steps or (0, 0)
+    self._steps = (0, 0)
+    if steps and distributed.process_index() == 0:
+      self._steps = steps
     self._running = False
 
   def __enter__(self) -> '_Trace':
@@ -287,9 +313,38 @@ def _without_weak_types(state: State) -> State:
   def fix(leaf: Any) -> jax.Array:
     if isinstance(leaf, jax.Array) and not leaf.aval.weak_type:
       return leaf
-    return jax.device_put(np.asarray(leaf, dtype=jnp.result_type(leaf)))
+    return _put(np.asarray(leaf, dtype=jnp.result_type(leaf)))
 
   return jax.tree.map(fix, state)
+
+
+def _put(tree: Any) -> Any:
+  """Puts host arrays beside the arrays that a step works on.
+
+  Args:
+    tree: host arrays, equal in all processes, and global arrays, which stay.
+
+  Returns:
+    The tree as arrays; those from the host are on all devices of the ambient
+    mesh, or on the default device where there is neither a mesh nor another
+    process.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    if not distributed.is_shared():
+      return jax.device_put(tree)
+    mesh = sharding.make_mesh()
+  everywhere = NamedSharding(mesh, PartitionSpec())
+
+  def put(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array):
+      return leaf
+    if not distributed.is_shared():
+      return jax.device_put(leaf, everywhere)
+    # `device_put` would compare the processes' values, at every step.
+    return jax.make_array_from_process_local_data(everywhere, np.asarray(leaf))
+
+  return jax.tree.map(put, tree)
 
 
 def _check_same_layout(before: Any, after: Any) -> None:

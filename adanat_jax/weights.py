@@ -4,10 +4,7 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-
-from adanat_jax import checkpoint_meta, leaves
+from adanat_jax import checkpoint_meta
 from adanat_jax.completion import COMPLETE_FILE, is_complete, read_complete
 from adanat_jax.errors import UserError
 
@@ -21,8 +18,9 @@ def load_params(
     directory: the stage's directory (the one that holds `checkpoints`).
     field: name of the state's field, e.g. 'ema_params'; '/' goes deeper.
     target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
-      with and whose shardings it gets; None takes nested dicts as saved, on
-      the first device.
+      with and whose shardings it gets; None takes nested dicts as saved. What
+      has no sharding goes to every device of the ambient mesh, or to the first
+      device where there is none.
 
   Returns:
     The field's pytree of arrays.
@@ -40,25 +38,10 @@ def load_params(
   step = read_complete(directory)['step']
   path = directory / 'checkpoints' / str(step)
   try:
-    with checkpoint_meta.quiet():
-      meta = checkpoint_meta.read(path)
-      layouts = checkpoint_meta.layouts(meta, field)
-      if not layouts:
-        fields = sorted({name.split('/')[0] for name in meta['leaves']})
-        raise UserError(f'{path}: no field {field!r}, only {fields}')
-      if target is None:
-        target = leaves.nested(layouts)
-      leaves.check_layout(f'{path}, {field}', layouts, target)
-      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-      value = checkpoint_meta.read_field(path, field, abstract)
-      leaves.check_bits(value, checkpoint_meta.checksums(meta, field))
-  except (UserError, MemoryError, PermissionError):
-    raise
-  except Exception as error:
+    return checkpoint_meta.read_field(path, field, target)
+  except checkpoint_meta.DamagedError as error:
     raise UserError(
-      f'{path}: this checkpoint is damaged '
-      f'({checkpoint_meta.in_short(error)}); delete '
+      f'{path}: this checkpoint is damaged ({error}); delete '
       f'{directory / COMPLETE_FILE} and run the stage again: it goes on from '
       'the last good one'
     ) from error
-  return value

@@ -7,13 +7,15 @@ in one directory could not be told apart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import fnmatch
 import pathlib
 from typing import Any
+import uuid
 
 import ml_collections
 
-from adanat_jax import config as config_lib, files
+from adanat_jax import config as config_lib, distributed, files
 from adanat_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'
@@ -23,6 +25,7 @@ CONFIG_FILE = 'config.json'
 # name of a field.
 RUN_ONLY_FIELDS = (
   'mode',
+  'mesh.*',
   'sample.*',
   'report.*',
   'profile',
@@ -45,7 +48,8 @@ def claim(
 ) -> None:
   """Writes `config.json`, or makes sure that it is this config's.
 
-  Fields in `RUN_ONLY_FIELDS` may differ.
+  Fields in `RUN_ONLY_FIELDS` may differ. With several processes, the directory
+  must be the same one for all of them.
 
   Args:
     workdir: the run's directory; made if it is not there.
@@ -55,8 +59,36 @@ def claim(
 
   Raises:
     UserError: the directory cannot be used, or was made with another config;
-      the fields that differ are named with both values.
+      the fields that differ are named with both values; or not all processes
+      see it.
   """
+  distributed.from_first(lambda: _claim(workdir, config, overrides, source))
+  _check_shared(workdir)
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+  """Raises UserError unless all processes see what process 0 writes."""
+  if not distributed.is_shared():
+    return
+  # A directory of another host may hold a run of the same config: only a name
+  # that was never there before tells.
+  token = workdir / distributed.from_first(lambda: f'.{uuid.uuid4().hex}')
+  distributed.from_first(lambda: files.write_bytes(token, b''))
+  try:
+    distributed.wait_until_seen(token)
+  finally:
+    if distributed.process_index() == 0:
+      with contextlib.suppress(OSError):
+        token.unlink()
+
+
+def _claim(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  overrides: Mapping[str, Any],
+  source: str,
+) -> None:
+  """Process 0's part of `claim`."""
   path = workdir / CONFIG_FILE
   ours = config_lib.to_dict(config)
   try:

@@ -3,6 +3,9 @@
 One JSON line a piece: its name and its value. A line that was cut off by a
 kill is dropped, and that piece is done again; pieces are deterministic, so the
 file ends the same.
+
+With several processes, all make each piece together, process 0 keeps it, and
+all go on with the value that process 0 has kept.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import os
 import pathlib
 from typing import Any
 
-from adanat_jax import files
+from adanat_jax import distributed, files
 
 
 class Ledger:
@@ -23,20 +26,7 @@ class Ledger:
     """Reads what an earlier run has finished."""
     files.make_directory(path.parent)
     self._path = path
-    self._values: dict[str, Any] = {}
-    if not path.exists():
-      return
-    good = []
-    for line in path.read_bytes().splitlines(keepends=True):
-      if not line.endswith(b'\n'):
-        break
-      try:
-        entry = json.loads(line)
-        self._values[entry['name']] = entry['value']
-      except (ValueError, KeyError, TypeError):
-        break
-      good.append(line)
-    files.write_bytes(path, b''.join(good))
+    self._values: dict[str, Any] = distributed.from_first(self._read)
 
   def get(self, name: str, make: Callable[[], Any]) -> Any:
     """The value of a piece, made by `make` if no run has finished it yet.
@@ -47,9 +37,33 @@ class Ledger:
     """
     if name not in self._values:
       value = files.to_json(make())
-      with self._path.open('a') as file:
-        file.write(json.dumps({'name': name, 'value': value}) + '\n')
-        file.flush()
-        os.fsync(file.fileno())
-      self._values[name] = value
+      self._values[name] = distributed.from_first(
+        lambda: self._append(name, value)
+      )
     return self._values[name]
+
+  def _read(self) -> dict[str, Any]:
+    """Reads the whole lines, and drops the rest from the file."""
+    if not self._path.exists():
+      return {}
+    values = {}
+    good = []
+    for line in self._path.read_bytes().splitlines(keepends=True):
+      if not line.endswith(b'\n'):
+        break
+      try:
+        entry = json.loads(line)
+        values[entry['name']] = entry['value']
+      except (ValueError, KeyError, TypeError):
+        break
+      good.append(line)
+    files.write_bytes(self._path, b''.join(good))
+    return values
+
+  def _append(self, name: str, value: Any) -> Any:
+    """Puts a piece on the disk, and returns it."""
+    with files.writing(self._path), self._path.open('a') as file:
+      file.write(json.dumps({'name': name, 'value': value}) + '\n')
+      file.flush()
+      os.fsync(file.fileno())
+    return value

@@ -1,0 +1,313 @@
+"""Several processes as one program: starting, agreeing, leaving.
+
+`start` connects the processes by `jax.distributed` before anything else of JAX
+is used. From then on every process runs the same program: it calls the same
+functions of this module in the same order, as it must run the same jitted
+functions in the same order. With one process all of this does nothing.
+
+How files are written, everywhere in this package:
+
+* Only process 0 writes: `files.write_*`, `metric_writer`, the ledger and the
+  markers see to it themselves, so that stages need not think of it. (Orbax
+  alone writes from all processes, each its own shards.)
+* What a process decides by looking at files, process 0 looks up and tells the
+  others: `from_first`. A look at a moment of one's own could see another state.
+* A marker that others act on later (`complete.json`, `config.json`) is followed
+  by a barrier, and by a look of every process that it sees it.
+
+When a process dies, the others notice: at once where a collective breaks off
+(CPU, GPU), at the latest after `heartbeat_seconds`, when JAX ends them.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import platform
+import socket
+import sys
+import time
+from typing import Any, NoReturn, TypeVar
+
+import jax
+
+from adanat_jax import cluster, rendezvous
+from adanat_jax.errors import UserError
+
+MODES = ('auto', 'on', 'off', 'local')
+DEFAULT_TIMEOUT = 300
+
+# Other processes may be busy for hours; those that died end us in other ways.
+_WHILE_THEY_LIVE_MS = 7 * 24 * 3600 * 1000
+# Those that fail at the same time have this long to say so.
+_LEAVE_TOGETHER_MS = 5000
+# The service takes 4 MiB a message.
+_PIECE = 1 << 20
+
+T = TypeVar('T')
+_exchanges = itertools.count()
+
+
+def heartbeat_seconds(timeout: float) -> int:
+  """How long a process may be silent before JAX ends the others."""
+  return max(10, int(timeout / 3))
+
+
+def start(
+  mode: str = 'auto',
+  *,
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: float = DEFAULT_TIMEOUT,
+  facts: Mapping[str, Any] | None = None,
+) -> None:
+  """Connects the processes; must come before anything that uses a device.
+
+  Args:
+    mode: 'auto' connects where an address is given or a cluster of several
+      processes is found (Cloud TPU, SLURM, Open MPI); 'on' insists on it; 'off'
+      stays alone; 'local' stays alone with a coordinator of its own, so that
+      the same code runs as on a pod.
+    coordinator_address: HOST:PORT of process 0.
+    num_processes: how many there are.
+    process_id: this one's number, from 0.
+    timeout: seconds to wait for the others.
+    facts: what must be the same in all processes, by name, e.g. the config;
+      the versions of the libraries and our own code are added.
+
+  Raises:
+    UserError: if processes are missing, differ, or cannot be reached.
+  """
+  if timeout < 1:
+    raise UserError(f'--distributed_timeout={timeout}: at least 1 s is needed')
+  if mode == 'local':
+    found: cluster.Cluster | None = cluster.alone()
+  else:
+    found = cluster.find(
+      mode, coordinator_address, num_processes, process_id, timeout
+    )
+  if found is None:
+    return
+  rendezvous.meet(
+    found.address,
+    found.num_processes,
+    found.process,
+    {
+      '--num_processes': str(found.num_processes),
+      **versions(),
+      **{name: repr(value) for name, value in (facts or {}).items()},
+    },
+    timeout,
+  )
+  # JAX would take SIGTERM for itself, between the loops too, where nobody
+  # would see it; `interruption` has the processes agree on a step instead.
+  jax.config.update('jax_enable_preemption_service', False)
+  jax.distributed.initialize(
+    found.address,
+    found.num_processes,
+    found.process,
+    local_device_ids=found.local_device_ids,
+    cluster_detection_method='deactivate',
+    initialization_timeout=int(timeout),
+    heartbeat_timeout_seconds=heartbeat_seconds(timeout),
+    shutdown_timeout_seconds=int(timeout),
+  )
+  table = process_table()
+  if process_index() == 0:
+    print(table, flush=True)
+
+
+def process_index() -> int:
+  """This process's number; asks no device as long as it is alone."""
+  return jax.process_index() if jax.distributed.is_initialized() else 0
+
+
+def process_count() -> int:
+  """How many processes there are; asks no device as long as it is alone."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_shared() -> bool:
+  """Returns whether other processes work on the same program."""
+  return process_count() > 1
+
+
+def barrier() -> None:
+  """Waits until every process has come here."""
+  if is_shared():
+    _barrier(f'adanat_jax/{next(_exchanges)}')
+
+
+def all_values(value: Any) -> list[Any]:
+  """Gathers a small value of every process, in their order.
+
+  Args:
+    value: what JSON can hold, some hundreds of bytes.
+  """
+  if not is_shared():
+    return [value]
+  place = f'adanat_jax/{next(_exchanges)}/'
+  _client().key_value_set(f'{place}{process_index()}', json.dumps(value))
+  _barrier(place)
+  values = dict(_client().key_value_dir_get(place))
+  _clear_away(place)
+  return [
+    json.loads(values[f'{place}{index}']) for index in range(process_count())
+  ]
+
+
+def from_first(make: Callable[[], T]) -> T:
+  """Calls a function in process 0 alone, and hands its value to all.
+
+  This is how decisions are made that depend on files. With several processes
+  all wait for each other.
+
+  Args:
+    make: returns what JSON can hold; tuples arrive as lists.
+
+  Raises:
+    UserError: in every process, if `make` raised it.
+  """
+  if not is_shared():
+    return make()
+  place = f'adanat_jax/{next(_exchanges)}/'
+  client = _client()
+  if process_index() == 0:
+    try:
+      answer: dict[str, Any] = {'value': make()}
+    except UserError as error:
+      answer = {'mistake': str(error)}
+    text = json.dumps(answer)
+    count = len(range(0, len(text), _PIECE))
+    for index in range(count):
+      piece = text[index * _PIECE : (index + 1) * _PIECE]
+      client.key_value_set(f'{place}{index}', piece)
+    client.key_value_set(f'{place}count', str(count))
+  else:
+    get = functools.partial(
+      client.blocking_key_value_get, timeout_in_ms=_WHILE_THEY_LIVE_MS
+    )
+    count = int(get(f'{place}count'))
+    text = ''.join(get(f'{place}{index}') for index in range(count))
+    answer = json.loads(text)
+  _barrier(place)
+  _clear_away(place)
+  if 'mistake' in answer:
+    raise UserError(answer['mistake'])
+  return answer['value']
+
+
+def wait_until_seen(path: pathlib.Path, timeout: float = 60.0) -> None:
+  """Waits until this process sees a file that process 0 has written.
+
+  Network file systems may show a new file seconds later elsewhere.
+
+  Raises:
+    UserError: in every process, if one does not see it in time.
+  """
+  if not is_shared():
+    return
+  deadline = time.monotonic() + timeout
+  while not (seen := path.exists()) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  blind = [
+    f'process {index} ({host})'
+    for index, (host, sees) in enumerate(
+      all_values([socket.gethostname(), seen])
+    )
+    if not sees
+  ]
+  if blind:
+    raise UserError(
+      f'{path.parent} is not the same directory in all processes: '
+      f'{", ".join(blind[:4])} does not see what process 0 wrote there within '
+      f'{timeout:g} s; --workdir must be on a disk that all hosts share'
+    )
+
+
+def finish() -> None:
+  """Waits for all at the end of a program, however long they still work.
+
+  JAX waits too when a process exits, but not longer than the time-out.
+  """
+  barrier()
+
+
+def leave(status: int) -> NoReturn:
+  """Ends this process after an error, without waiting for the others.
+
+  Others may hang in a collective for as long as this process lives: then they
+  are ended by its end. Those that found the same error end with the same
+  status.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if not is_shared():
+    sys.exit(status)
+  try:
+    _client().wait_at_barrier('adanat_jax/leave', _LEAVE_TOGETHER_MS)
+    jax.distributed.shutdown()
+  finally:
+    # Threads that wait for other processes would keep Python from exiting.
+    os._exit(status)
+
+
+def process_table() -> str:
+  """Returns a table of all processes: host, devices, kind."""
+  devices = jax.local_devices()
+  kinds = sorted({device.device_kind for device in devices})
+  rows = all_values([socket.gethostname(), len(devices), ', '.join(kinds)])
+  cells = [('process', 'host', 'devices', 'kind')] + [
+    (str(index), *(str(cell) for cell in row)) for index, row in enumerate(rows)
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+    ).rstrip()
+    for row in cells
+  )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+  """What the processes of one program must have in common besides its config.
+
+  The hash of our own source files tells of a host that was not updated.
+  """
+  digest = hashlib.sha256()
+  root = pathlib.Path(__file__).parent
+  for path in sorted(root.rglob('*.py')):
+    digest.update(path.relative_to(root).as_posix().encode())
+    digest.update(path.read_bytes())
+  return {
+    'python': platform.python_version(),
+    **{
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+    },
+    'adanat_jax': f'source {digest.hexdigest()[:12]}',
+  }
+
+
+def _client() -> Any:
+  """JAX's connection to the coordinator; no public way leads to it."""
+  from jax._src import distributed  # pylint: disable=import-outside-toplevel
+
+  return distributed.global_state.client
+
+
+def _barrier(name: str) -> None:
+  _client().wait_at_barrier(name, _WHILE_THEY_LIVE_MS)
+
+
+def _clear_away(place: str) -> None:
+  """Deletes what was exchanged, once all have read it."""
+  _barrier(f'{place}read')
+  if process_index() == 0:
+    _client().key_value_delete(place)
