@@ -36,12 +36,12 @@ def table_params():
   return {'table': jnp.zeros((T, A)), 'value': jnp.ones(D)}
 
 
-def make_rollout(seed=0, features=None, **changes):
+def make_rollout(**changes):
   """Random trajectories."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.float32(rng.normal(size=shape))
   rollout = ppo.Rollout(
-    features=draw(T, B, N, D) if features is None else features,
+    observations=draw(T, B, N, D),
     actions=draw(T, B, A),
     log_probs=-5 + draw(T, B),
     values=draw(T, B),
@@ -131,7 +131,7 @@ class HandComputedTest(parameterized.TestCase):
     ratio = np.float32([[1.5, 1.5, 0.5], [0.5, 1.1, 0.9]])
     log_prob = -0.5 * math.log(2 * math.pi)  # Of an action at its mean.
     rollout = ppo.Rollout(
-      features=jnp.zeros((2, 3, 1, 1)),
+      observations=jnp.zeros((2, 3, 1, 1)),
       actions=jnp.full((2, 3, 1), 7.0),
       log_probs=log_prob - jnp.log(ratio),
       values=jnp.ones((2, 3)),
@@ -251,9 +251,8 @@ class UpdateTest(parameterized.TestCase):
 
     # Feature = 100 step + trajectory; the other fields must follow it.
     tag = 100.0 * jnp.arange(T)[:, None] + jnp.arange(B)
-    rollout = make_rollout(
-      features=jnp.broadcast_to(tag[:, :, None, None], (T, B, N, D))
-    )
+    tags = jnp.broadcast_to(tag[:, :, None, None], (T, B, N, D))
+    rollout = make_rollout(observations=tags)
     config = ppo.PPOConfig(num_epochs=2, num_minibatches=count)
     run_update(rollout, config, actor_critic=spy)
     jax.effects_barrier()
@@ -270,17 +269,16 @@ class UpdateTest(parameterized.TestCase):
   def test_minibatches_keep_what_belongs_together(self):
     # If actions were matched with other trajectories' old densities, ratios
     # would not be 1: the mean is each trajectory's own.
-    rng = np.random.default_rng(0)
-    features = jnp.float32(rng.normal(size=(T, B, N, D)))
-    step = jnp.repeat(jnp.arange(T), B)
+    rollout = make_rollout()
     mean, _ = table_actor_critic(
-      table_params(), features.reshape(-1, N, D), step
+      table_params(),
+      rollout.observations.reshape(-1, N, D),
+      jnp.repeat(jnp.arange(T), B),
     )
-    action = mean.reshape(T, B, A) + jnp.float32(rng.normal(size=(T, B, A)))
-    log_probs = ppo.gaussian_log_prob(action, mean.reshape(T, B, A), 0.5)
-    rollout = make_rollout(
-      features=features, actions=action, log_probs=log_probs
-    )
+    mean = mean.reshape(T, B, A)
+    action = mean + rollout.actions
+    log_probs = ppo.gaussian_log_prob(action, mean, 0.5)
+    rollout = rollout.replace(actions=action, log_probs=log_probs)
     config = ppo.PPOConfig(num_minibatches=4)
     deviation = lambda r: run_update(r, config)[2]['first_ratio_deviation']
     self.assertLess(float(deviation(rollout)), 1e-4)
@@ -296,7 +294,7 @@ class UpdateTest(parameterized.TestCase):
 
     def deviation(features):
       rollout = make_rollout(
-        features=features,
+        observations=features,
         actions=trajectory.aux.action,
         log_probs=trajectory.aux.log_prob,
         values=trajectory.aux.value,
@@ -347,12 +345,11 @@ class UpdateTest(parameterized.TestCase):
 
   def test_good_actions_become_likely_and_values_right(self):
     rng = np.random.default_rng(0)
-    # The first entry is half a unit above or below the mean, in turn.
     sign = jnp.tile(jnp.float32([1, -1]), (T, B // 2))
     action = jnp.float32(1 + 0.5 * rng.normal(size=(T, B, A)))
-    action = action.at[..., 0].set(1 + 0.5 * sign)
+    action = action.at[..., 0].set(1 + 0.5 * sign)  # One std off the mean.
     rollout = make_rollout(
-      features=jnp.ones((T, B, N, D)),
+      observations=jnp.ones((T, B, N, D)),
       actions=action,
       log_probs=ppo.gaussian_log_prob(action, jnp.ones(A), 0.5),
       returns=sign + 3.0,

@@ -29,10 +29,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adanat_jax.rl import batches
 from adanat_jax.types import Array
 
 # (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])
-ActorCritic: TypeAlias = Callable[[Any, Array, Array], tuple[Array, Array]]
+# Learning may give it, for features, what features are computed from.
+ActorCritic: TypeAlias = Callable[[Any, Any, Array], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,12 @@ class PPOConfig:
     learning_rate: of Adam.
     num_epochs: passes over the batch.
     num_minibatches: gradient steps a pass; minibatches are whole trajectories.
+    shuffle_groups: minibatches are drawn within this many equal consecutive
+      parts of the batch; where the number of devices divides it no feature
+      moves between devices. 1: from the whole batch.
+    micro_batches: a gradient is the mean over this many parts of its
+      minibatch, computed one after the other, so that only one part's
+      activations are held.
     clip_epsilon: half-width of the interval to which ratios are clipped.
     value_coefficient: weight of the critic's squared error.
     entropy_coefficient: weight of the (constant) entropy.
@@ -61,6 +69,8 @@ class PPOConfig:
   learning_rate: float = 1e-5
   num_epochs: int = 5
   num_minibatches: int = 1
+  shuffle_groups: int = 1
+  micro_batches: int = 1
   clip_epsilon: float = 0.2
   value_coefficient: float = 0.5
   entropy_coefficient: float = 0.01
@@ -93,7 +103,8 @@ class Rollout:
   """What one batch of trajectories gives to the update, time-major.
 
   Attributes:
-    features: what the policy saw.
+    observations: what the policy saw: features, or what they are computed from,
+      as `actor_critic` takes it.
     actions: raw actions it took.
     log_probs: their log-densities then.
     values: the critic's estimates then.
@@ -101,7 +112,7 @@ class Rollout:
     weights: 1 for action entries that count in the density, 0 for dead ones.
   """
 
-  features: Array  # float[T, B, N, D]
+  observations: Any  # each [T, B, ...], e.g. float[T, B, N, D]
   actions: Array  # float32[T, B, A]
   log_probs: Array  # float32[T, B]
   values: Array  # float32[T, B]
@@ -256,7 +267,8 @@ def update(
   Args:
     params: of actor and critic.
     opt_state: of `optimizer`.
-    rollout: the batch; B must be divisible by `num_minibatches`.
+    rollout: the batch; B must be divisible by `num_minibatches *
+      shuffle_groups * micro_batches`.
     std: exploration standard deviation with which it was collected.
     key: shuffles trajectories into minibatches.
     actor_critic: `(params, features, step) -> (mean, value)`.
@@ -270,31 +282,55 @@ def update(
     which the batch was collected.
   """
   num_steps, batch_size = rollout.returns.shape
-  chex.assert_is_divisible(batch_size, config.num_minibatches)
+  per_epoch = config.num_minibatches * config.micro_batches
+  chex.assert_is_divisible(batch_size, per_epoch)
 
   def loss_fn(params: Any, batch: Rollout) -> tuple[Array, dict[str, Array]]:
-    samples = batch.returns.shape[1]
-    flat = batch.features.reshape((-1,) + batch.features.shape[2:])
-    steps = jnp.repeat(jnp.arange(num_steps), samples)
-    mean, values = actor_critic(params, flat, steps)
-    return ppo_loss(
-      mean.reshape(num_steps, samples, -1),
-      values.reshape(num_steps, samples),
-      batch,
-      std,
-      config,
+    steps = jnp.arange(num_steps)[:, None]
+    mean, values = batches.unflatten_steps(
+      actor_critic(
+        params,
+        *batches.flatten_steps(
+          (batch.observations, jnp.broadcast_to(steps, batch.returns.shape))
+        ),
+      ),
+      num_steps,
     )
+    return ppo_loss(mean, values, batch, std, config)
 
-  def gradient_step(carry: Any, batch: Rollout) -> tuple[Any, Any]:
+  def gradient(params: Any, part: Array) -> tuple[Any, dict[str, Array]]:
+    batch = _part(rollout, part, config)
+    return jax.grad(loss_fn, has_aux=True)(params, batch)
+
+  def mean_gradient(params: Any, parts: Array) -> tuple[Any, dict[str, Array]]:
+    if config.micro_batches == 1:
+      return gradient(params, parts[0])
+
+    def add(total: Any, part: Array) -> tuple[Any, dict[str, Array]]:
+      grads, metrics = gradient(params, part)
+      return optax.tree.add(total, grads), metrics
+
+    total, metrics = jax.lax.scan(add, optax.tree.zeros_like(params), parts)
+    # Parts are of one size: the mean of their means is the mean.
+    worst = metrics['ratio_deviation'].max()
+    metrics = jax.tree.map(jnp.mean, metrics) | {'ratio_deviation': worst}
+    return optax.tree.scale(1 / config.micro_batches, total), metrics
+
+  def gradient_step(carry: Any, parts: Array) -> tuple[Any, Any]:
     params, opt_state = carry
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(params, batch)
+    grads, metrics = mean_gradient(params, parts)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), metrics
 
   def epoch(carry: Any, key: Array) -> tuple[Any, Any]:
-    batches = _minibatches(rollout, key, config.num_minibatches)
-    return jax.lax.scan(gradient_step, carry, batches)
+    parts = jnp.arange(per_epoch)
+    if config.num_minibatches > 1:
+      parts = batches.shuffled_rows(
+        key, batch_size, groups=config.shuffle_groups, parts=per_epoch
+      )
+    parts = parts.reshape(-1, config.micro_batches, *parts.shape[1:])
+    return jax.lax.scan(gradient_step, carry, parts)
 
   keys = jax.random.split(key, config.num_epochs)
   (params, opt_state), history = jax.lax.scan(epoch, (params, opt_state), keys)
@@ -308,23 +344,24 @@ def update(
   return params, opt_state, metrics
 
 
-def _minibatches(rollout: Rollout, key: Array, count: int) -> Rollout:
-  """Splits axis B at random into `count` parts, stacked on a leading axis."""
-  batch_size = rollout.returns.shape[1]
-  order = jnp.arange(batch_size)
-  if count > 1:
-    order = jax.random.permutation(key, batch_size)
-  order = order.reshape(count, -1)
+def _part(rollout: Rollout, part: Array, config: PPOConfig) -> Rollout:
+  """The trajectories of one micro-batch.
 
-  def split(x: Array) -> Array:
-    return jnp.moveaxis(x[:, order], 1, 0)
-
-  weights = jnp.broadcast_to(rollout.weights, (count, *rollout.weights.shape))
-  return Rollout(
-    features=split(rollout.features),
-    actions=split(rollout.actions),
-    log_probs=split(rollout.log_probs),
-    values=split(rollout.values),
-    returns=split(rollout.returns),
-    weights=weights,
-  )
+  Args:
+    rollout: the whole batch.
+    part: int32[G, M], rows of each group; with one minibatch int32[], the
+      number of the micro-batch.
+    config: constants.
+  """
+  if config.num_minibatches == config.micro_batches == 1:
+    return rollout
+  samples = {
+    field.name: getattr(rollout, field.name)
+    for field in dataclasses.fields(rollout)
+    if field.name != 'weights'  # They have no axis B.
+  }
+  if config.num_minibatches > 1:
+    samples = batches.pick(samples, part)
+  else:
+    samples = batches.every(samples, part, config.micro_batches, axis=1)
+  return dataclasses.replace(rollout, **samples)

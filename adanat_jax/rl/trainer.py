@@ -20,9 +20,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adanat_jax import sharding
 from adanat_jax.decoding import actions, loop
-from adanat_jax.rl import adversary, agent as agent_lib, ppo
-from adanat_jax.types import Array, Denoiser, PolicyValues, Reward
+from adanat_jax.rl import adversary, agent as agent_lib, batches, ppo
+from adanat_jax.types import (
+  Array,
+  Cache,
+  Condition,
+  Denoiser,
+  PolicyAux,
+  PolicyValues,
+  Reward,
+)
 
 Labelled = tuple[Array, Array]  # images float32[B, H, W, C], int32[B]
 
@@ -66,17 +75,71 @@ class Judge:
   """A reward and its learning.
 
   Attributes:
-    initial: the discriminator's state at the start, None without one.
     reward: `state -> Reward`.
-    learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `fakes` are
-      the iteration's images and conditions, `fresh(key)` makes new ones.
+    learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `real` is
+      whatever the training's batches hold, `fakes` are the iteration's images
+      and conditions, `fresh(key)` makes new ones.
     fakes_per_update: how many images one discriminator update takes.
   """
 
-  initial: adversary.AdversaryState | None
   reward: Callable[[Any], Reward]
   learn: Callable[..., tuple[Any, dict[str, Array]]]
   fakes_per_update: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+  """How trajectories are collected and kept.
+
+  But for rounding to bfloat16, no choice changes what is learnt.
+
+  Attributes:
+    features: `'store'` keeps what the policy saw, [T, B, N, D]; `'recompute'`
+      keeps the canvases, [T, B, N], and runs the NAT again, without guidance,
+      in each of PPO's epochs.
+    dtype: `'float32'` leaves features as the NAT gives them; `'bfloat16'`
+      rounds them, for acting as for learning.
+    size: how many trajectories are decoded at a time, over all devices; 0 for
+      all of a batch.
+  """
+
+  features: str = 'store'
+  dtype: str = 'float32'
+  size: int = 0
+
+
+@struct.dataclass
+class Experience:
+  """What a rollout leaves to learn from and to report, time-major.
+
+  Attributes:
+    observations: see `ppo.Rollout`: features, or (canvases before each step,
+      conditions).
+    aux: what the policy did.
+    values: the four numbers of each step.
+    num_committed: how many tokens became known at each step.
+  """
+
+  observations: Any  # float[T, B, N, D], or (int32[T, B, N], int32[T, B])
+  aux: PolicyAux  # each [T, B, ...]
+  values: PolicyValues  # float32[T, B]
+  num_committed: Array  # int32[T, B]
+
+
+def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
+  """The same denoiser with features that lose nothing by being kept."""
+  if dtype == 'float32':
+    return denoiser
+
+  def rounded(
+    tokens: Array, condition: Condition, cache: Cache
+  ) -> tuple[Array, Array, Cache]:
+    features, logits, cache = denoiser(tokens, condition, cache)
+    # A cast there and back is one that compilers may leave out.
+    features = jax.lax.reduce_precision(features, 8, 7)
+    return features.astype(jnp.bfloat16), logits, cache
+
+  return rounded
 
 
 def collect(
@@ -88,32 +151,72 @@ def collect(
   num_steps: int,
   std: Array,
   weights: Array,
-) -> tuple[Any, Array, Array]:
+  config: RolloutConfig = RolloutConfig(),
+) -> tuple[Experience, Array, Array]:
   """Decodes one batch with an exploring policy.
 
   Returns:
-    The trajectory, the images float32[B, H, W, C], the conditions int32[B].
+    The experience, the images float32[B, H, W, C], the conditions int32[B].
   """
   condition_key, sample_key = jax.random.split(key)
-  condition = jax.random.randint(
-    condition_key, (batch_size,), 0, problem.num_classes
+  condition = sharding.split_batch(
+    jax.random.randint(condition_key, (batch_size,), 0, problem.num_classes)
   )
-  decoded = loop.decode(
-    problem.denoiser,
-    agent.policy(std, weights),
-    tokens=loop.full_mask(batch_size, problem.num_tokens, problem.mask_token),
-    condition=condition,
-    null_condition=jnp.int32(problem.num_classes),
-    keys=loop.sample_keys(sample_key, batch_size),
-    num_steps=num_steps,
-    mask_token=problem.mask_token,
-    record=True,
-  )
-  return (
-    decoded.trajectory,
-    problem.decode_images(decoded.tokens),
-    condition,
-  )
+  keys = sharding.split_batch(loop.sample_keys(sample_key, batch_size))
+  denoiser = _rounded(problem.denoiser, config.dtype)
+
+  def decode(inputs: tuple[Array, Array]) -> tuple[Experience, Array]:
+    condition, keys = inputs
+    start = sharding.split_batch(
+      loop.full_mask(len(condition), problem.num_tokens, problem.mask_token)
+    )
+    decoded = loop.decode(
+      denoiser,
+      agent.policy(std, weights),
+      tokens=start,
+      condition=condition,
+      null_condition=jnp.int32(problem.num_classes),
+      keys=keys,
+      num_steps=num_steps,
+      mask_token=problem.mask_token,
+      record=True,
+    )
+    trajectory = decoded.trajectory
+    assert trajectory is not None  # It was asked for.
+    observations: Any = trajectory.features
+    if config.features == 'recompute':
+      canvases = jnp.concatenate([start[None], trajectory.tokens[:-1]])
+      observations = (
+        canvases,
+        jnp.broadcast_to(condition, (num_steps, len(condition))),
+      )
+    images = sharding.split_batch(problem.decode_images(decoded.tokens))
+    experience = Experience(
+      observations, trajectory.aux, trajectory.values, trajectory.num_committed
+    )
+    # Like the rest, images get an axis before that of the batch.
+    return sharding.split_batch((experience, images[None]), axis=1)
+
+  parts = max(batch_size // config.size, 1) if config.size else 1
+  experience, images = batches.in_turn(decode, (condition, keys), parts)
+  return experience, images[0], condition
+
+
+def _learner(
+  problem: Problem, actor_critic: ppo.ActorCritic, config: RolloutConfig
+) -> ppo.ActorCritic:
+  """The networks as PPO gives them observations."""
+  if config.features == 'store':
+    return actor_critic
+  denoiser = _rounded(problem.denoiser, config.dtype)
+
+  def recompute(
+    params: Any, observations: tuple[Array, Array], step: Array
+  ) -> tuple[Array, Array]:
+    features, _, _ = denoiser(*observations, ())
+    return actor_critic(params, features, step)
+
+  return recompute
 
 
 def make_train_step(
@@ -127,6 +230,7 @@ def make_train_step(
   batch_size: int,
   num_iterations: int,
   fresh_rollouts: bool,
+  rollouts: RolloutConfig = RolloutConfig(),
 ) -> Callable[[PolicyState, Any, Array], tuple[PolicyState, Any]]:
   """Returns `(state, real batch, iteration) -> (state, metrics)`, not jitted.
 
@@ -141,6 +245,7 @@ def make_train_step(
     num_iterations: configured total, on which exploration depends.
     fresh_rollouts: whether the discriminator sees images of rollouts of its
       own, as published, or those that PPO has just used.
+    rollouts: how trajectories are collected and kept.
   """
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(config)
@@ -156,7 +261,7 @@ def make_train_step(
     )
     std = ppo.exploration_std(iteration, num_iterations, config)
     agent = agent_lib.Agent(state.params, residual, actor_critic)
-    trajectory, images, condition = collect(
+    experience, images, condition = collect(
       problem,
       agent,
       rollout_key,
@@ -164,15 +269,17 @@ def make_train_step(
       num_steps=num_steps,
       std=std,
       weights=weights,
+      config=rollouts,
     )
     reward = judge.reward(state.adversary)(images, condition, reward_key)
     final = jnp.zeros((num_steps, batch_size)).at[-1].set(reward)
+    final = sharding.split_batch(final, axis=1)
     returns = ppo.discounted_returns(final, config.discount)
     rollout = ppo.Rollout(
-      features=trajectory.features,
-      actions=trajectory.aux.action,
-      log_probs=trajectory.aux.log_prob,
-      values=trajectory.aux.value,
+      observations=experience.observations,
+      actions=experience.aux.action,
+      log_probs=experience.aux.log_prob,
+      values=experience.aux.value,
       returns=ppo.standardise(returns),
       weights=weights,
     )
@@ -182,7 +289,7 @@ def make_train_step(
       rollout,
       std,
       update_key,
-      actor_critic=actor_critic,
+      actor_critic=_learner(problem, actor_critic, rollouts),
       optimizer=optimizer,
       config=config,
     )
@@ -197,6 +304,7 @@ def make_train_step(
         num_steps=num_steps,
         std=std,
         weights=weights,
+        config=rollouts,
       )
       return images, condition
 
@@ -208,22 +316,24 @@ def make_train_step(
       adversary_key,
     )
     metrics |= judge_metrics
-    metrics |= _describe(trajectory, reward, std)
+    metrics |= _describe(experience, reward, std)
     return PolicyState(params, opt_state, new_adversary), metrics
 
   return train_step
 
 
-def _describe(trajectory: Any, reward: Array, std: Array) -> dict[str, Array]:
+def _describe(
+  experience: Experience, reward: Array, std: Array
+) -> dict[str, Array]:
   """Reward, exploration, and what each step did: [T] means and spreads."""
   metrics = {
     'reward': reward.mean(),
     'reward_std': reward.std(),
     'exploration_std': jnp.asarray(std, jnp.float32),
-    'committed': trajectory.num_committed.mean(1, dtype=jnp.float32),
+    'committed': experience.num_committed.mean(1, dtype=jnp.float32),
   }
   for field in dataclasses.fields(PolicyValues):
-    value = getattr(trajectory.values, field.name)
+    value = getattr(experience.values, field.name)
     metrics[field.name] = value.mean(1)
     metrics[f'{field.name}_std'] = value.std(1)
   return metrics

@@ -1,0 +1,159 @@
+"""Parts of a batch, made so that every sample stays on its device.
+
+A batch that is split over devices is cut in two ways which exchange nothing:
+
+- *in turn*: part `j` of `m` takes every m-th sample from `j` on. The samples
+  of a device are a run of the batch, so each device gives as many, in order.
+- *within groups*: the batch is cut into equal consecutive groups, and a part
+  takes as many samples of each. Where the number of devices divides the number
+  of groups, a group lies on one device and samples are drawn there.
+
+Neither asks how many devices there are, so that the result does not depend on
+it. Shape letters: `T` steps, `B` samples, `G` groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from adanat_jax import sharding
+from adanat_jax.types import Array
+
+
+def shuffled_rows(
+  key: Array, batch_size: int, *, groups: int, parts: int
+) -> Array:
+  """Deals a batch into parts at random, each with a like share of each group.
+
+  Args:
+    key: of the shuffle; one group is shuffled by the key itself.
+    batch_size: B, a multiple of `groups * parts`.
+    groups: G.
+    parts: how many.
+
+  Returns:
+    int32[parts, G, B / (G * parts)]: which rows of each group a part takes.
+  """
+  chex.assert_is_divisible(batch_size, groups * parts)
+  size = batch_size // groups
+  keys = key[None] if groups == 1 else jax.random.split(key, groups)
+  order = jax.vmap(lambda k: jax.random.permutation(k, size))(keys)
+  return jnp.moveaxis(order.reshape(groups, parts, -1), 1, 0)
+
+
+def pick(tree: Any, rows: Array) -> Any:
+  """The samples of one part of `shuffled_rows`.
+
+  Args:
+    tree: arrays [T, B, ...].
+    rows: int32[G, M].
+
+  Returns:
+    The same tree of arrays [T, G * M, ...], group by group.
+  """
+  groups = rows.shape[0]
+
+  def pick_leaf(x: Array) -> Array:
+    grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
+    picked = jax.vmap(lambda x, i: x[:, i], in_axes=(1, 0), out_axes=1)(
+      grouped, rows
+    )
+    return picked.reshape(x.shape[0], -1, *x.shape[2:])
+
+  return sharding.split_batch(jax.tree.map(pick_leaf, tree), axis=1)
+
+
+def every(tree: Any, start: Array, parts: int, axis: int) -> Any:
+  """Every `parts`-th sample from `start` on.
+
+  Args:
+    tree: arrays whose `axis` is B, a multiple of `parts`.
+    start: int32[], below `parts`.
+    parts: how many parts the batch is cut into.
+    axis: of the batch.
+  """
+
+  def cut(x: Array) -> Array:
+    chex.assert_is_divisible(x.shape[axis], parts)
+    shape = (*x.shape[:axis], -1, parts, *x.shape[axis + 1 :])
+    return jax.lax.dynamic_index_in_dim(
+      x.reshape(shape), start, axis + 1, keepdims=False
+    )
+
+  return sharding.split_batch(jax.tree.map(cut, tree), axis)
+
+
+def in_turn(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
+  """`function(inputs)`, one part of the batch after the other.
+
+  Only what a part needs while it is computed is held at once; its results are
+  written into their places, not put together afterwards.
+
+  Args:
+    function: from arrays [B, ...] to arrays [T, B, ...] of any such B, each
+      sample by itself.
+    inputs: arrays [B, ...].
+    parts: how many; divides B.
+  """
+  if parts == 1:
+    return function(inputs)
+
+  def part_at(index: Any) -> Any:
+    return function(every(inputs, index, parts, axis=0))
+
+  def place(buffer: Array, part: Array, index: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(buffer, part, index, 2)
+
+  def body(buffers: Any, index: Array) -> tuple[Any, None]:
+    placed = jax.tree.map(
+      lambda buffer, part: place(buffer, part, index), buffers, part_at(index)
+    )
+    return sharding.split_batch(placed, axis=1), None
+
+  buffers = jax.tree.map(
+    lambda x: jnp.zeros((*x.shape[:2], parts, *x.shape[2:]), x.dtype),
+    jax.eval_shape(part_at, 0),
+  )
+  buffers, _ = jax.lax.scan(
+    body, sharding.split_batch(buffers, axis=1), jnp.arange(parts)
+  )
+  return jax.tree.map(
+    lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), buffers
+  )
+
+
+def flatten_steps(tree: Any) -> Any:
+  """Arrays [T, B, ...] as [T * B, ...], in an order that moves no sample.
+
+  On one device that is step by step. On several, a device keeps its samples:
+  its first step, its second, ... then those of the next device.
+  """
+
+  def flatten(x: Array) -> Array:
+    devices = _num_devices()
+    chex.assert_is_divisible(x.shape[1], devices)
+    split = x.reshape(x.shape[0], devices, -1, *x.shape[2:])
+    return split.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+  return sharding.split_batch(jax.tree.map(flatten, tree))
+
+
+def unflatten_steps(tree: Any, num_steps: int) -> Any:
+  """Undoes `flatten_steps`."""
+
+  def unflatten(x: Array) -> Array:
+    split = x.reshape(_num_devices(), num_steps, -1, *x.shape[1:])
+    return split.swapaxes(0, 1).reshape(num_steps, -1, *x.shape[1:])
+
+  return sharding.split_batch(jax.tree.map(unflatten, tree), axis=1)
+
+
+def _num_devices() -> int:
+  """Size of the ambient mesh, 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.size
