@@ -35,6 +35,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
 
+  config.mesh = mesh = ml_collections.ConfigDict()
+  # All devices share the work; this many of them also share one copy of the
+  # NAT's large matrices. 1 keeps a copy on each.
+  mesh.fsdp = 1
+
   config.data = data = ml_collections.ConfigDict()
   # Height and width in pixels; the 8x8 originals are enlarged bilinearly.
   data.image_size = 16
@@ -124,6 +129,15 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.iterations = 150
   # Trajectories an iteration.
   policy.batch_size = 384
+  # How many of them are decoded at a time, over all devices; 0 for all. Saves
+  # memory and changes nothing else.
+  policy.rollout_size = 0
+  # What PPO's epochs read: 'store' keeps the NAT's features of every step,
+  # 'recompute' the canvases, and runs the NAT again in each epoch.
+  policy.rollout_features = 'store'
+  # 'float32' leaves features as the NAT gives them; 'bfloat16' rounds them, for
+  # acting as for learning.
+  policy.rollout_dtype = 'float32'
   policy.log_every = 1
   policy.save_every = 25
   # Constants of PPO: 'paper', or 'ours' for short runs; each can be overridden
@@ -133,6 +147,12 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   ppo.learning_rate = placeholder(float)
   ppo.num_epochs = placeholder(int)
   ppo.num_minibatches = placeholder(int)
+  # Minibatches are drawn within this many equal consecutive parts of the batch;
+  # where the number of devices divides it no feature moves between devices.
+  ppo.shuffle_groups = placeholder(int)
+  # Each gradient is computed in this many parts, one after the other: less
+  # memory, the same gradient.
+  ppo.micro_batches = placeholder(int)
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
   # What a zero action means: 'published' (AdaNAT's hand-made schedule) or
