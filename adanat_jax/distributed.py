@@ -44,12 +44,15 @@ DEFAULT_TIMEOUT = 300
 # Other processes may be busy for hours; those that died end us in other ways.
 _WHILE_THEY_LIVE_MS = 7 * 24 * 3600 * 1000
 # Those that fail at the same time have this long to say so.
-_LEAVE_TOGETHER_MS = 5000
+_LEAVE_TOGETHER_MS = 3000
+# No file system that hosts share hides a new file for longer.
+_MAX_LAG_SECONDS = 60.0
 # The service takes 4 MiB a message.
 _PIECE = 1 << 20
 
 T = TypeVar('T')
 _exchanges = itertools.count()
+_timeout: float = DEFAULT_TIMEOUT
 
 
 def heartbeat_seconds(timeout: float) -> int:
@@ -83,6 +86,7 @@ def start(
   Raises:
     UserError: if processes are missing, differ, or cannot be reached.
   """
+  global _timeout
   if timeout < 1:
     raise UserError(f'--distributed_timeout={timeout}: at least 1 s is needed')
   if mode == 'local':
@@ -104,6 +108,7 @@ def start(
     },
     timeout,
   )
+  _timeout = timeout
   # JAX would take SIGTERM for itself, between the loops too, where nobody
   # would see it; `interruption` has the processes agree on a step instead.
   jax.config.update('jax_enable_preemption_service', False)
@@ -202,16 +207,20 @@ def from_first(make: Callable[[], T]) -> T:
   return answer['value']
 
 
-def wait_until_seen(path: pathlib.Path, timeout: float = 60.0) -> None:
+def wait_until_seen(path: pathlib.Path) -> None:
   """Waits until this process sees a file that process 0 has written.
 
   Network file systems may show a new file seconds later elsewhere.
+
+  Args:
+    path: the file.
 
   Raises:
     UserError: in every process, if one does not see it in time.
   """
   if not is_shared():
     return
+  timeout = min(_timeout, _MAX_LAG_SECONDS)
   deadline = time.monotonic() + timeout
   while not (seen := path.exists()) and time.monotonic() < deadline:
     time.sleep(0.05)

@@ -1,0 +1,394 @@
+"""Two processes on this machine: meeting, stopping, dying, going on."""
+
+import pathlib
+import socket
+import threading
+from typing import Any
+
+from absl import logging
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+import toy_cluster
+import toy_training
+
+from adanat_jax import (
+  checkpoint,
+  cluster,
+  distributed,
+  leaves,
+  metric_writer,
+  rendezvous,
+)
+from adanat_jax.errors import UserError
+
+FACTS = {'jax': '0.10.2', 'config.width': '8'}
+
+
+def setUpModule():
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+
+
+def saved_bits(directory: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns every leaf of the newest checkpoint, read by this one process."""
+  with checkpoint.Checkpointer(directory) as checkpoints:
+    restored = checkpoints.restore(toy_training.initial_state())
+  state = restored.state.replace(key=jax.random.key_data(restored.state.key))
+  return jax.tree.map(np.asarray, leaves.by_name(state))
+
+
+def rows(directory: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the rows without wall-clock figures."""
+  return [
+    {key: value for key, value in row.items() if not key.startswith('time/')}
+    for row in metric_writer.read_metrics(directory)
+  ]
+
+
+class ProcessTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(self.create_tempdir().full_path)
+    (self.directory / 'config.py').write_text(toy_cluster.CONFIG)
+
+  def run_pair(
+    self, *, workdir: str = 'w', count: int = 2, **options: Any
+  ) -> list[tuple[int | None, str]]:
+    return toy_cluster.run_together(
+      self.directory,
+      *[[]] * count,
+      common=[f'--workdir={self.directory / workdir}'],
+      **options,
+    )
+
+
+class TrainingTest(ProcessTest):
+  def assert_same_run(self, one: str, other: str) -> None:
+    one, other = self.directory / one / 'toy', self.directory / other / 'toy'
+    ours, theirs = saved_bits(one), saved_bits(other)
+    self.assertEqual(ours.keys(), theirs.keys())
+    for name in ours:
+      np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    self.assertEqual(rows(one), rows(other))
+    self.assertEqual(
+      (one / 'complete.json').read_text(), (other / 'complete.json').read_text()
+    )
+
+  def test_stopped_and_killed_ends_with_the_same_bits(self):
+    for status, output in self.run_pair(workdir='whole'):
+      self.assertEqual(status, 0, output)
+      self.assertIn('done on 2 devices in 2 processes', output)
+      self.assertIn('process 0 keeps the ledger', output)
+    marker = self.directory / 'w/toy/complete.json'
+    # Each start goes on from what the stop before it has left.
+    for death, statuses, words in (
+      ('1:SIGTERM:7', (143, 143), 'SIGTERM after step 9 of 23: saved'),
+      ('0:SIGINT:11', (130, 130), 'SIGINT after step 13 of 23: saved'),
+      # The one that is left ends by itself, and not as if all were well.
+      ('1:SIGKILL:17', (None, -9), 'goes on after step 13'),
+      ('0:SIGKILL:18', (-9, None), 'goes on after step'),
+    ):
+      with self.subTest(death):
+        results = self.run_pair(death=death)
+        for expected, (status, output) in zip(statuses, results, strict=True):
+          if expected is None:
+            self.assertNotIn(status, (None, 0, 143), output)
+          else:
+            self.assertEqual(status, expected, output)
+        self.assertIn(words, results[0][1])
+        self.assertFalse(marker.exists())
+    # The newest one is cut short; both processes have to pass it over.
+    newest = max(
+      (self.directory / 'w/toy/checkpoints').glob('[0-9]*'),
+      key=lambda path: int(path.name) if path.name.isdigit() else 0,
+    )
+    (newest / 'state/_METADATA').write_bytes(b'{')
+    first, second = self.run_pair()
+    self.assertEqual((first[0], second[0]), (0, 0), first[1] + second[1])
+    self.assertIn(f'{newest} is damaged', first[1])
+    self.assertNotIn('damaged', second[1])
+    self.assert_same_run('whole', 'w')
+    # Complete: nothing is done again, and one process reads what two wrote.
+    (alone,) = self.run_pair(count=1)
+    self.assertIn('done on 1 devices in 1 processes', alone[1])
+    self.assert_same_run('whole', 'w')
+    files = {p.name for p in (self.directory / 'w').rglob('.*')}
+    self.assertEmpty(files, 'tokens and temporary files are left')
+
+  def test_two_processes_go_on_where_eight_devices_and_one_stopped(self):
+    common = [f'--workdir={self.directory / "w"}']
+    run = lambda n, devices, steps: toy_cluster.run_together(
+      self.directory,
+      *[[]] * n,
+      common=[*common, f'--config.num_steps={steps}'],
+      num_devices=devices,
+    )
+    config = self.directory / 'w/config.json'
+    for count, devices, steps in (
+      (1, 8, 6),
+      (1, 1, 12),
+      (1, 8, 18),
+      (2, 4, 23),
+    ):
+      config.unlink(missing_ok=True)  # It holds another number of steps.
+      for status, output in run(count, devices, steps):
+        self.assertEqual(status, 0, output)
+        self.assertIn(f'done on {count * devices} devices', output)
+    self.assertEqual(run(1, 1, 23)[0][0], 0)
+    (whole,) = self.run_pair(workdir='whole', count=1)
+    self.assertEqual(whole[0], 0, whole[1])
+    ours = saved_bits(self.directory / 'w/toy')
+    theirs = saved_bits(self.directory / 'whole/toy')
+    for name in theirs:
+      np.testing.assert_allclose(
+        ours[name], theirs[name], rtol=1e-5, err_msg=name
+      )
+
+  def test_a_mistake_of_one_process_ends_both(self):
+    first, second = toy_cluster.run_together(
+      self.directory,
+      [],
+      [],
+      common=[f'--workdir={self.directory / "w"}', '--config.seed=1'],
+    )
+    self.assertEqual(second[0], 2, second[1])
+    self.assertIn('adanat_jax: only process 1 sees this', second[1])
+    self.assertNotIn(first[0], (None, 0, 143))
+
+  def test_alone_with_a_coordinator(self):
+    output = self.directory / 'output.txt'
+    process = toy_cluster.start(
+      [
+        '--distributed=local',
+        f'--config={self.directory / "config.py"}',
+        f'--workdir={self.directory / "w"}',
+        '--jax_cache=off',
+      ],
+      output,
+      death='0:SIGTERM:7',
+    )
+    process.join(60)
+    self.assertEqual(process.exitcode, 143, output.read_text())
+    self.assertRegex(output.read_text(), r'process +host +devices +kind\n0 ')
+    self.assertIn('SIGTERM after step 8 of 23: saved', output.read_text())
+
+
+class StartTest(ProcessTest):
+  def assert_one_line(self, result: tuple[int | None, str], *words: str):
+    status, output = result
+    self.assertEqual(status, 2, output)
+    lines = [x for x in output.splitlines() if x.startswith('adanat_jax: ')]
+    self.assertLen(lines, 1, output)
+    self.assertNotIn('Traceback', output)
+    for word in words:
+      self.assertIn(word, lines[0])
+
+  def test_processes_with_different_configs(self):
+    results = toy_cluster.run_together(
+      self.directory,
+      ['--config.width=16'],
+      [],
+      common=[f'--workdir={self.directory / "w"}'],
+    )
+    for result in results:
+      self.assert_one_line(
+        result, 'config.width is 16 in process 0', 'and 8 in process 1'
+      )
+    self.assertFalse((self.directory / 'w').exists())
+
+  def test_a_workdir_that_is_not_shared(self):
+    results = toy_cluster.run_together(
+      self.directory,
+      [f'--workdir={self.directory / "here"}'],
+      [f'--workdir={self.directory / "there"}'],
+      timeout=6,
+    )
+    self.assert_one_line(results[0], 'here is not the same directory')
+    for result in results:
+      self.assert_one_line(result, 'process 1', '--workdir must be on a disk')
+
+  def test_a_process_that_is_never_started(self):
+    port = rendezvous.free_port()
+    arguments = [
+      f'--coordinator_address=localhost:{port}',
+      '--num_processes=3',
+      '--distributed_timeout=2',
+      f'--config={self.directory / "config.py"}',
+      f'--workdir={self.directory / "w"}',
+    ]
+    outputs = [self.directory / f'{i}.txt' for i in range(2)]
+    processes = [
+      toy_cluster.start([*arguments, f'--process_id={i}'], output)
+      for i, output in zip((0, 2), outputs, strict=True)
+    ]
+    for process, output in zip(processes, outputs, strict=True):
+      process.join(60)
+      self.assert_one_line(
+        (process.exitcode, output.read_text()),
+        'of 3 processes came to localhost:',
+        'within 2 s, missing: ',
+        '--worker=all',
+      )
+
+
+class RendezvousTest(absltest.TestCase):
+  def meet(
+    self, *attendees: tuple[int, dict[str, str]], num: int, timeout: float
+  ) -> list[str]:
+    """Returns what each is told; '' if all is well."""
+    address = f'localhost:{rendezvous.free_port()}'
+    told = [''] * len(attendees)
+
+    def attend(index: int) -> None:
+      process, facts = attendees[index]
+      try:
+        rendezvous.meet(address, num, process, facts, timeout)
+      except UserError as error:
+        told[index] = str(error)
+
+    threads = [
+      threading.Thread(target=attend, args=(i,)) for i in range(len(attendees))
+    ]
+    for thread in reversed(threads):  # The first is the last to come.
+      thread.start()
+    for thread in threads:
+      thread.join()
+    # The port is free at once.
+    with socket.create_server(('', int(address.split(':')[1]))):
+      pass
+    return told
+
+  def test_all_come_and_agree(self):
+    told = self.meet(*((i, FACTS) for i in range(3)), num=3, timeout=20)
+    self.assertEqual(told, ['', '', ''])
+
+  def test_all_hear_what_differs(self):
+    other = FACTS | {'jax': '0.12.0'}
+    told = self.meet((0, FACTS), (1, FACTS), (2, other), num=3, timeout=20)
+    self.assertLen(set(told), 1)
+    self.assertRegex(
+      told[0], r'jax is 0.10.2 in process 0 \(.*\) and 0.12.0 in process 2 '
+    )
+
+  def test_a_number_given_twice(self):
+    told = self.meet((0, FACTS), (1, FACTS), (1, FACTS), num=3, timeout=20)
+    self.assertLen(set(told), 1)
+    self.assertIn('two processes have --process_id=1', told[0])
+
+  def test_nobody_presides(self):
+    (told,) = self.meet((1, FACTS), num=2, timeout=0.5)
+    self.assertRegex(told, r'no answer of process 0 at localhost:\d+ within')
+    self.assertIn('Connection refused', told)
+
+  def test_strangers_are_passed_over(self):
+    address = f'localhost:{rendezvous.free_port()}'
+    port = int(address.split(':')[1])
+    told = []
+
+    def preside() -> None:
+      rendezvous.meet(address, 2, 0, FACTS, 20)
+      told.append('all is well')
+
+    thread = threading.Thread(target=preside)
+    thread.start()
+    sent = 0
+    while sent < 2:
+      try:
+        with socket.create_connection(('localhost', port)) as stranger:
+          stranger.sendall((b'GET / HTTP/1.1\r\n', b'{"verdict": 1}\n')[sent])
+          sent += 1
+      except ConnectionRefusedError:
+        continue
+    rendezvous.meet(address, 2, 1, FACTS, 20)
+    thread.join()
+    self.assertEqual(told, ['all is well'])
+
+  def test_a_stranger_at_the_coordinators_port(self):
+    with socket.create_server(('localhost', 0)) as server:
+      port = server.getsockname()[1]
+
+      def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+          server.close()  # Once is enough.
+          connection.sendall(b'SSH-2.0\r\n')
+
+      thread = threading.Thread(target=answer, daemon=True)
+      thread.start()
+      with self.assertRaisesRegex(UserError, 'no answer of process 0'):
+        rendezvous.meet(f'localhost:{port}', 2, 1, FACTS, 0.5)
+
+  def test_a_port_in_use(self):
+    with socket.create_server(('', 0)) as server:
+      port = server.getsockname()[1]
+      with self.assertRaisesRegex(
+        UserError, f'localhost:{port}: .* started tw'
+      ):
+        rendezvous.meet(f'localhost:{port}', 2, 0, FACTS, 5)
+
+
+class ClusterTest(parameterized.TestCase):
+  def find(self, mode: str = 'auto', *given: Any) -> cluster.Cluster | None:
+    return cluster.find(mode, *(given or (None, None, None)), timeout=5)
+
+  def test_no_cluster(self):
+    self.assertIsNone(self.find())
+    self.assertIsNone(self.find('off', 'a:1', 2, 1))
+    with self.assertRaisesRegex(
+      UserError, 'coordinator_address=HOST:PORT is m'
+    ):
+      self.find('on')
+
+  def test_what_is_given(self):
+    found = self.find('auto', 'worker-0:8476', 4, 3)
+    self.assertEqual(found, cluster.Cluster('worker-0:8476', 4, 3))
+
+  @parameterized.parameters(
+    ('worker-0', 4, 3, 'HOST:PORT is needed'),
+    ('worker-0:port', 4, 3, 'HOST:PORT is needed'),
+    ('worker-0:1', 4, 4, 'process_id=4 of --num_processes=4'),
+    ('worker-0:1', None, 1, '--num_processes=N is missing'),
+    ('worker-0:1', 2, None, '--process_id=I is missing'),
+    (None, 2, 1, 'coordinator_address=HOST:PORT is missing'),
+  )
+  def test_what_does_not_fit(
+    self,
+    address: str | None,
+    num: int | None,
+    process: int | None,
+    message: str,
+  ):
+    with self.assertRaisesRegex(UserError, message):
+      self.find('auto', address, num, process)
+
+  def test_slurm(self):
+    environment = {
+      'SLURM_JOB_ID': '4097',
+      'SLURM_STEP_NODELIST': 'gpu[07-08]',
+      'SLURM_NTASKS': '2',
+      'SLURM_PROCID': '1',
+      'SLURM_LOCALID': '0',
+    }
+    with absltest.mock.patch.dict('os.environ', environment):
+      found = self.find()
+      self.assertEqual(found, cluster.Cluster('gpu07:61441', 2, 1, (0,)))
+    environment['SLURM_NTASKS'] = '1'
+    with absltest.mock.patch.dict('os.environ', environment):
+      self.assertIsNone(self.find())
+
+
+class AloneTest(absltest.TestCase):
+  def test_everything_is_what_it_is_without_other_processes(self):
+    self.assertEqual(distributed.process_index(), 0)
+    self.assertFalse(distributed.is_shared())
+    value = ('kept', object())
+    self.assertIs(distributed.from_first(lambda: value), value)
+    self.assertEqual(distributed.all_values(value), [value])
+    distributed.barrier()
+    with self.assertRaises(SystemExit) as caught:
+      distributed.leave(2)
+    self.assertEqual(caught.exception.code, 2)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,162 @@
+"""The command line with a toy training as its stages, in several processes.
+
+`run_together` starts processes forked from a server that has only imported the
+modules; each runs `adanat_jax.main` with its own command line, and they find
+each other as on a cluster. What they print goes to files.
+"""
+
+import atexit
+from collections.abc import Sequence
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import toy_training
+
+from adanat_jax import distributed, main, rendezvous, sharding, training
+from adanat_jax.errors import UserError
+from adanat_jax.stages import ledger
+
+CONFIG = """
+import ml_collections
+
+def get_config():
+  return ml_collections.ConfigDict(
+    {'mode': 'all', 'seed': 0, 'width': 8, 'num_steps': 23}
+  )
+"""
+_death = ''
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """The toy stage: `toy_training` on a mesh over all processes.
+
+  With seed 1, process 1 alone finds a mistake.
+  """
+  if config.seed == 1 and jax.process_index() == 1:
+    raise UserError('only process 1 sees this')
+  mesh = sharding.make_mesh()
+  who, _, what = _death.partition(':')
+  name, _, step_of_death = what.partition(':')
+
+  def batch_at(step: int) -> Any:
+    if who == str(jax.process_index()) and step == int(step_of_death):
+      toy_training.die(signal.Signals[name])
+    rows = np.split(np.arange(toy_training.BATCH), jax.process_count())
+    part = rows[jax.process_index()]
+    batch = jax.tree.map(lambda x: x[part], toy_training.batch_at(step))
+    return sharding.put_batch(batch, mesh)
+
+  with jax.set_mesh(mesh):
+    state = training.run_loop(
+      sharding.shard_state(toy_training.initial_state(), mesh),
+      toy_training.train_step_of(),
+      batch_at,
+      num_steps=config.num_steps,
+      directory=workdir / 'toy',
+      name='toy',
+      log_every=3,
+      save_every=5,
+      final_figures=lambda state: {'bias': state.params['bias']},
+      tensorboard=False,
+    )
+  shards = state.params['kernel'].sharding.num_devices
+  print(f'done on {shards} devices in {distributed.process_count()} processes')
+  # Each would say something else; what process 0 has written counts for all.
+  kept = ledger.Ledger(workdir / 'toy/ledger.jsonl')
+  print(f'process {kept.get("who", jax.process_index)} keeps the ledger')
+
+
+def _child(
+  arguments: Sequence[str], death: str, num_devices: int, output: pathlib.Path
+) -> None:
+  """Runs the command line as a process of its own would."""
+  global _death
+  with output.open('w') as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  sys.stdout.reconfigure(line_buffering=True)
+  sys.argv = ['adanat_jax', *arguments]
+  _death = death
+  jax.config.update('jax_num_cpu_devices', num_devices)
+  main.STAGES = dict.fromkeys(main.STAGES, 'toy_cluster')
+  main.PIPELINE = ('nat',)
+  try:
+    main.run()
+  finally:
+    # multiprocessing leaves these out, and JAX says goodbye in them.
+    atexit._run_exitfuncs()
+
+
+def start(
+  arguments: Sequence[str],
+  output: pathlib.Path,
+  *,
+  death: str = '',
+  num_devices: int = 1,
+) -> multiprocessing.process.BaseProcess:
+  """Starts one process.
+
+  Args:
+    arguments: its command line.
+    output: the file that takes what it prints.
+    death: `PROCESS:SIGNAL:STEP`: which process sends itself what, and when.
+    num_devices: how many fake devices it has.
+  """
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['toy_cluster'])
+  process = context.Process(
+    target=_child, args=(arguments, death, num_devices, output), daemon=True
+  )
+  process.start()
+  return process
+
+
+def run_together(
+  directory: pathlib.Path,
+  *each: Sequence[str],
+  common: Sequence[str] = (),
+  timeout: float = 30,
+  **options: Any,
+) -> list[tuple[int | None, str]]:
+  """Runs one process for each list of arguments, as one program.
+
+  Args:
+    directory: holds `config.py` and gets what the processes print.
+    *each: the arguments of each process.
+    common: arguments of all of them.
+    timeout: `--distributed_timeout`.
+    **options: of `start`.
+
+  Returns:
+    (exit status, what was printed) of each.
+  """
+  port = rendezvous.free_port()
+  processes = []
+  for index, arguments in enumerate(each):
+    output = directory / f'output-{index}.txt'
+    cluster = [
+      f'--coordinator_address=localhost:{port}',
+      f'--num_processes={len(each)}',
+      f'--process_id={index}',
+      f'--distributed_timeout={timeout}',
+      f'--config={directory / "config.py"}',
+      '--jax_cache=off',
+    ]
+    processes.append(
+      (start([*cluster, *common, *arguments], output, **options), output)
+    )
+  deadline = time.monotonic() + 90
+  for process, _ in processes:
+    process.join(timeout=max(deadline - time.monotonic(), 0))
+  results = [(p.exitcode, output.read_text()) for p, output in processes]
+  for process, _ in processes:
+    process.kill()
+  return results
