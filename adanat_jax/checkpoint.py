@@ -16,7 +16,7 @@ one of them cannot read is damaged for all.
 Weights of a finished stage are read by `load_params`, which writes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -31,10 +31,6 @@ from adanat_jax.errors import UserError
 from adanat_jax.weights import load_params
 
 __all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
-
-
-# Under this name the metric of `best_of` is kept in a checkpoint.
-_SCORE = 'best_of'
 
 
 class NonFiniteError(UserError):
@@ -75,24 +71,26 @@ class Checkpointer:
       raise UserError(f'max_to_keep: {max_to_keep} given, at least 2 is needed')
     if keep_every is not None and keep_every < 1:
       raise UserError(f'keep_every: {keep_every} given, at least 1 is needed')
-    if best_of is not None and best_of[1] not in ('min', 'max'):
-      raise UserError(
-        f"best_of: {best_of} given, its end must be 'min' or 'max'"
-      )
-    self._metric = None if best_of is None else best_of[0]
+    managers = ocp.checkpoint_managers
+    policies: list[Any] = [managers.LatestN(max_to_keep)]
+    if keep_every is not None:
+      policies.append(managers.EveryNSteps(keep_every))
+    self._best = None if best_of is None else _Best(*best_of)
+    if self._best is not None:
+      policies.append(self._best)
     self._path = files.make_directory(
       pathlib.Path(directory).absolute() / 'checkpoints'
     )
     self._manager = ocp.CheckpointManager(
       self._path,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_preservation(max_to_keep, keep_every, best_of),
-        # This alone makes Orbax write the metric; the policy chooses by it.
-        best_fn=_score if best_of is not None else None,
+        preservation_policy=managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
       ),
       item_names=('state', 'meta'),
     )
+    if self._best is not None:
+      self._best.look_up(list(self._manager.all_steps()), self._path)
 
   def save(
     self,
@@ -107,22 +105,17 @@ class Checkpointer:
       step: number of finished steps.
       state: a pytree of arrays; typed PRNG keys are fine.
       meta: what JSON can hold; see `checkpoint_meta` for what is added.
-      metrics: scalars of this step; `best_of` looks its metric up in them.
+      metrics: of this step, kept in the meta; `best_of` chooses by them.
 
     Raises:
       NonFiniteError: if a leaf holds NaN or infinity. Nothing is saved.
       UserError: if this or the save before it cannot be written, or if the
         metric of `best_of` is none of `metrics`.
     """
-    score = None
-    if self._metric is not None:
-      given = metrics or {}
-      if self._metric not in given:
-        raise UserError(
-          f'best_of: {self._metric!r} is no metric of step {step}; there are '
-          f'{", ".join(sorted(given)) or "none"}'
-        )
-      score = {_SCORE: float(given[self._metric])}
+    metrics = dict(metrics or {})
+    if self._best is not None:
+      self._best.add(step, metrics)
+    meta = {**meta, 'metrics': metrics}
     examined = leaves.examine(state)
     for name, leaf in examined.items():
       if not leaf.finite:
@@ -137,7 +130,6 @@ class Checkpointer:
           state=ocp.args.StandardSave(state),
           meta=ocp.args.JsonSave(checkpoint_meta.build(step, meta, examined)),
         ),
-        metrics=score,
         force=True,
       )
     if not saved:
@@ -205,26 +197,52 @@ class Checkpointer:
     self.close()
 
 
-def _score(metrics: Mapping[str, float]) -> float:
-  return metrics[_SCORE]
+class _Best:
+  """Orbax's preservation policy that keeps one checkpoint, the best.
 
+  Orbax has one of its own, which keeps the metric in a file beside the state
+  and refuses to open the directory when that file is damaged.
+  """
 
-def _preservation(
-  max_to_keep: int, keep_every: int | None, best_of: tuple[str, str] | None
-) -> Any:
-  """Returns the policy by which checkpoints stay."""
-  managers = ocp.checkpoint_managers
-  policies: list[Any] = [managers.LatestN(max_to_keep)]
-  if keep_every is not None:
-    policies.append(managers.EveryNSteps(keep_every))
-  if best_of is not None:
-    policies.append(
-      managers.BestN(
-        get_metric_fn=_score,
-        # It keeps the last ones in order.
-        reverse=best_of[1] == 'min',
-        n=1,
-        keep_checkpoints_without_metrics=False,
+  def __init__(self, metric: str, mode: str):
+    if mode not in ('min', 'max'):
+      raise UserError(f"best_of: {mode!r} given, it must be 'min' or 'max'")
+    self._metric = metric
+    self._sign = 1.0 if mode == 'min' else -1.0
+    self._scores: dict[int, float] = {}
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> list[bool]:
+    """Tells for each checkpoint whether it is the best of them."""
+    del context
+    known = [c.step for c in checkpoints if c.step in self._scores]
+    # Of equal ones the newest.
+    best = min(known, key=lambda s: (self._scores[s], -s), default=None)
+    return [checkpoint.step == best for checkpoint in checkpoints]
+
+  def look_up(self, steps: Sequence[int], directory: pathlib.Path) -> None:
+    """Learns how good the checkpoints are that are there."""
+
+    def read() -> list[tuple[int, float]]:
+      found = []
+      for step in steps:
+        try:
+          with checkpoint_meta.quiet():
+            metrics = checkpoint_meta.read(directory / str(step))['metrics']
+          found.append((step, float(metrics[self._metric])))
+        except Exception:  # Damaged: `restore` says so when it comes to it.
+          continue
+      return found
+
+    for step, value in distributed.from_first(read):
+      self._scores[step] = self._sign * value
+
+  def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Learns how good the checkpoint is that is about to be saved."""
+    if self._metric not in metrics:
+      raise UserError(
+        f'best_of: {self._metric!r} is no metric of step {step}; there are '
+        f'{", ".join(sorted(metrics)) or "none"}'
       )
-    )
-  return managers.AnyPreservationPolicy(policies)
+    self._scores[step] = self._sign * float(metrics[self._metric])

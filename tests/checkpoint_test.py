@@ -129,6 +129,60 @@ class CheckpointTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'max_to_keep: 1 given'):
       checkpoint.Checkpointer(self.directory, max_to_keep=1)
 
+  def test_every_third_is_kept_too(self):
+    save(self.directory, *range(1, 9), keep_every=3)
+    self.assertEqual(steps_in(self.directory), {'3', '6', '7', '8'})
+    with self.assertRaisesRegex(UserError, 'keep_every: 0 given'):
+      checkpoint.Checkpointer(self.directory, keep_every=0)
+
+  @parameterized.parameters(('min', '4'), ('max', '2'))
+  def test_the_best_is_kept_too(self, mode: str, best: str):
+    losses = {1: 5.0, 2: 9.0, 3: 8.0, 4: 1.5, 5: 4.0, 6: 3.0, 7: 2.0}
+
+    def save_with_loss(*steps: int) -> None:
+      with checkpoint.Checkpointer(
+        self.directory, best_of=('loss', mode)
+      ) as checkpoints:
+        for step in steps:
+          metrics = {'loss': np.float32(losses[step]), 'other': -step}
+          checkpoints.save(step, make_state(step), {}, metrics)
+
+    save_with_loss(1, 2, 3, 4)
+    # A new start still knows how good the earlier ones were.
+    save_with_loss(5, 6, 7)
+    self.assertEqual(steps_in(self.directory), {best, '6', '7'})
+    self.assertEqual(restore(self.directory).step, 7)
+
+  def test_what_cannot_be_best(self):
+    with self.assertRaisesRegex(UserError, "'min' or 'max'"):
+      checkpoint.Checkpointer(self.directory, best_of=('loss', 'least'))
+    with (
+      checkpoint.Checkpointer(
+        self.directory, best_of=('loss', 'min')
+      ) as checkpoints,
+      self.assertRaisesRegex(UserError, "'loss' is no metric .* are kl, rewa"),
+    ):
+      checkpoints.save(1, make_state(), {}, {'reward': 1.0, 'kl': 0.0})
+
+  @parameterized.parameters('', '{', '[1]')
+  def test_a_damaged_metric_costs_nothing_else(self, content: str):
+    with checkpoint.Checkpointer(
+      self.directory, best_of=('loss', 'min')
+    ) as checkpoints:
+      for step in (1, 2, 3):
+        checkpoints.save(step, make_state(step), {}, {'loss': step})
+    for path in (self.directory / 'checkpoints/1/meta').rglob('*'):
+      path.write_text(content)
+    with checkpoint.Checkpointer(
+      self.directory, best_of=('loss', 'min')
+    ) as checkpoints:
+      checkpoints.save(4, make_state(4), {}, {'loss': 7})
+      checkpoints.save(5, make_state(5), {}, {'loss': 8})
+      checkpoints.wait()
+      self.assertEqual(checkpoints.restore(make_state()).step, 5)
+    # The first was the best, but nobody knows any more.
+    self.assertEqual(steps_in(self.directory), {'2', '4', '5'})
+
   @parameterized.named_parameters(
     ('shortened', lambda data: data[: len(data) // 2]),
     ('emptied', lambda data: b''),

@@ -20,7 +20,14 @@ import ml_collections
 import numpy as np
 import toy_training
 
-from adanat_jax import distributed, main, rendezvous, sharding, training
+from adanat_jax import (
+  checkpoint,
+  distributed,
+  main,
+  rendezvous,
+  sharding,
+  training,
+)
 from adanat_jax.errors import UserError
 from adanat_jax.stages import ledger
 
@@ -54,10 +61,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     batch = jax.tree.map(lambda x: x[part], toy_training.batch_at(step))
     return sharding.put_batch(batch, mesh)
 
+  traces = []
+
+  def train_step(state: Any, batch: Any, step: jax.Array) -> Any:
+    traces.append(step)
+    return toy_training.plain_step(state, batch, step)
+
   with jax.set_mesh(mesh):
     state = training.run_loop(
       sharding.shard_state(toy_training.initial_state(), mesh),
-      toy_training.train_step_of(),
+      jax.jit(train_step, donate_argnums=0),
       batch_at,
       num_steps=config.num_steps,
       directory=workdir / 'toy',
@@ -67,11 +80,37 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       final_figures=lambda state: {'bias': state.params['bias']},
       tensorboard=False,
     )
+  assert len(traces) <= 1, 'the step was compiled again'
   shards = state.params['kernel'].sharding.num_devices
   print(f'done on {shards} devices in {distributed.process_count()} processes')
+  with jax.set_mesh(mesh):
+    check_loaded(workdir / 'toy', state, mesh)
   # Each would say something else; what process 0 has written counts for all.
   kept = ledger.Ledger(workdir / 'toy/ledger.jsonl')
   print(f'process {kept.get("who", jax.process_index)} keeps the ledger')
+
+
+def check_loaded(
+  directory: pathlib.Path,
+  state: toy_training.ToyState,
+  mesh: jax.sharding.Mesh,
+) -> None:
+  """Loads the parameters again, one of them cut into a piece a device."""
+  rows = sharding.batch_sharding(mesh)
+  shape = (toy_training.WIDTH, toy_training.OUTPUTS)
+  loaded = checkpoint.load_params(
+    directory,
+    'params',
+    {
+      'kernel': jax.ShapeDtypeStruct(shape, np.float32, sharding=rows),
+      'bias': jax.ShapeDtypeStruct(shape[1:], np.float32),
+    },
+  )
+  assert loaded['kernel'].sharding == rows, loaded['kernel'].sharding
+  assert loaded['bias'].is_fully_replicated
+  assert loaded['bias'].sharding.num_devices == mesh.size
+  for name, leaf in sharding.gather(loaded).items():
+    np.testing.assert_array_equal(leaf, np.asarray(state.params[name]))
 
 
 def _child(

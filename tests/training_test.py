@@ -284,6 +284,14 @@ class TrainingTest(parameterized.TestCase):
       [row['step'] for row in rows(self.directory)], [1, 3, 5, 6, 9, 10]
     )
 
+  def test_checkpoints_stay_by_policy(self):
+    train(self.directory, log_every=1, keep_every=10, best_of=('loss', 'max'))
+    loss = {row['step']: row['loss'] for row in rows(self.directory)}
+    best = max((5, 10, 15, 20, 23), key=loss.__getitem__)
+    self.assertEqual(best, 5)  # Neither among the last nor every tenth.
+    steps = {p.name for p in (self.directory / 'checkpoints').iterdir()}
+    self.assertEqual(steps, {'5', '10', '20', '23'})
+
   def test_no_step_at_all_leaves_the_initial_state(self):
     train(self.directory, num_steps=0)
     params = checkpoint.load_params(self.directory, 'params')
