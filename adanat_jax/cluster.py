@@ -1,7 +1,8 @@
 """Which cluster a process belongs to: what was given, what is found.
 
-JAX recognises Cloud TPU, SLURM, Open MPI and Kubernetes by the environment;
-elsewhere the address of process 0 and two numbers have to be given.
+JAX recognises Cloud TPU, SLURM and Open MPI, and Kubernetes if it is insisted
+on, by the environment; elsewhere the address of process 0 and two numbers have
+to be given.
 """
 
 import dataclasses
@@ -61,16 +62,22 @@ def find(
     return None
   local_device_ids = None
   if None in (address, num_processes, process_id):
-    environment = _environment()
-    if environment is not None and mode == 'auto' and address is None:
-      if environment.get_process_count() == 1:
-        return None
-    if environment is not None:
-      address, num_processes, process_id, local_device_ids = (
-        environment.auto_detect_unset_distributed_params(
-          address, num_processes, process_id, None, None, int(timeout)
+    try:
+      environment = _environment(mode)
+      if environment is not None:
+        alone = environment.get_process_count() == 1
+        if alone and mode == 'auto' and address is None:
+          return None
+        address, num_processes, process_id, local_device_ids = (
+          environment.auto_detect_unset_distributed_params(
+            address, num_processes, process_id, None, None, int(timeout)
+          )
         )
-      )
+    except Exception as error:  # Of any kind: it asks other machines.
+      raise UserError(
+        f'looking for a cluster failed ({type(error).__name__}: {error}); '
+        '--distributed=off runs one process alone'
+      ) from error
   if address is None and num_processes is None and mode == 'auto':
     return None
   for flag, value in (
@@ -95,18 +102,33 @@ def find(
   return Cluster(address, num_processes, process_id, ids)
 
 
-def _environment() -> Any:
-  """The cluster that JAX finds itself in (a class of its own), or None."""
+def _environment(mode: str) -> Any:
+  """The cluster that JAX finds itself in (a class of its own), or None.
+
+  A pod of Kubernetes need not belong to a job of several, and the way to tell
+  is to ask the cluster, which may not be allowed: that is left to mode 'on'.
+  """
   # JAX has no public way to ask before it connects.
   from jax._src import clusters  # pylint: disable=import-outside-toplevel
 
-  try:
-    for environment in clusters.ClusterEnv._cluster_types:
-      if not environment.opt_in_only_method and environment.is_env_present():
-        return environment
-  except Exception as error:
-    raise UserError(
-      f'looking for a cluster failed ({type(error).__name__}: {error}); '
-      '--distributed=off runs one process alone'
-    ) from error
+  for environment in clusters.ClusterEnv._cluster_types:
+    if environment.opt_in_only_method:
+      continue
+    if mode == 'auto' and (
+      environment.__name__ == 'K8sCluster'
+      or (environment.__name__ == 'GkeTpuCluster' and _has_one_tpu_worker())
+    ):
+      continue
+    if environment.is_env_present():
+      return environment
   return None
+
+
+def _has_one_tpu_worker() -> bool:
+  """Whether the environment itself lists one worker, and no other slices.
+
+  JAX would go on to ask a metadata server, which hosted notebooks do not have.
+  """
+  names = ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')
+  workers = next((os.environ[n] for n in names if n in os.environ), ',')
+  return ',' not in workers and 'MEGASCALE_NUM_SLICES' not in os.environ

@@ -8,6 +8,7 @@ from typing import Any
 from absl import logging
 from absl.testing import absltest, parameterized
 import jax
+from jax._src.clusters import cloud_tpu_cluster
 import numpy as np
 import toy_cluster
 import toy_training
@@ -361,20 +362,81 @@ class ClusterTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message):
       self.find('auto', address, num, process)
 
-  def test_slurm(self):
-    environment = {
-      'SLURM_JOB_ID': '4097',
-      'SLURM_STEP_NODELIST': 'gpu[07-08]',
-      'SLURM_NTASKS': '2',
-      'SLURM_PROCID': '1',
-      'SLURM_LOCALID': '0',
-    }
-    with absltest.mock.patch.dict('os.environ', environment):
-      found = self.find()
-      self.assertEqual(found, cluster.Cluster('gpu07:61441', 2, 1, (0,)))
-    environment['SLURM_NTASKS'] = '1'
-    with absltest.mock.patch.dict('os.environ', environment):
+  @parameterized.named_parameters(
+    (
+      'slurm',
+      {
+        'SLURM_JOB_ID': '4097',
+        'SLURM_STEP_NODELIST': 'gpu[07-08]',
+        'SLURM_NTASKS': '{}',
+        'SLURM_PROCID': '1',
+        'SLURM_LOCALID': '0',
+      },
+      cluster.Cluster('gpu07:61441', 2, 1, (0,)),
+    ),
+    (
+      'open_mpi',
+      {
+        'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1,10.1.0.1:34911',
+        'OMPI_COMM_WORLD_SIZE': '{}',
+        'OMPI_COMM_WORLD_RANK': '1',
+        'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+      },
+      cluster.Cluster('10.96.0.1:62624', 2, 1, (1,)),
+    ),
+    (
+      'tpu',
+      {
+        'TPU_WORKER_HOSTNAMES': '',
+        'TPU_WORKER_ID': '1',
+        'MEGASCALE_COORDINATOR_ADDRESS': '',
+        'MEGASCALE_NUM_SLICES': '',
+        'MEGASCALE_SLICE_ID': '',
+      },
+      cluster.Cluster('localhost:8482', 2, 1),
+    ),
+  )
+  def test_found_in_the_environment(
+    self, template: dict[str, str], expected: cluster.Cluster
+  ):
+    self.enter_context(
+      absltest.mock.patch.object(
+        cloud_tpu_cluster,
+        'running_in_cloud_tpu_vm',
+        'TPU_WORKER_ID' in template,
+      )
+    )
+    for count in (2, 1):
+      several = {'TPU_WORKER_HOSTNAMES': ','.join(['localhost'] * count)}
+      environment = {
+        name: several.get(name, text.format(count))
+        for name, text in template.items()
+      }
+      with absltest.mock.patch.dict('os.environ', environment):
+        self.assertEqual(self.find(), expected if count == 2 else None)
+
+  def test_a_tpu_of_one_worker_needs_no_metadata_server(self):
+    environment = {'TPU_WORKER_HOSTNAMES': 'localhost'}
+    with (
+      absltest.mock.patch.object(
+        cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True
+      ),
+      absltest.mock.patch.dict(
+        'os.environ', environment | {'TPU_SKIP_MDS_QUERY': '1'}
+      ),
+    ):
       self.assertIsNone(self.find())
+
+  def test_asking_for_the_environment_fails(self):
+    environment = {'TPU_WORKER_HOSTNAMES': 'localhost,localhost'}
+    with (
+      absltest.mock.patch.object(
+        cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True
+      ),
+      absltest.mock.patch.dict('os.environ', environment),
+      self.assertRaisesRegex(UserError, 'for a cluster failed .*=off runs'),
+    ):
+      self.find()
 
 
 class AloneTest(absltest.TestCase):
