@@ -27,4 +27,4 @@
 # How supervise.sh watches.
 : "${POLL:=60}"         # seconds between two looks
 : "${PATIENCE:=5}"      # looks at a run of which a part has ended
-: "${MAX_FAILURES:=10}" # failures, preemptions apart, before it gives up
+: "${MAX_FAILURES:=10}" # failures without a preemption in between: it gives up

@@ -21,7 +21,10 @@ done
   "--config=configs/digits.py --workdir=$MOUNT/digits"
 shift
 
-failures=0 # Preemptions are none.
+# It goes on for days: its lines say when.
+say() { printf '%s supervise.sh: %s\n' "$(date -u +%FT%TZ)" "$*" >&2; }
+
+failures=0 # Since the last preemption.
 halves=0   # Looks in a row at which only a part of the workers was running.
 
 failed() {
@@ -94,7 +97,7 @@ look() {
       ;;
     FAILED | SUSPENDED | PREEMPTED)
       say "$NAME is $state; asking for another"
-      [[ $state != FAILED ]] || failed 'the slice'
+      if [[ $state == FAILED ]]; then failed 'the slice'; else failures=0; fi
       "$LAUNCH/delete.sh" --yes || failed 'delete.sh'
       ;;
     *) say "$NAME is $state" ;;

@@ -22,7 +22,9 @@ die() {
 running() { ! flock --shared --nonblock "$ROOT/lock" true; }
 
 install() {
-  sudo apt-get -o DPkg::Lock::Timeout=300 install --yes --quiet "$@"
+  # Freshly started machines install updates of their own for a while.
+  sudo env DEBIAN_FRONTEND=noninteractive \
+    apt-get -o DPkg::Lock::Timeout=300 install --yes --quiet "$@"
 }
 
 install_gcsfuse() {

@@ -102,19 +102,20 @@ class Cloud:
       sys.exit('ALREADY_EXISTS')
     if not fates:
       sys.exit('RESOURCE_EXHAUSTED')
-    self.slice = {'name': name, 'fate': fates.pop(0)}
+    fate = fates.pop(0)
+    self.slice = {'name': name, 'fate': fate[:1] + fate}
     (self.directory / 'fates.json').write_text(json.dumps(fates))
     self.save()
 
   def listing(self, kind):
+    if kind == 'queued-resources' and len(self.slice.get('fate', [])) > 1:
+      del self.slice['fate'][0]
+      self.save()
     state = self.states()[kind == 'tpu-vm']
     if state:
       # Another's, whose name begins as ours does.
       print(f'{self.slice["name"]}-2\tFAILED')
       print(f'{self.slice["name"]}\t{state}')
-    if kind == 'queued-resources' and len(self.slice.get('fate', [])) > 1:
-      del self.slice['fate'][0]
-      self.save()
 
   def delete(self, name):
     if name != self.slice.get('name'):

@@ -26,7 +26,7 @@ class SuperviseTest(launching.LaunchTest, parameterized.TestCase):
   )
   def test_preempted_slice_resumes(self, preempted):
     self.fates(
-      ['WAITING_FOR_RESOURCES', *['ACTIVE'] * 5, *preempted],
+      ['WAITING_FOR_RESOURCES', *['ACTIVE'] * 3, *preempted],
       ['PROVISIONING', 'ACTIVE'],
     )
     self.ends('term', '0')
@@ -64,7 +64,7 @@ class SuperviseTest(launching.LaunchTest, parameterized.TestCase):
   def test_worker_that_ended_alone_takes_the_others_along(self):
     self.ends('1', '0', worker=0)
     self.ends('term', '0', worker=1)
-    text = self.supervise(PATIENCE='1')
+    text = self.supervise(PATIENCE='2')
     self.assertIn('worker-1: ended with exit code 137', text)
     self.assertEqual([self.starts(0), self.starts(1)], [2, 2])
 

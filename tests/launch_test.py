@@ -181,17 +181,14 @@ class RefusalTest(launching.LaunchTest, parameterized.TestCase):
 
   def at_terminal(self, script, answer):
     """Runs a script at a terminal that says `answer`; its exit status."""
-    child, terminal = pty.fork()
-    if not child:
-      path = str(self.tree / 'launch' / script)
-      os.execve(path, [path], self.env)
-    shown = b''
-    while b'[y/N]' not in shown:
-      shown += os.read(terminal, 1000)
-    os.write(terminal, answer.encode() + b'\n')
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(terminal)
-    return status
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode() + b'\n')
+    process = self.begin(script, stdin=theirs)
+    os.close(theirs)
+    text, _ = process.communicate(timeout=30)
+    os.close(ours)
+    self.assertIn('[y/N]', text)
+    return process.returncode
 
 
 class LifeTest(launching.LaunchTest):
@@ -301,6 +298,23 @@ class LifeTest(launching.LaunchTest):
     self.launch('stop.sh')
     text = self.launch('setup.sh', BUCKET='another', status=1)
     self.assertIn('my-bucket is mounted there, not another', text)
+
+  def test_share_is_mounted(self):
+    self.env['HOSTS'] = 'local'
+    mount = self.home / 'mount'
+    self.program('findmnt', '')
+    self.program('sudo', '"$@"')
+    self.program('mount.nfs', '')
+    self.program('mount', 'echo "mount $*" >>"$HOME/did"')
+    self.launch('setup.sh', NFS='10.0.0.2:/share', MOUNT=str(mount))
+    did = (self.home / 'did').read_text()
+    self.assertIn(f'mount -t nfs 10.0.0.2:/share {mount}\n', did)
+    # Not a file system that can rename directories.
+    self.program('mv', 'exit 1')
+    text = self.launch(
+      'setup.sh', NFS='10.0.0.2:/share', MOUNT=str(mount), status=1
+    )
+    self.assertIn('directories cannot be renamed', text)
 
   def test_clone_of_a_revision(self):
     self.env |= {'HOSTS': 'local', 'REPOSITORY': str(self.tree)}

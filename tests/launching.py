@@ -130,17 +130,20 @@ class LaunchTest(absltest.TestCase):
   def launch(self, script, *words, status=0, timeout=60, **env):
     """Runs a script of launch/; returns what it printed, both streams."""
     process = self.begin(script, *words, **env)
-    text, _ = process.communicate(timeout=timeout)
+    try:
+      text, _ = process.communicate(timeout=timeout)
+    finally:
+      process.kill()
     self.assertEqual(process.returncode, status, text)
     return text
 
-  def begin(self, script, *words, **env):
+  def begin(self, script, *words, stdin=subprocess.DEVNULL, **env):
     """Begins to run a script of launch/, without a terminal."""
     return subprocess.Popen(
       [str(self.tree / 'launch' / script), *words],
       cwd=self.home,
       env=self.env | env,
-      stdin=subprocess.DEVNULL,
+      stdin=stdin,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
