@@ -65,7 +65,9 @@ def examine(tree: Any) -> dict[str, Leaf]:
   # shape would be compiled.
   on_host = jax.default_backend() == 'cpu' and jax.process_count() == 1
   digest = _digest_on_host if on_host else _digest_on_device
-  digests = jax.device_get([digest(leaf) for leaf in named.values()])
+  # One at a time: programs that talk to other processes must not overlap, or
+  # the processes may wait for each other's in different orders.
+  digests = [jax.device_get(digest(leaf)) for leaf in named.values()]
   return {
     name: Leaf(layout(leaf), int(checksum), bool(finite))
     for (name, leaf), (checksum, finite) in zip(

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 
 from flax import struct
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
+from adanat_jax import sharding
 from adanat_jax.decoding import loop, schedules, step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.rl.agent import Agent
@@ -57,6 +58,8 @@ class Generator:
       every sample is computed in the same shapes.
     null_condition: what stands for no condition, without a batch axis, if
       conditions are no class ids; None for the class id `num_classes`.
+    mesh: the devices among which each batch is divided; all by default. Where
+      their number does not divide `batch_size`, batches are a little larger.
   """
 
   nat: Any
@@ -67,6 +70,7 @@ class Generator:
   agents: Mapping[int, Agent]
   batch_size: int = 500
   null_condition: Any = None
+  mesh: Mesh | None = None
 
   def sample(
     self,
@@ -162,33 +166,45 @@ class Generator:
       tokens = np.full(
         (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
       )
+    mesh = self.mesh or sharding.make_mesh()
+    batch_size = -(-self.batch_size // mesh.size) * mesh.size
     parts = []
-    for start in range(0, count, self.batch_size):
-      rows = np.arange(start, min(start + self.batch_size, count))
-      # Padding repeats the first row; what it gives is dropped below.
-      padded = np.resize(rows, self.batch_size)
-      part = _decode_batch(
-        self.nat,
-        self.tokenizer,
-        num_steps,
-        guided,
-        options,
-        record,
-        self.nat_params,
-        self.tokenizer_params,
-        _rows_of(policy, padded),
-        jnp.asarray(tokens[padded]),
-        jnp.asarray(labels[padded]),
-        self._null(),
-        loop.sample_keys(key, self.batch_size, start),
+    for start in range(0, count, batch_size):
+      num_real = min(batch_size, count - start)
+      # Padding repeats the first rows; what it gives is dropped below.
+      rows = sharding.local_rows(
+        start + np.resize(np.arange(num_real), batch_size), mesh
       )
-      parts.append(_keep(jax.device_get(part), len(rows)))
+      index = sharding.local_rows(start + np.arange(batch_size), mesh)
+      with jax.set_mesh(mesh):
+        part = _decode_batch(
+          self.nat,
+          self.tokenizer,
+          num_steps,
+          guided,
+          options,
+          record,
+          self.nat_params,
+          self.tokenizer_params,
+          _rows_of(policy, rows, mesh),
+          sharding.put_batch(
+            {
+              'tokens': tokens[rows],
+              'labels': labels[rows],
+              'index': index.astype(np.int32),
+            },
+            mesh,
+          ),
+          self._null(),
+          key,
+        )
+        parts.append(_keep(sharding.gather(part), num_real))
     return _join(parts)
 
-  def _null(self) -> Array:
+  def _null(self) -> np.ndarray:
     if self.null_condition is None:
-      return jnp.int32(self.num_classes)
-    return jnp.asarray(self.null_condition)
+      return np.asarray(self.num_classes, np.int32)
+    return np.asarray(self.null_condition)
 
   def _checked_labels(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
     result = np.asarray(labels)
@@ -264,12 +280,12 @@ def _decode_batch(
   nat_params: Any,
   tokenizer_params: Any,
   policy: PolicyLike,
-  tokens: Array,
-  labels: Array,
+  batch: dict[str, Array],
   null_label: Array,
-  keys: Array,
+  key: Array,
 ) -> Samples:
   """One batch, the static arguments first."""
+  nat_params, tokenizer_params = sharding.whole((nat_params, tokenizer_params))
 
   def denoiser(
     tokens: Array, condition: Array, cache: Any
@@ -284,10 +300,10 @@ def _decode_batch(
   decoded = loop.decode(
     denoiser,
     steered,
-    tokens=tokens,
-    condition=labels,
+    tokens=batch['tokens'],
+    condition=batch['labels'],
     null_condition=null_label if guided else None,
-    keys=keys,
+    keys=loop.keys_of(key, batch['index']),
     num_steps=num_steps,
     mask_token=nat.codebook_size,
     options=options,
@@ -299,12 +315,15 @@ def _decode_batch(
   return Samples(images, decoded.tokens, decoded.trajectory)
 
 
-def _rows_of(policy: PolicyLike, rows: np.ndarray) -> PolicyLike:
-  """A table a sample, float32[T, B], restricted to some samples."""
+def _rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
+  """A table a sample, float32[T, B], restricted to this process's samples."""
   if isinstance(policy, Agent):
     return policy
-  take = lambda x: jnp.asarray(x)[:, rows] if np.ndim(x) == 2 else x
-  return jax.tree.map(take, policy)
+  table = jax.tree.map(np.asarray, policy)
+  if np.ndim(table.mask_ratio) == 1:
+    return table
+  table = jax.tree.map(lambda x: x[:, rows], table)
+  return sharding.put_batch(table, mesh, axis=1)
 
 
 def _keep(part: Samples, count: int) -> Samples:

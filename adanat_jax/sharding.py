@@ -24,9 +24,18 @@ Rule = tuple[str, PartitionSpec]
 
 AXES = ('data', 'fsdp')
 # (pattern, spec): the first pattern found in a leaf's name decides. Names are
-# paths, e.g. 'params/block_0/kernel'; a leaf that no pattern meets is
+# paths, e.g. 'params/mid_block/mlp/fc1/kernel'; a leaf that no pattern meets is
 # replicated. Optimiser moments carry the names of their parameters.
-REPLICATED: tuple[Rule, ...] = ()
+#
+# Large are the matrices of transformer blocks and the embedding of tokens; all
+# else is not worth the traffic.
+RULES: tuple[Rule, ...] = (
+  (
+    r'(attention/(qkv|proj)|mlp/fc[12]|skip)/kernel$',
+    PartitionSpec(None, 'fsdp'),
+  ),
+  (r'tokens/words$', PartitionSpec(None, 'fsdp')),
+)
 
 
 def make_mesh(
@@ -65,7 +74,7 @@ def spec_of(name: str, rules: Sequence[Rule]) -> PartitionSpec:
 
 
 def state_shardings(
-  state: Tree, mesh: Mesh, rules: Sequence[Rule] = REPLICATED
+  state: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES
 ) -> Tree:
   """Returns the sharding of every leaf, in the structure of the state.
 
@@ -75,7 +84,7 @@ def state_shardings(
     rules: see `Rule`.
 
   Raises:
-    ValueError: if a rule does not fit the leaf it meets.
+    UserError: if a rule does not fit the leaf it meets.
   """
   shardings = []
   for name, leaf in leaves.by_name(state).items():
@@ -87,33 +96,46 @@ def state_shardings(
     if len(sizes) > len(leaf.shape) or any(
       length % size for length, size in zip(leaf.shape, sizes, strict=False)
     ):
-      raise ValueError(
+      raise UserError(
         f'{name}: {leaves.layout(leaf)} cannot be split as {sharding.spec} '
-        f'over the mesh {dict(mesh.shape)}'
+        f'over the mesh {dict(mesh.shape)}; another fsdp is needed'
       )
     shardings.append(sharding)
   return jax.tree.unflatten(jax.tree.structure(state), shardings)
 
 
-def shard_state(
-  state: Tree, mesh: Mesh, rules: Sequence[Rule] = REPLICATED
-) -> Tree:
+def shard_state(state: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Tree:
   """Places a state, equal in all processes, on the mesh by the rules."""
   return jax.device_put(state, state_shardings(state, mesh, rules))
 
 
+def placed(shapes: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Tree:
+  """Returns `jax.ShapeDtypeStruct`s with the shardings of the rules."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    state_shardings(shapes, mesh, rules),
+  )
+
+
 def init_state(
-  make: Callable[[], Tree], mesh: Mesh, rules: Sequence[Rule] = REPLICATED
+  make: Callable[..., Tree],
+  *arguments: Any,
+  mesh: Mesh,
+  rules: Sequence[Rule] = RULES,
 ) -> Tree:
   """Makes a state whose leaves are born where the rules put them.
 
   Args:
     make: returns the state; it is traced, and every process calls it alike.
+    *arguments: global arrays for `make`, which must not close over any.
     mesh: from `make_mesh`.
     rules: see `Rule`.
   """
-  shardings = state_shardings(jax.eval_shape(make), mesh, rules)
-  return jax.jit(make, out_shardings=shardings)()
+  shardings = state_shardings(jax.eval_shape(make, *arguments), mesh, rules)
+  return jax.jit(make, out_shardings=shardings)(*arguments)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -204,12 +226,17 @@ def split_batch(tree: Tree, axis: int = 0) -> Tree:
   return jax.lax.with_sharding_constraint(tree, _batch_spec(axis))
 
 
-def replicate(tree: Tree) -> Tree:
-  """Inside jit: puts whole arrays on every device; else as `split_batch`."""
+def whole(params: Tree) -> Tree:
+  """Inside jit: parameters that the rules split, whole on every device.
+
+  A network is applied to whole parameters, so that only they travel: left to
+  itself the compiler may split activations the way the parameters are split.
+  The gradient comes back in the parameters' own places.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return tree
-  return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+    return params
+  return jax.lax.with_sharding_constraint(params, PartitionSpec())
 
 
 def gather(tree: Tree) -> Tree:

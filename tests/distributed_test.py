@@ -1,7 +1,13 @@
-"""Four devices, and two processes, give the numbers of one device."""
+"""Any number of devices and processes gives the numbers of one device.
+
+The stages themselves run, tiny, on one device; then each of them runs again,
+from the same inputs, on many devices and in two processes.
+"""
 
 import json
 import os
+import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,178 +16,144 @@ from typing import Any
 from absl.testing import absltest
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+import ml_collections
 import numpy as np
-import optax
 
-from adanat_jax import sharding
-from adanat_jax.decoding import actions, loop, schedules
-from adanat_jax.models.nat import NAT
-from adanat_jax.rl import ppo, trainer
-from adanat_jax.stages import nat as nat_stage
-
-# B samples, N tokens, K codes, C classes, T steps.
-B, N, K, C, T = 8, 4, 5, 3, 3
-MODULE = NAT(
-  codebook_size=K, num_tokens=N, width=8, depth=2, num_heads=2, num_classes=C
+from adanat_jax import config as config_lib, metric_writer
+from adanat_jax.stages import (
+  fit,
+  judges,
+  judging,
+  load,
+  nat,
+  networks,
+  policy,
+  tokenizer,
 )
 
-
-def params_of() -> Any:
-  """Parameters far enough from zero that tokens depend on them."""
-  shapes = jax.eval_shape(
-    MODULE.init,
-    jax.random.key(0),
-    jax.ShapeDtypeStruct((1, N), np.int32),
-    jax.ShapeDtypeStruct((1,), np.int32),
-  )['params']
-  rng = np.random.default_rng(0)
-  draw = lambda x: rng.normal(size=x.shape).astype(np.float32) / 2
-  return jax.tree.map(draw, shapes)
-
-
-def pieces(array: jax.Array) -> int:
-  """Into how many different parts an array is cut, over all processes."""
-  indices = array.sharding.devices_indices_map(array.shape).values()
-  return len({str(index) for index in indices})
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+STEPS = 20
+# What a stage reads, and where it writes.
+STAGES = {
+  'tokenizer': ((), 'tokenizer'),
+  'nat': (('tokenizer',), 'nat'),
+  'policy': (
+    ('tokenizer', 'judges/reward', 'nat'),
+    'policy/adversarial-adaptive-T2-0',
+  ),
+}
+WHICH = policy.Training('adversarial', 2, True, 0)
+# Metrics that hang on which side of a threshold a number falls.
+THRESHOLDS = ('accuracy', 'clip_fraction', 'time')
 
 
-def local_part(array: np.ndarray) -> np.ndarray:
-  """This process's rows of a batch."""
-  return np.split(array, jax.process_count())[jax.process_index()]
+def config_of(fsdp: int) -> ml_collections.ConfigDict:
+  """`digits:tiny`, smaller still, in batches that eight devices can share."""
+  config = config_lib.load(f'{CONFIGS / "digits.py"}:tiny')
+  config.mesh.fsdp = fsdp
+  config.log_every = 1
+  config.save_every = 100
+  config.tensorboard = False
+  config.tokenizer.update(num_steps=STEPS)
+  config.judges.measure.update(num_steps=2)
+  config.judges.reward.update(num_steps=2, depth=1, hooks=(0,))
+  config.nat.update(num_steps=STEPS)
+  config.policy.update(num_steps=(2,), iterations=STEPS, batch_size=64)
+  config.policy.discriminator.update(batch_size=64, updates=1, held_out=64)
+  config.evaluate.batch_size = 8
+  return config
 
 
-def decode(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Tokens of a guided decode of a sharded batch."""
-  params = sharding.shard_state(params_of(), mesh)
-  keys = jax.random.key_data(loop.sample_keys(jax.random.key(1), B))
-  batch = {
-    'tokens': np.full((B, N), K, np.int32),
-    'condition': np.arange(B, dtype=np.int32) % C,
-    'keys': np.asarray(keys),
-  }
-  batch = sharding.put_batch(jax.tree.map(local_part, batch), mesh)
-
-  @jax.jit
-  def run(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    def denoiser(tokens: Any, condition: Any, cache: Any) -> Any:
-      return *MODULE.apply({'params': params}, tokens, condition), cache
-
-    return loop.decode(
-      denoiser,
-      schedules.table_policy(schedules.hand_made(T, guidance_scale=1.0)),
-      tokens=batch['tokens'],
-      condition=batch['condition'],
-      null_condition=np.int32(C),
-      keys=jax.random.wrap_key_data(batch['keys']),
-      num_steps=T,
-      mask_token=K,
-    ).tokens
-
-  tokens = run(params, batch)
-  whole = multihost_utils.process_allgather(tokens, tiled=True)
-  return {'tokens': whole.tolist(), 'pieces': pieces(tokens)}
+def run_stage(
+  name: str, config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> None:
+  """Runs one of `STAGES`."""
+  if name == 'policy':
+    policy.train(config, workdir, WHICH)
+  else:
+    {'tokenizer': tokenizer, 'nat': nat}[name].run(config, workdir)
 
 
-def train_nat(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Losses of three train steps on a sharded batch."""
-  optimizer = optax.adam(0.01)
-  params = params_of()
-  state = nat_stage.NatState(params, params, optimizer.init(params))
-  state = sharding.shard_state(state, mesh)
-  rng = np.random.default_rng(1)
-  batch = sharding.put_batch(
-    {
-      'tokens': rng.integers(0, K, (B, N)).astype(np.int32),
-      'condition': np.arange(B, dtype=np.int32) % C,
-    },
-    mesh,
-  )
-  train_step = jax.jit(
-    nat_stage.make_train_step(
-      MODULE,
-      optimizer,
-      key=jax.random.key(2),
-      mask_ratio='cosine',
-      beta=(12.0, 3.0),
-      label_smoothing=0.1,
-      condition_dropping=0.1,
-      ema_decay=0.9,
-    )
-  )
-  losses = []
-  for step in range(3):
-    state, metrics = train_step(state, batch, np.int32(step))
-    losses.append(float(metrics['loss']))
-  return {'losses': losses, 'pieces': pieces(batch['tokens'])}
+def base(workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs every stage on one device."""
+  config = config_of(1)
+  judges.run(config, workdir)
+  for name in STAGES:
+    run_stage(name, config, workdir)
+  return {'sample': sample(config, workdir)}
 
 
-def train_policy(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Metrics of one iteration of PPO whose batch is spread over the mesh."""
-  params = sharding.shard_state(params_of(), mesh)
-  rows = NamedSharding(mesh, PartitionSpec(sharding.AXES))
-  seen = []
-
-  def denoiser(tokens: Any, condition: Any, cache: Any) -> Any:
-    tokens = jax.lax.with_sharding_constraint(tokens, rows)
-    jax.debug.inspect_array_sharding(
-      tokens, callback=lambda x: seen.append(x.shard_shape((2 * B, N)))
-    )
-    return *MODULE.apply({'params': params}, tokens, condition), cache
-
-  def actor_critic(params: Any, features: Any, step: Any) -> Any:
-    out = features.mean(1) @ params['kernel'] + params['table'][step]
-    return out[:, :-1], out[:, -1]
-
-  config = ppo.PPOConfig(learning_rate=0.01, num_minibatches=2)
-  rng = np.random.default_rng(2)
-  size = actions.NUM_ACTIONS + 1
-  policy = {
-    'kernel': rng.normal(size=(8, size)).astype(np.float32),
-    'table': np.zeros((T, size), np.float32),
-  }
-  train_step = trainer.make_train_step(
-    trainer.Problem(denoiser, lambda tokens: tokens, N, K, C),
-    actor_critic,
-    actions.published_residual(T),
-    trainer.Judge(
-      None,
-      lambda state: lambda images, condition, key: (images == 0).mean(-1),
-      lambda state, *unused: (state, {}),
-    ),
-    config,
-    key=jax.random.key(3),
-    batch_size=B,
-    num_iterations=10,
-    fresh_rollouts=False,
-  )
-  state = trainer.PolicyState(
-    policy, ppo.make_optimizer(config).init(policy), None
-  )
-  state = sharding.shard_state(state, mesh)
-  state, metrics = jax.jit(train_step)(state, None, np.int32(0))
-  names = ('loss', 'value_loss', 'kl', 'reward', 'gradient_norm', 'committed')
+def sample(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Tokens of 13 images, batches of 8: the last one is padded."""
+  generator = load.generator(config, workdir)
+  labels = np.arange(13) % 2
+  learned = generator.generate(labels, 2, record=True)
   return {
-    'metrics': {name: np.asarray(metrics[name]).tolist() for name in names},
-    'kernel': np.asarray(state.params['kernel']).tolist(),
-    'pieces': 2 * B // min(shape[0] for shape in seen),
+    'learned': learned.tokens.tolist(),
+    'hand-made': generator.generate(labels, 3, 1, 'hand-made').tokens.tolist(),
+    'guidance': learned.trajectory.values.guidance_scale.tolist(),
   }
 
 
-def child(fsdp: int, num_processes: int, process: int, port: int) -> None:
-  """Does everything on all devices and prints it as JSON."""
-  if num_processes > 1:
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(f'localhost:{port}', num_processes, process)
-  mesh = sharding.make_mesh(fsdp=fsdp)
-  results = {'decode': decode(mesh)}
-  if num_processes == 1:
-    results |= {'nat': train_nat(mesh), 'policy': train_policy(mesh)}
-  print(json.dumps(results))
+def again(
+  source: pathlib.Path, target: pathlib.Path, fsdp: int
+) -> dict[str, Any]:
+  """Runs each stage from the inputs it had in `source`."""
+  config = config_of(fsdp)
+  for name, (inputs, _) in STAGES.items():
+    workdir = target / name
+    if jax.process_index() == 0:
+      for stage in inputs:
+        shutil.copytree(source / stage, workdir / stage)
+    multihost_utils.sync_global_devices(name)
+    run_stage(name, config, workdir)
+  return {'sample': sample(config, source), 'pieces': pieces(config, source)}
+
+
+def pieces(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, int]:
+  """Into how many different parts arrays are cut, over all processes."""
+
+  def count(array: jax.Array) -> int:
+    places = array.sharding.devices_indices_map(array.shape).values()
+    return len({str(index) for index in places})
+
+  _, params = networks.load_nat(config, workdir)
+  court = judging.make_court('adversarial', config, workdir, 1)
+  batch = fit.batches(config, 'nat', np.zeros(100), (16,))(0)
+  return {
+    'batch': count(batch),
+    'held out': count(court.frozen['held_out'][0]),
+    'qkv': count(params['mid_block']['attention']['qkv']['kernel']),
+    'norm': count(params['norm']['scale']),
+  }
+
+
+def child(what: str, *arguments: str) -> None:
+  """Does its part on all devices and prints the result as JSON."""
+  source, target, fsdp, num_processes, process, port = arguments
+  if int(num_processes) > 1:
+    jax.distributed.initialize(
+      f'localhost:{port}', int(num_processes), int(process)
+    )
+  if what == 'base':
+    result = base(pathlib.Path(source))
+  else:
+    result = again(pathlib.Path(source), pathlib.Path(target), int(fsdp))
+  print(json.dumps(result))
 
 
 def run(
-  num_devices: int, fsdp: int = 1, num_processes: int = 1
+  what: str,
+  source: pathlib.Path,
+  target: pathlib.Path,
+  *,
+  num_devices: int,
+  fsdp: int = 1,
+  num_processes: int = 1,
 ) -> list[dict[str, Any]]:
   """Calls `child` in processes that have so many devices each."""
   with socket.socket() as free:
@@ -195,7 +167,7 @@ def run(
   }
   processes = [
     subprocess.Popen(
-      [sys.executable, __file__, '--child']
+      [sys.executable, __file__, '--child', what, str(source), str(target)]
       + [str(x) for x in (fsdp, num_processes, i, port)],
       env=environment,
       stdout=subprocess.PIPE,
@@ -205,7 +177,7 @@ def run(
     for i in range(num_processes)
   ]
   try:
-    outputs = [process.communicate(timeout=200) for process in processes]
+    outputs = [process.communicate(timeout=400) for process in processes]
   finally:
     for process in processes:
       process.kill()
@@ -219,33 +191,72 @@ class DistributedTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    (cls.one,) = run(1)
+    cls.directory = pathlib.Path(absltest.get_default_test_tmpdir(), 'ranks')
+    shutil.rmtree(cls.directory, ignore_errors=True)
+    cls.one_workdir = cls.directory / 'one'
+    (cls.one,) = run('base', cls.one_workdir, cls.one_workdir, num_devices=1)
 
-  def test_four_devices(self):
-    (four,) = run(4, fsdp=2)
-    for name in ('decode', 'nat', 'policy'):
-      with self.subTest(name):
-        one, many = dict(self.one[name]), dict(four[name])
-        self.assertEqual((one.pop('pieces'), many.pop('pieces')), (1, 4))
-        if name == 'decode':
-          self.assertEqual(one['tokens'], many['tokens'])
-        jax.tree.map(
-          lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
-          one,
-          many,
+  def check(self, target: pathlib.Path, results: list[dict[str, Any]]) -> None:
+    """Compares samples and the metrics of every step with those of one."""
+    for result in results:
+      for policy_name in ('learned', 'hand-made'):
+        self.assertEqual(
+          result['sample'][policy_name], self.one['sample'][policy_name]
         )
-    # The numbers are worth comparing.
-    self.assertLen({tuple(row) for row in self.one['decode']['tokens']}, B)
-    self.assertLen(set(self.one['nat']['losses']), 3)
+      np.testing.assert_allclose(
+        result['sample']['guidance'], self.one['sample']['guidance'], rtol=1e-4
+      )
+    for name, (_, stage) in STAGES.items():
+      expected = metric_writer.read_metrics(self.one_workdir / stage)
+      rows = metric_writer.read_metrics(target / name / stage)
+      self.assertLen(rows, STEPS)
+      for row, wanted in zip(rows, expected, strict=True):
+        self.assertEqual(row.keys(), wanted.keys())
+        for metric, value in wanted.items():
+          if not metric.startswith(THRESHOLDS):
+            np.testing.assert_allclose(
+              row[metric],
+              value,
+              rtol=2e-3,
+              atol=2e-4,
+              err_msg=f'{name}, step {row["step"]}: {metric}',
+            )
 
-  def test_two_processes(self):
-    for result in run(1, num_processes=2):
-      self.assertEqual(result['decode']['pieces'], 2)
-      self.assertEqual(result['decode']['tokens'], self.one['decode']['tokens'])
+  def test_numbers_are_worth_comparing(self):
+    tokens = self.one['sample']['learned']
+    self.assertGreater(len({tuple(row) for row in tokens}), 8)
+    for name, (_, stage) in STAGES.items():
+      rows = metric_writer.read_metrics(self.one_workdir / stage)
+      key = 'reward' if name == 'policy' else 'loss'
+      self.assertLen({row[key] for row in rows}, STEPS)
+
+  def test_eight_devices(self):
+    target = self.directory / 'eight'
+    results = run('again', self.one_workdir, target, num_devices=8, fsdp=1)
+    self.assertEqual(
+      results[0]['pieces'], {'batch': 8, 'held out': 8, 'qkv': 1, 'norm': 1}
+    )
+    self.check(target, results)
+
+  def test_two_processes_that_share_parameters(self):
+    target = self.directory / 'two'
+    results = run(
+      'again',
+      self.one_workdir,
+      target,
+      num_devices=2,
+      fsdp=2,
+      num_processes=2,
+    )
+    for result in results:
+      self.assertEqual(
+        result['pieces'], {'batch': 4, 'held out': 4, 'qkv': 2, 'norm': 1}
+      )
+    self.check(target, results)
 
 
 if __name__ == '__main__':
   if '--child' in sys.argv:
-    child(*(int(x) for x in sys.argv[2:]))
+    child(*sys.argv[sys.argv.index('--child') + 1 :])
   else:
     absltest.main()

@@ -66,9 +66,7 @@ def zeros_share(images, condition, key):
 
 
 def judge_of(reward):
-  return trainer.Judge(
-    None, lambda state: reward, lambda state, *unused: (state, {})
-  )
+  return trainer.Judge(lambda state: reward, lambda state, *unused: (state, {}))
 
 
 def train(problem, reward, actor_critic=linear):
@@ -214,7 +212,7 @@ class TrainStepTest(absltest.TestCase):
       problem,
       linear,
       actions.no_residual(T),
-      trainer.Judge({'level': 0.0}, reward, learn, fakes_per_update=5),
+      trainer.Judge(reward, learn, fakes_per_update=5),
       CONFIG,
       key=jax.random.key(0),
       batch_size=B,

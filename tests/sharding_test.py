@@ -141,7 +141,7 @@ class ShardingTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, 'fsdp: 3 given, .* devices, 1'):
       sharding.make_mesh(fsdp=3, devices=jax.devices()[:1])
     with self.assertRaisesRegex(
-      ValueError, r'a/kernel: float32\[4\] cannot be split'
+      UserError, r'a/kernel: float32\[4\] cannot be split'
     ):
       sharding.shard_state({'a': {'kernel': np.zeros(4, 'f')}}, mesh, RULES)
 

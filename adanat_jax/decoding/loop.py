@@ -75,7 +75,11 @@ def sample_keys(key: Array, batch_size: int, start: int = 0) -> Array:
     start: index of the first sample within the set; a set decoded in batches
       gives each sample the key it would have had in one batch.
   """
-  index = start + jnp.arange(batch_size)
+  return keys_of(key, start + jnp.arange(batch_size))
+
+
+def keys_of(key: Array, index: Array) -> Array:
+  """The keys of samples by their index int32[B] within a set, key[B]."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adanat_jax import files
+from adanat_jax import files, sharding
 from adanat_jax.completion import is_complete, mark_complete
 from adanat_jax.config_rules import check, int_at_least
 from adanat_jax.data import digits
@@ -77,7 +77,7 @@ class Evaluation:
 
   def images_of(self, tokens: ArrayLike) -> np.ndarray:
     """Decodes complete grids int32[B, N] to images float32[B, H, W, C]."""
-    return np.asarray(
+    return sharding.gather(
       self.generator.tokenizer.apply(
         {'params': self.generator.tokenizer_params},
         tokens,

@@ -19,13 +19,12 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
-from adanat_jax import training
+from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
-from adanat_jax.stages import networks
+from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
 
 
@@ -103,6 +102,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         f'judges.{name}.cutout': int_at_least(0),
       },
     )
+  networks.check_batches(
+    config, {'judges.measure.batch_size': 1, 'judges.reward.batch_size': 1}
+  )
   measure, reward = (
     networks.measuring_module(config),
     networks.reward_module(config),
@@ -115,7 +117,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
   def apply_reward(params: Any, images: Array, key: Array | None) -> Array:
     del key
-    return reward.apply({'params': params}, networks.centred(images)).outputs
+    variables = {'params': sharding.whole(params)}
+    return reward.apply(variables, networks.centred(images)).outputs
 
   _train(config, workdir, 'measure', measure, apply_measure)
   _train(config, workdir, 'reward', reward, apply_reward)
@@ -129,8 +132,7 @@ def _train(
   apply: Apply,
 ) -> None:
   """Trains one judge unless it is complete."""
-  directory = workdir / 'judges' / name
-  if training.is_complete(directory):
+  if training.is_complete(workdir / 'judges' / name):
     return
   section = config.judges[name]
   data = digits.load(config.data.image_size)
@@ -139,8 +141,12 @@ def _train(
   optimizer = optax.adam(
     optax.cosine_decay_schedule(section.learning_rate, section.num_steps)
   )
-  params = module.init(init_key, jnp.zeros((1, *data.train_images.shape[1:])))
-  state = JudgeState(params['params'], optimizer.init(params['params']))
+  image_shape = data.train_images.shape[1:]
+
+  def initial(frozen: Any) -> JudgeState:
+    params = module.init(init_key, jnp.zeros((1, *image_shape)))['params']
+    return JudgeState(params, optimizer.init(params))
+
   train_step = make_train_step(
     apply,
     optimizer,
@@ -150,32 +156,25 @@ def _train(
     cutout=section.cutout,
   )
 
-  def batch_at(step: int) -> dict[str, np.ndarray]:
-    index = digits.epoch_batch(
-      step,
-      section.batch_size,
-      len(data.train_labels),
-      networks.order_seed(config, f'judges/{name}'),
-    )
-    return {
-      'images': data.train_images[index],
-      'labels': data.train_labels[index],
-    }
-
   def figures(state: JudgeState) -> dict[str, float]:
     logits = jax.jit(lambda p, x: apply(p, x, None))(
       state.params, data.test_images
     )
-    right = np.asarray(logits).argmax(-1) == data.test_labels
+    right = sharding.gather(logits).argmax(-1) == data.test_labels
     return {'test_accuracy': float(right.mean())}
 
-  training.run_loop(
-    state,
-    jax.jit(train_step, donate_argnums=0),
-    batch_at,
-    directory=directory,
-    name=f'judges/{name}',
+  fit.fit(
+    config,
+    workdir,
+    f'judges/{name}',
+    initial=initial,
+    train_step=lambda frozen, *arguments: train_step(*arguments),
+    batch_at=fit.batches(
+      config,
+      f'judges/{name}',
+      {'images': data.train_images, 'labels': data.train_labels},
+      (section.batch_size,),
+    ),
     num_steps=section.num_steps,
     final_figures=figures,
-    **networks.loop_options(config),
   )

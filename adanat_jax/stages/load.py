@@ -58,4 +58,5 @@ def generator(
     networks.num_classes(config),
     agents,
     config.evaluate.batch_size,
+    mesh=networks.mesh_of(config),
   )

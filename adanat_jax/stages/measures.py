@@ -11,12 +11,14 @@ The reference is always the whole training split.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import jax
 import ml_collections
 import numpy as np
 
+from adanat_jax import sharding
 from adanat_jax.data import digits
 from adanat_jax.metrics import frechet, pixels, precision_recall
 from adanat_jax.stages import networks
@@ -32,7 +34,8 @@ class Measures:
     module, params = networks.load_measure(config, workdir)
     data = digits.load(config.data.image_size)
     self._kind = config.data.condition
-    self._apply = jax.jit(lambda x: module.apply({'params': params}, x))
+    apply = jax.jit(lambda params, x: module.apply({'params': params}, x))
+    self._apply = functools.partial(apply, params)
     self._pixels = pixels.PixelPrincipalComponents.fit(data.train_images)
     self._features = self._network(data.train_images)[0]
     self._gaussian = frechet.gaussian_of(self._features)
@@ -41,7 +44,7 @@ class Measures:
     )
 
   def _network(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    features, logits = jax.device_get(self._apply(images))
+    features, logits = sharding.gather(self._apply(images))
     return features, logits
 
   def distance(self, images: np.ndarray) -> float:

@@ -13,6 +13,7 @@ AutoNAT, section 3.1; LeapLabTHU/ImprovedNAT train.py and libs/nat_misc.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 import math
 import pathlib
 from typing import Any
@@ -21,14 +22,13 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
-from adanat_jax import training
+from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import digits
 from adanat_jax.models.nat import NAT
-from adanat_jax.stages import networks
+from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
 
 
@@ -142,7 +142,7 @@ def make_train_step(
 
     def loss_fn(params: Any) -> Array:
       _, logits = module.apply(
-        {'params': params},
+        {'params': sharding.whole(params)},
         jnp.where(masked, mask_token, tokens),
         condition,
         train=True,
@@ -199,21 +199,21 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'nat.dtype': choice('float32', 'bfloat16'),
     },
   )
-  directory = workdir / 'nat'
-  if training.is_complete(directory):
+  networks.check_batches(config, {'nat.batch_size': 1})
+  if training.is_complete(workdir / 'nat'):
     return
   section = config.nat
   data = digits.load(config.data.image_size)
   tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
-  tokenize = jax.jit(
-    lambda x: tokenizer.apply(
-      {'params': tokenizer_params}, x, method='tokenize'
-    )
+  tokenize = jax.jit(functools.partial(tokenizer.apply, method='tokenize'))
+  tokens, test_tokens = (
+    sharding.gather(tokenize({'params': tokenizer_params}, images))
+    for images in (data.train_images, data.test_images)
   )
-  tokens = np.asarray(tokenize(data.train_images))
-  condition = digits.condition_of(data.train_labels, config.data.condition)
-  test_tokens = tokenize(data.test_images)
-  test_condition = digits.condition_of(data.test_labels, config.data.condition)
+  condition, test_condition = (
+    digits.condition_of(labels, config.data.condition)
+    for labels in (data.train_labels, data.test_labels)
+  )
 
   module = networks.nat_module(config)
   optimizer = make_optimizer(
@@ -227,8 +227,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   init_key, step_key, test_key = jax.random.split(
     networks.stage_key(config, 'nat'), 3
   )
-  params = module.init(init_key, tokens[:1], condition[:1])['params']
-  ema = jax.tree.map(jnp.copy, params)
+
+  def initial(frozen: Any) -> NatState:
+    params = module.init(init_key, tokens[:1], condition[:1])['params']
+    ema = jax.tree.map(jnp.copy, params)
+    return NatState(params, ema, optimizer.init(params))
+
   train_step = make_train_step(
     module,
     optimizer,
@@ -240,15 +244,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     ema_decay=section.ema_decay,
   )
 
-  def batch_at(step: int) -> dict[str, np.ndarray]:
-    index = digits.epoch_batch(
-      step,
-      section.batch_size,
-      len(tokens),
-      networks.order_seed(config, 'nat'),
-    )
-    return {'tokens': tokens[index], 'condition': condition[index]}
-
   def figures(state: NatState) -> dict[str, float]:
     loss = jax.jit(held_out_loss, static_argnums=0)
     return {
@@ -258,13 +253,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       ),
     }
 
-  training.run_loop(
-    NatState(params, ema, optimizer.init(params)),
-    jax.jit(train_step, donate_argnums=0),
-    batch_at,
-    directory=directory,
-    name='nat',
+  fit.fit(
+    config,
+    workdir,
+    'nat',
+    initial=initial,
+    train_step=lambda frozen, *arguments: train_step(*arguments),
+    batch_at=fit.batches(
+      config,
+      'nat',
+      {'tokens': tokens, 'condition': condition},
+      (section.batch_size,),
+    ),
     num_steps=section.num_steps,
     final_figures=figures,
-    **networks.loop_options(config),
   )

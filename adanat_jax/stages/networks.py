@@ -7,15 +7,18 @@ which stage to run if there are none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+import functools
 import pathlib
 from typing import Any
 import zlib
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
 
-from adanat_jax import checkpoint, config as config_lib, training
+from adanat_jax import checkpoint, config as config_lib, sharding, training
 from adanat_jax.data import digits
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
@@ -27,6 +30,40 @@ from adanat_jax.models.vit import VisionTransformer
 from adanat_jax.models.vqgan import VQGAN
 
 Config = ml_collections.ConfigDict
+
+
+def mesh_of(config: Config) -> Mesh:
+  """The mesh of `config.mesh`, over all devices of all processes.
+
+  Raises:
+    UserError: if `mesh.fsdp` does not divide the number of devices.
+  """
+  try:
+    return sharding.make_mesh(fsdp=config.mesh.fsdp)
+  except UserError as error:
+    raise UserError(f'config.mesh.{error}') from error
+
+
+def check_batches(config: Config, multiples: Mapping[str, int]) -> None:
+  """Refuses batches that cannot be split evenly over the devices.
+
+  Args:
+    config: the whole config.
+    multiples: for each dotted field what every device's share of it must be a
+      multiple of: 8 where samples share statistics in groups of 8.
+
+  Raises:
+    UserError: naming the field.
+  """
+  num_devices = mesh_of(config).size
+  for name, multiple in multiples.items():
+    size: Any = functools.reduce(getattr, name.split('.'), config)
+    if size % (multiple * num_devices):
+      raise UserError(
+        f'config.{name} is {size}; it must be a multiple of'
+        f' {multiple * num_devices}: {num_devices} devices take equal shares'
+        + (f', in groups of {multiple}' if multiple > 1 else '')
+      )
 
 
 def is_text(config: Config) -> bool:
@@ -222,8 +259,15 @@ def _load(
 ) -> Any:
   """Parameters of a finished stage, in the shapes that the config gives."""
   require(workdir, stage)
+  return checkpoint.load_params(
+    workdir / stage, field, param_shapes(config, module, *inputs)
+  )
+
+
+def param_shapes(config: Config, module: Any, *inputs: Any) -> Any:
+  """A module's parameters as `jax.ShapeDtypeStruct`s, placed on the mesh."""
   shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
-  return checkpoint.load_params(workdir / stage, field, shapes)
+  return sharding.placed(shapes, mesh_of(config))
 
 
 def is_complete(workdir: pathlib.Path, stage: str) -> bool:

@@ -8,27 +8,29 @@ repetition, one policy that sees the NAT's features and one that does not.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from adanat_jax import checkpoint, training as training_lib
+from adanat_jax import checkpoint, sharding, training as training_lib
 from adanat_jax.config_rules import (
   between,
   check,
   choice,
   int_at_least,
+  optional,
   tuple_of,
 )
-from adanat_jax.data import digits
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
+from adanat_jax.models.nat import NAT
+from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
-from adanat_jax.stages import judging, networks
+from adanat_jax.stages import fit, judging, networks
 from adanat_jax.types import Array
 
 REWARDS = ('adversarial', 'frechet', 'pretrained')
@@ -118,8 +120,9 @@ def load_agent(
   """
   stage = f'policy/{which.name}'
   networks.require(workdir, stage)
-  shapes = jax.eval_shape(
-    lambda key: initial_params(config, key), jax.random.key(0)
+  shapes = sharding.placed(
+    jax.eval_shape(lambda key: initial_params(config, key), jax.random.key(0)),
+    networks.mesh_of(config),
   )
   params = checkpoint.load_params(workdir / stage, 'params', shapes)
   return agent_lib.Agent(
@@ -135,6 +138,14 @@ def ppo_config(config: ml_collections.ConfigDict) -> ppo.PPOConfig:
   return dataclasses.replace(ppo.PRESETS[config.policy.preset], **given)
 
 
+def rollout_config(config: ml_collections.ConfigDict) -> trainer.RolloutConfig:
+  """How `config.policy` keeps its rollouts."""
+  section = config.policy
+  return trainer.RolloutConfig(
+    section.rollout_features, section.rollout_dtype, section.rollout_size
+  )
+
+
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for values of `config.policy` that cannot work."""
   check(
@@ -146,6 +157,12 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.iterations': int_at_least(1),
       'policy.batch_size': int_at_least(8),
       'policy.preset': choice(*ppo.PRESETS),
+      'policy.rollout_size': int_at_least(0),
+      'policy.rollout_features': choice('store', 'recompute'),
+      'policy.rollout_dtype': choice('float32', 'bfloat16'),
+      'policy.ppo.num_minibatches': optional(int_at_least(1)),
+      'policy.ppo.shuffle_groups': optional(int_at_least(1)),
+      'policy.ppo.micro_batches': optional(int_at_least(1)),
       'policy.residual': choice(*RESIDUALS),
       'policy.discriminator.updates': int_at_least(1),
       'policy.discriminator.batch_size': int_at_least(8),
@@ -154,22 +171,48 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.discriminator.learning_rate': between(0.0, 1.0),
     },
   )
-  section = config.policy
-  for name, size in (
-    ('batch_size', section.batch_size),
-    ('discriminator.batch_size', section.discriminator.batch_size),
-    ('discriminator.held_out', section.discriminator.held_out),
-  ):
-    if size % 8:
-      raise UserError(
-        f'config.policy.{name} is {size}; it must be a multiple of 8, because'
-        ' the discriminator shares statistics in groups of 8'
-      )
-  minibatches = ppo_config(config).num_minibatches
-  if section.batch_size % minibatches:
+  # The discriminator shares statistics among 8 consecutive samples.
+  networks.check_batches(
+    config,
+    {
+      'policy.batch_size': 8,
+      'policy.discriminator.batch_size': 8,
+      'policy.discriminator.held_out': 8,
+    },
+  )
+  _check_parts(config)
+
+
+def _check_parts(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for batches that PPO or rollouts cannot cut evenly."""
+  section, constants = config.policy, ppo_config(config)
+  devices = networks.mesh_of(config).size
+  minibatches, parts = constants.num_minibatches, constants.micro_batches
+  groups = constants.shuffle_groups if minibatches > 1 else 1
+  multiple = minibatches * parts * math.lcm(groups, devices)
+  if section.batch_size % multiple:
     raise UserError(
       f'config.policy.batch_size is {section.batch_size}; it must be a'
-      f' multiple of the {minibatches} minibatches of PPO'
+      f' multiple of {multiple}: PPO cuts it into {minibatches} minibatches of'
+      f' {parts} micro-batches, drawn from {groups} groups on {devices} devices'
+    )
+  if section.discriminator.batch_size % constants.shuffle_groups:
+    raise UserError(
+      'config.policy.discriminator.batch_size is'
+      f' {section.discriminator.batch_size}; it must be a multiple of the'
+      f' {constants.shuffle_groups} groups of PPO'
+    )
+  size = section.rollout_size
+  wholes = [section.batch_size]
+  if section.discriminator.fresh_rollouts:
+    wholes.append(section.discriminator.batch_size)
+  if size % devices or any(
+    size and whole % min(size, whole) for whole in wholes
+  ):
+    raise UserError(
+      f'config.policy.rollout_size is {size}; it must be 0, or a multiple of'
+      f' the number of devices, {devices}, that divides the batches of'
+      f' {" and ".join(map(str, wholes))} trajectories'
     )
 
 
@@ -190,12 +233,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       train(config, workdir, which)
 
 
-def make_problem(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> trainer.Problem:
-  """The frozen NAT and tokenizer of a workdir."""
-  nat, nat_params = networks.load_nat(config, workdir)
-  tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
+def make_problem(nat: NAT, tokenizer: VQGAN, frozen: Any) -> trainer.Problem:
+  """NAT and tokenizer, with the parameters `frozen` holds, as callables."""
+  nat_params = sharding.whole(frozen['nat'])
+  tokenizer_params = sharding.whole(frozen['tokenizer'])
 
   def denoiser(
     tokens: Array, condition: Array, cache: Any
@@ -208,12 +249,13 @@ def make_problem(
       {'params': tokenizer_params}, tokens, method='decode_tokens'
     )
 
+  assert nat.num_classes is not None  # This stage has classes, not texts.
   return trainer.Problem(
     denoiser,
     decode_images,
     nat.num_tokens,
     nat.codebook_size,
-    networks.num_classes(config),
+    nat.num_classes,
   )
 
 
@@ -226,48 +268,61 @@ def train(
   init_key, judge_key, step_key = jax.random.split(
     networks.stage_key(config, name), 3
   )
-  problem = make_problem(config, workdir)
-  judge = judging.make_judge(which.reward, config, workdir, judge_key)
-  ppo_constants = ppo_config(config)
-  params = initial_params(config, init_key)
-  state = trainer.PolicyState(
-    params,
-    ppo.make_optimizer(ppo_constants).init(params),
-    judge.initial,
+  nat, nat_params = networks.load_nat(config, workdir)
+  tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
+  constants = ppo_config(config)
+  court = judging.make_court(
+    which.reward, config, workdir, constants.shuffle_groups
   )
-  train_step = trainer.make_train_step(
-    problem,
-    make_actor_critic(config, which),
-    residual_of(config, which.num_steps),
-    judge,
-    ppo_constants,
-    key=step_key,
-    batch_size=section.batch_size,
-    num_iterations=section.iterations,
-    fresh_rollouts=section.discriminator.fresh_rollouts,
-  )
-  images, condition = judging.real_images(config, workdir, 'train')
-  reals = section.discriminator.updates * section.discriminator.batch_size
+  frozen = {
+    'nat': nat_params,
+    'tokenizer': tokenizer_params,
+    'court': court.frozen,
+  }
 
-  def batch_at(iteration: int) -> tuple[np.ndarray, np.ndarray]:
-    index = digits.epoch_batch(
-      iteration,
-      reals if judge.initial is not None else 1,
-      len(condition),
-      networks.order_seed(config, name),
+  def initial(frozen: Any) -> trainer.PolicyState:
+    params = initial_params(config, init_key)
+    return trainer.PolicyState(
+      params,
+      ppo.make_optimizer(constants).init(params),
+      court.initial(frozen['court'], judge_key) if court.initial else None,
     )
-    return images[index], condition[index]
 
-  training_lib.run_loop(
-    state,
-    jax.jit(train_step, donate_argnums=0),
-    batch_at,
-    directory=workdir / 'policy' / which.name,
-    name=name,
+  def train_step(
+    frozen: Any, state: trainer.PolicyState, real: Any, iteration: Array
+  ) -> tuple[trainer.PolicyState, dict[str, Array]]:
+    step = trainer.make_train_step(
+      make_problem(nat, tokenizer, frozen),
+      make_actor_critic(config, which),
+      residual_of(config, which.num_steps),
+      court.judge(frozen['court']),
+      constants,
+      key=step_key,
+      batch_size=section.batch_size,
+      num_iterations=section.iterations,
+      fresh_rollouts=section.discriminator.fresh_rollouts,
+      rollouts=rollout_config(config),
+    )
+    return step(state, real, iteration)
+
+  if court.initial is None:
+    batch_at = lambda iteration: ()
+  else:
+    batch_at = fit.batches(
+      config,
+      name,
+      judging.real_images(config, workdir, 'train'),
+      (section.discriminator.updates, section.discriminator.batch_size),
+    )
+  fit.fit(
+    config,
+    workdir,
+    name,
+    initial=initial,
+    train_step=train_step,
+    batch_at=batch_at,
     num_steps=section.iterations,
-    **{
-      **networks.loop_options(config),
-      'log_every': section.log_every,
-      'save_every': section.save_every,
-    },
+    frozen=frozen,
+    log_every=section.log_every,
+    save_every=section.save_every,
   )

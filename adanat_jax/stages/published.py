@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import checkpoint
+from adanat_jax import checkpoint, sharding
 from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.data import clip_tokens
 from adanat_jax.errors import UserError
@@ -45,7 +45,7 @@ def _load(config: Config, section: str, field: str, module: Any, *inputs: Any):
       f'config.{section}.init_from is empty; give the directory that'
       ' python -m adanat_jax.convert wrote (docs/weights.md)'
     )
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+  shapes = networks.param_shapes(config, module, *inputs)
   try:
     return checkpoint.load_params(directory, field, shapes)
   except UserError as error:
@@ -81,7 +81,7 @@ def encode_captions(config: Config, captions: Sequence[str]) -> np.ndarray:
 
   # One at a time, so that a caption's states do not depend on the others.
   rows = [encode(params, ids[i : i + 1]) for i in range(len(ids))]
-  return np.concatenate(rows)
+  return np.concatenate(sharding.gather(rows))
 
 
 def _agents(config: Config, num_tokens: int) -> dict[int, Agent]:
@@ -143,4 +143,5 @@ def generator(config: Config) -> Generator:
     _agents(config, nat.num_tokens),
     config.evaluate.batch_size,
     null,
+    networks.mesh_of(config),
   )

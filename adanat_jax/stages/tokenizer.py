@@ -23,12 +23,12 @@ import ml_collections
 import numpy as np
 import optax
 
-from adanat_jax import training
+from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
-from adanat_jax.stages import networks
+from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
 
 
@@ -208,6 +208,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'tokenizer.max_shift': int_at_least(0),
     },
   )
+  networks.check_batches(config, {'tokenizer.batch_size': 1})
   directory = workdir / 'tokenizer'
   if training.is_complete(directory):
     return
@@ -233,27 +234,22 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     max_shift=section.max_shift,
   )
 
-  def batch_at(step: int) -> np.ndarray:
-    index = digits.epoch_batch(
-      step,
-      section.batch_size,
-      len(data.train_images),
-      networks.order_seed(config, 'tokenizer'),
-    )
-    return data.train_images[index]
-
   def figures(state: TokenizerState) -> dict[str, float]:
     return _figures(module, state.params, data, directory)
 
-  training.run_loop(
-    initial_state(module, optimizer, data.train_images.shape[1:], init_key),
-    jax.jit(train_step, donate_argnums=0),
-    batch_at,
-    directory=directory,
-    name='tokenizer',
+  fit.fit(
+    config,
+    workdir,
+    'tokenizer',
+    initial=lambda frozen: initial_state(
+      module, optimizer, data.train_images.shape[1:], init_key
+    ),
+    train_step=lambda frozen, *arguments: train_step(*arguments),
+    batch_at=fit.batches(
+      config, 'tokenizer', data.train_images, (section.batch_size,)
+    ),
     num_steps=section.num_steps,
     final_figures=figures,
-    **networks.loop_options(config),
   )
 
 
@@ -261,28 +257,29 @@ def _figures(
   module: VQGAN, params: Any, data: digits.DigitsData, directory: pathlib.Path
 ) -> dict[str, float]:
   """Reconstruction error and code use of both splits; draws the test images."""
-  result = {}
+
+  @jax.jit
+  def rebuild(variables: Any, images: Array) -> tuple[Array, Array]:
+    tokens = module.apply(variables, images, method='tokenize')
+    return tokens, module.apply(variables, tokens, method='decode_tokens')
+
+  result: dict[str, float] = {}
   for split, images in (
     ('train', data.train_images),
     ('test', data.test_images),
   ):
-    tokens = jax.jit(lambda p, x: module.apply(p, x, method='tokenize'))(
-      {'params': params}, images
-    )
-    rebuilt = jax.jit(lambda p, t: module.apply(p, t, method='decode_tokens'))(
-      {'params': params}, tokens
-    )
-    usage = jnp.bincount(tokens.reshape(-1), length=module.codebook_size)
-    error = float(jnp.mean((rebuilt - images) ** 2))
+    tokens, rebuilt = sharding.gather(rebuild({'params': params}, images))
+    usage = np.bincount(tokens.reshape(-1), minlength=module.codebook_size)
+    error = float(np.mean((rebuilt - images) ** 2))
     result[f'{split}_error'] = error
     result[f'{split}_error_of_variance'] = error / float(images.var())
     result[f'{split}_codes_used'] = int((usage > 0).sum())
-    result[f'{split}_perplexity'] = float(perplexity(usage))
+    result[f'{split}_perplexity'] = float(perplexity(jnp.asarray(usage)))
   pictures.save_pairs(
     directory / 'reconstructions.png',
     [
       ('held-out images', data.test_images[:16]),
-      ('reconstructions', np.asarray(rebuilt)[:16]),
+      ('reconstructions', rebuilt[:16]),
     ],
   )
   return result
