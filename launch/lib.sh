@@ -26,7 +26,7 @@ die() {
 # need VARIABLE EXAMPLE
 need() {
   [[ -n ${!1} ]] ||
-    die "$1 is not set; for example: export $1=$2 (or write it in launch/env.sh)"
+    die "$1 is not set; for example: export $1=$2 (or write launch/env.sh)"
 }
 
 need_slice() {
@@ -126,17 +126,20 @@ each_host() {
   return "$status"
 }
 
+# Never asks; new hosts are trusted, known ones that changed are not.
+SSH_OPTIONS=(-o BatchMode=yes -o StrictHostKeyChecking=accept-new)
+
 copy_to_host() {
   case $1 in
     local) run cp -R "$2" "$HOME/" ;;
-    *) run scp -q -r "$2" "$1:" </dev/null ;;
+    *) run scp "${SSH_OPTIONS[@]}" -q -r "$2" "$1:" </dev/null ;;
   esac
 }
 
 run_on_host() {
   case $1 in
     local) run bash -c "cd && $2" </dev/null ;;
-    *) run ssh -o BatchMode=yes "$1" "$2" </dev/null ;;
+    *) run ssh "${SSH_OPTIONS[@]}" "$1" "$2" </dev/null ;;
   esac
 }
 

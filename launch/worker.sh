@@ -120,7 +120,7 @@ check_workdir() {
 }
 
 run() {
-  [[ -x $ROOT/venv/bin/python ]] || die 'not set up; launch/setup.sh comes first'
+  [[ -x $ROOT/venv/bin/python ]] || die 'not set up: launch/setup.sh first'
   check_workdir "$@"
   mount_shared
   exec 9>"$ROOT/lock"
@@ -169,7 +169,7 @@ status() {
     case $code in
       '') say 'lost (it left no exit code: the machine restarted, or memory)' ;;
       2) say 'refused (wrong flags or config; see the log)' ;;
-      130 | 143) say "interrupted (exit code $code: it was asked to, and saved)" ;;
+      130 | 143) say "interrupted (exit code $code: asked to stop, saved)" ;;
       *) say "failed (exit code $code; see the log)" ;;
     esac
   fi

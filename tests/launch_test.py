@@ -112,7 +112,8 @@ class DryRunTest(launching.LaunchTest, parameterized.TestCase):
     self.assertEqual(
       lines,
       [
-        f"ssh -o BatchMode=yes gpu-1 '{remote}'",
+        'ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new gpu-1'
+        f" '{remote}'",
         f"bash -c 'cd && {remote}'",
       ],
     )
@@ -333,7 +334,7 @@ class LifeTest(launching.LaunchTest):
 
   def test_one_host_that_fails_fails_all(self):
     self.env['HOSTS'] = 'gpu-1 gpu-2'
-    self.program('ssh', '[[ $3 == gpu-1 ]]')
+    self.program('ssh', '[[ $5 == gpu-1 ]]')
     self.launch('stop.sh', status=1)
     self.launch('logs.sh', '--worker=0')
     self.launch('logs.sh', '--worker=1', status=1)
