@@ -12,4 +12,4 @@ need_workers
 [[ $# -gt 0 ]] || die 'no flags; for example: launch/run.sh' \
   "--config=configs/digits.py --workdir=$MOUNT/digits"
 on_workers all "$(worker run "$@")" ||
-  die 'not started everywhere; launch/setup.sh comes first'
+  die 'not started on every worker; one that is new needs launch/setup.sh'

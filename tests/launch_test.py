@@ -259,7 +259,7 @@ class LifeTest(launching.LaunchTest):
     self.env['HOSTS'] = 'local'
     self.ends('2', '7', '143', 'term')
     text = self.launch('run.sh', '--workdir=/d', status=2)
-    self.assertIn('launch/setup.sh comes first', text)
+    self.assertIn('one that is new needs launch/setup.sh', text)
     self.launch('setup.sh', EXTRA='')
     self.assertNotIn('[', (self.home / 'did').read_text())
     for state in (': refused', ': failed (exit code 7', ': interrupted'):
