@@ -112,6 +112,11 @@ def start(
   # JAX would take SIGTERM for itself, between the loops too, where nobody
   # would see it; `interruption` has the processes agree on a step instead.
   jax.config.update('jax_enable_preemption_service', False)
+  if found.num_processes > 1:
+    # Devices run programs in the order in which they were started; a CPU may
+    # run two at once, and then two processes might wait for each other in
+    # different ones.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
   jax.distributed.initialize(
     found.address,
     found.num_processes,

@@ -61,10 +61,17 @@ def examine(tree: Any) -> dict[str, Leaf]:
     What is to remember, by name.
   """
   named = by_name(tree)
-  # Where the host holds the numbers, it is done before a program for each
-  # shape would be compiled.
-  on_host = jax.default_backend() == 'cpu' and jax.process_count() == 1
-  digest = _digest_on_host if on_host else _digest_on_device
+  on_cpu = jax.default_backend() == 'cpu'
+
+  def digest(leaf: jax.Array) -> tuple[Any, Any]:
+    # Where the host holds all the numbers, it is done before a program for each
+    # shape would be compiled.
+    if on_cpu and leaf.is_fully_addressable:
+      return _digest_on_host(leaf)
+    if on_cpu and leaf.is_fully_replicated:
+      return _digest_on_host(leaf.addressable_data(0))
+    return _digest_on_device(leaf)
+
   # One at a time: programs that talk to other processes must not overlap, or
   # the processes may wait for each other's in different orders.
   digests = [jax.device_get(digest(leaf)) for leaf in named.values()]
