@@ -113,14 +113,15 @@ class Experience:
   """What a rollout leaves to learn from and to report, time-major.
 
   Attributes:
-    observations: see `ppo.Rollout`: features, or (canvases before each step,
-      conditions).
+    observations: see `ppo.Rollout`: features, those in bfloat16 as their bits,
+      or (canvases before each step, conditions).
     aux: what the policy did.
     values: the four numbers of each step.
     num_committed: how many tokens became known at each step.
   """
 
-  observations: Any  # float[T, B, N, D], or (int32[T, B, N], int32[T, B])
+  # float32 or uint16[T, B, N, D], or (int32[T, B, N], int32[T, B])
+  observations: Any
   aux: PolicyAux  # each [T, B, ...]
   values: PolicyValues  # float32[T, B]
   num_committed: Array  # int32[T, B]
@@ -184,6 +185,9 @@ def collect(
     trajectory = decoded.trajectory
     assert trajectory is not None  # It was asked for.
     observations: Any = trajectory.features
+    if observations.dtype == jnp.bfloat16:
+      # A CPU widens all of an array of bfloat16 to cut a part out of it.
+      observations = jax.lax.bitcast_convert_type(observations, jnp.uint16)
     if config.features == 'recompute':
       canvases = jnp.concatenate([start[None], trajectory.tokens[:-1]])
       observations = (
@@ -206,17 +210,22 @@ def _learner(
   problem: Problem, actor_critic: ppo.ActorCritic, config: RolloutConfig
 ) -> ppo.ActorCritic:
   """The networks as PPO gives them observations."""
-  if config.features == 'store':
-    return actor_critic
   denoiser = _rounded(problem.denoiser, config.dtype)
 
-  def recompute(
-    params: Any, observations: tuple[Array, Array], step: Array
-  ) -> tuple[Array, Array]:
-    features, _, _ = denoiser(*observations, ())
-    return actor_critic(params, features, step)
+  def features_of(observations: Any) -> Array:
+    if config.features == 'recompute':
+      canvases, condition = observations
+      return denoiser(canvases, condition, ())[0]
+    if observations.dtype == jnp.uint16:
+      return jax.lax.bitcast_convert_type(observations, jnp.bfloat16)
+    return observations
 
-  return recompute
+  def learner(
+    params: Any, observations: Any, step: Array
+  ) -> tuple[Array, Array]:
+    return actor_critic(params, features_of(observations), step)
+
+  return learner
 
 
 def make_train_step(

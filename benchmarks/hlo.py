@@ -1,0 +1,124 @@
+"""What a compiled program says of itself: its operations and collectives.
+
+XLA prints a program as computations of one instruction a line; a loop names
+its body and, where it is known, how often it runs.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+
+COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+  'reduce-scatter',
+  'ragged-all-to-all',
+)
+
+_BYTES = {'pred': 1, 'bf16': 2}
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
+# name = result opcode(operands), attributes
+_INSTRUCTION = re.compile(
+  r'^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\('
+)
+_SHAPE = re.compile(r'\b(pred|bf16|[suf]\d+|c\d+)\[([\d,]*)\]')
+_CALLED = re.compile(r'\b(body|condition|to_apply|calls)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a program.
+
+  Attributes:
+    opcode: what it does.
+    shapes: type and dimensions of each array of its result.
+    count: how often a run of the program executes it; that of one iteration,
+      inside a loop whose end depends on data.
+    exact: whether it is inside no such loop.
+  """
+
+  opcode: str
+  shapes: tuple[tuple[str, tuple[int, ...]], ...]
+  count: int
+  exact: bool
+
+  @property
+  def bytes(self) -> int:
+    """Size of its results."""
+    return sum(
+      math.prod(shape) * (_BYTES.get(kind) or int(re.sub(r'\D', '', kind)) // 8)
+      for kind, shape in self.shapes
+    )
+
+  @property
+  def is_collective(self) -> bool:
+    """Whether devices talk."""
+    return self.opcode.removesuffix('-start') in COLLECTIVES
+
+
+def instructions(text: str) -> list[Instruction]:
+  """Every instruction that a program executes, fused ones included.
+
+  Args:
+    text: of `compiled.as_text()`.
+  """
+  bodies: dict[str, list[tuple[str, str, str]]] = {}
+  entry = name = ''
+  for line in text.splitlines():
+    start = _COMPUTATION.match(line)
+    if start:
+      name = start.group(2)
+      bodies[name] = []
+      entry = name if start.group(1) else entry
+      continue
+    found = _INSTRUCTION.match(line)
+    if found and name:
+      bodies[name].append((found.group(2), found.group(1), line))
+  result: list[Instruction] = []
+
+  def visit(computation: str, count: int, exact: bool) -> None:
+    for opcode, shapes, line in bodies[computation]:
+      instruction = Instruction(
+        opcode,
+        tuple(
+          (kind, tuple(int(n) for n in dims.split(',') if n))
+          for kind, dims in _SHAPE.findall(shapes)
+        ),
+        count,
+        exact,
+      )
+      result.append(instruction)
+      trips = _TRIPS.search(line)
+      for role, called in _CALLED.findall(line):
+        if opcode == 'while':
+          times = int(trips.group(1)) if trips else 1
+          visit(called, count * times, exact and bool(trips))
+        elif role in ('to_apply', 'calls') and opcode in ('call', 'fusion'):
+          visit(called, count, exact)
+      for called in _BRANCHES.findall(line):
+        for branch in called.split(','):
+          visit(branch.strip().lstrip('%'), count, exact)
+
+  visit(entry, 1, True)
+  return result
+
+
+def collectives(text: str) -> list[Instruction]:
+  """The instructions of a program by which devices exchange data."""
+  return [x for x in instructions(text) if x.is_collective]
+
+
+def opcodes(text: str) -> collections.Counter[str]:
+  """How many instructions of each kind a program has, loops unrolled."""
+  total: collections.Counter[str] = collections.Counter()
+  for instruction in instructions(text):
+    total[instruction.opcode] += instruction.count
+  return total

@@ -1,0 +1,247 @@
+"""Training steps to be compiled, and their inputs, by shape alone.
+
+Nothing is allocated: published sizes can be compiled on a laptop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ml_collections
+import numpy as np
+
+from adanat_jax import sampler, sharding
+from adanat_jax.decoding import actions, step as step_lib
+from adanat_jax.rl import agent as agent_lib, ppo, trainer
+from adanat_jax.stages import judging, nat as nat_stage, networks, policy
+
+_KEY = jax.random.key(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function and the shapes of its arguments.
+
+  Attributes:
+    function: not jitted.
+    arguments: pytrees of `jax.ShapeDtypeStruct`.
+    batch_axes: of each argument, which axis is split over the devices; None
+      for what every device has whole.
+    donated: number of the argument that the result replaces, or ().
+  """
+
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  batch_axes: tuple[int | None, ...]
+  donated: int | tuple[()]
+
+  def placed(self, mesh: Mesh) -> tuple[Any, ...]:
+    """The arguments with their places on a mesh."""
+
+    def place(axis: int | None) -> Callable[[Any], Any]:
+      spec = NamedSharding(mesh, PartitionSpec())
+      if axis is not None:
+        spec = sharding.batch_sharding(mesh, axis)
+      return lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec)
+
+    return tuple(
+      jax.tree.map(place(axis), argument)
+      for argument, axis in zip(self.arguments, self.batch_axes, strict=True)
+    )
+
+  def compile(
+    self, mesh: Mesh | None = None, options: dict[str, Any] | None = None
+  ) -> jax.stages.Compiled:
+    """Compiles it for a mesh, or for one device without one."""
+    jitted = jax.jit(self.function, donate_argnums=self.donated)
+    if mesh is None:
+      return jitted.lower(*self.arguments).compile(options)
+    with jax.set_mesh(mesh):
+      return jitted.lower(*self.placed(mesh)).compile(options)
+
+
+def policy_program(config: ml_collections.ConfigDict) -> Program:
+  """One iteration of policy training: the first training of a config."""
+  which = policy.trainings(config)[0]
+  nat, tokenizer = (
+    networks.nat_module(config),
+    networks.tokenizer_module(config),
+  )
+  section, side = config.policy, config.data.image_size
+  images = lambda *lead: _shape(
+    *lead, side, side, networks.image_channels(config)
+  )
+  court = _court(config)
+  frozen = {
+    'nat': _params(nat, _shape(1, nat.num_tokens, dtype=int), _labels(1)),
+    'tokenizer': _params(tokenizer, images(1)),
+    'court': court.frozen,
+  }
+  constants = policy.ppo_config(config)
+
+  def initial(frozen: Any) -> trainer.PolicyState:
+    params = policy.initial_params(config, _KEY)
+    return trainer.PolicyState(
+      params,
+      ppo.make_optimizer(constants).init(params),
+      court.initial(frozen['court'], _KEY),
+    )
+
+  def train_step(frozen: Any, state: Any, real: Any, iteration: Any) -> Any:
+    return trainer.make_train_step(
+      policy.make_problem(nat, tokenizer, frozen),
+      policy.make_actor_critic(config, which),
+      policy.residual_of(config, which.num_steps),
+      court.judge(frozen['court']),
+      constants,
+      key=_KEY,
+      batch_size=section.batch_size,
+      num_iterations=section.iterations,
+      fresh_rollouts=section.discriminator.fresh_rollouts,
+      rollouts=policy.rollout_config(config),
+    )(state, real, iteration)
+
+  batch = section.discriminator.updates, section.discriminator.batch_size
+  return Program(
+    train_step,
+    (
+      frozen,
+      jax.eval_shape(initial, frozen),
+      (images(*batch), _labels(*batch)),
+      _shape(dtype=int),
+    ),
+    (None, None, 1, None),
+    donated=1,
+  )
+
+
+def nat_program(config: ml_collections.ConfigDict) -> Program:
+  """One step of NAT training."""
+  module = networks.nat_module(config)
+  section = config.nat
+  optimizer = nat_stage.make_optimizer(
+    section.num_steps,
+    section.learning_rate,
+    section.warmup_steps,
+    section.learning_rate_schedule,
+    section.weight_decay,
+    section.betas,
+  )
+  train_step = nat_stage.make_train_step(
+    module,
+    optimizer,
+    key=_KEY,
+    mask_ratio=section.mask_ratio,
+    beta=section.beta,
+    label_smoothing=section.label_smoothing,
+    condition_dropping=section.condition_dropping,
+    ema_decay=section.ema_decay,
+  )
+  tokens = _shape(section.batch_size, module.num_tokens, dtype=int)
+  params = _params(module, tokens, _labels(section.batch_size))
+  state = nat_stage.NatState(
+    params, params, jax.eval_shape(optimizer.init, params)
+  )
+  batch = {'tokens': tokens, 'condition': _labels(section.batch_size)}
+  return Program(
+    train_step, (state, batch, _shape(dtype=int)), (None, 0, None), donated=0
+  )
+
+
+def sampling_program(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> Program:
+  """Images of a batch of labels, by a learned policy, as `Generator` does."""
+  nat, tokenizer = (
+    networks.nat_module(config),
+    networks.tokenizer_module(config),
+  )
+  which = policy.trainings(config)[0]
+  side, channels = config.data.image_size, networks.image_channels(config)
+  tokens = _shape(batch_size, nat.num_tokens, dtype=int)
+  agent = agent_lib.Agent(
+    jax.eval_shape(lambda: policy.initial_params(config, _KEY)),
+    _shape(which.num_steps, actions.NUM_ACTIONS),
+    policy.make_actor_critic(config, which),
+  )
+
+  def sample(
+    nat_params: Any,
+    tokenizer_params: Any,
+    agent: Any,
+    batch: Any,
+    null_label: Any,
+    key: Any,
+  ) -> Any:
+    return sampler._decode_batch.__wrapped__(
+      nat,
+      tokenizer,
+      which.num_steps,
+      True,
+      step_lib.ADANAT,
+      False,
+      nat_params,
+      tokenizer_params,
+      agent,
+      batch,
+      null_label,
+      key,
+    )
+
+  return Program(
+    sample,
+    (
+      _params(nat, tokens, _labels(batch_size)),
+      _params(tokenizer, _shape(1, side, side, channels)),
+      agent,
+      {
+        'tokens': tokens,
+        'labels': _labels(batch_size),
+        'index': _labels(batch_size),
+      },
+      _shape(dtype=int),
+      jax.eval_shape(lambda: _KEY),
+    ),
+    (None, None, None, 0, None, None),
+    donated=(),
+  )
+
+
+def _court(config: ml_collections.ConfigDict) -> judging.Court:
+  """The adversarial judge; for arrays that it loads, it gets their shapes."""
+  trunk = networks.reward_module(config).clone(
+    image_channels=networks.image_channels(config)
+  )
+  side, section = config.data.image_size, config.policy.discriminator
+  params = _params(trunk, _shape(1, side, side, trunk.image_channels))
+  held_out = (
+    np.zeros((section.held_out, side, side, trunk.image_channels), np.float32),
+    np.zeros(section.held_out, np.int32),
+  )
+  with (
+    mock.patch.object(networks, 'load_reward', lambda *_: (trunk, params)),
+    mock.patch.object(judging, 'real_images', lambda *_: held_out),
+  ):
+    groups = policy.ppo_config(config).shuffle_groups
+    court = judging.adversarial_court(config, pathlib.Path(), groups)
+  frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), court.frozen)
+  return dataclasses.replace(court, frozen=frozen)
+
+
+def _shape(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _labels(*shape: int) -> jax.ShapeDtypeStruct:
+  return _shape(*shape, dtype=int)
+
+
+def _params(module: Any, *inputs: jax.ShapeDtypeStruct) -> Any:
+  return jax.eval_shape(module.init, _KEY, *inputs)['params']

@@ -1,0 +1,184 @@
+"""What devices exchange, read off compiled programs.
+
+Batches here are multiples of seven a device, and no parameter has a multiple
+of seven elements: so does an array exactly if it grows with the batch, whole
+or a device's share of it, features, tokens and activations alike.
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+
+import hlo
+import programs
+
+from adanat_jax import config as config_lib, sharding
+
+_NUM_DEVICES = 8
+# A device has 56 trajectories: 7 a micro-batch of a quarter in two.
+_BATCH_SIZE = 7 * 64
+_CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'in256.py'
+_OPTIONS = {'xla_backend_optimization_level': 0}
+
+# Every way to cut the work, and a new shuffle in each epoch.
+_CUT = {
+  'policy.ppo.num_minibatches': 4,
+  'policy.ppo.shuffle_groups': 8,
+  'policy.ppo.micro_batches': 2,
+  'policy.rollout_size': _BATCH_SIZE // 2,
+  'policy.rollout_dtype': 'bfloat16',
+  'policy.discriminator.fresh_rollouts': False,
+  'policy.discriminator.updates': 2,
+}
+
+
+def config_of(**changes: Any) -> Any:
+  """The published recipe, small, on the digits."""
+  sizes = {
+    'policy.batch_size': _BATCH_SIZE,
+    'policy.discriminator.batch_size': _BATCH_SIZE,
+    'policy.discriminator.held_out': _BATCH_SIZE,
+    'policy.discriminator.updates': 1,
+    'nat.batch_size': _BATCH_SIZE,
+  }
+  return config_lib.load(f'{_CONFIG}:tiny', sizes | changes)
+
+
+def joined() -> programs.Program:
+  """What nobody should do to a batch: two of them one after the other."""
+
+  def join(x: jax.Array) -> jax.Array:
+    return sharding.split_batch(jnp.concatenate([x, -x])).sum(-1)
+
+  shape = jax.ShapeDtypeStruct((_BATCH_SIZE, 16), jnp.float32)
+  return programs.Program(join, (shape,), (0,), donated=())
+
+
+def exchanges(program: programs.Program) -> list[Any]:
+  """On all devices: what, how often, elements of each array it moves."""
+  compiled = program.compile(sharding.make_mesh(), _OPTIONS)
+  return [
+    (x.opcode, x.count, [math.prod(shape) for _, shape in x.shapes])
+    for x in hlo.collectives(compiled.as_text())
+  ]
+
+
+def several_devices() -> dict[str, Any]:
+  """What is exchanged by each program."""
+  policy = lambda **changes: programs.policy_program(config_of(**changes))
+  published = policy()
+  state = jax.tree.leaves(published.arguments[1])
+  return {
+    'state': [math.prod(leaf.shape) for leaf in state],
+    'published': exchanges(published),
+    'cut': exchanges(policy(**_CUT)),
+    'shuffled': exchanges(policy(**_CUT | {'policy.ppo.shuffle_groups': 1})),
+    'nat': exchanges(programs.nat_program(config_of())),
+    'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),
+    'joined': exchanges(joined()),
+  }
+
+
+def one_device() -> dict[str, Any]:
+  """How many instructions of each kind, without a mesh and with one."""
+  config = config_of(**_CUT)
+  return {
+    name: [
+      hlo.opcodes(program.compile(mesh, _OPTIONS).as_text())
+      for mesh in (None, sharding.make_mesh())
+    ]
+    for name, program in {
+      'policy': programs.policy_program(config),
+      'nat': programs.nat_program(config),
+      'sampling': programs.sampling_program(config, _BATCH_SIZE),
+    }.items()
+  }
+
+
+def child() -> None:
+  """Prints what is found on the devices there are."""
+  several = len(jax.devices()) > 1
+  print(json.dumps(several_devices() if several else one_device()))
+
+
+def found(num_devices: int) -> dict[str, Any]:
+  """What `child` prints in a process that has so many devices."""
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': str(num_devices),
+    'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+  }
+  process = subprocess.run(
+    [sys.executable, __file__, '--child'],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  if process.returncode:
+    raise AssertionError(process.stderr[-3000:])
+  return json.loads(process.stdout.splitlines()[-1])
+
+
+def growing(exchanged: list[Any]) -> list[Any]:
+  """Those that grow with the batch."""
+  return [x for x in exchanged if any(size % 7 == 0 for size in x[2])]
+
+
+class CollectivesTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.found = found(8)
+
+  def test_no_parameter_passes_for_a_batch(self):
+    sizes = self.found['state']
+    self.assertEmpty([size for size in sizes if size % 7 == 0])
+
+  @parameterized.parameters('published', 'cut', 'nat')
+  def test_only_gradients_and_means_are_exchanged(self, name):
+    exchanged = self.found[name]
+    self.assertEqual({opcode for opcode, _, _ in exchanged}, {'all-reduce'})
+    self.assertEmpty(growing(exchanged))
+
+  def test_every_gradient_is_exchanged_once(self):
+    # The published iteration: five epochs, one update of the discriminator.
+    large = [x for x in self.found['published'] if max(x[2]) > 1000]
+    self.assertEqual(sum(count for _, count, _ in large), 6)
+
+  def test_sampling_exchanges_nothing(self):
+    self.assertEmpty(self.found['sampling'])
+
+  @parameterized.parameters('shuffled', 'joined')
+  def test_what_moves_samples_is_seen(self, name):
+    self.assertNotEmpty(growing(self.found[name]))
+
+
+class OneDeviceTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.found = found(1)
+
+  @parameterized.parameters('policy', 'nat', 'sampling')
+  def test_a_mesh_of_one_costs_nothing(self, name):
+    plain, meshed = self.found[name]
+    self.assertGreater(plain['fusion'], 10)
+    self.assertEqual(plain, meshed)
+
+
+if __name__ == '__main__':
+  if '--child' in sys.argv:
+    child()
+  else:
+    absltest.main()
