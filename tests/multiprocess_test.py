@@ -1,6 +1,11 @@
 """Two processes on this machine: meeting, stopping, dying, going on."""
 
+from collections.abc import Sequence
+import multiprocessing
 import pathlib
+import random
+import signal
+import sys
 from typing import Any
 
 from absl import logging
@@ -17,6 +22,11 @@ from adanat_jax import (
   metric_writer,
   rendezvous,
 )
+
+# The benchmark is not part of the package.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+import faults
+import laboratory
 
 
 def setUpModule():
@@ -165,6 +175,67 @@ class TrainingTest(ProcessTest):
     self.assertEqual(process.exitcode, 143, output.read_text())
     self.assertRegex(output.read_text(), r'process +host +devices +kind\n0 ')
     self.assertIn('SIGTERM after step 8 of 23: saved', output.read_text())
+
+
+class Child:
+  """A process as `laboratory` wants it."""
+
+  def __init__(self, process: multiprocessing.process.BaseProcess):
+    self._process = process
+    self.pid = process.pid
+
+  def poll(self) -> int | None:
+    return self._process.exitcode
+
+  def wait(self, timeout: float | None = None) -> int | None:
+    self._process.join(timeout)
+    return self._process.exitcode
+
+
+class FaultsTest(ProcessTest):
+  def launch(
+    self,
+    workdir: pathlib.Path,
+    outputs: Sequence[pathlib.Path],
+    how: laboratory.Start,
+  ) -> list[Child]:
+    """Starts the toy training, long enough to be hit."""
+    fields = ('--config.num_steps=40', '--config.pause=0.03')
+    common = [*fields, f'--workdir={workdir}']
+    return [
+      Child(
+        toy_cluster.start([*own, *common], output, file_limit=how.file_limit)
+      )
+      for own, output in zip(
+        toy_cluster.arguments(self.directory, 2), outputs, strict=True
+      )
+    ]
+
+  def test_a_few_of_those_that_the_benchmark_tries(self):
+    base = self.directory / 'base'
+    base.mkdir()
+    lab = laboratory.Laboratory(self.directory, base, 'toy', self.launch)
+    rng = random.Random()
+    outcomes = [
+      lab.kill(
+        'killed',
+        rng.randrange(2),
+        rng.choice([signal.SIGKILL, signal.SIGTERM]),
+        rng.randrange(1, lab.num_steps),
+        rng.uniform(0, 0.1),
+      ),
+      *faults.simple_faults(lab),
+    ]
+    for outcome in outcomes:
+      with self.subTest(outcome.row()):
+        self.assertTrue(outcome.good)
+    for outcome, words in zip(
+      outcomes[1:],
+      ('cannot be written: File too', 'is damaged (', 'a file is in the way'),
+      strict=True,
+    ):
+      self.assertIn(words, outcome.said)
+      self.assertEqual('damaged' in words, outcome.statuses == (0, 0))
 
 
 class StartTest(ProcessTest):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import multiprocessing
 import os
 import pathlib
+import resource
 import signal
 import sys
 import time
@@ -36,7 +37,7 @@ import ml_collections
 
 def get_config():
   return ml_collections.ConfigDict(
-    {'mode': 'all', 'seed': 0, 'width': 8, 'num_steps': 23}
+    {'mode': 'all', 'seed': 0, 'width': 8, 'num_steps': 23, 'pause': 0.0}
   )
 """
 _death = ''
@@ -56,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   def batch_at(step: int) -> Any:
     if who == str(jax.process_index()) and step == int(step_of_death):
       toy_training.die(signal.Signals[name])
+    time.sleep(config.pause)
     rows = np.split(np.arange(toy_training.BATCH), jax.process_count())
     part = rows[jax.process_index()]
     batch = jax.tree.map(lambda x: x[part], toy_training.batch_at(step))
@@ -114,7 +116,11 @@ def check_loaded(
 
 
 def _child(
-  arguments: Sequence[str], death: str, num_devices: int, output: pathlib.Path
+  arguments: Sequence[str],
+  death: str,
+  num_devices: int,
+  file_limit: int,
+  output: pathlib.Path,
 ) -> None:
   """Runs the command line as a process of its own would."""
   global _death
@@ -125,6 +131,8 @@ def _child(
   sys.argv = ['adanat_jax', *arguments]
   _death = death
   jax.config.update('jax_num_cpu_devices', num_devices)
+  if file_limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
   main.STAGES = dict.fromkeys(main.STAGES, 'toy_cluster')
   main.PIPELINE = ('nat',)
   try:
@@ -140,6 +148,7 @@ def start(
   *,
   death: str = '',
   num_devices: int = 1,
+  file_limit: int = 0,
 ) -> multiprocessing.process.BaseProcess:
   """Starts one process.
 
@@ -148,14 +157,41 @@ def start(
     output: the file that takes what it prints.
     death: `PROCESS:SIGNAL:STEP`: which process sends itself what, and when.
     num_devices: how many fake devices it has.
+    file_limit: no file may grow over so many bytes; 0 for no limit.
   """
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(['toy_cluster'])
   process = context.Process(
-    target=_child, args=(arguments, death, num_devices, output), daemon=True
+    target=_child,
+    args=(arguments, death, num_devices, file_limit, output),
+    daemon=True,
   )
   process.start()
   return process
+
+
+def arguments(
+  directory: pathlib.Path, count: int, timeout: float = 30
+) -> list[list[str]]:
+  """Returns the arguments by which `count` processes find each other.
+
+  Args:
+    directory: holds `config.py`.
+    count: how many there are.
+    timeout: `--distributed_timeout`.
+  """
+  port = rendezvous.free_port()
+  return [
+    [
+      f'--coordinator_address=localhost:{port}',
+      f'--num_processes={count}',
+      f'--process_id={index}',
+      f'--distributed_timeout={timeout}',
+      f'--config={directory / "config.py"}',
+      '--jax_cache=off',
+    ]
+    for index in range(count)
+  ]
 
 
 def run_together(
@@ -177,20 +213,11 @@ def run_together(
   Returns:
     (exit status, what was printed) of each.
   """
-  port = rendezvous.free_port()
   processes = []
-  for index, arguments in enumerate(each):
+  for index, own in enumerate(arguments(directory, len(each), timeout)):
     output = directory / f'output-{index}.txt'
-    cluster = [
-      f'--coordinator_address=localhost:{port}',
-      f'--num_processes={len(each)}',
-      f'--process_id={index}',
-      f'--distributed_timeout={timeout}',
-      f'--config={directory / "config.py"}',
-      '--jax_cache=off',
-    ]
     processes.append(
-      (start([*cluster, *common, *arguments], output, **options), output)
+      (start([*own, *common, *each[index]], output, **options), output)
     )
   deadline = time.monotonic() + 90
   for process, _ in processes:

@@ -1,0 +1,293 @@
+"""Trials on copies of one training in two processes, for `faults`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import pathlib
+import shutil
+import signal
+import time
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from adanat_jax import checkpoint, checkpoint_meta
+from adanat_jax.completion import COMPLETE_FILE, is_complete, read_complete
+from adanat_jax.metric_writer import read_metrics
+
+# `--distributed_timeout`, and when the last process has to be gone after a
+# fault: it may meet the time-out, and then its farewell.
+TIMEOUT = 60
+GONE = TIMEOUT + 15
+
+
+class Process(Protocol):
+  """What is needed of `subprocess.Popen`."""
+
+  pid: int
+
+  def poll(self) -> int | None: ...
+
+  def wait(self, timeout: float | None = None) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """How the processes are started, if not as usual.
+
+  Attributes:
+    workdirs: one for each process; none: the trial's.
+    only: the processes that are started.
+    fields: more fields of the config, for process 0 alone.
+    file_limit: no file may grow over so many bytes; 0 for no limit.
+    user: the number of the user they run as; 0 for this one.
+  """
+
+  workdirs: tuple[pathlib.Path, ...] = ()
+  only: tuple[int, ...] = (0, 1)
+  fields: tuple[str, ...] = ()
+  file_limit: int = 0
+  user: int = 0
+
+
+Launch = Callable[
+  [pathlib.Path, Sequence[pathlib.Path], Start], Sequence[Process]
+]
+
+
+@dataclasses.dataclass
+class Outcome:
+  """A trial's row in the table.
+
+  Attributes:
+    fault: what was done.
+    statuses: exit status of each process, negative for a signal.
+    seconds: from the fault to the end of the last process.
+    said: the line that names the fault, if one does.
+    after: exit statuses of the run that was started again, if it had to be.
+    difference: what is not as in the undisturbed run; '' if nothing.
+  """
+
+  fault: str
+  statuses: tuple[int, ...] = ()
+  seconds: float = 0.0
+  said: str = ''
+  after: tuple[int, ...] = ()
+  difference: str = ''
+
+  @property
+  def good(self) -> bool:
+    """Whether all ended in time, and then to the same bits."""
+    in_time = self.seconds <= GONE
+    return in_time and not any(self.after) and not self.difference
+
+  def row(self) -> str:
+    """The row as Markdown."""
+    result = self.difference or ('the same bits' if self.good else 'FAILED')
+    cells = (
+      self.fault,
+      ', '.join(map(str, self.statuses)),
+      f'{self.seconds:.0f} s',
+      self.said.replace('|', '/') or '-',
+      result,
+    )
+    return f'| {" | ".join(cells)} |'
+
+
+class Laboratory:
+  """Copies of one training, and what is done to them."""
+
+  def __init__(
+    self, root: pathlib.Path, base: pathlib.Path, stage: str, launch: Launch
+  ):
+    """Runs the training once without disturbance.
+
+    Args:
+      root: gets all workdirs and outputs.
+      base: the workdir that every trial starts from.
+      stage: the directory of the training in a workdir.
+      launch: starts both processes, `(workdir, outputs, start)`.
+    """
+    self.root, self._base, self.stage = root, base, stage
+    self._launch = launch
+    self.whole = self.copy('whole')
+    statuses = self.run(self.whole)
+    if any(statuses):
+      raise RuntimeError('\n'.join(self.outputs(self.whole)))
+    self.num_steps: int = read_complete(self.whole / stage)['step']
+
+  def copy(self, name: str, source: pathlib.Path | None = None) -> pathlib.Path:
+    """Returns a new workdir."""
+    workdir = self.root / name
+    shutil.copytree(source or self._base, workdir)
+    return workdir
+
+  def start(
+    self, workdir: pathlib.Path, how: Start = Start()
+  ) -> Sequence[Process]:
+    """Starts the processes."""
+    paths = [self._output(workdir, i) for i in range(2)]
+    return self._launch(workdir, paths, how)
+
+  def run(self, workdir: pathlib.Path, how: Start = Start()) -> tuple[int, ...]:
+    """Runs the processes to their end, and returns their exit statuses."""
+    return tuple(p.wait(600) for p in self.start(workdir, how))
+
+  def outputs(self, workdir: pathlib.Path) -> list[str]:
+    """What the processes of the last run printed."""
+    paths = (self._output(workdir, i) for i in range(2))
+    return [p.read_text(errors='replace') for p in paths if p.exists()]
+
+  def _output(self, workdir: pathlib.Path, index: int) -> pathlib.Path:
+    return workdir.with_name(f'{workdir.name}-{index}.txt')
+
+  def finished_steps(self, workdir: pathlib.Path) -> int:
+    """The step of the newest row."""
+    rows = read_metrics(workdir / self.stage)
+    return rows[-1]['step'] if rows else 0
+
+  def strike(
+    self,
+    workdir: pathlib.Path,
+    victim: int,
+    number: int,
+    step: int,
+    wait: float,
+  ) -> Outcome:
+    """Sends a signal to one process at a moment, and waits for the end.
+
+    Args:
+      workdir: the trial's.
+      victim: which process.
+      number: of the signal.
+      step: the row to wait for.
+      wait: seconds after that.
+    """
+    processes = self.start(workdir)
+    while self.finished_steps(workdir) < step:
+      if processes[victim].poll() is not None:
+        break
+      time.sleep(0.01)
+    time.sleep(wait)
+    if processes[victim].poll() is None:
+      os.kill(processes[victim].pid, number)
+    begun = time.monotonic()
+    statuses = tuple(p.wait(600) for p in processes)
+    name = signal.Signals(number).name
+    when = f'in step {step + 1}' if step else f'{wait:.1f} s after the start'
+    return Outcome(
+      f'{name} to process {victim} {when}',
+      statuses,
+      time.monotonic() - begun,
+      self.said(workdir),
+    )
+
+  def said(self, workdir: pathlib.Path) -> str:
+    """The line of the last run that says why it ended or what it passed by."""
+    for output in self.outputs(workdir):
+      for line in reversed(output.splitlines()):
+        if line.startswith('adanat_jax: '):
+          return self._short(line.removeprefix('adanat_jax: '))
+        if ' is damaged (' in line or ': saved;' in line:
+          return self._short(line.partition('] ')[2] or line)
+    return ''
+
+  def _short(self, line: str) -> str:
+    line = line.replace(f'{self.root}/', '')
+    return line if len(line) <= 150 else line[:147] + '...'
+
+  def finish(self, outcome: Outcome, workdir: pathlib.Path, how: Start) -> None:
+    """Starts the same command again, if it has not finished, and compares."""
+    if not is_complete(workdir / self.stage):
+      outcome.after = self.run(workdir, how)
+    if not any(outcome.after):
+      outcome.difference = difference(
+        self.whole / self.stage, workdir / self.stage
+      )
+
+  def kill(
+    self, name: str, victim: int, number: int, step: int, wait: float
+  ) -> Outcome:
+    """Tries a signal."""
+    workdir = self.copy(name)
+    outcome = self.strike(workdir, victim, number, step, wait)
+    self.finish(outcome, workdir, Start())
+    return outcome
+
+  def stopped(self) -> pathlib.Path:
+    """A workdir whose training was stopped in the middle, to do things to."""
+    path = self.root / 'stopped'
+    if not path.exists():
+      self.copy('stopped')
+      outcome = self.strike(path, 1, signal.SIGTERM, self.num_steps // 2, 0.0)
+      assert outcome.statuses == (143, 143), outcome
+    return path
+
+  def spoil(
+    self,
+    fault: str,
+    name: str,
+    how: Start = Start(),
+    again: Start = Start(),
+    spoil: Callable[[pathlib.Path], Any] = lambda workdir: None,
+    mend: Callable[[pathlib.Path], Any] = lambda workdir: None,
+  ) -> Outcome:
+    """Tries a fault that is there when the run is started.
+
+    Args:
+      fault: its name in the table.
+      name: of the workdir.
+      how: how the processes are started with the fault.
+      again: how they are started afterwards.
+      spoil: makes the fault.
+      mend: takes it away again.
+    """
+    workdir = self.copy(name, self.stopped())
+    spoil(workdir)
+    begun = time.monotonic()
+    outcome = Outcome(fault, self.run(workdir, how))
+    outcome.seconds = time.monotonic() - begun
+    outcome.said = self.said(workdir)
+    if not any(outcome.statuses):
+      outcome.seconds = 0.0  # It did not end, it went on.
+    mend(workdir)
+    self.finish(outcome, workdir, again)
+    return outcome
+
+  def newest(self, workdir: pathlib.Path) -> pathlib.Path:
+    """The newest checkpoint."""
+    steps = (workdir / self.stage / 'checkpoints').iterdir()
+    return max(steps, key=lambda p: int(p.name) if p.name.isdigit() else -1)
+
+
+def difference(one: pathlib.Path, other: pathlib.Path) -> str:
+  """Returns what two finished trainings do not have in common, or ''."""
+  if (one / COMPLETE_FILE).read_text() != (other / COMPLETE_FILE).read_text():
+    return 'complete.json differs'
+  strip = lambda row: {k: v for k, v in row.items() if 'time/' not in k}
+  ours, theirs = (
+    [strip(row) for row in read_metrics(path)] for path in (one, other)
+  )
+  if ours != theirs:
+    return 'metrics.jsonl differs'
+  step = str(read_complete(one)['step'])
+  ours, theirs = (
+    checkpoint_meta.checksums(checkpoint_meta.read(path / 'checkpoints' / step))
+    for path in (one, other)
+  )
+  differing = [
+    name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)
+  ]
+  if differing:
+    return f'{len(differing)} leaves differ, {differing[0]} among them'
+  ours, theirs = (
+    [
+      np.asarray(leaf).tobytes()
+      for leaf in jax.tree.leaves(checkpoint.load_params(path, 'params'))
+    ]
+    for path in (one, other)
+  )
+  return '' if ours == theirs else 'parameters differ'
