@@ -23,6 +23,7 @@ import toy_training
 
 from adanat_jax import (
   checkpoint,
+  checkpoint_meta,
   distributed,
   main,
   rendezvous,
@@ -53,6 +54,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   mesh = sharding.make_mesh()
   who, _, what = _death.partition(':')
   name, _, step_of_death = what.partition(':')
+  if name == 'BLIND':
+    if who == str(jax.process_index()):
+      make_blind()
+    who = ''
 
   def batch_at(step: int) -> Any:
     if who == str(jax.process_index()) and step == int(step_of_death):
@@ -90,6 +95,17 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   # Each would say something else; what process 0 has written counts for all.
   kept = ledger.Ledger(workdir / 'toy/ledger.jsonl')
   print(f'process {kept.get("who", jax.process_index)} keeps the ledger')
+
+
+def make_blind() -> None:
+  """Makes the first checkpoint that is looked at unreadable to this process."""
+  read = checkpoint_meta.read
+
+  def fail(unused: pathlib.Path) -> Any:
+    checkpoint_meta.read = read
+    raise OSError('stale file handle')
+
+  checkpoint_meta.read = fail
 
 
 def check_loaded(
@@ -155,7 +171,8 @@ def start(
   Args:
     arguments: its command line.
     output: the file that takes what it prints.
-    death: `PROCESS:SIGNAL:STEP`: which process sends itself what, and when.
+    death: `PROCESS:SIGNAL:STEP`: which process sends itself what, and when;
+      `PROCESS:BLIND`: which process cannot read the newest checkpoint.
     num_devices: how many fake devices it has.
     file_limit: no file may grow over so many bytes; 0 for no limit.
   """
