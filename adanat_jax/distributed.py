@@ -20,6 +20,7 @@ When a process dies, the others notice: at once where a collective breaks off
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -299,14 +300,15 @@ def versions() -> dict[str, str]:
   for path in sorted(root.rglob('*.py')):
     digest.update(path.relative_to(root).as_posix().encode())
     digest.update(path.read_bytes())
-  return {
+  found = {
     'python': platform.python_version(),
-    **{
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
-    },
     'adanat_jax': f'source {digest.hexdigest()[:12]}',
   }
+  for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'):
+    # A library that was not installed under its name is left to its users.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found
 
 
 def _client() -> Any:

@@ -116,6 +116,11 @@ class MainTest(absltest.TestCase):
     self.assert_one_line(
       self._run_toy('--config.widht=3', stubbed=False), 'config.width'
     )
+    self.assert_one_line(
+      self._run_toy('--distributed=on', stubbed=False),
+      '--coordinator_address=HOST:PORT is missing',
+      '--distributed=off runs one process',
+    )
 
   def test_mistake_found_by_a_stage_is_one_line(self):
     result = self._run_toy('--config.seed=1')
