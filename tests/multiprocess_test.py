@@ -81,7 +81,7 @@ class TrainingTest(ProcessTest):
   def test_stopped_and_killed_ends_with_the_same_bits(self):
     for status, output in self.run_pair(workdir='whole'):
       self.assertEqual(status, 0, output)
-      self.assertIn('done on 2 devices in 2 processes', output)
+      self.assertIn('done on 2 devices in 2 processes, in 2 pieces', output)
       self.assertIn('process 0 keeps the ledger', output)
     marker = self.directory / 'w/toy/complete.json'
     # Each start goes on from what the stop before it has left.
@@ -111,7 +111,7 @@ class TrainingTest(ProcessTest):
     self.assert_same_run('whole', 'w')
     # Complete: nothing is done again, and one process reads what two wrote.
     (alone,) = self.run_pair(count=1)
-    self.assertIn('done on 1 devices in 1 processes', alone[1])
+    self.assertIn('done on 1 devices in 1 processes, in 1 pieces', alone[1])
     self.assert_same_run('whole', 'w')
     files = {p.name for p in (self.directory / 'w').rglob('.*')}
     self.assertEmpty(files, 'tokens and temporary files are left')
@@ -135,6 +135,7 @@ class TrainingTest(ProcessTest):
       for status, output in run(count, devices, steps):
         self.assertEqual(status, 0, output)
         self.assertIn(f'done on {count * devices} devices', output)
+        self.assertIn(f'in {min(count * devices, 4)} pieces', output)
     self.assertEqual(run(1, 1, 23)[0][0], 0)
     (whole,) = self.run_pair(workdir='whole', count=1)
     self.assertEqual(whole[0], 0, whole[1])

@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 import toy_training
@@ -41,6 +42,8 @@ def get_config():
     {'mode': 'all', 'seed': 0, 'width': 8, 'num_steps': 23, 'pause': 0.0}
   )
 """
+# The parameters are split, over the processes too.
+RULES = (('kernel$', PartitionSpec(None, 'fsdp')),)
 _death = ''
 
 
@@ -51,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """
   if config.seed == 1 and jax.process_index() == 1:
     raise UserError('only process 1 sees this')
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(fsdp=min(4, jax.device_count()))
   who, _, what = _death.partition(':')
   name, _, step_of_death = what.partition(':')
   if name == 'BLIND':
@@ -75,9 +78,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     return toy_training.plain_step(state, batch, step)
 
   with jax.set_mesh(mesh):
+    state = sharding.shard_state(toy_training.initial_state(), mesh, RULES)
+    places = sharding.state_shardings(state, mesh, RULES)
+    everywhere = NamedSharding(mesh, PartitionSpec())
     state = training.run_loop(
-      sharding.shard_state(toy_training.initial_state(), mesh),
-      jax.jit(train_step, donate_argnums=0),
+      state,
+      jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere)),
       batch_at,
       num_steps=config.num_steps,
       directory=workdir / 'toy',
@@ -88,8 +94,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       tensorboard=False,
     )
   assert len(traces) <= 1, 'the step was compiled again'
-  shards = state.params['kernel'].sharding.num_devices
-  print(f'done on {shards} devices in {distributed.process_count()} processes')
+  kernel = state.params['kernel']
+  pieces = toy_training.OUTPUTS // kernel.sharding.shard_shape(kernel.shape)[1]
+  print(
+    f'done on {kernel.sharding.num_devices} devices in '
+    f'{distributed.process_count()} processes, in {pieces} pieces'
+  )
   with jax.set_mesh(mesh):
     check_loaded(workdir / 'toy', state, mesh)
   # Each would say something else; what process 0 has written counts for all.
@@ -127,8 +137,11 @@ def check_loaded(
   assert loaded['kernel'].sharding == rows, loaded['kernel'].sharding
   assert loaded['bias'].is_fully_replicated
   assert loaded['bias'].sharding.num_devices == mesh.size
-  for name, leaf in sharding.gather(loaded).items():
-    np.testing.assert_array_equal(leaf, np.asarray(state.params[name]))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    sharding.gather(loaded),
+    sharding.gather(state.params),
+  )
 
 
 def _child(
