@@ -137,6 +137,12 @@ def run() -> None:
     if not distributed.is_shared():
       raise
     traceback.print_exc()
+    print(
+      'adanat_jax: this process cannot go on, and the others cannot without it;'
+      ' above is why, often that another one has died. Start the same command'
+      ' everywhere again',
+      file=sys.stderr,
+    )
     distributed.leave(1)
 
 
