@@ -90,6 +90,11 @@ def main(argv: Sequence[str]) -> None:
       f'{missing} is missing; for example: python -m adanat_jax.main'
       ' --config=configs/digits.py --workdir=runs/digits'
     )
+  if '://' in _WORKDIR.value:
+    raise UserError(
+      f'--workdir={_WORKDIR.value}: a directory is needed; mount the bucket'
+      ' (gcsfuse) or use a disk that all hosts share (Filestore, NFS)'
+    )
   config = _CONFIG.value
   config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
   # Before anything asks JAX for a device.

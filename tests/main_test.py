@@ -117,6 +117,9 @@ class MainTest(absltest.TestCase):
       self._run_toy('--config.widht=3', stubbed=False), 'config.width'
     )
     self.assert_one_line(
+      self._run_toy('--workdir=gs://bucket/run'), 'gs://bucket/run: a directory'
+    )
+    self.assert_one_line(
       self._run_toy('--distributed=on', stubbed=False),
       '--coordinator_address=HOST:PORT is missing',
       '--distributed=off runs one process',
