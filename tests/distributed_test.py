@@ -4,6 +4,7 @@ The stages themselves run, tiny, on one device; then each of them runs again,
 from the same inputs, on many devices and in two processes.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
-from adanat_jax import config as config_lib, metric_writer
+from adanat_jax import config as config_lib, metric_writer, sharding
 from adanat_jax.stages import (
   fit,
   judges,
@@ -30,6 +31,7 @@ from adanat_jax.stages import (
   policy,
   tokenizer,
 )
+from adanat_jax.stages.measures import Measures
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 STEPS = 20
@@ -54,9 +56,10 @@ def config_of(fsdp: int) -> ml_collections.ConfigDict:
   config.log_every = 1
   config.save_every = 100
   config.tensorboard = False
-  config.tokenizer.update(num_steps=STEPS)
+  config.data.image_size = 8
+  config.tokenizer.update(num_steps=STEPS, width_multipliers=(1, 1))
   config.judges.measure.update(num_steps=2)
-  config.judges.reward.update(num_steps=2, depth=1, hooks=(0,))
+  config.judges.reward.update(num_steps=2, depth=1, hooks=(0,), cutout=2)
   config.nat.update(num_steps=STEPS)
   config.policy.update(num_steps=(2,), iterations=STEPS, batch_size=64)
   config.policy.discriminator.update(batch_size=64, updates=1, held_out=64)
@@ -94,13 +97,37 @@ def sample(
     'learned': learned.tokens.tolist(),
     'hand-made': generator.generate(labels, 3, 1, 'hand-made').tokens.tolist(),
     'guidance': learned.trajectory.values.guidance_scale.tolist(),
+    'distance': Measures(config, workdir).distance(learned.images),
   }
+
+
+def tokens_on_some_devices(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> list[Any]:
+  """Tokens of the learned policy on 1, 2 and 4 of this process's devices."""
+  generator = load.generator(config, workdir)
+  tokens = []
+  for count in (1, 2, 4):
+    mesh = sharding.make_mesh(devices=jax.devices()[:count])
+    place = lambda tree, mesh=mesh: sharding.shard_state(tree, mesh)
+    some = dataclasses.replace(
+      generator,
+      nat_params=place(generator.nat_params),
+      tokenizer_params=place(generator.tokenizer_params),
+      agents={
+        steps: agent.replace(params=place(agent.params))
+        for steps, agent in generator.agents.items()
+      },
+      mesh=mesh,
+    )
+    tokens.append(some.generate(np.arange(13) % 2, 2).tokens.tolist())
+  return tokens
 
 
 def again(
   source: pathlib.Path, target: pathlib.Path, fsdp: int
 ) -> dict[str, Any]:
-  """Runs each stage from the inputs it had in `source`."""
+  """Runs each stage from the inputs it had in `source`, and samples there."""
   config = config_of(fsdp)
   for name, (inputs, _) in STAGES.items():
     workdir = target / name
@@ -109,7 +136,10 @@ def again(
         shutil.copytree(source / stage, workdir / stage)
     multihost_utils.sync_global_devices(name)
     run_stage(name, config, workdir)
-  return {'sample': sample(config, source), 'pieces': pieces(config, source)}
+  result = {'sample': sample(config, source), 'pieces': pieces(config, source)}
+  if jax.process_count() == 1:
+    result['some devices'] = tokens_on_some_devices(config, source)
+  return result
 
 
 def pieces(
@@ -203,9 +233,10 @@ class DistributedTest(absltest.TestCase):
         self.assertEqual(
           result['sample'][policy_name], self.one['sample'][policy_name]
         )
-      np.testing.assert_allclose(
-        result['sample']['guidance'], self.one['sample']['guidance'], rtol=1e-4
-      )
+      for figure in ('guidance', 'distance'):
+        np.testing.assert_allclose(
+          result['sample'][figure], self.one['sample'][figure], rtol=1e-4
+        )
     for name, (_, stage) in STAGES.items():
       expected = metric_writer.read_metrics(self.one_workdir / stage)
       rows = metric_writer.read_metrics(target / name / stage)
@@ -237,6 +268,8 @@ class DistributedTest(absltest.TestCase):
       results[0]['pieces'], {'batch': 8, 'held out': 8, 'qkv': 1, 'norm': 1}
     )
     self.check(target, results)
+    for tokens in results[0]['some devices']:
+      self.assertEqual(tokens, self.one['sample']['learned'])
 
   def test_two_processes_that_share_parameters(self):
     target = self.directory / 'two'
