@@ -22,8 +22,6 @@ from adanat_jax.decoding import actions, step as step_lib
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
 from adanat_jax.stages import judging, nat as nat_stage, networks, policy
 
-_KEY = jax.random.key(0)
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -67,59 +65,154 @@ class Program:
       return jitted.lower(*self.placed(mesh)).compile(options)
 
 
-def policy_program(config: ml_collections.ConfigDict) -> Program:
-  """One iteration of policy training: the first training of a config."""
-  which = policy.trainings(config)[0]
-  nat, tokenizer = (
-    networks.nat_module(config),
-    networks.tokenizer_module(config),
-  )
-  section, side = config.policy, config.data.image_size
-  images = lambda *lead: _shape(
-    *lead, side, side, networks.image_channels(config)
-  )
-  court = _court(config)
-  frozen = {
-    'nat': _params(nat, _shape(1, nat.num_tokens, dtype=int), _labels(1)),
-    'tokenizer': _params(tokenizer, images(1)),
-    'court': court.frozen,
-  }
-  constants = policy.ppo_config(config)
+class PolicyTraining:
+  """The first policy training of a config, whole and in phases.
 
-  def initial(frozen: Any) -> trainer.PolicyState:
-    params = policy.initial_params(config, _KEY)
-    return trainer.PolicyState(
-      params,
-      ppo.make_optimizer(constants).init(params),
-      court.initial(frozen['court'], _KEY),
+  Attributes:
+    ppo: its constants.
+    num_steps: T.
+    frozen: shapes of the parameters that it does not change.
+    state: shapes of what it does.
+    image: shape of one image.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self._which = policy.trainings(config)[0]
+    self._nat = networks.nat_module(config)
+    self._tokenizer = networks.tokenizer_module(config)
+    self._court = _court(config)
+    self.ppo = policy.ppo_config(config)
+    self._rollouts = policy.rollout_config(config)
+    self._actor_critic = policy.make_actor_critic(config, self._which)
+    self.num_steps = self._which.num_steps
+    self.image = self._images()
+    self._residual = policy.residual_of(config, self._which.num_steps)
+    section = config.policy.discriminator
+    batch = section.updates, section.batch_size
+    self._real = (self._images(*batch), _labels(*batch))
+    tokens = _shape(1, self._nat.num_tokens, dtype=int)
+    self.frozen = {
+      'nat': _params(self._nat, tokens, _labels(1)),
+      'tokenizer': _params(self._tokenizer, self._images(1)),
+      'court': self._court.frozen,
+    }
+    self.state = jax.eval_shape(self._initial, self.frozen)
+
+  def whole(self) -> Program:
+    """One iteration."""
+
+    def train_step(frozen: Any, state: Any, real: Any, iteration: Any) -> Any:
+      section = self._config.policy
+      return trainer.make_train_step(
+        self._problem(frozen),
+        self._actor_critic,
+        self._residual,
+        self._court.judge(frozen['court']),
+        self.ppo,
+        key=_key(),
+        batch_size=section.batch_size,
+        num_iterations=section.iterations,
+        fresh_rollouts=section.discriminator.fresh_rollouts,
+        rollouts=self._rollouts,
+      )(state, real, iteration)
+
+    return Program(
+      train_step,
+      (self.frozen, self.state, self._real, _shape(dtype=int)),
+      (None, None, 1, None),
+      donated=1,
     )
 
-  def train_step(frozen: Any, state: Any, real: Any, iteration: Any) -> Any:
-    return trainer.make_train_step(
-      policy.make_problem(nat, tokenizer, frozen),
-      policy.make_actor_critic(config, which),
-      policy.residual_of(config, which.num_steps),
-      court.judge(frozen['court']),
-      constants,
-      key=_KEY,
-      batch_size=section.batch_size,
-      num_iterations=section.iterations,
-      fresh_rollouts=section.discriminator.fresh_rollouts,
-      rollouts=policy.rollout_config(config),
-    )(state, real, iteration)
+  def phases(self) -> dict[str, Program]:
+    """What an iteration does one after the other, each by itself."""
+    size = self._config.policy.batch_size
+    weights = jnp.ones(self._residual.shape)
 
-  batch = section.discriminator.updates, section.discriminator.batch_size
-  return Program(
-    train_step,
-    (
-      frozen,
-      jax.eval_shape(initial, frozen),
-      (images(*batch), _labels(*batch)),
-      _shape(dtype=int),
-    ),
-    (None, None, 1, None),
-    donated=1,
-  )
+    def collect(frozen: Any, params: Any, size: int = size) -> Any:
+      return trainer.collect(
+        self._problem(frozen),
+        agent_lib.Agent(params, self._residual, self._actor_critic),
+        _key(),
+        batch_size=size,
+        num_steps=self.num_steps,
+        std=jnp.float32(1.0),
+        weights=weights,
+        config=self._rollouts,
+      )
+
+    def reward(frozen: Any, state: Any, images: Any, condition: Any) -> Any:
+      judge = self._court.judge(frozen['court'])
+      return judge.reward(state.adversary)(images, condition, _key())
+
+    def update(frozen: Any, state: Any, experience: Any, returns: Any) -> Any:
+      rollout = ppo.Rollout(
+        experience.observations,
+        experience.aux.action,
+        experience.aux.log_prob,
+        experience.aux.value,
+        returns,
+        weights,
+      )
+      return ppo.update(
+        state.params,
+        state.opt_state,
+        rollout,
+        1.0,
+        _key(),
+        actor_critic=trainer.learner_of(
+          self._problem(frozen), self._actor_critic, self._rollouts
+        ),
+        optimizer=ppo.make_optimizer(self.ppo),
+        config=self.ppo,
+      )
+
+    def learn(
+      frozen: Any, state: Any, real: Any, images: Any, condition: Any
+    ) -> Any:
+      def fresh(key: Any) -> Any:
+        return collect(frozen, state.params, judge.fakes_per_update)[1:]
+
+      judge = self._court.judge(frozen['court'])
+      return judge.learn(
+        state.adversary, real, (images, condition), fresh, _key()
+      )
+
+    frozen, state = self.frozen, self.state
+    experience, images, condition = jax.eval_shape(
+      collect, frozen, state.params
+    )
+    returns = experience.aux.value
+    return {
+      'collect': Program(collect, (frozen, state.params), (None, None), ()),
+      'reward': Program(
+        reward, (frozen, state, images, condition), (None, None, 0, 0), ()
+      ),
+      'update': Program(
+        update, (frozen, state, experience, returns), (None, None, 1, 1), 1
+      ),
+      'learn': Program(
+        learn,
+        (frozen, state, self._real, images, condition),
+        (None, None, 1, 0, 0),
+        1,
+      ),
+    }
+
+  def _images(self, *lead: int) -> jax.ShapeDtypeStruct:
+    side = self._config.data.image_size
+    return _shape(*lead, side, side, networks.image_channels(self._config))
+
+  def _problem(self, frozen: Any) -> trainer.Problem:
+    return policy.make_problem(self._nat, self._tokenizer, frozen)
+
+  def _initial(self, frozen: Any) -> trainer.PolicyState:
+    params = policy.initial_params(self._config, _key())
+    return trainer.PolicyState(
+      params,
+      ppo.make_optimizer(self.ppo).init(params),
+      self._court.initial(frozen['court'], _key()),
+    )
 
 
 def nat_program(config: ml_collections.ConfigDict) -> Program:
@@ -137,7 +230,7 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
   train_step = nat_stage.make_train_step(
     module,
     optimizer,
-    key=_KEY,
+    key=_key(),
     mask_ratio=section.mask_ratio,
     beta=section.beta,
     label_smoothing=section.label_smoothing,
@@ -167,7 +260,7 @@ def sampling_program(
   side, channels = config.data.image_size, networks.image_channels(config)
   tokens = _shape(batch_size, nat.num_tokens, dtype=int)
   agent = agent_lib.Agent(
-    jax.eval_shape(lambda: policy.initial_params(config, _KEY)),
+    jax.eval_shape(lambda: policy.initial_params(config, _key())),
     _shape(which.num_steps, actions.NUM_ACTIONS),
     policy.make_actor_critic(config, which),
   )
@@ -207,7 +300,7 @@ def sampling_program(
         'index': _labels(batch_size),
       },
       _shape(dtype=int),
-      jax.eval_shape(lambda: _KEY),
+      jax.eval_shape(_key),
     ),
     (None, None, None, 0, None, None),
     donated=(),
@@ -235,6 +328,11 @@ def _court(config: ml_collections.ConfigDict) -> judging.Court:
   return dataclasses.replace(court, frozen=frozen)
 
 
+def _key() -> jax.Array:
+  """Made late: with it JAX looks for its devices."""
+  return jax.random.key(0)
+
+
 def _shape(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
 
@@ -244,4 +342,4 @@ def _labels(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def _params(module: Any, *inputs: jax.ShapeDtypeStruct) -> Any:
-  return jax.eval_shape(module.init, _KEY, *inputs)['params']
+  return jax.eval_shape(module.init, _key(), *inputs)['params']

@@ -107,6 +107,10 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   # trajectories_per_upd.
   policy.iterations = 1000
   policy.batch_size = 4096
+  # Our choice: what devices of 16 GB hold, from 8 to 128 of them; see
+  # docs/scaling.md.
+  policy.rollout_size = 256
+  policy.ppo.micro_batches = 16
   # AdaNAT libs/policy.py.
   policy.network.hidden_size = 512
   policy.network.conv_width = 128
@@ -124,6 +128,8 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   discriminator.learning_rate = 1e-4
   discriminator.updates = 5
   discriminator.batch_size = 1024
+  # Our choice: 8 for each of up to 128 devices.
+  discriminator.held_out = 1024
 
   reward = config.judges.reward
   # DINO ViT-S/16 at 224 pixels (AdaNAT libs/discriminator.py).

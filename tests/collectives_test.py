@@ -75,7 +75,9 @@ def exchanges(program: programs.Program) -> list[Any]:
 
 def several_devices() -> dict[str, Any]:
   """What is exchanged by each program."""
-  policy = lambda **changes: programs.policy_program(config_of(**changes))
+  policy = lambda **changes: programs.PolicyTraining(
+    config_of(**changes)
+  ).whole()
   published = policy()
   state = jax.tree.leaves(published.arguments[1])
   return {
@@ -98,7 +100,7 @@ def one_device() -> dict[str, Any]:
       for mesh in (None, sharding.make_mesh())
     ]
     for name, program in {
-      'policy': programs.policy_program(config),
+      'policy': programs.PolicyTraining(config).whole(),
       'nat': programs.nat_program(config),
       'sampling': programs.sampling_program(config, _BATCH_SIZE),
     }.items()

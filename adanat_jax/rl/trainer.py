@@ -206,7 +206,7 @@ def collect(
   return experience, images[0], condition
 
 
-def _learner(
+def learner_of(
   problem: Problem, actor_critic: ppo.ActorCritic, config: RolloutConfig
 ) -> ppo.ActorCritic:
   """The networks as PPO gives them observations."""
@@ -298,7 +298,7 @@ def make_train_step(
       rollout,
       std,
       update_key,
-      actor_critic=_learner(problem, actor_critic, rollouts),
+      actor_critic=learner_of(problem, actor_critic, rollouts),
       optimizer=optimizer,
       config=config,
     )
