@@ -26,6 +26,8 @@ CONFIG_FILE = 'config.json'
 RUN_ONLY_FIELDS = (
   'mode',
   'mesh.*',
+  'policy.rollout_size',
+  'policy.ppo.micro_batches',
   'sample.*',
   'report.*',
   'profile',

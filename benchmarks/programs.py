@@ -22,6 +22,8 @@ from adanat_jax.decoding import actions, step as step_lib
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
 from adanat_jax.stages import judging, nat as nat_stage, networks, policy
 
+_FROZEN_AXES = {'court': {'held_out': 0}}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -31,28 +33,30 @@ class Program:
     function: not jitted.
     arguments: pytrees of `jax.ShapeDtypeStruct`.
     batch_axes: of each argument, which axis is split over the devices; None
-      for what every device has whole.
+      for what every device has whole; a dict where its entries differ.
     donated: number of the argument that the result replaces, or ().
   """
 
   function: Callable[..., Any]
   arguments: tuple[Any, ...]
-  batch_axes: tuple[int | None, ...]
+  batch_axes: tuple[Any, ...]
   donated: int | tuple[()]
 
   def placed(self, mesh: Mesh) -> tuple[Any, ...]:
     """The arguments with their places on a mesh."""
 
-    def place(axis: int | None) -> Callable[[Any], Any]:
+    def place(argument: Any, axis: Any) -> Any:
+      if isinstance(axis, dict):
+        return {k: place(x, axis.get(k)) for k, x in argument.items()}
       spec = NamedSharding(mesh, PartitionSpec())
       if axis is not None:
         spec = sharding.batch_sharding(mesh, axis)
-      return lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec)
+      return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
+        argument,
+      )
 
-    return tuple(
-      jax.tree.map(place(axis), argument)
-      for argument, axis in zip(self.arguments, self.batch_axes, strict=True)
-    )
+    return tuple(map(place, self.arguments, self.batch_axes))
 
   def compile(
     self, mesh: Mesh | None = None, options: dict[str, Any] | None = None
@@ -120,7 +124,7 @@ class PolicyTraining:
     return Program(
       train_step,
       (self.frozen, self.state, self._real, _shape(dtype=int)),
-      (None, None, 1, None),
+      (_FROZEN_AXES, None, 1, None),
       donated=1,
     )
 
@@ -184,17 +188,25 @@ class PolicyTraining:
     )
     returns = experience.aux.value
     return {
-      'collect': Program(collect, (frozen, state.params), (None, None), ()),
+      'collect': Program(
+        collect, (frozen, state.params), (_FROZEN_AXES, None), ()
+      ),
       'reward': Program(
-        reward, (frozen, state, images, condition), (None, None, 0, 0), ()
+        reward,
+        (frozen, state, images, condition),
+        (_FROZEN_AXES, None, 0, 0),
+        (),
       ),
       'update': Program(
-        update, (frozen, state, experience, returns), (None, None, 1, 1), 1
+        update,
+        (frozen, state, experience, returns),
+        (_FROZEN_AXES, None, 1, 1),
+        1,
       ),
       'learn': Program(
         learn,
         (frozen, state, self._real, images, condition),
-        (None, None, 1, 0, 0),
+        (_FROZEN_AXES, None, 1, 0, 0),
         1,
       ),
     }

@@ -27,6 +27,7 @@ import ml_collections
 import operations
 import programs
 import timing
+import tracing
 
 from adanat_jax import config as config_lib, sharding
 from adanat_jax.stages import networks
@@ -172,12 +173,28 @@ def derived_nat(config: ml_collections.ConfigDict, devices: int) -> Any:
   }
 
 
+def program_of(
+  case: Case, config: ml_collections.ConfigDict
+) -> programs.Program:
+  """One iteration of policy training, or one step of the NAT's."""
+  if case.program == 'policy':
+    return programs.PolicyTraining(config).whole()
+  return programs.nat_program(config)
+
+
+def counted(case: Case) -> float:
+  """Operations a device in the trace of the published recipe, whole."""
+  changes = case.changes | {'policy.discriminator.updates': 5}
+  program = program_of(
+    case, config_of(dataclasses.replace(case, changes=changes))
+  )
+  whole = tracing.traced_operations(program.function, program.arguments)
+  return whole / case.num_devices
+
+
 def measured(case: Case, config: ml_collections.ConfigDict) -> dict[str, Any]:
   """What the compiled program says, a device."""
-  if case.program == 'policy':
-    program = programs.PolicyTraining(config).whole()
-  else:
-    program = programs.nat_program(config)
+  program = program_of(case, config)
   mesh = sharding.make_mesh(devices=jax.devices()[: case.num_devices])
   compiled = program.compile(mesh, OPTIONS)
   memory = compiled.memory_analysis()
@@ -213,6 +230,7 @@ def rows(num_devices: Sequence[int], kinds: Sequence[str]) -> list[Any]:
         **dataclasses.asdict(case),
         'derived': derive(config, count),
         'measured': measured(case, config),
+        'counted_operations': counted(case),
       }
       seconds = time.monotonic() - start
       timing.say(f'{case.label}, {count} devices: {seconds:.0f} s')
