@@ -284,10 +284,10 @@ def main(argv: Sequence[str]) -> None:
         0 if early else int(rng.integers(1, lab.num_steps)),
         float(rng.uniform(0, 0.6 * duration if early else 0.1)),
       )
-    yield from lab.simple_faults()
-    yield from lab.more_faults()
+    yield from simple_faults(lab)
+    yield from more_faults(lab)
     if os.geteuid() == 0:
-      yield from lab.faults_of_root()
+      yield from faults_of_root(lab)
 
   outcomes = []
   for outcome in trials():
@@ -300,7 +300,11 @@ def main(argv: Sequence[str]) -> None:
 
 _KILLS = flags.DEFINE_integer('kills', 20, 'How many random kills.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the random moments.')
-_ROOT = flags.DEFINE_string('root', '', 'Where to work; a new directory.')
+_ROOT = flags.DEFINE_string(
+  'root',
+  '',
+  'Where to work: a new directory, or one whose undisturbed run is there.',
+)
 
 if __name__ == '__main__':
   app.run(main)

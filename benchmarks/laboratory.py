@@ -103,7 +103,7 @@ class Laboratory:
   def __init__(
     self, root: pathlib.Path, base: pathlib.Path, stage: str, launch: Launch
   ):
-    """Runs the training once without disturbance.
+    """Runs the training once without disturbance, unless that was done.
 
     Args:
       root: gets all workdirs and outputs.
@@ -113,15 +113,18 @@ class Laboratory:
     """
     self.root, self._base, self.stage = root, base, stage
     self._launch = launch
-    self.whole = self.copy('whole')
-    statuses = self.run(self.whole)
-    if any(statuses):
-      raise RuntimeError('\n'.join(self.outputs(self.whole)))
+    self.whole = root / 'whole'
+    if not is_complete(self.whole / stage):
+      self.copy('whole')
+      statuses = self.run(self.whole)
+      if any(statuses):
+        raise RuntimeError('\n'.join(self.outputs(self.whole)))
     self.num_steps: int = read_complete(self.whole / stage)['step']
 
   def copy(self, name: str, source: pathlib.Path | None = None) -> pathlib.Path:
     """Returns a new workdir."""
     workdir = self.root / name
+    shutil.rmtree(workdir, ignore_errors=True)
     shutil.copytree(source or self._base, workdir)
     return workdir
 
