@@ -267,7 +267,7 @@ def render(table: Sequence[Any], markdown: bool) -> str:
         f'{seen["argument_bytes"] / _GIB:.2f}',
         f'{seen["total_bytes"] / _GIB:.2f}',
         f'{sum(seen["collective_bytes"].values()) / 1e6:.0f}',
-        f'{sum(derived["operations"].values()) / 1e12:.0f}',
+        f'{row["counted_operations"] / 1e12:.1f}',
       )
     )
   if not markdown:
