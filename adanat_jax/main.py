@@ -31,7 +31,8 @@ from adanat_jax import (
 )
 from adanat_jax.errors import UserError
 
-# What config.mode may be, and the module whose run(config, workdir) does it.
+# What config.mode may be, and the module that does it: `check_config(config)`
+# refuses what cannot work, `run(config, workdir)` does the rest.
 STAGES = {
   'tokenizer': 'adanat_jax.stages.tokenizer',
   'judges': 'adanat_jax.stages.judges',
@@ -108,12 +109,17 @@ def main(argv: Sequence[str]) -> None:
   )
   if _CACHE.value == 'on':
     compile_cache.enable(_CACHE_DIR.value)
+  names = PIPELINE if config.mode == 'all' else (config.mode,)
+  stages = [importlib.import_module(STAGES[name]) for name in names]
+  for stage in stages:
+    # All of them before the first: nobody waits hours for the last one's no.
+    stage.check_config(config)
   workdir = pathlib.Path(_WORKDIR.value)
   workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   )
-  for name in PIPELINE if config.mode == 'all' else (config.mode,):
-    importlib.import_module(STAGES[name]).run(config, workdir)
+  for stage in stages:
+    stage.run(config, workdir)
   distributed.finish()
 
 

@@ -36,6 +36,7 @@ RUN_ONLY_FIELDS = (
   '*.log_every',
   'save_every',
   '*.save_every',
+  'keep_every',
   'tensorboard',
 )
 

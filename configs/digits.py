@@ -7,13 +7,14 @@ compares the policy with hand-made schedules and writes a report. Presets:
 
   configs/digits.py        T = 4, adversarial reward, one training each
   configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each
+  configs/digits.py:pod    the default, in batches for up to 16 devices
   configs/digits.py:tiny   everything once through, in minutes, for tests
 """
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-PRESETS = ('default', 'full', 'tiny')
+PRESETS = ('default', 'full', 'pod', 'tiny')
 
 
 def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
@@ -32,6 +33,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # many; where it is stopped and resumed changes nothing in its result.
   config.log_every = 50
   config.save_every = 250
+  # The two newest checkpoints of a training stay, and those of steps that this
+  # divides; 0 keeps no others.
+  config.keep_every = 0
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
 
@@ -217,6 +221,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     policy.rewards = ('adversarial', 'frechet', 'pretrained')
     policy.num_steps = (2, 4, 8)
     policy.trainings = 2
+  elif preset == 'pod':
+    # Samples share statistics in groups of 8, which lie on one device each.
+    policy.discriminator.update(batch_size=128, held_out=128)
   elif preset == 'tiny':
     _make_tiny(config)
   return config

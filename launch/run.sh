@@ -10,6 +10,6 @@
 
 need_workers
 [[ $# -gt 0 ]] || die 'no flags; for example: launch/run.sh' \
-  "--config=configs/digits.py --workdir=$MOUNT/digits"
+  "--config=configs/digits.py:pod --workdir=$MOUNT/digits"
 on_workers all "$(worker run "$@")" ||
   die 'not started on every worker; one that is new needs launch/setup.sh'

@@ -18,7 +18,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
   shift
 done
 [[ $# -gt 1 ]] || die 'no run; for example: launch/supervise.sh --spot --' \
-  "--config=configs/digits.py --workdir=$MOUNT/digits"
+  "--config=configs/digits.py:pod --workdir=$MOUNT/digits"
 shift
 
 # It goes on for days: its lines say when.

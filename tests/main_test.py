@@ -34,7 +34,12 @@ def run(name):
       raise UserError('nat/done is missing:\\nrun config.mode=nat')
     if name == 'nat' and config.seed == 2:
       raise KeyboardInterrupt
-  return types.SimpleNamespace(run=stage)
+
+  def check_config(config):
+    if name == 'report' and config.seed == 3:
+      raise UserError('config.seed is 3; the report does not like it')
+
+  return types.SimpleNamespace(run=stage, check_config=check_config)
 
 for name, module in main.STAGES.items():
   sys.modules[module] = run(name)
@@ -124,6 +129,12 @@ class MainTest(absltest.TestCase):
       '--coordinator_address=HOST:PORT is missing',
       '--distributed=off runs one process',
     )
+
+  def test_last_stage_may_refuse_the_config_before_the_first_runs(self):
+    result = self._run_toy('--config.seed=3')
+    self.assert_one_line(result, 'config.seed is 3')
+    self.assertEqual(result.stdout, '')
+    self.assertFalse((self.directory / 'w').exists())
 
   def test_mistake_found_by_a_stage_is_one_line(self):
     result = self._run_toy('--config.seed=1')

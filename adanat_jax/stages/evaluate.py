@@ -227,16 +227,8 @@ def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
   return {'mean': array.mean(1).tolist(), 'std': array.std(1).tolist()}
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Measures every method of the config.
-
-  Args:
-    config: the whole config.
-    workdir: all trainings must be complete; gets `evaluate/`.
-
-  Raises:
-    UserError: for a missing stage or a value that is not allowed.
-  """
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.evaluate` that cannot work."""
   check(
     config,
     {
@@ -247,6 +239,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       'evaluate.batch_size': int_at_least(1),
     },
   )
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Measures every method of the config.
+
+  Args:
+    config: the whole config.
+    workdir: all trainings must be complete; gets `evaluate/`.
+
+  Raises:
+    UserError: for a missing stage or a value that is not allowed.
+  """
+  check_config(config)
   directory = workdir / 'evaluate'
   if is_complete(directory):
     return

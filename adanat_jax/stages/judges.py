@@ -80,16 +80,8 @@ def make_train_step(
   return train_step
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Trains both judges, each until its `num_steps`.
-
-  Args:
-    config: the whole config; `judges`, `data` and `seed` are read.
-    workdir: gets `judges/measure` and `judges/reward`.
-
-  Raises:
-    UserError: for a value that is not allowed.
-  """
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.judges` that cannot work."""
   check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
   for name in ('measure', 'reward'):
     check(
@@ -105,6 +97,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   networks.check_batches(
     config, {'judges.measure.batch_size': 1, 'judges.reward.batch_size': 1}
   )
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains both judges, each until its `num_steps`.
+
+  Args:
+    config: the whole config; `judges`, `data` and `seed` are read.
+    workdir: gets `judges/measure` and `judges/reward`.
+
+  Raises:
+    UserError: for a value that is not allowed.
+  """
+  check_config(config)
   measure, reward = (
     networks.measuring_module(config),
     networks.reward_module(config),

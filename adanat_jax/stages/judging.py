@@ -22,6 +22,7 @@ import optax
 
 from adanat_jax import sharding
 from adanat_jax.data import digits
+from adanat_jax.errors import UserError
 from adanat_jax.models.discriminator import advance_spectral
 from adanat_jax.rl import adversary, rewards
 from adanat_jax.rl.trainer import Judge, Labelled
@@ -125,6 +126,11 @@ def adversarial_court(
   optimizer = optax.adam(section.learning_rate, b1=0.5, b2=0.999)
   mesh = networks.mesh_of(config)
   held_out = real_images(config, workdir, 'test')
+  if section.held_out > len(held_out[1]):
+    raise UserError(
+      f'config.policy.discriminator.held_out is {section.held_out}; there are'
+      f' only {len(held_out[1])} test images'
+    )
   rows = sharding.local_rows(np.arange(section.held_out), mesh)
   frozen = {
     'reward': trunk_params,

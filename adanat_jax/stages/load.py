@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 
+import jax
 import ml_collections
 
 from adanat_jax import files
@@ -30,6 +32,9 @@ def load(path: str | os.PathLike[str]) -> Generator:
   if not config_file.is_file():
     raise UserError(f'{workdir} is no workdir: it has no config.json')
   config = ml_collections.ConfigDict(files.read_json(config_file)['config'])
+  # Where the run was trained says nothing of the devices here.
+  fsdp = config.get('mesh', {}).get('fsdp', 1)
+  config.mesh = {'fsdp': math.gcd(fsdp, jax.device_count())}
   return generator(config, workdir)
 
 

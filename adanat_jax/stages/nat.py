@@ -175,16 +175,8 @@ def held_out_loss(
   return masked_cross_entropy(logits, tokens, masked, 0.0)
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Tokenizes the data and trains the NAT.
-
-  Args:
-    config: the whole config; `nat`, `tokenizer`, `data`, `seed` are read.
-    workdir: `tokenizer/` must be complete; gets `nat/`.
-
-  Raises:
-    UserError: for a missing tokenizer or a value that is not allowed.
-  """
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.nat` that cannot work."""
   check(
     config,
     {
@@ -200,6 +192,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     },
   )
   networks.check_batches(config, {'nat.batch_size': 1})
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Tokenizes the data and trains the NAT.
+
+  Args:
+    config: the whole config; `nat`, `tokenizer`, `data`, `seed` are read.
+    workdir: `tokenizer/` must be complete; gets `nat/`.
+
+  Raises:
+    UserError: for a missing tokenizer or a value that is not allowed.
+  """
+  check_config(config)
   if training.is_complete(workdir / 'nat'):
     return
   section = config.nat

@@ -200,6 +200,7 @@ def loop_options(config: Config) -> dict[str, Any]:
   return dict(
     log_every=config.log_every,
     save_every=config.save_every,
+    keep_every=config.keep_every or None,
     config_for_meta=config_lib.to_dict(config),
     profile=tuple(config.profile),
     tensorboard=config.tensorboard,

@@ -196,12 +196,15 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
       f' multiple of {multiple}: PPO cuts it into {minibatches} minibatches of'
       f' {parts} micro-batches, drawn from {groups} groups on {devices} devices'
     )
-  if section.discriminator.batch_size % constants.shuffle_groups:
-    raise UserError(
-      'config.policy.discriminator.batch_size is'
-      f' {section.discriminator.batch_size}; it must be a multiple of the'
-      f' {constants.shuffle_groups} groups of PPO'
-    )
+  for name, size in (
+    ('batch_size', section.batch_size),
+    ('discriminator.batch_size', section.discriminator.batch_size),
+  ):
+    if size % constants.shuffle_groups:
+      raise UserError(
+        f'config.policy.{name} is {size}; it must be a multiple of the'
+        f' {constants.shuffle_groups} shuffle_groups of PPO'
+      )
   size = section.rollout_size
   wholes = [section.batch_size]
   if section.discriminator.fresh_rollouts:

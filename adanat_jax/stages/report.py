@@ -37,6 +37,17 @@ from adanat_jax.stages.evaluate import Evaluation
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
 
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.report` that cannot work."""
+  check(
+    config,
+    {
+      'report.images_per_class': int_at_least(1),
+      'report.revealed_samples': int_at_least(1),
+    },
+  )
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Writes `report/report.md`, `report/results.json` and the pictures.
 
@@ -47,13 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   Raises:
     UserError: if there is no evaluation yet.
   """
-  check(
-    config,
-    {
-      'report.images_per_class': int_at_least(1),
-      'report.revealed_samples': int_at_least(1),
-    },
-  )
+  check_config(config)
   networks.require(workdir, 'evaluate')
   directory = files.make_directory(workdir / 'report')
   results = files.read_json(workdir / 'evaluate' / 'results.json')

@@ -23,16 +23,8 @@ from adanat_jax.stages import load, published
 from adanat_jax.types import PolicyValues
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Samples, writes `grid.png` and the single images, prints images a second.
-
-  Args:
-    config: the whole config; `sample` says what to do.
-    workdir: the NAT, and for `learned` a policy, must be trained.
-
-  Raises:
-    UserError: for a class, policy or table that cannot be sampled.
-  """
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.sample` that cannot work."""
   check(
     config,
     {
@@ -45,6 +37,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       ),
     },
   )
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Samples, writes `grid.png` and the single images, prints images a second.
+
+  Args:
+    config: the whole config; `sample` says what to do.
+    workdir: the NAT, and for `learned` a policy, must be trained.
+
+  Raises:
+    UserError: for a class, policy or table that cannot be sampled.
+  """
+  check_config(config)
   section = config.sample
   generator = load.generator(config, workdir)
   policy: str | PolicyLike = section.policy

@@ -183,16 +183,8 @@ def initial_state(
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Trains the tokenizer and draws originals beside reconstructions.
-
-  Args:
-    config: the whole config; `tokenizer`, `data` and `seed` are read.
-    workdir: gets `tokenizer/`.
-
-  Raises:
-    UserError: for a value that is not allowed.
-  """
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.tokenizer` that cannot work."""
   check(
     config,
     {
@@ -209,6 +201,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     },
   )
   networks.check_batches(config, {'tokenizer.batch_size': 1})
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains the tokenizer and draws originals beside reconstructions.
+
+  Args:
+    config: the whole config; `tokenizer`, `data` and `seed` are read.
+    workdir: gets `tokenizer/`.
+
+  Raises:
+    UserError: for a value that is not allowed.
+  """
+  check_config(config)
   directory = workdir / 'tokenizer'
   if training.is_complete(directory):
     return
