@@ -28,7 +28,11 @@ _NUM_DEVICES = 8
 # A device has 56 trajectories: 7 a micro-batch of a quarter in two.
 _BATCH_SIZE = 7 * 64
 _CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'in256.py'
-_OPTIONS = {'xla_backend_optimization_level': 0}
+# Nothing is run; compiling takes the time.
+_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_cpu_use_fusion_emitters': False,
+}
 
 # Every way to cut the work, and a new shuffle in each epoch.
 _CUT = {
