@@ -113,9 +113,11 @@ def more_faults(lab: Laboratory) -> Iterator[Outcome]:
       ],
     ),
     (
-      'metrics.jsonl cut in the middle of a line',
+      'metrics.jsonl ends in half a row',
       'rows',
-      lambda w: change(w / stage / 'metrics.jsonl', lambda x: x[:-20]),
+      lambda w: change(
+        w / stage / 'metrics.jsonl', lambda x: x + b'{"step": 25, "lo'
+      ),
     ),
   ):
     yield lab.spoil(fault, name, spoil=spoil)
@@ -236,17 +238,21 @@ def launcher(cache: pathlib.Path) -> Launch:
       ]
       user = {'user': how.user, 'group': how.user} if how.user else {}
       with outputs[index].open('wb') as output:
-        started.append(
-          subprocess.Popen(
-            line,
-            cwd=ROOT,
-            env=environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            preexec_fn=limit if how.file_limit else None,
-            **user,
-          )
+        # What is printed is not meant by a limit of files.
+        pipe = subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=output)
+      started.append(
+        subprocess.Popen(
+          line,
+          cwd=ROOT,
+          env=environment(),
+          stdout=pipe.stdin,
+          stderr=subprocess.STDOUT,
+          preexec_fn=limit if how.file_limit else None,
+          **user,
         )
+      )
+      assert pipe.stdin is not None
+      pipe.stdin.close()
     return started
 
   return launch

@@ -20,7 +20,7 @@ from adanat_jax.metric_writer import read_metrics
 
 # `--distributed_timeout`, and when the last process has to be gone after a
 # fault: it may meet the time-out, and then its farewell.
-TIMEOUT = 60
+TIMEOUT = 40
 GONE = TIMEOUT + 15
 
 
