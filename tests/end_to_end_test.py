@@ -17,7 +17,7 @@ import matplotlib.image
 import numpy as np
 
 import adanat_jax
-from adanat_jax import checkpoint, checkpoint_meta
+from adanat_jax import checkpoint, checkpoint_meta, files
 from adanat_jax.errors import UserError
 from adanat_jax.metric_writer import read_metrics
 
@@ -240,7 +240,15 @@ class EndToEndTest(absltest.TestCase):
     self.assertGreater(image.std(), 0)
 
   def test_the_library(self):
-    generator = adanat_jax.load(self.whole)
+    # A workdir of eight devices is loaded on one.
+    elsewhere = self.directory / 'elsewhere'
+    elsewhere.mkdir()
+    record = files.read_json(self.whole / 'config.json')
+    record['config']['mesh']['fsdp'] = 8
+    files.write_json(elsewhere / 'config.json', record)
+    for stage in ('tokenizer', 'nat', 'policy'):
+      (elsewhere / stage).symlink_to(self.whole / stage)
+    generator = adanat_jax.load(elsewhere)
     images = generator.sample([0, 1, 1], num_steps=4, seed=0)
     self.assertEqual((images.shape, images.dtype), ((3, 16, 16, 1), np.float32))
     self.assertTrue(((images >= 0) & (images <= 1)).all())
