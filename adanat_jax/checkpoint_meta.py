@@ -5,7 +5,8 @@ the libraries, layout and checksum of every leaf, and a checksum of itself.
 
 Every process reads for itself, without Orbax's barriers: one that finds damage
 would leave the others waiting there. Afterwards they tell each other what they
-found, so that all come to the same end.
+found, and once more when the checksums are compared, so that all come to the
+same end.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,9 @@ from adanat_jax import distributed, files, leaves
 from adanat_jax.errors import UserError
 
 T = TypeVar('T')
+
+# Seconds to wait before each new attempt, where the system refused a read.
+_PAUSES = (0.1, 0.5, 2.0)
 
 
 class DamagedError(Exception):
@@ -110,7 +114,9 @@ def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     return state, meta
 
   state, meta = together(path, load)
-  check_bits(state, checksums(meta))
+  # The digest of an array that processes share takes all of them: it has to
+  # wait until each has read its part.
+  together(path, lambda: leaves.check_bits(state, checksums(meta)))
   return state, meta
 
 
@@ -158,7 +164,7 @@ def read_field(
     return value, meta
 
   value, meta = together(path, load)
-  check_bits(value, checksums(meta, field))
+  together(path, lambda: leaves.check_bits(value, checksums(meta, field)))
   return value
 
 
@@ -190,6 +196,9 @@ def abstract(target: Any) -> Any:
 def together(path: pathlib.Path, load: Callable[[], T]) -> T:
   """Calls `load` in every process, and fails in all if it fails in one.
 
+  A read that the system refuses is tried again, a few seconds long: on a
+  network file system that passes, and the checkpoint may be a good one.
+
   Raises:
     UserError: if it raised one, or if reading is not permitted.
     DamagedError: if it raised anything else: Orbax reports damage as many
@@ -199,8 +208,18 @@ def together(path: pathlib.Path, load: Callable[[], T]) -> T:
   cause: Exception | None = None
   mistake = damage = ''
   try:
-    with quiet():
-      value = load()
+    for pause in _PAUSES:
+      try:
+        with quiet():
+          value = load()
+        break
+      except Exception as error:
+        if not _may_pass(error):
+          raise
+        time.sleep(pause)
+    else:
+      with quiet():
+        value = load()
   except MemoryError:
     raise
   except UserError as error:
@@ -216,18 +235,6 @@ def together(path: pathlib.Path, load: Callable[[], T]) -> T:
     if said[1]:
       raise DamagedError(said[1] + where) from cause
   return cast(T, value)
-
-
-def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
-  """Raises DamagedError if a leaf's checksum is not the saved one.
-
-  The checksum of a global array is computed by all processes together, and is
-  the same in all.
-  """
-  try:
-    leaves.check_bits(tree, saved)
-  except ValueError as error:
-    raise DamagedError(_in_short(error)) from error
 
 
 @contextlib.contextmanager
@@ -259,6 +266,13 @@ def quiet() -> Iterator[None]:
       sys.unraisablehook = hook
       for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+def _may_pass(error: Exception) -> bool:
+  """Whether the system refused to read, in Python or in TensorStore."""
+  if isinstance(error, PermissionError):
+    return False
+  return isinstance(error, OSError) or 'os_error_code' in str(error)
 
 
 def _in_short(error: Exception) -> str:

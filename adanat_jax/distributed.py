@@ -151,7 +151,7 @@ def is_shared() -> bool:
 def barrier() -> None:
   """Waits until every process has come here."""
   if is_shared():
-    _barrier(f'adanat_jax/{next(_exchanges)}')
+    _leave_off(_begin('barrier'))
 
 
 def all_values(value: Any) -> list[Any]:
@@ -162,11 +162,11 @@ def all_values(value: Any) -> list[Any]:
   """
   if not is_shared():
     return [value]
-  place = f'adanat_jax/{next(_exchanges)}/'
+  place = _begin('all_values')
   _client().key_value_set(f'{place}{process_index()}', json.dumps(value))
   _barrier(place)
   values = dict(_client().key_value_dir_get(place))
-  _clear_away(place)
+  _leave_off(place)
   return [
     json.loads(values[f'{place}{index}']) for index in range(process_count())
   ]
@@ -186,7 +186,7 @@ def from_first(make: Callable[[], T]) -> T:
   """
   if not is_shared():
     return make()
-  place = f'adanat_jax/{next(_exchanges)}/'
+  place = _begin(getattr(make, '__qualname__', 'from_first'))
   client = _client()
   if process_index() == 0:
     try:
@@ -200,14 +200,10 @@ def from_first(make: Callable[[], T]) -> T:
       client.key_value_set(f'{place}{index}', piece)
     client.key_value_set(f'{place}count', str(count))
   else:
-    get = functools.partial(
-      client.blocking_key_value_get, timeout_in_ms=_WHILE_THEY_LIVE_MS
-    )
-    count = int(get(f'{place}count'))
-    text = ''.join(get(f'{place}{index}') for index in range(count))
+    count = int(_wait_for(f'{place}count'))
+    text = ''.join(_wait_for(f'{place}{index}') for index in range(count))
     answer = json.loads(text)
-  _barrier(place)
-  _clear_away(place)
+  _leave_off(place)
   if 'mistake' in answer:
     raise UserError(answer['mistake'])
   return answer['value']
@@ -322,7 +318,33 @@ def _barrier(name: str) -> None:
   _client().wait_at_barrier(name, _WHILE_THEY_LIVE_MS)
 
 
-def _clear_away(place: str) -> None:
+def _wait_for(key: str) -> str:
+  return _client().blocking_key_value_get(key, _WHILE_THEY_LIVE_MS)
+
+
+def _begin(what: str) -> str:
+  """Begins the next exchange; returns the prefix of its keys.
+
+  Exchanges are told apart by their number alone. Processes that do not call the
+  same functions in the same order would take one's answer for another's, so
+  each makes sure that process 0 is about the same thing.
+
+  Args:
+    what: what it is about.
+  """
+  number = next(_exchanges)
+  place = f'adanat_jax/{number}/'
+  if process_index() == 0:
+    _client().key_value_set(f'{place}what', what)
+  elif (theirs := _wait_for(f'{place}what')) != what:
+    raise RuntimeError(
+      f'the processes have come apart: exchange {number} is {theirs} in '
+      f'process 0 and {what} in process {process_index()}'
+    )
+  return place
+
+
+def _leave_off(place: str) -> None:
   """Deletes what was exchanged, once all have read it."""
   _barrier(f'{place}read')
   if process_index() == 0:

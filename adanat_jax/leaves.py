@@ -105,7 +105,12 @@ def check_layout(where: object, saved: Mapping[str, str], target: Any) -> None:
 
 
 def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
-  """Raises ValueError if a leaf's checksum is not the saved one."""
+  """Raises ValueError if a leaf's checksum is not the saved one.
+
+  An array that is split over processes is summed by all of them together; of
+  one that each holds whole, or one host reads for itself, each computes its
+  own. So one process may find a difference that the others do not.
+  """
   for name, leaf in examine(tree).items():
     if leaf.checksum != saved[name]:
       raise ValueError(f'the checksum of {name} differs')

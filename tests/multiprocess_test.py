@@ -109,6 +109,15 @@ class TrainingTest(ProcessTest):
     )
     self.assertNotIn('damaged', second[1])
     self.assert_same_run('whole', 'w')
+    # It can, but reads other numbers than the other one.
+    first, second = self.run_pair(death='1:ODD')
+    self.assertEqual((first[0], second[0]), (0, 0), first[1] + second[1])
+    self.assertRegex(
+      first[1],
+      r'23 is damaged \(ValueError: .* of params/bias differs, in process 1\)',
+    )
+    self.assertIn('goes on after step 20 of 23', first[1])
+    self.assert_same_run('whole', 'w')
     # Complete: nothing is done again, and one process reads what two wrote.
     (alone,) = self.run_pair(count=1)
     self.assertIn('done on 1 devices in 1 processes, in 1 pieces', alone[1])

@@ -26,6 +26,7 @@ from adanat_jax import (
   checkpoint,
   checkpoint_meta,
   distributed,
+  leaves,
   main,
   rendezvous,
   sharding,
@@ -47,6 +48,10 @@ RULES = (('kernel$', PartitionSpec(None, 'fsdp')),)
 _death = ''
 
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Finds nothing wrong."""
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """The toy stage: `toy_training` on a mesh over all processes.
 
@@ -57,9 +62,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   mesh = sharding.make_mesh(fsdp=min(4, jax.device_count()))
   who, _, what = _death.partition(':')
   name, _, step_of_death = what.partition(':')
-  if name == 'BLIND':
+  if name in ('BLIND', 'ODD'):
     if who == str(jax.process_index()):
-      make_blind()
+      {'BLIND': make_blind, 'ODD': make_odd}[name]()
     who = ''
 
   def batch_at(step: int) -> Any:
@@ -110,12 +115,26 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 def make_blind() -> None:
   """Makes the first checkpoint that is looked at unreadable to this process."""
   read = checkpoint_meta.read
+  first = []
 
-  def fail(unused: pathlib.Path) -> Any:
-    checkpoint_meta.read = read
-    raise OSError('stale file handle')
+  def fail(path: pathlib.Path) -> Any:
+    first.append(path)
+    if path == first[0]:
+      raise OSError('stale file handle')
+    return read(path)
 
   checkpoint_meta.read = fail
+
+
+def make_odd() -> None:
+  """Has this process read another number in the first checkpoint."""
+  check = leaves.check_bits
+
+  def fail(tree: Any, saved: dict[str, int]) -> None:
+    leaves.check_bits = check
+    check(tree, saved | {'params/bias': saved['params/bias'] ^ 1})
+
+  leaves.check_bits = fail
 
 
 def check_loaded(
@@ -185,7 +204,8 @@ def start(
     arguments: its command line.
     output: the file that takes what it prints.
     death: `PROCESS:SIGNAL:STEP`: which process sends itself what, and when;
-      `PROCESS:BLIND`: which process cannot read the newest checkpoint.
+      `PROCESS:BLIND`: which process cannot read the newest checkpoint;
+      `PROCESS:ODD`: which process reads something else in it.
     num_devices: how many fake devices it has.
     file_limit: no file may grow over so many bytes; 0 for no limit.
   """
