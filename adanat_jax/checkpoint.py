@@ -18,9 +18,9 @@ Weights of a finished stage are read by `load_params`, which writes nothing.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import os
 import pathlib
-import shutil
 from typing import Any
 
 from absl import logging
@@ -170,17 +170,21 @@ class Checkpointer:
     damaged = self._path.with_name('checkpoints.damaged')
 
     def move() -> None:
+      # An earlier one of the same step stays, it may be worth something.
+      names = itertools.chain(
+        (path.name,), (f'{path.name}-{i}' for i in itertools.count(2))
+      )
+      place = next(p for n in names if not (p := damaged / n).exists())
       logging.warning(
         'checkpoint %s is damaged (%s); it is moved to %s, and the one before '
         'it is used',
         path,
         error,
-        damaged,
+        place,
       )
       files.make_directory(damaged)
-      shutil.rmtree(damaged / path.name, ignore_errors=True)
       with files.writing(damaged):
-        path.rename(damaged / path.name)
+        path.rename(place)
 
     distributed.from_first(move)
     self._manager.reload()

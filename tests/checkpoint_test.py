@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import checkpoint, completion, leaves
+from adanat_jax import checkpoint, checkpoint_meta, completion, leaves
 from adanat_jax.errors import UserError
 
 
@@ -88,6 +88,7 @@ def flip(data: bytes) -> bytes:
 
 def setUpModule():
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+  mock.patch.object(checkpoint_meta, '_PAUSES', (0.0, 0.0)).start()
 
 
 class CheckpointTest(parameterized.TestCase):
@@ -220,6 +221,27 @@ class CheckpointTest(parameterized.TestCase):
           self.assertTrue((copy / 'checkpoints.damaged/7').is_dir())
     # The meta, the tree's description, an index, and the numbers themselves.
     self.assertGreaterEqual(len(fell_back), 4, fell_back)
+
+  @parameterized.parameters((2, 7), (3, 3))
+  def test_a_read_that_is_refused_is_tried_again(self, refused: int, step: int):
+    save(self.directory, 3, 7)
+    for number in range(2):
+      refusals = [OSError(116, 'Stale file handle')] * refused
+      with mock.patch.object(
+        checkpoint_meta,
+        'read',
+        wraps=checkpoint_meta.read,
+        side_effect=[*refusals, mock.DEFAULT, mock.DEFAULT],
+      ):
+        restored = restore(self.directory)
+      self.assertEqual(restored.step, step)
+      damaged = self.directory / 'checkpoints.damaged'
+      if step == 7:
+        self.assertFalse(damaged.exists())
+        continue
+      # A second one of the same step does not push out the first.
+      self.assertLen(list(damaged.iterdir()), number + 1)
+      save(self.directory, 7)
 
   def test_what_a_killed_save_leaves_is_cleared_away(self):
     save(self.directory, 3)
