@@ -30,6 +30,12 @@ _REPEATS = flags.DEFINE_integer('repeats', 15, 'Rounds of each comparison.')
 _MINUTES = flags.DEFINE_float(
   'minutes', 10.0, 'No round starts that ends later.'
 )
+_PROGRAMS = flags.DEFINE_multi_enum(
+  'programs',
+  ['sampling', 'nat', 'policy'],
+  ['sampling', 'nat', 'policy'],
+  'What to compare.',
+)
 _OUTPUT = flags.DEFINE_string('output', '', 'Where to write JSON.')
 
 _CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
@@ -101,12 +107,13 @@ def main(argv: Sequence[str]) -> None:
   deadline = time.monotonic() + 60 * _MINUTES.value
   config = config_lib.load(str(_CONFIG), {'policy.batch_size': 96})
   table = {}
-  for name, program in {
-    'sampling': programs.sampling_program(config, _SAMPLES),
-    'NAT training': programs.nat_program(config),
-    'policy training': programs.PolicyTraining(config).whole(),
-  }.items():
-    table[name] = compare(program, _REPEATS.value, deadline)
+  make = {
+    'sampling': lambda: programs.sampling_program(config, _SAMPLES),
+    'nat': lambda: programs.nat_program(config),
+    'policy': lambda: programs.PolicyTraining(config).whole(),
+  }
+  for name in _PROGRAMS.value:
+    table[name] = compare(make[name](), _REPEATS.value, deadline)
     timing.say(f'{name}: {table[name]}')
   for name, row in table.items():
     plain, mesh = (row['seconds'][way]['median'] for way in _WAYS)

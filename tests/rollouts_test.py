@@ -2,14 +2,20 @@
 
 import dataclasses
 import functools
+import pathlib
 
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax import config as config_lib
 from adanat_jax.decoding import actions
+from adanat_jax.errors import UserError
 from adanat_jax.rl import batches, ppo, trainer
+from adanat_jax.stages import policy
+
+_DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 
 # T steps, B trajectories, N tokens, K codes, D width.
 T, B, N, K, D = 3, 16, 4, 5, 6
@@ -180,6 +186,36 @@ class SameLearningTest(parameterized.TestCase):
     # The policy did see other features.
     difference = float(abs(rounded['loss'] - plain['loss']))
     self.assertBetween(difference, 1e-6, 1e-2)
+
+
+class ConfigTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # 32 trajectories, 4 minibatches, 16 images for the discriminator.
+    ('policy.ppo.micro_batches', 3, '4 minibatches of 3 micro-batches'),
+    ('policy.ppo.micro_batches', 0, '1 or more'),
+    ('policy.ppo.shuffle_groups', 16, 'drawn from 16 groups'),
+    ('policy.rollout_size', 12, 'divides the batches of 32'),
+    ('policy.rollout_features', 'forget', 'one of store, recompute'),
+    ('policy.rollout_dtype', 'float16', 'one of float32, bfloat16'),
+  )
+  def test_refuses(self, field, value, words):
+    config = config_lib.load(f'{_DIGITS}:tiny', {field: value})
+    with self.assertRaises(UserError) as caught:
+      policy.check_config(config)
+    self.assertIn(words, str(caught.exception))
+
+  def test_accepts(self):
+    policy.check_config(
+      config_lib.load(
+        f'{_DIGITS}:tiny',
+        {
+          'policy.ppo.micro_batches': 2,
+          'policy.ppo.shuffle_groups': 4,
+          'policy.rollout_size': 8,
+          'policy.rollout_features': 'recompute',
+        },
+      )
+    )
 
 
 if __name__ == '__main__':
