@@ -7,8 +7,7 @@ without disturbance. Then one fault after the other is tried on the same
 training, the same command is started again, and everything that it leaves is
 compared with the undisturbed run: all leaves of the last checkpoint, all rows
 of metrics, the marker. The result is a Markdown table; docs/reliability.md has
-one. Some faults (a full disk of its own, another user) need root and are left
-out without.
+one. A full disk of its own needs root, and is left out without.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ FIELDS = {
   'log_every': 1,
   'tensorboard': False,
 }
-NOBODY = 65534
+# Root ignores modes; this takes that privilege away, and no other.
+HEED_MODES = ('setpriv', '--bounding-set=-dac_override')
 
 
 def simple_faults(lab: Laboratory) -> Iterator[Outcome]:
@@ -53,6 +53,12 @@ def simple_faults(lab: Laboratory) -> Iterator[Outcome]:
     f'no file may grow over {limit / 1000:.0f} kB',
     'limit',
     Start(file_limit=limit),
+  )
+  limit = largest(lab.newest(lab.whole), 'ocdbt.process_1').stat().st_size // 2
+  yield lab.spoil(
+    f'no file of process 1 may grow over {limit / 1000:.1f} kB',
+    'limit-1',
+    Start(file_limit=limit, limited=(1,)),
   )
   yield lab.spoil(
     'the newest checkpoint: largest file cut in half',
@@ -136,9 +142,20 @@ def more_faults(lab: Laboratory) -> Iterator[Outcome]:
   )
 
 
+def no_permission(lab: Laboratory) -> Outcome:
+  """Tries a directory that may not be written."""
+  path = lambda workdir: workdir / lab.stage / 'checkpoints'
+  return lab.spoil(
+    'no permission to write checkpoints',
+    'permission',
+    Start(heeds_modes=True),
+    spoil=lambda w: path(w).chmod(0o555),
+    mend=lambda w: path(w).chmod(0o755),
+  )
+
+
 def faults_of_root(lab: Laboratory) -> Iterator[Outcome]:
   """Tries what only root can arrange."""
-  stage = lab.stage
   disk = lab.root / 'disk'
   with small_disk(disk, megabytes=6):
 
@@ -155,26 +172,11 @@ def faults_of_root(lab: Laboratory) -> Iterator[Outcome]:
       spoil=fill,
       mend=lambda w: (disk / 'filler').unlink(),
     )
-  as_nobody = Start(user=NOBODY)
-
-  def protect(workdir: pathlib.Path) -> None:
-    for path in (workdir, *workdir.rglob('*')):
-      os.chown(path, NOBODY, NOBODY)
-    (workdir / stage / 'checkpoints').chmod(0o555)
-
-  yield lab.spoil(
-    'no permission to write checkpoints (another user)',
-    'permission',
-    as_nobody,
-    as_nobody,
-    spoil=protect,
-    mend=lambda w: (w / stage / 'checkpoints').chmod(0o755),
-  )
 
 
-def largest(path: pathlib.Path) -> pathlib.Path:
-  """The largest file below a directory."""
-  found = [p for p in path.rglob('*') if p.is_file()]
+def largest(path: pathlib.Path, part: str = '') -> pathlib.Path:
+  """The largest file below a directory, with `part` in its name or place."""
+  found = [p for p in path.rglob('*') if p.is_file() and part in str(p)]
   return max(found, key=lambda p: p.stat().st_size)
 
 
@@ -226,6 +228,7 @@ def launcher(cache: pathlib.Path) -> Launch:
     def limit() -> None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (how.file_limit,) * 2)
 
+    limited = how.limited if how.file_limit else ()
     for index in how.only:
       own = how.workdirs[index] if how.workdirs else workdir
       line = [
@@ -236,7 +239,8 @@ def launcher(cache: pathlib.Path) -> Launch:
         f'--process_id={index}',
         f'--distributed_timeout={TIMEOUT}',
       ]
-      user = {'user': how.user, 'group': how.user} if how.user else {}
+      if how.heeds_modes and os.geteuid() == 0:
+        line = [*HEED_MODES, *line]
       with outputs[index].open('wb') as output:
         # What is printed is not meant by a limit of files.
         pipe = subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=output)
@@ -247,8 +251,7 @@ def launcher(cache: pathlib.Path) -> Launch:
           env=environment(),
           stdout=pipe.stdin,
           stderr=subprocess.STDOUT,
-          preexec_fn=limit if how.file_limit else None,
-          **user,
+          preexec_fn=limit if index in limited else None,
         )
       )
       assert pipe.stdin is not None
@@ -292,6 +295,7 @@ def main(argv: Sequence[str]) -> None:
       )
     yield from simple_faults(lab)
     yield from more_faults(lab)
+    yield no_permission(lab)
     if os.geteuid() == 0:
       yield from faults_of_root(lab)
 

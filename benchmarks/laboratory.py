@@ -43,14 +43,16 @@ class Start:
     only: the processes that are started.
     fields: more fields of the config, for process 0 alone.
     file_limit: no file may grow over so many bytes; 0 for no limit.
-    user: the number of the user they run as; 0 for this one.
+    limited: the processes for which that holds.
+    heeds_modes: without root's privilege to write where modes forbid it.
   """
 
   workdirs: tuple[pathlib.Path, ...] = ()
   only: tuple[int, ...] = (0, 1)
   fields: tuple[str, ...] = ()
   file_limit: int = 0
-  user: int = 0
+  limited: tuple[int, ...] = (0, 1)
+  heeds_modes: bool = False
 
 
 Launch = Callable[
