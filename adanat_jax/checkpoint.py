@@ -17,7 +17,6 @@ Weights of a finished stage are read by `load_params`, which writes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -27,21 +26,11 @@ from typing import Any
 from absl import logging
 import orbax.checkpoint as ocp
 
-from adanat_jax import (
-  checkpoint_meta,
-  distributed,
-  files,
-  leaves,
-  save_barrier,
-)
+from adanat_jax import checkpoint_meta, distributed, files, leaves
 from adanat_jax.errors import UserError
 from adanat_jax.weights import load_params
 
 __all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
-
-
-# One for all: a filter that is there already is not added again.
-_WITHOUT_TRACES = save_barrier.WithoutTraces()
 
 
 class NonFiniteError(UserError):
@@ -92,19 +81,11 @@ class Checkpointer:
     self._path = files.make_directory(
       pathlib.Path(directory).absolute() / 'checkpoints'
     )
-    logging.get_absl_logger().addFilter(_WITHOUT_TRACES)
-    waiting = ocp.options.AsyncOptions(
-      timeout_secs=save_barrier.TIMEOUT_SECONDS,
-      barrier_sync_fn=(
-        save_barrier.SaveBarrier() if distributed.is_shared() else None
-      ),
-    )
     self._manager = ocp.CheckpointManager(
       self._path,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
-        async_options=waiting,
       ),
       item_names=('state', 'meta'),
     )
@@ -142,7 +123,6 @@ class Checkpointer:
           f'the state is not finite after step {step}: {name} holds NaN or '
           'infinity; it is not saved, the last checkpoint is kept'
         )
-    self.wait()
     distributed.from_first(self._check_permission)
     with files.writing(self._path):
       saved = self._manager.save(
@@ -166,12 +146,8 @@ class Checkpointer:
       raise UserError(f'{self._path}: cannot be written: Permission denied')
 
   def wait(self) -> None:
-    """Blocks until the last save is on the disk.
-
-    Raises:
-      UserError: in every process, if one could not write its part.
-    """
-    with files.writing(self._path), save_barrier.own_errors():
+    """Blocks until the last save is on the disk; raises what it raised."""
+    with files.writing(self._path):
       self._manager.wait_until_finished()
 
   def restore(self, target: Any) -> Restored | None:
@@ -225,16 +201,14 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
-    with files.writing(self._path), save_barrier.own_errors():
+    with files.writing(self._path):
       self._manager.close()
 
   def __enter__(self) -> 'Checkpointer':
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-    # What went wrong first tells more than a save that fails because of it.
-    with contextlib.suppress(UserError if kind else ()):
-      self.close()
+  def __exit__(self, *_: object) -> None:
+    self.close()
 
 
 class _Best:
