@@ -37,7 +37,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 
 from adanat_jax import cluster, rendezvous
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, WriteError
 
 MODES = ('auto', 'on', 'off', 'local')
 DEFAULT_TIMEOUT = 300
@@ -91,6 +91,16 @@ def start(
   if timeout < 1:
     raise UserError(f'--distributed_timeout={timeout}: at least 1 s is needed')
   if mode == 'local':
+    for flag, value in (
+      ('coordinator_address', coordinator_address),
+      ('num_processes', num_processes),
+      ('process_id', process_id),
+    ):
+      if value is not None:
+        raise UserError(
+          f'--{flag}={value}: --distributed=local is one process that needs no '
+          'other; give one of these flags'
+        )
     found: cluster.Cluster | None = cluster.alone()
   else:
     found = cluster.find(
@@ -129,8 +139,7 @@ def start(
     shutdown_timeout_seconds=int(timeout),
   )
   table = process_table()
-  if process_index() == 0:
-    print(table, flush=True)
+  say(table)
 
 
 def process_index() -> int:
@@ -162,10 +171,27 @@ def all_values(value: Any) -> list[Any]:
   """
   if not is_shared():
     return [value]
-  place = _begin('all_values')
-  _client().key_value_set(f'{place}{process_index()}', json.dumps(value))
-  _barrier(place)
-  values = dict(_client().key_value_dir_get(place))
+  return exchange(_begin('all_values'), value)
+
+
+def exchange(
+  place: str, value: Any, timeout_ms: int = _WHILE_THEY_LIVE_MS
+) -> list[Any]:
+  """Gathers a value of every process; threads beside the main one may do it.
+
+  Args:
+    place: the prefix of its keys, with a slash at the end: the same in all
+      processes, and used only once.
+    value: what JSON can hold.
+    timeout_ms: how long to wait for the others.
+
+  Returns:
+    The values in the processes' order.
+  """
+  client = _client()
+  client.key_value_set(f'{place}{process_index()}', json.dumps(value))
+  client.wait_at_barrier(place, timeout_ms)
+  values = dict(client.key_value_dir_get(place))
   _leave_off(place)
   return [
     json.loads(values[f'{place}{index}']) for index in range(process_count())
@@ -192,7 +218,10 @@ def from_first(make: Callable[[], T]) -> T:
     try:
       answer: dict[str, Any] = {'value': make()}
     except UserError as error:
-      answer = {'mistake': str(error)}
+      answer = {
+        'mistake': str(error),
+        'in writing': isinstance(error, WriteError),
+      }
     text = json.dumps(answer)
     count = len(range(0, len(text), _PIECE))
     for index in range(count):
@@ -205,7 +234,8 @@ def from_first(make: Callable[[], T]) -> T:
     answer = json.loads(text)
   _leave_off(place)
   if 'mistake' in answer:
-    raise UserError(answer['mistake'])
+    kind = WriteError if answer['in writing'] else UserError
+    raise kind(answer['mistake'])
   return answer['value']
 
 
@@ -239,6 +269,12 @@ def wait_until_seen(path: pathlib.Path) -> None:
       f'{", ".join(blind[:4])} does not see what process 0 wrote there within '
       f'{timeout:g} s; --workdir must be on a disk that all hosts share'
     )
+
+
+def say(line: str) -> None:
+  """Prints a line once, not once in every process."""
+  if process_index() == 0:
+    print(line, flush=True)
 
 
 def finish() -> None:

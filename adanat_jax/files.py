@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from adanat_jax import distributed
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, WriteError
 
 
 def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -36,24 +36,24 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
   except PermissionError as error:
     raise UserError(f'{path}: cannot be created, permission denied') from error
   except OSError as error:
-    raise UserError(f'{path}: cannot be created: {error.strerror}') from error
+    raise WriteError(f'{path}: cannot be created: {error.strerror}') from error
   return path
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns what the system says against writing `path` into a UserError."""
+  """Turns what the system says against writing `path` into a WriteError."""
   try:
     yield
   except OSError as error:
     reason = error.strerror or str(error)
-    raise UserError(f'{path}: cannot be written: {reason}') from error
+    raise WriteError(f'{path}: cannot be written: {reason}') from error
   except ValueError as error:
     # TensorStore's way: '...: No space left on device [os_error_code='28']'.
     found = re.search(r"([^:\[]+) \[os_error_code='\d+'", str(error))
     if found is None:
       raise
-    raise UserError(f'{path}: cannot be written:{found[1]}') from error
+    raise WriteError(f'{path}: cannot be written:{found[1]}') from error
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

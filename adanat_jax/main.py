@@ -134,12 +134,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def run() -> None:
-  """Runs `main` on the command line; users' mistakes are one line, status 2."""
+  """Runs `main` on the command line; users' mistakes are one line."""
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:
     print('adanat_jax:', *str(error).split(), file=sys.stderr)
-    distributed.leave(2)
+    distributed.leave(error.status)
   except KeyboardInterrupt:
     # Inside a training loop Ctrl-C saves first and does not come to here.
     print('adanat_jax: interrupted; the same command goes on', file=sys.stderr)

@@ -6,7 +6,8 @@
 #   launch/supervise.sh [FLAG OF create.sh]... -- FLAG OF run.sh...
 #
 # Ends with 0 when the run has finished, with 143 when launch/stop.sh ended it,
-# with 2 when its flags or its config are wrong or after MAX_FAILURES failures.
+# with 2 when its flags, its config or its numbers are wrong (exit code 2) or
+# after MAX_FAILURES failures; that it could not write (74) is one.
 # Ctrl-C ends this script and leaves the run going; the same command takes over.
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -56,7 +57,9 @@ attend() {
       say 'finished; launch/delete.sh deletes the slice'
       exit 0
       ;;
-    ' refused ') die 'the flags or the config are wrong; see launch/logs.sh' ;;
+    ' refused ')
+      die 'the flags, the config or the numbers are wrong; see launch/logs.sh'
+      ;;
     *' stopped '*)
       say 'launch/stop.sh ended the run'
       exit 143

@@ -168,7 +168,8 @@ status() {
   else
     case $code in
       '') say 'lost (it left no exit code: the machine restarted, or memory)' ;;
-      2) say 'refused (wrong flags or config; see the log)' ;;
+      2) say 'refused (wrong flags or config, or numbers; see the log)' ;;
+      74) say "failed (exit code $code: cannot write; see the log)" ;;
       130 | 143) say "interrupted (exit code $code: asked to stop, saved)" ;;
       *) say "failed (exit code $code; see the log)" ;;
     esac

@@ -55,10 +55,16 @@ class SuperviseTest(launching.LaunchTest, parameterized.TestCase):
     self.assertIn('failure 2 of 2: the run crashed', text)
     self.assertEqual(self.starts(0), 2)
 
+  def test_a_full_disk_is_tried_again(self):
+    self.ends('74', '0')
+    text = self.supervise(MAX_FAILURES='2')
+    self.assertIn('failure 1 of 2: the run crashed', text)
+    self.assertIn('finished', text)
+
   def test_user_mistake_ends_it(self):
     self.ends('2')
     text = self.supervise(status=2)
-    self.assertIn('the flags or the config are wrong', text)
+    self.assertIn('the flags, the config or the numbers are wrong', text)
     self.assertEqual(self.starts(0), 1)
 
   def test_worker_that_ended_alone_takes_the_others_along(self):
