@@ -26,11 +26,21 @@ from typing import Any
 from absl import logging
 import orbax.checkpoint as ocp
 
-from adanat_jax import checkpoint_meta, distributed, files, leaves
-from adanat_jax.errors import UserError
+from adanat_jax import (
+  checkpoint_meta,
+  distributed,
+  files,
+  leaves,
+  save_barrier,
+)
+from adanat_jax.errors import UserError, WriteError
 from adanat_jax.weights import load_params
 
 __all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
+
+
+# One for all: a filter that is there already is not added again.
+_WITHOUT_TRACES = save_barrier.WithoutTraces()
 
 
 class NonFiniteError(UserError):
@@ -81,11 +91,19 @@ class Checkpointer:
     self._path = files.make_directory(
       pathlib.Path(directory).absolute() / 'checkpoints'
     )
+    logging.get_absl_logger().addFilter(_WITHOUT_TRACES)
+    waiting = ocp.options.AsyncOptions(
+      timeout_secs=save_barrier.TIMEOUT_SECONDS,
+      barrier_sync_fn=(
+        save_barrier.SaveBarrier() if distributed.is_shared() else None
+      ),
+    )
     self._manager = ocp.CheckpointManager(
       self._path,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
+        async_options=waiting,
       ),
       item_names=('state', 'meta'),
     )
@@ -123,6 +141,7 @@ class Checkpointer:
           f'the state is not finite after step {step}: {name} holds NaN or '
           'infinity; it is not saved, the last checkpoint is kept'
         )
+    self.wait()
     distributed.from_first(self._check_permission)
     with files.writing(self._path):
       saved = self._manager.save(
@@ -137,17 +156,21 @@ class Checkpointer:
       raise RuntimeError(f'{self._path}: step {step} was not saved')
 
   def _check_permission(self) -> None:
-    """Raises UserError if no checkpoint could be created.
+    """Raises WriteError if no checkpoint could be created.
 
     Process 0 creates it, in the background, and Orbax lets the others wait for
     it for ten minutes: better that all know before.
     """
     if not os.access(self._path, os.W_OK | os.X_OK):
-      raise UserError(f'{self._path}: cannot be written: Permission denied')
+      raise WriteError(f'{self._path}: cannot be written: Permission denied')
 
   def wait(self) -> None:
-    """Blocks until the last save is on the disk; raises what it raised."""
-    with files.writing(self._path):
+    """Blocks until the last save is on the disk.
+
+    Raises:
+      UserError: in every process, if one could not write its part.
+    """
+    with files.writing(self._path), save_barrier.own_errors():
       self._manager.wait_until_finished()
 
   def restore(self, target: Any) -> Restored | None:
@@ -201,14 +224,19 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
-    with files.writing(self._path):
+    with files.writing(self._path), save_barrier.own_errors():
       self._manager.close()
 
   def __enter__(self) -> 'Checkpointer':
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      self.close()
+    except UserError:
+      # What went wrong first tells more than a save that fails because of it.
+      if kind is None:
+        raise
 
 
 class _Best:

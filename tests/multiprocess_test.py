@@ -211,10 +211,14 @@ class FaultsTest(ProcessTest):
     common = [*fields, f'--workdir={workdir}']
     return [
       Child(
-        toy_cluster.start([*own, *common], output, file_limit=how.file_limit)
+        toy_cluster.start(
+          [*own, *common],
+          output,
+          file_limit=how.file_limit if index in how.limited else 0,
+        )
       )
-      for own, output in zip(
-        toy_cluster.arguments(self.directory, 2), outputs, strict=True
+      for index, (own, output) in enumerate(
+        zip(toy_cluster.arguments(self.directory, 2), outputs, strict=True)
       )
     ]
 
@@ -238,7 +242,12 @@ class FaultsTest(ProcessTest):
         self.assertTrue(outcome.good)
     for outcome, words in zip(
       outcomes[1:],
-      ('cannot be written: File too', 'is damaged (', 'a file is in the way'),
+      (
+        'cannot be written: File too',
+        'cannot be written: ',
+        'is damaged (',
+        'a file is in the way',
+      ),
       strict=True,
     ):
       self.assertIn(words, outcome.said)

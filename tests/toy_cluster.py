@@ -12,6 +12,7 @@ import os
 import pathlib
 import resource
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -173,8 +174,11 @@ def _child(
   """Runs the command line as a process of its own would."""
   global _death
   with output.open('w') as file:
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
+    # What is printed is not meant by a limit of files.
+    pipe = subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=file)
+  with pipe.stdin as stdin:
+    os.dup2(stdin.fileno(), 1)
+    os.dup2(stdin.fileno(), 2)
   sys.stdout.reconfigure(line_buffering=True)
   sys.argv = ['adanat_jax', *arguments]
   _death = death
