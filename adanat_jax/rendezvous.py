@@ -240,7 +240,15 @@ def _introduction(connection: socket.socket) -> Attendee | None:
     return None
   if said is None or said.pop('hello', None) != _HELLO:
     return None
-  return Attendee(**said)
+  process, host, facts = (said.get(k) for k in ('process', 'host', 'facts'))
+  if (
+    not isinstance(process, int)
+    or not isinstance(host, str)
+    or not isinstance(facts, dict)
+  ):
+    return None
+  # Whatever else another version of this program may say: its facts tell.
+  return Attendee(process, host, {k: str(v) for k, v in facts.items()})
 
 
 def _is_open(connection: socket.socket) -> bool:

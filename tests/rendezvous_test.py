@@ -73,17 +73,31 @@ class RendezvousTest(absltest.TestCase):
 
     thread = threading.Thread(target=preside)
     thread.start()
-    sent = 0
-    while sent < 2:
+    sentences = [
+      b'GET / HTTP/1.1\r\n',
+      b'{"verdict": 1}\n',
+      b'{"hello": "adanat_jax", "process": "1", "facts": []}\n',
+    ]
+    while sentences:
       try:
         with socket.create_connection(('localhost', port)) as stranger:
-          stranger.sendall((b'GET / HTTP/1.1\r\n', b'{"verdict": 1}\n')[sent])
-          sent += 1
+          stranger.sendall(sentences[0])
+          del sentences[0]
       except ConnectionRefusedError:
         continue
     rendezvous.meet(address, 2, 1, FACTS, 20)
     thread.join()
     self.assertEqual(told, ['all is well'])
+
+  def test_one_of_another_version_says_more(self):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+      theirs.sendall(
+        b'{"hello": "adanat_jax", "process": 1, "host": "h", "mood": "good", '
+        b'"facts": {"jax": 9}}\n'
+      )
+      attendee = rendezvous._introduction(ours)
+    self.assertEqual(attendee, rendezvous.Attendee(1, 'h', {'jax': '9'}))
 
   def test_a_stranger_at_the_coordinators_port(self):
     with socket.create_server(('localhost', 0)) as server:
