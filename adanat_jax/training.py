@@ -22,6 +22,7 @@ them together: they stop after the same step, and process 0 writes the rows.
 
 from collections.abc import Callable, Mapping
 import contextlib
+import functools
 import os
 import pathlib
 import signal
@@ -149,8 +150,7 @@ def run_loop(
       if restored and marked['step'] == first_step == num_steps:
         return state
       # More steps are asked for, or the last checkpoint is damaged.
-      if distributed.process_index() == 0:
-        (directory / COMPLETE_FILE).unlink()
+      distributed.from_first(functools.partial(_remove_marker, directory))
     writer = metric_writer.MetricWriter(
       directory, first_step=first_step, tensorboard=tensorboard
     )
@@ -208,6 +208,12 @@ def run_loop(
     figures = final_figures(state) if final_figures is not None else {}
     mark_complete(directory, num_steps, figures)
   return state
+
+
+def _remove_marker(directory: pathlib.Path) -> None:
+  path = directory / COMPLETE_FILE
+  with files.writing(path):
+    path.unlink()
 
 
 class _Record:

@@ -22,6 +22,7 @@ from adanat_jax import (
   metric_writer,
   rendezvous,
 )
+from adanat_jax.errors import UserError
 
 # The benchmark is not part of the package.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
@@ -313,6 +314,10 @@ class StartTest(ProcessTest):
 
 
 class AloneTest(absltest.TestCase):
+  def test_one_process_is_not_told_about_others(self):
+    with self.assertRaisesRegex(UserError, 'num_processes=2: --distributed=lo'):
+      distributed.start('local', num_processes=2)
+
   def test_everything_is_what_it_is_without_other_processes(self):
     self.assertEqual(distributed.process_index(), 0)
     self.assertFalse(distributed.is_shared())

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adanat_jax import files, sharding
+from adanat_jax import distributed, files, sharding
 from adanat_jax.completion import is_complete, mark_complete
 from adanat_jax.config_rules import check, int_at_least
 from adanat_jax.data import digits
@@ -218,7 +218,7 @@ class Evaluation:
 
 
 def _say(text: str) -> None:
-  print(f'evaluate: {text}', flush=True)
+  distributed.say(f'evaluate: {text}')
 
 
 def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
@@ -274,9 +274,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     rows = []
     for index, setting in enumerate(settings):
       if index % 12 == 0:
-        print(
-          f'evaluate: T={num_steps}, grid {index}/{len(settings)}', flush=True
-        )
+        _say(f'T={num_steps}, grid {index}/{len(settings)}')
       rows.append(
         ledger.get(
           f'T{num_steps}/grid/{index}',

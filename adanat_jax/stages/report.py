@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax import files, metric_writer
+from adanat_jax import distributed, files, metric_writer
 from adanat_jax.completion import read_complete
 from adanat_jax.config_rules import check, int_at_least
 from adanat_jax.data import digits
@@ -77,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     _command(workdir),
   )
   files.write_text(directory / 'report.md', text)
-  print(f'report: {directory / "report.md"}', flush=True)
+  distributed.say(f'report: {directory / "report.md"}')
 
 
 def _command(workdir: pathlib.Path) -> str:
