@@ -9,8 +9,8 @@ Each of the `num_steps` rounds
 
 So a guided decode costs `2 T` denoiser passes and an unguided one `T`, never
 one more. Noise belongs to the sample: sample `i` owns a key, and step `t` uses
-`fold_in(key, t)`, so in float32 on a CPU the same key gives the same image
-whatever the batch, the devices or the processes around it.
+`fold_in(key, t)`, so in float32 on a CPU the same key gives the same
+tokens whatever the batch, the devices or the processes around it.
 """
 
 from __future__ import annotations
