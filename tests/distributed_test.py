@@ -20,7 +20,14 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
-from adanat_jax import config as config_lib, metric_writer, sharding
+from adanat_jax import (
+  checkpoint_meta,
+  completion,
+  config as config_lib,
+  distributed,
+  metric_writer,
+  sharding,
+)
 from adanat_jax.stages import (
   fit,
   judges,
@@ -166,8 +173,11 @@ def child(what: str, *arguments: str) -> None:
   """Does its part on all devices and prints the result as JSON."""
   source, target, fsdp, num_processes, process, port = arguments
   if int(num_processes) > 1:
-    jax.distributed.initialize(
-      f'localhost:{port}', int(num_processes), int(process)
+    distributed.start(
+      'on',
+      coordinator_address=f'localhost:{port}',
+      num_processes=int(num_processes),
+      process_id=int(process),
     )
   if what == 'base':
     result = base(pathlib.Path(source))
@@ -217,6 +227,13 @@ def run(
   return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
 
 
+def layouts(directory: pathlib.Path) -> dict[str, str]:
+  """Layouts by name of all leaves of a stage's last checkpoint."""
+  step = completion.read_complete(directory)['step']
+  path = directory / 'checkpoints' / str(step)
+  return checkpoint_meta.layouts(checkpoint_meta.read(path))
+
+
 class DistributedTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -227,7 +244,12 @@ class DistributedTest(absltest.TestCase):
     (cls.one,) = run('base', cls.one_workdir, cls.one_workdir, num_devices=1)
 
   def check(self, target: pathlib.Path, results: list[dict[str, Any]]) -> None:
-    """Compares samples and the metrics of every step with those of one."""
+    """Compares samples, checkpoints and every step's metrics with those of one.
+
+    Args:
+      target: holds what the stages wrote.
+      results: what each process printed.
+    """
     for result in results:
       for policy_name in ('learned', 'hand-made'):
         self.assertEqual(
@@ -239,6 +261,9 @@ class DistributedTest(absltest.TestCase):
         )
     for name, (_, stage) in STAGES.items():
       expected = metric_writer.read_metrics(self.one_workdir / stage)
+      self.assertEqual(
+        layouts(target / name / stage), layouts(self.one_workdir / stage)
+      )
       rows = metric_writer.read_metrics(target / name / stage)
       self.assertLen(rows, STEPS)
       for row, wanted in zip(rows, expected, strict=True):
