@@ -63,10 +63,10 @@ def examine(tree: Any) -> dict[str, Leaf]:
   named = by_name(tree)
   on_cpu = jax.default_backend() == 'cpu'
 
-  def digest(leaf: jax.Array) -> tuple[Any, Any]:
+  def digest(leaf: jax.Array | np.ndarray) -> tuple[Any, Any]:
     # Where the host holds all the numbers, it is done before a program for each
     # shape would be compiled.
-    if on_cpu and leaf.is_fully_addressable:
+    if isinstance(leaf, np.ndarray) or (on_cpu and leaf.is_fully_addressable):
       return _digest_on_host(leaf)
     if on_cpu and leaf.is_fully_replicated:
       return _digest_on_host(leaf.addressable_data(0))
@@ -161,7 +161,7 @@ def _digest_on_device(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.sum(words ^ (words >> 16), dtype=jnp.uint32), finite
 
 
-def _digest_on_host(leaf: jax.Array) -> tuple[int, bool]:
+def _digest_on_host(leaf: jax.Array | np.ndarray) -> tuple[int, bool]:
   """Returns the same as `_digest_on_device`, compiling nothing."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)

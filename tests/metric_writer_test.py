@@ -9,11 +9,10 @@ from typing import Any
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import files, metric_writer
+from adanat_jax import distributed, files, metric_writer
 from adanat_jax.errors import UserError
 
 
@@ -80,7 +79,7 @@ class MetricWriterTest(absltest.TestCase):
     writer.close()
 
   def test_other_processes_write_nothing(self):
-    with mock.patch.object(jax, 'process_index', return_value=1):
+    with mock.patch.object(distributed, 'process_index', return_value=1):
       self.write(0, 1, 2)
       shown = io.StringIO()
       with contextlib.redirect_stdout(shown):

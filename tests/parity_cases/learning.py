@@ -24,7 +24,7 @@ def ppo_update(reference: Reference) -> Outputs:
   num_actions = given['old_actions'].shape[-1]
   # One row of N samples: the loss is a mean, whatever the steps.
   rollout = ppo.Rollout(
-    features=None,
+    observations=None,
     actions=given['old_actions'][None],
     log_probs=given['old_logprobs'][None],
     values=(given['rewards'] - given['advantages'])[None],
