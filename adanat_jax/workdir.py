@@ -37,6 +37,7 @@ RUN_ONLY_FIELDS = (
   'save_every',
   '*.save_every',
   'keep_every',
+  'keep_best',
   'tensorboard',
 )
 

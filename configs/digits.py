@@ -36,6 +36,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # The two newest checkpoints of a training stay, and those of steps that this
   # divides; 0 keeps no others.
   config.keep_every = 0
+  # Also keep the best one: of a policy that of the highest reward, of other
+  # networks that of the lowest loss. What comes after uses the last one.
+  config.keep_best = False
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
 

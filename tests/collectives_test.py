@@ -7,13 +7,12 @@ or a device's share of it, features, tokens and activations alike.
 
 import json
 import math
-import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
 from absl.testing import absltest, parameterized
+import children
 import jax
 import jax.numpy as jnp
 
@@ -119,25 +118,6 @@ def child() -> None:
   print(json.dumps(several_devices() if several else one_device()))
 
 
-def found(num_devices: int) -> dict[str, Any]:
-  """What `child` prints in a process that has so many devices."""
-  environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_NUM_CPU_DEVICES': str(num_devices),
-    'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
-  }
-  process = subprocess.run(
-    [sys.executable, __file__, '--child'],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
-  if process.returncode:
-    raise AssertionError(process.stderr[-3000:])
-  return json.loads(process.stdout.splitlines()[-1])
-
-
 def growing(exchanged: list[Any]) -> list[Any]:
   """Those that grow with the batch."""
   return [x for x in exchanged if any(size % 7 == 0 for size in x[2])]
@@ -147,7 +127,7 @@ class CollectivesTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.found = found(8)
+    cls.found = children.run(__file__, 8)
 
   def test_no_parameter_passes_for_a_batch(self):
     sizes = self.found['state']
@@ -176,7 +156,7 @@ class OneDeviceTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.found = found(1)
+    cls.found = children.run(__file__, 1)
 
   @parameterized.parameters('policy', 'nat', 'sampling')
   def test_a_mesh_of_one_costs_nothing(self, name):

@@ -1,14 +1,13 @@
 """A training step is compiled once, on one device and on several."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 from typing import Any
 
 from absl.testing import absltest, parameterized
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,25 +71,6 @@ def train(num_steps: int, directory: str) -> dict[str, list[int]]:
   return {'traced': len(traced), 'compiled': after}
 
 
-def run(num_devices: int, num_steps: int, directory: str) -> Any:
-  """What `train` returns in a process that has so many devices."""
-  environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_NUM_CPU_DEVICES': str(num_devices),
-    'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
-  }
-  process = subprocess.run(
-    [sys.executable, __file__, '--child', str(num_steps), directory],
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
-  if process.returncode:
-    raise AssertionError(process.stderr[-3000:])
-  return json.loads(process.stdout.splitlines()[-1])
-
-
 class CompileCountsTest(parameterized.TestCase):
   def assert_compiled_once(self, counts, num_steps):
     self.assertEqual(counts['traced'], 1)
@@ -101,10 +81,10 @@ class CompileCountsTest(parameterized.TestCase):
   @parameterized.parameters(1, 8)
   def test_no_step_is_compiled_again(self, num_devices):
     with tempfile.TemporaryDirectory() as directory:
-      counts = run(num_devices, 5, directory)
+      counts = children.run(__file__, num_devices, 5, directory)
       self.assert_compiled_once(counts, 5)
       with self.subTest('resumed'):
-        counts = run(num_devices, 9, directory)
+        counts = children.run(__file__, num_devices, 9, directory)
         self.assert_compiled_once(counts, 4)
 
 

@@ -6,7 +6,6 @@ from the same inputs, on many devices and in two processes.
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import socket
@@ -15,6 +14,7 @@ import sys
 from typing import Any
 
 from absl.testing import absltest
+import children
 import jax
 from jax.experimental import multihost_utils
 import ml_collections
@@ -199,11 +199,8 @@ def run(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_NUM_CPU_DEVICES': str(num_devices),
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
-    'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+  environment = children.environment(num_devices) | {
+    'XLA_FLAGS': '--xla_backend_optimization_level=0'
   }
   processes = [
     subprocess.Popen(

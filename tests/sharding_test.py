@@ -1,14 +1,13 @@
 """One device and four: the same numbers, and really more than one shard."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
 from absl import logging
 from absl.testing import absltest
+import children
 import jax
 from jax.sharding import PartitionSpec
 import numpy as np
@@ -75,26 +74,6 @@ def train(directory: pathlib.Path, fsdp: int, num_steps: int) -> dict[str, Any]:
   }
 
 
-def train_on(num_devices: int, *arguments: Any) -> dict[str, Any]:
-  """Calls `train` in a process that has so many CPU devices."""
-  result = subprocess.run(
-    [sys.executable, __file__, '--train', *map(str, arguments)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(num_devices),
-      'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
-    },
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  if result.returncode:
-    raise RuntimeError(result.stderr)
-  return json.loads(result.stdout.splitlines()[-1])
-
-
 class ShardingTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -102,8 +81,8 @@ class ShardingTest(absltest.TestCase):
     self.directory = pathlib.Path(self.create_tempdir().full_path)
 
   def test_four_devices_give_the_numbers_of_one(self):
-    one = train_on(1, self.directory / 'one', 1, NUM_STEPS)
-    four = train_on(4, self.directory / 'four', 2, NUM_STEPS)
+    one = children.run(__file__, 1, self.directory / 'one', 1, NUM_STEPS)
+    four = children.run(__file__, 4, self.directory / 'four', 2, NUM_STEPS)
     self.assertEqual(set(one['pieces'].values()), {1})
     self.assertEqual(
       four['pieces'], {'batch': 4, 'kernel': 2, 'bias': 1, 'momentum': 2}
@@ -119,8 +98,10 @@ class ShardingTest(absltest.TestCase):
       for name, value in four['params'].items():
         np.testing.assert_array_equal(restored.state.params[name], value)
     with self.subTest('and training goes on, on four, after one'):
-      more = train_on(4, self.directory / 'one', 4, NUM_STEPS + 3)
-      whole = train_on(4, self.directory / 'whole', 4, NUM_STEPS + 3)
+      more = children.run(__file__, 4, self.directory / 'one', 4, NUM_STEPS + 3)
+      whole = children.run(
+        __file__, 4, self.directory / 'whole', 4, NUM_STEPS + 3
+      )
       self.assertEqual(more['pieces']['kernel'], 4)
       for name, value in whole['params'].items():
         np.testing.assert_allclose(
@@ -154,7 +135,7 @@ class ShardingTest(absltest.TestCase):
 
 
 if __name__ == '__main__':
-  if '--train' in sys.argv:
+  if '--child' in sys.argv:
     path, axis, steps = sys.argv[2:]
     print(json.dumps(train(pathlib.Path(path), int(axis), int(steps))))
   else:

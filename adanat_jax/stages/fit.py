@@ -38,6 +38,7 @@ def fit(
   num_steps: int,
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
+  best_of: tuple[str, str] = ('loss', 'min'),
   **options: Any,
 ) -> State:
   """Trains from the newest checkpoint, or from the start, to `num_steps`.
@@ -52,6 +53,7 @@ def fit(
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `training.run_loop`.
+    best_of: `(metric, 'min' or 'max')`, by which `config.keep_best` chooses.
     **options: of `training.run_loop`, before those of the config.
 
   Returns:
@@ -73,7 +75,7 @@ def fit(
       name=name,
       num_steps=num_steps,
       final_figures=final_figures,
-      **{**networks.loop_options(config), **options},
+      **{**networks.loop_options(config, best_of), **options},
     )
 
 

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from adanat_jax import sharding
+from adanat_jax import distributed, sharding
 from adanat_jax.data import digits
 from adanat_jax.errors import UserError
 from adanat_jax.models.discriminator import advance_spectral
@@ -80,11 +80,17 @@ def frechet_court(
       )
     )
 
-  statistics = {
-    'mean': real.mean(0).astype(np.float32),
-    'covariance': np.cov(real, rowvar=False).astype(np.float32),
-  }
-  statistics = sharding.shard_state(statistics, networks.mesh_of(config))
+  # One host's: unlike processors may differ in the last bit.
+  mean, covariance = distributed.from_first(
+    lambda: [real.mean(0).tolist(), np.cov(real, rowvar=False).tolist()]
+  )
+  statistics = sharding.shard_state(
+    {
+      'mean': np.asarray(mean, np.float32),
+      'covariance': np.asarray(covariance, np.float32),
+    },
+    networks.mesh_of(config),
+  )
   return Court({'reward': params, **statistics}, judge)
 
 

@@ -195,12 +195,20 @@ def order_seed(config: Config, name: str) -> int:
   return zlib.crc32(f'{config.seed}/{name}'.encode())
 
 
-def loop_options(config: Config) -> dict[str, Any]:
-  """What every training loop takes from the top of the config."""
+def loop_options(
+  config: Config, best_of: tuple[str, str] = ('loss', 'min')
+) -> dict[str, Any]:
+  """What every training loop takes from the top of the config.
+
+  Args:
+    config: the whole config.
+    best_of: which checkpoint is the best, see `training.run_loop`.
+  """
   return dict(
     log_every=config.log_every,
     save_every=config.save_every,
     keep_every=config.keep_every or None,
+    best_of=best_of if config.keep_best else None,
     config_for_meta=config_lib.to_dict(config),
     profile=tuple(config.profile),
     tensorboard=config.tensorboard,

@@ -326,6 +326,7 @@ def train(
     batch_at=batch_at,
     num_steps=section.iterations,
     frozen=frozen,
+    best_of=('reward', 'max'),
     log_every=section.log_every,
     save_every=section.save_every,
   )

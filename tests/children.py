@@ -1,0 +1,35 @@
+"""A test's own file again, in a process that has so many devices."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+
+def environment(num_devices: int) -> dict[str, str]:
+  """The environment of a process with so many CPU devices."""
+  return os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': str(num_devices),
+    'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+  }
+
+
+def run(file: str, num_devices: int, *arguments: Any) -> Any:
+  """Runs `file --child arguments` and returns the JSON of its last line.
+
+  Raises:
+    AssertionError: with the end of what it said, if it failed.
+  """
+  process = subprocess.run(
+    [sys.executable, file, '--child', *map(str, arguments)],
+    env=environment(num_devices),
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+  if process.returncode:
+    raise AssertionError(process.stderr[-3000:])
+  return json.loads(process.stdout.splitlines()[-1])
