@@ -1,0 +1,116 @@
+"""Batches of the next steps, made by threads while the device works.
+
+Where making a batch takes time (reading records, decoding images), a training
+step should not wait for it. `Prefetch` wraps what makes the batch of a step
+and is called in its place: it answers with the same batches, and begins those
+of the next steps ahead of time. Nothing about a run depends on it, so there is
+no state of it to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import concurrent.futures
+import threading
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+import weakref
+
+Batch = TypeVar('Batch')
+
+
+class Prefetch(Generic[Batch]):
+  """`batch_at`, ahead of time: a function of the step, as `batch_at` is.
+
+  Steps are expected one after another. Any other may be asked for, and costs
+  the waiting that reading ahead would have saved. At most `depth` batches that
+  nobody has asked for yet are held at a time, plus one in each thread that
+  works on a step which is no longer wanted.
+  """
+
+  def __init__(
+    self,
+    batch_at: Callable[[int], Batch],
+    *,
+    depth: int = 2,
+    num_threads: int | None = None,
+    num_steps: int | None = None,
+  ):
+    """Starts no thread yet.
+
+    Args:
+      batch_at: `step -> batch`; called from several threads at once.
+      depth: how many steps are begun ahead, at least 1.
+      num_threads: how many batches are made at once; None for `depth`.
+      num_steps: batches of this step and later ones are not made ahead; None
+        if there is no last one.
+    """
+    if depth < 1 or (num_threads is not None and num_threads < 1):
+      raise ValueError(
+        f'depth and num_threads are at least 1, got {depth} and {num_threads}'
+      )
+    self._batch_at = batch_at
+    self._depth = depth
+    self._num_steps = num_steps
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      num_threads or depth, thread_name_prefix='prefetch'
+    )
+    self._futures: dict[int, concurrent.futures.Future[Batch]] = {}
+    self._lock = threading.Lock()
+    # Whoever drops this without closing it leaves no threads behind.
+    self._shutdown = weakref.finalize(
+      self, self._pool.shutdown, wait=False, cancel_futures=True
+    )
+
+  def __call__(self, step: int) -> Batch:
+    """Returns `batch_at(step)`, and begins the batches of the next steps.
+
+    Raises:
+      Exception: what `batch_at(step)` raised, at this step and not before; a
+        step that failed is tried again when it is asked for again.
+      RuntimeError: if this was closed.
+    """
+    step = int(step)
+    with self._lock:
+      last = step + self._depth
+      if self._num_steps is not None:
+        last = max(step, min(last, self._num_steps - 1))
+      wanted = range(step, last + 1)
+      for other in list(self._futures):
+        if other not in wanted:
+          self._futures.pop(other).cancel()
+      for other in wanted:
+        if other not in self._futures:
+          self._futures[other] = self._pool.submit(_make, self._batch_at, other)
+      # Taken out: a batch is held by whoever asked for it, and no longer.
+      future = self._futures.pop(step)
+    return future.result()
+
+  def close(self) -> None:
+    """Drops what was made ahead and waits for the threads to end."""
+    with self._lock:
+      self._futures.clear()
+    self._shutdown.detach()
+    self._pool.shutdown(wait=True, cancel_futures=True)
+
+  def __enter__(self) -> Prefetch[Batch]:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    self.close()
+
+
+def _make(batch_at: Callable[[int], Any], step: int) -> Any:
+  """A step's batch, unless the program is about to end.
+
+  Python waits at its end for the threads of a pool, and for all that they were
+  given: what is still waiting then is not begun any more.
+  """
+  if not threading.main_thread().is_alive():
+    raise concurrent.futures.CancelledError
+  return batch_at(step)
