@@ -3,8 +3,9 @@
   python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits
 
 `--config=FILE:preset` picks a preset, `--config.field=value` sets a field, and
-`--config.mode=...` picks the stage: all, tokenizer, judges, nat, policy,
-evaluate, report or sample. The same command continues a run that was stopped.
+`--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
+policy, evaluate, report, statistics or sample. The same command continues a run
+that was stopped.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -36,14 +37,17 @@ from adanat_jax.errors import UserError
 STAGES = {
   'tokenizer': 'adanat_jax.stages.tokenizer',
   'judges': 'adanat_jax.stages.judges',
+  'prepare': 'adanat_jax.stages.prepare',
   'nat': 'adanat_jax.stages.nat',
   'policy': 'adanat_jax.stages.policy',
   'evaluate': 'adanat_jax.stages.evaluate',
   'report': 'adanat_jax.stages.report',
+  'statistics': 'adanat_jax.stages.statistics',
   'sample': 'adanat_jax.stages.sample',
 }
-# What mode 'all' runs, in this order.
-PIPELINE = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
+# What mode 'all' runs, in this order: on the digits, and on other images.
+STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
+BENCHMARK = ('tokenizer', 'prepare', 'nat', 'policy', 'evaluate')
 
 _CONFIG = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -109,7 +113,9 @@ def main(argv: Sequence[str]) -> None:
   )
   if _CACHE.value == 'on':
     compile_cache.enable(_CACHE_DIR.value)
-  names = PIPELINE if config.mode == 'all' else (config.mode,)
+  names = (config.mode,)
+  if config.mode == 'all':
+    names = STUDY if config.data.source == 'digits' else BENCHMARK
   stages = [importlib.import_module(STAGES[name]) for name in names]
   for stage in stages:
     # All of them before the first: nobody waits hours for the last one's no.

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, TypeAlias
@@ -167,39 +167,113 @@ class Generator:
         (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
       )
     mesh = self.mesh or sharding.make_mesh()
-    batch_size = -(-self.batch_size // mesh.size) * mesh.size
-    parts = []
-    for start in range(0, count, batch_size):
-      num_real = min(batch_size, count - start)
+
+    def part(start: int, num_real: int) -> Samples:
       # Padding repeats the first rows; what it gives is dropped below.
-      rows = sharding.local_rows(
-        start + np.resize(np.arange(num_real), batch_size), mesh
+      rows = sharding.local_rows(self._padded(start, num_real), mesh)
+      return self._decode_part(
+        _rows_of(policy, rows, mesh),
+        sharding.put_batch(
+          {'tokens': tokens[rows], 'labels': labels[rows]}, mesh
+        ),
+        start,
+        key,
+        (num_steps, guided, options, record),
       )
-      index = sharding.local_rows(start + np.arange(batch_size), mesh)
-      with jax.set_mesh(mesh):
-        part = _decode_batch(
-          self.nat,
-          self.tokenizer,
-          num_steps,
-          guided,
-          options,
-          record,
-          self.nat_params,
-          self.tokenizer_params,
-          _rows_of(policy, rows, mesh),
-          sharding.put_batch(
-            {
-              'tokens': tokens[rows],
-              'labels': labels[rows],
-              'index': index.astype(np.int32),
-            },
-            mesh,
-          ),
-          self._null(),
-          key,
-        )
-        parts.append(_keep(sharding.gather(part), num_real))
-    return _join(parts)
+
+    return _join(
+      [
+        _keep(sharding.gather(part(start, num_real)), num_real)
+        for start, num_real in self._cuts(0, count)
+      ]
+    )
+
+  def stream(
+    self,
+    policy: PolicyLike,
+    condition_of: Callable[[np.ndarray], Any],
+    count: int,
+    key: Array,
+    *,
+    num_steps: int,
+    guided: bool = True,
+    options: step_lib.StepOptions = step_lib.ADANAT,
+    first: int = 0,
+  ) -> Iterator[tuple[np.ndarray, Samples]]:
+    """Decodes batch after batch, and leaves each one on the devices.
+
+    The samples are those that `decode` gives, and the memory that they take
+    does not grow with their number.
+
+    Args:
+      policy: see `decode`; a table has a value a step, not one a sample.
+      condition_of: `int[B] -> conditions [B, ...]`: those of samples by their
+        number, as global arrays divided over the mesh.
+      count: how many samples there are.
+      key: of the whole set of samples.
+      num_steps: T.
+      guided: see `decode`.
+      options: of the decode step.
+      first: sample to begin with, one with which a batch begins.
+
+    Yields:
+      The numbers int[n] of the samples of a batch, and the batch: global
+      arrays whose first n rows they are; what follows is padding.
+    """
+    mesh = self.mesh or sharding.make_mesh()
+    for start, num_real in self._cuts(first, count):
+      index = self._padded(start, num_real)
+      rows = sharding.local_rows(index, mesh)
+      shape = (len(rows), self.nat.num_tokens)
+      batch = sharding.put_batch(
+        {'tokens': np.full(shape, self.nat.codebook_size, np.int32)}, mesh
+      )
+      batch['labels'] = condition_of(index)
+      static = (num_steps, guided, options, False)
+      yield index[:num_real], self._decode_part(
+        policy, batch, start, key, static
+      )
+
+  def _decode_part(
+    self,
+    policy: PolicyLike,
+    batch: dict[str, Array],
+    start: int,
+    key: Array,
+    static: tuple[int, bool, step_lib.StepOptions, bool],
+  ) -> Samples:
+    """Decodes one batch, of global arrays; `static` as `_decode_batch` has."""
+    mesh = self.mesh or sharding.make_mesh()
+    index = start + np.arange(len(batch['tokens']), dtype=np.int32)
+    index = sharding.put_batch(sharding.local_rows(index, mesh), mesh)
+    with jax.set_mesh(mesh):
+      return _decode_batch(
+        self.nat,
+        self.tokenizer,
+        *static,
+        self.nat_params,
+        self.tokenizer_params,
+        policy,
+        {**batch, 'index': index},
+        self._null(),
+        key,
+      )
+
+  @property
+  def padded_batch_size(self) -> int:
+    """`batch_size`, or the next number that the devices can share."""
+    size = (self.mesh or sharding.make_mesh()).size
+    return -(-self.batch_size // size) * size
+
+  def _cuts(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+    """The first sample and the number of samples of every batch."""
+    size = self.padded_batch_size
+    for start in range(first, count, size):
+      yield start, min(size, count - start)
+
+  def _padded(self, start: int, num_real: int) -> np.ndarray:
+    """Numbers of a batch's samples, repeated to the size of a batch."""
+    return start + np.resize(np.arange(num_real), self.padded_batch_size)
 
   def _null(self) -> np.ndarray:
     if self.null_condition is None:

@@ -1,15 +1,19 @@
-"""AdaNAT on CC3M: text to images of 256 pixels, from converted weights.
+"""AdaNAT on CC3M: text to images of 256 pixels.
+
+docs/cc3m.md goes from raw files to the published protocol. From converted
+weights alone,
 
   python -m adanat_jax.main --config=configs/cc3m256.py --workdir=runs/cc3m \
+      --config.mode=sample \
       --config.nat.init_from=weights/nat-cc3m \
       --config.tokenizer.init_from=weights/vqgan \
       --config.text.init_from=weights/clip-big-g \
       --config.policy.init_from=weights/policy-cc3m \
       --config.sample.captions="'a lighthouse at dusk','two cats on a sofa'"
 
-Presets and unexplained fields as in in256.py; in :tiny the digits' classes
-stand in for captions. Sources: LeapLabTHU/AdaNAT configs/cc3m_AdaNAT_muse.yaml,
-train.py and README; baaivision/MUSE-Pytorch
+samples captions. Presets and unexplained fields as in in256.py; in :tiny the
+digits' classes stand in for captions. Sources: LeapLabTHU/AdaNAT
+configs/cc3m_AdaNAT_muse.yaml, train.py and README; baaivision/MUSE-Pytorch
 configs/cc3m_xl_vqf16_jax_2048bs_featset_CLIP_G.py for the NAT's training.
 """
 
@@ -19,7 +23,7 @@ import ml_collections
 
 from adanat_jax import config as config_lib
 
-PRESETS = ('default', 'tiny')
+PRESETS = ('default', 'mini', 'tiny')
 
 _IN256 = pathlib.Path(__file__).with_name('in256.py')
 
@@ -34,12 +38,16 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.policy.residual = 'published'
   if preset != 'tiny':
     _set_networks(config)
+  if preset == 'mini':
+    shrink(config)
   return config
 
 
 def _set_networks(config: ml_collections.ConfigDict) -> None:
   """Sets the published sizes."""
   config.data.condition = 'text'
+  # The authors' TSV files; 'webdataset' for what img2dataset writes.
+  config.data.source = 'cc3m_tsv'
 
   nat = config.nat
   # cc3m_AdaNAT_muse.yaml.
@@ -78,3 +86,14 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
 
   # Texts to sample; `sample.classes` means nothing here.
   config.sample.captions = ('a lighthouse at dusk', 'two cats on a sofa')
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+  """Makes what `_set_networks` set small again."""
+  config.nat.update(width=32, depth=2, num_heads=4, num_steps=8)
+  config.text.update(width=16, depth=1, num_heads=2, mlp_width=32)
+  config.text.projection_width = 8
+  config.policy.iterations = 2
+  config.policy.discriminator.batch_size = 16
+  config.evaluate.num_samples = 24
+  config.sample.captions = ('a flower', 'a temple')

@@ -14,7 +14,7 @@ import ml_collections
 
 from adanat_jax import config as config_lib
 
-PRESETS = ('default', 'tiny')
+PRESETS = ('default', 'mini', 'tiny')
 
 _CC3M = pathlib.Path(__file__).with_name('cc3m256.py')
 
@@ -28,6 +28,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.nat.mask_ratio = 'beta'
   config.policy.residual = 'none'
   if preset != 'tiny':
+    config.data.source = 'coco'
+  if preset == 'default':
     config.nat.width = 512
     config.nat.depth = 12
     config.nat.num_heads = 8

@@ -48,6 +48,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   mesh.fsdp = 1
 
   config.data = data = ml_collections.ConfigDict()
+  # Where the images come from; in256.py has the others.
+  data.source = 'digits'
   # Height and width in pixels; the 8x8 originals are enlarged bilinearly.
   data.image_size = 16
   # What the decoder is told: 'parity' (even or odd; it must settle on a digit

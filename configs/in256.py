@@ -1,16 +1,27 @@
-"""AdaNAT-L on ImageNet 256: the published networks, from converted weights.
+"""AdaNAT-L on ImageNet 256: from raw images to the published protocol.
 
   python -m adanat_jax.main --config=configs/in256.py --workdir=runs/in256 \
+      --config.data.path=imagenet/train --config.data.validation_path=... \
+      --config.tokenizer.init_from=weights/vqgan \
+      --config.judges.reward.init_from=weights/dino \
+      --config.evaluate.inception=weights/inception
+
+prepares tokens, trains NAT and policy, and evaluates; docs/imagenet256.md goes
+through it. From published weights alone (docs/weights.md),
+
+  python -m adanat_jax.main --config=configs/in256.py --workdir=runs/sample \
+      --config.mode=sample \
       --config.nat.init_from=weights/nat-l \
       --config.tokenizer.init_from=weights/vqgan \
       --config.policy.init_from=weights/policy \
       --config.sample.classes=207,360
 
-samples with the published policy; docs/weights.md says how the weights are
-converted. Without a policy, --config.sample.policy=autonat_large takes
-AutoNAT's searched schedule. Presets:
+samples with the published policy; without one, --config.sample.policy=
+autonat_large takes AutoNAT's searched schedule. Presets:
 
   configs/in256.py        the published sizes and hyperparameters
+  configs/in256.py:mini   the same stages on the same files, everything small:
+                          minutes on a laptop, no good images, for trying out
   configs/in256.py:tiny   the published recipe, small, on the digits, from
                           nothing: every stage in minutes
 
@@ -25,7 +36,7 @@ import ml_collections
 
 from adanat_jax import config as config_lib
 
-PRESETS = ('default', 'tiny')
+PRESETS = ('default', 'mini', 'tiny')
 
 _DIGITS = pathlib.Path(__file__).with_name('digits.py')
 
@@ -37,7 +48,10 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
   set_recipe(config)
   if not tiny:
+    set_data(config)
     set_networks(config)
+  if preset == 'mini':
+    shrink(config)
   return config
 
 
@@ -66,15 +80,43 @@ def set_recipe(config: ml_collections.ConfigDict) -> None:
   config.sample.num_steps = 8
 
 
+def set_data(config: ml_collections.ConfigDict) -> None:
+  """Sets where images come from and where their tokens go."""
+  data = config.data
+  # 'image_folder' (a folder of classes), 'imagenet_tar' (the official tar
+  # files), 'tfds', 'coco', 'cc3m_tsv' or 'webdataset'.
+  data.source = 'image_folder'
+  # A folder, a file, a glob of tar files, or tfds' data_dir; docs/ has a page
+  # for each benchmark.
+  data.path = ''
+  # The same for the validation images; empty to set `held_out` images apart.
+  data.validation_path = ''
+  # Chosen by a hash of their names, so that they stay the same ones.
+  data.held_out = 0
+  # Of source 'tfds': the name of the data set, such as 'imagenet2012'.
+  data.tfds_name = ''
+  # Of source 'coco': the JSON files of captions.
+  data.annotations = ''
+  data.validation_annotations = ''
+  # Whether photographs are turned upright by their EXIF tag; as published: no.
+  data.apply_orientation = False
+  # Files that cannot be read are named and left out; past this share of all,
+  # preparation fails.
+  data.max_corrupt_share = 0.01
+  # Directory of the prepared tokens; empty for <workdir>/prepare. Runs with the
+  # same tokenizer may share one.
+  data.prepared = ''
+  # 'store' writes the states of captions beside the tokens, 'compute' runs the
+  # text tower in each training step.
+  data.text_embeddings = 'store'
+  data.image_size = 256
+  # What the NAT is conditioned on: 'class' or 'text'.
+  data.condition = 'class'
+  data.num_classes = 1000
+
+
 def set_networks(config: ml_collections.ConfigDict) -> None:
   """Sets the published sizes, and where their weights come from."""
-  # Nothing is trained from nothing at this size: images are sampled.
-  config.mode = 'sample'
-
-  config.data.image_size = 256
-  config.data.condition = 'class'
-  config.data.num_classes = 1000
-
   tokenizer = config.tokenizer
   # configs/vae_configs/vq-f16-jax.yaml: 256x256 pixels become 16x16 tokens.
   tokenizer.codebook_size = 1024
@@ -150,3 +192,31 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
 
   config.sample.classes = (207, 360, 387, 974)
   config.sample.images_per_class = 1
+
+
+def shrink(config: ml_collections.ConfigDict) -> None:
+  """Makes a config of real images small; what is not size stays as it is."""
+  config.log_every = 2
+  config.save_every = 4
+  config.data.image_size = 32
+  config.data.num_classes = 3
+  config.tokenizer.update(
+    codebook_size=32, code_width=8, base_width=8, num_res_blocks=1
+  )
+  config.tokenizer.update(num_steps=8, batch_size=16, num_groups=4)
+  config.tokenizer.width_multipliers = (1, 2, 2, 2)
+  config.judges.reward.update(width=32, depth=4, num_heads=2)
+  config.judges.reward.hooks = (0, 1, 2, 3)
+  config.nat.update(width=32, depth=2, num_heads=4, num_steps=8, batch_size=16)
+  config.nat.update(warmup_steps=2, ema_decay=0.9)
+  config.policy.update(iterations=2, batch_size=16, rollout_size=0)
+  config.policy.num_steps = (2,)
+  config.policy.ppo.micro_batches = 1
+  config.policy.network.update(hidden_size=16, conv_width=8)
+  config.policy.network.mlp_widths = (16, 16)
+  discriminator = config.policy.discriminator
+  discriminator.update(updates=2, batch_size=16, held_out=8)
+  discriminator.update(mapping_width=16, condition_map_width=8, kernel_size=3)
+  config.evaluate.update(num_samples=24, batch_size=8)
+  config.sample.classes = (0, 1)
+  config.sample.num_steps = 2

@@ -13,7 +13,7 @@ import ml_collections
 
 from adanat_jax import config as config_lib
 
-PRESETS = ('default', 'tiny')
+PRESETS = ('default', 'mini', 'tiny')
 
 _LARGE = pathlib.Path(__file__).with_name('in256.py')
 
@@ -22,7 +22,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   """The configuration of a preset; every field can be overridden by a flag."""
   config = config_lib.load(f'{_LARGE}:{preset}')
   config.unlock()
-  if preset != 'tiny':
+  if preset == 'default':
     config.nat.width = 512
     config.nat.depth = 12
     config.nat.num_heads = 8

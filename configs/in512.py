@@ -14,7 +14,7 @@ import ml_collections
 
 from adanat_jax import config as config_lib
 
-PRESETS = ('default', 'tiny')
+PRESETS = ('default', 'mini', 'tiny')
 
 _IN256 = pathlib.Path(__file__).with_name('in256.py')
 
@@ -23,7 +23,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   """The configuration of a preset; every field can be overridden by a flag."""
   config = config_lib.load(f'{_IN256}:{preset}')
   config.unlock()
-  if preset != 'tiny':
+  if preset == 'default':
     config.data.image_size = 512
     config.evaluate.batch_size = 1
     config.sample.classes = (207, 360)

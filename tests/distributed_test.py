@@ -28,6 +28,7 @@ from adanat_jax import (
   metric_writer,
   sharding,
 )
+from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.stages import (
   fit,
   judges,
@@ -160,7 +161,8 @@ def pieces(
 
   _, params = networks.load_nat(config, workdir)
   court = judging.make_court('adversarial', config, workdir, 1)
-  batch = fit.batches(config, 'nat', np.zeros(100), (16,))(0)
+  examples = ArrayExamples({'rows': np.zeros(100)})
+  batch = fit.batches(config, 'nat', examples, (16,))(0)['rows']
   return {
     'batch': count(batch),
     'held out': count(court.frozen['held_out'][0]),

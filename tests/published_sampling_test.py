@@ -15,11 +15,11 @@ from adanat_jax.convert import __main__ as cli, clip, nat, policy, vqgan
 from adanat_jax.errors import UserError
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.stages import (
+  datasets,
   load,
   networks,
-  published,
   sample,
-  tokenizer as tokenizer_stage,
+  texts,
 )
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -170,7 +170,7 @@ class PublishedSamplingTest(parameterized.TestCase):
   def test_captions(self):
     config = self.load_config('cc3m256', **TEXT)
     overrides, _ = self.weights(config, jnp.zeros((1, 77, 16)))
-    tower = published.text_module(config)
+    tower = texts.text_module(config)
     overrides['text.init_from'] = self.converted(
       'clip_text',
       clip.to_torch(random_params(tower, jnp.zeros((1, 77), jnp.int32))),
@@ -186,12 +186,12 @@ class PublishedSamplingTest(parameterized.TestCase):
     self.assertEqual(
       written, ['00000-text0.png', '00001-text1.png', 'grid.png']
     )
-    states = published.encode_captions(config, ['a cat', 'a dog'])
+    states = texts.encode_captions(config, ['a cat', 'a dog'])
     self.assertEqual(states.shape, (2, 77, 16))
     self.assertGreater(np.ptp(states[0] - states[1]), 0.01)
 
   def test_mistakes_are_named(self):
-    with self.assertRaisesRegex(UserError, r'config\.tokenizer\.init_from'):
+    with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):
       sample.run(self.load_config('in256'), self.folder)
     overrides, _ = self.weights(
       self.load_config('in256'), jnp.zeros(1, jnp.int32)
@@ -219,7 +219,6 @@ class ConfigsTest(parameterized.TestCase):
       for config in (tiny, digits)
     ]
     self.assertEqual(*fields)
-    self.assertFalse(published.is_published(tiny))
     self.assertEqual(tuple(tiny.policy.num_steps), (8,))
 
   @parameterized.parameters(
@@ -264,17 +263,12 @@ class ConfigsTest(parameterized.TestCase):
       (16, 384, 12, 6),
     )
 
-  @parameterized.parameters('in256', 'coco256')
-  def test_nothing_is_trained_at_full_size(self, name):
-    config = config_lib.load(str(CONFIGS / f'{name}.py'))
-    with self.assertRaisesRegex(UserError, r'config\.data\.condition'):
-      tokenizer_stage.run(config, self.create_tempdir().full_path)
-
-  @parameterized.parameters(*NAMES)
-  def test_full_size_samples_by_default(self, name):
-    config = config_lib.load(str(CONFIGS / f'{name}.py'))
-    self.assertTrue(published.is_published(config))
-    self.assertEqual(config.mode, 'sample')
+  @parameterized.product(name=NAMES, preset=('default', 'mini'))
+  def test_real_images_go_through_every_stage(self, name, preset):
+    config = config_lib.load(str(CONFIGS / f'{name}.py') + f':{preset}')
+    self.assertEqual(config.mode, 'all')
+    with self.assertRaisesRegex(UserError, r'config\.data\.path is empty'):
+      datasets.check_config(config)
 
 
 if __name__ == '__main__':

@@ -186,7 +186,7 @@ def _child(
   if file_limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
   main.STAGES = dict.fromkeys(main.STAGES, 'toy_cluster')
-  main.PIPELINE = ('nat',)
+  main.STUDY = ('nat',)
   try:
     main.run()
   finally:

@@ -16,9 +16,14 @@ Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule
 Converge to a Local Nash Equilibrium", 2017.
 """
 
+from collections.abc import Mapping
 import dataclasses
 
 import numpy as np
+
+# Rows that are collected before they are merged: a merge costs as much as the
+# outer products of some hundred rows, and batches may hold fewer.
+_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +39,45 @@ class MomentAccumulator:
 
   Batches are merged by the pairwise update of Chan, Golub and LeVeque, which
   never subtracts large nearly equal sums: the result is that of one batch to
-  rounding, in whatever order and portions the features come.
+  rounding, in whatever order and portions the features come. Small batches
+  wait until there are enough of them; memory does not grow with their number.
   """
 
   def __init__(self) -> None:
     self._count = 0
     self._mean = np.zeros(0)
     self._scatter = np.zeros((0, 0))
+    self._waiting: list[np.ndarray] = []
+
+  @classmethod
+  def from_state(cls, state: Mapping[str, np.ndarray]) -> 'MomentAccumulator':
+    """The accumulator that gave `state`; goes on to the same bits."""
+    self = cls()
+    self._count = int(state['count'])
+    self._mean = np.array(state['mean'], np.float64)
+    self._scatter = np.array(state['scatter'], np.float64)
+    if len(state['waiting']):
+      self._waiting = [np.array(state['waiting'], np.float64)]
+    return self
+
+  def state(self) -> dict[str, np.ndarray]:
+    """Everything that was counted, as arrays to be saved."""
+    empty = np.zeros((0, len(self._mean)))
+    return {
+      'count': np.asarray(self._count),
+      'mean': self._mean,
+      'scatter': self._scatter,
+      'waiting': np.concatenate(self._waiting) if self._waiting else empty,
+    }
 
   @property
   def count(self) -> int:
     """How many features were counted so far."""
-    return self._count
+    return self._count + self._num_waiting
+
+  @property
+  def _num_waiting(self) -> int:
+    return sum(map(len, self._waiting))
 
   def update(
     self, features: np.ndarray, mask: np.ndarray | None = None
@@ -76,14 +108,32 @@ class MomentAccumulator:
     if not np.isfinite(batch).all():
       bad = int((~np.isfinite(batch)).any(axis=1).sum())
       raise ValueError(f'{bad} of {len(batch)} features are not finite')
-    mean = batch.mean(axis=0)
-    centred = batch - mean
-    self._merge(len(batch), mean, centred.T @ centred)
+    known = self._waiting[0].shape[1] if self._waiting else len(self._mean)
+    if known and batch.shape[1] != known:
+      raise ValueError(
+        f'features have {batch.shape[1]} dimensions, earlier ones had {known}'
+      )
+    self._waiting.append(batch)
+    if self._num_waiting >= _BLOCK:
+      self._settle()
 
   def merge(self, other: 'MomentAccumulator') -> None:
     """Adds all that another accumulator, of another process say, counted."""
-    if other.count:
-      self._merge(other._count, other._mean, other._scatter)
+    if other._count:
+      self._merge(other._count, other._mean.copy(), other._scatter.copy())
+    for batch in other._waiting:
+      self.update(batch)
+
+  def _settle(self) -> None:
+    """Merges the rows that wait."""
+    if not self._waiting:
+      return
+    (batch, *more), self._waiting = self._waiting, []
+    if more:
+      batch = np.concatenate([batch, *more])
+    mean = batch.mean(axis=0)
+    batch -= mean
+    self._merge(len(batch), mean, batch.T @ batch)
 
   def result(self) -> Gaussian:
     """The Gaussian of everything counted.
@@ -91,10 +141,15 @@ class MomentAccumulator:
     Raises:
       ValueError: with fewer than two features a covariance does not exist.
     """
-    if self._count < 2:
+    if self.count < 2:
       raise ValueError(
-        f'a covariance needs at least 2 features, got {self._count}'
+        f'a covariance needs at least 2 features, got {self.count}'
       )
+    if self._waiting:
+      # What is counted later must not depend on whether anybody has looked.
+      whole = self.from_state(self.state())
+      whole._settle()
+      return whole.result()
     covariance = self._scatter / (self._count - 1)
     return Gaussian(self._mean.copy(), covariance)
 
@@ -111,7 +166,8 @@ class MomentAccumulator:
     shift = mean - self._mean
     weight = self._count * count / total
     self._mean = self._mean + shift * (count / total)
-    self._scatter = self._scatter + scatter + weight * np.outer(shift, shift)
+    self._scatter += scatter
+    self._scatter += weight * np.outer(shift, shift)
     self._count = total
 
 

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 
 from adanat_jax import sharding, training
+from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.stages import networks
 from adanat_jax.types import Array
@@ -82,35 +83,28 @@ def fit(
 def batches(
   config: ml_collections.ConfigDict,
   name: str,
-  examples: Any,
+  examples: Examples,
   shape: tuple[int, ...],
 ) -> Callable[[int], Any]:
-  """Batches of examples that every process holds whole.
+  """Batches of examples, each process reading its own part.
 
   Args:
     config: the whole config; its seed and mesh are read.
     name: of the training, which has an order of its own.
-    examples: host arrays [n, ...].
+    examples: what is read.
     shape: (B,), or (U, B) for several batches a step.
 
   Returns:
-    `step -> batch`, global arrays [*shape, ...] split over all devices along
-    the last axis of `shape`.
+    `step -> batch`, a dict of global arrays [*shape, ...] split over all
+    devices along the last axis of `shape`.
   """
   mesh = networks.mesh_of(config)
-  num_examples = len(jax.tree.leaves(examples)[0])
   axis = len(shape) - 1
+  seed = networks.order_seed(config, name)
 
   def batch_at(step: int) -> Any:
-    index = epoch_batch(
-      step,
-      math.prod(shape),
-      num_examples,
-      networks.order_seed(config, name),
-    )
+    index = epoch_batch(step, math.prod(shape), len(examples), seed)
     rows = sharding.local_rows(index.reshape(shape), mesh, axis)
-    return sharding.put_batch(
-      jax.tree.map(lambda x: x[rows], examples), mesh, axis
-    )
+    return sharding.put_batch(examples.take(rows), mesh, axis)
 
   return batch_at

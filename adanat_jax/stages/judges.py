@@ -24,6 +24,7 @@ import optax
 from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
+from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
 
@@ -177,7 +178,7 @@ def _train(
     batch_at=fit.batches(
       config,
       f'judges/{name}',
-      {'images': data.train_images, 'labels': data.train_labels},
+      ArrayExamples({'images': data.train_images, 'labels': data.train_labels}),
       (section.batch_size,),
     ),
     num_steps=section.num_steps,

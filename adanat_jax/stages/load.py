@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax import files
+from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.errors import UserError
+from adanat_jax.rl.agent import Agent
 from adanat_jax.sampler import Generator
-from adanat_jax.stages import networks, policy as policy_stage, published
+from adanat_jax.stages import networks, policy as policy_stage, texts
+from adanat_jax.types import Array
 
 
 def load(path: str | os.PathLike[str]) -> Generator:
@@ -41,27 +46,68 @@ def load(path: str | os.PathLike[str]) -> Generator:
 def generator(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> Generator:
-  """The NAT, tokenizer and learned policies of a workdir.
+  """The NAT, tokenizer and learned policies of a config and its workdir.
 
   Where several policies were learned for the same number of steps, the first
   training of the first reward is taken.
+
+  Raises:
+    UserError: if a network is neither converted nor trained.
   """
-  if published.is_published(config):
-    return published.generator(config)
   nat, nat_params = networks.load_nat(config, workdir)
   tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
-  agents = {}
-  for which in policy_stage.trainings(config):
-    finished = networks.is_complete(workdir, f'policy/{which.name}')
-    if which.adaptive and finished and which.num_steps not in agents:
-      agents[which.num_steps] = policy_stage.load_agent(config, workdir, which)
+  is_text = networks.is_text(config)
   return Generator(
     nat,
     nat_params,
     tokenizer,
     tokenizer_params,
-    networks.num_classes(config),
-    agents,
+    0 if is_text else networks.num_classes(config),
+    agents(config, workdir),
     config.evaluate.batch_size,
-    mesh=networks.mesh_of(config),
+    texts.null_states(config) if is_text else None,
+    networks.mesh_of(config),
   )
+
+
+def agents(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[int, Agent]:
+  """The learned policies by number of steps: converted, or of the workdir."""
+  if networks.is_converted(config, 'policy'):
+    return _converted_agent(config)
+  found: dict[int, Agent] = {}
+  for which in policy_stage.trainings(config):
+    finished = networks.is_complete(workdir, f'policy/{which.name}')
+    if which.adaptive and finished and which.num_steps not in found:
+      found[which.num_steps] = policy_stage.load_agent(config, workdir, which)
+  return found
+
+
+def _converted_agent(config: ml_collections.ConfigDict) -> dict[int, Agent]:
+  """The published policy, at its number of steps."""
+  # A policy belongs to one number of steps and to one schedule.
+  check(
+    config,
+    {
+      'policy.num_steps': tuple_of(int_at_least(1), length=1),
+      'policy.residual': choice(*policy_stage.RESIDUALS),
+    },
+  )
+  (num_steps,) = config.policy.num_steps
+  actor, _ = networks.policy_modules(config)
+  num_tokens = networks.grid_size(config) ** 2
+  features = jnp.zeros((1, num_tokens, config.nat.width))
+  shapes = networks.param_shapes(
+    config, actor, features, jnp.zeros(1, jnp.int32)
+  )
+  params = networks.load_converted(config, 'policy', 'params/actor', shapes)
+
+  def actor_alone(
+    params: Any, features: Array, step: Array
+  ) -> tuple[Array, Array]:
+    mean = actor.apply({'params': params}, features.astype(jnp.float32), step)
+    return mean, jnp.zeros(features.shape[0])
+
+  residual = policy_stage.residual_of(config, num_steps)
+  return {num_steps: Agent(params, residual, actor_alone)}

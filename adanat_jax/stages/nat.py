@@ -27,6 +27,7 @@ import optax
 from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import digits
+from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.models.nat import NAT
 from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
@@ -267,7 +268,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     batch_at=fit.batches(
       config,
       'nat',
-      {'tokens': tokens, 'condition': condition},
+      ArrayExamples({'tokens': tokens, 'condition': condition}),
       (section.batch_size,),
     ),
     num_steps=section.num_steps,

@@ -1,8 +1,9 @@
-"""The networks that a config asks for, and where a workdir keeps them.
+"""The networks that a config asks for, and where their parameters are.
 
 Each `*_module` builds a network from its section of the config; each `load_*`
-also reads the parameters that a finished stage left in the workdir, and says
-which stage to run if there are none.
+also reads its parameters: from the checkpoint that the section's `init_from`
+names, as `python -m adanat_jax.convert` wrote it, or else from what a finished
+stage left in the workdir. It says which stage to run if there is neither.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 import ml_collections
 
 from adanat_jax import checkpoint, config as config_lib, sharding, training
-from adanat_jax.data import digits
+from adanat_jax.data import clip_tokens, digits
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.models.classifier import ConvClassifier
@@ -83,15 +84,18 @@ def num_classes(config: Config) -> int:
 
 
 def image_channels(config: Config) -> int:
-  """1 for the digits, 3 for the images of the published networks."""
-  return 1 if config.data.condition in digits.CONDITION_NAMES else 3
+  """1 for the digits, 3 for all others."""
+  return 1 if config.data.source == 'digits' else 3
 
 
 def grid_size(config: Config) -> int:
   """Side of the square token grid."""
-  return config.data.image_size // 2 ** (
-    len(config.tokenizer.width_multipliers) - 1
-  )
+  return config.data.image_size // downsampling(config)
+
+
+def downsampling(config: Config) -> int:
+  """Pixels of a token's side."""
+  return 2 ** (len(config.tokenizer.width_multipliers) - 1)
 
 
 def tokenizer_module(config: Config) -> VQGAN:
@@ -229,7 +233,13 @@ def load_nat(config: Config, workdir: pathlib.Path) -> tuple[NAT, Any]:
   """The NAT and the moving average of its parameters."""
   module = nat_module(config)
   tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
-  condition = jax.ShapeDtypeStruct((1,), jnp.int32)
+  if is_text(config):
+    length = clip_tokens.NUM_POSITIONS
+    condition = jax.ShapeDtypeStruct(
+      (1, length, config.text.width), jnp.float32
+    )
+  else:
+    condition = jax.ShapeDtypeStruct((1,), jnp.int32)
   params = _load(config, workdir, 'nat', 'ema', module, tokens, condition)
   return module, params
 
@@ -266,11 +276,52 @@ def _load(
   module: Any,
   *inputs: jax.ShapeDtypeStruct,
 ) -> Any:
-  """Parameters of a finished stage, in the shapes that the config gives."""
-  require(workdir, stage)
-  return checkpoint.load_params(
-    workdir / stage, field, param_shapes(config, module, *inputs)
-  )
+  """Parameters of a network, in the shapes that the config gives."""
+  shapes = param_shapes(config, module, *inputs)
+  section = stage.replace('/', '.')
+  if is_converted(config, section):
+    return load_converted(config, section, field, shapes)
+  if 'init_from' in _section(config, section):
+    hint = f', or name converted weights by config.{section}.init_from'
+    require(workdir, stage, hint)
+  else:
+    require(workdir, stage)
+  return checkpoint.load_params(workdir / stage, field, shapes)
+
+
+def is_converted(config: Config, section: str) -> bool:
+  """Whether a section, 'nat' or 'judges.reward', names a checkpoint."""
+  return bool(_section(config, section).get('init_from', ''))
+
+
+def load_converted(
+  config: Config, section: str, field: str, shapes: Any
+) -> Any:
+  """The parameters in the checkpoint that a section names by `init_from`.
+
+  Args:
+    config: the whole config.
+    section: dotted name of the section.
+    field: of the checkpoint: `'params'`, `'ema'`.
+    shapes: from `param_shapes`.
+
+  Raises:
+    UserError: if the section names none, or one of other shapes.
+  """
+  directory = _section(config, section).get('init_from', '')
+  if not directory:
+    raise UserError(
+      f'config.{section}.init_from is empty; give the directory that'
+      ' python -m adanat_jax.convert wrote (docs/weights.md)'
+    )
+  try:
+    return checkpoint.load_params(directory, field, shapes)
+  except UserError as error:
+    raise UserError(f'config.{section}.init_from: {error}') from error
+
+
+def _section(config: Config, name: str) -> Config:
+  return functools.reduce(getattr, name.split('.'), config)
 
 
 def param_shapes(config: Config, module: Any, *inputs: Any) -> Any:
@@ -284,11 +335,11 @@ def is_complete(workdir: pathlib.Path, stage: str) -> bool:
   return training.is_complete(workdir / stage)
 
 
-def require(workdir: pathlib.Path, stage: str) -> None:
+def require(workdir: pathlib.Path, stage: str, hint: str = '') -> None:
   """Raises UserError unless a stage of this workdir is complete."""
   if not is_complete(workdir, stage):
     mode = stage.split('/')[0]
     raise UserError(
       f'{workdir / stage} holds no finished training; run --config.mode={mode}'
-      ' with this workdir first'
+      f' with this workdir first{hint}'
     )

@@ -7,6 +7,7 @@ repetition, one policy that sees the NAT's features and one that does not.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import math
 import pathlib
@@ -25,6 +26,7 @@ from adanat_jax.config_rules import (
   optional,
   tuple_of,
 )
+from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.models.nat import NAT
@@ -306,15 +308,17 @@ def train(
       fresh_rollouts=section.discriminator.fresh_rollouts,
       rollouts=rollout_config(config),
     )
-    return step(state, real, iteration)
+    labelled = (real['images'], real['condition']) if real else ()
+    return step(state, labelled, iteration)
 
   if court.initial is None:
-    batch_at = lambda iteration: ()
+    batch_at: Callable[[int], Any] = lambda iteration: {}
   else:
+    images, condition = judging.real_images(config, workdir, 'train')
     batch_at = fit.batches(
       config,
       name,
-      judging.real_images(config, workdir, 'train'),
+      ArrayExamples({'images': images, 'condition': condition}),
       (section.discriminator.updates, section.discriminator.batch_size),
     )
   fit.fit(

@@ -19,7 +19,7 @@ from adanat_jax.decoding import published as published_tables
 from adanat_jax.errors import UserError
 from adanat_jax.report import pictures
 from adanat_jax.sampler import PolicyLike
-from adanat_jax.stages import load, published
+from adanat_jax.stages import load, texts
 from adanat_jax.types import PolicyValues
 
 
@@ -90,7 +90,7 @@ def conditions_of(
   count = config.sample.images_per_class
   captions = config.sample.get('captions')
   if captions:
-    states = published.encode_captions(config, captions)
+    states = texts.encode_captions(config, captions)
     names = [f'text{i}' for i in range(len(captions))]
     return np.repeat(names, count).tolist(), np.repeat(states, count, axis=0)
   classes = np.repeat(np.asarray(config.sample.classes, np.int32), count)

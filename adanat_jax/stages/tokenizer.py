@@ -26,6 +26,7 @@ import optax
 from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
+from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
 from adanat_jax.stages import fit, networks
@@ -249,9 +250,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     initial=lambda frozen: initial_state(
       module, optimizer, data.train_images.shape[1:], init_key
     ),
-    train_step=lambda frozen, *arguments: train_step(*arguments),
+    train_step=lambda frozen, state, batch, step: train_step(
+      state, batch['images'], step
+    ),
     batch_at=fit.batches(
-      config, 'tokenizer', data.train_images, (section.batch_size,)
+      config,
+      'tokenizer',
+      ArrayExamples({'images': data.train_images}),
+      (section.batch_size,),
     ),
     num_steps=section.num_steps,
     final_figures=figures,

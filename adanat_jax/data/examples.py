@@ -1,0 +1,49 @@
+"""What a data set is to a training loop: a length, and rows by their index.
+
+The order in which rows are read is `adanat_jax.data.order`'s business, a pure
+function of the step; so a data set has no state, and nothing of it needs to be
+saved for a run to go on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+Rows = dict[str, np.ndarray]
+
+
+class Examples(Protocol):
+  """Rows that can be read in any order, from several threads at once."""
+
+  def __len__(self) -> int:
+    """How many there are."""
+
+  def take(self, index: np.ndarray) -> Rows:
+    """Reads rows.
+
+    Args:
+      index: integers of any shape, in `[0, len(self))`.
+
+    Returns:
+      Host arrays [*index.shape, ...], a function of the index alone.
+    """
+
+
+class ArrayExamples:
+  """Examples that are held in memory."""
+
+  def __init__(self, arrays: Mapping[str, np.ndarray]):
+    """Takes arrays [n, ...] of equal length n."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+      raise ValueError(f'arrays must have one length, they have {lengths}')
+    self.arrays = dict(arrays)
+
+  def __len__(self) -> int:
+    return len(next(iter(self.arrays.values())))
+
+  def take(self, index: np.ndarray) -> Rows:
+    return {name: array[index] for name, array in self.arrays.items()}

@@ -1,0 +1,121 @@
+"""Raw images as examples: decoded, cropped and labelled as they are asked for.
+
+Nothing but the index of the source is held in memory. A file that cannot be
+read is told once, by name, and the next one that can stands in its place: the
+same one each time, so that a resumed run reads the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import os
+import threading
+
+from absl import logging
+import numpy as np
+
+from adanat_jax.data import images
+from adanat_jax.data.examples import Rows
+from adanat_jax.data.records import RawExample, RawSource
+from adanat_jax.errors import UserError
+
+# A source in which so many neighbours cannot be read has another fault.
+_MOST_NEIGHBOURS = 64
+
+
+class RawImages:
+  """A source's images, float32 in [0, 1], with classes or caption ids.
+
+  The index counts the images as they are and then, if mirrored, their mirror
+  images; a caption of an image with several is chosen by its index.
+  """
+
+  def __init__(
+    self,
+    source: RawSource,
+    image_size: int,
+    *,
+    apply_orientation: bool = False,
+    mirrored: bool = False,
+    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
+    num_threads: int | None = None,
+  ):
+    """Opens nothing yet.
+
+    Args:
+      source: see `adanat_jax.data.records`.
+      image_size: side of the square images, in pixels.
+      apply_orientation: turn photographs upright by their EXIF tag.
+      mirrored: whether each image also counts left-right mirrored.
+      tokenize: captions to int32[B, L]; None for sources with classes.
+      num_threads: how many decode at once; None for one a processor.
+    """
+    self._source = source
+    self._size = image_size
+    self._apply_orientation = apply_orientation
+    self._views = 2 if mirrored else 1
+    self._tokenize = tokenize
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      num_threads or os.cpu_count() or 1, thread_name_prefix='decode'
+    )
+    self._lock = threading.Lock()
+    self._told: set[int] = set()
+
+  def __len__(self) -> int:
+    return self._views * len(self._source)
+
+  def take(self, index: np.ndarray) -> Rows:
+    """Decodes images.
+
+    Args:
+      index: see `Examples.take`.
+
+    Returns:
+      `images` float32[*index.shape, H, W, 3] in [0, 1], with `condition`
+      int32[*index.shape], or for captions `ids` int32[*index.shape, L].
+
+    Raises:
+      UserError: if none of many neighbouring files can be read.
+    """
+    flat = np.asarray(index).reshape(-1)
+    decoded = list(self._pool.map(self._read, flat.tolist()))
+    pixels = np.stack([pixels for pixels, _ in decoded])
+    rows: Rows = {'images': images.to_unit(pixels)}
+    if self._tokenize is None:
+      labels = [example.label for _, example in decoded]
+      rows['condition'] = np.asarray(labels, np.int32)
+    else:
+      captions = [
+        example.captions[int(i) % len(example.captions)]
+        for i, (_, example) in zip(flat, decoded, strict=True)
+      ]
+      rows['ids'] = self._tokenize(captions)
+    shape = np.shape(index)
+    return {k: v.reshape(*shape, *v.shape[1:]) for k, v in rows.items()}
+
+  def _read(self, index: int) -> tuple[np.ndarray, RawExample]:
+    """The pixels uint8[H, W, 3] and the example that stands at an index."""
+    count = len(self._source)
+    mirror, first = divmod(index, count)
+    for step in range(min(_MOST_NEIGHBOURS, count)):
+      example = self._source[(first + step) % count]
+      try:
+        pixels = images.decode(
+          example.image, self._size, self._apply_orientation
+        )
+      except images.CorruptImageError as error:
+        self._tell((first + step) % count, example.key, error)
+        continue
+      return (pixels[:, ::-1] if mirror else pixels), example
+    raise UserError(
+      f'none of {min(_MOST_NEIGHBOURS, count)} images from'
+      f' {self._source[first].key} on can be read'
+    )
+
+  def _tell(self, place: int, key: str, error: Exception) -> None:
+    with self._lock:
+      new = place not in self._told
+      self._told.add(place)
+    if new:
+      logging.warning('%s cannot be read and is left out: %s', key, error)

@@ -1,0 +1,195 @@
+"""The examples that a config asks for: images, tokens, and conditions alone.
+
+The only place that knows `config.data.source`. Everything a training loop
+reads is an `adanat_jax.data.examples.Examples`: the digits are arrays in
+memory, raw images are decoded as they are asked for, tokens come from the sets
+that stage `prepare` has written.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from adanat_jax import sharding
+from adanat_jax.config_rules import (
+  between,
+  boolean,
+  check,
+  choice,
+  int_at_least,
+)
+from adanat_jax.data import digits
+from adanat_jax.data.examples import ArrayExamples, Examples
+from adanat_jax.errors import UserError
+from adanat_jax.stages import networks, texts
+
+Config = ml_collections.ConfigDict
+
+SPLITS = ('train', 'test')
+SOURCES = (
+  'image_folder',
+  'imagenet_tar',
+  'tfds',
+  'coco',
+  'cc3m_tsv',
+  'webdataset',
+)
+
+
+def is_digits(config: Config) -> bool:
+  """Whether the images are scikit-learn's digits."""
+  return config.data.source == 'digits'
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values of `config.data` that cannot work."""
+  check(config, {'data.source': choice('digits', *SOURCES)})
+  if is_digits(config):
+    check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
+    return
+  check(
+    config,
+    {
+      'data.condition': choice('class', 'text'),
+      'data.held_out': int_at_least(0),
+      'data.apply_orientation': boolean,
+      'data.max_corrupt_share': between(0.0, 1.0),
+      'data.text_embeddings': choice('store', 'compute'),
+      'data.num_classes': int_at_least(1),
+    },
+  )
+  side = networks.downsampling(config)
+  if config.data.image_size < side or config.data.image_size % side:
+    raise UserError(
+      f'config.data.image_size is {config.data.image_size}; give a multiple of'
+      f' {side}, the number of pixels of a token'
+    )
+  if not config.data.path:
+    raise UserError(
+      'config.data.path is empty; give the raw images of source'
+      f' {config.data.source}'
+    )
+
+
+def prepared_directory(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+  """Where stage `prepare` writes, and where tokens are read from."""
+  return pathlib.Path(config.data.prepared or workdir / 'prepare')
+
+
+def raw_source(config: Config, split: str) -> Any:
+  """The raw images of a split.
+
+  Raises:
+    UserError: naming the field that does not lead to images.
+  """
+  from adanat_jax.data import records
+
+  data = config.data
+  settings = records.SourceSettings(
+    source=data.source,
+    path=data.path,
+    validation_path=data.validation_path,
+    tfds_name=data.tfds_name,
+    annotations=data.annotations,
+    validation_annotations=data.validation_annotations,
+    held_out=data.held_out,
+  )
+  return records.open_source(settings, split)
+
+
+def image_examples(
+  config: Config,
+  workdir: pathlib.Path,
+  split: str,
+  *,
+  mirrored: bool = False,
+) -> Examples:
+  """Images with what they show.
+
+  Args:
+    config: the whole config.
+    workdir: of this run; unused by sources that need no preparation.
+    split: 'train' or 'test'.
+    mirrored: whether mirror images count too; never those of digits.
+
+  Returns:
+    Examples of `images` float32[H, W, C] in [0, 1], and `condition` int32[]
+    or, for texts, `ids` int32[77] of a caption.
+
+  Raises:
+    UserError: see `raw_source`.
+  """
+  del workdir
+  if is_digits(config):
+    images, labels = _digits(config, split)
+    return ArrayExamples({'images': images, 'condition': labels})
+  from adanat_jax.data.raw_images import RawImages
+
+  return RawImages(
+    raw_source(config, split),
+    config.data.image_size,
+    apply_orientation=config.data.apply_orientation,
+    mirrored=mirrored,
+    tokenize=(
+      functools.partial(texts.tokenize, config)
+      if networks.is_text(config)
+      else None
+    ),
+  )
+
+
+def token_examples(
+  config: Config, workdir: pathlib.Path, split: str
+) -> Examples:
+  """Token grids with what they show.
+
+  Returns:
+    Examples of `tokens` int32[N], and `condition` int32[] or, for texts, what
+    `texts.conditions` takes.
+
+  Raises:
+    UserError: if the tokens are not prepared, or by another tokenizer.
+  """
+  if not is_digits(config):
+    return _prepared(config, workdir, split)
+  images, labels = _digits(config, split)
+  tokenizer, params = networks.load_tokenizer(config, workdir)
+  tokenize = jax.jit(functools.partial(tokenizer.apply, method='tokenize'))
+  tokens = sharding.gather(tokenize({'params': params}, images))
+  return ArrayExamples({'tokens': tokens, 'condition': labels})
+
+
+def prompts(config: Config, workdir: pathlib.Path, split: str) -> Examples:
+  """What generated images are asked to show: `token_examples` less tokens."""
+  if not is_digits(config):
+    return _prepared(config, workdir, split, with_tokens=False)
+  return ArrayExamples({'condition': _digits(config, split)[1]})
+
+
+def _digits(config: Config, split: str) -> tuple[np.ndarray, np.ndarray]:
+  data = digits.load(config.data.image_size)
+  images, labels = (
+    (data.train_images, data.train_labels)
+    if split == 'train'
+    else (data.test_images, data.test_labels)
+  )
+  return images, digits.condition_of(labels, config.data.condition)
+
+
+def _prepared(
+  config: Config,
+  workdir: pathlib.Path,
+  split: str,
+  with_tokens: bool = True,
+) -> Examples:
+  from adanat_jax.data.token_records import PreparedExamples
+
+  return PreparedExamples(
+    prepared_directory(config, workdir), split, with_tokens=with_tokens
+  )
