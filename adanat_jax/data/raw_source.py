@@ -1,0 +1,194 @@
+"""What a source of raw images is, and what all of them share.
+
+A source knows where its images are and reads one when it is asked for it: what
+it holds in memory is an index (names, offsets), never contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import hashlib
+import os
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+IMAGE_SUFFIXES = frozenset(
+  '.bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()
+)
+
+# File names are bytes; those that are no UTF-8 must survive too.
+_ERRORS = 'surrogateescape'
+
+
+@dataclasses.dataclass(frozen=True)
+class RawExample:
+  """One image as it is in its file, with what is known about it.
+
+  Attributes:
+    key: its name, unique in its source and the same on every machine.
+    image: the file's bytes; empty if they are missing or cannot be unpacked,
+      and in sources that hold captions alone.
+    label: the class, from 0; None in sources without classes.
+    captions: what it shows; at least one in sources with captions, '' where
+      the image has none.
+  """
+
+  key: str
+  image: bytes
+  label: int | None = None
+  captions: tuple[str, ...] = ()
+
+
+class RawSource(Protocol):
+  """Images by their index, in any order, from several threads at once.
+
+  Attributes:
+    class_names: the classes in the order of their labels; None if there are
+      none.
+    has_captions: whether its images have captions.
+    has_images: False for lists of captions alone.
+    description: what identifies the source in a manifest; JSON types.
+  """
+
+  class_names: tuple[str, ...] | None
+  has_captions: bool
+  has_images: bool
+  description: dict[str, Any]
+
+  def __len__(self) -> int:
+    """How many there are."""
+
+  def __getitem__(self, index: int) -> RawExample:
+    """Reads one; a file that is gone or broken is found when it is decoded."""
+
+  def key_hashes(self) -> np.ndarray:
+    """A hash of each key, uint64[n], without reading any image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+  """The fields of `config.data` that lead to images.
+
+  Attributes:
+    source: one of `records.SOURCES`.
+    path: the training images: folder, file, glob or tfds' data_dir.
+    validation_path: the same for the validation images; '' to set some apart.
+    tfds_name: the data set's name, for source 'tfds'.
+    annotations: COCO's captions, for source 'coco'.
+    validation_annotations: COCO's captions of the validation images, or the
+      devkit with ImageNet's validation labels ('' looks beside the images).
+    held_out: how many images to set apart if there is no validation_path.
+    condition: 'class' or 'text' if the source must have that, '' otherwise.
+    num_classes: how many classes there must be; 0 for any number.
+  """
+
+  source: str
+  path: str
+  validation_path: str = ''
+  tfds_name: str = ''
+  annotations: str = ''
+  validation_annotations: str = ''
+  held_out: int = 0
+  condition: str = ''
+  num_classes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where the images of one split are, and which fields say so.
+
+  Attributes:
+    settings: all fields.
+    is_validation: whether `validation_path` is meant, not `path`.
+  """
+
+  settings: SourceSettings
+  is_validation: bool = False
+
+  @property
+  def path(self) -> str:
+    settings = self.settings
+    return settings.validation_path if self.is_validation else settings.path
+
+  @property
+  def annotations(self) -> str:
+    settings = self.settings
+    if self.is_validation:
+      return settings.validation_annotations
+    return settings.annotations
+
+  @property
+  def path_field(self) -> str:
+    return f'config.data.{self._prefix}path={self.path}'
+
+  @property
+  def annotations_field(self) -> str:
+    return f'config.data.{self._prefix}annotations={self.annotations}'
+
+  @property
+  def _prefix(self) -> str:
+    return 'validation_' if self.is_validation else ''
+
+
+class Names(Sequence[str]):
+  """Strings in one block of bytes: a tenth of what a list of them would take.
+
+  Attributes:
+    blob: all of them, UTF-8, without anything between them.
+    ends: int64[n], where each ends in `blob`.
+  """
+
+  def __init__(self, blob: bytes, ends: np.ndarray):
+    """Takes what another table's attributes were."""
+    self.blob = blob
+    self.ends = np.asarray(ends, np.int64)
+
+  @classmethod
+  def of(cls, names: Iterable[str]) -> Names:
+    """Makes a table of any strings."""
+    encoded = [name.encode('utf-8', _ERRORS) for name in names]
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return cls(b''.join(encoded), np.cumsum(lengths))
+
+  def __len__(self) -> int:
+    return len(self.ends)
+
+  @overload
+  def __getitem__(self, index: int) -> str: ...
+
+  @overload
+  def __getitem__(self, index: slice) -> list[str]: ...
+
+  def __getitem__(self, index: int | slice) -> str | list[str]:
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    return self._bytes(range(len(self))[index]).decode('utf-8', _ERRORS)
+
+  def hashes(self) -> np.ndarray:
+    """The strings' hashes, uint64[n]."""
+    count = len(self)
+    numbers = (key_hash(self._bytes(index)) for index in range(count))
+    return np.fromiter(numbers, np.uint64, count)
+
+  def _bytes(self, index: int) -> bytes:
+    begin = int(self.ends[index - 1]) if index else 0
+    return self.blob[begin : int(self.ends[index])]
+
+
+def key_hash(key: bytes) -> int:
+  """A 64-bit hash of a key that is the same everywhere and for ever."""
+  return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), 'little')
+
+
+def printable(name: str) -> str:
+  """A file name as a key: escaped where it is not valid text."""
+  return name.encode('utf-8', 'backslashreplace').decode()
+
+
+def is_image(name: str) -> bool:
+  """Whether a file's name is that of an image, and of none that is hidden."""
+  base = name.rpartition('/')[2]
+  suffix = os.path.splitext(base)[1].lower()
+  return suffix in IMAGE_SUFFIXES and not base.startswith('.')
