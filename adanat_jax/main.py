@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
   )
   if _CACHE.value == 'on':
     compile_cache.enable(_CACHE_DIR.value)
-  names = (config.mode,)
+  names: tuple[str, ...] = (config.mode,)
   if config.mode == 'all':
     names = STUDY if config.data.source == 'digits' else BENCHMARK
   stages = [importlib.import_module(STAGES[name]) for name in names]

@@ -162,7 +162,7 @@ def pieces(
   _, params = networks.load_nat(config, workdir)
   court = judging.make_court('adversarial', config, workdir, 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
-  batch = fit.batches(config, 'nat', examples, (16,))(0)['rows']
+  batch = fit.Batches(config, 'nat', examples, (16,))(0)['rows']
   return {
     'batch': count(batch),
     'held out': count(court.frozen['held_out'][0]),

@@ -8,6 +8,7 @@ that `adanat_jax.sharding.split_batch` means the same devices everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import contextlib
 import functools
 import math
 import pathlib
@@ -18,12 +19,66 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 
 from adanat_jax import sharding, training
-from adanat_jax.data.examples import Examples
+from adanat_jax.data import prefetch
+from adanat_jax.data.examples import ArrayExamples, Examples, Rows
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.stages import networks
 from adanat_jax.types import Array
 
 State = TypeVar('State')
+
+
+class Batches:
+  """Batches of examples by step; each process reads its own part.
+
+  Examples that have to be read or decoded are read ahead by threads.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    name: str,
+    examples: Examples,
+    shape: tuple[int, ...],
+  ):
+    """Reads nothing yet.
+
+    Args:
+      config: the whole config; its seed and mesh are read.
+      name: of the training, which has an order of its own.
+      examples: what is read.
+      shape: (B,), or (U, B) for several batches a step.
+    """
+    self._mesh = networks.mesh_of(config)
+    self._seed = networks.order_seed(config, name)
+    self._examples = examples
+    self._shape = shape
+    self._ahead = (
+      None
+      if isinstance(examples, ArrayExamples)
+      else prefetch.Prefetch(self._read)
+    )
+
+  def __call__(self, step: int) -> Any:
+    """The batch of a step.
+
+    Returns:
+      A dict of global arrays [*shape, ...], split over all devices along the last axis
+      of the shape.
+    """
+    rows = self._ahead(step) if self._ahead else self._read(step)
+    return sharding.put_batch(rows, self._mesh, len(self._shape) - 1)
+
+  def close(self) -> None:
+    """Ends reading ahead."""
+    if self._ahead:
+      self._ahead.close()
+
+  def _read(self, step: int) -> Rows:
+    size, count = math.prod(self._shape), len(self._examples)
+    index = epoch_batch(step, size, count, self._seed).reshape(self._shape)
+    axis = len(self._shape) - 1
+    return self._examples.take(sharding.local_rows(index, self._mesh, axis))
 
 
 def fit(
@@ -35,7 +90,7 @@ def fit(
   train_step: Callable[
     [Any, State, Any, Array], tuple[State, Mapping[str, Array]]
   ],
-  batch_at: Callable[[int], Any],
+  batch_at: Batches | Callable[[int], Any],
   num_steps: int,
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
@@ -50,7 +105,8 @@ def fit(
     name: of the training, its directory in the workdir.
     initial: `frozen -> state`, traced.
     train_step: `(frozen, state, batch, step) -> (state, metrics)`, traced.
-    batch_at: `step -> batch` as global arrays.
+    batch_at: `step -> batch` as global arrays; `Batches` are closed at the
+      end, however it comes.
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `training.run_loop`.
@@ -61,7 +117,10 @@ def fit(
     The state after `num_steps` steps.
   """
   mesh = networks.mesh_of(config)
-  with jax.set_mesh(mesh):
+  with contextlib.ExitStack() as stack:
+    if isinstance(batch_at, Batches):
+      stack.callback(batch_at.close)
+    stack.enter_context(jax.set_mesh(mesh))
     state = sharding.init_state(initial, frozen, mesh=mesh)
     places = (
       sharding.state_shardings(state, mesh),
@@ -78,33 +137,3 @@ def fit(
       final_figures=final_figures,
       **{**networks.loop_options(config, best_of), **options},
     )
-
-
-def batches(
-  config: ml_collections.ConfigDict,
-  name: str,
-  examples: Examples,
-  shape: tuple[int, ...],
-) -> Callable[[int], Any]:
-  """Batches of examples, each process reading its own part.
-
-  Args:
-    config: the whole config; its seed and mesh are read.
-    name: of the training, which has an order of its own.
-    examples: what is read.
-    shape: (B,), or (U, B) for several batches a step.
-
-  Returns:
-    `step -> batch`, a dict of global arrays [*shape, ...] split over all
-    devices along the last axis of `shape`.
-  """
-  mesh = networks.mesh_of(config)
-  axis = len(shape) - 1
-  seed = networks.order_seed(config, name)
-
-  def batch_at(step: int) -> Any:
-    index = epoch_batch(step, math.prod(shape), len(examples), seed)
-    rows = sharding.local_rows(index.reshape(shape), mesh, axis)
-    return sharding.put_batch(examples.take(rows), mesh, axis)
-
-  return batch_at

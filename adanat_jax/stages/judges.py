@@ -175,7 +175,7 @@ def _train(
     f'judges/{name}',
     initial=initial,
     train_step=lambda frozen, *arguments: train_step(*arguments),
-    batch_at=fit.batches(
+    batch_at=fit.Batches(
       config,
       f'judges/{name}',
       ArrayExamples({'images': data.train_images, 'labels': data.train_labels}),

@@ -265,7 +265,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     'nat',
     initial=initial,
     train_step=lambda frozen, *arguments: train_step(*arguments),
-    batch_at=fit.batches(
+    batch_at=fit.Batches(
       config,
       'nat',
       ArrayExamples({'tokens': tokens, 'condition': condition}),

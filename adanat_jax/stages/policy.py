@@ -315,7 +315,7 @@ def train(
     batch_at: Callable[[int], Any] = lambda iteration: {}
   else:
     images, condition = judging.real_images(config, workdir, 'train')
-    batch_at = fit.batches(
+    batch_at = fit.Batches(
       config,
       name,
       ArrayExamples({'images': images, 'condition': condition}),

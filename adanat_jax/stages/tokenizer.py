@@ -5,6 +5,8 @@
    from codes, with straight-through gradients to the encoder.
 3. The codebook follows the encodings by moving averages; a code that falls
    out of use is revived at a random encoding of the batch.
+4. If it is asked for, a discriminator of patches joins in later
+   (`adanat_jax.stages.tokenizer_adversary`).
 
 Quantisation as in van den Oord et al. 2017 (VQ-VAE), appendix A.1; reviving
 as in Dhariwal et al. 2020 (Jukebox), section 3.1.
@@ -12,7 +14,8 @@ as in Dhariwal et al. 2020 (Jukebox), section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import functools
 import pathlib
 from typing import Any
 
@@ -20,17 +23,33 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
-from adanat_jax import sharding, training
-from adanat_jax.config_rules import between, check, choice, int_at_least
-from adanat_jax.data import augment, digits
-from adanat_jax.data.examples import ArrayExamples
+from adanat_jax import training
+from adanat_jax.config_rules import (
+  between,
+  boolean,
+  check,
+  choice,
+  int_at_least,
+  non_negative,
+  positive,
+  tuple_of,
+)
+from adanat_jax.data import augment
+from adanat_jax.errors import UserError
+from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.report import pictures
-from adanat_jax.stages import fit, networks
+from adanat_jax.stages import datasets, fit, networks, reconstruction
+from adanat_jax.stages.reconstruction import perplexity
+from adanat_jax.stages.tokenizer_adversary import Adversary, DiscriminatorState
 from adanat_jax.types import Array
+
+# What a reconstruction's distance from its image is, over all of their values.
+ERRORS: Mapping[str, Callable[[Array], Array]] = {
+  'squared': jnp.square,
+  'absolute': jnp.abs,
+}
 
 
 @struct.dataclass
@@ -42,12 +61,14 @@ class TokenizerState:
     opt_state: of the optimizer.
     code_counts: moving average of how many encodings each code got.
     code_sums: moving average of the sum of those encodings.
+    adversary: the discriminator, if there is one.
   """
 
   params: Any
   opt_state: optax.OptState
   code_counts: Array  # float32[K]
   code_sums: Array  # float32[K, C]
+  adversary: DiscriminatorState | None = None
 
 
 def update_codebook(
@@ -100,21 +121,73 @@ def make_train_step(
   commitment: float,
   codebook_decay: float,
   max_shift: int,
+  error: str = 'squared',
+  adversary: Adversary | None = None,
 ) -> Callable[[TokenizerState, Array, Array], tuple[TokenizerState, Any]]:
-  """Returns `(state, images, step) -> (state, metrics)`, not yet jitted."""
+  """Returns `(state, images, step) -> (state, metrics)`, not yet jitted.
 
-  def loss_fn(
+  Args:
+    module: the VQGAN.
+    optimizer: of its parameters.
+    key: of all that is random while it trains.
+    warmup_steps: first step in which images are rebuilt from codes.
+    commitment: weight of the encoder's pull towards its codes.
+    codebook_decay: of the codebook's moving averages.
+    max_shift: images are moved by up to so many pixels.
+    error: one of `ERRORS`.
+    adversary: how reconstructions are judged, if they are.
+  """
+
+  def rebuild(
     params: Any, images: Array, quantized: Array
-  ) -> tuple[Array, Any]:
+  ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     encoding = module.apply({'params': params}, images, method='encode')
     codes, ids = module.apply({'params': params}, encoding, method='quantize')
     codes = jax.lax.stop_gradient(codes)
     through = encoding + quantized * jax.lax.stop_gradient(codes - encoding)
     images_out = module.apply({'params': params}, through, method='decode')
-    error = jnp.mean((images_out - images) ** 2)
     pull = jnp.mean((encoding - codes) ** 2)
-    loss = error + quantized * commitment * pull
-    return loss, (error, pull, encoding, ids)
+    return (images_out, pull), (encoding, ids)
+
+  def error_of(images_out: Array, images: Array) -> Array:
+    return jnp.mean(ERRORS[error](images_out - images))
+
+  def plain_gradients(
+    state: TokenizerState, images: Array, quantized: Array, step: Array
+  ) -> tuple[Any, Array, Array, tuple[Array, Array], None, dict[str, Array]]:
+    del step
+
+    def loss_fn(params: Any) -> tuple[Array, Any]:
+      (images_out, pull), seen = rebuild(params, images, quantized)
+      distance = error_of(images_out, images)
+      return distance + quantized * commitment * pull, (distance, pull, seen)
+
+    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    return grads, *aux, None, {}
+
+  def judged_gradients(
+    state: TokenizerState, images: Array, quantized: Array, step: Array
+  ) -> tuple[Any, Array, Array, tuple[Array, Array], Any, dict[str, Array]]:
+    assert adversary is not None and state.adversary is not None
+    (images_out, pull), pull_back, seen = jax.vjp(
+      functools.partial(rebuild, images=images, quantized=quantized),
+      state.params,
+      has_aux=True,
+    )
+
+    def last_layer_norm(by_images: Array) -> Array:
+      # All else that is pulled back is not read, and the compiler drops it.
+      (grads,) = pull_back((by_images, jnp.zeros_like(pull)))
+      return optax.global_norm(grads['decoder']['conv_out']['kernel'])
+
+    distance, towards = jax.value_and_grad(error_of)(images_out, images)
+    judge, push, metrics = adversary.step(
+      state.adversary, images, images_out, towards, last_layer_norm, step
+    )
+    (grads,) = pull_back((towards + push, quantized * commitment))
+    return grads, distance, pull, seen, judge, metrics
+
+  gradients = plain_gradients if adversary is None else judged_gradients
 
   def train_step(
     state: TokenizerState, images: Array, step: Array
@@ -124,10 +197,9 @@ def make_train_step(
     )
     images = augment.shift(shift_key, images, max_shift)
     quantized = (step >= warmup_steps).astype(jnp.float32)
-    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, images, quantized
+    grads, distance, pull, (encoding, ids), judge, metrics = gradients(
+      state, images, quantized, step
     )
-    error, pull, encoding, ids = aux
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -148,22 +220,18 @@ def make_train_step(
     counts = jnp.where(unset, share, counts)
     sums = jnp.where(unset, share * start, sums)
     params = {**params, 'codebook': sums / counts[:, None]}
-    state = TokenizerState(params, opt_state, counts, sums)
+    state = TokenizerState(params, opt_state, counts, sums, judge)
     usage = jnp.bincount(ids.reshape(-1), length=num_codes)
     return state, {
-      'loss': error + quantized * commitment * pull,
-      'error': error,
+      # Without what the discriminator says: that is no measure of progress.
+      'loss': distance + quantized * commitment * pull,
+      'error': distance,
       'commitment': pull,
       'perplexity': perplexity(usage),
+      **metrics,
     }
 
   return train_step
-
-
-def perplexity(usage: Array) -> Array:
-  """exp(entropy) of code frequencies, in codes; `usage` is [K] counts."""
-  share = usage / usage.sum()
-  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
 
 
 def initial_state(
@@ -171,37 +239,90 @@ def initial_state(
   optimizer: optax.GradientTransformation,
   image_shape: tuple[int, ...],
   key: Array,
+  adversary: Adversary | None = None,
 ) -> TokenizerState:
   """A new state for images of `image_shape` (H, W, C)."""
   params = module.init(key, jnp.zeros((1, *image_shape)))['params']
   codebook = params['codebook']
+  judge = None
+  if adversary is not None:
+    judge = adversary.initial_state(image_shape, jax.random.fold_in(key, 1))
   return TokenizerState(
     params=params,
     opt_state=optimizer.init(params),
     code_counts=jnp.ones(codebook.shape[0]),
     # A copy: the train state is donated, and no buffer may be given twice.
     code_sums=codebook + 0.0,
+    adversary=judge,
   )
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for values of `config.tokenizer` that cannot work."""
+  if networks.is_converted(config, 'tokenizer'):
+    return
   check(
     config,
     {
       'data.image_size': int_at_least(8),
-      # The digits are all there is to train on: a config of published networks
-      # ends here, and not in the middle of a later stage.
-      'data.condition': choice(*digits.CONDITION_NAMES),
       'tokenizer.codebook_size': int_at_least(2),
       'tokenizer.num_steps': int_at_least(1),
       'tokenizer.batch_size': int_at_least(1),
+      'tokenizer.learning_rate': positive,
+      'tokenizer.betas': tuple_of(between(0.0, 1.0), length=2),
+      'tokenizer.error': choice(*ERRORS),
       'tokenizer.warmup_fraction': between(0.0, 1.0),
+      'tokenizer.commitment': non_negative,
       'tokenizer.codebook_decay': between(0.0, 1.0),
       'tokenizer.max_shift': int_at_least(0),
+      'tokenizer.measured_images': int_at_least(0),
+      'tokenizer.adversarial.weight': non_negative,
     },
   )
+  datasets.check_config(config)
   networks.check_batches(config, {'tokenizer.batch_size': 1})
+  if config.tokenizer.adversarial.weight:
+    _check_adversarial(config)
+
+
+def _check_adversarial(config: ml_collections.ConfigDict) -> None:
+  check(
+    config,
+    {
+      'tokenizer.adversarial.adaptive': boolean,
+      'tokenizer.adversarial.start_fraction': between(0.0, 1.0),
+      'tokenizer.adversarial.lead_fraction': between(0.0, 1.0),
+      'tokenizer.adversarial.base_width': int_at_least(1),
+      'tokenizer.adversarial.num_levels': int_at_least(1),
+      'tokenizer.adversarial.num_groups': int_at_least(1),
+      'tokenizer.adversarial.learning_rate': positive,
+      'tokenizer.adversarial.betas': tuple_of(between(0.0, 1.0), length=2),
+    },
+  )
+  section = config.tokenizer.adversarial
+  if section.base_width % section.num_groups:
+    raise UserError(
+      f'config.tokenizer.adversarial.num_groups={section.num_groups}: give one'
+      f' that divides base_width={section.base_width}'
+    )
+
+
+def _adversary(config: ml_collections.ConfigDict) -> Adversary | None:
+  section = config.tokenizer.adversarial
+  if not section.weight:
+    return None
+  num_steps = config.tokenizer.num_steps
+  learns_from = int(section.start_fraction * num_steps)
+  return Adversary(
+    module=PatchDiscriminator(
+      section.base_width, section.num_levels, section.num_groups
+    ),
+    optimizer=optax.adam(section.learning_rate, *section.betas),
+    weight=section.weight,
+    adaptive=section.adaptive,
+    learns_from=learns_from,
+    answers_from=learns_from + int(section.lead_fraction * num_steps),
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -209,17 +330,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
   Args:
     config: the whole config; `tokenizer`, `data` and `seed` are read.
-    workdir: gets `tokenizer/`.
+    workdir: gets `tokenizer/`; nothing if the tokenizer is a converted one.
 
   Raises:
     UserError: for a value that is not allowed.
   """
   check_config(config)
   directory = workdir / 'tokenizer'
+  if networks.is_converted(config, 'tokenizer'):
+    return
   if training.is_complete(directory):
     return
   section = config.tokenizer
-  data = digits.load(config.data.image_size)
   module = networks.tokenizer_module(config)
   optimizer = optax.adam(
     optax.warmup_cosine_decay_schedule(
@@ -227,8 +349,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       section.learning_rate,
       min(50, section.num_steps // 2),
       section.num_steps,
-    )
+    ),
+    *section.betas,
   )
+  adversary = _adversary(config)
   init_key, step_key = jax.random.split(networks.stage_key(config, 'tokenizer'))
   train_step = make_train_step(
     module,
@@ -238,17 +362,34 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     commitment=section.commitment,
     codebook_decay=section.codebook_decay,
     max_shift=section.max_shift,
+    error=section.error,
+    adversary=adversary,
   )
+  splits = {
+    split: datasets.image_examples(config, workdir, split)
+    for split in datasets.SPLITS
+  }
+  measure = reconstruction.Reconstruction(module, networks.mesh_of(config))
+  size = config.data.image_size
 
   def figures(state: TokenizerState) -> dict[str, float]:
-    return _figures(module, state.params, data, directory)
+    return measure.figures(
+      state.params,
+      splits,
+      section.measured_images,
+      directory / 'reconstructions.png',
+    )
 
   fit.fit(
     config,
     workdir,
     'tokenizer',
     initial=lambda frozen: initial_state(
-      module, optimizer, data.train_images.shape[1:], init_key
+      module,
+      optimizer,
+      (size, size, module.image_channels),
+      init_key,
+      adversary,
     ),
     train_step=lambda frozen, state, batch, step: train_step(
       state, batch['images'], step
@@ -256,41 +397,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     batch_at=fit.batches(
       config,
       'tokenizer',
-      ArrayExamples({'images': data.train_images}),
+      datasets.image_examples(config, workdir, 'train', mirrored=True),
       (section.batch_size,),
     ),
     num_steps=section.num_steps,
     final_figures=figures,
   )
-
-
-def _figures(
-  module: VQGAN, params: Any, data: digits.DigitsData, directory: pathlib.Path
-) -> dict[str, float]:
-  """Reconstruction error and code use of both splits; draws the test images."""
-
-  @jax.jit
-  def rebuild(variables: Any, images: Array) -> tuple[Array, Array]:
-    tokens = module.apply(variables, images, method='tokenize')
-    return tokens, module.apply(variables, tokens, method='decode_tokens')
-
-  result: dict[str, float] = {}
-  for split, images in (
-    ('train', data.train_images),
-    ('test', data.test_images),
-  ):
-    tokens, rebuilt = sharding.gather(rebuild({'params': params}, images))
-    usage = np.bincount(tokens.reshape(-1), minlength=module.codebook_size)
-    error = float(np.mean((rebuilt - images) ** 2))
-    result[f'{split}_error'] = error
-    result[f'{split}_error_of_variance'] = error / float(images.var())
-    result[f'{split}_codes_used'] = int((usage > 0).sum())
-    result[f'{split}_perplexity'] = float(perplexity(jnp.asarray(usage)))
-  pictures.save_pairs(
-    directory / 'reconstructions.png',
-    [
-      ('held-out images', data.test_images[:16]),
-      ('reconstructions', rebuilt[:16]),
-    ],
-  )
-  return result
