@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import Any
 
 import jax
 import ml_collections
@@ -24,22 +23,16 @@ from adanat_jax.config_rules import (
   choice,
   int_at_least,
 )
-from adanat_jax.data import digits
+from adanat_jax.data import digits, records
 from adanat_jax.data.examples import ArrayExamples, Examples
+from adanat_jax.data.raw_images import RawImages
+from adanat_jax.data.token_records import PreparedExamples
 from adanat_jax.errors import UserError
 from adanat_jax.stages import networks, texts
 
 Config = ml_collections.ConfigDict
 
 SPLITS = ('train', 'test')
-SOURCES = (
-  'image_folder',
-  'imagenet_tar',
-  'tfds',
-  'coco',
-  'cc3m_tsv',
-  'webdataset',
-)
 
 
 def is_digits(config: Config) -> bool:
@@ -49,7 +42,7 @@ def is_digits(config: Config) -> bool:
 
 def check_config(config: Config) -> None:
   """Raises UserError for values of `config.data` that cannot work."""
-  check(config, {'data.source': choice('digits', *SOURCES)})
+  check(config, {'data.source': choice('digits', *records.SOURCES)})
   if is_digits(config):
     check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
     return
@@ -82,14 +75,12 @@ def prepared_directory(config: Config, workdir: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(config.data.prepared or workdir / 'prepare')
 
 
-def raw_source(config: Config, split: str) -> Any:
+def raw_source(config: Config, split: str) -> records.RawSource:
   """The raw images of a split.
 
   Raises:
-    UserError: naming the field that does not lead to images.
+    UserError: naming the field that does not lead to such images.
   """
-  from adanat_jax.data import records
-
   data = config.data
   settings = records.SourceSettings(
     source=data.source,
@@ -99,6 +90,8 @@ def raw_source(config: Config, split: str) -> Any:
     annotations=data.annotations,
     validation_annotations=data.validation_annotations,
     held_out=data.held_out,
+    condition=data.condition,
+    num_classes=0 if networks.is_text(config) else data.num_classes,
   )
   return records.open_source(settings, split)
 
@@ -129,8 +122,6 @@ def image_examples(
   if is_digits(config):
     images, labels = _digits(config, split)
     return ArrayExamples({'images': images, 'condition': labels})
-  from adanat_jax.data.raw_images import RawImages
-
   return RawImages(
     raw_source(config, split),
     config.data.image_size,
@@ -188,8 +179,6 @@ def _prepared(
   split: str,
   with_tokens: bool = True,
 ) -> Examples:
-  from adanat_jax.data.token_records import PreparedExamples
-
   return PreparedExamples(
     prepared_directory(config, workdir), split, with_tokens=with_tokens
   )
