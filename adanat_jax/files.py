@@ -64,10 +64,24 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   # A fixed name: what a killed run left is overwritten, not piled up.
   temporary = path.with_name(f'.{path.name}.tmp')
   with writing(path):
-    with temporary.open('wb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
+    temporary.write_bytes(data)
+  publish(temporary, path)
+
+
+def publish(
+  temporary: str | os.PathLike[str], path: str | os.PathLike[str]
+) -> None:
+  """Puts a finished temporary file in its place, in one durable step.
+
+  This any process may do, with files that are its own.
+  """
+  path = pathlib.Path(path)
+  with writing(path):
+    handle = os.open(temporary, os.O_RDWR)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)
     os.replace(temporary, path)
   _sync_directory(path.parent)
 
