@@ -34,6 +34,7 @@ from adanat_jax import (
   save_barrier,
 )
 from adanat_jax.errors import UserError, WriteError
+from adanat_jax.metric_writer import EVAL_PREFIX
 from adanat_jax.weights import load_params
 
 __all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
@@ -75,7 +76,8 @@ class Checkpointer:
         older is what a damaged newest one is replaced by.
       keep_every: checkpoints of steps that this divides stay too.
       best_of: `(metric, 'min' or 'max')`: the checkpoint with the smallest or
-        the largest value of this metric stays too.
+        the largest value of this metric stays too. Metrics `eval/...` are
+        learned by `score`, all others by `save`.
     """
     if max_to_keep < 2:
       raise UserError(f'max_to_keep: {max_to_keep} given, at least 2 is needed')
@@ -131,7 +133,7 @@ class Checkpointer:
         metric of `best_of` is none of `metrics`.
     """
     metrics = dict(metrics or {})
-    if self._best is not None:
+    if self._best is not None and not self._best.is_evaluated:
       self._best.add(step, metrics)
     meta = {**meta, 'metrics': metrics}
     examined = leaves.examine(state)
@@ -154,6 +156,28 @@ class Checkpointer:
       )
     if not saved:
       raise RuntimeError(f'{self._path}: step {step} was not saved')
+
+  def score(self, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
+    """Learns by what `best_of` chooses, where that is measured after saving.
+
+    Args:
+      evaluations: figures `eval/...` by step.
+
+    Raises:
+      UserError: if the metric of `best_of` is none of them.
+    """
+    if self._best is not None and self._best.is_evaluated:
+      for step, figures in evaluations.items():
+        self._best.add(step, figures)
+
+  def best(self) -> dict[str, Any] | None:
+    """Step, metric and value of the best checkpoint that is there.
+
+    None without `best_of`, and before anything is known.
+    """
+    if self._best is None:
+      return None
+    return self._best.of(self._manager.all_steps())
 
   def _check_permission(self) -> None:
     """Raises WriteError if no checkpoint could be created.
@@ -252,16 +276,28 @@ class _Best:
     self._metric = metric
     self._sign = 1.0 if mode == 'min' else -1.0
     self._scores: dict[int, float] = {}
+    self.is_evaluated = metric.startswith(EVAL_PREFIX)
 
   def should_preserve(
     self, checkpoints: Sequence[Any], *, context: Any
   ) -> list[bool]:
     """Tells for each checkpoint whether it is the best of them."""
     del context
-    known = [c.step for c in checkpoints if c.step in self._scores]
-    # Of equal ones the newest.
-    best = min(known, key=lambda s: (self._scores[s], -s), default=None)
+    best = self._best_step([checkpoint.step for checkpoint in checkpoints])
     return [checkpoint.step == best for checkpoint in checkpoints]
+
+  def of(self, steps: Sequence[int]) -> dict[str, Any] | None:
+    """The best of these steps, with the metric's name and value."""
+    step = self._best_step(steps)
+    if step is None:
+      return None
+    value = self._sign * self._scores[step]
+    return {'step': step, 'metric': self._metric, 'value': value}
+
+  def _best_step(self, steps: Sequence[int]) -> int | None:
+    known = [step for step in steps if step in self._scores]
+    # Of equal ones the newest.
+    return min(known, key=lambda s: (self._scores[s], -s), default=None)
 
   def look_up(self, steps: Sequence[int], directory: pathlib.Path) -> None:
     """Learns how good the checkpoints are that are there."""

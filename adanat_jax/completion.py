@@ -16,11 +16,23 @@ COMPLETE_FILE = 'complete.json'
 
 
 def mark_complete(
-  directory: str | os.PathLike[str], step: int, figures: Mapping[str, Any]
+  directory: str | os.PathLike[str],
+  step: int,
+  figures: Mapping[str, Any],
+  best: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes the marker of a finished stage, with its last step and figures."""
+  """Writes the marker of a finished stage.
+
+  Args:
+    directory: the stage's directory.
+    step: its last step.
+    figures: of its last state.
+    best: step, metric and value of its best checkpoint, where one is kept.
+  """
   path = pathlib.Path(directory) / COMPLETE_FILE
   marker = {'step': step, 'figures': dict(figures)}
+  if best is not None:
+    marker['best'] = dict(best)
   distributed.barrier()
   distributed.from_first(lambda: files.write_json(path, marker))
   distributed.wait_until_seen(path)
@@ -32,5 +44,5 @@ def is_complete(directory: str | os.PathLike[str]) -> bool:
 
 
 def read_complete(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns `{'step': last step, 'figures': {...}}` of a finished stage."""
+  """Returns what `mark_complete` wrote: `step`, `figures` and maybe `best`."""
   return files.read_json(pathlib.Path(directory) / COMPLETE_FILE)

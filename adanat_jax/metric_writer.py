@@ -21,6 +21,7 @@ import numpy as np
 from adanat_jax import distributed, files
 
 TIME_PREFIX = 'time/'
+EVAL_PREFIX = 'eval/'
 
 
 class MetricWriter:

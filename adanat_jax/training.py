@@ -14,7 +14,10 @@ One step:
      that is not finite stops the run and names the step;
   4. every `log_every` steps those metrics become a row;
   5. every `save_every` steps this step's metrics are checked too, rows are put
-     on the disk, and a checkpoint is started.
+     on the disk, and a checkpoint is started;
+  6. every `evaluate_every` steps, and after the last, the same is done, then
+     the state is evaluated, and the figures stand in the row of that step. An
+     evaluation that was cut short is made again from its checkpoint.
 
 With several processes each runs this loop, and the promise holds for all of
 them together: they stop after the same step, and process 0 writes the rows.
@@ -30,11 +33,9 @@ import time
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from adanat_jax import distributed, files, leaves, metric_writer, sharding
+from adanat_jax import distributed, files, metric_writer, state_layout
 from adanat_jax.checkpoint import Checkpointer, NonFiniteError
 from adanat_jax.completion import (
   COMPLETE_FILE,
@@ -44,6 +45,8 @@ from adanat_jax.completion import (
 )
 from adanat_jax.errors import UserError
 from adanat_jax.interruption import Interrupted, StopSignals, StopVote
+from adanat_jax.loop_record import Metrics, Record, require_finite
+from adanat_jax.metric_writer import EVAL_PREFIX, TIME_PREFIX
 
 # What stages need of this module; some of it is made elsewhere.
 __all__ = [
@@ -55,7 +58,6 @@ __all__ = [
 ]
 
 State = TypeVar('State')
-Metrics = Mapping[str, Any]
 
 
 def run_loop(
@@ -71,6 +73,8 @@ def run_loop(
   config_for_meta: Mapping[str, Any] | None = None,
   profile: tuple[int, int] | None = None,
   on_step: Callable[[State, int], None] | None = None,
+  evaluate: Callable[[State, int], Mapping[str, float]] | None = None,
+  evaluate_every: int = 0,
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
   tensorboard: bool = True,
   max_to_keep: int = 2,
@@ -99,13 +103,19 @@ def run_loop(
       `<directory>/trace`.
     on_step: `(state, finished steps)`, called after every step; it must not
       keep the state, and decides itself what to do when. All processes call
-      it, as they call `final_figures`.
+      it, as they call `evaluate` and `final_figures`.
+    evaluate: `(state, finished steps) -> figures`, a pure function that may
+      take long and must not keep the state. Its figures are written as
+      `eval/<name>`; those of process 0 count.
+    evaluate_every: after this many steps the state is evaluated, and after the
+      last; 0 for the last alone.
     final_figures: figures of the finished state for `complete.json`.
     tensorboard: write TensorBoard files where tensorboardX is installed.
     max_to_keep: number of newest checkpoints that stay.
     keep_every: checkpoints of steps that this divides stay too.
     best_of: `(metric, 'min' or 'max')`: the checkpoint whose own step had the
-      best value of this metric stays too.
+      best value of this metric stays too, and `complete.json` names it. The
+      metric may be an `eval/<name>`.
     transfer_guard: what an implicit copy to the device inside `train_step`
       does: 'disallow', 'log' or 'allow'.
 
@@ -117,13 +127,17 @@ def run_loop(
     NonFiniteError: if a metric or the state is not finite; no checkpoint of
       that state is written.
     UserError: if the directory holds checkpoints of another shape or of more
-      steps than `num_steps`.
+      steps than `num_steps`, or if `best_of` is nothing that is measured.
   """
   for field, value in (('log_every', log_every), ('save_every', save_every)):
     if value < 1:
       raise UserError(f'{name}: {field} is {value}, at least 1 is needed')
+  if evaluate_every < 0:
+    raise UserError(f'{name}: evaluate_every is {evaluate_every}, less than 0')
+  if best_of and best_of[0].startswith(EVAL_PREFIX) and evaluate is None:
+    raise UserError(f'{name}: best_of is {best_of[0]}, nothing is evaluated')
   directory = files.make_directory(directory)
-  state = _without_weak_types(state)
+  state = state_layout.without_weak_types(state)
   meta = {'name': name, 'config': dict(config_for_meta or {})}
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
@@ -136,6 +150,8 @@ def run_loop(
     )
     restored = checkpoints.restore(state)
     first_step = restored.step if restored else 0
+    evaluated = _evaluated(directory, first_step)
+    checkpoints.score(evaluated)
     if first_step > num_steps:
       raise UserError(
         f'{directory}: holds a checkpoint of step {first_step}, but only '
@@ -151,46 +167,81 @@ def run_loop(
         return state
       # More steps are asked for, or the last checkpoint is damaged.
       distributed.from_first(functools.partial(_remove_marker, directory))
+
+    def to_evaluate(step: int) -> bool:
+      due = step == num_steps or (evaluate_every and step % evaluate_every == 0)
+      return bool(evaluate is not None and step and due)
+
+    # Saved, but stopped before or in its evaluation: its row is written anew.
+    unfinished = to_evaluate(first_step) and first_step not in evaluated
     writer = metric_writer.MetricWriter(
-      directory, first_step=first_step, tensorboard=tensorboard
+      directory,
+      first_step=first_step - int(unfinished),
+      tensorboard=tensorboard,
     )
     stack.callback(writer.close)
     progress = metric_writer.Progress(name, num_steps, first_step=first_step)
     stack.callback(progress.close)
     if first_step:
       progress.say(f'{name}: goes on after step {first_step} of {num_steps}')
-    record = _Record(name, writer, progress, log_every, num_steps)
+    record = Record(name, writer, progress, log_every, num_steps)
     finished = first_step
 
-    def save(finished: int) -> None:
-      record.flush()
+    def save(finished: int, *, hold_row: bool = False) -> None:
+      record.check()
+      if not hold_row:
+        record.write()
       writer.sync()
       checkpoints.save(finished, state, meta, record.latest)
+
+    def write_evaluation(finished: int) -> None:
+      assert evaluate is not None
+      begun = time.monotonic()
+      found = evaluate(state, finished)
+      # All decide by the same numbers.
+      figures = distributed.from_first(
+        lambda: {EVAL_PREFIX + key: float(x) for key, x in found.items()}
+      )
+      require_finite(name, finished, figures)
+      checkpoints.score({finished: figures})
+      seconds = time.monotonic() - begun
+      record.pause(seconds)
+      record.write({**figures, f'{TIME_PREFIX}evaluation': seconds})
+      writer.sync()
 
     vote = StopVote()
     with (
       StopSignals() as stop,
       _Trace(directory / 'trace', profile) as trace,
     ):
+      if unfinished and restored:
+        record.take(first_step, restored.meta.get('metrics', {}))
+        write_evaluation(first_step)
       for step in range(first_step, num_steps):
         trace.before(step, state)
-        batch, index = _put((batch_at(step), np.int32(step)))
-        before = _abstract(state) if step == first_step else None
+        batch, index = state_layout.put((batch_at(step), np.int32(step)))
+        before = state_layout.abstract(state) if step == first_step else None
         with (
           jax.transfer_guard_host_to_device(transfer_guard),
           jax.profiler.StepTraceAnnotation(name, step_num=step),
         ):
           state, metrics = train_step(state, batch, index)
         if before is not None:
-          _check_same_layout(before, _abstract(state))
+          state_layout.check_same_layout(before, state_layout.abstract(state))
         record.add(step + 1, metrics)
         if on_step is not None:
           on_step(state, step + 1)
         finished = step + 1
         # Read once: a signal may come between any two lines.
         stopping = vote.after_step(stop.requested)
-        if finished % save_every == 0 or finished == num_steps or stopping:
-          save(finished)
+        evaluating = to_evaluate(finished) and not stopping
+        last = finished == num_steps or bool(stopping)
+        if finished % save_every == 0 or evaluating or last:
+          save(finished, hold_row=evaluating)
+        if evaluating:
+          # It may take long: with the state saved, being killed costs no step.
+          checkpoints.wait()
+          write_evaluation(finished)
         if stopping:
           break
       checkpoints.wait()
@@ -206,74 +257,29 @@ def run_loop(
       checkpoints.wait()
     # Handlers are given back: figures may take long and are made again.
     figures = final_figures(state) if final_figures is not None else {}
-    mark_complete(directory, num_steps, figures)
+    mark_complete(directory, num_steps, figures, checkpoints.best())
   return state
+
+
+def _evaluated(
+  directory: pathlib.Path, last_step: int
+) -> dict[int, dict[str, float]]:
+  """What evaluations found up to a step, by step, from the rows."""
+  rows = distributed.from_first(
+    lambda: [
+      [row['step'], found]
+      for row in metric_writer.read_metrics(directory)
+      if row['step'] <= last_step
+      and (found := {k: v for k, v in row.items() if k.startswith(EVAL_PREFIX)})
+    ]
+  )
+  return dict(rows)
 
 
 def _remove_marker(directory: pathlib.Path) -> None:
   path = directory / COMPLETE_FILE
   with files.writing(path):
     path.unlink()
-
-
-class _Record:
-  """Checks metrics one step late, and writes the rows that are due."""
-
-  def __init__(
-    self,
-    name: str,
-    writer: metric_writer.MetricWriter,
-    progress: metric_writer.Progress,
-    log_every: int,
-    num_steps: int,
-  ):
-    self._name = name
-    self._writer = writer
-    self._progress = progress
-    self._log_every = log_every
-    self._num_steps = num_steps
-    self.latest: Metrics = {}  # Of the last step that was checked.
-    self._waiting: tuple[int, Metrics] | None = None
-    self._row_time = self._start = time.monotonic()
-    self._row_step: int | None = None
-
-  def add(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a step in flight, deals with the one before."""
-    self.flush()
-    self._waiting = (step, metrics)
-
-  def flush(self) -> None:
-    """Waits for the last step's metrics, checks them, writes their row."""
-    if self._waiting is None:
-      return
-    step, on_device = self._waiting
-    self._waiting = None
-    metrics = jax.device_get(dict(on_device))
-    for key, value in metrics.items():
-      if not np.isfinite(np.asarray(value, np.float64)).all():
-        raise NonFiniteError(
-          f'{self._name}: {key} is {_short(value)} at step {step}; the run '
-          'is stopped, the last checkpoint is kept'
-        )
-    self.latest = metrics
-    if step in (1, self._num_steps) or step % self._log_every == 0:
-      self._writer.write(step, {**metrics, **self._times(step)})
-      self._progress.update(step, metrics)
-    else:
-      self._progress.update(step)
-
-  def _times(self, step: int) -> dict[str, float]:
-    """Returns seconds since the run's start, and per step since the last row.
-
-    The first row of a run also holds the compilation and gives no rate.
-    """
-    now = time.monotonic()
-    times = {metric_writer.TIME_PREFIX + 'elapsed': now - self._start}
-    if self._row_step is not None:
-      seconds = (now - self._row_time) / (step - self._row_step)
-      times[metric_writer.TIME_PREFIX + 'seconds_per_step'] = seconds
-    self._row_time, self._row_step = now, step
-    return times
 
 
 class _Trace:
@@ -307,93 +313,3 @@ class _Trace:
   def _stop(self) -> None:
     jax.profiler.stop_trace()
     self._running = False
-
-
-def _without_weak_types(state: State) -> State:
-  """Makes every leaf an array of a fixed type.
-
-  A Python number in a state is weakly typed: it would promote differently
-  before and after a restore, and the two runs would differ.
-  """
-
-  def fix(leaf: Any) -> jax.Array:
-    if isinstance(leaf, jax.Array) and not leaf.aval.weak_type:
-      return leaf
-    return _put(np.asarray(leaf, dtype=jnp.result_type(leaf)))
-
-  return jax.tree.map(fix, state)
-
-
-def _put(tree: Any) -> Any:
-  """Puts host arrays beside the arrays that a step works on.
-
-  Args:
-    tree: host arrays, equal in all processes, and global arrays, which stay.
-
-  Returns:
-    The tree as arrays; those from the host are on all devices of the ambient
-    mesh, or on the default device where there is neither a mesh nor another
-    process.
-  """
-  mesh = jax.sharding.get_mesh()
-  if mesh.empty:
-    if not distributed.is_shared():
-      return jax.device_put(tree)
-    mesh = sharding.make_mesh()
-  everywhere = NamedSharding(mesh, PartitionSpec())
-
-  def put(leaf: Any) -> jax.Array:
-    if isinstance(leaf, jax.Array):
-      return leaf
-    if not distributed.is_shared():
-      return jax.device_put(leaf, everywhere)
-    # `device_put` would compare the processes' values, at every step.
-    return jax.make_array_from_process_local_data(everywhere, np.asarray(leaf))
-
-  return jax.tree.map(put, tree)
-
-
-def _check_same_layout(before: Any, after: Any) -> None:
-  """Raises if a step changes the state's layout.
-
-  A restored state has the layout of the initial one: if a step returned
-  another, the runs with and without a restart would be different programs.
-
-  Args:
-    before: abstract leaves (see `_abstract`) of the state a step took.
-    after: the same of the state it returned.
-  """
-  for path in [*before, *after]:
-    old, new = before.get(path), after.get(path)
-    if (
-      old is None
-      or new is None
-      or (old.shape, old.dtype, old.weak_type)
-      != (new.shape, new.dtype, new.weak_type)
-      or not old.sharding.is_equivalent_to(new.sharding, len(old.shape))
-    ):
-      raise ValueError(
-        'train_step must return a state of the layout it takes (dtype, shape, '
-        f'no weak type, sharding): {path} was {old}, is {new}'
-      )
-
-
-def _abstract(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the leaves by name without their numbers."""
-  return {
-    path: jax.ShapeDtypeStruct(
-      leaf.shape,
-      leaf.dtype,
-      sharding=leaf.sharding,
-      weak_type=leaf.aval.weak_type,
-    )
-    for path, leaf in leaves.by_name(state).items()
-  }
-
-
-def _short(value: Any) -> str:
-  """Returns a number as text, or how many of an array's are not finite."""
-  array = np.asarray(value, np.float64)
-  if array.ndim == 0:
-    return str(array)
-  return f'not finite in {np.sum(~np.isfinite(array))} of {array.size} places'

@@ -14,15 +14,17 @@ import signal
 import sys
 from typing import Any
 
+from absl.testing import absltest
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax import metric_writer, training
+from adanat_jax import checkpoint, leaves, metric_writer, training
 
 BATCH, WIDTH, OUTPUTS = 8, 16, 4
+NUM_STEPS = 23
 OPTIMIZER = optax.sgd(0.01, momentum=0.9)
 
 
@@ -136,6 +138,50 @@ def arm(moment: str) -> None:
   os.rename, os.replace = dying_rename, dying_replace
   shutil.rmtree = dying_rmtree
   metric_writer.MetricWriter.write = dying_write
+
+
+def train(directory: str | os.PathLike[str], **changes: Any) -> Any:
+  """Runs the toy loop in this process."""
+  arguments: dict[str, Any] = {
+    'state': initial_state(),
+    'train_step': train_step_of(),
+    'batch_at': batch_at,
+    'num_steps': NUM_STEPS,
+    'directory': directory,
+    'name': 'toy',
+    'log_every': 3,
+    'save_every': 5,
+    'tensorboard': False,
+  }
+  return training.run_loop(**(arguments | changes))
+
+
+def rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """Returns the rows without wall-clock figures."""
+  return [
+    {key: value for key, value in row.items() if not key.startswith('time/')}
+    for row in metric_writer.read_metrics(directory)
+  ]
+
+
+def saved_bits(directory: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns every leaf of the last checkpoint as NumPy arrays."""
+  with checkpoint.Checkpointer(directory) as checkpoints:
+    restored = checkpoints.restore(initial_state())
+  state = restored.state.replace(key=jax.random.key_data(restored.state.key))
+  return jax.tree.map(np.asarray, leaves.by_name(state))
+
+
+def assert_same_run(
+  test: absltest.TestCase, one: pathlib.Path, other: pathlib.Path
+) -> None:
+  """Checks that two runs left the same state, rows and marker."""
+  ours, theirs = saved_bits(one), saved_bits(other)
+  test.assertEqual(ours.keys(), theirs.keys())
+  for name in ours:
+    np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+  test.assertEqual(rows(one), rows(other))
+  test.assertEqual(training.read_complete(one), training.read_complete(other))
 
 
 def main(

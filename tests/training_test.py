@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import pathlib
 import resource
 import signal
@@ -18,51 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import toy_training
+from toy_training import rows, train
 
-from adanat_jax import checkpoint, leaves, metric_writer, training
+from adanat_jax import checkpoint, training
 from adanat_jax.errors import UserError
-
-NUM_STEPS = 23
 
 
 def run(directory: pathlib.Path, death: str = 'none') -> tuple[int | None, str]:
   """Trains in a process of its own; returns its exit status and output."""
   output = directory.with_suffix('.txt')
-  process = toy_training.start(directory, NUM_STEPS, death, output)
+  process = toy_training.start(directory, toy_training.NUM_STEPS, death, output)
   process.join(timeout=60)
   return process.exitcode, output.read_text()
-
-
-def train(directory: str | os.PathLike[str], **changes: Any) -> Any:
-  """Runs the toy loop in this process."""
-  arguments: dict[str, Any] = {
-    'state': toy_training.initial_state(),
-    'train_step': toy_training.train_step_of(),
-    'batch_at': toy_training.batch_at,
-    'num_steps': NUM_STEPS,
-    'directory': directory,
-    'name': 'toy',
-    'log_every': 3,
-    'save_every': 5,
-    'tensorboard': False,
-  }
-  return training.run_loop(**(arguments | changes))
-
-
-def rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the rows without wall-clock figures."""
-  return [
-    {key: value for key, value in row.items() if not key.startswith('time/')}
-    for row in metric_writer.read_metrics(directory)
-  ]
-
-
-def saved_bits(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns every leaf of the last checkpoint as NumPy arrays."""
-  with checkpoint.Checkpointer(directory) as checkpoints:
-    restored = checkpoints.restore(toy_training.initial_state())
-  state = restored.state.replace(key=jax.random.key_data(restored.state.key))
-  return jax.tree.map(np.asarray, leaves.by_name(state))
 
 
 def setUpModule():
@@ -74,14 +40,6 @@ class TrainingTest(parameterized.TestCase):
     super().setUp()
     self.directory = pathlib.Path(self.create_tempdir().full_path)
     self.output = self.enter_context(contextlib.redirect_stdout(io.StringIO()))
-
-  def assert_same_run(self, one: pathlib.Path, other: pathlib.Path) -> None:
-    ours, theirs = saved_bits(one), saved_bits(other)
-    self.assertEqual(ours.keys(), theirs.keys())
-    for name in ours:
-      np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    self.assertEqual(rows(one), rows(other))
-    self.assertEqual(training.read_complete(one), training.read_complete(other))
 
   def test_stopped_at_every_moment_ends_with_the_same_bits(self):
     whole, broken = self.directory / 'whole', self.directory / 'broken'
@@ -109,7 +67,7 @@ class TrainingTest(parameterized.TestCase):
     exit_status, output = run(broken)
     self.assertEqual(exit_status, 0, output)
     self.assertIn('goes on after step 23 of 23', output)
-    self.assert_same_run(whole, broken)
+    toy_training.assert_same_run(self, whole, broken)
     self.assertEqual(
       [row['step'] for row in rows(whole)], [1, 3, 6, 9, 12, 15, 18, 21, 23]
     )
@@ -167,7 +125,7 @@ class TrainingTest(parameterized.TestCase):
     with self.assertLogs('absl', 'WARNING') as logs:
       train(self.directory, num_steps=10)
     self.assertRegex(logs.output[0], r'checkpoints/10 is damaged')
-    self.assert_same_run(whole, self.directory)
+    toy_training.assert_same_run(self, whole, self.directory)
 
   @parameterized.parameters(
     # One step behind: the step after the bad one is on its way already.
