@@ -68,6 +68,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   tokenizer.num_steps = 1200
   tokenizer.batch_size = 96
   tokenizer.learning_rate = 2e-3
+  # Decays of Adam's two averages.
+  tokenizer.betas = (0.9, 0.999)
+  # How far a reconstruction is from its image: 'squared' or 'absolute', the
+  # mean over all of their values.
+  tokenizer.error = 'squared'
   # Share of the steps as a plain autoencoder, before codes are set.
   tokenizer.warmup_fraction = 0.1
   # Weight of the encoder's pull towards its codes.
@@ -76,6 +81,24 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   tokenizer.codebook_decay = 0.97
   # Images are moved by up to this many pixels while the tokenizer trains.
   tokenizer.max_shift = 1
+  # Images of each split whose reconstructions are measured; 0 for all.
+  tokenizer.measured_images = 0
+  # A discriminator of patches that tells images from reconstructions.
+  tokenizer.adversarial = adversarial = ml_collections.ConfigDict()
+  # Weight of what it says, against the error; 0.0 to do without it.
+  adversarial.weight = 0.0
+  # Whether that weight is relative: what it says is first made as strong as the
+  # error is, at the decoder's last layer.
+  adversarial.adaptive = True
+  # Share of the steps before it learns, and then before reconstructions answer.
+  adversarial.start_fraction = 0.3
+  adversarial.lead_fraction = 0.02
+  # The image's sides are halved so many times; channels double from the width.
+  adversarial.num_levels = 3
+  adversarial.base_width = 64
+  adversarial.num_groups = 32
+  adversarial.learning_rate = 2e-4
+  adversarial.betas = (0.5, 0.9)
 
   config.judges = judges = ml_collections.ConfigDict()
   # The measuring network: a convolutional classifier of the ten digits.
@@ -90,6 +113,14 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   measure.cutout = 0
   # The reward network: a small vision transformer, other augmentation.
   judges.reward = reward = ml_collections.ConfigDict()
+  # Side of the images it sees, in pixels; 0 for that of the data.
+  reward.image_size = 0
+  # How they are scaled: 'centred', from -1 to 1, or 'imagenet', by the colours'
+  # means and deviations there.
+  reward.normalisation = 'centred'
+  # Chance that a batch of larger images is cut down to that size instead of
+  # averaged down.
+  reward.crop_probability = 0.0
   reward.patch_size = 4
   reward.width = 64
   reward.depth = 4
@@ -137,6 +168,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.num_steps = (4,)
   policy.trainings = 1
   policy.iterations = 150
+  # Which policies: 'adaptive' sees the NAT's features, 'constant' does not.
+  policy.kinds = ('adaptive', 'constant')
   # Trajectories an iteration.
   policy.batch_size = 384
   # How many of them are decoded at a time, over all devices; 0 for all. Saves
@@ -150,6 +183,13 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.rollout_dtype = 'float32'
   policy.log_every = 1
   policy.save_every = 25
+  # Images of the policy's mean actions are measured after this many iterations
+  # and after the last; 0 for never. How many images of validation conditions.
+  policy.evaluate_every = 0
+  policy.evaluate_samples = 2000
+  # Which iterate is used afterwards: the 'last' one, or the 'best' of those
+  # that were measured.
+  policy.iterate = 'last'
   # Constants of PPO: 'paper', or 'ours' for short runs; each can be overridden
   # below (unset fields keep the preset's value).
   policy.preset = 'ours'
@@ -174,6 +214,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   network.conv_width = 32
   network.mlp_widths = (128, 64)
   policy.discriminator = discriminator = ml_collections.ConfigDict()
+  # The network that maps classes; texts come as embeddings and need none.
   discriminator.mapping_width = 64
   discriminator.mapping_layers = 2
   discriminator.condition_map_width = 64
@@ -190,7 +231,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Compare with real images that have been through the tokenizer (as published:
   # False): what it blurs, no schedule can mend.
   discriminator.reconstruct_real = True
-  # Test images on which the discriminator's accuracy is logged.
+  # Test images on which the discriminator's accuracy is logged; 0 for none.
   discriminator.held_out = 96
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
@@ -199,10 +240,47 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   evaluate.num_samples = 2000
   # Images for each setting of the grid that tunes the hand-made schedule, and
   # how many settings of the grid are tried.
-  evaluate.grid_samples = 2000
+  evaluate.grid_samples = 1000
   evaluate.max_grid = 72
   # Images decoded at a time.
   evaluate.batch_size = 500
+  # 'study' compares schedules on the digits, 'published' measures policies as
+  # the benchmarks do. What follows is for the latter, and for the scores of
+  # networks that are still being trained.
+  evaluate.protocol = 'study'
+  # Whose features are compared: 'inception', 'measure' (the judge of the
+  # digits) or 'pixels' (means of 8x8 boxes, no network).
+  evaluate.network = 'measure'
+  evaluate.inception = ml_collections.ConfigDict()
+  # Checkpoint of `python -m adanat_jax.convert --kind=inception`.
+  evaluate.inception.init_from = ''
+  # Moments of real images: a file of others, or of mode `statistics`; empty for
+  # those of the reference split ('train' or 'test'), made where they are not.
+  evaluate.statistics = ''
+  evaluate.reference_split = 'train'
+  # 'uniform' draws the classes, 'balanced' takes each equally often.
+  evaluate.labels = 'balanced'
+  # What is measured: images as they are ('none'), or rounded to bytes ('floor',
+  # 'nearest').
+  evaluate.rounding = 'none'
+  # What was counted is saved after so many images.
+  evaluate.save_every = 5000
+  # Which policies: 'learned', 'maskgit', 'residual', 'guidance-3', or a table of
+  # decoding/published.py.
+  evaluate.policies = ('learned', 'maskgit')
+  # Real and generated images that precision and recall compare; 0 for neither.
+  evaluate.precision_recall = 1000
+  # Also write the samples as ADM's evaluator reads them.
+  evaluate.save_npz = False
+  # Whose published figures stand beside ours: a key of
+  # metrics/published_figures.py, or empty.
+  evaluate.benchmark = ''
+
+  config.statistics = statistics = ml_collections.ConfigDict()
+  # Which images mode `statistics` takes the moments of, 'train' or 'test', and
+  # the .npz file they go to; empty for <workdir>/statistics.
+  statistics.split = 'train'
+  statistics.output = ''
 
   config.report = report = ml_collections.ConfigDict()
   # Images of each class and method in the picture of samples.
@@ -229,6 +307,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     policy.trainings = 2
     # Two thirds of the default's iterations, of two thirds of its trajectories.
     policy.update(iterations=100, batch_size=256)
+    evaluate.grid_samples = 2000
   elif preset == 'pod':
     # Samples share statistics in groups of 8, which lie on one device each.
     policy.discriminator.update(batch_size=128, held_out=128)
@@ -253,4 +332,5 @@ def _make_tiny(config: ml_collections.ConfigDict) -> None:
   config.evaluate.update(
     num_seeds=2, num_samples=100, grid_samples=100, max_grid=4, batch_size=100
   )
+  config.evaluate.precision_recall = 50
   config.report.images_per_class = 4

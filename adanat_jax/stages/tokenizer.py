@@ -28,7 +28,6 @@ import optax
 from adanat_jax import training
 from adanat_jax.config_rules import (
   between,
-  boolean,
   check,
   choice,
   int_at_least,
@@ -37,10 +36,14 @@ from adanat_jax.config_rules import (
   tuple_of,
 )
 from adanat_jax.data import augment
-from adanat_jax.errors import UserError
-from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.stages import datasets, fit, networks, reconstruction
+from adanat_jax.stages import (
+  datasets,
+  fit,
+  networks,
+  reconstruction,
+  tokenizer_adversary,
+)
 from adanat_jax.stages.reconstruction import perplexity
 from adanat_jax.stages.tokenizer_adversary import Adversary, DiscriminatorState
 from adanat_jax.types import Array
@@ -276,53 +279,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'tokenizer.codebook_decay': between(0.0, 1.0),
       'tokenizer.max_shift': int_at_least(0),
       'tokenizer.measured_images': int_at_least(0),
-      'tokenizer.adversarial.weight': non_negative,
     },
   )
   datasets.check_config(config)
   networks.check_batches(config, {'tokenizer.batch_size': 1})
-  if config.tokenizer.adversarial.weight:
-    _check_adversarial(config)
-
-
-def _check_adversarial(config: ml_collections.ConfigDict) -> None:
-  check(
-    config,
-    {
-      'tokenizer.adversarial.adaptive': boolean,
-      'tokenizer.adversarial.start_fraction': between(0.0, 1.0),
-      'tokenizer.adversarial.lead_fraction': between(0.0, 1.0),
-      'tokenizer.adversarial.base_width': int_at_least(1),
-      'tokenizer.adversarial.num_levels': int_at_least(1),
-      'tokenizer.adversarial.num_groups': int_at_least(1),
-      'tokenizer.adversarial.learning_rate': positive,
-      'tokenizer.adversarial.betas': tuple_of(between(0.0, 1.0), length=2),
-    },
-  )
-  section = config.tokenizer.adversarial
-  if section.base_width % section.num_groups:
-    raise UserError(
-      f'config.tokenizer.adversarial.num_groups={section.num_groups}: give one'
-      f' that divides base_width={section.base_width}'
-    )
-
-
-def _adversary(config: ml_collections.ConfigDict) -> Adversary | None:
-  section = config.tokenizer.adversarial
-  if not section.weight:
-    return None
-  num_steps = config.tokenizer.num_steps
-  learns_from = int(section.start_fraction * num_steps)
-  return Adversary(
-    module=PatchDiscriminator(
-      section.base_width, section.num_levels, section.num_groups
-    ),
-    optimizer=optax.adam(section.learning_rate, *section.betas),
-    weight=section.weight,
-    adaptive=section.adaptive,
-    learns_from=learns_from,
-    answers_from=learns_from + int(section.lead_fraction * num_steps),
-  )
+  tokenizer_adversary.check_config(config)
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -352,7 +313,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     ),
     *section.betas,
   )
-  adversary = _adversary(config)
+  adversary = tokenizer_adversary.of_config(config)
   init_key, step_key = jax.random.split(networks.stage_key(config, 'tokenizer'))
   train_step = make_train_step(
     module,
@@ -370,7 +331,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     for split in datasets.SPLITS
   }
   measure = reconstruction.Reconstruction(module, networks.mesh_of(config))
-  size = config.data.image_size
+  shape = (config.data.image_size,) * 2 + (module.image_channels,)
 
   def figures(state: TokenizerState) -> dict[str, float]:
     return measure.figures(
@@ -387,14 +348,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     initial=lambda frozen: initial_state(
       module,
       optimizer,
-      (size, size, module.image_channels),
+      shape,
       init_key,
       adversary,
     ),
     train_step=lambda frozen, state, batch, step: train_step(
       state, batch['images'], step
     ),
-    batch_at=fit.batches(
+    batch_at=fit.Batches(
       config,
       'tokenizer',
       datasets.image_examples(config, workdir, 'train', mirrored=True),
