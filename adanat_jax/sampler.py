@@ -167,26 +167,16 @@ class Generator:
         (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
       )
     mesh = self.mesh or sharding.make_mesh()
-
-    def part(start: int, num_real: int) -> Samples:
-      # Padding repeats the first rows; what it gives is dropped below.
-      rows = sharding.local_rows(self._padded(start, num_real), mesh)
-      return self._decode_part(
-        _rows_of(policy, rows, mesh),
-        sharding.put_batch(
-          {'tokens': tokens[rows], 'labels': labels[rows]}, mesh
-        ),
-        start,
-        key,
-        (num_steps, guided, options, record),
-      )
-
-    return _join(
-      [
-        _keep(sharding.gather(part(start, num_real)), num_real)
-        for start, num_real in self._cuts(0, count)
-      ]
-    )
+    static = (num_steps, guided, options, record)
+    parts = []
+    for index, num_real in self._batches(0, count):
+      rows = sharding.local_rows(index, mesh)
+      batch = {'tokens': tokens[rows], 'labels': labels[rows]}
+      batch = sharding.put_batch(batch, mesh)
+      steered = _rows_of(policy, rows, mesh)
+      part = self._decode_part(steered, batch, index[0], key, static)
+      parts.append(_keep(sharding.gather(part), num_real))
+    return _join(parts)
 
   def stream(
     self,
@@ -200,39 +190,34 @@ class Generator:
     options: step_lib.StepOptions = step_lib.ADANAT,
     first: int = 0,
   ) -> Iterator[tuple[np.ndarray, Samples]]:
-    """Decodes batch after batch, and leaves each one on the devices.
-
-    The samples are those that `decode` gives, and the memory that they take
-    does not grow with their number.
+    """The samples of `decode`, batch after batch, left on the devices.
 
     Args:
       policy: see `decode`; a table has a value a step, not one a sample.
-      condition_of: `int[B] -> conditions [B, ...]`: those of samples by their
-        number, as global arrays divided over the mesh.
+      condition_of: `int[B] -> [B, ...]`: conditions of samples by their number,
+        as global arrays divided over the mesh.
       count: how many samples there are.
-      key: of the whole set of samples.
+      key: see `decode`, as for `num_steps`, `guided` and `options`.
       num_steps: T.
-      guided: see `decode`.
+      guided: whether the unconditional pass runs at all.
       options: of the decode step.
       first: sample to begin with, one with which a batch begins.
 
     Yields:
-      The numbers int[n] of the samples of a batch, and the batch: global
-      arrays whose first n rows they are; what follows is padding.
+      The numbers int[n] of a batch's samples, and global arrays whose first n
+      rows they are; what follows is padding.
     """
     mesh = self.mesh or sharding.make_mesh()
-    for start, num_real in self._cuts(first, count):
-      index = self._padded(start, num_real)
-      rows = sharding.local_rows(index, mesh)
-      shape = (len(rows), self.nat.num_tokens)
-      batch = sharding.put_batch(
-        {'tokens': np.full(shape, self.nat.codebook_size, np.int32)}, mesh
-      )
-      batch['labels'] = condition_of(index)
-      static = (num_steps, guided, options, False)
-      yield index[:num_real], self._decode_part(
-        policy, batch, start, key, static
-      )
+    static = (num_steps, guided, options, False)
+    for index, num_real in self._batches(first, count):
+      shape = (len(sharding.local_rows(index, mesh)), self.nat.num_tokens)
+      unknown = np.full(shape, self.nat.codebook_size, np.int32)
+      batch = {
+        'tokens': sharding.put_batch(unknown, mesh),
+        'labels': condition_of(index),
+      }
+      part = self._decode_part(policy, batch, index[0], key, static)
+      yield index[:num_real], part
 
   def _decode_part(
     self,
@@ -242,9 +227,9 @@ class Generator:
     key: Array,
     static: tuple[int, bool, step_lib.StepOptions, bool],
   ) -> Samples:
-    """Decodes one batch, of global arrays; `static` as `_decode_batch` has."""
+    """Decodes a batch of global arrays; `static` as `_decode_batch` has it."""
     mesh = self.mesh or sharding.make_mesh()
-    index = start + np.arange(len(batch['tokens']), dtype=np.int32)
+    index = (start + np.arange(len(batch['tokens']))).astype(np.int32)
     index = sharding.put_batch(sharding.local_rows(index, mesh), mesh)
     with jax.set_mesh(mesh):
       return _decode_batch(
@@ -259,21 +244,16 @@ class Generator:
         key,
       )
 
-  @property
-  def padded_batch_size(self) -> int:
-    """`batch_size`, or the next number that the devices can share."""
-    size = (self.mesh or sharding.make_mesh()).size
-    return -(-self.batch_size // size) * size
+  def _batches(self, first: int, count: int) -> Iterator[tuple[Any, int]]:
+    """Numbers int[B] of every batch's samples, and how many of them count.
 
-  def _cuts(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-    """The first sample and the number of samples of every batch."""
-    size = self.padded_batch_size
+    Padding repeats the first ones.
+    """
+    devices = (self.mesh or sharding.make_mesh()).size
+    size = -(-self.batch_size // devices) * devices
     for start in range(first, count, size):
-      yield start, min(size, count - start)
-
-  def _padded(self, start: int, num_real: int) -> np.ndarray:
-    """Numbers of a batch's samples, repeated to the size of a batch."""
-    return start + np.resize(np.arange(num_real), self.padded_batch_size)
+      num_real = min(size, count - start)
+      yield start + np.resize(np.arange(num_real), size), num_real
 
   def _null(self) -> np.ndarray:
     if self.null_condition is None:

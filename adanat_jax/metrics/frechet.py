@@ -49,16 +49,13 @@ class MomentAccumulator:
     self._scatter = np.zeros((0, 0))
     self._waiting: list[np.ndarray] = []
 
-  @classmethod
-  def from_state(cls, state: Mapping[str, np.ndarray]) -> 'MomentAccumulator':
-    """The accumulator that gave `state`; goes on to the same bits."""
-    self = cls()
+  def restore(self, state: Mapping[str, np.ndarray]) -> None:
+    """Goes on, to the same bits, where the one that gave `state` was."""
     self._count = int(state['count'])
     self._mean = np.array(state['mean'], np.float64)
     self._scatter = np.array(state['scatter'], np.float64)
-    if len(state['waiting']):
-      self._waiting = [np.array(state['waiting'], np.float64)]
-    return self
+    waiting = np.array(state['waiting'], np.float64)
+    self._waiting = [waiting] if len(waiting) else []
 
   def state(self) -> dict[str, np.ndarray]:
     """Everything that was counted, as arrays to be saved."""
@@ -147,7 +144,8 @@ class MomentAccumulator:
       )
     if self._waiting:
       # What is counted later must not depend on whether anybody has looked.
-      whole = self.from_state(self.state())
+      whole = MomentAccumulator()
+      whole.restore(self.state())
       whole._settle()
       return whole.result()
     covariance = self._scatter / (self._count - 1)

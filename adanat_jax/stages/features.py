@@ -1,0 +1,163 @@
+"""The networks whose features a distance is measured in, by their name.
+
+inception  Inception-v3 of `evaluate.inception.init_from`: that of the FID
+measure    the classifier of the digits that stage `judges` has trained
+pixels     no network: means of 8x8 boxes, which nothing can be tuned to
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from adanat_jax import sharding
+from adanat_jax.config_rules import check, choice, int_at_least
+from adanat_jax.data.images import ROUNDINGS as BYTE_ROUNDINGS, to_uint8
+from adanat_jax.errors import UserError
+from adanat_jax.models.inception import InceptionV3
+from adanat_jax.stages import networks, provenance
+from adanat_jax.types import Array
+
+Config = ml_collections.ConfigDict
+
+NETWORKS = ('inception', 'measure', 'pixels')
+ROUNDINGS = ('none', *BYTE_ROUNDINGS)
+
+_PIXELS_SIDE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureNetwork:
+  """What images are measured with.
+
+  Attributes:
+    name: one of `NETWORKS`.
+    params: global arrays, whole or divided over the mesh.
+    apply: traced; `(params, images float32[B, H, W, C])` to features
+      float32[B, d] and logits float32[B, classes], None if it has none.
+    source: SHA-256 of the files it was converted from, by their names.
+    is_published: whether these are the weights that the FID is defined by.
+  """
+
+  name: str
+  params: Any
+  apply: Callable[[Any, Array], tuple[Array, Array | None]]
+  source: dict[str, str]
+  is_published: bool = False
+
+  def description(self) -> dict[str, Any]:
+    """What a result says of it."""
+    return {
+      'network': self.name,
+      'weights sha256': self.source,
+      'published weights': self.is_published,
+    }
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for fields of `config.evaluate` that cannot work."""
+  check(
+    config,
+    {
+      'evaluate.network': choice(*NETWORKS),
+      'evaluate.batch_size': int_at_least(1),
+      'evaluate.save_every': int_at_least(1),
+    },
+  )
+  name, side = config.evaluate.network, config.data.image_size
+  if name == 'inception' and not config.evaluate.inception.init_from:
+    raise UserError(
+      'config.evaluate.inception.init_from is empty; give the directory that'
+      ' python -m adanat_jax.convert --kind=inception wrote, or another network'
+      ' by config.evaluate.network'
+    )
+  if name == 'measure' and config.data.source != 'digits':
+    raise UserError(
+      'config.evaluate.network=measure is a classifier of the digits; give'
+      f' inception or pixels for config.data.source={config.data.source}'
+    )
+  if name == 'pixels' and side % _PIXELS_SIDE:
+    raise UserError(
+      f'config.evaluate.network=pixels: config.data.image_size={side} is no'
+      f' multiple of {_PIXELS_SIDE}'
+    )
+
+
+def load(config: Config, workdir: pathlib.Path) -> FeatureNetwork:
+  """The network that `config.evaluate.network` names.
+
+  Raises:
+    UserError: if its weights are not there.
+  """
+  name = config.evaluate.network
+  if name == 'inception':
+    return _inception(config)
+  if name == 'measure':
+    module, params = networks.load_measure(config, workdir)
+    return FeatureNetwork(
+      name, params, lambda p, x: module.apply({'params': p}, x), {}
+    )
+  return FeatureNetwork(name, {}, _pixels, {})
+
+
+def rounded(images: Array, rounding: str) -> Array:
+  """Images as a viewer of a file of bytes sees them.
+
+  Args:
+    images: float32[B, H, W, C] in [0, 1].
+    rounding: 'none' leaves them as they are (AdaNAT), otherwise one of
+      `data.images.to_uint8`'s conventions.
+
+  Returns:
+    float32[B, H, W, C] in [0, 1].
+  """
+  if rounding == 'none':
+    return images
+  return to_uint8(images, rounding).astype(jnp.float32) / 255.0
+
+
+def to_bytes(images: Array, rounding: str) -> Array:
+  """Images as files hold them, uint8[B, H, W, C].
+
+  What is measured unrounded is written to the nearest level.
+  """
+  return to_uint8(images, 'nearest' if rounding == 'none' else rounding)
+
+
+def _inception(config: Config) -> FeatureNetwork:
+  module = InceptionV3()
+  image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+  shapes = networks.param_shapes(config, module, image)
+  section = 'evaluate.inception'
+  params = networks.load_converted(config, section, 'params', shapes)
+  source = provenance.source_of(config.evaluate.inception.init_from)
+
+  def apply(params: Any, images: Array) -> tuple[Array, Array]:
+    if images.shape[-1] == 1:
+      images = jnp.repeat(images, 3, axis=-1)
+    out = module.apply({'params': sharding.whole(params)}, images)
+    # The score takes the logits without the classifier's bias.
+    return out.pool3, out.unbiased_logits
+
+  return FeatureNetwork(
+    'inception',
+    params,
+    apply,
+    source,
+    provenance.is_published(source, provenance.INCEPTION),
+  )
+
+
+def _pixels(params: Any, images: Array) -> tuple[Array, None]:
+  """Means of 8x8 boxes, float32[B, 64 C]."""
+  del params
+  count, side, _, channels = images.shape
+  box = side // _PIXELS_SIDE
+  boxes = images.reshape(count, _PIXELS_SIDE, box, _PIXELS_SIDE, box, channels)
+  return boxes.mean(axis=(2, 4)).reshape(count, -1), None

@@ -1,0 +1,102 @@
+"""Which files the figures rest on: their hashes, and what bears which name.
+
+A figure is called FID, IS or CLIP score only where the network that measures
+is the published one, and this is known by the hash of the file it was
+converted from; a number of samples stands in the name of every figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+from adanat_jax import checkpoint_meta
+from adanat_jax.completion import is_complete, read_complete
+
+# SHA-256 of the published files. Inception-v3 is the file of pytorch-fid, which
+# torch-fidelity publishes too; the first digits stand in its name. CLIP's are
+# the weights that Hugging Face serves of openai/clip-vit-*.
+INCEPTION = {
+  '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2': (
+    'pt_inception-2015-12-05-6726825d.pth'
+  ),
+}
+CLIP = {
+  'a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb': (
+    'ViT-L/14'  # model.safetensors
+  ),
+  'f1a17cdbe0f36fec524f5cafb1c261ea3bbbc13e346e0f74fc9eb0460dedd0d3': (
+    'ViT-L/14'  # pytorch_model.bin
+  ),
+  'a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f': (
+    'ViT-B/32'  # pytorch_model.bin
+  ),
+}
+
+# The numbers of samples that FIDs are published with, and how they are said.
+_PUBLISHED_COUNTS = {50_000: '50K', 30_000: '30K'}
+
+_PIECE = 1 << 20
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+  """The SHA-256 of a file, in hexadecimal digits."""
+  digest = hashlib.sha256()
+  with pathlib.Path(path).open('rb') as file:
+    while piece := file.read(_PIECE):
+      digest.update(piece)
+  return digest.hexdigest()
+
+
+def sha256_of_bytes(data: bytes) -> str:
+  """The SHA-256 of bytes, in hexadecimal digits."""
+  return hashlib.sha256(data).hexdigest()
+
+
+def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:
+  """The files that a converted checkpoint was made of.
+
+  Args:
+    directory: what `python -m adanat_jax.convert` wrote.
+
+  Returns:
+    SHA-256 by name of the file; nothing for a checkpoint that was trained here
+    or converted before hashes were kept.
+  """
+  path = pathlib.Path(directory).absolute()
+  if not is_complete(path):
+    return {}
+  step = read_complete(path)['step']
+  meta: dict[str, Any] = checkpoint_meta.read(path / 'checkpoints' / str(step))
+  return dict(meta.get('converted', {}).get('sha256', {}))
+
+
+def is_published(source: dict[str, str], known: dict[str, str]) -> bool:
+  """Whether a checkpoint was made of one file, and of a published one."""
+  return len(source) == 1 and next(iter(source.values())) in known
+
+
+def distance_name(network: str, published: bool, num_samples: int) -> str:
+  """What a Fréchet distance is called.
+
+  Args:
+    network: whose features are compared.
+    published: whether it is the published Inception-v3.
+    num_samples: how many generated images were measured.
+  """
+  return _name('FID', 'frechet', network, published, num_samples)
+
+
+def class_score_name(network: str, published: bool, num_samples: int) -> str:
+  """What the inception score is called; arguments as `distance_name`."""
+  return _name('IS', 'class_score', network, published, num_samples)
+
+
+def _name(
+  title: str, plain: str, network: str, published: bool, num_samples: int
+) -> str:
+  if published and num_samples in _PUBLISHED_COUNTS:
+    return f'{title}-{_PUBLISHED_COUNTS[num_samples]}'
+  return f'{plain}_{network}_{num_samples}'

@@ -1,0 +1,371 @@
+"""Scores of generated images as they are made: nothing of them is kept.
+
+  scorer = Scorer(config, workdir)
+  scorer(generator, agent, num_steps=8, num_samples=2000, seed=0)
+
+gives `{'frechet_inception_2000': ...}`. Batches are decoded, rounded and
+measured on the mesh; only features reach the hosts, and process 0 counts them
+in float64. So memory is the same for any number of samples, and with a
+directory a run that was killed goes on where it was, to the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import io
+import json
+import pathlib
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+
+from adanat_jax import distributed, files, sharding
+from adanat_jax.data.order import epoch_batch
+from adanat_jax.decoding import step as step_lib
+from adanat_jax.metrics import frechet
+from adanat_jax.metrics.tally import SampleTally
+from adanat_jax.sampler import Generator, PolicyLike
+from adanat_jax.stages import (
+  datasets,
+  features,
+  networks,
+  provenance,
+  statistics,
+  texts,
+)
+from adanat_jax.types import Array
+
+Config = ml_collections.ConfigDict
+
+LABELS = ('uniform', 'balanced')
+
+
+class Observer(Protocol):
+  """A further measure of each generated image.
+
+  Attributes:
+    params: global arrays that it reads.
+  """
+
+  params: Any
+
+  def inputs(self, index: np.ndarray) -> Any:
+    """What it needs to know of samples by their number, as global arrays."""
+
+  def measure(
+    self, params: Any, images: Array, inputs: Any
+  ) -> dict[str, Array]:
+    """Its figures by name, float32[B]; traced."""
+
+
+class Images(Protocol):
+  """Where images are kept while they are measured."""
+
+  def write(self, first: int, images: np.ndarray) -> None:
+    """Keeps uint8[n, H, W, C], samples `first` and following."""
+
+
+class Conditions:
+  """What the samples of a set are asked to show, by their number."""
+
+  def __init__(self, config: Config, workdir: pathlib.Path, text: Any = None):
+    """Opens the validation captions, where there are captions.
+
+    Args:
+      config: the whole config.
+      workdir: of this run.
+      text: `texts.load_text(config)` if the caller has it already.
+
+    Raises:
+      UserError: if there are no captions, or no text tower to read them.
+    """
+    self._config = config
+    self._mesh = networks.mesh_of(config)
+    self._prompts: Any = None
+    self._tower: tuple[Any, Any] = (None, None)
+    if networks.is_text(config):
+      self._prompts = datasets.prompts(config, workdir, 'test')
+      if 'ids' in self._prompts.take(np.zeros(1, np.int64)):
+        self._tower = text or texts.load_text(config)
+      self._states = jax.jit(
+        lambda params, batch: texts.conditions(self._tower[0], params, batch)[0]
+      )
+
+  def of(self, count: int, seed: int) -> np.ndarray:
+    """Labels, or numbers of captions, of a set of samples.
+
+    Labels are drawn uniformly (AdaNAT, AutoNAT) or go round (`balanced`).
+    Captions go round too, in a random order: each comes once before any comes
+    twice.
+
+    Args:
+      count: how many samples.
+      seed: of the set.
+
+    Returns:
+      int32[count].
+    """
+    number = networks.order_seed(self._config, f'scores/{seed}/conditions')
+    if self._prompts is not None:
+      return epoch_batch(0, count, len(self._prompts), number)
+    num_classes = networks.num_classes(self._config)
+    if self._config.evaluate.labels == 'balanced':
+      return np.arange(count, dtype=np.int32) % num_classes
+    random = np.random.Generator(np.random.PCG64(number))
+    return random.integers(0, num_classes, count, np.int32)
+
+  def batch(self, chosen: np.ndarray) -> Array:
+    """Conditions of a batch as a global array: class ids, or text states."""
+    rows = sharding.local_rows(chosen, self._mesh)
+    if self._prompts is None:
+      labels: Any = sharding.put_batch(rows, self._mesh)
+      return labels
+    found = sharding.put_batch(self._prompts.take(rows), self._mesh)
+    with jax.set_mesh(self._mesh):
+      return self._states(self._tower[1], found)
+
+  def captions(self, chosen: np.ndarray) -> list[str]:
+    """The texts of captions by their numbers."""
+    return self._prompts.captions(chosen)
+
+
+class Scorer:
+  """Measures what a generator makes against real images."""
+
+  def __init__(self, config: Config, workdir: pathlib.Path, text: Any = None):
+    """Loads the network that measures, and the moments of real images.
+
+    Where no moments are named and none were made, they are made now.
+
+    Args:
+      config: the whole config; `evaluate` and `data` are read.
+      workdir: of this run.
+      text: see `Conditions`.
+
+    Raises:
+      UserError: for a network, moments or captions that are not there.
+    """
+    self._config = config
+    self._mesh = networks.mesh_of(config)
+    self.network = features.load(config, workdir)
+    self.reference = statistics.reference(config, workdir, self.network)
+    self.conditions = Conditions(config, workdir, text)
+    self._measures: dict[Any, Any] = {}
+
+  def distance_name(self, num_samples: int | None = None) -> str:
+    """The name of the Fréchet distance among the figures."""
+    return provenance.distance_name(
+      self.network.name, self.network.is_published, self._count(num_samples)
+    )
+
+  def __call__(
+    self,
+    generator: Generator,
+    policy: PolicyLike,
+    *,
+    num_steps: int,
+    guided: bool = True,
+    options: step_lib.StepOptions = step_lib.ADANAT,
+    num_samples: int | None = None,
+    seed: int = 0,
+    directory: pathlib.Path | None = None,
+  ) -> dict[str, float]:
+    """Samples and measures.
+
+    Nothing is compiled anew from call to call as long as the networks' modules
+    and, of an agent, the function `actor_critic` are the same objects.
+
+    Args:
+      generator: what decodes, in batches of its `batch_size`.
+      policy: a table, float32[T], or an agent.
+      num_steps: T.
+      guided: whether the unconditional pass runs.
+      options: of the decode step.
+      num_samples: how many; `evaluate.num_samples` if None.
+      seed: of conditions and noise.
+      directory: where to keep what was counted; None to keep nothing.
+
+    Returns:
+      Figures by names that say what they are: the Fréchet distance, and if the
+      network is a classifier the inception score. The same in all processes.
+    """
+    tally = self.tally(
+      generator,
+      policy,
+      num_steps=num_steps,
+      guided=guided,
+      options=options,
+      num_samples=num_samples,
+      seed=seed,
+      directory=directory,
+    )
+    return distributed.from_first(lambda: self.figures(tally))
+
+  def tally(
+    self,
+    generator: Generator,
+    policy: PolicyLike,
+    *,
+    num_steps: int,
+    guided: bool = True,
+    options: step_lib.StepOptions = step_lib.ADANAT,
+    num_samples: int | None = None,
+    seed: int = 0,
+    directory: pathlib.Path | None = None,
+    num_kept: int = 0,
+    observers: Sequence[Observer] = (),
+    images: Images | None = None,
+  ) -> SampleTally:
+    """Counts samples; arguments as above.
+
+    Args:
+      generator: see above, as for what is not here.
+      policy: see above.
+      num_steps: T.
+      guided: see above.
+      options: of the decode step.
+      num_samples: how many.
+      seed: of conditions and noise.
+      directory: where to keep what was counted.
+      num_kept: of how many samples features are kept.
+      observers: what else is measured of each image.
+      images: where the images go.
+
+    Returns:
+      What was counted. It is complete in process 0, and empty in others.
+    """
+    count = self._count(num_samples)
+    chosen = self.conditions.of(count, seed)
+    tally = SampleTally(count, num_kept=num_kept)
+    kept = _Kept(directory, self._about(count, num_steps, seed, num_kept))
+    first = distributed.from_first(lambda: kept.restore(tally))
+    unsaved = 0
+    stream = generator.stream(
+      policy,
+      lambda index: self.conditions.batch(chosen[index]),
+      count,
+      networks.stage_key(self._config, f'scores/{seed}'),
+      num_steps=num_steps,
+      guided=guided,
+      options=options,
+      first=first,
+    )
+    measure = self._measure(tuple(observers), images is not None)
+    for index, found in _one_behind(
+      (index, measure(index, part.images)) for index, part in stream
+    ):
+      found = _first_rows(sharding.gather(found), len(index))
+      if distributed.process_index() != 0:
+        continue
+      if images is not None:
+        images.write(int(index[0]), found['images'])
+      tally.update(found['features'], found.get('logits'), found['values'])
+      unsaved += len(index)
+      if unsaved >= self._config.evaluate.save_every:
+        unsaved = 0
+        kept.save(tally)
+    return tally
+
+  def figures(self, tally: SampleTally) -> dict[str, float]:
+    """What a complete tally says; in process 0."""
+    count = tally.num_samples
+    result = {
+      self.distance_name(count): frechet.frechet_distance(
+        tally.moments.result(), self.reference.gaussian
+      )
+    }
+    score = tally.class_score()
+    if score is not None:
+      name, published = self.network.name, self.network.is_published
+      result[provenance.class_score_name(name, published, count)] = score
+    return result
+
+  def _count(self, num_samples: int | None) -> int:
+    return (
+      self._config.evaluate.num_samples
+      if num_samples is None
+      else (num_samples)
+    )
+
+  def _about(self, *settings: int) -> str:
+    """What makes two tallies the same one, within one workdir."""
+    return json.dumps([*settings, self.network.description()])
+
+  def _measure(self, observers: tuple[Observer, ...], keep: bool) -> Any:
+    """A function of sample numbers and images that measures on the mesh."""
+    network, rounding = self.network, self._config.evaluate.rounding
+    params = (network.params, [observer.params for observer in observers])
+
+    def traced(params: Any, images: Array, inputs: Any) -> dict[str, Any]:
+      seen = features.rounded(images, rounding)
+      found, logits = network.apply(params[0], seen)
+      values: dict[str, Array] = {}
+      for observer, own, given in zip(
+        observers, params[1], inputs, strict=True
+      ):
+        values |= observer.measure(own, seen, given)
+      result = {'features': found, 'values': values}
+      if logits is not None:
+        result['logits'] = logits
+      if keep:
+        result['images'] = features.to_bytes(images, rounding)
+      return result
+
+    if (observers, keep) not in self._measures:
+      self._measures[observers, keep] = jax.jit(traced)
+    compiled = self._measures[observers, keep]
+
+    def measure(index: np.ndarray, images: Array) -> dict[str, Any]:
+      padded = np.resize(index, len(images))
+      inputs = [observer.inputs(padded) for observer in observers]
+      with jax.set_mesh(self._mesh):
+        return compiled(params, images, inputs)
+
+    return measure
+
+
+def _first_rows(tree: Any, count: int) -> Any:
+  return jax.tree.map(lambda x: x[:count], tree)
+
+
+def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
+  """The items, each after the next one was begun: devices work meanwhile."""
+  waiting = []
+  for item in items:
+    waiting.append(item)
+    if len(waiting) > 1:
+      yield waiting.pop(0)
+  yield from waiting
+
+
+class _Kept:
+  """What was counted so far, in a file of process 0."""
+
+  def __init__(self, directory: pathlib.Path | None, about: str):
+    """Takes the directory, None to keep nothing, and what is counted."""
+    self._path = directory and directory / 'tally.npz'
+    self._about = about
+    if directory is not None:
+      files.make_directory(directory)
+
+  def restore(self, tally: SampleTally) -> int:
+    """Takes up what a killed run has counted; returns how many samples."""
+    if self._path is None or not self._path.is_file():
+      return 0
+    with np.load(self._path) as file:
+      state = dict(file)
+    if str(state.pop('about')) != self._about:
+      return 0
+    tally.restore(state)
+    return tally.count
+
+  def save(self, tally: SampleTally) -> None:
+    """Keeps what was counted, in one step."""
+    if self._path is None:
+      return
+    buffer = io.BytesIO()
+    state: dict[str, Any] = {**tally.state(), 'about': self._about}
+    np.savez(buffer, **state)
+    files.write_bytes(self._path, buffer.getvalue())
