@@ -1,0 +1,155 @@
+"""From raw files to figures, through every stage, in each benchmark's format.
+
+Each case runs the real config, shrunken (`:mini`), by the command a user types.
+Programs are compiled once: the cases share a compilation cache.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+import raw_files
+import small_weights
+import tensorflow_datasets as tfds
+
+from adanat_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+try:
+  import ftfy  # noqa: F401
+  import instant_clip_tokenizer  # noqa: F401
+
+  HAS_TOKENIZER = True
+except ImportError:
+  HAS_TOKENIZER = False
+
+
+def folder_of_classes(root):
+  found = raw_files.image_folder(root, per_class=8, odd=True, corrupt=True)
+  return {
+    'source': 'image_folder',
+    'path': found.path,
+    'held_out': 8,
+    'max_corrupt_share': 0.2,
+  }
+
+
+def official_tars(root):
+  found = raw_files.imagenet_tars(root, per_class=8, held=8)
+  return {
+    'source': 'imagenet_tar',
+    'path': found.train,
+    'validation_path': found.validation,
+    'validation_annotations': found.devkit,
+  }
+
+
+def coco(root):
+  train, validation = (
+    raw_files.coco(root, split) for split in ('train', 'val')
+  )
+  return {
+    'source': 'coco',
+    'path': train.path,
+    'annotations': train.annotations,
+    'validation_path': validation.path,
+    'validation_annotations': validation.annotations,
+  }
+
+
+def table(root):
+  return {
+    'source': 'cc3m_tsv',
+    'path': raw_files.cc3m_tsv(root, count=12).path,
+    'validation_path': raw_files.cc3m_prompts(root).path,
+    'text_embeddings': 'compute',
+  }
+
+
+def shards(root):
+  return {
+    'source': 'webdataset',
+    'path': raw_files.webdataset(root, shards=3, per_shard=6).path,
+    'held_out': 4,
+  }
+
+
+class RealImagesTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(cls.enter_context_of_class())
+
+  @classmethod
+  def enter_context_of_class(cls):
+    return cls().create_tempdir('real_images').full_path
+
+  def run_benchmark(self, name, make, **more):
+    """Runs every stage of a shrunken config; returns its workdir."""
+    raw = self.folder / make.__name__
+    config_file = f'{ROOT / "configs" / name}.py:mini'
+    config = config_lib.load(config_file)
+    weights = self.folder / f'weights-{config.data.condition}'
+    overrides = {f'data.{k}': v for k, v in make(raw).items()} | more
+    overrides['judges.reward.init_from'] = weights / 'reward'
+    if not (weights / 'reward').exists():
+      small_weights.reward(config, weights)
+    if config.data.condition == 'text':
+      overrides['text.init_from'] = weights / 'text'
+      if not (weights / 'text').exists():
+        small_weights.text(config, weights)
+    # Features without a network: Inception-v3 takes minutes to compile.
+    overrides['evaluate.network'] = 'pixels'
+    workdir = self.folder / f'run-{make.__name__}'
+    process = subprocess.run(
+      [
+        *(sys.executable, '-m', 'adanat_jax.main'),
+        f'--config={config_file}',
+        f'--workdir={workdir}',
+        f'--jax_cache_dir={self.folder / "cache"}',
+        *(f'--config.{name}={value}' for name, value in overrides.items()),
+      ],
+      env=os.environ
+      | {
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': str(ROOT),
+        'XLA_FLAGS': '--xla_backend_optimization_level=0',
+      },
+      capture_output=True,
+      text=True,
+      timeout=900,
+      check=False,
+    )
+    self.assertEqual(process.returncode, 0, process.stderr[-3000:])
+    return workdir
+
+  def check_run(self, workdir, records):
+    """Prepared sets are readable by tfds, and figures have honest names."""
+    builder = tfds.builder_from_directory(workdir / 'prepare')
+    source = builder.as_data_source('train')
+    self.assertLen(source, records)
+    self.assertEqual(source[0]['tokens'].shape, (2, 16))
+    result = json.loads((workdir / 'evaluate' / 'results.json').read_text())
+    text = json.dumps(result)
+    self.assertIn('pixels', text)
+    self.assertNotIn('FID', text)
+    self.assertTrue((workdir / 'evaluate' / 'results.md').is_file())
+
+  @parameterized.parameters((folder_of_classes, 21), (official_tars, 24))
+  def test_classes(self, make, records):
+    self.check_run(self.run_benchmark('in256', make), records)
+
+  @parameterized.parameters(
+    ('coco256', coco, 33), ('cc3m256', table, 12), ('cc3m256', shards, 14)
+  )
+  @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
+  def test_captions(self, name, make, records):
+    self.check_run(self.run_benchmark(name, make), records)
+
+
+if __name__ == '__main__':
+  absltest.main()

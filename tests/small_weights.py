@@ -1,0 +1,42 @@
+"""Checkpoints of random networks, in the form that conversion gives them."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import random_weights
+
+from adanat_jax import checkpoint, completion
+from adanat_jax.stages import networks, texts
+
+
+def save(directory: pathlib.Path, **fields: Any) -> str:
+  """Writes a finished checkpoint of these fields; returns its directory."""
+  with checkpoint.Checkpointer(directory) as checkpointer:
+    checkpointer.save(0, fields, {'converted': {'files': ['random']}})
+    checkpointer.wait()
+  completion.mark_complete(directory, 0, {})
+  return str(directory)
+
+
+def _params(module: Any, *inputs: Any) -> Any:
+  variables = random_weights.random_variables(module, *inputs)
+  return jax.tree.map(jnp.asarray, variables['params'])
+
+
+def reward(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
+  """The reward network that a config asks for."""
+  module = networks.reward_module(config)
+  image = jnp.zeros((1, module.image_size, module.image_size, 3))
+  return save(root / 'reward', params=_params(module, image))
+
+
+def text(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
+  """The text tower that a config asks for."""
+  module = texts.text_module(config)
+  ids = jnp.zeros((1, 77), jnp.int32)
+  return save(root / 'text', params=_params(module, ids))
