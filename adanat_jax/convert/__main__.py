@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax import checkpoint, completion, files as plain_files
+from adanat_jax import checkpoint, completion, digests, files as plain_files
 from adanat_jax.convert import files
 from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
@@ -125,6 +125,8 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
   about = {
     'kind': name,
     'files': [pathlib.Path(i).name for i in inputs],
+    # Figures are named after published weights only if these are they.
+    'sha256': {pathlib.Path(i).name: digests.sha256_of(i) for i in inputs},
     'parameters': count,
     'notes': lines,
   }

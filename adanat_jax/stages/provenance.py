@@ -7,7 +7,6 @@ converted from; a number of samples stands in the name of every figure.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pathlib
 from typing import Any
@@ -37,22 +36,6 @@ CLIP = {
 
 # The numbers of samples that FIDs are published with, and how they are said.
 _PUBLISHED_COUNTS = {50_000: '50K', 30_000: '30K'}
-
-_PIECE = 1 << 20
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-  """The SHA-256 of a file, in hexadecimal digits."""
-  digest = hashlib.sha256()
-  with pathlib.Path(path).open('rb') as file:
-    while piece := file.read(_PIECE):
-      digest.update(piece)
-  return digest.hexdigest()
-
-
-def sha256_of_bytes(data: bytes) -> str:
-  """The SHA-256 of bytes, in hexadecimal digits."""
-  return hashlib.sha256(data).hexdigest()
 
 
 def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:

@@ -89,8 +89,9 @@ class Conditions:
       self._prompts = datasets.prompts(config, workdir, 'test')
       if 'ids' in self._prompts.take(np.zeros(1, np.int64)):
         self._tower = text or texts.load_text(config)
+      module: Any = self._tower[0]
       self._states = jax.jit(
-        lambda params, batch: texts.conditions(self._tower[0], params, batch)[0]
+        lambda params, batch: texts.conditions(module, params, batch)[0]
       )
 
   def of(self, count: int, seed: int) -> np.ndarray:

@@ -25,13 +25,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files, sharding
+from adanat_jax import digests, distributed, files, sharding
 from adanat_jax.config_rules import check, choice
 from adanat_jax.data import images as images_lib, prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 from adanat_jax.metrics.frechet import Gaussian, MomentAccumulator
-from adanat_jax.stages import datasets, features, networks, provenance
+from adanat_jax.stages import datasets, features, networks
 from adanat_jax.stages.features import FeatureNetwork
 
 Config = ml_collections.ConfigDict
@@ -109,7 +109,7 @@ def _about(path: pathlib.Path) -> dict[str, Any]:
   """The hash of a file of moments, and what its manifest says, if any."""
   manifest = path.with_suffix('.json')
   about = files.read_json(manifest) if manifest.is_file() else {}
-  digest = provenance.sha256_of(path)
+  digest = digests.sha256_of(path)
   if about and about.get('sha256') != digest:
     raise UserError(
       f'{path}: is not the file that {manifest.name} beside it describes; '
@@ -205,7 +205,7 @@ def _finish(
   data = _npz(arrays)
   # The moments last: where they are, the manifest is.
   manifest = {
-    'sha256': provenance.sha256_of_bytes(data),
+    'sha256': digests.sha256_of_bytes(data),
     'made of': {**about, 'counted': moments.count, 'unreadable': skipped},
   }
   files.write_json(path.with_suffix('.json'), manifest)
