@@ -23,6 +23,7 @@ import tarfile
 import numpy as np
 import raw_pictures
 import scipy.io
+import tensorflow_datasets as tfds
 
 # Four of ImageNet's, in the order of its synsets. The numbers of its devkit are
 # in another order, as theirs are.
@@ -191,7 +192,7 @@ def _write_devkit(
 
 
 def captions(number: int, count: int) -> list[str]:
-  """Sentences, with the line ends and letters that real ones have."""
+  """Sentences, with such letters as real ones have."""
   return [
     f'A {_COLOURS[(number + k) % 5]} {_THINGS[(number * 3 + k) % 6]} near a'
     f' café, view {number}.{k}'
@@ -232,7 +233,8 @@ def coco(root: pathlib.Path, split: str = 'train', count: int = 6) -> Captioned:
     'licenses': [],
     # Not in the order of the images, as theirs are not.
     'annotations': [
-      {'image_id': n, 'id': 1000 * k + n, 'caption': texts[n][k]}
+      # Some of theirs end in a line feed.
+      {'image_id': n, 'id': 1000 * k + n, 'caption': texts[n][k] + '\n' * k}
       for k in range(6)
       for n in reversed(numbers)
       if k < len(texts[n])
@@ -313,3 +315,84 @@ def webdataset(
     # It leaves these beside them.
     (root / f'{shard:05d}_stats.json').write_text('{"count": 4}')
   return Captioned(root, root, {key: (text,) for key, text in texts.items()})
+
+
+def tfds_images(root: pathlib.Path, name: str = 'imagenet2012') -> Captioned:
+  """Prepares a data set of tensorflow_datasets as ArrayRecord.
+
+  Args:
+    root: its data_dir.
+    name: 'imagenet2012' with the splits train and validation, or
+      'coco_captions' with train, val, test and restval. The features are the
+      real ones, with as many classes as `SYNSETS`.
+
+  Returns:
+    The data_dir, and the captions by file name where there are some.
+  """
+  features = tfds.features
+  texts: dict[str, tuple[str, ...]] = {}
+  if name == 'imagenet2012':
+    version = '5.1.0'
+    sizes = {'train': 6, 'validation': 4}
+    structure = {
+      'image': features.Image(encoding_format='jpeg'),
+      'label': features.ClassLabel(names=SYNSETS),
+      'file_name': features.Text(),
+    }
+  else:
+    version = '1.1.0'
+    sizes = {'train': 6, 'val': 2, 'test': 2, 'restval': 3}
+    structure = {
+      'image': features.Image(encoding_format='jpeg'),
+      'image/filename': features.Text(),
+      'image/id': np.int64,
+      'captions': features.Sequence({'text': np.str_, 'id': np.int64}),
+      'objects': features.Sequence({'area': np.int64, 'is_crowd': np.bool_}),
+    }
+
+  configs = []
+  if name == 'coco_captions':
+    configs = [tfds.core.BuilderConfig(name='2014', version=version)]
+
+  def rows(split):
+    start = 600 + 20 * list(sizes).index(split)
+    for i in range(start, start + sizes[split]):
+      row = {'image': io.BytesIO(raw_pictures.jpeg(i))}
+      if name == 'imagenet2012':
+        label = i % len(SYNSETS)
+        row |= {'file_name': f'{SYNSETS[label]}_{i}.JPEG', 'label': label}
+      else:
+        file_name = f'COCO_{split}_{i:012d}.jpg'
+        texts[file_name] = tuple(captions(i, 5))
+        row |= {
+          'image/filename': file_name,
+          'image/id': i,
+          'captions': [
+            {'id': k, 'text': text} for k, text in enumerate(texts[file_name])
+          ],
+          'objects': [{'area': 9, 'is_crowd': False}],
+        }
+      yield i, row
+
+  with tfds.core.registered.skip_registration():
+
+    class Prepared(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version(version)
+      BUILDER_CONFIGS = configs
+
+      def _info(self):
+        return tfds.core.DatasetInfo(
+          builder=self, features=features.FeaturesDict(structure)
+        )
+
+      def _split_generators(self, dl_manager):
+        return {split: rows(split) for split in sizes}
+
+      def _generate_examples(self):
+        raise NotImplementedError
+
+  Prepared.name = name
+  builder = Prepared(data_dir=root, file_format='array_record')
+  tfds.disable_progress_bar()
+  builder.download_and_prepare()
+  return Captioned(root, root, texts)

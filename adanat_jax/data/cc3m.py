@@ -1,0 +1,183 @@
+"""CC3M as tables: the authors' with images, and Google's with captions alone.
+
+  <key>.jpg <tab> number <tab> caption <tab> JPEG in base64     no header
+  caption <tab> url                                             or with one
+
+The first is what construct_cc3m_tsv.py of LeapLabTHU/AdaNAT makes of the images
+that img2dataset has fetched; the second are Train_GCC-training.tsv and the
+validation captions that images are generated from (its assets/cc3m_val.tsv).
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterator
+import csv
+import pathlib
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from adanat_jax.data import index_file, tar_index
+from adanat_jax.data.raw_source import Place, RawExample, key_hash, printable
+from adanat_jax.errors import UserError
+
+_KIND = 'tsv 1'
+# The authors' reader takes the alphabet for addresses, their writer the other.
+_TO_STANDARD = bytes.maketrans(b'-_', b'+/')
+_COLUMNS = ('caption', 'url')
+# No caption is longer; no line of another kind of file is read to its end.
+_LONGEST_FIRST_LINE = 1 << 27
+
+
+class CaptionedTable:
+  """Lines with a name, a caption and an image; see `RawSource`."""
+
+  class_names: tuple[str, ...] | None = None
+  has_captions = True
+  has_images = True
+
+  def __init__(self, path: pathlib.Path, index: index_file.Arrays):
+    """Takes the table and its `_index`."""
+    self._path = path
+    self._offsets = index['offsets']
+    self._hashes = index['hashes']
+    self.description: dict[str, Any] = {}
+
+  def __len__(self) -> int:
+    return len(self._hashes)
+
+  def __getitem__(self, index: int) -> RawExample:
+    # A line of another shape is a broken one, and found when it is decoded.
+    fields = [*_line(self._path, self._offsets, index).split(b'\t'), b'', b'']
+    return RawExample(
+      _text(fields[0]) or f'line {index + 1}',
+      _unpack(fields[3]) if len(fields) == 6 else b'',
+      captions=(_text(fields[2]),),
+    )
+
+  def key_hashes(self) -> np.ndarray:
+    return self._hashes
+
+
+class CaptionTable:
+  """Lines with a caption and an address; see `RawSource`.
+
+  Keys are the numbers of the captions, from 0. There are no images.
+  """
+
+  class_names: tuple[str, ...] | None = None
+  has_captions = True
+  has_images = False
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    index: index_file.Arrays,
+    column: int,
+    separator: str,
+  ):
+    """Takes the table, its `_index`, and where captions stand in a line."""
+    self._path = path
+    self._offsets = index['offsets']
+    self._column = column
+    self._separator = separator
+    self.description: dict[str, Any] = {}
+
+  def __len__(self) -> int:
+    return len(self._offsets) - 1
+
+  def __getitem__(self, index: int) -> RawExample:
+    line = _line(self._path, self._offsets, index).decode('utf-8', 'replace')
+    fields = _split(line, self._separator)
+    caption = fields[self._column] if self._column < len(fields) else ''
+    return RawExample(str(index), b'', captions=(caption.strip(),))
+
+  def key_hashes(self) -> np.ndarray:
+    keys = (key_hash(str(index).encode()) for index in range(len(self)))
+    return np.fromiter(keys, np.uint64, len(self))
+
+
+def load(place: Place) -> CaptionedTable | CaptionTable:
+  """Finds the lines of a table.
+
+  Args:
+    place: its path.
+
+  Raises:
+    UserError: if it is not there, is empty, or has other columns.
+  """
+  path = pathlib.Path(place.path).expanduser()
+  if not path.is_file():
+    what = 'a folder' if path.is_dir() else 'no such file'
+    raise UserError(f'{place.path_field}: {what}; give a TSV file')
+  with path.open('rb') as file:
+    first = file.readline(_LONGEST_FIRST_LINE).rstrip(b'\r\n')
+  tabs = first.count(b'\t')
+  if tabs == 3:
+    return CaptionedTable(path, _index(place, path, skip=False))
+  separator = '\t' if tabs else ','
+  fields = _split(first.decode('utf-8', 'replace'), separator)
+  header = tuple(name.strip().lower() for name in fields)
+  has_header = set(_COLUMNS) <= set(header)
+  if not has_header and tabs != 1:
+    raise UserError(
+      f'{place.path_field}: its first line has {tabs + 1} columns; give'
+      ' <key>.jpg, number, caption and base64 image, or caption and url,'
+      ' separated by tabs'
+    )
+  column = header.index('caption') if has_header else 0
+  index = _index(place, path, skip=has_header)
+  return CaptionTable(path, index, column, separator)
+
+
+def _index(place: Place, path: pathlib.Path, skip: bool) -> index_file.Arrays:
+  """Where lines begin, int64[n + 1], and the hash of their keys, uint64[n]."""
+
+  def build() -> index_file.Arrays:
+    with path.open('rb', buffering=1 << 22) as file:
+      begin = len(file.readline()) if skip else 0
+      rows = np.fromiter(
+        _lines(file), np.dtype([('size', '<i8'), ('hash', '<u8')])
+      )
+    ends = begin + np.cumsum(rows['size'])
+    offsets = np.concatenate([[begin], ends]).astype(np.int64)
+    return {'offsets': offsets, 'hashes': rows['hash'].copy()}
+
+  index = index_file.cached(path, f'{_KIND} {skip}', build)
+  if not len(index['hashes']):
+    raise UserError(f'{place.path_field}: no lines in it')
+  return index
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int]]:
+  for line in file:
+    yield len(line), key_hash(line.partition(b'\t')[0])
+
+
+def _line(path: pathlib.Path, offsets: np.ndarray, index: int) -> bytes:
+  # A row past the end is the caller's mistake; -1 must not read backwards.
+  index = range(len(offsets) - 1)[index]
+  begin, end = int(offsets[index]), int(offsets[index + 1])
+  return tar_index.read_range(path, begin, end - begin).rstrip(b'\r\n')
+
+
+def _split(line: str, separator: str) -> list[str]:
+  """Splits a line; quotes mean something where commas separate only."""
+  if separator == '\t':
+    return line.split('\t')
+  return next(csv.reader([line]), [])
+
+
+def _text(field: bytes) -> str:
+  return printable(field.decode('utf-8', 'replace').strip())
+
+
+def _unpack(field: bytes) -> bytes:
+  """A file from base64; empty if it is none."""
+  try:
+    return binascii.a2b_base64(
+      field.strip().translate(_TO_STANDARD), strict_mode=True
+    )
+  except binascii.Error:
+    return b''

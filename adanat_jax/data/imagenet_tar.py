@@ -1,0 +1,233 @@
+"""ImageNet (ILSVRC 2012) from its official tar files, as they were downloaded.
+
+  ILSVRC2012_img_train.tar        a tar for each class, n01440764.tar, ...
+  ILSVRC2012_img_val.tar          ILSVRC2012_val_00000001.JPEG, ...
+  ILSVRC2012_devkit_t12.tar.gz    the classes of the latter
+
+Nothing is unpacked. The folder of the 1,000 class tars will do as well as the
+tar that holds them, and so will tars of class folders, however they were made.
+Classes are numbered by the order of their names, n01440764 being 0, as all
+published networks have it; the devkit numbers them differently.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import re
+import tarfile
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from adanat_jax.data import tar_index
+from adanat_jax.data.image_folder import check_classes
+from adanat_jax.data.raw_source import (
+  Names,
+  Place,
+  RawExample,
+  is_image,
+  printable,
+)
+from adanat_jax.errors import UserError
+
+_DEVKIT = 'ILSVRC2012_devkit_t12'
+_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
+_META = 'meta.mat'
+
+
+class TarImages:
+  """Images in tars, in the order of the tars; see `RawSource`."""
+
+  has_captions = False
+  has_images = True
+
+  def __init__(
+    self,
+    paths: list[pathlib.Path],
+    names: Names,
+    places: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+  ):
+    """Takes the tars, and for each image where it is.
+
+    Args:
+      paths: the tars.
+      names: the images.
+      places: int64[n, 3], the tar's number, offset and size.
+      labels: int32[n].
+      classes: their names.
+    """
+    self._paths = paths
+    self._names = names
+    self._places = places
+    self._labels = labels
+    self.class_names: tuple[str, ...] | None = classes
+    self.description: dict[str, Any] = {'classes': len(classes)}
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+  def __getitem__(self, index: int) -> RawExample:
+    tar, offset, size = self._places[index].tolist()
+    return RawExample(
+      printable(self._names[index]),
+      tar_index.read_range(self._paths[tar], offset, size),
+      int(self._labels[index]),
+    )
+
+  def key_hashes(self) -> np.ndarray:
+    return self._names.hashes()
+
+
+def load(place: Place) -> TarImages:
+  """Finds the images in the tars of a split.
+
+  Args:
+    place: its tar, or the folder with the class tars. Validation images that
+      lie in no class folders have their classes from the devkit, at
+      `annotations` or beside them.
+
+  Raises:
+    UserError: if the tars, the images in them or their classes are missing.
+  """
+  paths = _tars(place)
+  names, places = _images(place, paths)
+  if not names:
+    raise UserError(f'{place.path_field}: no images in {paths[0].name}')
+  folders = [name.rpartition('/')[0].rpartition('/')[2] for name in names]
+  if all(folders):
+    found = tuple(sorted(set(folders)))
+    classes = found
+    if place.is_validation:
+      classes = _training_classes(place)
+      check_classes(place, found, classes)
+    numbers = {name: label for label, name in enumerate(classes)}
+    labels = [numbers[folder] for folder in folders]
+  elif place.is_validation:
+    classes = _training_classes(place)
+    labels = _devkit_labels(place, paths[0], names, classes)
+  else:
+    loose = names[folders.index('')]
+    raise UserError(
+      f'{place.path_field}: {loose} is in no class folder; give'
+      ' ILSVRC2012_img_train.tar or a tar of class folders'
+    )
+  return TarImages(
+    paths, Names.of(names), places, np.asarray(labels, np.int32), classes
+  )
+
+
+def _tars(place: Place) -> list[pathlib.Path]:
+  path = pathlib.Path(place.path).expanduser()
+  if not path.is_dir():
+    return [path]
+  official = 'img_val' if place.is_validation else 'img_train'
+  if (whole := path / f'ILSVRC2012_{official}.tar').is_file():
+    return [whole]
+  tars = sorted(path.glob('n*.tar'))
+  if not tars:
+    raise UserError(
+      f'{place.path_field}: neither {whole.name} nor class tars such as'
+      ' n01440764.tar in this folder'
+    )
+  return tars
+
+
+def _images(
+  place: Place, paths: list[pathlib.Path]
+) -> tuple[list[str], np.ndarray]:
+  """The names of the images and where they are, int64[n, 3]."""
+  names: list[str] = []
+  places = []
+  for number, path in enumerate(paths):
+    index = tar_index.index_tar(path, place.path_field)
+    kept = [i for i, name in enumerate(index.names) if is_image(name)]
+    prefix = f'{path.stem}/' if len(paths) > 1 else ''
+    names.extend(prefix + index.names[i] for i in kept)
+    offsets, sizes = index.offsets[kept], index.sizes[kept]
+    places.append(np.stack([np.full_like(offsets, number), offsets, sizes], 1))
+  return names, np.concatenate(places)
+
+
+def _training_classes(place: Place) -> tuple[str, ...]:
+  return load(Place(place.settings)).class_names or ()
+
+
+def _devkit_labels(
+  place: Place, tar: pathlib.Path, names: list[str], classes: tuple[str, ...]
+) -> list[int]:
+  """The labels of validation images, which are numbered from 1."""
+  devkit = _find_devkit(place, tar)
+  truth, synsets = _read_devkit(place, devkit)
+  unknown = sorted(set(truth) - set(synsets))
+  if unknown:
+    raise UserError(
+      f'{devkit}: class {unknown[0]} of {_TRUTH} is not in {_META}'
+    )
+  used = tuple(sorted({synsets[number] for number in truth}))
+  check_classes(place, used, classes)
+  numbers = {name: label for label, name in enumerate(classes)}
+  labels = []
+  for name in names:
+    digits = re.search(r'(\d+)\.\w+$', name)
+    number = int(digits[1]) if digits else 0
+    if not 1 <= number <= len(truth):
+      raise UserError(
+        f'{place.path_field}: {name} is not one of the {len(truth)} images of'
+        f' {devkit}'
+      )
+    labels.append(numbers[synsets[truth[number - 1]]])
+  return labels
+
+
+def _find_devkit(place: Place, tar: pathlib.Path) -> pathlib.Path:
+  """The devkit: its tar, or the folder it was unpacked to."""
+  if place.annotations:
+    path = pathlib.Path(place.annotations).expanduser()
+    if not path.exists():
+      raise UserError(f'{place.annotations_field}: no such file')
+    return path
+  for name in (f'{_DEVKIT}.tar.gz', _DEVKIT):
+    if (path := tar.parent / name).exists():
+      return path
+  raise UserError(
+    f'config.data.validation_annotations is empty and {_DEVKIT}.tar.gz does not'
+    f' lie beside {tar}; give one of them, it has the classes of these images'
+  )
+
+
+def _read_devkit(
+  place: Place, devkit: pathlib.Path
+) -> tuple[list[int], dict[int, str]]:
+  """The devkit's class of each validation image, and its classes' synsets."""
+  wanted = dict.fromkeys((_TRUTH, _META), b'')
+  try:
+    if devkit.is_dir():
+      for path in devkit.rglob('*'):
+        if path.name in wanted:
+          wanted[path.name] = path.read_bytes()
+    else:
+      with tarfile.open(devkit) as tar:
+        for member in tar:
+          name = member.name.rpartition('/')[2]
+          if name in wanted and (file := tar.extractfile(member)):
+            wanted[name] = file.read()
+  except (tarfile.TarError, OSError, EOFError) as error:
+    raise UserError(f'{devkit}: not the devkit ({error})') from error
+  for name, data in wanted.items():
+    if not data:
+      raise UserError(
+        f'{devkit}: no {name} in it; give {_DEVKIT}.tar.gz in'
+        ' config.data.validation_annotations'
+      )
+  try:
+    truth = [int(line) for line in wanted[_TRUTH].split()]
+    meta = scipy.io.loadmat(io.BytesIO(wanted[_META]), squeeze_me=True)
+    rows = np.atleast_1d(meta['synsets'])
+    synsets = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in rows}
+  except (ValueError, KeyError, TypeError, IndexError) as error:
+    raise UserError(f'{devkit}: {_TRUTH} or {_META} is damaged') from error
+  return truth, synsets

@@ -1,0 +1,191 @@
+"""Images that tensorflow_datasets has prepared, read without TensorFlow.
+
+Any data set with an image and a label, or an image and captions, will do if it
+was prepared as ArrayRecord:
+
+  tfds.builder('imagenet2012', data_dir=...).download_and_prepare(
+      file_format='array_record')
+
+(preparing needs TensorFlow for most data sets, reading does not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from adanat_jax.data.raw_source import Place, RawExample, key_hash, printable
+from adanat_jax.errors import UserError
+
+# In the order of preference. Karpathy's and Li's three parts of COCO's val2014
+# are that again when put together.
+_VALIDATION_SPLITS = ('restval+test+val', 'validation', 'val', 'test')
+_FILE_NAMES = ('file_name', 'image/filename', 'filename')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Features:
+  """The names of the features that are read; '' for those there are not."""
+
+  image: str
+  label: str
+  captions: str
+  file_name: str
+
+
+class TfdsImages:
+  """A split of a prepared data set; see `RawSource`."""
+
+  has_images = True
+
+  def __init__(self, builder: Any, split: str, features: _Features):
+    """Opens it.
+
+    Args:
+      builder: the read-only builder.
+      split: in tfds' language.
+      features: the names of its features.
+    """
+    info = builder.info.features
+    # The files as they are, also of images beside the one that is read.
+    decoders = {
+      name: tfds.decode.SkipDecoding()
+      for name in info
+      if _is(info[name], tfds.features.Image)
+    }
+    self._data = builder.as_data_source(split, decoders=decoders)
+    self._name = f'{builder.info.name}/{split}'
+    self._features = features
+    self.has_captions = bool(features.captions)
+    self.class_names = (
+      tuple(info[features.label].names) if features.label else None
+    )
+    self.description: dict[str, Any] = {
+      'tfds': builder.info.full_name,
+      'tfds_split': split,
+    }
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> RawExample:
+    row: Mapping[str, Any] = self._data[index]
+    names = self._features
+    captions = row[names.captions] if names.captions else ()
+    if isinstance(captions, Mapping):
+      captions = captions['text']
+    return RawExample(
+      printable(_text(row[names.file_name]))
+      if names.file_name
+      else f'{self._name}/{index}',
+      bytes(row[names.image]),
+      int(row[names.label]) if names.label else None,
+      tuple(_text(caption) for caption in np.atleast_1d(captions)),
+    )
+
+  def key_hashes(self) -> np.ndarray:
+    # Names are in the records; reading them all would take an hour.
+    keys = (f'{self._name}/{index}'.encode() for index in range(len(self)))
+    return np.fromiter(map(key_hash, keys), np.uint64, len(self))
+
+
+def load(place: Place) -> TfdsImages:
+  """Opens a split of a prepared data set.
+
+  Args:
+    place: its data_dir, or the directory of the data set itself; the name is
+      `tfds_name`. Without a `validation_path`, validation images come from the
+      validation split of the same data set.
+
+  Raises:
+    UserError: if it is not prepared there, cannot be read without TensorFlow,
+      or has no images with labels or captions.
+  """
+  place = _with_path(place)
+  builder = _builder(place)
+  splits = builder.info.splits
+  names = _VALIDATION_SPLITS if place.is_validation else ('train',)
+  usable = (s for s in names if all(part in splits for part in s.split('+')))
+  split = next(usable, None)
+  if split is None:
+    wanted = 'validation' if place.is_validation else 'train'
+    raise UserError(
+      f'{place.path_field}: {builder.info.name} has the splits'
+      f' {", ".join(sorted(splits))}, none for {wanted}; set'
+      ' config.data.held_out to set training images apart'
+    )
+  features = _find_features(place, builder)
+  try:
+    return TfdsImages(builder, split, features)
+  except (NotImplementedError, ValueError) as error:
+    kind = builder.info.file_format
+    raise UserError(
+      f'{place.path_field}: {builder.info.name} is prepared as'
+      f' {getattr(kind, "value", kind)}, which cannot be read without'
+      " TensorFlow; prepare it with file_format='array_record'"
+    ) from error
+
+
+def _with_path(place: Place) -> Place:
+  """The place with a path, if it is the one of the training images."""
+  if place.path:
+    return place
+  settings = place.settings
+  same = dataclasses.replace(settings, validation_path=settings.path)
+  return dataclasses.replace(place, settings=same)
+
+
+def _builder(place: Place) -> Any:
+  """The read-only builder of what is at a path."""
+  path = pathlib.Path(place.path).expanduser()
+  name = place.settings.tfds_name
+  if not path.is_dir():
+    raise UserError(f'{place.path_field}: no such folder; give the data_dir')
+  if (path / 'dataset_info.json').is_file():
+    return tfds.builder_from_directory(path)
+  if not name:
+    raise UserError(
+      'config.data.tfds_name is empty: give a name such as imagenet2012'
+    )
+  try:
+    return tfds.core.read_only_builder.builder_from_files(
+      name, data_dir=str(path)
+    )
+  except (tfds.core.DatasetNotFoundError, ValueError) as error:
+    raise UserError(
+      f'config.data.tfds_name={name}: not prepared below'
+      f' {place.path_field}; prepare it with tensorflow_datasets first, with'
+      " file_format='array_record'"
+    ) from error
+
+
+def _find_features(place: Place, builder: Any) -> _Features:
+  """What of a data set's features is the image, and what it shows."""
+  info = builder.info.features
+  images = [name for name in info if _is(info[name], tfds.features.Image)]
+  image = 'image' if 'image' in images else next(iter(images), '')
+  label = 'label' if 'label' in info else ''
+  if label and not _is(info[label], tfds.features.ClassLabel):
+    label = ''
+  captions = next((n for n in ('captions', 'caption') if n in info), '')
+  if not image or not (label or captions):
+    raise UserError(
+      f'config.data.tfds_name={builder.info.name}: an image with label or'
+      f' captions is needed, it has {", ".join(sorted(info))}'
+    )
+  file_name = next((name for name in _FILE_NAMES if name in info), '')
+  return _Features(image, label, captions, file_name)
+
+
+def _is(feature: Any, kind: type) -> bool:
+  return isinstance(feature, kind)
+
+
+def _text(value: bytes | str) -> str:
+  text = value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
+  return str(text).strip()

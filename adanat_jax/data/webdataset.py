@@ -1,0 +1,241 @@
+"""WebDataset shards: tars in which the files of an image follow each other.
+
+  000000000.jpg  000000000.txt  000000000.json  000000001.jpg  ...
+
+as img2dataset writes them. The files of one image have the same name up to the
+first dot. The caption is in `txt`, or the field `caption` in `json`; a class,
+where there is one, is a number in `cls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from adanat_jax.data import index_file, tar_index
+from adanat_jax.data.raw_source import (
+  IMAGE_SUFFIXES,
+  Names,
+  Place,
+  RawExample,
+  printable,
+)
+from adanat_jax.errors import UserError
+
+_KIND = 'webdataset 1'
+_NO_CAPTION, _PLAIN, _IN_JSON = 0, 1, 2
+_BRACES = re.compile(r'\{(\d+)\.\.(\d+)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shards:
+  """The images of all shards, one after the other.
+
+  Attributes:
+    paths: the tars.
+    names: the images' keys.
+    shard: int32[n], the number of the tar.
+    image: int64[n, 2], offset and size of the image.
+    caption: int64[n, 2], of the file with the caption.
+    kind: int8[n], what that file is.
+    label: int32[n], -1 where there is none.
+  """
+
+  paths: list[pathlib.Path]
+  names: Names
+  shard: np.ndarray
+  image: np.ndarray
+  caption: np.ndarray
+  kind: np.ndarray
+  label: np.ndarray
+
+
+class WebDataset:
+  """Images in the order of the shards; see `RawSource`."""
+
+  has_images = True
+
+  def __init__(self, shards: _Shards):
+    """Takes the index of all shards."""
+    self._shards = shards
+    self.has_captions = bool(shards.kind.any())
+    classes = int(shards.label.max()) + 1
+    self.class_names = tuple(map(str, range(classes))) if classes else None
+    self.description: dict[str, Any] = {'shards': len(shards.paths)}
+
+  def __len__(self) -> int:
+    return len(self._shards.names)
+
+  def __getitem__(self, index: int) -> RawExample:
+    shards = self._shards
+    path = shards.paths[int(shards.shard[index])]
+    label = int(shards.label[index])
+    captions: tuple[str, ...] = ()
+    if self.has_captions:
+      text = tar_index.read_range(path, *shards.caption[index].tolist())
+      captions = (_caption(text, int(shards.kind[index])),)
+    return RawExample(
+      printable(shards.names[index]),
+      tar_index.read_range(path, *shards.image[index].tolist()),
+      label if label >= 0 else None,
+      captions,
+    )
+
+  def key_hashes(self) -> np.ndarray:
+    return self._shards.names.hashes()
+
+
+def load(place: Place) -> WebDataset:
+  """Finds the images of a split.
+
+  Args:
+    place: a folder of tars, a glob such as cc3m/*.tar, a range such as
+      cc3m/{00000..00331}.tar, or one tar.
+
+  Raises:
+    UserError: if there are none, or one of them is damaged.
+  """
+  paths = _paths(place)
+  parts = [_shard(place, path) for path in paths]
+  blobs = [part['names'] for part in parts]
+  starts = itertools.accumulate((len(blob) for blob in blobs), initial=0)
+  ends = [part['ends'] + start for part, start in zip(parts, starts)]  # noqa: B905
+
+  def joined(name: str) -> np.ndarray:
+    return np.concatenate([part[name] for part in parts])
+
+  shards = _Shards(
+    paths,
+    Names(np.concatenate(blobs).tobytes(), np.concatenate(ends)),
+    np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, ends))),
+    joined('image'),
+    joined('caption'),
+    joined('kind'),
+    joined('label'),
+  )
+  if not len(shards.names):
+    raise UserError(f'{place.path_field}: no images in {len(paths)} tars')
+  unlabelled = np.flatnonzero(shards.label < 0)
+  if 0 < len(unlabelled) < len(shards.names):
+    raise UserError(
+      f'{place.path_field}: {shards.names[int(unlabelled[0])]} has no class'
+      ' (cls), others have'
+    )
+  return WebDataset(shards)
+
+
+def _paths(place: Place) -> list[pathlib.Path]:
+  """The tars that a path stands for, sorted."""
+  path = pathlib.Path(place.path).expanduser()
+  if path.is_dir():
+    paths = sorted(path.glob('*.tar'))
+  elif found := _BRACES.search(str(path)):
+    width, last = len(found[1]), int(found[2])
+    numbers = range(int(found[1]), last + 1)
+    names = (f'{number:0{width}d}' for number in numbers)
+    text = str(path)
+    before, after = text[: found.start()], text[found.end() :]
+    paths = [pathlib.Path(f'{before}{name}{after}') for name in names]
+  elif path.is_file():
+    paths = [path]
+  else:
+    # The pattern is relative to the deepest folder that is none.
+    anchor, pattern = path, pathlib.Path()
+    while anchor != anchor.parent and not anchor.is_dir():
+      anchor, pattern = anchor.parent, anchor.name / pattern
+    paths = sorted(anchor.glob(str(pattern)))
+  if not paths:
+    raise UserError(
+      f'{place.path_field}: no tar files there; give a folder of them, or a'
+      ' pattern such as cc3m/*.tar or cc3m/{00000..00331}.tar'
+    )
+  return paths
+
+
+def _shard(place: Place, path: pathlib.Path) -> index_file.Arrays:
+  """The index of one shard: the arrays of `_Shards` without `shard`."""
+  field = place.path_field
+
+  def build() -> index_file.Arrays:
+    members = tar_index.scan(path, field)
+    rows = [
+      row
+      for key, files in itertools.groupby(members, lambda m: _key(m.name)[0])
+      if (row := _row(field, path, key, list(files))) is not None
+    ]
+    names = Names.of(row[0] for row in rows)
+    return {
+      'names': np.frombuffer(names.blob, np.uint8),
+      'ends': names.ends,
+      'image': np.array([r[1] for r in rows], np.int64).reshape(-1, 2),
+      'caption': np.array([r[2] for r in rows], np.int64).reshape(-1, 2),
+      'kind': np.array([r[3] for r in rows], np.int8),
+      'label': np.array([r[4] for r in rows], np.int32),
+    }
+
+  tar_index.check_is_tar(path, field)
+  return index_file.cached(path, _KIND, build)
+
+
+_Range = tuple[int, int]
+
+
+def _row(
+  field: str,
+  path: pathlib.Path,
+  key: str,
+  members: Sequence[tar_index.Member],
+) -> tuple[str, _Range, _Range, int, int] | None:
+  """What is known of one image; None if these files are none."""
+  found: dict[str, _Range] = {}
+  image: _Range | None = None
+  for member in members:
+    suffix = _key(member.name)[1]
+    found.setdefault(suffix, (member.offset, member.size))
+    if f'.{suffix}' in IMAGE_SUFFIXES and image is None:
+      image = (member.offset, member.size)
+  if image is None:
+    return None
+  caption, kind = (0, 0), _NO_CAPTION
+  for suffix, its_kind in (('json', _IN_JSON), ('txt', _PLAIN)):
+    if suffix in found:
+      caption, kind = found[suffix], its_kind
+  label = -1
+  if 'cls' in found:
+    text = tar_index.read_range(path, *found['cls'])
+    try:
+      label = int(text)
+    except ValueError:
+      label = -1
+    if label < 0:
+      raise UserError(
+        f'{field}: {path}: the class in {key}.cls is {text[:20]!r}; give a'
+        ' number from 0'
+      )
+  return key, image, caption, kind, label
+
+
+def _key(name: str) -> tuple[str, str]:
+  """Splits a name at the first dot of its last part, the suffix lowered."""
+  folder, slash, base = name.rpartition('/')
+  stem, _, suffix = base.partition('.')
+  return f'{folder}{slash}{stem}', suffix.lower()
+
+
+def _caption(data: bytes, kind: int) -> str:
+  """A caption from the file that holds it; '' if it holds none."""
+  text = data.decode('utf-8', 'replace')
+  if kind == _IN_JSON:
+    try:
+      found: Any = json.loads(text).get('caption')
+    except (ValueError, AttributeError):
+      found = None
+    text = found if isinstance(found, str) else ''
+  return printable(text.strip())
