@@ -26,6 +26,9 @@ CONFIG_FILE = 'config.json'
 RUN_ONLY_FIELDS = (
   'mode',
   'mesh.*',
+  'data.max_corrupt_share',
+  'prepare.batch_size',
+  'prepare.num_threads',
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',

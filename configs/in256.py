@@ -114,6 +114,16 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.condition = 'class'
   data.num_classes = 1000
 
+  config.prepare = prepare = ml_collections.ConfigDict()
+  # Images that a process encodes at once, each with its mirror image: 7 GB of
+  # device memory at 256 pixels.
+  prepare.batch_size = 32
+  # Images whose records share a file: what a kill costs a process at most, and
+  # the files of a set should stay below a system's limit of open ones.
+  prepare.shard_size = 8192
+  # Threads that decode; 0 for one a processor.
+  prepare.num_threads = 0
+
 
 def set_networks(config: ml_collections.ConfigDict) -> None:
   """Sets the published sizes, and where their weights come from."""
@@ -210,6 +220,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.save_every = 4
   config.data.image_size = 32
   config.data.num_classes = 3
+  config.prepare.update(batch_size=8, shard_size=8)
   config.tokenizer.update(
     codebook_size=32, code_width=8, base_width=8, num_res_blocks=1
   )

@@ -25,6 +25,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
   if preset == 'default':
     config.data.image_size = 512
+    config.prepare.batch_size = 8
     config.evaluate.batch_size = 1
     config.sample.classes = (207, 360)
   return config

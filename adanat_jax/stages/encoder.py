@@ -1,0 +1,166 @@
+"""Images to token ids and captions to states, on this process's devices.
+
+Each process encodes other images than the rest, so the networks lie whole on
+its own devices and no process waits for another one.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import ml_collections
+import numpy as np
+
+from adanat_jax import sharding, weights
+from adanat_jax.data import clip_tokens
+from adanat_jax.data.token_records import VIEWS, Layout
+from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.stages import networks, texts
+from adanat_jax.types import Array
+
+Config = ml_collections.ConfigDict
+
+
+class Encoder:
+  """The tokenizer, and the text tower where states are stored.
+
+  Batches have one size, and short ones are filled up: everything is compiled
+  once, and what an image becomes does not depend on how many came with it.
+  """
+
+  def __init__(self, config: Config, workdir: pathlib.Path, batch_size: int):
+    """Loads the networks; with several processes all must do it.
+
+    Args:
+      config: the whole config.
+      workdir: of this run.
+      batch_size: images, and captions, that are encoded at once.
+
+    Raises:
+      UserError: if a network is neither converted nor trained.
+    """
+    self.batch_size = batch_size
+    self.layout = layout_of(config)
+    self._mesh = sharding.make_mesh(devices=jax.local_devices())
+    tokenizer, params = networks.load_tokenizer(config, workdir)
+    self._tokenizer_params = self._here(params)
+    self._tokenize = jax.jit(functools.partial(tokens_of, tokenizer))
+    if self.layout.state_width:
+      tower, params = texts.load_text(config)
+      self._text_params = self._here(params)
+      self._encode = jax.jit(functools.partial(_encode, tower))
+
+  def tokens(self, pixels: np.ndarray) -> jax.Array:
+    """Starts encoding images.
+
+    Args:
+      pixels: uint8[n, H, W, 3], n at most the batch size.
+
+    Returns:
+      int16[batch size, 2, N], of each image and its mirror image; rows from n
+      on mean nothing.
+    """
+    with jax.set_mesh(self._mesh):
+      return self._tokenize(self._tokenizer_params, self._put(pixels))
+
+  def texts(self, ids: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
+    """Starts encoding any number of captions.
+
+    Args:
+      ids: int32[n, 77].
+
+    Returns:
+      For each batch, `states` float16[batch size, 77, C] and `embedding`
+      float32[batch size, E]; rows from n on mean nothing.
+    """
+    with jax.set_mesh(self._mesh):
+      return [
+        self._encode(self._text_params, self._put(ids[i : i + self.batch_size]))
+        for i in range(0, len(ids), self.batch_size)
+      ]
+
+  def _put(self, rows: np.ndarray) -> Any:
+    """A batch on the devices, filled up with zeros."""
+    missing = self.batch_size - len(rows)
+    if missing:
+      rows = np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
+    return sharding.put_batch(rows, self._mesh)
+
+  def _here(self, params: Any) -> Any:
+    """Parameters whole on each device of this process."""
+    everywhere = NamedSharding(self._mesh, PartitionSpec())
+    return jax.device_put(sharding.gather(params), everywhere)
+
+
+def settings_of(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+  """What decides about a set besides its images, by the fields' names.
+
+  Raises:
+    UserError: if a network is neither converted nor trained.
+  """
+  data = config.data
+  settings = {
+    f'data.{name}': data[name]
+    for name in ('source', 'image_size', 'apply_orientation', 'condition')
+  }
+  settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size
+  settings['tokenizer'] = _digest(config, workdir, 'tokenizer')
+  if networks.is_text(config):
+    settings['data.text_embeddings'] = data.text_embeddings
+    if data.text_embeddings == 'store':
+      settings['text'] = _digest(config, workdir, 'text')
+  else:
+    settings['data.num_classes'] = data.num_classes
+  return settings
+
+
+def _digest(config: Config, workdir: pathlib.Path, section: str) -> str:
+  """Names the parameters of a network without reading them."""
+  if networks.is_converted(config, section):
+    return weights.digest(config[section].init_from, 'params')
+  networks.require(workdir, section)
+  return weights.digest(workdir / section, 'params')
+
+
+def layout_of(config: Config) -> Layout:
+  """What is stored of an image, by the config."""
+  num_tokens = networks.grid_size(config) ** 2
+  if not networks.is_text(config):
+    return Layout(num_tokens, num_classes=networks.num_classes(config))
+  stored = config.data.text_embeddings == 'store'
+  return Layout(
+    num_tokens,
+    text_length=clip_tokens.NUM_POSITIONS,
+    state_width=config.text.width if stored else 0,
+    embedding_width=config.text.projection_width if stored else 0,
+  )
+
+
+def tokens_of(module: VQGAN, params: Any, pixels: Array) -> Array:
+  """Token ids of images and their mirror images; inside jit.
+
+  Args:
+    module: the tokenizer.
+    params: its parameters.
+    pixels: uint8[B, H, W, 3].
+
+  Returns:
+    int16[B, 2, N].
+  """
+  # As `images.to_unit`; bytes are a quarter of the way to the device.
+  images = pixels.astype(jnp.float32) / 255.0
+  # Stacked, not concatenated: each device keeps both views of its images.
+  both = jnp.stack([images, images[:, :, ::-1]], axis=1)
+  flat = sharding.split_batch(both.reshape(-1, *images.shape[1:]))
+  tokens = module.apply({'params': params}, flat, method='tokenize')
+  return tokens.reshape(len(images), VIEWS, -1).astype(jnp.int16)
+
+
+def _encode(module: Any, params: Any, ids: Array) -> tuple[Array, Array]:
+  states, embedding = texts.conditions(module, params, {'ids': ids})
+  return states.astype(jnp.float16), embedding

@@ -1,0 +1,203 @@
+"""Stage `prepare`: raw images to token ids, once for all trainings.
+
+1. Threads read, decode and crop the images of the next batches.
+2. The tokenizer encodes each image and its mirror image in batches of one
+   size; captions become token ids and, if they are to be stored, the states of
+   the text tower.
+3. The records of every `prepare.shard_size` images go to one file, which
+   appears whole, followed by a small one that says so and what was left out.
+
+Files are dealt to the processes, and each works for itself. What is in a file
+depends on its images alone: whoever goes on after a kill makes the files that
+are missing, and the set comes out byte for byte the same. How much memory it
+takes depends on the batch, not on the number of images.
+
+An image that cannot be read is named, counted and left out; past
+`data.max_corrupt_share` of all images the run fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import io
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from adanat_jax import distributed, files
+from adanat_jax.config_rules import Rule, check, int_at_least
+from adanat_jax.data import token_records, token_writer
+from adanat_jax.data.records import RawSource
+from adanat_jax.errors import UserError
+from adanat_jax.stages import datasets, encoder as encoder_lib, shards, texts
+
+Config = ml_collections.ConfigDict
+
+SETTINGS_FILE = 'settings.json'
+# No file system that hosts share hides a new file for longer.
+_MAX_LAG_SECONDS = 60.0
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values that cannot work."""
+  if datasets.is_digits(config):
+    raise UserError(
+      "config.data.source is 'digits', which need no preparation; mode=prepare"
+      ' is for images in files (configs/in256.py)'
+    )
+  datasets.check_config(config)
+  devices = jax.local_device_count()
+  check(
+    config,
+    {
+      'prepare.batch_size': Rule(
+        f'a positive multiple of the {devices} devices of a process',
+        lambda value: (
+          isinstance(value, int) and value > 0 and not value % devices
+        ),
+      ),
+      'prepare.shard_size': int_at_least(1),
+      'prepare.num_threads': int_at_least(0),
+      # Ids are stored in 16 bits.
+      'tokenizer.codebook_size': Rule(
+        'an integer from 2 to 32768', lambda value: 2 <= value <= 1 << 15
+      ),
+    },
+  )
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+  """Prepares all splits, or what is missing of them.
+
+  Args:
+    config: the whole config; `data`, `prepare` and the networks are read.
+    workdir: of this run; `config.data.prepared` may lead elsewhere.
+
+  Raises:
+    UserError: for a value that is not allowed, raw images that are not there,
+      a directory that holds something else, or too many images that cannot be
+      read.
+  """
+  check_config(config)
+  directory = datasets.prepared_directory(config, workdir)
+  settings = encoder_lib.settings_of(config, workdir)
+  manifest = directory / token_records.MANIFEST_FILE
+  if distributed.from_first(manifest.is_file):
+    there = token_records.read_manifest(directory)
+    token_records.check_settings(directory, there['settings'], settings)
+    distributed.say(f'prepare: {directory} was finished before')
+    return
+  sources = {
+    split: datasets.raw_source(config, split) for split in _splits(config)
+  }
+  settings['prepare.shard_size'] = config.prepare.shard_size
+  for split, source in sources.items():
+    about = source.description
+    settings |= {f'{split}.{k}': about[k] for k in ('examples', 'keys')}
+  if any(other != settings for other in distributed.all_values(settings)):
+    raise UserError(
+      f'config.data.path={config.data.path}: the processes find different'
+      ' images there; each host needs the same ones'
+    )
+  distributed.from_first(lambda: _claim(directory, settings))
+  every = shards.cut(sources, config.prepare.shard_size)
+  done = distributed.from_first(
+    lambda: [i for i, shard in enumerate(every) if shard.is_done(directory)]
+  )
+  todo = [every[i] for i in sorted(set(range(len(every))) - set(done))]
+  mine = todo[distributed.process_index() :: distributed.process_count()]
+  if done:
+    distributed.say(f'prepare: {len(done)} of {len(every)} files are there')
+  encoder = encoder_lib.Encoder(config, workdir, config.prepare.batch_size)
+  tallies = {
+    split: shards.Tally(config, split, len(s)) for split, s in sources.items()
+  }
+  for index in done:
+    told = files.read_json(directory / every[index].marker_name)
+    tallies[every[index].split].add(told['skipped'], news=False)
+  shards.make(config, directory, sources, mine, encoder, tallies)
+  distributed.barrier()
+  distributed.from_first(
+    lambda: _finish(config, directory, sources, every, encoder, settings)
+  )
+  distributed.wait_until_seen(manifest)
+
+
+def _splits(config: Config) -> tuple[str, ...]:
+  """The training images, and the validation images where there are some."""
+  data = config.data
+  if data.validation_path or data.held_out or data.source == 'tfds':
+    return datasets.SPLITS
+  return datasets.SPLITS[:1]
+
+
+def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Makes sure that a directory is for this set and no other."""
+  files.make_directory(directory / 'shards')
+  path = directory / SETTINGS_FILE
+  if path.exists():
+    token_records.check_settings(directory, files.read_json(path), settings)
+  else:
+    files.write_json(path, dict(settings))
+
+
+def _finish(
+  config: Config,
+  directory: pathlib.Path,
+  sources: Mapping[str, RawSource],
+  every: list[shards.Shard],
+  encoder: encoder_lib.Encoder,
+  settings: Mapping[str, Any],
+) -> None:
+  """Writes what describes the set, the manifest last; for process 0."""
+  deadline = time.monotonic() + _MAX_LAG_SECONDS
+  while missing := [s for s in every if not s.is_done(directory)]:
+    if time.monotonic() > deadline:
+      raise UserError(
+        f'{directory / missing[0].file_name} is not there; the directory must'
+        ' be on a disk that all hosts share'
+      )
+    time.sleep(0.05)
+  splits: dict[str, Any] = {}
+  facts: dict[str, list[dict[str, Any]]] = {split: [] for split in sources}
+  for shard in every:
+    told = files.read_json(directory / shard.marker_name)
+    facts[shard.split].append(told)
+  for split, source in sources.items():
+    skipped = [item for told in facts[split] for item in told['skipped']]
+    # Each process has counted its own alone.
+    shards.Tally(config, split, len(source)).add(skipped, news=False)
+    splits[split] = {
+      'source': source.description,
+      'has_images': source.has_images,
+      'images': len(source) - len(skipped),
+      'records': sum(told['records'] for told in facts[split]),
+      'skipped': skipped,
+      'shards': [told['records'] for told in facts[split]],
+    }
+  if encoder.layout.state_width:
+    ((states, _),) = jax.device_get(encoder.texts(texts.tokenize(config, [''])))
+    buffer = io.BytesIO()
+    np.save(buffer, states[0].astype(np.float32))
+    path = directory / token_records.NULL_STATES_FILE
+    files.write_bytes(path, buffer.getvalue())
+  names = sources['train'].class_names
+  token_writer.write_metadata(directory, encoder.layout, names, facts)
+  files.write_json(
+    directory / token_records.MANIFEST_FILE,
+    {
+      'settings': dict(settings),
+      'layout': dataclasses.asdict(encoder.layout),
+      'splits': splits,
+    },
+  )
+  for split, about in splits.items():
+    distributed.say(
+      f'prepare: {split}: {about["records"]} records of {about["images"]}'
+      f' images, {len(about["skipped"])} left out'
+    )

@@ -1,0 +1,314 @@
+"""The files of a prepared set: which images go where, and making them.
+
+Threads decode the images of the next batches while the devices encode one and
+the one before is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from adanat_jax import files, metric_writer
+from adanat_jax.data import images, token_records, token_writer
+from adanat_jax.data.prefetch import Prefetch
+from adanat_jax.data.records import RawSource
+from adanat_jax.errors import UserError
+from adanat_jax.stages import networks, texts
+from adanat_jax.stages.encoder import Encoder
+
+Config = ml_collections.ConfigDict
+
+# How many batches are decoded ahead of the one that is encoded.
+_DEPTH = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """Some neighbouring images of a split, and the file for their records."""
+
+  split: str
+  number: int
+  count: int  # Of the split's shards.
+  first: int
+  last: int  # Exclusive.
+
+  @property
+  def file_name(self) -> str:
+    return token_records.file_name(self.split, self.number, self.count)
+
+  @property
+  def marker_name(self) -> str:
+    return token_records.marker_name(self.split, self.number)
+
+  def is_done(self, directory: pathlib.Path) -> bool:
+    """Whether both files are there; the marker is written after the records."""
+    return (directory / self.marker_name).is_file() and (
+      directory / self.file_name
+    ).is_file()
+
+
+@dataclasses.dataclass
+class Batch:
+  """What the threads make: images of one shard, decoded.
+
+  Attributes:
+    shard: the shard.
+    is_last: whether it ends the shard.
+    pixels: uint8[n, H, W, 3]; None for captions alone.
+    rows: of each record its image's place in `pixels`, its key and its label or
+      caption.
+    ids: int32[len(rows), 77], the captions' tokens; None for classes.
+    skipped: key and reason of images that cannot be read.
+  """
+
+  shard: Shard
+  is_last: bool
+  pixels: np.ndarray | None
+  rows: list[tuple[int, dict[str, Any]]]
+  ids: np.ndarray | None
+  skipped: list[tuple[str, str]]
+
+
+def cut(sources: Mapping[str, RawSource], shard_size: int) -> list[Shard]:
+  """Cuts the images of all splits into shards, in their order."""
+  shards = []
+  for split, source in sources.items():
+    starts = range(0, len(source), shard_size)
+    for number, first in enumerate(starts):
+      last = min(first + shard_size, len(source))
+      shards.append(Shard(split, number, len(starts), first, last))
+  return shards
+
+
+class Tally:
+  """Counts the images of a split that cannot be read, and names them."""
+
+  def __init__(self, config: Config, split: str, num_images: int):
+    """Starts at none, of `num_images`."""
+    self._share = config.data.max_corrupt_share
+    self._split = split
+    self._num_images = num_images
+    self.count = 0
+
+  def add(self, skipped: list[tuple[str, str]], news: bool = True) -> None:
+    """Adds images, and raises UserError once they are too many.
+
+    Args:
+      skipped: key and reason of each.
+      news: whether they have not been named yet.
+    """
+    for key, reason in skipped:
+      self.count += 1
+      if news:
+        logging.warning('%s cannot be read and is left out: %s', key, reason)
+      if self.count > self._share * self._num_images:
+        raise UserError(
+          f'{self.count} of the {self._num_images} images of split'
+          f' {self._split!r} cannot be read, the last one {key} ({reason});'
+          f' config.data.max_corrupt_share={self._share} allows fewer. The log'
+          ' names them: mend the files, or allow more'
+        )
+
+
+def make(
+  config: Config,
+  directory: pathlib.Path,
+  sources: Mapping[str, RawSource],
+  shards: list[Shard],
+  encoder: Encoder,
+  tallies: Mapping[str, Tally],
+) -> None:
+  """Makes this process's shards.
+
+  Args:
+    config: the whole config.
+    directory: where to.
+    sources: the raw images of each split.
+    shards: what to make.
+    encoder: the networks.
+    tallies: count what cannot be read in each split.
+
+  Raises:
+    UserError: if that is too much.
+  """
+  with contextlib.ExitStack() as stack:
+    threads = config.prepare.num_threads or os.cpu_count() or 1
+    pool = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    # A shard of fewer images ends with empty batches.
+    per_shard = -(-config.prepare.shard_size // encoder.batch_size)
+
+    def batch_at(step: int) -> Batch:
+      shard = shards[step // per_shard]
+      place = step % per_shard
+      first = min(shard.first + place * encoder.batch_size, shard.last)
+      last = min(first + encoder.batch_size, shard.last)
+      source = sources[shard.split]
+      batch = _decode(config, source, shard, range(first, last), pool)
+      batch.is_last = place == per_shard - 1
+      return batch
+
+    num_steps = per_shard * len(shards)
+    ahead = stack.enter_context(
+      Prefetch(batch_at, depth=_DEPTH, num_steps=num_steps)
+    )
+    progress = metric_writer.Progress(
+      'prepare', sum(shard.last - shard.first for shard in shards)
+    )
+    stack.callback(progress.close)
+    output = stack.enter_context(
+      contextlib.closing(_Output(directory, encoder, tallies, progress))
+    )
+    # The devices encode a batch while the one before is written.
+    waiting = None
+    for step in range(num_steps):
+      batch = ahead(step)
+      encoded = _encode(encoder, batch)
+      if waiting is not None:
+        output.write(*waiting)
+      waiting = batch, encoded
+    if waiting is not None:
+      output.write(*waiting)
+
+
+def _decode(
+  config: Config,
+  source: RawSource,
+  shard: Shard,
+  places: range,
+  pool: concurrent.futures.Executor,
+) -> Batch:
+  """Reads and decodes some images of a shard, by several threads."""
+  size = config.data.image_size
+  orient = config.data.apply_orientation
+
+  def read(place: int) -> tuple[Any, np.ndarray | None, str]:
+    example = source[place]
+    about = dataclasses.replace(example, image=b'')
+    if not source.has_images:
+      return about, None, ''
+    try:
+      return about, images.decode(example.image, size, orient), ''
+    except images.CorruptImageError as error:
+      return about, None, str(error)
+
+  batch = Batch(shard, False, None, [], None, [])
+  pixels: list[np.ndarray] = []
+  captions: list[str] = []
+  num_images = 0
+  for about, decoded, reason in pool.map(read, places):
+    if reason:
+      batch.skipped.append((about.key, reason))
+      continue
+    if networks.is_text(config):
+      facts = [{'caption': caption} for caption in about.captions]
+      captions += about.captions
+    else:
+      facts = [{'label': about.label}]
+    batch.rows += [(num_images, {'key': about.key, **f}) for f in facts]
+    num_images += 1
+    if decoded is not None:
+      pixels.append(decoded)
+  if pixels:
+    batch.pixels = np.stack(pixels)
+  if captions:
+    batch.ids = texts.tokenize(config, captions)
+  return batch
+
+
+def _encode(encoder: Encoder, batch: Batch) -> tuple[Any, Any]:
+  """Starts the devices' part of a batch: its tokens and its states."""
+  tokens = None if batch.pixels is None else encoder.tokens(batch.pixels)
+  if batch.ids is None or not encoder.layout.state_width:
+    return tokens, None
+  return tokens, encoder.texts(batch.ids)
+
+
+class _Output:
+  """Writes batches to the shards that they belong to, one after another."""
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    encoder: Encoder,
+    tallies: Mapping[str, Tally],
+    progress: metric_writer.Progress,
+  ):
+    self._directory = directory
+    self._layout = encoder.layout
+    self._tallies = tallies
+    self._progress = progress
+    self._num_images = 0
+    self._writer: token_writer.ShardWriter | None = None
+    self._skipped: list[tuple[str, str]] = []
+
+  def write(self, batch: Batch, encoded: tuple[Any, Any]) -> None:
+    """Waits for the devices, writes the records, ends the shard if due."""
+    if self._writer is None:
+      self._skipped = []
+      self._writer = token_writer.ShardWriter(
+        self._directory / batch.shard.file_name, self._layout
+      )
+    tally = self._tallies[batch.shard.split]
+    tally.add(batch.skipped)
+    self._skipped += batch.skipped
+    for record in _records(self._layout, batch, *jax.device_get(encoded)):
+      self._writer.write(record)
+    self._num_images += len({place for place, _ in batch.rows})
+    self._num_images += len(batch.skipped)
+    self._progress.update(self._num_images, {'left out': tally.count})
+    if batch.is_last:
+      self._end(batch.shard, self._writer)
+      self._writer = None
+
+  def close(self) -> None:
+    """Removes a shard that was not finished."""
+    if self._writer is not None:
+      self._writer.discard()
+
+  def _end(self, shard: Shard, writer: token_writer.ShardWriter) -> None:
+    writer.publish()
+    marker = self._directory / shard.marker_name
+    temporary = marker.with_name(f'.{marker.name}.tmp')
+    told = {
+      'images': shard.last - shard.first,
+      'records': writer.num_records,
+      'bytes': writer.num_bytes,
+      'skipped': self._skipped,
+    }
+    with files.writing(marker):
+      temporary.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+    files.publish(temporary, marker)
+
+
+def _records(
+  layout: token_records.Layout, batch: Batch, tokens: Any, states: Any
+) -> Iterator[dict[str, Any]]:
+  """The records of a batch, from what the devices made of it."""
+  nothing = np.full((token_records.VIEWS, layout.num_tokens), -1, np.int16)
+  if states is not None:
+    states, embedding = map(np.concatenate, zip(*states, strict=True))
+  for row, (place, facts) in enumerate(batch.rows):
+    record = {**facts, 'tokens': nothing if tokens is None else tokens[place]}
+    if batch.ids is not None:
+      record['ids'] = batch.ids[row]
+    if states is not None:
+      if not np.isfinite(states[row]).all():
+        raise UserError(
+          f'{facts["key"]}: the states of its caption do not fit into 16 bits;'
+          ' use config.data.text_embeddings=compute'
+        )
+      record |= {'states': states[row], 'embedding': embedding[row]}
+    yield record
