@@ -26,9 +26,9 @@ from adanat_jax.config_rules import (
 from adanat_jax.data import digits, records
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.data.raw_images import RawImages
-from adanat_jax.data.token_records import PreparedExamples
+from adanat_jax.data.token_records import PreparedExamples, check_settings
 from adanat_jax.errors import UserError
-from adanat_jax.stages import networks, texts
+from adanat_jax.stages import encoder, networks, texts
 
 Config = ml_collections.ConfigDict
 
@@ -179,6 +179,11 @@ def _prepared(
   split: str,
   with_tokens: bool = True,
 ) -> Examples:
-  return PreparedExamples(
-    prepared_directory(config, workdir), split, with_tokens=with_tokens
+  directory = prepared_directory(config, workdir)
+  examples = PreparedExamples(directory, split, with_tokens=with_tokens)
+  check_settings(
+    directory,
+    examples.manifest['settings'],
+    encoder.settings_of(config, workdir),
   )
+  return examples
