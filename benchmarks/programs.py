@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 from unittest import mock
@@ -17,10 +18,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax import sampler, sharding
+from adanat_jax import pretraining, sampler, sharding
+from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import actions, step as step_lib
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
-from adanat_jax.stages import judging, nat as nat_stage, networks, policy
+from adanat_jax.stages import adversarial, nat as nat_stage, networks, policy
 
 _FROZEN_AXES = {'court': {'held_out': 0}}
 
@@ -94,7 +96,7 @@ class PolicyTraining:
     self._residual = policy.residual_of(config, self._which.num_steps)
     section = config.policy.discriminator
     batch = section.updates, section.batch_size
-    self._real = (self._images(*batch), _labels(*batch))
+    self._real = {'images': self._images(*batch), 'condition': _labels(*batch)}
     tokens = _shape(1, self._nat.num_tokens, dtype=int)
     self.frozen = {
       'nat': _params(self._nat, tokens, _labels(1)),
@@ -174,7 +176,8 @@ class PolicyTraining:
     def learn(
       frozen: Any, state: Any, real: Any, images: Any, condition: Any
     ) -> Any:
-      def fresh(key: Any) -> Any:
+      def fresh(key: Any, update: Any) -> Any:
+        del update
         return collect(frozen, state.params, judge.fakes_per_update)[1:]
 
       judge = self._court.judge(frozen['court'])
@@ -229,9 +232,9 @@ class PolicyTraining:
 
 def nat_program(config: ml_collections.ConfigDict) -> Program:
   """One step of NAT training."""
-  module = networks.nat_module(config)
+  module = nat_stage.training_module(config)
   section = config.nat
-  optimizer = nat_stage.make_optimizer(
+  optimizer = pretraining.make_optimizer(
     section.num_steps,
     section.learning_rate,
     section.warmup_steps,
@@ -239,24 +242,23 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
     section.weight_decay,
     section.betas,
   )
-  train_step = nat_stage.make_train_step(
-    module,
+  train_step = pretraining.make_train_step(
+    nat_stage.make_network(module),
     optimizer,
+    nat_stage.recipe_of(config),
     key=_key(),
-    mask_ratio=section.mask_ratio,
-    beta=section.beta,
-    label_smoothing=section.label_smoothing,
-    condition_dropping=section.condition_dropping,
-    ema_decay=section.ema_decay,
   )
   tokens = _shape(section.batch_size, module.num_tokens, dtype=int)
   params = _params(module, tokens, _labels(section.batch_size))
-  state = nat_stage.NatState(
+  state = pretraining.NatState(
     params, params, jax.eval_shape(optimizer.init, params)
   )
   batch = {'tokens': tokens, 'condition': _labels(section.batch_size)}
   return Program(
-    train_step, (state, batch, _shape(dtype=int)), (None, 0, None), donated=0
+    functools.partial(train_step, {}),
+    (state, batch, _shape(dtype=int)),
+    (None, 0, None),
+    donated=0,
   )
 
 
@@ -319,23 +321,24 @@ def sampling_program(
   )
 
 
-def _court(config: ml_collections.ConfigDict) -> judging.Court:
+def _court(config: ml_collections.ConfigDict) -> adversarial.Court:
   """The adversarial judge; for arrays that it loads, it gets their shapes."""
-  trunk = networks.reward_module(config).clone(
-    image_channels=networks.image_channels(config)
-  )
-  side, section = config.data.image_size, config.policy.discriminator
-  params = _params(trunk, _shape(1, side, side, trunk.image_channels))
-  held_out = (
-    np.zeros((section.held_out, side, side, trunk.image_channels), np.float32),
-    np.zeros(section.held_out, np.int32),
+  trunk = networks.reward_module(config)
+  size, channels = trunk.image_size, trunk.image_channels
+  params = _params(trunk, _shape(1, size, size, channels))
+  side, count = config.data.image_size, config.policy.discriminator.held_out
+  held_out = ArrayExamples(
+    {
+      'images': np.zeros((count, side, side, channels), np.float32),
+      'condition': np.zeros(count, np.int32),
+    }
   )
   with (
     mock.patch.object(networks, 'load_reward', lambda *_: (trunk, params)),
-    mock.patch.object(judging, 'real_images', lambda *_: held_out),
+    mock.patch.object(adversarial, 'real_examples', lambda *_: held_out),
   ):
     groups = policy.ppo_config(config).shuffle_groups
-    court = judging.adversarial_court(config, pathlib.Path(), groups)
+    court = adversarial.court(config, pathlib.Path(), groups)
   frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), court.frozen)
   return dataclasses.replace(court, frozen=frozen)
 

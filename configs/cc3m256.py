@@ -80,6 +80,7 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   # --batch_size 64 on each of 8 devices; --n_samples 30000. The captions'
   # embedding conditions the discriminator without a mapping network.
   config.policy.iterations = 150
+  config.policy.evaluate_every = 10
   config.policy.discriminator.batch_size = 512
   config.policy.discriminator.mapping_layers = 0
   config.evaluate.num_samples = 30_000
@@ -93,7 +94,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.nat.update(width=32, depth=2, num_heads=4, num_steps=8)
   config.text.update(width=16, depth=1, num_heads=2, mlp_width=32)
   config.text.projection_width = 8
-  config.policy.iterations = 2
+  config.policy.update(iterations=2, evaluate_every=1)
   config.policy.discriminator.batch_size = 16
   config.evaluate.num_samples = 24
   config.sample.captions = ('a flower', 'a temple')

@@ -43,5 +43,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.text.projection_width = 768
     config.text.activation = 'quick_gelu'
     config.policy.iterations = 1000
+    config.policy.evaluate_every = 25
     config.policy.discriminator.batch_size = 1024
   return config

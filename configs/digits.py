@@ -81,8 +81,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   tokenizer.codebook_decay = 0.97
   # Images are moved by up to this many pixels while the tokenizer trains.
   tokenizer.max_shift = 1
-  # Images of each split whose reconstructions are measured; 0 for all.
+  # Images of each split whose reconstructions are measured, drawn at random but
+  # always the same ones; 0 for all.
   tokenizer.measured_images = 0
+  # Also measure, and draw, held-out images after so many steps; 0 for never.
+  tokenizer.evaluate_every = 0
   # A discriminator of patches that tells images from reconstructions.
   tokenizer.adversarial = adversarial = ml_collections.ConfigDict()
   # Weight of what it says, against the error; 0.0 to do without it.
@@ -156,10 +159,30 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # published parameters.
   nat.mask_ratio = 'cosine'
   nat.beta = (12.0, 3.0)
-  # Compute type of the network: 'float32' or 'bfloat16'.
+  # Each gradient is computed in this many parts of the batch, one after the
+  # other: less memory, the same gradient.
+  nat.micro_batches = 1
+  # Compute type of the network: 'float32' or 'bfloat16'; empty for the same
+  # while it trains. Parameters and their averages are float32.
   nat.dtype = 'float32'
+  nat.training_dtype = ''
   # Attention implementation: 'xla', or 'cudnn' on GPUs.
   nat.attention = 'xla'
+  # The moving average is measured after this many steps and after the last: its
+  # loss on training and held-out images, and what follows. 0 for the losses
+  # alone, at the end.
+  nat.evaluate_every = 0
+  # Images of each split whose loss is measured; 0 for all.
+  nat.validation_examples = 0
+  # Images in a picture of samples, nat/samples/<step>.png; 0 for none. They are
+  # decoded in sample.num_steps by 'maskgit', 'residual' (AdaNAT's starting
+  # schedule) or 'guidance-3'.
+  nat.sample_grid = 0
+  nat.sample_schedule = 'residual'
+  # Samples whose Frechet distance is measured as `evaluate` says; 0 for none.
+  nat.frechet_samples = 0
+  # After how many steps it is; a multiple of evaluate_every, 0 for the end.
+  nat.frechet_every = 0
 
   config.policy = policy = ml_collections.ConfigDict()
   # A policy is trained for each reward, each number of decoding steps T and
@@ -265,13 +288,21 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   evaluate.rounding = 'none'
   # What was counted is saved after so many images.
   evaluate.save_every = 5000
-  # Which policies: 'learned', 'maskgit', 'residual', 'guidance-3', or a table of
-  # decoding/published.py.
+  # Which policies: 'learned', 'maskgit', 'residual', 'guidance-3', or a table
+  # of decoding/published.py.
   evaluate.policies = ('learned', 'maskgit')
   # Real and generated images that precision and recall compare; 0 for neither.
   evaluate.precision_recall = 1000
   # Also write the samples as ADM's evaluator reads them.
   evaluate.save_npz = False
+  # CLIP, for captions: which one ('ViT-B/32', 'ViT-L/14', 'ViT-bigG/14'), and
+  # the checkpoints of --kind=clip_text and --kind=clip_image; empty for no CLIP
+  # score. The tokenizer as in config.text.
+  evaluate.clip = clip = ml_collections.ConfigDict()
+  clip.tower = 'ViT-L/14'
+  clip.tokenizer = ''
+  clip.text = ml_collections.ConfigDict({'init_from': ''})
+  clip.image = ml_collections.ConfigDict({'init_from': ''})
   # Whose published figures stand beside ours: a key of
   # metrics/published_figures.py, or empty.
   evaluate.benchmark = ''

@@ -137,6 +137,22 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   tokenizer.num_groups = 32
   # Checkpoint of `python -m adanat_jax.convert --kind=vqgan`.
   tokenizer.init_from = ''
+  # What follows is for whoever trains one: how the published one was trained is
+  # not known in full, and this is our choice. As VQGAN (Esser et al. 2021), less
+  # the perceptual loss, which needs one more published network.
+  tokenizer.num_steps = 400_000
+  tokenizer.batch_size = 128
+  tokenizer.learning_rate = 1e-4
+  tokenizer.betas = (0.5, 0.9)
+  tokenizer.error = 'absolute'
+  tokenizer.warmup_fraction = 0.05
+  tokenizer.codebook_decay = 0.99
+  # Photographs have no black border to move in.
+  tokenizer.max_shift = 0
+  tokenizer.measured_images = 10_000
+  tokenizer.evaluate_every = 10_000
+  tokenizer.adversarial.weight = 0.5
+  tokenizer.adversarial.start_fraction = 0.5
 
   nat = config.nat
   # imagenet_256_AdaNAT_L.yaml.
@@ -162,7 +178,7 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   policy.kinds = ('adaptive',)
   # Our choice: the original measures 50,000 images after every iteration, which
   # costs five times what the training does.
-  policy.evaluate_every = 50
+  policy.evaluate_every = 25
   policy.evaluate_samples = 10_000
   policy.iterate = 'best'
   # Our choice: what devices of 16 GB hold, from 8 to 128 of them; see
@@ -204,9 +220,19 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   reward.init_from = ''
 
   evaluate = config.evaluate
-  # AdaNAT train.py: n_samples.
-  evaluate.num_seeds = 1
+  evaluate.protocol = 'published'
+  evaluate.network = 'inception'
+  evaluate.benchmark = 'imagenet256'
+  # AdaNAT train.py: n_samples; labels are drawn, images are not rounded.
   evaluate.num_samples = 50_000
+  evaluate.labels = 'uniform'
+  evaluate.rounding = 'none'
+  # The published moments, fid_stats_imagenet256_guided_diffusion.npz, start
+  # from the training images; empty to make our own of them.
+  evaluate.statistics = ''
+  evaluate.reference_split = 'train'
+  # Our choice, ADM's number of real images; the sources compare none.
+  evaluate.precision_recall = 10_000
   # Our choice: what a laptop's memory holds.
   evaluate.batch_size = 4
 
@@ -225,6 +251,8 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     codebook_size=32, code_width=8, base_width=8, num_res_blocks=1
   )
   config.tokenizer.update(num_steps=8, batch_size=16, num_groups=4)
+  config.tokenizer.update(measured_images=8, evaluate_every=4)
+  config.tokenizer.adversarial.update(num_levels=2, base_width=8, num_groups=4)
   config.tokenizer.width_multipliers = (1, 2, 2, 2)
   config.judges.reward.update(image_size=24, patch_size=8)
   config.judges.reward.update(width=32, depth=4, num_heads=2)
@@ -232,6 +260,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.nat.update(width=32, depth=2, num_heads=4, num_steps=8, batch_size=16)
   config.nat.update(warmup_steps=2, ema_decay=0.9)
   config.policy.update(iterations=2, batch_size=16, rollout_size=0)
+  config.policy.update(evaluate_every=1, evaluate_samples=16)
   config.policy.num_steps = (2,)
   config.policy.ppo.micro_batches = 1
   config.policy.network.update(hidden_size=16, conv_width=8)
@@ -239,6 +268,8 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   discriminator = config.policy.discriminator
   discriminator.update(updates=2, batch_size=16, held_out=8)
   discriminator.update(mapping_width=16, condition_map_width=8, kernel_size=3)
-  config.evaluate.update(num_samples=24, batch_size=8)
+  # Inception is no network for a test.
+  config.evaluate.update(network='pixels', num_samples=24, batch_size=8)
+  config.evaluate.precision_recall = 8
   config.sample.classes = (0, 1)
   config.sample.num_steps = 2

@@ -165,7 +165,7 @@ def pieces(
   batch = fit.Batches(config, 'nat', examples, (16,))(0)['rows']
   return {
     'batch': count(batch),
-    'held out': count(court.frozen['held_out'][0]),
+    'held out': count(court.frozen['held_out']['images']),
     'qkv': count(params['mid_block']['attention']['qkv']['kernel']),
     'norm': count(params['norm']['scale']),
   }

@@ -143,6 +143,25 @@ def flatten_steps(tree: Any) -> Any:
   return sharding.split_batch(jax.tree.map(flatten, tree))
 
 
+def repeat_steps(tree: Any, num_steps: int) -> Any:
+  """Samples as they stand beside `flatten_steps` of their steps.
+
+  Args:
+    tree: arrays [B, ...], themselves from `flatten_steps` of one step.
+    num_steps: T.
+
+  Returns:
+    The same tree of arrays [T * B, ...].
+  """
+
+  def repeat(x: Array) -> Array:
+    split = x.reshape(_num_devices(), 1, -1, *x.shape[1:])
+    split = jnp.broadcast_to(split, (len(split), num_steps, *split.shape[2:]))
+    return split.reshape(-1, *x.shape[1:])
+
+  return sharding.split_batch(jax.tree.map(repeat, tree))
+
+
 def unflatten_steps(tree: Any, num_steps: int) -> Any:
   """Undoes `flatten_steps`."""
 

@@ -1,6 +1,7 @@
 """One iteration of policy training, as a pure function.
 
-1. The policy, exploring, decodes a batch of images from random conditions.
+1. The policy, exploring, decodes a batch of images, of random classes or of
+   texts that are handed in.
 2. The reward judges the finished images.
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
@@ -33,7 +34,26 @@ from adanat_jax.types import (
   Reward,
 )
 
-Labelled = tuple[Array, Array]  # images float32[B, H, W, C], int32[B]
+# Images float32[B, H, W, C], and what they are to show as a reward reads it.
+Labelled = tuple[Array, Condition]
+
+
+@struct.dataclass
+class Prompts:
+  """What the images of one iteration are to show; None: classes are drawn.
+
+  Attributes:
+    rollouts: of the trajectories that PPO learns from.
+    fresh: of those that the discriminator sees, for each of its updates; None
+      where it sees the same ones.
+  """
+
+  rollouts: Any = None  # each [B, ...]
+  fresh: Any = None  # each [U, F, ...]
+
+
+def _as_given(prompts: Any) -> tuple[Condition, Condition]:
+  return prompts, prompts
 
 
 @struct.dataclass
@@ -60,14 +80,20 @@ class Problem:
     decode_images: `tokens int32[B, N] -> images float32[B, H, W, C]`.
     num_tokens: N.
     mask_token: `codebook_size`.
-    num_classes: conditions are int32 in `[0, num_classes)`.
+    num_classes: conditions are int32 in `[0, num_classes)`, and their number
+      is the null condition; None if conditions are read from prompts.
+    read: `prompts -> (what the denoiser takes, what a reward takes)`, each
+      sample by itself; classes are taken as they are.
+    null_condition: of one sample, where there are no classes.
   """
 
   denoiser: Denoiser
   decode_images: Callable[[Array], Array]
   num_tokens: int
   mask_token: int
-  num_classes: int
+  num_classes: int | None
+  read: Callable[[Any], tuple[Condition, Condition]] = _as_given
+  null_condition: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +104,7 @@ class Judge:
     reward: `state -> Reward`.
     learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `real` is
       whatever the training's batches hold, `fakes` are the iteration's images
-      and conditions, `fresh(key)` makes new ones.
+      and conditions, `fresh(key, update)` makes new ones, if they are wanted.
     fakes_per_update: how many images one discriminator update takes.
   """
 
@@ -114,13 +140,13 @@ class Experience:
 
   Attributes:
     observations: see `ppo.Rollout`: features, those in bfloat16 as their bits,
-      or (canvases before each step, conditions).
+      or (canvases before each step, prompts).
     aux: what the policy did.
     values: the four numbers of each step.
     num_committed: how many tokens became known at each step.
   """
 
-  # float32 or uint16[T, B, N, D], or (int32[T, B, N], int32[T, B])
+  # float32 or uint16[T, B, N, D], or (int32[T, B, N], each [1, B, ...])
   observations: Any
   aux: PolicyAux  # each [T, B, ...]
   values: PolicyValues  # float32[T, B]
@@ -153,30 +179,37 @@ def collect(
   std: Array,
   weights: Array,
   config: RolloutConfig = RolloutConfig(),
-) -> tuple[Experience, Array, Array]:
+  prompts: Any = None,
+) -> tuple[Experience, Array, Condition]:
   """Decodes one batch with an exploring policy.
 
   Returns:
-    The experience, the images float32[B, H, W, C], the conditions int32[B].
+    The experience, the images float32[B, H, W, C], and their conditions as a
+    reward takes them: int32[B] classes, or what is read from the prompts.
   """
   condition_key, sample_key = jax.random.split(key)
-  condition = sharding.split_batch(
-    jax.random.randint(condition_key, (batch_size,), 0, problem.num_classes)
-  )
+  null_condition = problem.null_condition
+  if problem.num_classes is not None:
+    null_condition = jnp.int32(problem.num_classes)
+    prompts = jax.random.randint(
+      condition_key, (batch_size,), 0, problem.num_classes
+    )
+  prompts = sharding.split_batch(prompts)
   keys = sharding.split_batch(loop.sample_keys(sample_key, batch_size))
   denoiser = _rounded(problem.denoiser, config.dtype)
 
-  def decode(inputs: tuple[Array, Array]) -> tuple[Experience, Array]:
-    condition, keys = inputs
+  def decode(inputs: tuple[Any, Array]) -> tuple[Experience, Any]:
+    prompts, keys = inputs
+    condition, judged = sharding.split_batch(problem.read(prompts))
     start = sharding.split_batch(
-      loop.full_mask(len(condition), problem.num_tokens, problem.mask_token)
+      loop.full_mask(len(keys), problem.num_tokens, problem.mask_token)
     )
     decoded = loop.decode(
       denoiser,
       agent.policy(std, weights),
       tokens=start,
       condition=condition,
-      null_condition=jnp.int32(problem.num_classes),
+      null_condition=null_condition,
       keys=keys,
       num_steps=num_steps,
       mask_token=problem.mask_token,
@@ -190,20 +223,19 @@ def collect(
       observations = jax.lax.bitcast_convert_type(observations, jnp.uint16)
     if config.features == 'recompute':
       canvases = jnp.concatenate([start[None], trajectory.tokens[:-1]])
-      observations = (
-        canvases,
-        jnp.broadcast_to(condition, (num_steps, len(condition))),
-      )
+      observations = canvases, jax.tree.map(lambda x: x[None], prompts)
     images = sharding.split_batch(problem.decode_images(decoded.tokens))
     experience = Experience(
       observations, trajectory.aux, trajectory.values, trajectory.num_committed
     )
-    # Like the rest, images get an axis before that of the batch.
-    return sharding.split_batch((experience, images[None]), axis=1)
+    # Like the rest, they get an axis before that of the batch.
+    labelled = jax.tree.map(lambda x: x[None], (images, judged))
+    return sharding.split_batch((experience, labelled), axis=1)
 
   parts = max(batch_size // config.size, 1) if config.size else 1
-  experience, images = batches.in_turn(decode, (condition, keys), parts)
-  return experience, images[0], condition
+  experience, labelled = batches.in_turn(decode, (prompts, keys), parts)
+  images, judged = jax.tree.map(lambda x: x[0], labelled)
+  return experience, images, judged
 
 
 def learner_of(
@@ -214,7 +246,11 @@ def learner_of(
 
   def features_of(observations: Any) -> Array:
     if config.features == 'recompute':
-      canvases, condition = observations
+      canvases, prompts = observations
+      # Read once a sample, not once a step of it.
+      condition, _ = problem.read(prompts)
+      num_samples = len(jax.tree.leaves(prompts)[0])
+      condition = batches.repeat_steps(condition, len(canvases) // num_samples)
       return denoiser(canvases, condition, ())[0]
     if observations.dtype == jnp.uint16:
       return jax.lax.bitcast_convert_type(observations, jnp.bfloat16)
@@ -240,8 +276,11 @@ def make_train_step(
   num_iterations: int,
   fresh_rollouts: bool,
   rollouts: RolloutConfig = RolloutConfig(),
-) -> Callable[[PolicyState, Any, Array], tuple[PolicyState, Any]]:
-  """Returns `(state, real batch, iteration) -> (state, metrics)`, not jitted.
+) -> Callable[..., tuple[PolicyState, Any]]:
+  """Returns the training step, not jitted.
+
+  It is `(state, real batch, iteration, prompts) -> (state, metrics)`; without
+  `Prompts`, images are of random classes.
 
   Args:
     problem: the frozen parts.
@@ -263,8 +302,12 @@ def make_train_step(
   )
 
   def train_step(
-    state: PolicyState, real: Any, iteration: Array
+    state: PolicyState,
+    real: Any,
+    iteration: Array,
+    prompts: Prompts | None = None,
   ) -> tuple[PolicyState, dict[str, Array]]:
+    prompts = prompts or Prompts()
     rollout_key, reward_key, update_key, adversary_key = jax.random.split(
       jax.random.fold_in(key, iteration), 4
     )
@@ -279,6 +322,7 @@ def make_train_step(
       std=std,
       weights=weights,
       config=rollouts,
+      prompts=prompts.rollouts,
     )
     reward = judge.reward(state.adversary)(images, condition, reward_key)
     final = jnp.zeros((num_steps, batch_size)).at[-1].set(reward)
@@ -303,7 +347,7 @@ def make_train_step(
       config=config,
     )
 
-    def fresh(key: Array) -> tuple[Array, Array]:
+    def fresh(key: Array, update: Array | int = 0) -> Labelled:
       new = agent_lib.Agent(params, residual, actor_critic)
       _, images, condition = collect(
         problem,
@@ -314,6 +358,7 @@ def make_train_step(
         std=std,
         weights=weights,
         config=rollouts,
+        prompts=jax.tree.map(lambda x: x[update], prompts.fresh),
       )
       return images, condition
 

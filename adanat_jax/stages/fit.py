@@ -95,6 +95,7 @@ def fit(
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
   best_of: tuple[str, str] = ('loss', 'min'),
+  keep_best: bool = False,
   **options: Any,
 ) -> State:
   """Trains from the newest checkpoint, or from the start, to `num_steps`.
@@ -111,6 +112,7 @@ def fit(
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `training.run_loop`.
     best_of: `(metric, 'min' or 'max')`, by which `config.keep_best` chooses.
+    keep_best: keep the best checkpoint whatever the config says.
     **options: of `training.run_loop`, before those of the config.
 
   Returns:
@@ -135,5 +137,5 @@ def fit(
       name=name,
       num_steps=num_steps,
       final_figures=final_figures,
-      **{**networks.loop_options(config, best_of), **options},
+      **{**networks.loop_options(config, best_of, keep_best), **options},
     )

@@ -144,13 +144,14 @@ def reward_module(config: Config) -> VisionTransformer:
   """The vision transformer that rewards build on, `config.judges.reward`."""
   section = config.judges.reward
   return VisionTransformer(
-    image_size=config.data.image_size,
+    image_size=section.image_size or config.data.image_size,
     patch_size=section.patch_size,
     width=section.width,
     depth=section.depth,
     num_heads=section.num_heads,
-    image_channels=1,
-    num_outputs=10,
+    image_channels=image_channels(config),
+    # Published weights come without a head; ours know ten digits.
+    num_outputs=10 if config.data.source == 'digits' else 0,
     hooks=tuple(section.hooks),
   )
 
@@ -159,7 +160,7 @@ def discriminator_module(config: Config) -> DiscriminatorHeads:
   """The discriminator's heads, `config.policy.discriminator`."""
   section = config.policy.discriminator
   return DiscriminatorHeads(
-    num_classes=num_classes(config),
+    num_classes=None if is_text(config) else num_classes(config),
     mapping_width=section.mapping_width,
     mapping_layers=section.mapping_layers,
     condition_map_width=section.condition_map_width,
@@ -200,19 +201,22 @@ def order_seed(config: Config, name: str) -> int:
 
 
 def loop_options(
-  config: Config, best_of: tuple[str, str] = ('loss', 'min')
+  config: Config,
+  best_of: tuple[str, str] = ('loss', 'min'),
+  keep_best: bool = False,
 ) -> dict[str, Any]:
   """What every training loop takes from the top of the config.
 
   Args:
     config: the whole config.
     best_of: which checkpoint is the best, see `training.run_loop`.
+    keep_best: keep it whatever the config says.
   """
   return dict(
     log_every=config.log_every,
     save_every=config.save_every,
     keep_every=config.keep_every or None,
-    best_of=best_of if config.keep_best else None,
+    best_of=best_of if config.keep_best or keep_best else None,
     config_for_meta=config_lib.to_dict(config),
     profile=tuple(config.profile),
     tensorboard=config.tensorboard,
@@ -261,8 +265,10 @@ def load_reward(
 ) -> tuple[VisionTransformer, Any]:
   """The reward network and its parameters."""
   module = reward_module(config)
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+  size = module.image_size
+  image = jax.ShapeDtypeStruct(
+    (1, size, size, module.image_channels), jnp.float32
+  )
   return module, _load(
     config, workdir, 'judges/reward', 'params', module, image
   )

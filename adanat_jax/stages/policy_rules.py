@@ -1,0 +1,139 @@
+"""What `config.policy` may hold, and the constants that it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import ml_collections
+
+from adanat_jax.config_rules import (
+  between,
+  boolean,
+  check,
+  choice,
+  int_at_least,
+  optional,
+  tuple_of,
+)
+from adanat_jax.errors import UserError
+from adanat_jax.rl import ppo, trainer
+from adanat_jax.stages import features, networks, reward_network
+from adanat_jax.stages.agents import KINDS, RESIDUALS
+
+REWARDS = ('adversarial', 'frechet', 'pretrained')
+ITERATES = ('last', 'best')
+
+
+def ppo_config(config: ml_collections.ConfigDict) -> ppo.PPOConfig:
+  """The preset that `config.policy.preset` names, with its overrides."""
+  given = {k: v for k, v in config.policy.ppo.items() if v is not None}
+  return dataclasses.replace(ppo.PRESETS[config.policy.preset], **given)
+
+
+def rollout_config(config: ml_collections.ConfigDict) -> trainer.RolloutConfig:
+  """How `config.policy` keeps its rollouts."""
+  section = config.policy
+  return trainer.RolloutConfig(
+    section.rollout_features, section.rollout_dtype, section.rollout_size
+  )
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for values of `config.policy` that cannot work."""
+  check(
+    config,
+    {
+      'policy.num_steps': tuple_of(int_at_least(1)),
+      'policy.residual': choice(*RESIDUALS),
+    },
+  )
+  if networks.is_converted(config, 'policy'):
+    return
+  check(
+    config,
+    {
+      'policy.rewards': tuple_of(choice(*REWARDS)),
+      'policy.trainings': int_at_least(1),
+      'policy.kinds': tuple_of(choice(*KINDS)),
+      'policy.iterations': int_at_least(1),
+      'policy.batch_size': int_at_least(8),
+      'policy.preset': choice(*ppo.PRESETS),
+      'policy.rollout_size': int_at_least(0),
+      'policy.rollout_features': choice('store', 'recompute'),
+      'policy.rollout_dtype': choice('float32', 'bfloat16'),
+      'policy.evaluate_every': int_at_least(0),
+      'policy.evaluate_samples': int_at_least(2),
+      'policy.iterate': choice(*ITERATES),
+      'policy.ppo.num_minibatches': optional(int_at_least(1)),
+      'policy.ppo.shuffle_groups': optional(int_at_least(1)),
+      'policy.ppo.micro_batches': optional(int_at_least(1)),
+      'policy.discriminator.updates': int_at_least(1),
+      'policy.discriminator.batch_size': int_at_least(8),
+      'policy.discriminator.held_out': int_at_least(0),
+      'policy.discriminator.spectral_warmup': int_at_least(0),
+      'policy.discriminator.learning_rate': between(0.0, 1.0),
+      'policy.discriminator.fresh_rollouts': boolean,
+      'policy.discriminator.reconstruct_real': boolean,
+    },
+  )
+  # The discriminator shares statistics among 8 consecutive samples.
+  networks.check_batches(
+    config,
+    {
+      'policy.batch_size': 8,
+      'policy.discriminator.batch_size': 8,
+      'policy.discriminator.held_out': 8,
+    },
+  )
+  _check_parts(config)
+  reward_network.check_config(config)
+  if config.policy.evaluate_every:
+    try:
+      features.check_config(config)
+    except UserError as error:
+      raise UserError(
+        f'config.policy.evaluate_every={config.policy.evaluate_every}: {error};'
+        ' 0 measures nothing while the policy trains'
+      ) from error
+  elif config.policy.iterate == 'best':
+    raise UserError(
+      'config.policy.iterate=best needs measurements to choose by; set'
+      ' config.policy.evaluate_every, or give last'
+    )
+
+
+def _check_parts(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for batches that PPO or rollouts cannot cut evenly."""
+  section, constants = config.policy, ppo_config(config)
+  devices = networks.mesh_of(config).size
+  minibatches, parts = constants.num_minibatches, constants.micro_batches
+  groups = constants.shuffle_groups if minibatches > 1 else 1
+  multiple = minibatches * parts * math.lcm(groups, devices)
+  if section.batch_size % multiple:
+    raise UserError(
+      f'config.policy.batch_size is {section.batch_size}; it must be a'
+      f' multiple of {multiple}: PPO cuts it into {minibatches} minibatches of'
+      f' {parts} micro-batches, drawn from {groups} groups on {devices} devices'
+    )
+  for name, size in (
+    ('batch_size', section.batch_size),
+    ('discriminator.batch_size', section.discriminator.batch_size),
+  ):
+    if size % constants.shuffle_groups:
+      raise UserError(
+        f'config.policy.{name} is {size}; it must be a multiple of the'
+        f' {constants.shuffle_groups} shuffle_groups of PPO'
+      )
+  size = section.rollout_size
+  wholes = [section.batch_size]
+  if section.discriminator.fresh_rollouts:
+    wholes.append(section.discriminator.batch_size)
+  if size % devices or any(
+    size and whole % min(size, whole) for whole in wholes
+  ):
+    raise UserError(
+      f'config.policy.rollout_size is {size}; it must be 0, or a multiple of'
+      f' the number of devices, {devices}, that divides the batches of'
+      f' {" and ".join(map(str, wholes))} trajectories'
+    )
