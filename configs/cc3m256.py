@@ -84,6 +84,12 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   config.policy.discriminator.batch_size = 512
   config.policy.discriminator.mapping_layers = 0
   config.evaluate.num_samples = 30_000
+  config.evaluate.benchmark = 'cc3m'
+  # The published moments, fid_stats_cc3m_val.npz, start from the validation
+  # images. Of them the authors' list holds the captions alone, so that there
+  # are none to make other moments of, or to compare one by one.
+  config.evaluate.reference_split = 'test'
+  config.evaluate.precision_recall = 0
 
   # Texts to sample; `sample.classes` means nothing here.
   config.sample.captions = ('a lighthouse at dusk', 'two cats on a sofa')
@@ -96,5 +102,5 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.text.projection_width = 8
   config.policy.update(iterations=2, evaluate_every=1)
   config.policy.discriminator.batch_size = 16
-  config.evaluate.num_samples = 24
+  config.evaluate.update(num_samples=24, reference_split='train')
   config.sample.captions = ('a flower', 'a temple')

@@ -29,6 +29,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.policy.residual = 'none'
   if preset != 'tiny':
     config.data.source = 'coco'
+    config.evaluate.benchmark = 'mscoco'
+    config.evaluate.reference_split = 'test'
+    config.evaluate.precision_recall = 10_000
+  if preset == 'mini':
+    config.evaluate.precision_recall = 8
   if preset == 'default':
     config.nat.width = 512
     config.nat.depth = 12

@@ -27,5 +27,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.data.image_size = 512
     config.prepare.batch_size = 8
     config.evaluate.batch_size = 1
+    config.evaluate.benchmark = 'imagenet512'
     config.sample.classes = (207, 360)
   return config

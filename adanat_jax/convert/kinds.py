@@ -15,6 +15,7 @@ import numpy as np
 
 from adanat_jax.convert import (
   clip,
+  clip_image,
   discriminator,
   files,
   inception,
@@ -44,6 +45,8 @@ _RELEASES = {
   172_457_193: 'MaskGIT, ImageNet 256',
   173_047_017: 'MaskGIT, ImageNet 512',
   694_659_840: 'CLIP ViT-bigG/14 (activation: gelu)',
+  303_966_208: "CLIP ViT-L/14's image tower",
+  87_849_216: "CLIP ViT-B/32's image tower",
   123_650_304: "CLIP ViT-L/14 (activation: quick_gelu if OpenAI's)",
 }
 
@@ -203,6 +206,19 @@ def _clip_text(value: Any) -> Converted:
   return Converted({'params': params}, params, (note,))
 
 
+def _clip_image(value: Any) -> Converted:
+  arrays = files.find_arrays(value)
+  is_open_clip = clip_image.is_open_clip(arrays)
+  form = 'open_clip or OpenAI' if is_open_clip else 'Hugging Face'
+  module = clip_image.infer(arrays, activation='gelu', num_heads=1)
+  params = clip_image.from_torch(arrays, module)
+  note = (
+    f'keys of {form}; images of {module.image_size} pixels, patches of'
+    f' {module.patch_size}'
+  )
+  return Converted({'params': params}, params, (note,))
+
+
 def _maskgit_transformer(value: Any) -> Converted:
   arrays = files.find_arrays(value)
   # The split of the vocabulary leaves no trace in the weights.
@@ -306,6 +322,13 @@ KINDS: dict[str, Kind] = {
     _clip_text,
     ('params',),
     lambda state: clip.to_torch(state['params']),
+  ),
+  'clip_image': Kind(
+    "CLIP's image tower, with or without the text tower beside it",
+    'Hugging Face openai/clip-vit-large-patch14, openai/clip-vit-base-patch32',
+    _clip_image,
+    ('params',),
+    lambda state: clip_image.to_torch(state['params']),
   ),
   'maskgit_transformer': Kind(
     "Google's MaskGIT transformer",

@@ -49,19 +49,21 @@ _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Layer(nn.Module):
-  """Causal attention and MLP, each normalised before and added after.
+  """Attention and MLP, each normalised before and added after.
 
   Attributes:
     num_heads: number of attention heads.
     mlp_width: hidden width of the MLP.
     activation: see `CLIPText`.
     dtype: compute type.
+    is_causal: whether a position sees no later ones: texts, not images.
   """
 
   num_heads: int
   mlp_width: int
   activation: str
   dtype: layers.Dtype
+  is_causal: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,7 +80,9 @@ class Layer(nn.Module):
       )
       for name in ('query', 'key', 'value')
     )
-    hidden = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    hidden = jax.nn.dot_product_attention(
+      query, key, value, is_causal=self.is_causal
+    )
     x = x + dense(width, name='out')(hidden.reshape(x.shape))
     hidden = dense(self.mlp_width, name='fc1')(norm(name='norm2')(x))
     hidden = _ACTIVATIONS[self.activation](hidden)

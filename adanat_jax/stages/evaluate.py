@@ -1,5 +1,8 @@
 """Stage `evaluate`: compares schedules on the same NAT and tokenizer.
 
+Where `config.evaluate.protocol` is 'published', `stages.benchmark` does what
+the benchmarks do instead. The study of the digits:
+
 1. Floors: what the measures give without any schedule to blame.
 2. For each T the hand-made family is tuned by a grid, on seeds of its own.
 3. Every method is sampled with the same seeds, labels and noise.
@@ -22,10 +25,12 @@ from numpy.typing import ArrayLike
 
 from adanat_jax import distributed, files, sharding
 from adanat_jax.completion import is_complete, mark_complete
-from adanat_jax.config_rules import check, int_at_least
+from adanat_jax.config_rules import check, choice, int_at_least
 from adanat_jax.data import digits
+from adanat_jax.errors import UserError
 from adanat_jax.sampler import Generator, Samples
 from adanat_jax.stages import (
+  benchmark,
   ledger as ledger_lib,
   load,
   measures as measures_lib,
@@ -229,6 +234,15 @@ def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for values of `config.evaluate` that cannot work."""
+  check(config, {'evaluate.protocol': choice('study', 'published')})
+  if config.evaluate.protocol == 'published':
+    benchmark.check_config(config)
+    return
+  if config.data.source != 'digits':
+    raise UserError(
+      'config.evaluate.protocol=study compares schedules on the digits; give'
+      f' published for config.data.source={config.data.source}'
+    )
   check(
     config,
     {
@@ -252,6 +266,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     UserError: for a missing stage or a value that is not allowed.
   """
   check_config(config)
+  if config.evaluate.protocol == 'published':
+    benchmark.run(config, workdir)
+    return
   directory = workdir / 'evaluate'
   if is_complete(directory):
     return

@@ -77,6 +77,16 @@ def class_score_name(network: str, published: bool, num_samples: int) -> str:
   return _name('IS', 'class_score', network, published, num_samples)
 
 
+def agreement_name(published: bool, num_samples: int) -> str:
+  """What the mean cosine of images and captions is called.
+
+  Args:
+    published: whether both towers are those of one published CLIP.
+    num_samples: how many generated images were measured.
+  """
+  return 'CLIP-score' if published else f'clip_cosine_{num_samples}'
+
+
 def _name(
   title: str, plain: str, network: str, published: bool, num_samples: int
 ) -> str:

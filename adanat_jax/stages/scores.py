@@ -41,6 +41,8 @@ Config = ml_collections.ConfigDict
 
 LABELS = ('uniform', 'balanced')
 
+_TALLY_FILE = 'tally.npz'
+
 
 class Observer(Protocol):
   """A further measure of each generated image.
@@ -264,7 +266,7 @@ class Scorer:
         images.write(int(index[0]), found['images'])
       tally.update(found['features'], found.get('logits'), found['values'])
       unsaved += len(index)
-      if unsaved >= self._config.evaluate.save_every:
+      if unsaved >= self._config.evaluate.save_every or tally.count == count:
         unsaved = 0
         kept.save(tally)
     return tally
@@ -341,12 +343,17 @@ def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
   yield from waiting
 
 
+def forget(directory: pathlib.Path) -> None:
+  """Deletes what was counted in a directory."""
+  (directory / _TALLY_FILE).unlink(missing_ok=True)
+
+
 class _Kept:
   """What was counted so far, in a file of process 0."""
 
   def __init__(self, directory: pathlib.Path | None, about: str):
     """Takes the directory, None to keep nothing, and what is counted."""
-    self._path = directory and directory / 'tally.npz'
+    self._path = directory and directory / _TALLY_FILE
     self._about = about
     if directory is not None:
       files.make_directory(directory)

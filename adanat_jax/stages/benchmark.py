@@ -1,0 +1,390 @@
+"""Stage `evaluate` by the published protocol: policies against real images.
+
+1. Each policy makes `evaluate.num_samples` images, of classes that are drawn
+   or of the validation captions; nothing of them is kept but counts.
+2. Fréchet distance and inception score, precision and recall, CLIP score.
+3. `evaluate/results.json`, and `results.md` with what others published.
+
+A run that was killed goes on where it was, within a policy too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from adanat_jax import distributed, files
+from adanat_jax.completion import is_complete, mark_complete
+from adanat_jax.config_rules import (
+  boolean,
+  check,
+  choice,
+  int_at_least,
+  tuple_of,
+)
+from adanat_jax.decoding import published as tables, step as step_lib
+from adanat_jax.errors import UserError
+from adanat_jax.metrics.precision_recall import precision_recall
+from adanat_jax.metrics.published_figures import BENCHMARKS
+from adanat_jax.metrics.tally import SampleTally
+from adanat_jax.report import benchmark_table
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import (
+  clip_score,
+  datasets,
+  features,
+  ledger as ledger_lib,
+  load,
+  methods as methods_lib,
+  networks,
+  provenance,
+  scores,
+  statistics,
+)
+
+Config = ml_collections.ConfigDict
+
+HAND_MADE = ('maskgit', 'residual', 'guidance-3')
+POLICIES = ('learned', *HAND_MADE, *tables.SCHEDULES)
+
+# One set of samples: all policies are measured with the same noise.
+_SEED = 0
+# Neighbours that say how far the real, and the generated, images reach.
+_NEIGHBOURS = 3
+_ROWS_FILE = 'samples.npy'
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values of `config.evaluate` that cannot work."""
+  features.check_config(config)
+  check(
+    config,
+    {
+      'evaluate.num_samples': int_at_least(10),
+      'evaluate.labels': choice(*scores.LABELS),
+      'evaluate.rounding': choice(*features.ROUNDINGS),
+      'evaluate.reference_split': choice(*datasets.SPLITS),
+      'evaluate.policies': tuple_of(choice(*POLICIES)),
+      'evaluate.precision_recall': int_at_least(0),
+      'evaluate.save_npz': boolean,
+      'evaluate.benchmark': choice('', *BENCHMARKS),
+      'policy.num_steps': tuple_of(int_at_least(1)),
+    },
+  )
+  compared = config.evaluate.precision_recall
+  if 0 < compared <= _NEIGHBOURS:
+    raise UserError(
+      f'config.evaluate.precision_recall={compared}: give 0, or more than'
+      f' {_NEIGHBOURS} images'
+    )
+  path = config.evaluate.statistics
+  if path and not pathlib.Path(path).is_file():
+    raise UserError(f'config.evaluate.statistics={path}: there is no such file')
+  if not path or compared:
+    # Real images are needed.
+    datasets.check_config(config)
+  for name in config.evaluate.policies:
+    if name in tables.SCHEDULES:
+      for num_steps in config.policy.num_steps:
+        tables.SCHEDULES[name](num_steps)
+  clip_score.check_config(config)
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+  """Measures every policy of the config.
+
+  Args:
+    config: the whole config.
+    workdir: its networks are trained, or converted ones are named; gets
+      `evaluate/`.
+
+  Raises:
+    UserError: for a missing network, policy, or file of moments.
+  """
+  check_config(config)
+  directory = workdir / 'evaluate'
+  if is_complete(directory):
+    return
+  evaluation = Evaluation(config, workdir)
+  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  rows = []
+  for method, num_steps in evaluation.methods():
+    name = f'{method.name}-T{num_steps}'
+    _say(f'{method.label}, {num_steps} steps')
+    row = ledger.get(
+      name,
+      functools.partial(evaluation.row, method, num_steps, directory / name),
+    )
+    evaluation.tidy(directory / name)
+    rows.append(row)
+    _say(', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items()))
+  results = {**evaluation.about(), 'rows': rows}
+  files.write_json(directory / 'results.json', results)
+  files.write_text(directory / 'results.md', benchmark_table.document(results))
+  mark_complete(directory, len(rows), {})
+
+
+def _say(text: str) -> None:
+  distributed.say(f'evaluate: {text}')
+
+
+class Evaluation:
+  """The networks of a config, and what they are measured against."""
+
+  def __init__(self, config: Config, workdir: pathlib.Path):
+    """Loads everything, and makes the moments of real images if need be.
+
+    Raises:
+      UserError: naming what is missing.
+    """
+    self.config = config
+    self.workdir = workdir
+    self.generator: Generator = load.generator(config, workdir)
+    # Before anything that takes long: a policy may not be there.
+    self._methods = self._find_methods()
+    self.scorer = scores.Scorer(config, workdir)
+    self._count: int = config.evaluate.num_samples
+    self._clip = None
+    if clip_score.is_wanted(config):
+      chosen = self.scorer.conditions.of(self._count, _SEED)
+      self._clip = clip_score.ClipScore(config, self.scorer.conditions, chosen)
+
+  def methods(self) -> list[tuple[methods_lib.Method, int]]:
+    """The policies, each with its number of steps."""
+    return self._methods
+
+  def _find_methods(self) -> list[tuple[methods_lib.Method, int]]:
+    found = []
+    for num_steps in sorted(set(self.config.policy.num_steps)):
+      hand_made = {
+        method.name: method
+        for method in methods_lib.hand_made(
+          num_steps, self.generator.nat.num_tokens
+        )
+      }
+      for name in self.config.evaluate.policies:
+        if name in hand_made:
+          method = hand_made[name]
+        elif name in tables.SCHEDULES:
+          method = _table(name, num_steps)
+        else:
+          method = self._learned(num_steps)
+        found.append((method, num_steps))
+    return found
+
+  def _learned(self, num_steps: int) -> methods_lib.Method:
+    if num_steps not in self.generator.agents:
+      raise UserError(
+        f'{self.workdir} holds no learned policy for {num_steps} steps: run'
+        ' --config.mode=policy first, name converted weights by'
+        ' config.policy.init_from, or leave learned out of'
+        ' config.evaluate.policies'
+      )
+    return methods_lib.Method(
+      'learned', 'AdaNAT', 'adaptive', self.generator.agents[num_steps]
+    )
+
+  def row(
+    self, method: methods_lib.Method, num_steps: int, directory: pathlib.Path
+  ) -> dict[str, Any]:
+    """Samples of a policy, measured.
+
+    Args:
+      method: the policy.
+      num_steps: T.
+      directory: keeps what was counted so far, and the samples if asked for.
+    """
+    section = self.config.evaluate
+    images = None
+    if section.save_npz:
+      images = SampleFile(directory, self._sample_shape(), self._labels())
+      if not distributed.from_first(images.is_begun):
+        self.tidy(directory)
+    tally = self.scorer.tally(
+      self.generator,
+      method.policy,
+      num_steps=num_steps,
+      guided=method.guided,
+      options=method.options,
+      num_samples=self._count,
+      seed=_SEED,
+      directory=directory,
+      num_kept=section.precision_recall,
+      observers=() if self._clip is None else (self._clip,),
+      images=images,
+    )
+    real = self._real_features()
+    row: dict[str, Any] = {
+      'name': method.name,
+      'label': method.label,
+      'note': method.note,
+      'num_steps': num_steps,
+      'figures': distributed.from_first(lambda: self._figures(tally, real)),
+    }
+    if images is not None:
+      distributed.from_first(images.finish)
+      row['samples'] = images.path.name
+    return row
+
+  def tidy(self, directory: pathlib.Path) -> None:
+    """Deletes what only an unfinished row needs."""
+    if distributed.process_index() == 0:
+      scores.forget(directory)
+      SampleFile.forget(directory)
+
+  def _figures(
+    self, tally: SampleTally, real: np.ndarray | None
+  ) -> dict[str, float]:
+    result = {**self.scorer.figures(tally), **tally.means()}
+    if real is not None:
+      generated = tally.kept
+      # The measure depends on the sizes of both sets: equal ones.
+      size = min(len(real), len(generated))
+      shares = precision_recall(real[:size], generated[:size], _NEIGHBOURS)
+      name = f'{self.scorer.network.name}_{size}'
+      result[f'precision_{name}'] = shares.precision
+      result[f'recall_{name}'] = shares.recall
+    return result
+
+  def _real_features(self) -> np.ndarray | None:
+    """Features of real images, float32[n, d], in process 0; made once."""
+    count = self.config.evaluate.precision_recall
+    if not count:
+      return None
+    split = self.config.evaluate.reference_split
+    path = self.workdir / 'evaluate' / f'real-{split}.npy'
+    if not distributed.from_first(path.is_file):
+      found = statistics.some_features(
+        self.config, self.workdir, self.scorer.network, split, count
+      )
+      buffer = io.BytesIO()
+      np.save(buffer, found)
+      files.write_bytes(path, buffer.getvalue())
+    return np.load(path) if distributed.process_index() == 0 else None
+
+  def _labels(self) -> np.ndarray | None:
+    if networks.is_text(self.config):
+      return None
+    return self.scorer.conditions.of(self._count, _SEED)
+
+  def _sample_shape(self) -> tuple[int, int, int, int]:
+    side = self.config.data.image_size
+    return self._count, side, side, networks.image_channels(self.config)
+
+  def about(self) -> dict[str, Any]:
+    """What a reader of the figures has to know."""
+    config, section = self.config, self.config.evaluate
+    benchmark = BENCHMARKS.get(section.benchmark)
+    is_text = networks.is_text(config)
+    settings: dict[str, Any] = {
+      'samples': self._count,
+      'conditions': 'validation captions' if is_text else section.labels,
+      'image size': config.data.image_size,
+      'rounding': section.rounding,
+      'seed': config.seed,
+      'statistics': self.scorer.reference.description,
+      'features': self.scorer.network.description(),
+      'weights': self._weights(),
+    }
+    if self._clip is not None:
+      settings['CLIP'] = self._clip.description
+    return {
+      'protocol': 'published',
+      'benchmark': benchmark.title if benchmark else '',
+      'settings': settings,
+      'published samples': benchmark.num_samples if benchmark else None,
+      'published statistics': benchmark.statistics if benchmark else '',
+      'published': [
+        dataclasses.asdict(figure)
+        for figure in (benchmark.figures if benchmark else ())
+      ],
+    }
+
+  def _weights(self) -> dict[str, str]:
+    """Where each network is from: the hash of a converted file, or here."""
+    return {
+      name: ', '.join(
+        f'{file} {digest}'
+        for file, digest in provenance.source_of(
+          self.config[name].init_from
+        ).items()
+      )
+      or 'converted, hash unknown'
+      if networks.is_converted(self.config, name)
+      else 'trained in this workdir'
+      for name in ('tokenizer', 'nat', 'policy')
+    }
+
+
+def _table(name: str, num_steps: int) -> methods_lib.Method:
+  """A published table, decoded as it was made for."""
+  clamps = name == 'autonat_large'
+  return methods_lib.Method(
+    name,
+    {'autonat_large': 'AutoNAT-L', 'adagen': "AdaGen's hand-made"}[name],
+    'hand-made',
+    tables.SCHEDULES[name](num_steps),
+    options=step_lib.MASKGIT if clamps else step_lib.ADANAT,
+    note='published schedule',
+  )
+
+
+class SampleFile:
+  """Samples as ADM's evaluator reads them: `arr_0` uint8[n, H, W, C] in .npz.
+
+  Of class-conditional models `arr_1` holds the labels. Rows go to a file beside
+  it as they come, so memory does not grow with their number.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    shape: tuple[int, int, int, int],
+    labels: np.ndarray | None,
+  ):
+    """Writes nothing yet.
+
+    Args:
+      directory: gets `samples.npz`.
+      shape: of all samples, [n, H, W, C].
+      labels: int32[n] or None.
+    """
+    self.path = directory / 'samples.npz'
+    self._rows = directory / _ROWS_FILE
+    self._shape = shape
+    self._labels = labels
+
+  @staticmethod
+  def forget(directory: pathlib.Path) -> None:
+    """Deletes the rows, but not the .npz."""
+    (directory / _ROWS_FILE).unlink(missing_ok=True)
+
+  def is_begun(self) -> bool:
+    """Whether there are rows of a killed run."""
+    return self._rows.is_file()
+
+  def write(self, first: int, images: np.ndarray) -> None:
+    """Keeps samples `first` and following, uint8[b, H, W, C]."""
+    with files.writing(self._rows):
+      mode = 'r+' if self._rows.is_file() else 'w+'
+      array = np.lib.format.open_memmap(
+        self._rows, mode, np.uint8, None if mode == 'r+' else self._shape
+      )
+      array[first : first + len(images)] = images
+      array.flush()
+
+  def finish(self) -> None:
+    """Puts all samples into the .npz; in process 0."""
+    arrays = {'arr_0': np.load(self._rows, mmap_mode='r')}
+    if self._labels is not None:
+      arrays['arr_1'] = self._labels
+    temporary = self.path.with_name('.samples.npz')
+    with files.writing(self.path):
+      np.savez(temporary, **arrays)
+    files.publish(temporary, self.path)

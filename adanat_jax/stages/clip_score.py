@@ -1,0 +1,115 @@
+"""How well generated images fit their captions: the cosine that CLIP gives.
+
+The mean cosine itself, between -1 and 1. Others publish it times 100, or 2.5
+times what is above 0 (CLIPScore).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from adanat_jax import sharding
+from adanat_jax.config_rules import check, choice
+from adanat_jax.data import clip_tokens
+from adanat_jax.errors import UserError
+from adanat_jax.models import clip_image
+from adanat_jax.stages import networks, provenance
+from adanat_jax.stages.scores import Conditions
+from adanat_jax.types import Array
+
+Config = ml_collections.ConfigDict
+
+SECTIONS = ('text', 'image')
+
+
+def is_wanted(config: Config) -> bool:
+  """Whether there are captions, and a CLIP to compare images with."""
+  return networks.is_text(config) and networks.is_converted(
+    config, 'evaluate.clip.image'
+  )
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values of `config.evaluate.clip` that cannot work."""
+  check(config, {'evaluate.clip.tower': choice(*clip_image.TOWERS)})
+  if is_wanted(config) and not config.evaluate.clip.text.init_from:
+    raise UserError(
+      'config.evaluate.clip.text.init_from is empty; give the text tower beside'
+      ' that of config.evaluate.clip.image.init_from, or neither'
+    )
+
+
+class ClipScore:
+  """The measure of each image; an `Observer` of `scores`."""
+
+  def __init__(
+    self, config: Config, conditions: Conditions, chosen: np.ndarray
+  ):
+    """Loads both towers.
+
+    Args:
+      config: the whole config; `evaluate.clip` is read.
+      conditions: of the samples.
+      chosen: the number of each sample's caption, from `conditions.of`.
+
+    Raises:
+      UserError: for weights that are not there or of another tower.
+    """
+    section = config.evaluate.clip
+    self._mesh = networks.mesh_of(config)
+    self._conditions = conditions
+    self._chosen = chosen
+    self._vocabulary = section.tokenizer
+    self._text, self._image = clip_image.TOWERS[section.tower]
+    length, side = self._text.num_positions, self._image.image_size
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    shapes = {
+      'text': networks.param_shapes(config, self._text, ids),
+      'image': networks.param_shapes(config, self._image, image),
+    }
+    self.params: Any = {
+      name: networks.load_converted(
+        config, f'evaluate.clip.{name}', 'params', shapes[name]
+      )
+      for name in SECTIONS
+    }
+    sources = {
+      name: provenance.source_of(section[name].init_from) for name in SECTIONS
+    }
+    published = all(
+      provenance.is_published(source, provenance.CLIP)
+      and provenance.CLIP[next(iter(source.values()))] == section.tower
+      for source in sources.values()
+    )
+    self._name = provenance.agreement_name(published, len(chosen))
+    self.description = {
+      'tower': section.tower,
+      'weights sha256': sources,
+      'published weights': published,
+    }
+
+  def inputs(self, index: np.ndarray) -> Any:
+    """The token ids of the samples' captions, int32[B, 77], global."""
+    rows = sharding.local_rows(self._chosen[index], self._mesh)
+    ids = clip_tokens.tokenize(
+      self._conditions.captions(rows),
+      self._text.num_positions,
+      self._vocabulary,
+    )
+    return sharding.put_batch(ids, self._mesh)
+
+  def measure(
+    self, params: Any, images: Array, inputs: Array
+  ) -> dict[str, Array]:
+    """The cosine of each image and its caption, float32[B]."""
+    text = self._text.apply({'params': params['text']}, inputs).pooled
+    prepared = clip_image.prepare(images, self._image.image_size)
+    image = self._image.apply({'params': params['image']}, prepared)
+    norms = jnp.linalg.norm(text, axis=1) * jnp.linalg.norm(image, axis=1)
+    return {self._name: (text * image).sum(axis=1) / norms}
