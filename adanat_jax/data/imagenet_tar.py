@@ -162,11 +162,6 @@ def _devkit_labels(
   """The labels of validation images, which are numbered from 1."""
   devkit = _find_devkit(place, tar)
   truth, synsets = _read_devkit(place, devkit)
-  unknown = sorted(set(truth) - set(synsets))
-  if unknown:
-    raise UserError(
-      f'{devkit}: class {unknown[0]} of {_TRUTH} is not in {_META}'
-    )
   used = tuple(sorted({synsets[number] for number in truth}))
   check_classes(place, used, classes)
   numbers = {name: label for label, name in enumerate(classes)}
@@ -203,31 +198,38 @@ def _read_devkit(
   place: Place, devkit: pathlib.Path
 ) -> tuple[list[int], dict[int, str]]:
   """The devkit's class of each validation image, and its classes' synsets."""
-  wanted = dict.fromkeys((_TRUTH, _META), b'')
-  try:
-    if devkit.is_dir():
-      for path in devkit.rglob('*'):
-        if path.name in wanted:
-          wanted[path.name] = path.read_bytes()
-    else:
+  where = place.annotations_field
+  if not place.annotations:
+    where = f'{place.path_field}: {devkit}'
+  found = dict.fromkeys((_TRUTH, _META), b'')
+  if devkit.is_dir():
+    for path in devkit.rglob('*'):
+      if path.name in found:
+        found[path.name] = path.read_bytes()
+  else:
+    try:
       with tarfile.open(devkit) as tar:
         for member in tar:
           name = member.name.rpartition('/')[2]
-          if name in wanted and (file := tar.extractfile(member)):
-            wanted[name] = file.read()
-  except (tarfile.TarError, OSError, EOFError) as error:
-    raise UserError(f'{devkit}: not the devkit ({error})') from error
-  for name, data in wanted.items():
+          if name in found and (file := tar.extractfile(member)):
+            found[name] = file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+      # The error is several lines about each kind of compression.
+      raise UserError(f'{where}: not the devkit, which is a tar') from error
+  for name, data in found.items():
     if not data:
-      raise UserError(
-        f'{devkit}: no {name} in it; give {_DEVKIT}.tar.gz in'
-        ' config.data.validation_annotations'
-      )
+      raise UserError(f'{where}: no {name} in it; give {_DEVKIT}.tar.gz')
   try:
-    truth = [int(line) for line in wanted[_TRUTH].split()]
-    meta = scipy.io.loadmat(io.BytesIO(wanted[_META]), squeeze_me=True)
+    truth = [int(line) for line in found[_TRUTH].split()]
+    meta = scipy.io.loadmat(io.BytesIO(found[_META]), squeeze_me=True)
     rows = np.atleast_1d(meta['synsets'])
     synsets = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in rows}
-  except (ValueError, KeyError, TypeError, IndexError) as error:
-    raise UserError(f'{devkit}: {_TRUTH} or {_META} is damaged') from error
+  except Exception as error:
+    # SciPy raises errors of many kinds for what is no such file.
+    raise UserError(f'{where}: {_TRUTH} or {_META} is damaged') from error
+  unknown = sorted(set(truth) - set(synsets))
+  if unknown:
+    raise UserError(
+      f'{where}: class {unknown[0]} of {_TRUTH} is not in {_META}'
+    )
   return truth, synsets

@@ -59,7 +59,7 @@ def cached(
 def _read(place: pathlib.Path, signature: str) -> Arrays | None:
   """Returns the arrays of an index, or None if it is not this file's."""
   try:
-    with np.load(place, allow_pickle=False) as arrays:
+    with place.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       found = {name: arrays[name] for name in arrays.files}
   except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
     return None

@@ -74,7 +74,7 @@ class TfdsImages:
     return len(self._data)
 
   def __getitem__(self, index: int) -> RawExample:
-    row: Mapping[str, Any] = self._data[index]
+    row: Mapping[str, Any] = self._data[range(len(self))[index]]
     names = self._features
     captions = row[names.captions] if names.captions else ()
     if isinstance(captions, Mapping):
