@@ -32,6 +32,7 @@ RUN_ONLY_FIELDS = (
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',
+  'statistics.*',
   'report.*',
   'profile',
   'profile.*',

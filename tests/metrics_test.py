@@ -8,6 +8,7 @@ import numpy as np
 
 from adanat_jax.metrics import frechet, inception_score, precision_recall
 from adanat_jax.metrics.pixels import PixelPrincipalComponents
+from adanat_jax.metrics.tally import SampleTally
 
 DATA = pathlib.Path(__file__).parent / 'data'
 
@@ -91,6 +92,50 @@ class FrechetTest(parameterized.TestCase):
       accumulator.result().covariance, frechet.gaussian_of(features).covariance
     )
 
+  def test_the_published_form_gives_the_same(self):
+    # The original sums real parts of the square roots of the eigenvalues of
+    # the product, which is not symmetric.
+    a, b = _features(300, 40), 0.7 * _features(200, 40, seed=1) + 0.1
+    one, other = frechet.gaussian_of(a), frechet.gaussian_of(b)
+    roots = np.emath.sqrt(
+      np.linalg.eigvals(np.cov(a.T, dtype=float) @ np.cov(b.T, dtype=float))
+    )
+    shift = a.astype(float).mean(0) - b.astype(float).mean(0)
+    traces = one.covariance.trace() + other.covariance.trace()
+    expected = shift @ shift + traces - 2 * roots.real.sum()
+    np.testing.assert_allclose(
+      frechet.frechet_distance(one, other), expected, rtol=1e-9
+    )
+
+  def test_memory_does_not_grow_with_the_number_of_small_batches(self):
+    sizes = []
+    for batches in (400, 1200):
+      accumulator = frechet.MomentAccumulator()
+      for batch in np.split(_features(4 * batches, 8), batches):
+        accumulator.update(batch)
+      self.assertEqual(accumulator.count, 4 * batches)
+      sizes.append(sum(x.nbytes for x in accumulator.state().values()))
+    # No more than the moments and a block of rows that wait to be merged.
+    self.assertLess(max(sizes), 8 * (8 + 64 + 1024 * 8 + 1))
+
+  def test_looking_and_putting_aside_change_no_bit(self):
+    features = _features(2500, 6)
+    straight, stopped = frechet.MomentAccumulator(), frechet.MomentAccumulator()
+    for batch in np.split(features, 50):
+      straight.update(batch)
+      stopped.update(batch)
+      if stopped.count in (100, 1050, 2000):
+        stopped.result()
+        state = stopped.state()
+        stopped = frechet.MomentAccumulator()
+        stopped.restore(state)
+    np.testing.assert_array_equal(
+      stopped.result().covariance, straight.result().covariance
+    )
+    np.testing.assert_allclose(
+      straight.result().covariance, np.cov(features.T, dtype=float), rtol=1e-10
+    )
+
   def test_mistakes_are_named(self):
     accumulator = frechet.MomentAccumulator()
     with self.assertRaisesRegex(ValueError, 'at least 2 features, got 0'):
@@ -144,6 +189,64 @@ class InceptionScoreTest(absltest.TestCase):
       inception_score.inception_score(np.zeros((3, 2)))
     with self.assertRaisesRegex(ValueError, 'finite'):
       inception_score.inception_score(np.full((30, 2), np.nan))
+
+  def test_in_batches_put_aside_and_taken_up_again(self):
+    logits = 3 * np.random.RandomState(0).randn(203, 7)
+    whole = _split_scores(logits)
+    one = inception_score.ScoreAccumulator(203)
+    one.update(logits[:90])
+    other = inception_score.ScoreAccumulator(203)
+    other.restore(one.state())
+    with self.assertRaisesRegex(ValueError, '90 of 203 samples'):
+      other.scores()
+    other.update(logits[90:91])
+    other.update(logits[91:])
+    np.testing.assert_allclose(other.scores(), whole, rtol=1e-12)
+    with self.assertRaisesRegex(ValueError, '204 samples, 203 were'):
+      other.update(logits[:1])
+
+
+def _split_scores(logits: np.ndarray) -> np.ndarray:
+  """The score of each of ten splits, by its definition."""
+  p = np.exp(logits - np.log(np.exp(logits).sum(1, keepdims=True)))
+  p = p[np.random.RandomState(2020).permutation(len(p))]
+  parts = [p[i * len(p) // 10 : (i + 1) * len(p) // 10] for i in range(10)]
+  return np.array(
+    [np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in parts]
+  )
+
+
+class SampleTallyTest(absltest.TestCase):
+  def test_counts_what_it_says(self):
+    features, logits = _features(30), _features(30, 4, seed=1)
+    values = np.linspace(0, 1, 30)
+    tally = SampleTally(30, num_kept=12)
+    for part in (slice(0, 10), slice(10, 25), slice(25, 30)):
+      if part.start == 25:
+        state, tally = tally.state(), SampleTally(30, num_kept=12)
+        tally.restore(state)
+      tally.update(features[part], logits[part], {'value': values[part]})
+    self.assertEqual(tally.count, 30)
+    np.testing.assert_array_equal(tally.kept, features[:12])
+    self.assertAlmostEqual(tally.means()['value'], 0.5, places=12)
+    self.assertAlmostEqual(
+      tally.class_score(), inception_score.inception_score(logits), places=12
+    )
+    np.testing.assert_allclose(
+      tally.moments.result().covariance,
+      np.cov(features.T, dtype=float),
+      rtol=1e-10,
+    )
+
+  def test_mistakes_are_named(self):
+    tally = SampleTally(4)
+    with self.assertRaisesRegex(ValueError, '5 samples, 4 were expected'):
+      tally.update(_features(5))
+    with self.assertRaisesRegex(ValueError, 'value of some samples'):
+      tally.update(_features(2), None, {'value': np.array([0.0, np.nan])})
+    tally = SampleTally(4)
+    tally.update(_features(4))
+    self.assertIsNone(tally.class_score())
 
 
 class ReferenceTest(absltest.TestCase):
