@@ -26,8 +26,9 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 def prepare(images: jax.Array, side: int) -> jax.Array:
   """Resizes and normalises square images, as CLIP's own preprocessing does.
 
-  Pillow's bicubic kernel with its filter against aliasing; not rounded to
-  bytes in between, which Pillow does.
+  Pillow's bicubic kernel with its filter against aliasing, along the rows and
+  then along the columns. What overshoots is clipped after each, as bytes do;
+  they are not rounded.
 
   Args:
     images: float[B, H, H, 3] in [0, 1].
@@ -36,10 +37,12 @@ def prepare(images: jax.Array, side: int) -> jax.Array:
   Returns:
     float32[B, S, S, 3].
   """
-  shape = (images.shape[0], side, side, 3)
-  images = jax.image.resize(images.astype(jnp.float32), shape, 'cubic')
+  count, height = images.shape[:2]
+  images = images.astype(jnp.float32)
+  for shape in ((count, height, side, 3), (count, side, side, 3)):
+    images = jax.image.resize(images, shape, 'cubic').clip(0.0, 1.0)
   mean, std = (jnp.asarray(x)[None, None, None] for x in (_MEAN, _STD))
-  return (images.clip(0.0, 1.0) - mean) / std
+  return (images - mean) / std
 
 
 class CLIPImage(nn.Module):
