@@ -1,10 +1,10 @@
 """A discriminator of patches: which parts of an image look real.
 
-Convolutions alone, so that each of its numbers is about a patch of pixels: 70 a
+A few convolutions, so that each of its numbers is about a patch of pixels, 70 a
 side with three levels (Isola et al. 2017, "Image-to-Image Translation with
-Conditional Adversarial Networks", section 3.2.2). Groups of channels are
-normalised where the original normalises the batch: what it says of an image
-then depends neither on the others nor on how a batch is split over devices.
+Conditional Adversarial Networks", section 3.2.2). Where the original normalises
+over the batch, this one does over the image: what it says then depends neither
+on other images nor on how a batch is split over devices.
 
 Shape letters: `B` samples, `H`, `W` an image, `h`, `w` the grid of patches.
 """

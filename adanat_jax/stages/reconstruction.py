@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from adanat_jax import sharding
+from adanat_jax.data import order
 from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
@@ -64,8 +65,7 @@ class Reconstruction:
     Args:
       params: of the tokenizer.
       splits: examples with `images` [H, W, C] in [0, 1], by name.
-      most: how many images of a split are read, evenly spread over it; 0 for
-        all.
+      most: how many images of a split are read; 0 for all.
       picture: where the first images of the last split are drawn above their
         reconstructions; None for nowhere.
 
@@ -77,17 +77,18 @@ class Reconstruction:
     result: dict[str, float] = {}
     for name, examples in splits.items():
       drawn = picture if name == list(splits)[-1] else None
-      total = self._measure(params, examples, most, drawn)
+      total = self.measure(params, examples, most, drawn)
       result |= {f'{name}_{key}': value for key, value in total.items()}
     return result
 
-  def _measure(
+  def measure(
     self,
     params: Any,
     examples: Examples,
     most: int,
-    picture: pathlib.Path | None,
+    picture: pathlib.Path | None = None,
   ) -> dict[str, float]:
+    """Measures the reconstructions of one split, see `figures`."""
     usage = np.zeros(self._module.codebook_size, np.int64)
     pixels, error = _Moments(), _Moments()
     for images, tokens, rebuilt in self._batches(params, examples, most):
@@ -108,7 +109,7 @@ class Reconstruction:
     self, params: Any, examples: Examples, most: int
   ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Images float[n, H, W, C], tokens int[n, N] and reconstructions."""
-    index = spread(len(examples), most)
+    index = chosen(len(examples), most)
     height, width = examples.take(index[:1])['images'].shape[1:3]
     size = max(1, _PIXELS_OF_A_DEVICE // (height * width)) * self._mesh.size
     for start in range(0, len(index), size):
@@ -124,11 +125,11 @@ class Reconstruction:
       yield images[:count], tokens[:count], rebuilt[:count]
 
 
-def spread(count: int, most: int) -> np.ndarray:
-  """The indices of up to `most` of `count` examples, evenly spread; 0: all."""
-  if not 0 < most < count:
+def chosen(count: int, most: int) -> np.ndarray:
+  """Up to `most` of `count` examples, drawn once for all; 0: all, in order."""
+  if not most:
     return np.arange(count)
-  return np.arange(most) * count // most
+  return order.epoch_batch(0, min(most, count), count, seed=0)
 
 
 @dataclasses.dataclass

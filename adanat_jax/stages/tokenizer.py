@@ -181,7 +181,7 @@ def make_train_step(
     def last_layer_norm(by_images: Array) -> Array:
       # All else that is pulled back is not read, and the compiler drops it.
       (grads,) = pull_back((by_images, jnp.zeros_like(pull)))
-      return optax.global_norm(grads['decoder']['conv_out']['kernel'])
+      return optax.tree.norm(grads['decoder']['conv_out']['kernel'])
 
     distance, towards = jax.value_and_grad(error_of)(images_out, images)
     judge, push, metrics = adversary.step(
@@ -279,6 +279,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'tokenizer.codebook_decay': between(0.0, 1.0),
       'tokenizer.max_shift': int_at_least(0),
       'tokenizer.measured_images': int_at_least(0),
+      'tokenizer.evaluate_every': int_at_least(0),
     },
   )
   datasets.check_config(config)
@@ -326,41 +327,39 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     error=section.error,
     adversary=adversary,
   )
+  # Mirror images are images: they are learnt from and measured.
   splits = {
-    split: datasets.image_examples(config, workdir, split)
+    split: datasets.image_examples(config, workdir, split, mirrored=True)
     for split in datasets.SPLITS
   }
-  measure = reconstruction.Reconstruction(module, networks.mesh_of(config))
   shape = (config.data.image_size,) * 2 + (module.image_channels,)
+  rebuilding = reconstruction.Reconstruction(module, networks.mesh_of(config))
+  most, picture = section.measured_images, directory / 'reconstructions.png'
+
+  def evaluate(state: TokenizerState, step: int) -> dict[str, float]:
+    del step
+    return rebuilding.measure(state.params, splits['test'], most, picture)
 
   def figures(state: TokenizerState) -> dict[str, float]:
-    return measure.figures(
-      state.params,
-      splits,
-      section.measured_images,
-      directory / 'reconstructions.png',
-    )
+    return rebuilding.figures(state.params, splits, most, picture)
 
+  evaluated = section.evaluate_every > 0
   fit.fit(
     config,
     workdir,
     'tokenizer',
     initial=lambda frozen: initial_state(
-      module,
-      optimizer,
-      shape,
-      init_key,
-      adversary,
+      module, optimizer, shape, init_key, adversary
     ),
     train_step=lambda frozen, state, batch, step: train_step(
       state, batch['images'], step
     ),
     batch_at=fit.Batches(
-      config,
-      'tokenizer',
-      datasets.image_examples(config, workdir, 'train', mirrored=True),
-      (section.batch_size,),
+      config, 'tokenizer', splits['train'], (section.batch_size,)
     ),
     num_steps=section.num_steps,
+    evaluate=evaluate if evaluated else None,
+    evaluate_every=section.evaluate_every,
+    best_of=('eval/error' if evaluated else 'loss', 'min'),
     final_figures=figures,
   )

@@ -1,0 +1,179 @@
+"""AdaNAT on your own pictures: from a folder to a policy and samples.
+
+  python -m adanat_jax.main --config=configs/image_folder.py \
+      --workdir=runs/mine --config.data.path=pictures \
+      --config.data.num_classes=5 \
+      --config.judges.reward.init_from=weights/dino \
+      --config.evaluate.inception.init_from=weights/inception
+
+A folder of folders has a class in each, a folder of pictures is one class;
+docs/own_images.md goes through it. Presets:
+
+  configs/image_folder.py         256 pixels, for one GPU: days, or a day with
+                                  a published tokenizer
+  configs/image_folder.py:laptop  64 pixels, an evening on a laptop
+  configs/image_folder.py:tiny    everything once through, in minutes, for tests
+
+All sizes are our choice, and none of the three has been run to its end on a
+large set of pictures. Every field that is not explained here is explained in
+digits.py or in256.py, whose networks these are.
+"""
+
+import pathlib
+
+import ml_collections
+
+from adanat_jax import config as config_lib
+
+PRESETS = ('default', 'laptop', 'tiny')
+
+_IN256 = pathlib.Path(__file__).with_name('in256.py')
+
+
+def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
+  """The configuration of a preset; every field can be overridden by a flag."""
+  config = config_lib.load(
+    f'{_IN256}:mini' if preset == 'tiny' else str(_IN256)
+  )
+  config.unlock()
+  _set_recipe(config)
+  if preset == 'tiny':
+    _make_tiny(config)
+  else:
+    _set_sizes(config)
+  if preset == 'laptop':
+    _shrink(config)
+  return config
+
+
+def _set_recipe(config: ml_collections.ConfigDict) -> None:
+  """Sets what does not depend on the size."""
+  data = config.data
+  data.source = 'image_folder'
+  # Photographs from cameras are stored as the sensor lay.
+  data.apply_orientation = True
+
+  # Falls to 0, because the run is short.
+  config.nat.learning_rate_schedule = 'cosine'
+
+  policy = config.policy
+  # From the hand-made schedule on, with constants for short runs; the
+  # discriminator sees the rollouts that PPO has used.
+  policy.residual = 'published'
+  policy.preset = 'ours'
+  policy.discriminator.fresh_rollouts = False
+  policy.discriminator.spectral_warmup = 10
+  # A tokenizer trained on few pictures blurs, and no schedule mends that.
+  policy.discriminator.reconstruct_real = True
+
+  config.evaluate.benchmark = ''
+
+
+def _set_sizes(config: ml_collections.ConfigDict) -> None:
+  """Sets sizes for one GPU of 40 GB or more."""
+  config.log_every = 100
+  config.save_every = 2500
+  config.data.num_classes = 1
+  config.data.held_out = 200
+
+  tokenizer = config.tokenizer
+  # The published networks' sizes, so that theirs can be named by `init_from`.
+  tokenizer.num_steps = 100_000
+  tokenizer.batch_size = 16
+  tokenizer.measured_images = 2000
+  tokenizer.evaluate_every = 5000
+
+  nat = config.nat
+  # As in256_s.py.
+  nat.width = 512
+  nat.depth = 12
+  nat.num_heads = 8
+  nat.num_steps = 100_000
+  nat.batch_size = 256
+  nat.learning_rate = 2e-4
+  nat.warmup_steps = 2000
+  nat.ema_decay = 0.9995
+  nat.dtype = 'bfloat16'
+
+  policy = config.policy
+  policy.iterations = 200
+  policy.batch_size = 1024
+  policy.rollout_size = 128
+  policy.ppo.micro_batches = 4
+  policy.rollout_dtype = 'bfloat16'
+  policy.evaluate_every = 20
+  policy.evaluate_samples = 2000
+  discriminator = policy.discriminator
+  discriminator.mapping_width = 256
+  discriminator.mapping_layers = 2
+  discriminator.batch_size = 128
+  discriminator.held_out = 64
+
+  config.evaluate.num_samples = 10_000
+  config.evaluate.batch_size = 64
+  config.sample.classes = (0,)
+  config.sample.images_per_class = 16
+
+
+def _shrink(config: ml_collections.ConfigDict) -> None:
+  """Makes the GPU's sizes those of a laptop."""
+  config.save_every = 250
+  config.data.image_size = 64
+  config.data.held_out = 50
+  config.prepare.shard_size = 1024
+
+  tokenizer = config.tokenizer
+  # 64x64 pixels become 8x8 tokens.
+  tokenizer.codebook_size = 256
+  tokenizer.code_width = 32
+  tokenizer.base_width = 32
+  tokenizer.width_multipliers = (1, 2, 2, 4)
+  tokenizer.num_res_blocks = 1
+  tokenizer.num_groups = 8
+  tokenizer.num_steps = 4000
+  tokenizer.learning_rate = 4e-4
+  tokenizer.measured_images = 500
+  tokenizer.evaluate_every = 1000
+  tokenizer.adversarial.base_width = 32
+
+  nat = config.nat
+  nat.width = 192
+  nat.depth = 6
+  nat.num_heads = 6
+  nat.num_steps = 6000
+  nat.batch_size = 64
+  nat.learning_rate = 5e-4
+  nat.warmup_steps = 300
+  nat.ema_decay = 0.998
+  nat.dtype = 'float32'
+
+  policy = config.policy
+  policy.num_steps = (4,)
+  policy.iterations = 30
+  policy.batch_size = 128
+  policy.rollout_size = 0
+  policy.ppo.micro_batches = 1
+  policy.rollout_dtype = 'float32'
+  policy.evaluate_every = 0
+  policy.iterate = 'last'
+  policy.save_every = 5
+  policy.network.hidden_size = 64
+  policy.network.conv_width = 32
+  policy.network.mlp_widths = (128, 64)
+  discriminator = policy.discriminator
+  discriminator.mapping_width = 64
+  discriminator.updates = 2
+  discriminator.batch_size = 32
+  discriminator.held_out = 16
+
+  # Colours and coarse shapes, without a network.
+  config.evaluate.network = 'pixels'
+  config.evaluate.num_samples = 500
+  config.evaluate.precision_recall = 200
+  config.sample.num_steps = 4
+
+
+def _make_tiny(config: ml_collections.ConfigDict) -> None:
+  """Adds to in256.py:mini what only these configs use."""
+  config.data.held_out = 4
+  config.evaluate.network = 'pixels'

@@ -1,0 +1,388 @@
+"""Tokenizers of real images: streamed, judged by patches, measured in parts."""
+
+import json
+import math
+import pathlib
+import shutil
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+import raw_files
+import raw_pictures
+
+from adanat_jax import config as config_lib, sharding
+from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.errors import UserError
+from adanat_jax.models.patch_discriminator import PatchDiscriminator
+from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.stages import (
+  networks,
+  reconstruction,
+  tokenizer,
+  tokenizer_adversary,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Small programs, each run a few times: compiling takes the time.
+FAST = {'xla_backend_optimization_level': 0}
+
+
+def fast(function):
+  return jax.jit(function, compiler_options=FAST)
+
+
+def pictures(count, side=8):
+  cut = [raw_pictures.picture(i, side, side) for i in range(count)]
+  return np.stack(cut).astype(np.float32) / 255
+
+
+class PatchDiscriminatorTest(absltest.TestCase):
+  def test_judges_patches_of_each_image_by_itself(self):
+    module = PatchDiscriminator(base_width=4, num_levels=2, num_groups=2)
+    images = jnp.asarray(pictures(3, 15))
+    params = fast(module.init)(jax.random.key(0), images)
+    judge = fast(module.apply)
+    logits = judge(params, images)
+    # 15 pixels are halved twice, rounded up: 8, then 4.
+    self.assertEqual(logits.shape, (3, 4, 4))
+    others = images.at[1:].set(0.0)
+    np.testing.assert_allclose(logits[0], judge(params, others)[0], atol=1e-6)
+    self.assertGreater(float(np.abs(logits[0] - logits[1]).max()), 1e-4)
+
+  def test_groups_must_divide_the_width(self):
+    module = PatchDiscriminator(base_width=6, num_levels=1, num_groups=4)
+    with self.assertRaisesRegex(UserError, 'num_groups=4 .* base_width=6'):
+      module.init(jax.random.key(0), pictures(1))
+
+
+class AdversaryTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.images = jnp.asarray(pictures(4))
+    cls.rebuilt = jnp.full_like(cls.images, 0.5)
+    cls.towards = 0.01 * (cls.rebuilt - cls.images)
+    cls.adversary = tokenizer_adversary.Adversary(
+      module=PatchDiscriminator(base_width=4, num_levels=1, num_groups=2),
+      optimizer=optax.adam(0.02),
+      weight=0.5,
+      adaptive=True,
+      learns_from=3,
+      answers_from=5,
+    )
+    cls.state = cls.adversary.initial_state((8, 8, 3), jax.random.key(1))
+
+    @fast
+    def step(state, number):
+      return cls.adversary.step(
+        state, cls.images, cls.rebuilt, cls.towards, optax.tree.norm, number
+      )
+
+    cls.step = staticmethod(step)
+
+  def test_hinge_loss(self):
+    # Real: 1 - 2 < 0 counts 0, 1 - 0.5; fake: 1 + 0, 1 - 3 < 0 counts 0.
+    loss = tokenizer_adversary.hinge_loss(
+      jnp.float32([2, 0.5]), jnp.float32([0, -3])
+    )
+    self.assertAlmostEqual(float(loss), ((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
+
+  def test_first_it_is_idle_then_learns_then_is_answered(self):
+    state, push, metrics = self.step(self.state, 2)
+    jax.tree.map(np.testing.assert_array_equal, state, self.state)
+    self.assertEqual(float(jnp.abs(push).max()), 0)
+    self.assertEqual({float(x) for x in metrics.values()}, {0.0})
+
+    state, push, metrics = self.step(self.state, 4)
+    self.assertEqual(float(jnp.abs(push).max()), 0)
+    self.assertEqual(float(metrics['adversarial_weight']), 0)
+    self.assertGreater(float(metrics['discriminator_loss']), 0)
+    moved = jax.tree.map(
+      lambda a, b: float(jnp.abs(a - b).max()), state.params, self.state.params
+    )
+    self.assertGreater(max(jax.tree.leaves(moved)), 1e-3)
+
+    _, push, metrics = self.step(self.state, 5)
+    self.assertGreater(float(jnp.abs(push).max()), 0)
+    self.assertGreater(float(metrics['adversarial_weight']), 0)
+
+  def test_the_adaptive_push_has_its_share_of_the_errors_length(self):
+    _, push, _ = self.step(self.state, 5)
+    length = optax.tree.norm(push) / optax.tree.norm(self.towards)
+    # What keeps the ratio finite makes it a little less than the weight.
+    self.assertBetween(float(length), 0.4, 0.5)
+
+  def test_the_push_leads_to_what_looks_real(self):
+    _, push, _ = self.step(self.state, 5)
+    judge = lambda x: self.adversary.module.apply(
+      {'params': self.state.params}, x
+    ).mean()
+    self.assertGreater(judge(self.rebuilt - push), judge(self.rebuilt))
+
+  def test_learns_to_tell_images_from_reconstructions(self):
+    state, losses = self.state, []
+    for number in range(3, 28):
+      state, _, metrics = self.step(state, number)
+      losses.append(float(metrics['discriminator_loss']))
+    self.assertGreater(losses[0], 0.8)
+    self.assertLess(losses[-1], 0.4)
+
+
+class TrainStepTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.module = VQGAN(
+      8,
+      4,
+      base_width=4,
+      width_multipliers=(1, 2),
+      num_res_blocks=1,
+      num_groups=2,
+    )
+    cls.images = jnp.asarray(pictures(4))
+    adversary = tokenizer_adversary.Adversary(
+      PatchDiscriminator(base_width=4, num_levels=1, num_groups=2),
+      optax.sgd(0.1),
+      weight=0.7,
+      adaptive=True,
+      learns_from=1,
+      answers_from=2,
+    )
+    optimizer = optax.sgd(1.0)
+    make = fast(
+      lambda: tokenizer.initial_state(
+        cls.module, optimizer, (8, 8, 3), jax.random.key(1), adversary
+      )
+    )
+    cls.before = make()
+    plain = cls.train_step(optimizer, None)
+    judged = cls.train_step(optimizer, adversary)
+    cls.after = {
+      'plain': plain(cls.before.replace(adversary=None), cls.images, 1),
+      'waiting': judged(cls.before, cls.images, 1),
+      'judged': judged(cls.before, cls.images, 2),
+    }
+
+  @classmethod
+  def train_step(cls, optimizer, adversary):
+    return fast(
+      tokenizer.make_train_step(
+        cls.module,
+        optimizer,
+        key=jax.random.key(0),
+        warmup_steps=0,
+        commitment=0.25,
+        codebook_decay=0.9,
+        max_shift=0,
+        error='absolute',
+        adversary=adversary,
+      )
+    )
+
+  def gradient(self, name):
+    state, _ = self.after[name]
+    return jax.tree.map(np.subtract, self.before.params, state.params)
+
+  def test_without_an_answer_the_gradient_is_the_plain_one(self):
+    plain, waiting = self.gradient('plain'), self.gradient('waiting')
+    for half in ('encoder', 'decoder'):
+      jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        plain[half],
+        waiting[half],
+      )
+    self.assertIsNone(self.after['plain'][0].adversary)
+
+  def test_the_answer_at_the_last_layer_has_its_share_of_the_gradient(self):
+    # Nothing but the answer sets the two apart, and both are as long there as
+    # the reconstruction error's gradient times 1 and 0.7: the codes' pull ends
+    # at the encoder.
+    last = lambda name: self.gradient(name)['decoder']['conv_out']['kernel']
+    plain = last('plain')
+    answer = last('judged') - plain
+    share = optax.tree.norm(answer) / optax.tree.norm(plain)
+    self.assertAlmostEqual(float(share), 0.7, delta=0.01)
+
+  def test_the_answer_reaches_the_encoder(self):
+    first = lambda name: self.gradient(name)['encoder']['conv_in']['kernel']
+    change = optax.tree.norm(first('judged') - first('plain'))
+    self.assertGreater(float(change), 1e-3)
+
+  def test_error_and_loss(self):
+    metrics = self.after['judged'][1]
+    rebuild = fast(lambda params, x: self.module.apply({'params': params}, x))
+    rebuilt = rebuild(self.before.params, self.images)
+    error = float(np.abs(rebuilt - self.images).mean())
+    self.assertAlmostEqual(float(metrics['error']), error, 5)
+    loss = error + 0.25 * float(metrics['commitment'])
+    self.assertAlmostEqual(float(metrics['loss']), loss, 5)
+
+
+class Halves:
+  """A stand-in for a VQGAN: each image's code is its mean, of four levels."""
+
+  codebook_size = 4
+
+  def apply(self, variables, x, method):
+    del variables
+    if method == 'tokenize':
+      return jnp.floor(4 * x.mean((1, 2, 3)))[:, None].astype(jnp.int32)
+    return jnp.broadcast_to(
+      (x[..., None, None] + 0.5) / 4, (x.shape[0], 4, 4, 3)
+    )
+
+
+class Watched(ArrayExamples):
+  """Examples that remember how many were asked for at a time."""
+
+  def take(self, index):
+    self.asked = [*getattr(self, 'asked', []), index.size]
+    return super().take(index)
+
+
+class ReconstructionTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.images = np.random.default_rng(0).random((11, 4, 4, 3), np.float32)
+    cls.images **= np.linspace(0.2, 3, 11)[:, None, None, None]
+    cls.images = cls.images.astype(np.float32)
+    cls.halves = reconstruction.Reconstruction(Halves(), sharding.make_mesh())
+
+  def figures(self, images):
+    """Of all images at once."""
+    levels = np.floor(4 * images.mean((1, 2, 3), dtype=np.float64))
+    error = ((levels[:, None, None, None] + 0.5) / 4 - images) ** 2
+    share = np.bincount(levels.astype(int)) / len(images)
+    share = share[share > 0]
+    return {
+      'error': error.mean(),
+      'error_of_variance': error.mean() / images.var(dtype=np.float64),
+      'decibels': -10 * math.log10(error.mean()),
+      'codes_used': len(share),
+      'perplexity': math.exp(-(share * np.log(share)).sum()),
+    }
+
+  def test_parts_give_the_figures_of_the_whole(self):
+    expected = self.figures(self.images)
+    # 16 pixels an image: 11, then 4 at a time, the last time 3.
+    for pixels, most_asked in ((2**19, 11), (64, 4)):
+      examples = Watched({'images': self.images})
+      name = '_PIXELS_OF_A_DEVICE'
+      with mock.patch.object(reconstruction, name, pixels):
+        found = self.halves.figures({}, {'all': examples}, 0)
+      self.assertEqual(max(examples.asked), most_asked)
+      self.assertEqual(set(found), {f'all_{name}' for name in expected})
+      for key, value in expected.items():
+        self.assertAlmostEqual(found[f'all_{key}'], value, 5)
+
+  def test_some_stand_for_all(self):
+    index = reconstruction.chosen(11, 5)
+    self.assertLen(set(index.tolist()), 5)
+    np.testing.assert_array_equal(index, reconstruction.chosen(11, 5))
+    found = self.halves.measure({}, ArrayExamples({'images': self.images}), 5)
+    expected = self.figures(self.images[index])
+    self.assertAlmostEqual(found['error'], expected['error'], 5)
+    # Fewer than were asked for are all there are.
+    self.assertCountEqual(reconstruction.chosen(3, 5), range(3))
+
+
+class StageTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    directory = pathlib.Path(
+      cls.enterClassContext(tempfile.TemporaryDirectory())
+    )
+    folder = raw_files.image_folder(directory / 'pictures', 2, 8, corrupt=True)
+    cls.changes = {
+      'data.path': str(folder.path),
+      'data.num_classes': 2,
+      'data.image_size': 16,
+      'tokenizer.width_multipliers': (1, 2),
+      'tokenizer.base_width': 4,
+      'tokenizer.adversarial.start_fraction': 0.3,
+      'tokenizer.batch_size': 8,
+      'keep_every': 4,
+      'tensorboard': False,
+    }
+    cls.config = cls.load({})
+    cls.workdir = directory / 'run'
+    tokenizer.run(cls.config, cls.workdir)
+
+  @classmethod
+  def load(cls, changes):
+    source = f'{ROOT / "configs/image_folder.py"}:tiny'
+    return config_lib.load(source, cls.changes | changes)
+
+  def read(self, name):
+    return (self.workdir / 'tokenizer' / name).read_text()
+
+  def rows(self):
+    rows = map(json.loads, self.read('metrics.jsonl').splitlines())
+    drop = lambda row: {k: v for k, v in row.items() if 'time' not in k}
+    return [drop(row) for row in rows]
+
+  def test_trains_on_a_folder_and_measures_both_splits(self):
+    figures = json.loads(self.read('complete.json'))['figures']
+    for split in ('train', 'test'):
+      self.assertBetween(figures[f'{split}_error'], 1e-4, 0.3)
+      self.assertBetween(figures[f'{split}_codes_used'], 1, 32)
+    evaluated = [row for row in self.rows() if 'eval/error' in row]
+    self.assertEqual([row['step'] for row in evaluated], [4, 8])
+    self.assertEqual(evaluated[-1]['eval/error'], figures['test_error'])
+    last = self.rows()[-1]
+    self.assertGreater(last['adversarial_weight'], 0)
+
+  def test_draws_held_out_images_above_their_reconstructions(self):
+    path = self.workdir / 'tokenizer' / 'reconstructions.png'
+    pixels = np.asarray(Image.open(path).convert('RGB'), int)
+    coloured = np.ptp(pixels, -1).max(1) > 30
+    # Two rows of 16 pixels, three times as large.
+    self.assertBetween(int(coloured.sum()), 80, 96)
+
+  def test_goes_on_where_it_was_bit_for_bit(self):
+    _, params = networks.load_tokenizer(self.config, self.workdir)
+    rows = self.rows()
+    directory = self.workdir / 'tokenizer'
+    shutil.rmtree(directory / 'checkpoints' / '8')
+    (directory / 'complete.json').unlink()
+    tokenizer.run(self.config, self.workdir)
+    _, again = networks.load_tokenizer(self.config, self.workdir)
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    self.assertEqual(rows, self.rows())
+
+  def test_a_converted_tokenizer_leaves_nothing_to_do(self):
+    workdir = self.workdir.with_name('converted')
+    tokenizer.run(self.load({'tokenizer.init_from': 'weights'}), workdir)
+    self.assertFalse((workdir / 'tokenizer').exists())
+
+  @parameterized.parameters(
+    ('tokenizer.error', 'cubed', 'squared, absolute'),
+    ('tokenizer.betas', (0.5,), '2 elements'),
+    ('tokenizer.adversarial.weight', -1.0, '0.0 or more'),
+    ('tokenizer.adversarial.num_groups', 3, 'num_groups=3.*base_width=8'),
+    ('tokenizer.adversarial.start_fraction', 1.5, 'from 0.0 to 1.0'),
+    ('data.image_size', 17, 'multiple of 2'),
+    ('data.path', '', 'config.data.path is empty'),
+  )
+  def test_mistakes(self, name, value, message):
+    with self.assertRaisesRegex(UserError, message):
+      tokenizer.check_config(self.load({name: value}))
+
+  def test_without_images_to_measure_on_it_does_not_begin(self):
+    workdir = self.workdir.with_name('nothing')
+    with self.assertRaisesRegex(UserError, 'data.held_out'):
+      tokenizer.run(self.load({'data.held_out': 0}), workdir)
+    self.assertFalse((workdir / 'tokenizer').exists())
+
+
+if __name__ == '__main__':
+  absltest.main()
