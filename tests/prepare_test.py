@@ -1,0 +1,446 @@
+"""Raw images to prepared sets: their contents, kills, corrupt files, memory."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tracemalloc
+from unittest import mock
+
+from absl.testing import absltest
+import children
+import jax
+import jax.numpy as jnp
+import numpy as np
+import random_weights
+import raw_files
+import raw_pictures
+import small_weights
+import tensorflow_datasets as tfds
+
+from adanat_jax import config as config_lib, distributed, files
+from adanat_jax.data import images, token_records
+from adanat_jax.data.raw_source import RawExample
+from adanat_jax.errors import UserError
+from adanat_jax.stages import (
+  datasets,
+  encoder as encoder_lib,
+  networks,
+  prepare,
+  shards,
+  texts,
+)
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def make_config(root: pathlib.Path, name: str = 'in256', **overrides):
+  """The shrunken config of a benchmark, over a folder with corrupt files."""
+  fields = {
+    'data.path': str(root / 'raw'),
+    'data.held_out': 6,
+    'data.max_corrupt_share': 0.5,
+    'tokenizer.init_from': str(root / 'tokenizer'),
+    'prepare.batch_size': 4,
+    'prepare.shard_size': 6,
+    'prepare.num_threads': 2,
+  }
+  for field, value in overrides.items():
+    fields[field.replace('__', '.')] = value
+  return config_lib.load(f'{CONFIGS / name}.py:mini', fields)
+
+
+def write_tokenizer(directory: pathlib.Path, config, scale: float = 1.0):
+  module = networks.tokenizer_module(config)
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  params = random_weights.random_variables(module, image)['params']
+  small_weights.save(
+    directory, params=jax.tree.map(lambda x: x * scale, params)
+  )
+
+
+def contents(directory: pathlib.Path) -> dict[str, bytes]:
+  """Every file of a set, by name."""
+  return {
+    path.relative_to(directory).as_posix(): path.read_bytes()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }
+
+
+def keys_of(directory: pathlib.Path, split: str) -> list[str]:
+  source = tfds.builder_from_directory(directory).as_data_source(split)
+  return [source[i]['key'].decode() for i in range(len(source))]
+
+
+class ClassesTest(absltest.TestCase):
+  """One set of a folder of classes, and what happens to others like it."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls().create_tempdir('classes').full_path)
+    cls.folder = raw_files.image_folder(
+      cls.root / 'raw', per_class=6, odd=True, corrupt=True
+    )
+    cls.config = make_config(cls.root)
+    write_tokenizer(cls.root / 'tokenizer', cls.config)
+    with cls().assertLogs('absl', 'WARNING') as logs:
+      prepare.run(cls.config, cls.root / 'whole')
+    cls.log = '\n'.join(logs.output)
+    cls.set = cls.root / 'whole' / 'prepare'
+
+  def test_tfds_reads_it_without_tensorflow(self):
+    builder = tfds.builder_from_directory(self.set)
+    found = {}
+    for split in datasets.SPLITS:
+      for record in builder.as_data_source(split):
+        found[record['key'].decode()] = int(record['label'])
+        self.assertEqual(record['tokens'].dtype, np.int16)
+        self.assertEqual(record['tokens'].shape, (2, 16))
+    self.assertEqual(found, self.folder.labels)
+    self.assertEqual(
+      builder.info.features['label'].names, ['class_0', 'class_1', 'class_2']
+    )
+    self.assertNotIn('tensorflow', sys.modules)
+
+  def test_tokens_are_those_of_each_image_and_its_mirror_image(self):
+    module, params = networks.load_tokenizer(self.config, self.root)
+    tokenize = jax.jit(
+      lambda params, x: module.apply({'params': params}, x, method='tokenize')
+    )
+    examples = token_records.PreparedExamples(self.set, 'train')
+    keys = keys_of(self.set, 'train')
+    self.assertLen(examples, 2 * len(keys))
+    for place in (0, 7, len(keys) - 1):
+      data = (self.folder.path / keys[place]).read_bytes()
+      image = images.to_unit(images.decode(data, self.config.data.image_size))
+      pair = tokenize(params, jnp.stack([image, image[:, ::-1]]))
+      rows = examples.take(np.array([place, place + len(keys)]))
+      np.testing.assert_array_equal(rows['tokens'], pair)
+      self.assertFalse((pair[0] == pair[1]).all())
+      label = self.folder.labels[keys[place]]
+      np.testing.assert_array_equal(rows['condition'], [label, label])
+
+  def test_bytes_become_the_numbers_that_decoding_gives(self):
+    # On the device as on the host, where the compiler would rather multiply.
+    levels = np.arange(256, dtype=np.uint8)
+    on_device = jax.jit(encoder_lib.to_unit)(levels)
+    np.testing.assert_array_equal(on_device, images.to_unit(levels))
+
+  def test_corrupt_files_are_named_and_counted_and_left_out(self):
+    manifest = token_records.read_manifest(self.set)
+    splits = manifest['splits'].values()
+    skipped = [key for split in splits for key, _ in split['skipped']]
+    self.assertCountEqual(skipped, self.folder.corrupt)
+    for key in self.folder.corrupt:
+      self.assertEqual(self.log.count(f'{key} cannot be read'), 1, key)
+    for split in splits:
+      total = split['source']['examples']
+      self.assertEqual(split['images'] + len(split['skipped']), total)
+      self.assertEqual(sum(split['shards']), split['records'])
+
+  def test_too_many_corrupt_files_end_the_run_and_can_be_allowed(self):
+    config = make_config(self.root, data__max_corrupt_share=0.05)
+    workdir = self.root / 'strict'
+    with self.assertRaisesRegex(
+      UserError, r'2 of the 28 images .* class_2/.*max_corrupt_share=0.05'
+    ):
+      prepare.run(config, workdir)
+    self.assertFalse((workdir / 'prepare' / 'manifest.json').exists())
+    self.assertEmpty(list((workdir / 'prepare').glob('.*')))
+    with self.assertRaisesRegex(UserError, 'no prepared tokens here'):
+      datasets.token_examples(config, workdir, 'train')
+    # What was made before stays, and counts when the run goes on.
+    before = contents(workdir / 'prepare')
+    with mock.patch.object(shards, 'make', wraps=shards.make) as make:
+      prepare.run(self.config, workdir)
+    remaining = [shard.file_name for shard in make.call_args.args[3]]
+    self.assertNotEmpty(set(before) - {'settings.json'})
+    self.assertEmpty(set(before) & set(remaining))
+    self.assertEqual(contents(workdir / 'prepare'), contents(self.set))
+
+  def test_a_killed_pair_is_finished_by_one_with_the_same_bytes(self):
+    workdir = self.root / 'killed'
+    with socket.socket() as listener:
+      listener.bind(('localhost', 0))
+      port = listener.getsockname()[1]
+    pair = [
+      subprocess.Popen(
+        [sys.executable, __file__, '--child', self.root, str(i), str(port)],
+        env=children.environment(1),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in pair]
+    # The first to die may take the other one with it.
+    codes = [process.returncode for process in pair]
+    self.assertIn(-signal.SIGKILL, codes, said[0][-2000:] + said[1][-2000:])
+    self.assertNotIn(0, codes)
+    left = contents(workdir / 'prepare')
+    # Each was killed when it had one file whole, and one without its marker.
+    markers = [name for name in left if name.startswith('shards/t')]
+    records = [name for name in left if name.startswith('tokens-')]
+    self.assertLen(markers, 2)
+    self.assertLen(records, 4)
+    self.assertNotIn('manifest.json', left)
+    prepare.run(self.config, workdir)
+    self.assertEqual(contents(workdir / 'prepare'), contents(self.set))
+
+  def test_a_finished_set_is_left_alone_and_belongs_to_its_networks(self):
+    with mock.patch.object(shards, 'make') as make:
+      prepare.run(self.config, self.root / 'whole')
+    make.assert_not_called()
+    other = self.root / 'other_tokenizer'
+    if not other.exists():
+      write_tokenizer(other, self.config, scale=1.5)
+    for field, value, names in (
+      ('tokenizer.init_from', str(other), 'tokenizer is'),
+      ('data.image_size', 64, 'data.image_size is 32 there and 64 here'),
+      ('data.apply_orientation', True, 'data.apply_orientation is False'),
+    ):
+      config = make_config(self.root, **{field: value})
+      for use in (
+        lambda config=config: prepare.run(config, self.root / 'whole'),
+        lambda config=config: datasets.token_examples(
+          config, self.root / 'whole', 'train'
+        ),
+      ):
+        with self.assertRaisesRegex(UserError, names):
+          use()
+
+  def test_an_unfinished_set_goes_on_with_the_same_images_only(self):
+    directory = self.root / 'changed' / 'prepare'
+    shutil.copytree(self.set, directory)
+    (directory / 'manifest.json').unlink()
+    config = make_config(self.root, data__held_out=5)
+    with self.assertRaisesRegex(UserError, 'train.examples is 28 there and 29'):
+      prepare.run(config, self.root / 'changed')
+
+  def test_a_damaged_file_is_made_anew_as_its_message_says(self):
+    directory = self.root / 'damaged' / 'prepare'
+    shutil.copytree(self.set, directory)
+    path = directory / token_records.file_name('train', 1, 5)
+    data = bytearray(path.read_bytes())
+    data[400] ^= 255  # Amid the first records.
+    path.write_bytes(data)
+    examples = token_records.PreparedExamples(directory, 'train')
+    examples.take(np.arange(6))
+    with self.assertRaisesRegex(UserError, 'delete manifest.json and shards/'):
+      examples.take(np.arange(12))
+    (directory / 'manifest.json').unlink()
+    (directory / token_records.marker_name('train', 1)).unlink()
+    prepare.run(self.config, self.root / 'damaged')
+    self.assertEqual(contents(directory), contents(self.set))
+
+  def test_mistakes_are_told_before_the_first_stage(self):
+    for field, value, message in (
+      ('prepare.batch_size', 0, 'prepare.batch_size=0'),
+      ('prepare.shard_size', 0, 'prepare.shard_size=0'),
+      ('tokenizer.codebook_size', 40_000, '2 to 32768'),
+      ('data.max_corrupt_share', 1.5, 'max_corrupt_share=1.5'),
+      ('data.source', 'digits', 'need no preparation'),
+    ):
+      with self.assertRaisesRegex(UserError, message):
+        prepare.check_config(make_config(self.root, **{field: value}))
+
+  def test_memory_does_not_grow_with_the_number_of_images(self):
+    encoder = encoder_lib.Encoder(self.config, self.root, 4)
+    sources = {n: _Endless(n) for n in (60, 240)}
+    self._peak(encoder, _Endless(12))  # Whatever is made once.
+    peaks = [self._peak(encoder, source) for source in sources.values()]
+    # Peaks vary with the threads by batches, not with the set: all images
+    # would be 180 * 32 * 32 * 3 bytes more, all files' contents 4 MB.
+    self.assertLess(abs(peaks[1] - peaks[0]), 180_000)
+
+  def _peak(self, encoder, source) -> int:
+    """Peak of traced bytes while a set is made of one shard."""
+    directory = pathlib.Path(self.create_tempdir().full_path)
+    (directory / 'shards').mkdir()
+    everything = {'train': source}
+    tallies = {'train': shards.Tally(self.config, 'train', len(source))}
+    config = make_config(self.root, prepare__shard_size=len(source))
+    tracemalloc.start()
+    try:
+      shards.make(
+        config,
+        directory,
+        everything,
+        shards.cut(everything, len(source)),
+        encoder,
+        tallies,
+      )
+      return tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+
+class _Endless:
+  """So many images, made when they are asked for."""
+
+  has_images = True
+
+  def __init__(self, count: int):
+    self._count = count
+    self._image = raw_pictures.jpeg(1)
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: int) -> RawExample:
+    return RawExample(
+      f'{index:06d}.jpg', self._image + bytes(20_000), index % 3
+    )
+
+
+def _tokenize(config, captions):
+  """In place of CLIP's vocabulary, which is an extra."""
+  ids = np.zeros((len(captions), 77), np.int32)
+  for row, text in zip(ids, captions, strict=True):
+    numbers = np.frombuffer(text.encode()[:70], np.uint8)
+    row[0], row[1 + len(numbers)] = 49406, 49407
+    row[1 : 1 + len(numbers)] = numbers
+  return ids
+
+
+class CaptionsTest(absltest.TestCase):
+  """Sets of images with several captions, states stored or not."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls().create_tempdir('captions').full_path)
+    cls.raw = raw_files.coco(cls.root / 'coco', count=5)
+    prompts = raw_files.cc3m_prompts(cls.root)
+    cls.prompts = prompts.captions
+    weights = {'text__init_from': str(cls.root / 'text')}
+    cls.config = make_config(
+      cls.root,
+      'coco256',
+      data__source='coco',
+      data__path=str(cls.raw.path),
+      data__annotations=str(cls.raw.annotations),
+      data__held_out=0,
+      **weights,
+    )
+    write_tokenizer(cls.root / 'tokenizer', cls.config)
+    small_weights.text(cls.config, cls.root)
+    # A table of images for training, captions alone for validation.
+    cls.without_images = make_config(
+      cls.root,
+      'cc3m256',
+      data__path=str(raw_files.cc3m_tsv(cls.root).path),
+      data__validation_path=str(prompts.path),
+      data__held_out=0,
+      data__text_embeddings='compute',
+      **weights,
+    )
+    with mock.patch.object(texts, 'tokenize', _tokenize):
+      prepare.run(cls.config, cls.root / 'stored')
+      prepare.run(cls.without_images, cls.root / 'computed')
+
+  def test_every_caption_has_a_record_with_its_states(self):
+    directory = self.root / 'stored' / 'prepare'
+    source = tfds.builder_from_directory(directory).as_data_source('train')
+    found: dict[str, list[str]] = {}
+    for record in source:
+      caption = record['caption'].decode()
+      found.setdefault(record['key'].decode(), []).append(caption)
+    self.assertEqual(
+      {key: tuple(captions) for key, captions in found.items()},
+      {
+        key: tuple(caption.strip() for caption in captions)
+        for key, captions in self.raw.captions.items()
+      },
+    )
+    examples = datasets.token_examples(
+      self.config, self.root / 'stored', 'train'
+    )
+    self.assertLen(examples, 2 * len(source))
+    places = np.array([0, len(source) - 1])
+    rows = examples.take(places)
+    module, params = texts.load_text(self.config)
+    ids = _tokenize(None, [source[i]['caption'].decode() for i in places])
+    states, embedding = texts.conditions(module, params, {'ids': ids})
+    np.testing.assert_allclose(rows['states'], states, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(rows['embedding'], embedding, rtol=1e-5)
+    self.assertEqual(rows['states'].dtype, np.float16)
+
+  def test_the_null_condition_is_stored_too(self):
+    examples = token_records.PreparedExamples(
+      self.root / 'stored' / 'prepare', 'train'
+    )
+    with mock.patch.object(texts, 'tokenize', _tokenize):
+      expected = texts.null_states(self.config)
+    np.testing.assert_allclose(
+      examples.null_states(), expected, rtol=2e-3, atol=2e-3
+    )
+
+  def test_ids_are_enough_where_states_are_computed(self):
+    directory = self.root / 'computed' / 'prepare'
+    self.assertFalse((directory / 'null_states.npy').exists())
+    examples = token_records.PreparedExamples(directory, 'train')
+    rows = examples.take(np.arange(len(examples)))
+    self.assertCountEqual(rows, ['tokens', 'ids'])
+    captions = examples.captions(np.arange(len(examples)))
+    np.testing.assert_array_equal(rows['ids'], _tokenize(None, captions))
+
+  def test_captions_alone_can_be_asked_for_but_have_no_tokens(self):
+    workdir = self.root / 'computed'
+    prompts = datasets.prompts(self.without_images, workdir, 'test')
+    self.assertLen(prompts, len(self.prompts))
+    captions = prompts.captions(np.arange(len(prompts)))
+    self.assertEqual(captions, [text for (text,) in self.prompts.values()])
+    with self.assertRaisesRegex(UserError, 'captions alone, no images'):
+      datasets.token_examples(self.without_images, workdir, 'test')
+
+
+def _meet(root: pathlib.Path, process: str) -> None:
+  """Waits until both processes are about to be killed."""
+  (root / f'at_end_{process}').touch()
+  deadline = time.monotonic() + 120
+  while len(list(root.glob('at_end_*'))) < 2:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def _child(root: str, process: str, port: str) -> None:
+  """One of a pair that is killed amid its second file."""
+  distributed.start(
+    'on',
+    coordinator_address=f'localhost:{port}',
+    num_processes=2,
+    process_id=int(process),
+  )
+  published = 0
+  publish = files.publish
+
+  def kill_when_due(temporary, path):
+    nonlocal published
+    if 'prepare/shards/' in str(path) or 'tokens-' in str(path):
+      published += 1
+      if published == 4:  # Records, marker, records, and here the marker.
+        _meet(pathlib.Path(root), process)
+        os.kill(os.getpid(), signal.SIGKILL)
+    publish(temporary, path)
+
+  files.publish = kill_when_due
+  directory = pathlib.Path(root)
+  prepare.run(make_config(directory), directory / 'killed')
+
+
+if __name__ == '__main__':
+  if '--child' in sys.argv:
+    _child(*sys.argv[sys.argv.index('--child') + 1 :])
+  else:
+    absltest.main()
