@@ -1,13 +1,12 @@
 """The parts of the stages: numbers by hand, ledger, methods, measures."""
 
-import functools
 import importlib.util
 import json
 import pathlib
 import types
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +18,6 @@ from adanat_jax.stages import (
   ledger as ledger_lib,
   measures as measures_lib,
   methods,
-  nat,
   networks,
   tokenizer,
 )
@@ -90,48 +88,6 @@ class TokenizerTest(absltest.TestCase):
     ):
       got = float(tokenizer.perplexity(jnp.array(usage)))
       self.assertAlmostEqual(got, expected, 5)
-
-
-class NatTest(parameterized.TestCase):
-  def test_masked_cross_entropy(self):
-    # Masked: -ln 3/4 for the likelier of two, -ln 1/2; not masked: -ln ~0.
-    logits = jnp.float32([[[0, np.log(3)], [0, 99]], [[0, 0], [99, 0]]])
-    tokens = jnp.array([[1, 0], [0, 1]])
-    masked = jnp.array([[True, False], [True, False]])
-    loss = functools.partial(nat.masked_cross_entropy, logits, tokens, masked)
-    expected = (np.log(4 / 3) + np.log(2)) / 2
-    self.assertAlmostEqual(float(loss(0.0)), expected, 5)
-    # A tenth of the target is spread over both: 0.95 and 0.05.
-    smooth = 0.95 * np.log(4 / 3) + 0.05 * np.log(4)
-    self.assertAlmostEqual(float(loss(0.1)), (smooth + np.log(2)) / 2, 5)
-
-  def test_the_mean_is_over_masked_tokens_not_samples(self):
-    # Three tokens of loss ln 2, one of ln 4 / 3: not the mean of two means.
-    logits = jnp.zeros((2, 3, 2)).at[1, 0, 1].set(np.log(3))
-    tokens = jnp.array([[0, 0, 0], [1, 0, 0]])
-    masked = jnp.array([[True, True, True], [True, False, False]])
-    loss = nat.masked_cross_entropy(logits, tokens, masked, 0.0)
-    expected = (3 * np.log(2) + np.log(4 / 3)) / 4
-    self.assertAlmostEqual(float(loss), expected, 5)
-
-  def test_random_mask(self):
-    ratio = jnp.float32([0.0, 0.1, 0.5, 0.7, 1.0])  # Of 4, at least one.
-    masks = np.stack(
-      [nat.random_mask(jax.random.key(i), ratio, 4) for i in range(60)]
-    )
-    counts = masks.sum(-1)
-    np.testing.assert_array_equal(
-      counts, np.broadcast_to([1, 1, 2, 3, 4], counts.shape)
-    )
-    # Every position has its turn: 15 of 60 on average, and 30 of 60.
-    self.assertGreater(masks[:, 0].sum(0).min(), 5)
-    self.assertGreater(masks[:, 2].sum(0).min(), 15)
-
-  @parameterized.parameters(('cosine', 2 / np.pi), ('beta', 12 / 15))
-  def test_mask_ratio_laws(self, law, mean):
-    ratio = nat.sample_mask_ratio(jax.random.key(0), 4000, law, (12.0, 3.0))
-    self.assertAlmostEqual(float(ratio.mean()), mean, delta=0.02)
-    self.assertTrue(((ratio >= 0) & (ratio <= 1)).all())
 
 
 class LedgerTest(absltest.TestCase):

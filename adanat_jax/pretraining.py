@@ -1,0 +1,239 @@
+"""What a masked-token transformer is trained on, and one step of it.
+
+Each example gets a mask ratio, by MaskGIT's cosine law or AutoNAT's Beta(12,
+3), and that many of its tokens are masked. The loss is the cross-entropy of the
+masked tokens of the whole batch, with label smoothing; some examples see the
+null condition, so that guidance can be used later. An exponential moving
+average of the parameters is what decoding uses.
+
+AutoNAT, section 3.1; LeapLabTHU/ImprovedNAT train.py and libs/nat_misc.py;
+docs/how_it_works.md says what of them is not copied. The network is handed in;
+shape letters: `B` samples, `N` tokens, `K` codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from adanat_jax import sharding
+from adanat_jax.rl import batches
+from adanat_jax.types import Array
+
+
+@struct.dataclass
+class NatState:
+  """What NAT training carries from step to step.
+
+  Attributes:
+    params: of the network.
+    ema: moving average of `params`; what decoding uses.
+    opt_state: of the optimizer.
+  """
+
+  params: Any
+  ema: Any
+  opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How examples are made of tokens, and what is learned of them.
+
+  Attributes:
+    mask_token: the id that stands for a masked token.
+    mask_ratio: law of the mask ratios, see `sample_mask_ratio`.
+    beta: parameters of the Beta law.
+    label_smoothing: share of the target spread evenly over all ids.
+    condition_dropping: share of examples that see the null condition.
+    ema_decay: of the moving average, a step.
+    micro_batches: a gradient is computed in this many parts of the batch, one
+      after the other, so that only one part's activations are held.
+  """
+
+  mask_token: int
+  mask_ratio: str = 'cosine'
+  beta: tuple[float, float] = (12.0, 3.0)
+  label_smoothing: float = 0.1
+  condition_dropping: float = 0.1
+  ema_decay: float = 0.9999
+  micro_batches: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The network that is trained, as functions; all are traced.
+
+  Attributes:
+    logits: `(params, tokens int32[B, N], condition, dropout key) -> float32[B,
+      N, K]`, with dropout.
+    condition: `(frozen, batch) -> [B, ...]`, what the network reads.
+    null: `frozen -> [...]`, one null condition.
+  """
+
+  logits: Callable[[Any, Array, Array, Array], Array]
+  condition: Callable[[Any, dict[str, Array]], Array]
+  null: Callable[[Any], Any]
+
+
+def sample_mask_ratio(
+  key: Array, batch_size: int, law: str, beta: tuple[float, float]
+) -> Array:
+  """Mask ratios for training, float32[B] in [0, 1].
+
+  Args:
+    key: typed key.
+    batch_size: B.
+    law: `'cosine'`, `cos(pi/2 u)` of uniform u (MaskGIT), or `'beta'`.
+    beta: the two parameters of the Beta law.
+  """
+  if law == 'beta':
+    return jax.random.beta(key, *beta, (batch_size,))
+  return jnp.cos(math.pi / 2 * jax.random.uniform(key, (batch_size,)))
+
+
+def random_mask(key: Array, ratio: Array, num_tokens: int) -> Array:
+  """Marks `max(1, round(ratio * N))` random tokens a sample, bool[B, N]."""
+  count = jnp.maximum(1, jnp.round(ratio * num_tokens)).astype(jnp.int32)
+  scores = jax.random.uniform(key, (ratio.shape[0], num_tokens))
+  rank = jnp.argsort(jnp.argsort(scores, axis=-1), axis=-1)
+  return rank < count[:, None]
+
+
+def masked_cross_entropy(
+  logits: Array,
+  tokens: Array,
+  masked: Array,
+  label_smoothing: float,
+  num_masked: Array | None = None,
+) -> Array:
+  """Cross-entropy in nats, averaged over the masked tokens of the batch.
+
+  Args:
+    logits: float32[B, N, K].
+    tokens: int32[B, N], the true ids.
+    masked: bool[B, N].
+    label_smoothing: share of the target spread evenly over all K ids.
+    num_masked: what the sum is divided by where these samples are a part of a
+      batch: the number of masked tokens in all of it.
+
+  Returns:
+    float32[].
+  """
+  target = jax.nn.one_hot(tokens, logits.shape[-1])
+  target = optax.smooth_labels(target, label_smoothing)
+  loss = optax.softmax_cross_entropy(logits, target)
+  if num_masked is None:
+    num_masked = jnp.sum(masked)
+  return jnp.sum(loss * masked) / num_masked
+
+
+def make_optimizer(
+  num_steps: int,
+  learning_rate: float,
+  warmup_steps: int,
+  schedule: str,
+  weight_decay: float,
+  betas: tuple[float, float],
+) -> optax.GradientTransformation:
+  """AdamW with linear warm-up, then a constant rate or a cosine fall to 0.
+
+  Args:
+    num_steps: of the training.
+    learning_rate: after the warm-up.
+    warmup_steps: how many updates have a smaller rate.
+    schedule: 'cosine', whose first update has rate 0, or 'constant', whose
+      update u of w has (u + 1) / w of the rate, so that none is wasted.
+    weight_decay: of all parameters.
+    betas: decays of Adam's two averages.
+  """
+  if schedule == 'cosine':
+    rate = optax.warmup_cosine_decay_schedule(
+      0.0, learning_rate, warmup_steps, num_steps
+    )
+  else:
+    length = max(1, warmup_steps)
+    rate = lambda count: learning_rate * jnp.minimum(1.0, (count + 1) / length)
+  return optax.adamw(rate, b1=betas[0], b2=betas[1], weight_decay=weight_decay)
+
+
+def make_train_step(
+  network: Network,
+  optimizer: optax.GradientTransformation,
+  recipe: Recipe,
+  *,
+  key: Array,
+) -> Callable[[Any, NatState, Any, Array], tuple[NatState, Any]]:
+  """Returns `(frozen, state, batch, step) -> (state, metrics)`, not yet jitted.
+
+  The batch holds `tokens` int32[B, N] and what `network.condition` reads. In
+  micro-batches the masks, the dropped conditions and the gradient are those of
+  the whole batch; dropout alone draws anew in each part.
+
+  Args:
+    network: what is trained.
+    optimizer: from `make_optimizer`.
+    recipe: how.
+    key: everything random follows from it and the step.
+  """
+
+  def train_step(
+    frozen: Any, state: NatState, batch: dict[str, Array], step: Array
+  ) -> tuple[NatState, dict[str, Array]]:
+    ratio_key, mask_key, drop_key, dropout_key = jax.random.split(
+      jax.random.fold_in(key, step), 4
+    )
+    size, num_tokens = batch['tokens'].shape
+    ratio = sample_mask_ratio(ratio_key, size, recipe.mask_ratio, recipe.beta)
+    masked = random_mask(mask_key, ratio, num_tokens)
+    dropped = jax.random.bernoulli(drop_key, recipe.condition_dropping, (size,))
+    num_masked = jnp.sum(masked)
+    whole = {'masked': masked, 'dropped': dropped, **batch}
+
+    def gradient(part: dict[str, Array], dropout: Array) -> tuple[Array, Any]:
+      condition = network.condition(frozen, part)
+      unseen = part['dropped'].reshape(-1, *[1] * (condition.ndim - 1))
+      condition = jnp.where(unseen, network.null(frozen), condition)
+
+      def loss_fn(params: Any) -> Array:
+        logits = network.logits(
+          sharding.whole(params),
+          jnp.where(part['masked'], recipe.mask_token, part['tokens']),
+          condition,
+          dropout,
+        )
+        return masked_cross_entropy(
+          logits,
+          part['tokens'],
+          part['masked'],
+          recipe.label_smoothing,
+          num_masked,
+        )
+
+      return jax.value_and_grad(loss_fn)(state.params)
+
+    def add(total: Any, index: Array) -> tuple[Any, None]:
+      part = batches.every(whole, index, recipe.micro_batches, axis=0)
+      found = gradient(part, jax.random.fold_in(dropout_key, index))
+      return optax.tree.add(total, found), None
+
+    if recipe.micro_batches == 1:
+      loss, grads = gradient(whole, dropout_key)
+    else:
+      nothing = (jnp.zeros(()), optax.tree.zeros_like(state.params))
+      parts = jnp.arange(recipe.micro_batches)
+      (loss, grads), _ = jax.lax.scan(add, nothing, parts)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema, 1 - recipe.ema_decay)
+    metrics = {'loss': loss, 'gradient_norm': optax.tree.norm(grads)}
+    return NatState(params, ema, opt_state), metrics
+
+  return train_step

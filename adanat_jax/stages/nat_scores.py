@@ -1,0 +1,213 @@
+"""How good a NAT is: its loss on held-out images, and what it generates.
+
+The loss is that of the moving average, without dropout or label smoothing, with
+mask ratios by the cosine law whatever the training's law, so that losses of
+different recipes compare. What is generated, by a hand-made schedule, goes to a
+picture, and every so often to the Fréchet distance on a small budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from adanat_jax import files, pretraining, sharding
+from adanat_jax.data.examples import Examples
+from adanat_jax.data.order import epoch_batch
+from adanat_jax.models.nat import NAT
+from adanat_jax.report import pictures
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import methods, networks, scores
+from adanat_jax.types import Array
+
+Config = ml_collections.ConfigDict
+
+# Tokens that go through the network at a time, where nothing is learned: 256
+# images of 256 pixels.
+_TOKENS_AT_A_TIME = 2**16
+
+
+class HeldOutLoss:
+  """Cross-entropy of the masked tokens of one split, in nats."""
+
+  def __init__(
+    self,
+    config: Config,
+    module: NAT,
+    condition: Callable[[Any, dict[str, Array]], Array],
+    examples: Examples,
+    key: Array,
+  ):
+    """Chooses the examples and draws their masks, once for all.
+
+    Args:
+      config: the whole config; `nat.validation_examples` is read.
+      module: the network.
+      condition: see `pretraining.Network`.
+      examples: of a split; which of them, no parameter or step decides.
+      key: of the masks.
+    """
+    self._mesh = networks.mesh_of(config)
+    self._examples = examples
+    limit = config.nat.validation_examples
+    if 0 < limit < len(examples):
+      seed = networks.order_seed(config, 'nat/validation')
+      self._index = epoch_batch(0, limit, len(examples), seed)
+    else:
+      self._index = np.arange(len(examples))
+    count, length = len(self._index), module.num_tokens
+
+    def draw(key: Array) -> Array:
+      ratio_key, mask_key = jax.random.split(key)
+      ratio = pretraining.sample_mask_ratio(
+        ratio_key, count, 'cosine', (1.0, 1.0)
+      )
+      return pretraining.random_mask(mask_key, ratio, length)
+
+    self._masked = sharding.gather(jax.jit(draw)(key))
+
+    def measure(
+      params: Any, frozen: Any, rows: dict[str, Array], masked: Array
+    ) -> tuple[Array, Array]:
+      tokens, num_masked = rows['tokens'], jnp.sum(masked)
+      _, logits = module.apply(
+        {'params': sharding.whole(params)},
+        jnp.where(masked, module.codebook_size, tokens),
+        condition(frozen, rows),
+      )
+      # A batch may be padding alone on some device, never altogether.
+      loss = pretraining.masked_cross_entropy(
+        logits, tokens, masked, 0.0, num_masked
+      )
+      return loss, num_masked
+
+    self._measure = jax.jit(measure)
+
+  def __call__(self, params: Any, frozen: Any) -> float:
+    """The loss of these parameters, the same in all processes."""
+    devices = self._mesh.size
+    length = self._masked.shape[1]
+    size = min(len(self._index), max(1, _TOKENS_AT_A_TIME // length))
+    size = -(-size // devices) * devices
+    found = []
+    for start in range(0, len(self._index), size):
+      place = start + np.arange(size)
+      is_real = place < len(self._index)
+      place = np.where(is_real, place, 0)
+      masked = self._masked[place] & is_real[:, None]
+      rows = sharding.local_rows(np.arange(size), self._mesh)
+      batch = (self._examples.take(self._index[place[rows]]), masked[rows])
+      with jax.set_mesh(self._mesh):
+        batch = sharding.put_batch(batch, self._mesh)
+        found.append(self._measure(params, frozen, *batch))
+    # Fetched at the end, so that the device never waits.
+    losses, counts = zip(*((float(x), float(n)) for x, n in found), strict=True)
+    return float(np.average(losses, weights=counts))
+
+
+class Samples:
+  """What a NAT in training generates: a picture, and how far it is off."""
+
+  def __init__(
+    self, config: Config, workdir: pathlib.Path, frozen: Any, text: Any
+  ):
+    """Loads what images are made and measured with.
+
+    Args:
+      config: the whole config; `nat` and `evaluate` are read.
+      workdir: of this run; pictures go to `nat/samples`.
+      frozen: `null` holds the null condition of texts.
+      text: `texts.load_text(config)`, None where no captions are encoded.
+
+    Raises:
+      UserError: for a network or a file that is not there.
+    """
+    section = config.nat
+    self._config = config
+    self._module = networks.nat_module(config)
+    self._tokenizer = networks.load_tokenizer(config, workdir)
+    self._null = (
+      sharding.gather(frozen['null']) if networks.is_text(config) else None
+    )
+    self._num_steps = config.sample.num_steps
+    (self._method,) = (
+      method
+      for method in methods.hand_made(self._num_steps, self._module.num_tokens)
+      if method.name == section.sample_schedule
+    )
+    self._directory = workdir / 'nat' / 'samples'
+    self._scorer = None
+    if section.frechet_samples:
+      self._scorer = scores.Scorer(config, workdir, text)
+    self._conditions = (
+      self._scorer.conditions
+      if self._scorer
+      else scores.Conditions(config, workdir, text)
+    )
+
+  def __call__(self, params: Any, step: int) -> dict[str, float]:
+    """Samples with these parameters.
+
+    Args:
+      params: of the NAT.
+      step: finished steps; names the picture, and says what is due.
+
+    Returns:
+      Figures by their names, none if no distance is due.
+    """
+    generator = self._generator(params)
+    if self._config.nat.sample_grid:
+      self._picture(generator, step)
+    every, last = self._config.nat.frechet_every, self._config.nat.num_steps
+    due = step == last or (every and step % every == 0)
+    if self._scorer is None or not due:
+      return {}
+    return self._scorer(
+      generator,
+      self._method.policy,
+      num_steps=self._num_steps,
+      guided=self._method.guided,
+      options=self._method.options,
+      num_samples=self._config.nat.frechet_samples,
+    )
+
+  def _generator(self, params: Any) -> Generator:
+    is_text = networks.is_text(self._config)
+    return Generator(
+      self._module,
+      params,
+      *self._tokenizer,
+      0 if is_text else networks.num_classes(self._config),
+      {},
+      self._config.evaluate.batch_size,
+      self._null,
+      networks.mesh_of(self._config),
+    )
+
+  def _picture(self, generator: Generator, step: int) -> None:
+    """Writes a picture of the same conditions and noise at every step."""
+    count = self._config.nat.sample_grid
+    chosen = self._conditions.of(count, 0)
+    images = []
+    for index, part in generator.stream(
+      self._method.policy,
+      lambda index: self._conditions.batch(chosen[index]),
+      count,
+      networks.stage_key(self._config, 'nat/samples'),
+      num_steps=self._num_steps,
+      guided=self._method.guided,
+      options=self._method.options,
+    ):
+      images.append(sharding.gather(part.images)[: len(index)])
+    pictures.save_grid(
+      files.make_directory(self._directory) / f'{step:07d}.png',
+      np.concatenate(images),
+      columns=int(np.ceil(np.sqrt(count))),
+      scale=max(1, 64 // self._config.data.image_size),
+    )

@@ -1,0 +1,168 @@
+"""The recipe of masked-token training, on a network of one matrix."""
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adanat_jax import pretraining
+
+
+class RecipeTest(parameterized.TestCase):
+  def test_masked_cross_entropy(self):
+    # Masked: -ln 3/4 for the likelier of two, -ln 1/2; not masked: -ln ~0.
+    logits = jnp.float32([[[0, np.log(3)], [0, 99]], [[0, 0], [99, 0]]])
+    tokens = jnp.array([[1, 0], [0, 1]])
+    masked = jnp.array([[True, False], [True, False]])
+    loss = functools.partial(
+      pretraining.masked_cross_entropy, logits, tokens, masked
+    )
+    expected = (np.log(4 / 3) + np.log(2)) / 2
+    self.assertAlmostEqual(float(loss(0.0)), expected, 5)
+    # A tenth of the target is spread over both: 0.95 and 0.05.
+    smooth = 0.95 * np.log(4 / 3) + 0.05 * np.log(4)
+    self.assertAlmostEqual(float(loss(0.1)), (smooth + np.log(2)) / 2, 5)
+
+  def test_the_mean_is_over_masked_tokens_not_samples(self):
+    # Three tokens of loss ln 2, one of ln 4 / 3: not the mean of two means.
+    logits = jnp.zeros((2, 3, 2)).at[1, 0, 1].set(np.log(3))
+    tokens = jnp.array([[0, 0, 0], [1, 0, 0]])
+    masked = jnp.array([[True, True, True], [True, False, False]])
+    loss = pretraining.masked_cross_entropy(logits, tokens, masked, 0.0)
+    expected = (3 * np.log(2) + np.log(4 / 3)) / 4
+    self.assertAlmostEqual(float(loss), expected, 5)
+
+  def test_random_mask(self):
+    ratio = jnp.float32([0.0, 0.1, 0.5, 0.7, 1.0])  # Of 4, at least one.
+    masks = np.stack(
+      [pretraining.random_mask(jax.random.key(i), ratio, 4) for i in range(60)]
+    )
+    counts = masks.sum(-1)
+    np.testing.assert_array_equal(
+      counts, np.broadcast_to([1, 1, 2, 3, 4], counts.shape)
+    )
+    # Every position has its turn: 15 of 60 on average, and 30 of 60.
+    self.assertGreater(masks[:, 0].sum(0).min(), 5)
+    self.assertGreater(masks[:, 2].sum(0).min(), 15)
+
+  @parameterized.parameters(('cosine', 2 / np.pi), ('beta', 12 / 15))
+  def test_mask_ratio_laws(self, law, mean):
+    ratio = pretraining.sample_mask_ratio(
+      jax.random.key(0), 4000, law, (12.0, 3.0)
+    )
+    self.assertAlmostEqual(float(ratio.mean()), mean, delta=0.02)
+    self.assertTrue(((ratio >= 0) & (ratio <= 1)).all())
+
+  def test_no_update_of_the_constant_rate_is_wasted(self):
+    # A gradient of ones: Adam's update is the rate.
+    for warmup, expected in ((4, [0.25, 0.5, 0.75, 1, 1]), (0, [1, 1])):
+      optimizer = pretraining.make_optimizer(
+        9, 0.1, warmup, 'constant', 0.0, (0.9, 0.99)
+      )
+      state = optimizer.init(jnp.zeros(()))
+      for share in expected:
+        update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        self.assertAlmostEqual(float(-update), 0.1 * share, 6)
+
+
+class TrainStepTest(absltest.TestCase):
+  """A network of one matrix: gradients are compared, not learning."""
+
+  def network(self):
+    # It reads each token and the sum of the condition; no dropout.
+    def logits(params, tokens, condition, dropout):
+      del dropout
+      shift = condition.reshape(len(condition), -1).sum(-1)
+      return params[tokens] * (1 + shift[:, None, None])
+
+    return pretraining.Network(
+      logits,
+      condition=lambda frozen, batch: batch['x'] @ frozen['tower'],
+      null=lambda frozen: frozen['null'],
+    )
+
+  def step(self, **changes):
+    recipe = pretraining.Recipe(mask_token=8, **changes)
+    # The update is the gradient itself.
+    step = pretraining.make_train_step(
+      self.network(), optax.sgd(-1.0), recipe, key=jax.random.key(3)
+    )
+    return jax.jit(step)
+
+  def setUp(self):
+    super().setUp()
+    random = np.random.default_rng(0)
+    self.params = jnp.float32(random.normal(size=(9, 8)))
+    self.state = pretraining.NatState(
+      self.params, self.params, optax.sgd(-1.0).init(self.params)
+    )
+    self.batch = {
+      'tokens': jnp.asarray(random.integers(0, 8, (24, 4)), jnp.int32),
+      'x': jnp.float32(random.normal(size=(24, 5, 3))),
+    }
+    self.frozen = {
+      'tower': jnp.float32(random.normal(size=(3, 2))),
+      'null': jnp.full((5, 2), 0.1),
+    }
+
+  def run_step(self, batch=None, frozen=None, **changes):
+    return self.step(**changes)(
+      frozen or self.frozen, self.state, batch or self.batch, jnp.int32(5)
+    )
+
+  def test_micro_batches_have_the_gradient_of_the_whole_batch(self):
+    whole, expected = self.run_step()
+    for parts in (2, 8):
+      state, metrics = self.run_step(micro_batches=parts)
+      np.testing.assert_allclose(
+        state.params - self.params, whole.params - self.params, atol=2e-6
+      )
+      for name in expected:
+        self.assertAlmostEqual(float(metrics[name]), float(expected[name]), 5)
+    # Parts mask different numbers of tokens, so that a mean of their means is
+    # something else.
+    ratio_key, mask_key, *_ = jax.random.split(
+      jax.random.fold_in(jax.random.key(3), 5), 4
+    )
+    ratio = pretraining.sample_mask_ratio(ratio_key, 24, 'cosine', (1.0, 1.0))
+    masked = pretraining.random_mask(mask_key, ratio, 4)
+    counts = masked.reshape(3, 8, 4).sum((0, 2))
+    self.assertGreater(len(np.unique(counts)), 1)
+
+  def test_the_null_condition_stands_in_for_dropped_ones(self):
+    other = self.batch | {'x': self.batch['x'] + 1}
+    apart = [
+      self.run_step(batch, condition_dropping=share)[1]['loss']
+      for share in (1.0, 0.0)
+      for batch in (self.batch, other)
+    ]
+    self.assertEqual(apart[0], apart[1])
+    self.assertNotEqual(apart[2], apart[3])
+    null = {'tower': self.frozen['tower'], 'null': jnp.full((5, 2), 0.2)}
+    self.assertNotEqual(
+      self.run_step(frozen=null, condition_dropping=1.0)[1]['loss'], apart[0]
+    )
+    self.assertEqual(
+      self.run_step(frozen=null, condition_dropping=0.0)[1]['loss'], apart[2]
+    )
+
+  def test_what_is_frozen_is_no_constant_of_the_step(self):
+    step = self.step(micro_batches=2)
+    traced = jax.make_jaxpr(step)(
+      self.frozen, self.state, self.batch, jnp.int32(0)
+    )
+    sizes = [np.size(constant) for constant in traced.consts]
+    self.assertLess(max(sizes, default=0), 3)
+
+  def test_the_average_follows_the_parameters(self):
+    state, _ = self.run_step(ema_decay=0.75)
+    np.testing.assert_allclose(
+      state.ema, 0.75 * self.params + 0.25 * state.params, rtol=1e-5, atol=1e-6
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
