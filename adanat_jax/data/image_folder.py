@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Iterator
 import os
 import pathlib
@@ -76,19 +77,21 @@ def load(place: Place) -> ImageFolder:
     classes = _class_folders(_existing(training))
     check_classes(place, folders, classes)
   numbers = {name: label for label, name in enumerate(classes)}
-  names: list[str] = []
-  labels: list[int] = []
-  for folder in folders:
-    before = len(names)
-    names.extend(f'{folder}/{name}' for name in _images_below(root / folder))
-    if len(names) == before:
-      raise UserError(
-        f'{place.path_field}: the class folder {folder!r} holds no images'
-      )
-    labels.extend([numbers[folder]] * (len(names) - before))
-  return ImageFolder(
-    root, Names.of(names), np.asarray(labels, np.int32), classes
-  )
+  labels = array.array('i')
+
+  def names() -> Iterator[str]:
+    for folder in folders:
+      before = len(labels)
+      for name in _images_below(root / folder):
+        labels.append(numbers[folder])
+        yield f'{folder}/{name}'
+      if len(labels) == before:
+        raise UserError(
+          f'{place.path_field}: the class folder {folder!r} holds no images'
+        )
+
+  table = Names.of(names())
+  return ImageFolder(root, table, np.array(labels, np.int32), classes)
 
 
 def check_classes(

@@ -27,7 +27,6 @@ from adanat_jax.data.raw_source import (
   Names,
   Place,
   RawExample,
-  is_image,
   printable,
 )
 from adanat_jax.errors import UserError
@@ -93,41 +92,49 @@ def load(place: Place) -> TarImages:
   Raises:
     UserError: if the tars, the images in them or their classes are missing.
   """
-  paths = _tars(place)
-  names, places = _images(place, paths)
+  prefixes = _tars(place)
+  paths = list(prefixes)
+  tars = [
+    tar_index.index_images(path, place.path_field, prefix)
+    for path, prefix in prefixes.items()
+  ]
+  names = Names.joined([tar.names for tar in tars])
   if not names:
     raise UserError(f'{place.path_field}: no images in {paths[0].name}')
-  folders = [name.rpartition('/')[0].rpartition('/')[2] for name in names]
-  if all(folders):
-    found = tuple(sorted(set(folders)))
-    classes = found
+  folders = tuple(sorted({name for tar in tars for name in tar.folders}))
+  if '' not in folders:
+    classes = folders
     if place.is_validation:
       classes = _training_classes(place)
-      check_classes(place, found, classes)
-    numbers = {name: label for label, name in enumerate(classes)}
-    labels = [numbers[folder] for folder in folders]
-  elif place.is_validation:
+      check_classes(place, folders, classes)
+    labels = np.concatenate([_numbers(tar, classes) for tar in tars])
+  elif place.is_validation and len(folders) == 1:
     classes = _training_classes(place)
     labels = _devkit_labels(place, paths[0], names, classes)
   else:
-    loose = names[folders.index('')]
+    loose = next(name for name in names if '/' not in name)
     raise UserError(
       f'{place.path_field}: {loose} is in no class folder; give'
-      ' ILSVRC2012_img_train.tar or a tar of class folders'
+      f' ILSVRC2012_img_{"val" if place.is_validation else "train"}.tar or a'
+      ' tar of class folders'
     )
-  return TarImages(
-    paths, Names.of(names), places, np.asarray(labels, np.int32), classes
-  )
+  places = [
+    np.stack([np.full_like(tar.offsets, number), tar.offsets, tar.sizes], 1)
+    for number, tar in enumerate(tars)
+  ]
+  return TarImages(paths, names, np.concatenate(places), labels, classes)
 
 
-def _tars(place: Place) -> list[pathlib.Path]:
+def _tars(place: Place) -> dict[pathlib.Path, str]:
+  """The tars of a split, each with what comes before the names in it."""
   path = pathlib.Path(place.path).expanduser()
   if not path.is_dir():
-    return [path]
+    return {path: ''}
   official = 'img_val' if place.is_validation else 'img_train'
   if (whole := path / f'ILSVRC2012_{official}.tar').is_file():
-    return [whole]
-  tars = sorted(path.glob('n*.tar'))
+    return {whole: ''}
+  # A tar of one class is named after it.
+  tars = {tar: f'{tar.stem}/' for tar in sorted(path.glob('n*.tar'))}
   if not tars:
     raise UserError(
       f'{place.path_field}: neither {whole.name} nor class tars such as'
@@ -136,20 +143,10 @@ def _tars(place: Place) -> list[pathlib.Path]:
   return tars
 
 
-def _images(
-  place: Place, paths: list[pathlib.Path]
-) -> tuple[list[str], np.ndarray]:
-  """The names of the images and where they are, int64[n, 3]."""
-  names: list[str] = []
-  places = []
-  for number, path in enumerate(paths):
-    index = tar_index.index_tar(path, place.path_field)
-    kept = [i for i, name in enumerate(index.names) if is_image(name)]
-    prefix = f'{path.stem}/' if len(paths) > 1 else ''
-    names.extend(prefix + index.names[i] for i in kept)
-    offsets, sizes = index.offsets[kept], index.sizes[kept]
-    places.append(np.stack([np.full_like(offsets, number), offsets, sizes], 1))
-  return names, np.concatenate(places)
+def _numbers(tar: tar_index.TarIndex, classes: tuple[str, ...]) -> np.ndarray:
+  """The labels of a tar's images, int32[n]."""
+  numbers = {name: label for label, name in enumerate(classes)}
+  return np.array([numbers[name] for name in tar.folders], np.int32)[tar.folder]
 
 
 def _training_classes(place: Place) -> tuple[str, ...]:
@@ -157,9 +154,9 @@ def _training_classes(place: Place) -> tuple[str, ...]:
 
 
 def _devkit_labels(
-  place: Place, tar: pathlib.Path, names: list[str], classes: tuple[str, ...]
-) -> list[int]:
-  """The labels of validation images, which are numbered from 1."""
+  place: Place, tar: pathlib.Path, names: Names, classes: tuple[str, ...]
+) -> np.ndarray:
+  """The labels of validation images, which are numbered from 1, int32[n]."""
   devkit = _find_devkit(place, tar)
   truth, synsets = _read_devkit(place, devkit)
   used = tuple(sorted({synsets[number] for number in truth}))
@@ -175,7 +172,7 @@ def _devkit_labels(
         f' {devkit}'
       )
     labels.append(numbers[synsets[truth[number - 1]]])
-  return labels
+  return np.array(labels, np.int32)
 
 
 def _find_devkit(place: Place, tar: pathlib.Path) -> pathlib.Path:

@@ -6,6 +6,7 @@ it holds in memory is an index (names, offsets), never contents.
 
 from __future__ import annotations
 
+import array
 from collections.abc import Iterable, Sequence
 import dataclasses
 import hashlib
@@ -148,9 +149,21 @@ class Names(Sequence[str]):
   @classmethod
   def of(cls, names: Iterable[str]) -> Names:
     """Makes a table of any strings."""
-    encoded = [name.encode('utf-8', _ERRORS) for name in names]
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    return cls(b''.join(encoded), np.cumsum(lengths))
+    blob, ends = bytearray(), array.array('q')
+    for name in names:
+      blob += name.encode('utf-8', _ERRORS)
+      ends.append(len(blob))
+    return cls(bytes(blob), np.array(ends, np.int64))
+
+  @classmethod
+  def joined(cls, tables: Sequence[Names]) -> Names:
+    """Puts tables after each other."""
+    starts = np.cumsum([0, *(len(table.blob) for table in tables)])
+    ends = [
+      table.ends + start
+      for table, start in zip(tables, starts[:-1], strict=True)
+    ]
+    return cls(b''.join(table.blob for table in tables), np.concatenate(ends))
 
   def __len__(self) -> int:
     return len(self.ends)

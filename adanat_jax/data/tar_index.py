@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Iterator
 import dataclasses
 import os
@@ -13,10 +14,10 @@ from typing import BinaryIO
 import numpy as np
 
 from adanat_jax.data import index_file
-from adanat_jax.data.raw_source import Names
+from adanat_jax.data.raw_source import Names, is_image
 from adanat_jax.errors import UserError
 
-_KIND = 'tar 1'
+_KIND = 'images of a tar 1'
 _COMPRESSED = {
   b'\x1f\x8b': 'gzip',
   b'BZ': 'bzip2',
@@ -44,46 +45,70 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class TarIndex:
-  """All files in a tar, in its order.
+  """The images in a tar, in its order.
 
   Attributes:
     names: see `Member`.
     offsets: int64[n].
     sizes: int64[n].
+    folder: int32[n], the place in `folders` of the folder an image lies in.
+    folders: the folders' own names; '' for that of images in no folder.
   """
 
   names: Names
   offsets: np.ndarray
   sizes: np.ndarray
+  folder: np.ndarray
+  folders: tuple[str, ...]
 
 
-def index_tar(path: pathlib.Path, field: str) -> TarIndex:
-  """Finds the files in a tar and in the tars in it, or reads its index.
+def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
+  """Finds the images in a tar and in the tars in it, or reads their index.
 
   Args:
     path: the tar, uncompressed.
     field: the config field that leads to it, for messages.
+    prefix: comes before all names.
 
   Raises:
     UserError: if it is not there, no whole tar, or compressed.
   """
 
   def build() -> index_file.Arrays:
-    members = list(scan(path, field))
-    names = Names.of(member.name for member in members)
+    offsets, sizes, folder = (array.array('q') for _ in range(3))
+    numbers: dict[str, int] = {}
+
+    def names() -> Iterator[str]:
+      for member in scan(path, field):
+        if not is_image(member.name):
+          continue
+        name = prefix + member.name
+        own = posixpath.basename(posixpath.dirname(name))
+        folder.append(numbers.setdefault(own, len(numbers)))
+        offsets.append(member.offset)
+        sizes.append(member.size)
+        yield name
+
+    table = Names.of(names())
+    folders = Names.of(numbers)
     return {
-      'names': np.frombuffer(names.blob, np.uint8),
-      'ends': names.ends,
-      'offsets': np.array([member.offset for member in members], np.int64),
-      'sizes': np.array([member.size for member in members], np.int64),
+      'names': np.frombuffer(table.blob, np.uint8),
+      'ends': table.ends,
+      'offsets': np.array(offsets, np.int64),
+      'sizes': np.array(sizes, np.int64),
+      'folder': np.array(folder, np.int32),
+      'folders': np.frombuffer(folders.blob, np.uint8),
+      'folder_ends': folders.ends,
     }
 
   check_is_tar(path, field)
-  arrays = index_file.cached(path, _KIND, build)
+  arrays = index_file.cached(path, f'{_KIND} {prefix}', build)
   return TarIndex(
     Names(arrays['names'].tobytes(), arrays['ends']),
     arrays['offsets'],
     arrays['sizes'],
+    arrays['folder'],
+    tuple(Names(arrays['folders'].tobytes(), arrays['folder_ends'])),
   )
 
 

@@ -104,17 +104,15 @@ def load(place: Place) -> WebDataset:
   """
   paths = _paths(place)
   parts = [_shard(place, path) for path in paths]
-  blobs = [part['names'] for part in parts]
-  starts = itertools.accumulate((len(blob) for blob in blobs), initial=0)
-  ends = [part['ends'] + start for part, start in zip(parts, starts)]  # noqa: B905
+  tables = [Names(part['names'].tobytes(), part['ends']) for part in parts]
 
   def joined(name: str) -> np.ndarray:
     return np.concatenate([part[name] for part in parts])
 
   shards = _Shards(
     paths,
-    Names(np.concatenate(blobs).tobytes(), np.concatenate(ends)),
-    np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, ends))),
+    Names.joined(tables),
+    np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, tables))),
     joined('image'),
     joined('caption'),
     joined('kind'),
