@@ -95,7 +95,9 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.held_out = 0
   # Of source 'tfds': the name of the data set, such as 'imagenet2012'.
   data.tfds_name = ''
-  # Of source 'coco': the JSON files of captions.
+  # Of source 'coco': the JSON files of captions. Of 'imagenet_tar' the second is
+  # the devkit, with the classes of the validation images; it is found by itself
+  # if it lies beside them.
   data.annotations = ''
   data.validation_annotations = ''
   # Whether photographs are turned upright by their EXIF tag; as published: no.
