@@ -298,8 +298,10 @@ class HeldOutTest(absltest.TestCase):
     self.assertEqual(_labels(folder, 'test'), _labels(tar, 'test'))
 
   def test_more_than_there_are(self):
-    settings = _settings('image_folder', _folder.path, held_out=28)
-    with self.assertRaisesRegex(UserError, 'config.data.held_out=28.*below 28'):
+    count = len(_folder.labels) + len(_folder.corrupt)
+    settings = _settings('image_folder', _folder.path, held_out=count)
+    expected = f'config.data.held_out={count}: give a number below {count}'
+    with self.assertRaisesRegex(UserError, expected):
       records.open_source(settings, 'test')
 
 

@@ -26,7 +26,7 @@ _KIND = 'tsv 1'
 # The authors' reader takes the alphabet for addresses, their writer the other.
 _TO_STANDARD = bytes.maketrans(b'-_', b'+/')
 _COLUMNS = ('caption', 'url')
-# No caption is longer; no line of another kind of file is read to its end.
+# A file of another kind may be one line of any length.
 _LONGEST_FIRST_LINE = 1 << 27
 
 
@@ -48,13 +48,12 @@ class CaptionedTable:
     return len(self._hashes)
 
   def __getitem__(self, index: int) -> RawExample:
-    # A line of another shape is a broken one, and found when it is decoded.
-    fields = [*_line(self._path, self._offsets, index).split(b'\t'), b'', b'']
-    return RawExample(
-      _text(fields[0]) or f'line {index + 1}',
-      _unpack(fields[3]) if len(fields) == 6 else b'',
-      captions=(_text(fields[2]),),
-    )
+    fields = _line(self._path, self._offsets, index).split(b'\t')
+    key = _text(fields[0]) or f'line {index + 1}'
+    if len(fields) != 4:
+      # A broken line, which shows when its image is decoded.
+      return RawExample(key, b'', captions=('',))
+    return RawExample(key, _unpack(fields[3]), captions=(_text(fields[2]),))
 
   def key_hashes(self) -> np.ndarray:
     return self._hashes

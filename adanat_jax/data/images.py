@@ -20,6 +20,9 @@ from PIL import Image, ImageOps
 
 ROUNDINGS = ('floor', 'nearest')
 
+# Those of `raw_source.IMAGE_SUFFIXES`. For some others, such as EPS, Pillow
+# starts another program on what may be anybody's file.
+_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 # A strip of one by thousands of pixels would be enlarged to gigabytes.
 _MOST_PIXELS = 1 << 27
 
@@ -37,8 +40,8 @@ def decode(
   """Reads an image file and cuts out its centre.
 
   Args:
-    data: the file, of any format that Pillow knows; the first of several
-      frames counts.
+    data: the file: JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, whatever its name
+      says; the first of several frames counts.
     image_size: side of the square, in pixels; smaller images are enlarged.
     apply_orientation: turn it upright by its EXIF tag first. The published
       data were not turned.
@@ -117,7 +120,7 @@ def _open(data: bytes, apply_orientation: bool) -> Image.Image:
   if not data:
     raise CorruptImageError('the file is missing or empty')
   try:
-    with Image.open(io.BytesIO(data)) as file:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
       file.load()
       return _to_rgb(
         ImageOps.exif_transpose(file) if apply_orientation else file
