@@ -51,6 +51,13 @@ class FeatureNetwork:
   source: dict[str, str]
   is_published: bool = False
 
+  def num_features(self, config: Config) -> int:
+    """d, for the images of a config."""
+    side, channels = config.data.image_size, networks.image_channels(config)
+    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    found, _ = jax.eval_shape(self.apply, self.params, image)
+    return found.shape[1]
+
   def description(self) -> dict[str, Any]:
     """What a result says of it."""
     return {

@@ -102,7 +102,14 @@ def reference(
     path = path_of(config, workdir, split)
     make(config, workdir, network, split, path)
     distributed.wait_until_seen(path)
-  return Reference(read(path), {'file': path.name, **_about(path)})
+  gaussian = read(path)
+  width = network.num_features(config)
+  if len(gaussian.mean) != width:
+    raise UserError(
+      f'{path}: moments of {len(gaussian.mean)} features;'
+      f' config.evaluate.network={network.name} gives {width}'
+    )
+  return Reference(gaussian, {'file': path.name, **_about(path)})
 
 
 def _about(path: pathlib.Path) -> dict[str, Any]:
