@@ -211,6 +211,11 @@ class CorruptTest(parameterized.TestCase):
           refused += 1
     self.assertGreater(refused, 50)
 
+  def test_a_program_in_postscript_is_not_run(self):
+    data = raw_pictures.encode(raw_pictures.picture(1), 'EPS')
+    with self.assertRaisesRegex(images.CorruptImageError, 'cannot identify'):
+      images.decode(data, 16)
+
   def test_a_strip_is_refused_before_it_fills_the_memory(self):
     strip = raw_pictures.encode(np.zeros((1, 60000, 3), np.uint8), 'PNG')
     with self.assertRaisesRegex(images.CorruptImageError, '60000x1'):

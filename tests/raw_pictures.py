@@ -88,7 +88,5 @@ def corrupt_files() -> dict[str, bytes]:
     'empty.jpg': b'',
     'cut_off.jpg': whole[: len(whole) // 2],
     'page.jpg': b'<!DOCTYPE html><title>404 Not Found</title>',
-    # Pillow would give it to Ghostscript.
-    'program.jpg': encode(picture(12), 'EPS'),
     'header_only.png': encode(picture(11), 'PNG')[:20],
   }
