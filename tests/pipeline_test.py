@@ -1,6 +1,8 @@
-"""Batches made ahead of time are those that would be made without it."""
+"""Prepared records, and batches that are the same read ahead or not."""
 
+import concurrent.futures
 import gc
+import pathlib
 import threading
 import time
 import weakref
@@ -8,7 +10,15 @@ import weakref
 from absl.testing import absltest
 import numpy as np
 
+from adanat_jax import config as config_lib, files
+from adanat_jax.data import token_records, token_writer
+from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
+from adanat_jax.data.token_records import PreparedExamples
+from adanat_jax.errors import UserError, WriteError
+from adanat_jax.stages import fit
+
+CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'in256.py'
 
 
 class _Source:
@@ -117,6 +127,137 @@ class PrefetchTest(absltest.TestCase):
       first = weakref.ref(batch_at(0))
       gc.collect()
       self.assertIsNone(first())
+
+
+LAYOUT = token_records.Layout(num_tokens=4, num_classes=100)
+
+
+def write_set(directory: pathlib.Path, sizes: tuple[int, ...]) -> None:
+  """Writes a split whose tokens say which record and which view they are of."""
+  files.make_directory(directory)
+  record = 0
+  for shard, size in enumerate(sizes):
+    name = token_records.file_name('train', shard, len(sizes))
+    writer = token_writer.ShardWriter(directory / name, LAYOUT)
+    for _ in range(size):
+      views = [[2 * record + view] * 4 for view in range(2)]
+      writer.write(
+        {
+          'key': f'{record}.jpg',
+          'label': record % 100,
+          'tokens': np.array(views, np.int16),
+        }
+      )
+      record += 1
+    writer.publish()
+  files.write_json(
+    directory / token_records.MANIFEST_FILE,
+    {
+      'settings': {},
+      'layout': {'num_tokens': 4, 'num_classes': 100},
+      'splits': {'train': {'has_images': True, 'shards': list(sizes)}},
+    },
+  )
+
+
+class PreparedExamplesTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = pathlib.Path(cls().create_tempdir('set').full_path)
+    # A shard whose images were all corrupt holds nothing.
+    write_set(cls.directory, (5, 0, 7, 1))
+    cls.examples = PreparedExamples(cls.directory, 'train')
+
+  def test_an_epoch_shows_each_view_of_each_record_once(self):
+    self.assertLen(self.examples, 26)
+    index = epoch_batch(0, 26, 26, seed=3)
+    rows = self.examples.take(index)
+    self.assertEqual(rows['tokens'].dtype, np.int32)
+    self.assertEqual(rows['condition'].dtype, np.int32)
+    views = rows['tokens'][:, 0]
+    self.assertCountEqual(views, range(26))
+    np.testing.assert_array_equal(views // 2, rows['condition'])
+    # First all images as they are, then all mirror images.
+    np.testing.assert_array_equal(views % 2, index // 13)
+
+  def test_an_index_may_have_any_shape(self):
+    flat = self.examples.take(np.arange(24))
+    for shape in ((2, 12), (2, 3, 4), (24,)):
+      rows = self.examples.take(np.arange(24).reshape(shape))
+      for name, value in rows.items():
+        np.testing.assert_array_equal(
+          value, flat[name].reshape(*shape, *flat[name].shape[1:])
+        )
+    self.assertEqual(self.examples.take(np.array(3))['condition'], 3)
+    self.assertEqual(self.examples.take(np.zeros(0, int))['tokens'].size, 0)
+
+  def test_labels_alone_have_each_record_once(self):
+    examples = PreparedExamples(self.directory, 'train', with_tokens=False)
+    rows = examples.take(np.arange(len(examples)))
+    self.assertCountEqual(rows, ['condition'])
+    np.testing.assert_array_equal(rows['condition'], np.arange(13))
+
+  def test_threads_share_a_reader(self):
+    rng = np.random.default_rng(0)
+    wanted = [rng.integers(0, 26, 50) for _ in range(16)]
+    examples = PreparedExamples(self.directory, 'train')
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+      for index, rows in zip(
+        wanted, pool.map(examples.take, wanted), strict=True
+      ):
+        np.testing.assert_array_equal(
+          rows['tokens'][:, 0], 2 * (index % 13) + index // 13
+        )
+
+  def test_mistakes_are_told(self):
+    for index in (-1, 26):
+      with self.assertRaises(IndexError):
+        self.examples.take(np.array([0, index]))
+    with self.assertRaisesRegex(UserError, "no split 'test', only train"):
+      PreparedExamples(self.directory, 'test')
+    directory = self.directory / 'gone'
+    write_set(directory, (2, 2))
+    (directory / token_records.file_name('train', 1, 2)).unlink()
+    examples = PreparedExamples(directory, 'train')
+    examples.take(np.array([1]))
+    with self.assertRaisesRegex(UserError, '00001-of-00002: cannot be read'):
+      examples.take(np.array([2]))
+
+  def test_what_does_not_fit_the_layout_is_not_written(self):
+    writer = token_writer.ShardWriter(self.directory / 'new', LAYOUT)
+    for tokens in (np.zeros((2, 4), np.int32), np.zeros((2, 5), np.int16)):
+      with self.assertRaisesRegex(ValueError, 'tokens is int'):
+        writer.write({'key': 'a', 'label': 0, 'tokens': tokens})
+    writer.discard()
+    self.assertEmpty(list(self.directory.glob('*new*')))
+
+  def test_a_disk_that_refuses_is_told_with_the_file(self):
+    path = self.directory / 'absent' / 'new'
+    writer = token_writer.ShardWriter(path, LAYOUT)
+    record = {'key': 'a', 'label': 0, 'tokens': np.zeros((2, 4), np.int16)}
+    with self.assertRaisesRegex(WriteError, 'absent/new: cannot be written'):
+      writer.write(record)
+      writer.publish()
+    writer.discard()
+
+  def test_a_resumed_run_reads_what_it_would_have_read(self):
+    config = config_lib.load(f'{CONFIG}:mini')
+
+    def read(steps):
+      examples = PreparedExamples(self.directory, 'train')
+      batches = fit.Batches(config, 'nat', examples, (8,))
+      try:
+        return [np.asarray(batches(step)['tokens']) for step in steps]
+      finally:
+        batches.close()
+
+    whole = read(range(7))
+    np.testing.assert_array_equal(whole[4:], read(range(4, 7)))
+    # Two epochs and a bit: nothing is left out, nothing comes twice.
+    shown = np.concatenate(whole)[:52, 0]
+    self.assertCountEqual(shown, [*range(26)] * 2)
+    self.assertFalse((shown[:26] == shown[26:]).all())
 
 
 if __name__ == '__main__':

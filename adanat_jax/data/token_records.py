@@ -219,7 +219,7 @@ class PreparedExamples:
       found = self._read(shard, records[places] - self._starts[shard])
       for place, data in zip(places.tolist(), found, strict=True):
         self._parse(data, rows, place, int(views[place]))
-    return {k: v.reshape(*shape, *v.shape[1:]) for k, v in rows.items()}
+    return {k: v.reshape((*shape, *v.shape[1:])) for k, v in rows.items()}
 
   def captions(self, index: np.ndarray) -> list[str]:
     """Reads the texts of records, for tables and pictures."""
