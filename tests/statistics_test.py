@@ -1,0 +1,191 @@
+"""Moments of real images: as of a direct computation, resumed, readable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl import logging
+from absl.testing import absltest, parameterized
+import numpy as np
+from PIL import Image
+import raw_files
+
+from adanat_jax import config as config_lib, files
+from adanat_jax.errors import UserError
+from adanat_jax.stages import features, statistics
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def setUpModule():
+  # Warnings name the files that cannot be read.
+  logging.set_verbosity(logging.ERROR)
+
+
+class StatisticsTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(folder.cleanup)
+    cls.root = pathlib.Path(folder.name)
+    cls.found = raw_files.image_folder(cls.root, per_class=6, corrupt=True)
+
+  def setUp(self):
+    super().setUp()
+    self.said = io.StringIO()
+    self.enter_context(contextlib.redirect_stdout(self.said))
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+
+  def config(self, **data):
+    config = config_lib.load(f'{CONFIGS}/in256.py:mini')
+    config.data.update(path=str(self.root), max_corrupt_share=0.5, **data)
+    config.evaluate.update(batch_size=4, save_every=4)
+    return config
+
+  def boxes(self) -> np.ndarray:
+    """Features of the images that can be read, computed with Pillow."""
+    rows = []
+    for key in sorted(self.found.labels):
+      image = Image.open(self.root / key).convert('RGB')
+      # They are larger than what is cut out, and not much.
+      while min(image.size) >= 64:
+        image = image.resize([n // 2 for n in image.size], Image.BOX)
+      scale = 32 / min(image.size)
+      image = image.resize([round(n * scale) for n in image.size], 3)
+      left, top = ((n - 32) // 2 for n in image.size)
+      pixels = np.asarray(image)[top : top + 32, left : left + 32] / 255
+      rows.append(pixels.reshape(8, 4, 8, 4, 3).mean((1, 3)).reshape(-1))
+    return np.stack(rows)
+
+  def test_moments_are_those_of_a_direct_computation(self):
+    statistics.run(self.config(), self.workdir)
+    path = self.workdir / 'statistics/train-pixels.npz'
+    expected = self.boxes()
+    with np.load(path) as file:
+      self.assertEqual(sorted(file.files), ['mu', 'sigma'])
+      self.assertEqual(file['sigma'].dtype, np.float64)
+      np.testing.assert_allclose(file['mu'], expected.mean(0), rtol=1e-6)
+      np.testing.assert_allclose(
+        file['sigma'], np.cov(expected.T), rtol=1e-5, atol=1e-8
+      )
+    manifest = files.read_json(path.with_suffix('.json'))
+    self.assertEqual(
+      manifest['sha256'], hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    about = manifest['made of']
+    self.assertEqual(about['counted'], len(self.found.labels))
+    self.assertEqual(about['unreadable'], len(self.found.corrupt))
+    self.assertEqual(about['images']['source'], 'image_folder')
+    self.assertEqual((about['network'], about['split']), ('pixels', 'train'))
+
+  def test_a_killed_run_goes_on_to_the_same_bytes(self):
+    config = self.config()
+    statistics.run(config, self.workdir / 'whole')
+    update = statistics.MomentAccumulator.update
+    counted = []
+
+    def killed(self, *arguments):
+      if len(counted) == 3:
+        raise KeyboardInterrupt
+      counted.append(None)
+      update(self, *arguments)
+
+    with (
+      mock.patch.object(statistics.MomentAccumulator, 'update', killed),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      statistics.run(config, self.workdir / 'cut')
+    name = 'statistics/train-pixels'
+    self.assertFalse((self.workdir / f'cut/{name}.npz').exists())
+    read = []
+    decode = statistics.RealImages._decode
+    with mock.patch.object(
+      statistics.RealImages,
+      '_decode',
+      lambda self, index: read.append(index) or decode(self, index),
+    ):
+      statistics.run(config, self.workdir / 'cut')
+    self.assertEqual(min(read), 12)  # Three batches of four were kept.
+    for suffix in ('npz', 'json'):
+      self.assertEqual(
+        (self.workdir / f'cut/{name}.{suffix}').read_bytes(),
+        (self.workdir / f'whole/{name}.{suffix}').read_bytes(),
+      )
+    self.assertLen(list((self.workdir / 'cut/statistics').iterdir()), 2)
+
+  def test_to_a_file_of_choice_and_back_as_a_reference(self):
+    config = self.config()
+    path = self.workdir / 'mine.npz'
+    config.statistics.output = str(path)
+    statistics.run(config, self.workdir)
+    config.evaluate.statistics = str(path)
+    network = features.load(config, self.workdir)
+    reference = statistics.reference(config, self.workdir, network)
+    self.assertEqual(reference.description['file'], 'mine.npz')
+    self.assertEqual(
+      reference.description['made of']['counted'], len(self.found.labels)
+    )
+    np.testing.assert_allclose(
+      reference.gaussian.mean, self.boxes().mean(0), rtol=1e-6
+    )
+    # A manifest of another file describes nothing.
+    np.savez(path, mu=np.zeros(192), sigma=np.eye(192))
+    with self.assertRaisesRegex(UserError, 'not the file that mine.json'):
+      statistics.reference(config, self.workdir, network)
+
+  def test_converted_moments_are_read_too(self):
+    path = self.workdir / 'theirs.npz'
+    np.savez(path, mean=np.zeros(192), covariance=np.eye(192))
+    np.testing.assert_array_equal(statistics.read(path).covariance, np.eye(192))
+
+  def test_too_many_files_that_cannot_be_read(self):
+    with self.assertRaisesRegex(
+      UserError, 'cannot be read, more than.*max_corrupt_share=0.01'
+    ):
+      config = self.config()
+      config.data.max_corrupt_share = 0.01
+      statistics.run(config, self.workdir)
+    self.assertFalse(list(self.workdir.glob('statistics/*.npz')))
+
+  def test_features_of_some_images(self):
+    config = self.config()
+    network = features.load(config, self.workdir)
+    found = statistics.some_features(
+      config, self.workdir, network, 'train', 10**6
+    )
+    self.assertLen(found, len(self.found.labels))
+    order = lambda x: x[np.lexsort(x.T)]
+    np.testing.assert_allclose(order(found), order(self.boxes()), atol=1e-6)
+
+  @parameterized.parameters(
+    ({'mu': np.zeros(3)}, 'no moments'),
+    ({'mu': np.zeros(3), 'sigma': np.eye(2)}, r'\(3,\).*\(2, 2\)'),
+    ({'a': np.zeros(3)}, 'no moments'),
+  )
+  def test_files_that_hold_something_else(self, arrays, words):
+    path = self.workdir / 'other.npz'
+    np.savez(path, **arrays)
+    with self.assertRaisesRegex(UserError, words):
+      statistics.read(path)
+
+  def test_mistakes_are_named(self):
+    with self.assertRaisesRegex(UserError, 'no such file of moments'):
+      statistics.read(self.workdir / 'none.npz')
+    config = self.config()
+    config.statistics.output = 'moments.txt'
+    with self.assertRaisesRegex(UserError, 'moments.txt.*npz'):
+      statistics.check_config(config)
+    config = self.config()
+    config.statistics.split = 'all'
+    with self.assertRaisesRegex(UserError, 'split.*train, test'):
+      statistics.check_config(config)
+
+
+if __name__ == '__main__':
+  absltest.main()
