@@ -102,6 +102,30 @@ def decoder_operations(module: VQGAN, num_tokens: int) -> int:
   return 2 * (total + _conv(side, width, module.image_channels))
 
 
+def encoder_operations(module: VQGAN, num_tokens: int) -> int:
+  """Operations of turning one image into the vectors that codes are found for.
+
+  Args:
+    module: the tokenizer; only its encoder is counted, the one that halves
+      sides by averaging.
+    num_tokens: N, a square.
+
+  Returns:
+    Twice the multiply-adds.
+  """
+  widths = [module.base_width * m for m in module.width_multipliers]
+  side, width = math.isqrt(num_tokens) * module.downsampling, widths[0]
+  total = _conv(side, module.image_channels, width)
+  for level, wanted in enumerate(widths):
+    for _ in range(module.num_res_blocks):
+      total += _residual_block(side, width, wanted)
+      width = wanted
+    if level < len(widths) - 1:
+      side //= 2
+  total += 2 * _residual_block(side, width, width)
+  return 2 * (total + side**2 * width * module.code_width)
+
+
 def sampling_operations(
   nat: int, policy: int, decoder: int, num_steps: int, guided: bool
 ) -> int:

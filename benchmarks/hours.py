@@ -1,0 +1,214 @@
+"""How many operations each stage of a config takes, and how long that would be.
+
+  python benchmarks/hours.py --config=configs/in256.py --images=1281167
+
+An estimate by formula, not a measurement: operations of the networks' products
+and convolutions (`operations.py`; XLA's count for the networks that judge),
+divided by a rate of operations a second that is assumed. A gradient counts as
+two forwards more. Reading data, saving, compiling, optimizers, exchange between
+devices and normalisations are left out; `--config.field=value` changes what is
+counted as it changes a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import ml_collections
+import operations
+
+from adanat_jax import config as config_lib
+from adanat_jax.data import clip_tokens
+from adanat_jax.models.inception import InceptionV3
+from adanat_jax.models.patch_discriminator import PatchDiscriminator
+from adanat_jax.stages import networks, policy_rules, texts
+
+# A forward, and its gradient by activations and by parameters.
+_TRAINING = 3
+# Features of Inception are those of images of this side.
+_INCEPTION_SIDE = 299
+
+Config = ml_collections.ConfigDict
+
+
+def _counted(module: Any, *inputs: jax.ShapeDtypeStruct) -> int:
+  """XLA's count of an unrolled forward; nothing is compiled."""
+  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  lowered = jax.jit(module.apply).lower(variables, *inputs)
+  return int(lowered.cost_analysis()['flops'])
+
+
+class Costs:
+  """Operations of one forward of each network of a config, for one sample."""
+
+  def __init__(self, config: Config):
+    """Counts; nothing is compiled or run."""
+    num_tokens = networks.grid_size(config) ** 2
+    length = clip_tokens.NUM_POSITIONS if networks.is_text(config) else 0
+    tokenizer = networks.tokenizer_module(config)
+    actor, critic = networks.policy_modules(config)
+    self.encoder = operations.encoder_operations(tokenizer, num_tokens)
+    self.decoder = operations.decoder_operations(tokenizer, num_tokens)
+    self.nat = operations.nat_operations(networks.nat_module(config), length)
+    self.actor = operations.policy_operations(actor, config.nat.width)
+    self.critic = operations.policy_operations(critic, config.nat.width)
+    self.text = 0
+    if length:
+      ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+      self.text = _counted(texts.text_module(config), ids)
+    self.judge, self.heads = _judge(config)
+    image = jax.ShapeDtypeStruct(
+      (1, _INCEPTION_SIDE, _INCEPTION_SIDE, 3), jnp.float32
+    )
+    self.inception = _counted(InceptionV3(), image)
+    self.sample = operations.sampling_operations(
+      self.nat,
+      self.actor,
+      self.decoder,
+      config.policy.num_steps[0],
+      guided=True,
+    )
+
+
+def _judge(config: Config) -> tuple[int, int]:
+  """Of the reward network, and of the discriminator's heads on it."""
+  module = networks.reward_module(config)
+  side = module.image_size
+  shape = (1, side, side, module.image_channels)
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
+  patches = (side // module.patch_size) ** 2
+  section = config.policy.discriminator
+  per_patch = module.width * (
+    module.width * (1 + section.kernel_size) + section.condition_map_width
+  )
+  num_heads = len(module.hooks) + 1
+  return _counted(module, image), 2 * num_heads * patches * per_patch
+
+
+def stages(
+  config: Config, num_images: int, num_captions: int = 1
+) -> dict[str, float]:
+  """Operations of each stage that a config would run.
+
+  Args:
+    config: the whole config.
+    num_images: training images of the data set.
+    num_captions: of each image, where it has captions.
+
+  Returns:
+    Operations by stage; none for networks that are converted.
+  """
+  cost = Costs(config)
+  result: dict[str, float] = {}
+  if not networks.is_converted(config, 'tokenizer'):
+    result['tokenizer'] = _tokenizer(config, cost)
+  stored = networks.is_text(config) and config.data.text_embeddings == 'store'
+  # Each image and its mirror image.
+  result['prepare'] = num_images * (
+    2 * cost.encoder + stored * num_captions * cost.text
+  )
+  computed = 0 if stored else cost.text
+  if not networks.is_converted(config, 'nat'):
+    nat = config.nat
+    result['nat'] = (
+      nat.num_steps * nat.batch_size * (_TRAINING * cost.nat + computed)
+    )
+  if not networks.is_converted(config, 'policy'):
+    result['policy'] = _policy(config, cost, computed)
+    every = config.policy.evaluate_every
+    rounds = -(-config.policy.iterations // every) if every else 0
+    result['policy, evaluations'] = (
+      rounds * config.policy.evaluate_samples * (cost.sample + cost.inception)
+    )
+  result['evaluate, a policy'] = config.evaluate.num_samples * (
+    cost.sample + cost.inception
+  )
+  return result
+
+
+def _tokenizer(config: Config, cost: Costs) -> float:
+  section = config.tokenizer
+  a_step = _TRAINING * (cost.encoder + cost.decoder)
+  judged = section.adversarial
+  if judged.weight:
+    size = config.data.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    network = PatchDiscriminator(
+      judged.base_width, judged.num_levels, judged.num_groups
+    )
+    # Its push on a reconstruction, and what it learns from both.
+    share = (1 - judged.start_fraction) * (2 + 2 * _TRAINING)
+    a_step += share * _counted(network, image)
+  return section.num_steps * section.batch_size * a_step
+
+
+def _policy(config: Config, cost: Costs, computed: int) -> float:
+  section, constants = config.policy, policy_rules.ppo_config(config)
+  discriminator = section.discriminator
+  learnt_from = discriminator.updates * discriminator.batch_size
+  decoded = section.batch_size + discriminator.fresh_rollouts * learnt_from
+  acting = section.batch_size * section.num_steps[0] * constants.num_epochs
+  features = cost.nat if section.rollout_features == 'recompute' else 0
+  seen = section.batch_size + 2 * learnt_from
+  an_iteration = (
+    decoded * (cost.sample + computed)
+    + acting * (features + _TRAINING * (cost.actor + cost.critic))
+    + seen * (cost.judge + cost.heads)
+    + 2 * learnt_from * (_TRAINING - 1) * cost.heads
+  )
+  return section.iterations * an_iteration
+
+
+def table(operations_of: dict[str, float], rates: dict[str, float]) -> str:
+  """Operations and hours as a Markdown table.
+
+  Args:
+    operations_of: by stage.
+    rates: operations a second by hardware.
+  """
+  head = ['stage', '10^15 operations', *(f'hours, {name}' for name in rates)]
+  lines = [head, ['---', *['---:'] * (len(head) - 1)]]
+  for name, count in operations_of.items():
+    hours = [_rounded(count / rate / 3600) for rate in rates.values()]
+    lines.append([name, _rounded(count / 1e15), *hours])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _rounded(value: float) -> str:
+  """Two digits: more would promise too much."""
+  value = float(f'{value:.2g}')
+  return f'{value:,.0f}' if value >= 10 else f'{value:g}'
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the table of a config."""
+  del argv
+  if flags.FLAGS.config is None:
+    raise app.UsageError('--config=FILE is missing')
+  rates = {}
+  for rate in flags.FLAGS.rate:
+    name, _, number = rate.rpartition('=')
+    rates[name] = float(number) * 1e12
+  counts = stages(flags.FLAGS.config, flags.FLAGS.images, flags.FLAGS.captions)
+  print(table(counts, rates))
+
+
+def run() -> None:
+  """Defines the flags, which a module that is imported should not, and runs."""
+  config_lib.define_flag()
+  flags.DEFINE_integer('images', 0, 'Training images of the data set.')
+  flags.DEFINE_integer('captions', 1, 'Captions of each image.')
+  flags.DEFINE_multi_string(
+    'rate',
+    ['one H200=200', 'eight H200=1600'],
+    'Hardware, and the 10^12 operations a second it is assumed to sustain.',
+  )
+  app.run(main, flags_parser=config_lib.parse_flags)
+
+
+if __name__ == '__main__':
+  run()
