@@ -168,7 +168,8 @@ def derived_nat(config: ml_collections.ConfigDict, devices: int) -> Any:
   return {
     'state_bytes': bytes_of(state),
     'batch_bytes': bytes_of(batch) // devices,
-    'reduced_bytes': bytes_of(state.params),
+    # The gradient of every micro-batch.
+    'reduced_bytes': bytes_of(state.params) * config.nat.micro_batches,
     'operations': {'NAT, forward and gradient': 3 * share * forward},
   }
 

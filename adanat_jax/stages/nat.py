@@ -31,7 +31,14 @@ from adanat_jax.data.examples import Examples
 from adanat_jax.errors import UserError
 from adanat_jax.models.nat import NAT
 from adanat_jax.pretraining import NatState
-from adanat_jax.stages import datasets, fit, nat_scores, networks, texts
+from adanat_jax.stages import (
+  datasets,
+  features,
+  fit,
+  nat_scores,
+  networks,
+  texts,
+)
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
@@ -69,6 +76,8 @@ def check_config(config: Config) -> None:
   )
   section = config.nat
   networks.check_batches(config, {'nat.batch_size': section.micro_batches})
+  if section.evaluate_every and section.frechet_samples:
+    features.check_config(config)
   if section.frechet_samples == 1:
     raise UserError(
       'config.nat.frechet_samples is 1; give 0 or at least 2: one image has no'
