@@ -25,6 +25,7 @@ setuptools.setup(
   python_requires='>=3.11',
   install_requires=[
     'absl-py',
+    'array_record',
     'chex',
     'flax>=0.12.8',
     # tensorflow-datasets imports it and does not ask for it.

@@ -50,7 +50,14 @@ class RawImages:
       mirrored: whether each image also counts left-right mirrored.
       tokenize: captions to int32[B, L]; None for sources with classes.
       num_threads: how many decode at once; None for one a processor.
+
+    Raises:
+      UserError: if the source holds captions alone.
     """
+    if not source.has_images:
+      raise UserError(
+        f'{source.description["path"]} holds captions and no images'
+      )
     self._source = source
     self._size = image_size
     self._apply_orientation = apply_orientation
