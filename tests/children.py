@@ -6,10 +6,19 @@ import subprocess
 import sys
 from typing import Any
 
+# Compiling is most of the tests' time, and what is compiled runs for moments.
+XLA_FLAGS = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  ' --xla_cpu_use_fusion_emitters=false'
+  ' --xla_cpu_parallel_codegen_split_count=1'
+)
+
 
 def environment(num_devices: int) -> dict[str, str]:
   """The environment of a process with so many CPU devices."""
-  return os.environ | {
+  return {
+    'XLA_FLAGS': XLA_FLAGS,
+    **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': str(num_devices),
     'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),

@@ -201,14 +201,11 @@ def run(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  environment = children.environment(num_devices) | {
-    'XLA_FLAGS': '--xla_backend_optimization_level=0'
-  }
   processes = [
     subprocess.Popen(
       [sys.executable, __file__, '--child', what, str(source), str(target)]
       + [str(x) for x in (fsdp, num_processes, i, port)],
-      env=environment,
+      env=children.environment(num_devices),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import time
 
 from absl import logging
 from absl.testing import absltest
+import children
 import jax
 import matplotlib.image
 import numpy as np
@@ -57,21 +57,11 @@ def command(workdir: pathlib.Path, cache: pathlib.Path, **fields) -> list[str]:
   ]
 
 
-def environment() -> dict[str, str]:
-  return {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    # Compiling is most of the time; the same for all runs that are compared.
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
-    'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), *sys.path])),
-  }
-
-
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
   return subprocess.run(
     arguments,
     cwd=ROOT,
-    env=environment(),
+    env=children.environment(1),
     capture_output=True,
     text=True,
     timeout=_SECONDS,
@@ -83,7 +73,7 @@ def run_until(arguments: list[str], reached: Callable[[], bool]) -> int:
   """Starts a run and kills it as soon as `reached`; returns its exit code."""
   with tempfile.TemporaryFile() as log:
     process = subprocess.Popen(
-      arguments, cwd=ROOT, env=environment(), stdout=log, stderr=log
+      arguments, cwd=ROOT, env=children.environment(1), stdout=log, stderr=log
     )
     try:
       deadline = time.monotonic() + _SECONDS
