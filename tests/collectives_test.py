@@ -42,12 +42,19 @@ _CUT = {
   'policy.rollout_dtype': 'bfloat16',
   'policy.discriminator.fresh_rollouts': False,
   'policy.discriminator.updates': 2,
+  'nat.micro_batches': 2,
 }
 
 
 def config_of(**changes: Any) -> Any:
   """The published recipe, small, on the digits."""
   sizes = {
+    # One block exchanges what many do.
+    'data.image_size': 8,
+    'tokenizer.width_multipliers': (1, 1),
+    'judges.reward.depth': 1,
+    'judges.reward.hooks': (0,),
+    'judges.reward.cutout': 2,
     'policy.batch_size': _BATCH_SIZE,
     'policy.discriminator.batch_size': _BATCH_SIZE,
     'policy.discriminator.held_out': _BATCH_SIZE,
@@ -91,6 +98,7 @@ def several_devices() -> dict[str, Any]:
     # Only what shuffles: compiling takes the time.
     'shuffled': exchanges(shuffled.phases()['update']),
     'nat': exchanges(programs.nat_program(config_of())),
+    'nat, cut': exchanges(programs.nat_program(config_of(**_CUT))),
     'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),
     'joined': exchanges(joined()),
   }
@@ -133,7 +141,7 @@ class CollectivesTest(parameterized.TestCase):
     sizes = self.found['state']
     self.assertEmpty([size for size in sizes if size % 7 == 0])
 
-  @parameterized.parameters('published', 'cut', 'nat')
+  @parameterized.parameters('published', 'cut', 'nat', 'nat, cut')
   def test_only_gradients_and_means_are_exchanged(self, name):
     exchanged = self.found[name]
     self.assertEqual({opcode for opcode, _, _ in exchanged}, {'all-reduce'})

@@ -70,7 +70,8 @@ class HeldOutLoss:
       )
       return pretraining.random_mask(mask_key, ratio, length)
 
-    self._masked = sharding.gather(jax.jit(draw)(key))
+    # Not a global array: each process draws the same for itself.
+    self._masked = np.asarray(jax.jit(draw)(key))
 
     def measure(
       params: Any, frozen: Any, rows: dict[str, Array], masked: Array
