@@ -6,16 +6,19 @@ import contextlib
 import hashlib
 import io
 import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax import config as config_lib, files
+from adanat_jax import config as config_lib, distributed, files, rendezvous
 from adanat_jax.errors import UserError
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.metrics.published_figures import BENCHMARKS
@@ -208,6 +211,66 @@ class BenchmarkTest(parameterized.TestCase):
     self.assertFalse(list(stopped.glob('evaluate/*/tally.npz')))
     self.assertFalse(list(stopped.glob('evaluate/*/samples.npy')))
 
+  def test_two_processes_give_the_same_figures(self):
+    config = tiny_config(policies=('maskgit',))
+    self.evaluate(config, self.workdir / 'alone')
+    port = str(rendezvous.free_port())
+    pair = [
+      subprocess.Popen(
+        [sys.executable, __file__, '--child', str(self.workdir), str(i), port],
+        env=children.environment(1),
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(2)
+    ]
+    for process in pair:
+      _, said = process.communicate(timeout=600)
+      self.assertEqual(process.returncode, 0, said[-2000:])
+    for name in (
+      'statistics/train-pixels.npz',
+      'evaluate/real-train.npy',
+      'evaluate/maskgit-T2/samples.npz',
+    ):
+      self.assertEqual(
+        (self.workdir / 'together' / name).read_bytes(),
+        (self.workdir / 'alone' / name).read_bytes(),
+        name,
+      )
+    ours, theirs = (
+      files.read_json(self.workdir / name / 'evaluate/results.json')['rows'][0]
+      for name in ('alone', 'together')
+    )
+    # A device decodes other batches, in other shapes.
+    for name, value in ours['figures'].items():
+      self.assertAlmostEqual(theirs['figures'][name], value, places=6)
+
+  def test_other_measures_see_each_image_with_its_number(self):
+    config = tiny_config(save_npz=False)
+
+    class Observer:
+      params = jnp.float32(2.0)
+
+      def inputs(self, index):
+        return jnp.asarray(index, jnp.float32)
+
+      def measure(self, params, images, inputs):
+        return {'sum': params * images.mean((1, 2, 3)) * inputs}
+
+    policy = methods.hand_made(2, self.generator.nat.num_tokens)[0].policy
+    scorer = scores.Scorer(config, self.workdir)
+    tally = scorer.tally(
+      self.generator, policy, num_steps=2, observers=(Observer(),)
+    )
+    images = self.generator.decode(
+      policy,
+      scorer.conditions.of(COUNT, 0),
+      networks.stage_key(config, 'scores/0'),
+      num_steps=2,
+    ).images
+    expected = 2 * images.mean((1, 2, 3)) * np.arange(COUNT)
+    self.assertAlmostEqual(tally.means()['sum'], expected.mean(), places=4)
+
   def test_a_learned_policy_that_is_not_there(self):
     with self.assertRaisesRegex(UserError, 'no learned policy for 2 steps'):
       self.evaluate(tiny_config(policies=('learned',)))
@@ -320,43 +383,38 @@ class ClipScoreTest(absltest.TestCase):
       clip.CLIPText(8, 1, 2, 16, 4, 'gelu', 49408, 77),
       clip_image.CLIPImage(16, 8, 8, 1, 2, 16, 4, 'gelu'),
     )
-    root = pathlib.Path(self.create_tempdir().full_path)
     ids = np.array([[49406, 5, 49407], [49406, 7, 49407]], np.int32)
     ids = np.pad(ids, ((0, 0), (0, 74)))
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
-    config = tiny_config()
-    params = {}
-    for name, module, given in (
-      ('text', towers[0], ids),
-      ('image', towers[1], images),
-    ):
-      params[name] = random_weights.random_variables(module, given)['params']
-      path = small_weights.save(root / name, params=params[name])
-      config.evaluate.clip[name].init_from = path
+    params = {
+      name: random_weights.random_variables(module, given)['params']
+      for name, module, given in (
+        ('text', towers[0], ids),
+        ('image', towers[1], images),
+      )
+    }
     conditions = mock.Mock(captions=lambda rows: [f'text {i}' for i in rows])
+    tokenize = lambda texts, *_: ids[[int(text[-1]) for text in texts]]
     with (
       mock.patch.dict(clip_image.TOWERS, {'ViT-L/14': towers}),
+      mock.patch.object(clip_score.clip_tokens, 'tokenize', tokenize),
       mock.patch.object(
-        clip_score.clip_tokens,
-        'tokenize',
-        lambda texts, *_: ids[[int(text[-1]) for text in texts]],
+        clip_score.networks,
+        'load_converted',
+        lambda config, section, *_: params[section.split('.')[-1]],
       ),
     ):
-      observer = clip_score.ClipScore(config, conditions, np.array([1, 0]))
-    with mock.patch.object(
-      clip_score.clip_tokens,
-      'tokenize',
-      lambda texts, *_: ids[[int(text[-1]) for text in texts]],
-    ):
+      observer = clip_score.ClipScore(
+        tiny_config(), conditions, np.array([1, 0])
+      )
       given = observer.inputs(np.arange(2))
     np.testing.assert_array_equal(given, ids[::-1])
     (name, found), *_ = observer.measure(observer.params, images, given).items()
     # Random towers are no published ones.
     self.assertEqual(name, 'clip_cosine_2')
-    text = towers[0].apply({'params': params['text']}, ids[::-1]).pooled
-    image = towers[1].apply(
-      {'params': params['image']}, clip_image.prepare(images, 16)
-    )
+    apply = lambda i, params, x: jax.jit(towers[i].apply)({'params': params}, x)
+    text = apply(0, params['text'], ids[::-1]).pooled
+    image = apply(1, params['image'], clip_image.prepare(images, 16))
     for i in range(2):
       expected = np.dot(text[i], image[i]) / (
         np.linalg.norm(text[i]) * np.linalg.norm(image[i])
@@ -408,5 +466,23 @@ class FeaturesTest(parameterized.TestCase):
     self.assertTrue(network.is_published)
 
 
+def _child(root: str, process: str, port: str) -> None:
+  """One of two processes of an evaluation."""
+  distributed.start(
+    'on',
+    coordinator_address=f'localhost:{port}',
+    num_processes=2,
+    process_id=int(process),
+  )
+  config = tiny_config(policies=('maskgit',))
+  generator = random_generator(config)
+  with mock.patch.object(load, 'generator', lambda *_: generator):
+    evaluate.run(config, pathlib.Path(root) / 'together')
+  distributed.finish()
+
+
 if __name__ == '__main__':
-  absltest.main()
+  if '--child' in sys.argv:
+    _child(*sys.argv[sys.argv.index('--child') + 1 :])
+  else:
+    absltest.main()
