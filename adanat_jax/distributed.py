@@ -8,8 +8,8 @@ functions in the same order. With one process all of this does nothing.
 How files are written, everywhere in this package:
 
 * Only process 0 writes: `files.write_*`, `metric_writer`, the ledger and the
-  markers see to it themselves, so that stages need not think of it. (Orbax
-  alone writes from all processes, each its own shards.)
+  markers see to it themselves, so that stages need not think of it. (Orbax and
+  stage `prepare` alone write from all processes, each its own files.)
 * What a process decides by looking at files, process 0 looks up and tells the
   others: `from_first`. A look at a moment of one's own could see another state.
 * A marker that others act on later (`complete.json`, `config.json`) is followed

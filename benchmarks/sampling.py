@@ -14,9 +14,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
-import platform
 import time
 from typing import Any, TypeAlias
 
@@ -275,25 +273,6 @@ def check_rows() -> list[dict[str, int | bool]]:
   return result
 
 
-def machine() -> dict[str, Any]:
-  """What the figures belong to."""
-  model = platform.processor() or platform.machine()
-  cpuinfo = pathlib.Path('/proc/cpuinfo')
-  if cpuinfo.is_file():
-    lines = cpuinfo.read_text().splitlines()
-    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
-    model = names[0] if names else model
-  return {
-    'device': jax.devices()[0].device_kind,
-    'platform': jax.devices()[0].platform,
-    'processor': model,
-    'cores': len(os.sched_getaffinity(0)),
-    'load_before': os.getloadavg()[0],
-    'jax': jax.__version__,
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-  }
-
-
 def benchmark(
   plans: dict[str, Plan], peak_repeats: int, minutes: float
 ) -> dict[str, Any]:
@@ -306,7 +285,10 @@ def benchmark(
   """
   deadline = time.monotonic() + 60 * minutes
   timing.say('forwards')
-  result: dict[str, Any] = {'machine': machine(), 'forwards': check_rows()}
+  result: dict[str, Any] = {
+    'machine': timing.machine(),
+    'forwards': check_rows(),
+  }
   timing.say('peak')
   peak = timing.Peak()
   peak.look(peak_repeats)

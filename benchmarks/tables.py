@@ -19,7 +19,7 @@ def render(result: dict[str, Any], markdown: bool) -> str:
   for name, model in result['models'].items():
     parts += [
       f'### {name}' if markdown else f'== {name}',
-      _table(
+      table(
         (
           'batch',
           'T',
@@ -33,7 +33,7 @@ def render(result: dict[str, Any], markdown: bool) -> str:
         [_sampling(row) for row in model['sampling']],
         markdown,
       ),
-      _table(
+      table(
         (
           'batch',
           'guided',
@@ -46,7 +46,7 @@ def render(result: dict[str, Any], markdown: bool) -> str:
         [_networks(row) for row in model['networks']],
         markdown,
       ),
-      _table(
+      table(
         ('network', 'operations a sample', "XLA's count", 'difference'),
         [_counts(*item) for item in model['operations'].items()],
         markdown,
@@ -125,7 +125,7 @@ def _operations(value: float) -> str:
   return f'{_number(value / unit)} {name}'
 
 
-def _table(
+def table(
   header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool
 ) -> str:
   """Rows under a header, right-aligned."""

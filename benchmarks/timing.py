@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+import os
+import pathlib
+import platform
 import statistics
 import sys
 import time
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 
@@ -25,6 +28,25 @@ def say(text: str) -> None:
   """Progress, apart from the results on standard output."""
   seconds = time.monotonic() - _START
   print(f'{seconds:6.1f} s  {text}', file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+  """What the figures belong to."""
+  model = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.is_file():
+    lines = cpuinfo.read_text().splitlines()
+    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
+    model = names[0] if names else model
+  return {
+    'device': jax.devices()[0].device_kind,
+    'platform': jax.devices()[0].platform,
+    'processor': model,
+    'cores': len(os.sched_getaffinity(0)),
+    'load_before': os.getloadavg()[0],
+    'jax': jax.__version__,
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  }
 
 
 def timed(call: Callable[[], object]) -> Timed:

@@ -25,6 +25,7 @@ import operations
 import sampling
 import subjects
 import tables
+import timing
 
 _SMALL = subjects.Subject(
   'small',
@@ -211,7 +212,7 @@ class ReportTest(absltest.TestCase):
     for row in model['sampling']:
       row['fraction_of_peak'] = {'median': 0.5}
     result = {
-      'machine': sampling.machine(),
+      'machine': timing.machine(),
       'forwards': [{'num_steps': 4, 'guided': True, 'forwards_a_sample': 8}],
       'peak': {'operations_per_second': 2e11, 'by_size': {1024: 2e11}},
       'models': {'small': json.loads(json.dumps(model))},

@@ -3,6 +3,7 @@
 import concurrent.futures
 import gc
 import pathlib
+import sys
 import threading
 import time
 import weakref
@@ -17,6 +18,10 @@ from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.token_records import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
 from adanat_jax.stages import fit
+
+# The benchmark is not part of the package.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+import pipelines
 
 CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'in256.py'
 
@@ -258,6 +263,33 @@ class PreparedExamplesTest(absltest.TestCase):
     shown = np.concatenate(whole)[:52, 0]
     self.assertCountEqual(shown, [*range(26)] * 2)
     self.assertFalse((shown[:26] == shown[26:]).all())
+
+
+class BenchmarkTest(absltest.TestCase):
+  def test_needs_follow_from_published_counts(self):
+    needs = pipelines.needs()
+    # NAT-L is told to cost 0.1 TFLOPs a forward, the tower 0.1 TFLOPs a text.
+    self.assertAlmostEqual(needs['tokens']['H200'], 989 / 0.312, delta=30)
+    slower = needs['tokens and ids']['H200']
+    difference = 989e12 / slower - 989e12 / needs['tokens and states']['H200']
+    # Two operations for each of the tower's 694 M parameters but the embedding
+    # of 49,408 words, and each of 77 positions.
+    self.assertAlmostEqual(
+      difference / (2 * 77 * (694.7e6 - 49_408 * 1280)), 1.0, delta=0.03
+    )
+
+  def test_cases_are_measured_and_shown(self):
+    found = pipelines.measure('tokens', 64, 0.05)
+    self.assertGreater(found['samples'], 0)
+    self.assertGreater(found['processor_seconds'], 0)
+    self.assertGreater(found['memory'], 0)
+    result = {
+      'machine': {'processor': 'a processor', 'cores': 2, 'load_before': 0.0},
+      'needs': pipelines.needs(),
+      'cases': {'tokens': [{'size': 64, **found}]},
+    }
+    text = pipelines.render(result, markdown=True)
+    self.assertRegex(text, r'\| +tokens \| +64 \|')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,368 @@
+"""Whether a training would wait for its data.
+
+  python benchmarks/pipelines.py --output=pipelines.json --markdown
+
+measures how fast examples are read, decoded and prepared, how much of a
+processor a sample takes, and how much memory sets of two sizes take; and works
+out how many samples a second one accelerator could ask for at most. Each case
+runs in a process of its own. `--quick` sees that everything works.
+
+The time of a processor a sample tells more than samples a second where other
+programs run: it hardly changes with what they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+import numpy as np
+import operations
+from PIL import Image
+from sklearn.datasets import load_sample_images
+import tables
+import timing
+
+from adanat_jax import checkpoint, completion, config as config_lib, files
+from adanat_jax.data import clip_tokens, token_records, token_writer
+from adanat_jax.data.order import epoch_batch
+from adanat_jax.data.prefetch import Prefetch
+from adanat_jax.data.raw_images import RawImages
+from adanat_jax.data.raw_source import RawExample
+from adanat_jax.stages import encoder, networks, shards
+
+_OUTPUT = flags.DEFINE_string('output', '', 'Where to write JSON.')
+_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
+_QUICK = flags.DEFINE_bool('quick', False, 'Small and short, for trying out.')
+_CASE = flags.DEFINE_string('case', '', 'Of a child: what to measure.')
+_SIZE = flags.DEFINE_integer('size', 0, 'Of a child: examples.')
+_SECONDS = flags.DEFINE_float('seconds', 4.0, 'How long each case is read.')
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+# Dense products in bfloat16 by the makers' data sheets, operations a second.
+PEAKS = {
+  'H200': 989e12,
+  'TPU v5e': 197e12,
+  'TPU v5p': 459e12,
+  'TPU v6e': 918e12,
+}
+# Of convolutions of float32 arrays: TF32 on the H200.
+_PEAK_FLOAT32 = 494e12
+# A backward pass costs twice a forward pass.
+_TRAINING = 3
+
+# What is measured: examples of the smaller of two sets, a batch of them.
+CASES = {
+  'tokens': (100_000, 2048),
+  'tokens and states': (600, 64),
+  'tokens and ids': (50_000, 2048),
+  'images': (4_000, 64),
+  'prepare': (80, 16),
+}
+_GROWTH = 4
+
+
+def needs() -> dict[str, dict[str, float]]:
+  """Samples a second at the full peak of an accelerator, by case."""
+  classes = config_lib.load(f'{_CONFIGS / "in256"}.py')
+  captions = config_lib.load(f'{_CONFIGS / "cc3m256"}.py')
+  length = clip_tokens.NUM_POSITIONS
+  tokenizer = networks.tokenizer_module(classes)
+  nat = operations.nat_operations(networks.nat_module(classes))
+  text_nat = operations.nat_operations(networks.nat_module(captions), length)
+  costs = {
+    'tokens': _TRAINING * nat,
+    'tokens and states': _TRAINING * text_nat,
+    'tokens and ids': _TRAINING * text_nat
+    + tower_operations(captions.text, length),
+  }
+  # The policy's training shows the discriminator real images: for each of them
+  # several are sampled, which is more than half of its operations.
+  policy = classes.policy
+  real = policy.discriminator.updates * policy.discriminator.batch_size
+  sampled = policy.batch_size + real
+  decoder = operations.decoder_operations(tokenizer, 256)
+  image = operations.sampling_operations(
+    nat, 0, decoder, policy.num_steps[0], guided=True
+  )
+  costs['images'] = sampled * image / real
+  found = {
+    case: {device: peak / cost for device, peak in PEAKS.items()}
+    for case, cost in costs.items()
+  }
+  # Both views of each image are encoded, once.
+  encoding = 2 * operations.encoder_operations(tokenizer, 256)
+  found['images to prepare'] = {'H200': _PEAK_FLOAT32 / encoding}
+  return found
+
+
+def tower_operations(section: Any, length: int) -> int:
+  """Operations of CLIP's text tower for one caption."""
+  width = section.width
+  block = (4 * width**2 + 2 * width * section.mlp_width) * length
+  attention = 2 * length**2 * width
+  return 2 * section.depth * (block + attention)
+
+
+def photograph() -> bytes:
+  """A JPEG file of the size of ImageNet's: 500 x 375 pixels, 110 KB."""
+  picture = Image.fromarray(load_sample_images().images[0])
+  stream = io.BytesIO()
+  picture.resize((500, 375)).save(stream, 'JPEG', quality=92)
+  return stream.getvalue()
+
+
+class Photographs:
+  """A source of so many equal photographs; see `RawSource`."""
+
+  class_names = None
+  has_captions = False
+  has_images = True
+
+  def __init__(self, count: int):
+    self._count = count
+    self._image = photograph()
+    self.description: dict[str, Any] = {}
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: int) -> RawExample:
+    return RawExample(f'{index}.jpg', self._image, index % 1000)
+
+
+def write_set(
+  directory: pathlib.Path, layout: token_records.Layout, count: int
+) -> None:
+  """Writes a prepared set of random numbers, in eight files."""
+  rng = np.random.default_rng(0)
+  sizes = [len(part) for part in np.array_split(np.arange(count), 8)]
+  for shard, size in enumerate(sizes):
+    name = token_records.file_name('train', shard, len(sizes))
+    writer = token_writer.ShardWriter(directory / name, layout)
+    for i in range(size):
+      record: dict[str, Any] = {'key': f'{shard}/{i:08d}.JPEG'}
+      for field, (dtype, shape) in layout.arrays().items():
+        drawn = rng.integers(0, 1024, shape, np.int16)
+        record[field] = drawn.astype(dtype)
+      if layout.num_classes:
+        record['label'] = i % layout.num_classes
+      else:
+        record['caption'] = 'a photograph of two temples beside a lake'
+      writer.write(record)
+    writer.publish()
+  files.write_json(
+    directory / token_records.MANIFEST_FILE,
+    {
+      'settings': {},
+      'layout': vars(layout),
+      'splits': {'train': {'has_images': True, 'shards': sizes}},
+    },
+  )
+
+
+def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
+  """The examples of a case that reads records or decodes images."""
+  if case == 'images':
+    return RawImages(Photographs(count), 256)
+  layouts = {
+    'tokens': token_records.Layout(256, num_classes=1000),
+    'tokens and states': token_records.Layout(256, 0, 77, 1280, 1280),
+    'tokens and ids': token_records.Layout(256, 0, 77),
+  }
+  write_set(directory, layouts[case], count)
+  return token_records.PreparedExamples(directory, 'train')
+
+
+class _Memory:
+  """The largest anonymous memory of this process while it is entered."""
+
+  def __enter__(self) -> _Memory:
+    self.peak = 0
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._watch)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stop.set()
+    self._thread.join()
+
+  def _watch(self) -> None:
+    # What files take in the system's cache is not ours.
+    while True:
+      lines = pathlib.Path('/proc/self/status').read_text().splitlines()
+      (size,) = (x.split()[1] for x in lines if x.startswith('RssAnon'))
+      self.peak = max(self.peak, 1024 * int(size))
+      if self._stop.wait(0.02):
+        return
+
+
+@contextlib.contextmanager
+def _timed(result: dict[str, Any]) -> Iterator[None]:
+  """Adds `seconds`, `processor_seconds` and `memory` of what happens inside."""
+  with _Memory() as memory:
+    start, start_processor = time.perf_counter(), time.process_time()
+    yield
+    result['seconds'] = time.perf_counter() - start
+    result['processor_seconds'] = time.process_time() - start_processor
+  result['memory'] = memory.peak
+
+
+def read(
+  case: str, size: int, directory: pathlib.Path, seconds: float
+) -> dict[str, Any]:
+  """Reads batches as a training does, as fast as they come."""
+  batch_size = min(CASES[case][1], size)
+  examples = _records_of(case, size, directory)
+
+  def batch_at(step: int) -> Any:
+    return examples.take(epoch_batch(step, batch_size, len(examples), seed=0))
+
+  result: dict[str, Any] = {}
+  with Prefetch(batch_at) as ahead:
+    ahead(0)
+    step = 0
+    with _timed(result):
+      deadline = time.monotonic() + seconds
+      while time.monotonic() < deadline:
+        step += 1
+        ahead(step)
+  return result | {'samples': step * batch_size}
+
+
+def prepare(size: int, directory: pathlib.Path) -> dict[str, Any]:
+  """Prepares images of 256 pixels; the tokenizer is narrow, and counted too."""
+  config = config_lib.load(
+    f'{_CONFIGS / "in256"}.py:mini',
+    {
+      'data.image_size': 256,
+      'prepare.shard_size': size,
+      'prepare.batch_size': CASES['prepare'][1],
+      'tokenizer.init_from': str(directory / 'tokenizer'),
+      'tokenizer.width_multipliers': (1, 1, 1, 1, 1),
+    },
+  )
+  module = networks.tokenizer_module(config)
+  image = np.zeros((1, 256, 256, 3), np.float32)
+  params = jax.jit(module.init)(jax.random.key(0), image)['params']
+  with checkpoint.Checkpointer(directory / 'tokenizer') as checkpointer:
+    checkpointer.save(0, {'params': params}, {})
+    checkpointer.wait()
+  completion.mark_complete(directory / 'tokenizer', 0, {})
+  encode = encoder.Encoder(config, directory, config.prepare.batch_size)
+  result: dict[str, Any] = {}
+
+  def make(count: int) -> None:
+    sources = {'train': Photographs(count)}
+    tallies = {'train': shards.Tally(config, 'train', count)}
+    cut = shards.cut(sources, count)
+    shards.make(config, directory, sources, cut, encode, tallies)
+
+  files.make_directory(directory / 'shards')
+  with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):
+    make(2 * CASES['prepare'][1])  # Compiles.
+    with _timed(result):
+      make(size)
+  return result | {'samples': size}
+
+
+def measure(case: str, size: int, seconds: float) -> dict[str, Any]:
+  """One case in this process."""
+  with tempfile.TemporaryDirectory() as name:
+    directory = pathlib.Path(name)
+    if case == 'prepare':
+      return prepare(size, directory)
+    return read(case, size, directory, seconds)
+
+
+def _in_child(case: str, size: int, seconds: float) -> dict[str, Any]:
+  command = [sys.executable, __file__, f'--case={case}', f'--size={size}']
+  process = subprocess.run(
+    [*command, f'--seconds={seconds}'],
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  return json.loads(process.stdout.splitlines()[-1])
+
+
+def run(quick: bool, seconds: float) -> dict[str, Any]:
+  """All cases, each with two sizes."""
+  result: dict[str, Any] = {
+    'machine': timing.machine(),
+    'needs': needs(),
+    'cases': {},
+  }
+  for case, (size, _) in CASES.items():
+    if quick:
+      size = max(size // 20, 16)
+    result['cases'][case] = [
+      {'size': count, **_in_child(case, count, 0.3 if quick else seconds)}
+      for count in (size, _GROWTH * size)
+    ]
+  return result
+
+
+def render(result: dict[str, Any], markdown: bool) -> str:
+  """The table of measurements and the table of needs."""
+  machine = result['machine']
+  rows = [
+    [case, str(found['size']), *_speed(found, result['needs'].get(case, {}))]
+    for case, sizes in result['cases'].items()
+    for found in sizes
+  ]
+  header = ('case', 'examples', 'samples/s', 'of a core', 'cores', 'memory')
+  devices = list(PEAKS)
+  asked = [
+    [case, *(f'{need[d]:,.0f}' if d in need else '' for d in devices)]
+    for case, need in result['needs'].items()
+  ]
+  return '\n\n'.join(
+    [
+      f'{machine["processor"]}, {machine["cores"]} cores; load before:'
+      f' {machine["load_before"]:.1f}',
+      tables.table(header, rows, markdown),
+      tables.table(('samples/s', *devices), asked, markdown),
+    ]
+  )
+
+
+def _speed(found: dict[str, Any], need: dict[str, float]) -> list[str]:
+  each = found['processor_seconds'] / found['samples']
+  return [
+    f'{found["samples"] / found["seconds"]:,.0f}',
+    f'{1e6 * each:,.0f} us',
+    f'{each * need["H200"]:.2f}' if need else '',
+    f'{found["memory"] / 1e6:,.0f} MB',
+  ]
+
+
+def main(argv: list[str]) -> None:
+  """Measures, prints tables, writes JSON."""
+  del argv
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+  if _CASE.value:
+    print(json.dumps(measure(_CASE.value, _SIZE.value, _SECONDS.value)))
+    return
+  result = run(_QUICK.value, _SECONDS.value)
+  print(render(result, _MARKDOWN.value))
+  if _OUTPUT.value:
+    pathlib.Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
