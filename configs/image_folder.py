@@ -9,12 +9,11 @@
 A folder of folders has a class in each, a folder of pictures is one class;
 docs/own_images.md goes through it. Presets:
 
-  configs/image_folder.py         256 pixels, for one GPU: days, or a day with
-                                  a published tokenizer
+  configs/image_folder.py         256 pixels, for one GPU of 40 GB or more
   configs/image_folder.py:laptop  64 pixels, an evening on a laptop
   configs/image_folder.py:tiny    everything once through, in minutes, for tests
 
-All sizes are our choice, and none of the three has been run to its end on a
+All sizes are our choice; neither of the first two has been run to its end on a
 large set of pictures. Every field that is not explained here is explained in
 digits.py or in256.py, whose networks these are.
 """
@@ -93,7 +92,12 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   nat.learning_rate = 2e-4
   nat.warmup_steps = 2000
   nat.ema_decay = 0.9995
-  nat.dtype = 'bfloat16'
+  nat.micro_batches = 2
+  nat.evaluate_every = 2500
+  nat.validation_examples = 2000
+  nat.sample_grid = 16
+  nat.frechet_samples = 2000
+  nat.frechet_every = 10_000
 
   policy = config.policy
   policy.iterations = 200
@@ -110,6 +114,7 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   discriminator.held_out = 64
 
   config.evaluate.num_samples = 10_000
+  config.evaluate.precision_recall = 1000
   config.evaluate.batch_size = 64
   config.sample.classes = (0,)
   config.sample.images_per_class = 16
@@ -145,7 +150,12 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   nat.learning_rate = 5e-4
   nat.warmup_steps = 300
   nat.ema_decay = 0.998
-  nat.dtype = 'float32'
+  nat.training_dtype = ''
+  nat.micro_batches = 1
+  nat.evaluate_every = 1000
+  nat.validation_examples = 500
+  nat.frechet_samples = 0
+  nat.frechet_every = 0
 
   policy = config.policy
   policy.num_steps = (4,)
@@ -175,5 +185,5 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
 
 def _make_tiny(config: ml_collections.ConfigDict) -> None:
   """Adds to in256.py:mini what only these configs use."""
-  config.data.held_out = 4
+  config.data.held_out = 8
   config.evaluate.network = 'pixels'

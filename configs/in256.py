@@ -143,7 +143,8 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   # not known in full, and this is our choice. As VQGAN (Esser et al. 2021), less
   # the perceptual loss, which needs one more published network.
   tokenizer.num_steps = 400_000
-  tokenizer.batch_size = 128
+  # 1.3 GiB of device memory an image.
+  tokenizer.batch_size = 64
   tokenizer.learning_rate = 1e-4
   tokenizer.betas = (0.5, 0.9)
   tokenizer.error = 'absolute'

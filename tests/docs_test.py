@@ -1,0 +1,93 @@
+"""The documents: commands are understood, and links lead somewhere."""
+
+import pathlib
+import re
+import shlex
+
+from absl import flags
+from absl.testing import absltest
+
+from adanat_jax import config as config_lib
+from adanat_jax.convert.kinds import KINDS
+from adanat_jax.main import STAGES
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PAGES = [
+  _ROOT / 'README.md',
+  *sorted((_ROOT / 'docs').glob('*.md')),
+  *sorted((_ROOT / 'configs').glob('*.py')),
+]
+# A command, and the lines that it goes on in.
+_COMMAND = re.compile(r'^ *(python (?:\\\n|.)*)', re.MULTILINE)
+_LINK = re.compile(r'\]\(([^)#\s]*)(#[^)\s]*)?\)')
+_PROGRAMS = ('-m adanat_jax.main', 'benchmarks/hours.py')
+# Of the programs, beside those of the config.
+_FLAGS = ('workdir', 'images', 'captions', 'rate', 'distributed')
+
+
+def commands(page):
+  """The command lines of a page, as lists of words."""
+  for match in _COMMAND.finditer(page.read_text()):
+    yield shlex.split(match.group(1).replace('\\\n', ' '))
+
+
+def parse(words):
+  """Reads a command's flags as `adanat_jax.main` does; returns the config."""
+  values = flags.FlagValues()
+  config = config_lib.define_flag(values, words)
+  for name in _FLAGS:
+    flags.DEFINE_string(name, None, '', flag_values=values)
+  values.set_gnu_getopt(True)
+  known = tuple(f'--{name}' for name in ('config', *_FLAGS))
+  config_lib.parse_flags(
+    [words[0], *(word for word in words if word.startswith(known))], values
+  )
+  return config.value
+
+
+def anchors(page):
+  """What links to the headings of a page may be called."""
+  headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+  plain = [re.sub(r'[^\w\- ]', '', heading.lower()) for heading in headings]
+  return {heading.replace(' ', '-') for heading in plain}
+
+
+class DocsTest(absltest.TestCase):
+  def test_commands_name_files_presets_and_fields_that_exist(self):
+    count = 0
+    for page in _PAGES:
+      for words in commands(page):
+        line = ' '.join(words)
+        ours = any(program in line for program in _PROGRAMS)
+        if not ours or '[' in line:  # What may be left out is in brackets.
+          continue
+        with self.subTest(page=page.name, command=line):
+          config = parse(words)
+          self.assertIn(config.mode, ('all', *STAGES))
+          count += 1
+    self.assertGreater(count, 20)
+
+  def test_conversions_are_of_kinds_that_exist(self):
+    count = 0
+    for page in _PAGES:
+      for words in commands(page):
+        for word in words:
+          if word.startswith('--kind='):
+            self.assertIn(word.partition('=')[2], KINDS, page.name)
+            count += 1
+    self.assertGreater(count, 5)
+
+  def test_links_lead_somewhere(self):
+    for page in _PAGES:
+      for target, anchor in _LINK.findall(page.read_text()):
+        if '://' in target:
+          continue
+        with self.subTest(page=page.name, link=target + anchor):
+          path = (page.parent / target) if target else page
+          self.assertTrue(path.exists())
+          if anchor and path.suffix == '.md':
+            self.assertIn(anchor[1:], anchors(path))
+
+
+if __name__ == '__main__':
+  absltest.main()
