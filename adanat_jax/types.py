@@ -7,7 +7,7 @@ entries, `D` feature width, `T` decoding steps, `A` = 4 actions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from flax import struct
 import jax
@@ -73,6 +73,20 @@ class DecodeState:
   tokens: Array  # int32[B, N]
   sampled: Array  # int32[B, N]
   num_unknown: Array  # int32[B]
+
+
+class TokenCounts(NamedTuple):
+  """How many tokens of each sample a forward with a cache finds; static.
+
+  Attributes:
+    reused: those that were visible in the forward before, too.
+    new: those that became visible since.
+    masked: those that are to be predicted.
+  """
+
+  reused: int
+  new: int
+  masked: int
 
 
 @struct.dataclass

@@ -12,11 +12,14 @@ Shape letters: `N` tokens, `K` codebook, `D` width, `T` steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 
+from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.types import TokenCounts
 
 _STEP_EMBEDDING_WIDTH = 256
 
@@ -48,6 +51,44 @@ def nat_operations(module: NAT, text_length: int = 0) -> int:
     + num_blocks * (projections + attention)
     + module.depth // 2 * skip
     + head
+  )
+
+
+def enat_operations(module: ENAT, counts: TokenCounts | None = None) -> int:
+  """Operations of one forward of one sample, conditional or not.
+
+  Args:
+    module: the network; of its fields only sizes are read.
+    counts: what `ENAT.gathered` is given; None for `ENAT.__call__` with a
+      cache, where every block runs at every position and makes the keys and
+      values of both streams.
+
+  Returns:
+    Twice the multiply-adds. ENAT's authors count multiply-adds, once each.
+  """
+  width, num_tokens = module.width, module.num_tokens
+  # Queries, the way out of the attention, the MLP; keys and values; modulation.
+  stream, keys, modulation = 2 + 2 * module.mlp_ratio, 2, 8
+
+  def block(queries: int, made: int, attended: int) -> int:
+    """Of a block that makes so many keys and attends to so many of them."""
+    if not queries:
+      return 0
+    projections = stream * queries + keys * made + modulation
+    return projections * width**2 + 2 * queries * attended * width
+
+  if counts is None:
+    carried = num_tokens
+    encoder = decoder = block(num_tokens, 2 * num_tokens, num_tokens)
+  else:
+    carried, (known, every) = counts.reused, (sum(counts[:2]), sum(counts))
+    encoder = block(counts.new, known, known)
+    decoder = block(counts.masked, every, every)
+  return 2 * (
+    2 * module.mlp_ratio * width**2 * carried
+    + module.encoder_depth * encoder
+    + module.decoder_depth * decoder
+    + num_tokens * (width**2 + width * module.codebook_size)
   )
 
 
@@ -142,6 +183,24 @@ def sampling_operations(
     `T (2 nat + policy) + decoder`, or with `nat` once if not guided.
   """
   return num_steps * ((1 + guided) * nat + policy) + decoder
+
+
+def enat_sampling_operations(
+  module: ENAT, counts: Sequence[TokenCounts], decoder: int, guided: bool
+) -> int:
+  """Operations of one image by a schedule whose counts are known.
+
+  Args:
+    module: the network.
+    counts: of each step, see `decoding.unrolled.counts_of`.
+    decoder: of the tokenizer's decoder; 0 to stop at tokens.
+    guided: whether each step has an unconditional forward too.
+
+  Returns:
+    The sum of its forwards and the decoder.
+  """
+  forwards = sum(enat_operations(module, step) for step in counts)
+  return (1 + guided) * forwards + decoder
 
 
 def _residual_block(side: int, width_in: int, width: int) -> int:

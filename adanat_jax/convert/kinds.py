@@ -17,6 +17,7 @@ from adanat_jax.convert import (
   clip,
   clip_image,
   discriminator,
+  enat,
   files,
   inception,
   layout,
@@ -36,6 +37,8 @@ _RELEASES = {
   193_655_297: 'AdaNAT-L / AutoNAT-L / AdaGen MaskGIT-L, ImageNet 256',
   503_628_929: 'AdaNAT on CC3M (the MUSE-Pytorch NAT)',
   11_876_484: 'the actor of AdaNAT or AdaGen on ImageNet 256',
+  565_904_385: 'ENAT-L, ImageNet 256 (published with 8,393,728 unused more)',
+  566_690_817: 'ENAT-L, ImageNet 512 (published with 8,393,728 unused more)',
   12_073_092: 'the actor of AdaNAT on CC3M',
   10_285_440: "heads and mapping of AdaNAT's discriminator, ImageNet 256",
   7_917_440: "heads of AdaNAT's discriminator, CC3M",
@@ -106,6 +109,21 @@ def _nat(value: Any) -> Converted:
     f' of {module.codebook_size} codes, {condition}'
   )
   return Converted({'ema': params}, params, (note,))
+
+
+def _enat(value: Any) -> Converted:
+  arrays = files.find_arrays(value, ('nnet_ema', 'ema', 'nnet'))
+  # Nor does the decoder's share of the blocks.
+  module = enat.infer(arrays, num_heads=1, decoder_depth=1)
+  params = enat.from_torch(arrays, module)
+  blocks = module.encoder_depth + module.decoder_depth
+  note = (
+    f'width {module.width}, {blocks} blocks, {module.num_tokens} tokens of'
+    f' {module.codebook_size} codes, {module.num_classes} classes'
+  )
+  unused = sum(x.size for key, x in arrays.items() if enat.is_unused(key))
+  dropped = f'{unused:,} numbers of prev_embedder, which is unused, dropped'
+  return Converted({'ema': params}, params, (note, dropped))
 
 
 def _steps(value: Any) -> tuple[str, ...]:
@@ -279,6 +297,13 @@ KINDS: dict[str, Kind] = {
     _nat,
     ('ema',),
     lambda state: nat.to_torch(state['ema']),
+  ),
+  'enat': Kind(
+    'the token transformer of ENAT, class-conditional',
+    'ENAT README (Google Drive, nnet_ema.pth)',
+    _enat,
+    ('ema',),
+    lambda state: enat.to_torch(state['ema']),
   ),
   'policy': Kind(
     'actor and critic, or the actor alone',

@@ -15,6 +15,8 @@ tokens whatever the batch, the devices or the processes around it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import functools
 from typing import Any
 
 import chex
@@ -136,7 +138,7 @@ def denoise(
 
 
 def decode(
-  denoiser: Denoiser,
+  denoiser: Denoiser | Sequence[Denoiser],
   policy: Policy,
   *,
   tokens: Array,
@@ -154,7 +156,8 @@ def decode(
   """Decodes a batch of canvases in `num_steps` parallel steps.
 
   Args:
-    denoiser: `(tokens, condition, cache) -> (features, logits, cache)`.
+    denoiser: `(tokens, condition, cache) -> (features, logits, cache)`; or T of
+      them, one a step: the loop is unrolled then, and caches may change shape.
     policy: `(step, features, keys, carry) -> (values, aux, carry)`.
     tokens: int32[B, N], the canvas to start from; `mask_token` where unknown.
       Given tokens never change.
@@ -178,7 +181,7 @@ def decode(
   num_unknown = (tokens == mask_token).sum(-1)
   state = DecodeState(tokens=tokens, sampled=tokens, num_unknown=num_unknown)
 
-  def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+  def body(carry: Any, inputs: Any, denoiser: Denoiser) -> tuple[Any, Any]:
     state, policy_carry, cache = carry
     step, given_noise = inputs
     features, logits, unconditional, cache = denoise(
@@ -219,9 +222,19 @@ def decode(
     return (new_state, policy_carry, cache), recorded
 
   steps = jnp.arange(num_steps, dtype=jnp.int32)
-  (state, _, _), trajectory = jax.lax.scan(
-    body, (state, policy_carry, cache), (steps, noise), length=num_steps
-  )
+  carry, inputs = (state, policy_carry, cache), (steps, noise)
+  if callable(denoiser):
+    (state, _, _), trajectory = jax.lax.scan(
+      functools.partial(body, denoiser=denoiser), carry, inputs
+    )
+  else:
+    chex.assert_equal(len(denoiser), num_steps)
+    rows = []
+    for t, one in enumerate(denoiser):
+      carry, row = body(carry, jax.tree.map(lambda x, t=t: x[t], inputs), one)
+      rows.append(row)
+    state, _, _ = carry
+    trajectory = jax.tree.map(lambda *x: jnp.stack(x), *rows)
   return Decoded(tokens=state.sampled, trajectory=trajectory)
 
 

@@ -14,6 +14,7 @@ from reference_arrays import Reference
 from parity_cases import (
   decoding,
   discriminators,
+  enat,
   learning,
   networks,
   published,
@@ -26,6 +27,7 @@ CASES = {
   **decoding.CASES,
   **learning.CASES,
   **published.CASES,
+  **enat.CASES,
 }
 
 

@@ -72,6 +72,11 @@ TOLERANCES: dict[str, Tolerance] = {
   ),
   'maskgit_vqgan': Tolerance(2e-4, 'as `vqgan`'),
   'maskgit_decode': Tolerance(0.0, 'tokens and masks only, exact'),
+  'enat': Tolerance(
+    2e-5,
+    'float32 noise 4e-6; the least mistake, a wrong epsilon, moves 5e-4',
+  ),
+  'enat_decode': Tolerance(0.0, 'tokens only, exact; margins exceed 1e-2'),
   'inception': Tolerance(
     1e-4,
     'float32 noise 8e-6 on values up to 12; the least mistake, corners of '

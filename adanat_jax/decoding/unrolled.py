@@ -1,0 +1,184 @@
+"""Decoding with a schedule whose counts are known before it runs.
+
+A table of numbers says how many tokens every canvas has masked at each step,
+whatever the network sees. So a network that works on some of the tokens only
+(ENAT) can take them out of the grid: the loop is unrolled, and each step has
+static shapes of its own. A policy that reads features decides for each sample;
+it needs `loop.decode`, and a denoiser that masks instead of gathering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import functools
+import math
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.decoding import loop, schedules, step as step_lib
+from adanat_jax.types import (
+  Array,
+  Cache,
+  Condition,
+  PolicyValues,
+  TokenCounts,
+)
+
+# (tokens int32[B, N], condition, cache, counts)
+#   -> (features float[B, N, D], logits float32[B, N, K], cache)
+GatheringDenoiser: TypeAlias = Callable[
+  [Array, Condition, Cache, TokenCounts], tuple[Array, Array, Cache]
+]
+
+
+def enat(
+  num_steps: int,
+  *,
+  total: int = 256,
+  sampling_temperature: float = 6.0,
+  masking_temperature: float = 1.5,
+  guidance_scale: float = 2.5,
+  lagged: bool = True,
+) -> PolicyValues:
+  """ENAT's schedule, LeapLabTHU/ENAT `libs/nat_misc.py`.
+
+  The defaults are published for ImageNet 256 with T = 8; for ImageNet 512 they
+  are a guidance of 3.5 and a sampling temperature of 4. Decode with
+  `step.ADANAT`.
+
+  Args:
+    num_steps: T.
+    total: how many tokens are unknown at the start.
+    sampling_temperature: before the first step; step t uses
+      `sampling_temperature * (1 - (t + 1) / T)`, and 1e-3 at the last one.
+    masking_temperature: falls to 0 in the same way.
+    guidance_scale: grows linearly; step t uses `guidance_scale * t / T`.
+    lagged: False lets step t use `guidance_scale * (t + 1) / T`, as MaskGIT's
+      relatives that do not lag do.
+
+  Returns:
+    A table, float32[T]. Its mask ratios stand half a token above the published
+    counts, `floor(total * cos(pi / 2 * (t + 1) / T))` in float64, which so come
+    out of float32 unchanged.
+  """
+  progress = (np.arange(num_steps) + 1) / num_steps
+  counts = [math.floor(total * math.cos(math.pi / 2 * p)) for p in progress]
+  falling = 1 - progress
+  growing = progress - 1 / num_steps if lagged else progress
+  return PolicyValues(
+    mask_ratio=jnp.float32((np.array(counts) + 0.5) / total),
+    sampling_temperature=jnp.float32(
+      np.maximum(sampling_temperature * falling, 1e-3)
+    ),
+    masking_temperature=jnp.float32(masking_temperature * falling),
+    guidance_scale=jnp.float32(guidance_scale * growing),
+  )
+
+
+def counts_of(
+  table: PolicyValues,
+  num_tokens: int,
+  *,
+  num_unknown: int | None = None,
+  options: step_lib.StepOptions = step_lib.ADANAT,
+) -> tuple[TokenCounts, ...]:
+  """What the denoiser finds at each step of a decode.
+
+  Args:
+    table: float32[T], one number a step for all samples; concrete, so made
+      outside of `jax.jit`.
+    num_tokens: N.
+    num_unknown: how many of them are masked at the start; None for all.
+    options: see `step.StepOptions`.
+
+  Returns:
+    T counts. Those of one step add up to N.
+  """
+  start = num_tokens if num_unknown is None else num_unknown
+  counts, reused, masked = [], 0, start
+  # The arithmetic of the step itself, so that no rounding can differ.
+  with jax.ensure_compile_time_eval():
+    for ratio in np.asarray(table.mask_ratio, np.float32):
+      new = num_tokens - masked - reused
+      counts.append(TokenCounts(reused, new, masked))
+      reused = num_tokens - masked
+      after = step_lib.count_to_mask(
+        jnp.float32([ratio]),
+        jnp.int32([masked]),
+        jnp.int32([start]),
+        num_tokens,
+        options,
+      )
+      masked = min(masked, int(after[0]))
+  return tuple(counts)
+
+
+def decode(
+  denoiser: GatheringDenoiser,
+  table: PolicyValues,
+  *,
+  tokens: Array,
+  condition: Condition,
+  null_condition: Condition | None,
+  keys: Array,
+  mask_token: int,
+  num_unknown: int | None = None,
+  options: step_lib.StepOptions = step_lib.ADANAT,
+  noise: loop.Noise | None = None,
+  record: bool = False,
+) -> loop.Decoded:
+  """Decodes a batch of canvases with a schedule, each step unrolled.
+
+  The tokens are those of `loop.decode` with the same table, keys and network,
+  but for rounding in the network.
+
+  Args:
+    denoiser: the network, told at each step how many tokens it will find.
+    table: see `counts_of`.
+    tokens: int32[B, N], the canvas to start from; `mask_token` where unknown.
+    condition: pytree with leading axis B.
+    null_condition: the null condition of one sample, or None to decode without
+      guidance.
+    keys: key[B], one typed key a sample.
+    mask_token: `codebook_size`.
+    num_unknown: how many tokens of every canvas are masked; None for all. If
+      it is not so the result is wrong.
+    options: see `step.StepOptions`.
+    noise: Gumbel noise to use instead of drawing it from `keys`.
+    record: whether to return the trajectory.
+
+  Returns:
+    As `loop.decode`.
+  """
+  counts = counts_of(
+    table, tokens.shape[1], num_unknown=num_unknown, options=options
+  )
+  denoisers: Sequence[loop.Denoiser] = [
+    functools.partial(_counted, denoiser, one) for one in counts
+  ]
+  return loop.decode(
+    denoisers,
+    schedules.table_policy(table),
+    tokens=tokens,
+    condition=condition,
+    null_condition=null_condition,
+    keys=keys,
+    num_steps=len(counts),
+    mask_token=mask_token,
+    options=options,
+    noise=noise,
+    record=record,
+  )
+
+
+def _counted(
+  denoiser: GatheringDenoiser,
+  counts: TokenCounts,
+  tokens: Array,
+  condition: Condition,
+  cache: Cache,
+) -> tuple[Array, Array, Cache]:
+  return denoiser(tokens, condition, cache, counts)

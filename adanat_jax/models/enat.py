@@ -1,0 +1,293 @@
+"""ENAT: a NAT that encodes every token once, at the step after its reveal.
+
+ENAT (NeurIPS 2024, arXiv 2411.06959); the layout is that of LeapLabTHU/ENAT
+`libs/models.py`. Encoder blocks run on visible tokens, decoder blocks on masked
+ones, which attend to the encoded tokens and to each other in one softmax. What
+was visible a step ago is not encoded again: a small residual network carries
+its features over. The class acts through adaptive layer normalisation, and
+nothing tells the network the step or the mask ratio.
+
+One set of parameters is run in two ways.
+
+* `ENAT.gathered` takes the tokens that a block needs out of the grid. How many
+  there are is static, so every step of a schedule has its own shapes; this is
+  where operations are saved.
+* `ENAT.__call__` runs every block at every position and masks the attention.
+  Each sample may have its own numbers of tokens, in one program: training, and
+  policies that decide for each sample.
+
+Shape letters: `B` samples, `N` tokens, `K` codebook, `D` width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+from flax import struct
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adanat_jax.errors import UserError
+from adanat_jax.models import enat_blocks, layers
+from adanat_jax.models.nat import Embedding
+from adanat_jax.types import TokenCounts
+
+_EPSILON = 1e-5
+
+# The published networks, table 7 of the paper.
+SIZES: Mapping[str, Mapping[str, int]] = {
+  'S': dict(width=366, encoder_depth=15, decoder_depth=1, num_heads=6),
+  'B': dict(width=768, encoder_depth=15, decoder_depth=1, num_heads=8),
+  'L': dict(width=1024, encoder_depth=22, decoder_depth=2, num_heads=16),
+}
+
+
+@struct.dataclass
+class Encoded:
+  """What one forward leaves for the next one.
+
+  Attributes:
+    features: the forward's features; those of masked positions are not read.
+    visible: which positions it saw.
+  """
+
+  features: jax.Array  # float[B, N, D]
+  visible: jax.Array  # bool[B, N]
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
+  """Takes the tokens `index` int32[B, M] out of `x` [B, N, D]: [B, M, D]."""
+  return jnp.take_along_axis(x, index[..., None], axis=1)
+
+
+def _never_none(attend: jax.Array) -> jax.Array:
+  """All of bool[B, M] where a sample has none: a softmax needs a key.
+
+  What such a sample attends with is not read.
+  """
+  return attend | ~attend.any(axis=1, keepdims=True)
+
+
+class ENAT(nn.Module):
+  """Predicts the token at every position of a partly masked grid.
+
+  Token ids lie in [0, codebook_size]; `codebook_size` is the mask token.
+
+  Attributes:
+    codebook_size: number of codes, the mask token not counted.
+    num_tokens: number of positions in the grid.
+    width: width of the trunk.
+    encoder_depth: number of blocks that run on visible tokens.
+    decoder_depth: number of blocks that run on masked tokens.
+    num_heads: number of attention heads; divides the width.
+    num_classes: number of classes, the null class (id `num_classes`) not
+      counted.
+    mlp_ratio: hidden width of the MLPs over the width.
+    dropout_rate: of the token embeddings, in training.
+    dtype: compute type; parameters, statistics and logits are float32.
+    attention: `implementation` of `jax.nn.dot_product_attention`.
+  """
+
+  codebook_size: int
+  num_tokens: int
+  width: int
+  encoder_depth: int
+  decoder_depth: int
+  num_heads: int
+  num_classes: int
+  mlp_ratio: int = 4
+  dropout_rate: float = 0.1
+  dtype: layers.Dtype = jnp.float32
+  attention: str | None = 'xla'
+
+  def setup(self):
+    if min(self.encoder_depth, self.decoder_depth) < 1:
+      raise UserError(
+        f'encoder_depth={self.encoder_depth} and decoder_depth='
+        f'{self.decoder_depth} of the ENAT must be at least 1'
+      )
+    self.tokens = Embedding(
+      self.codebook_size + 1, self.num_tokens, self.width, self.dtype
+    )
+    self.classes = self.param(
+      'classes', layers.normal_init, (self.num_classes + 1, self.width)
+    )
+    self.dropout = nn.Dropout(self.dropout_rate)
+    self.carry_over = enat_blocks.CarryOver(self.mlp_ratio, self.dtype)
+    self.blocks = [
+      enat_blocks.Block(
+        self.num_heads, self.mlp_ratio, self.dtype, self.attention
+      )
+      for _ in range(self.encoder_depth + self.decoder_depth)
+    ]
+    self.norm = layers.LayerNorm(_EPSILON, dtype=self.dtype)
+    self.head = nn.Dense(
+      self.width, dtype=self.dtype, kernel_init=enat_blocks.linear_init
+    )
+    self.head_norm = layers.LayerNorm(_EPSILON, dtype=self.dtype)
+    self.head_bias = self.param(
+      'head_bias', nn.initializers.zeros, (self.codebook_size + 1,)
+    )
+
+  def nothing_encoded(self, batch_size: int) -> Encoded:
+    """The cache before the first step of `batch_size` empty canvases."""
+    shape = (batch_size, self.num_tokens)
+    return Encoded(
+      features=jnp.zeros((*shape, self.width), self.dtype),
+      visible=jnp.zeros(shape, bool),
+    )
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    condition: jax.Array,
+    cache: Encoded | None = None,
+    *,
+    train: bool = False,
+  ) -> tuple[jax.Array, jax.Array, Encoded]:
+    """Runs the network once, every block at every position.
+
+    Args:
+      tokens: int32[B, N] in [0, codebook_size].
+      condition: int32[B] class ids in [0, num_classes].
+      cache: of an earlier forward; None encodes all that is visible. Tokens
+        that it saw and that are visible now are taken from it, so they have to
+        be the same; no gradient flows into it.
+      train: whether to drop out (needs the `dropout` stream).
+
+    Returns:
+      The features before the final norm, `dtype`[B, N, D], the logits,
+      float32[B, N, codebook_size], and the cache for the next forward.
+    """
+    visible, x, label = self._embed(tokens, condition, train)
+    if cache is None and self.is_initializing():
+      # Its way through the network has parameters too.
+      cache = self.nothing_encoded(len(tokens))
+    reused: Any = None
+    carried = None
+    if cache is not None:
+      reused = cache.visible & visible
+      carried = self.carry_over(jax.lax.stop_gradient(cache.features))
+
+    attend = _never_none(visible)
+    known = x
+    for block in self.blocks[: self.encoder_depth]:
+      known = block(known, label, carried, reused, attend)
+    if carried is not None:
+      known = jnp.where(reused[..., None], carried, known)
+    hidden = x
+    for block in self.blocks[self.encoder_depth :]:
+      hidden = block(hidden, label, known, visible)
+    features = jnp.where(visible[..., None], known, hidden)
+    return features, self._logits(features), Encoded(features, visible)
+
+  def gathered(
+    self,
+    tokens: jax.Array,
+    condition: jax.Array,
+    cache: Any,
+    counts: TokenCounts,
+  ) -> tuple[jax.Array, jax.Array, Encoded]:
+    """Runs the network once, each block on the tokens it is needed for.
+
+    If the counts add up to N, they are those of every sample. If they add up to
+    more, each is an upper bound: samples with fewer tokens are padded, and the
+    padding is masked out. A sample that has more tokens of a kind than its
+    count gets wrong features.
+
+    Args:
+      tokens: int32[B, N] in [0, codebook_size].
+      condition: int32[B] class ids in [0, num_classes].
+      cache: `Encoded` of the last forward; anything if `counts.reused` is 0.
+      counts: of each sample; static.
+
+    Returns:
+      As `__call__`, and the same numbers but for rounding.
+    """
+    chex.assert_scalar_in(sum(counts), self.num_tokens, 3 * self.num_tokens)
+    visible, x, label = self._embed(tokens, condition, train=False)
+    reused = jnp.zeros_like(visible)
+    if counts.reused:
+      reused = cache.visible & visible
+    kinds = (reused, visible & ~reused, ~visible)
+    exact = sum(counts) == self.num_tokens
+    order = [
+      jnp.argsort(~kind, axis=1, stable=True)[:, :count]
+      for kind, count in zip(kinds, counts, strict=True)
+    ]
+    # Which of the tokens taken out are of the kind, and no padding.
+    real = [
+      jnp.take_along_axis(kind, index, axis=1)
+      for kind, index in zip(kinds, order, strict=True)
+    ]
+    join = lambda parts: (
+      None if exact else _never_none(jnp.concatenate(parts, axis=1))
+    )
+
+    carried = None
+    if counts.reused:
+      last = jax.lax.stop_gradient(cache.features)
+      carried = self.carry_over(_take(last, order[0]))
+    new = _take(x, order[1])
+    if counts.new:
+      attend = join(real[:2])
+      for block in self.blocks[: self.encoder_depth]:
+        new = block(new, label, carried, attend=attend)
+    known = new if carried is None else jnp.concatenate([carried, new], axis=1)
+    masked = _take(x, order[2])
+    if counts.masked:
+      context = known if known.shape[1] else None
+      attend = join(real)
+      for block in self.blocks[self.encoder_depth :]:
+        masked = block(masked, label, context, attend=attend)
+
+    features = _take(
+      jnp.concatenate([known, masked], axis=1), _places(kinds, counts)
+    )
+    return features, self._logits(features), Encoded(features, visible)
+
+  def _embed(
+    self, tokens: jax.Array, condition: jax.Array, train: bool
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is visible bool[B, N], its embedding [B, N, D], the class [B, D]."""
+    chex.assert_shape(tokens, (None, self.num_tokens))
+    chex.assert_shape(condition, (tokens.shape[0],))
+    x = self.dropout(self.tokens(tokens), deterministic=not train)
+    # asarray: converted weights are numpy's, which a tracer cannot index.
+    label = jnp.asarray(self.classes)[condition].astype(self.dtype)
+    return tokens != self.codebook_size, x, label
+
+  def _logits(self, features: jax.Array) -> jax.Array:
+    """Logits float32[B, N, K] of features [B, N, D]."""
+    hidden = self.head(self.norm(features))
+    hidden = self.head_norm(layers.gelu(hidden))
+    # The head reads the embedding and does not train it. The mask token's
+    # column, which the original computes and cuts off, is not computed.
+    words = jax.lax.stop_gradient(self.tokens.words[: self.codebook_size])
+    logits = jnp.einsum(
+      'bnd,kd->bnk',
+      hidden,
+      words.astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    return logits + self.head_bias[None, None, : self.codebook_size]
+
+
+def _places(kinds: tuple[jax.Array, ...], counts: TokenCounts) -> jax.Array:
+  """Where each position's token stands among those gathered kind by kind.
+
+  Args:
+    kinds: bool[B, N] each; every position is of one kind.
+    counts: how many tokens of each kind were gathered.
+
+  Returns:
+    int32[B, N].
+  """
+  places: Any = 0
+  start = 0
+  for kind, count in zip(kinds, counts, strict=True):
+    rank = jnp.cumsum(kind, axis=1, dtype=jnp.int32) - 1
+    places = places + jnp.where(kind, start + rank, 0)
+    start += count
+  return places

@@ -1,0 +1,224 @@
+"""ENAT's schedule, decoding with static counts, and what these cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import sys
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from random_weights import random_variables
+
+from adanat_jax.decoding import loop, schedules, step, unrolled
+from adanat_jax.models import enat
+from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.types import TokenCounts
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
+
+import operations
+import tracing
+
+_MASK, _NUM_TOKENS = 7, 9
+_SMALL = enat.ENAT(_MASK, _NUM_TOKENS, 8, 1, 1, 2, num_classes=3)
+_CLASSES = jnp.array([0, 3])
+
+
+def _published(size: str) -> enat.ENAT:
+  return enat.ENAT(1024, 256, num_classes=1000, **enat.SIZES[size])
+
+
+def _shapes(module: enat.ENAT):
+  """Shapes of parameters, tokens, condition and cache."""
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32)
+  tokens, condition = shape(1, module.num_tokens), shape(1)
+  params = jax.eval_shape(module.init, jax.random.key(0), tokens, condition)
+  cache = jax.eval_shape(lambda: module.nothing_encoded(1))
+  return params, tokens, condition, cache
+
+
+def _gathering(module: enat.ENAT, variables):
+  """The network as `unrolled.decode` calls it."""
+  return lambda *inputs: module.apply(variables, *inputs, method='gathered')
+
+
+class ScheduleTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (8, 256, (256, 251, 236, 212, 181, 142, 97, 49)),
+    (8, 1024, (1024, 1004, 946, 851, 724, 568, 391, 199)),
+    (4, 256, (256, 236, 181, 97)),
+    (4, 1024, (1024, 946, 724, 391)),
+    # cos(pi / 3) is a half, and less than that in float32.
+    (3, 256, (256, 221, 128)),
+  )
+  def test_published_counts(self, num_steps, total, masked):
+    table = unrolled.enat(num_steps, total=total)
+    counts = unrolled.counts_of(table, total)
+    self.assertEqual(tuple(step.masked for step in counts), masked)
+    reused = 0
+    for i, one in enumerate(counts):
+      self.assertEqual(sum(one), total)
+      self.assertEqual(one.reused, reused)
+      reused = total - masked[i]
+
+  def test_published_numbers(self):
+    table = unrolled.enat(8)
+    np.testing.assert_allclose(
+      table.sampling_temperature,
+      [5.25, 4.5, 3.75, 3.0, 2.25, 1.5, 0.75, 1e-3],
+      rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+      table.masking_temperature,
+      [1.3125, 1.125, 0.9375, 0.75, 0.5625, 0.375, 0.1875, 0],
+      rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+      table.guidance_scale, 2.5 * np.arange(8) / 8, rtol=1e-6
+    )
+    self.assertEqual(unrolled.enat(8, lagged=False).guidance_scale[7], 2.5)
+
+  def test_counts_of_a_start_with_given_tokens(self):
+    # N = 9, five unknown: floor(5 r) of them stay; MaskGIT keeps at least one.
+    table = schedules.hand_made(3, curve='uniform', total=5)
+    self.assertEqual(
+      unrolled.counts_of(table, 9, num_unknown=5, options=step.MASKGIT),
+      (TokenCounts(0, 4, 5), TokenCounts(4, 2, 3), TokenCounts(6, 2, 1)),
+    )
+
+
+class DecodeTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('published', unrolled.enat(3, total=_NUM_TOKENS), 0, step.ADANAT, True),
+    (
+      'given_tokens',
+      schedules.hand_made(3, total=_NUM_TOKENS),
+      4,
+      step.MASKGIT,
+      False,
+    ),
+  )
+  def test_gathered_decode_is_the_masked_one(
+    self, table, num_given, options, guided
+  ):
+    start = loop.full_mask(2, _NUM_TOKENS, _MASK).at[0, :num_given].set(3)
+    start = start.at[1, _NUM_TOKENS - num_given :].set(1)
+    variables = random_variables(_SMALL, start, _CLASSES)
+    arguments = dict(
+      tokens=start,
+      condition=_CLASSES[::-1],
+      null_condition=jnp.int32(3) if guided else None,
+      keys=loop.sample_keys(jax.random.key(0), 2),
+      mask_token=_MASK,
+      options=options,
+      record=True,
+    )
+    gathered = unrolled.decode(
+      jax.jit(_gathering(_SMALL, variables), static_argnums=3),
+      table,
+      num_unknown=_NUM_TOKENS - num_given,
+      **arguments,
+    )
+    masked = loop.decode(
+      lambda *x: _SMALL.apply(variables, *x),
+      schedules.table_policy(table),
+      num_steps=3,
+      cache=_SMALL.nothing_encoded(4 if guided else 2),
+      **arguments,
+    )
+    np.testing.assert_array_equal(gathered.tokens, masked.tokens)
+    np.testing.assert_array_equal(gathered.tokens[0, :num_given], 3)
+    self.assertFalse(np.any(gathered.tokens == _MASK))
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=2e-5),
+      gathered.trajectory,
+      masked.trajectory,
+    )
+    # The counts that the steps were made for are those that came about.
+    counts = unrolled.counts_of(
+      table, _NUM_TOKENS, num_unknown=_NUM_TOKENS - num_given, options=options
+    )
+    found = (masked.trajectory.tokens == _MASK).sum(-1)
+    for one, after in zip(counts[1:], found[:-1], strict=True):
+      np.testing.assert_array_equal(after, one.masked)
+
+
+class OperationsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Table 2 of the paper: giga multiply-adds, guided, T = 8, nothing reused.
+    (8, 8, 288, 40.2),
+    (12, 4, 318, 38.2),
+    (15, 1, 366, 39.8),
+  )
+  def test_published_without_reuse(self, encoder, decoder, width, expected):
+    module = enat.ENAT(1024, 256, width, encoder, decoder, 6, num_classes=1000)
+    counts = [
+      TokenCounts(0, reused + new, masked)
+      for reused, new, masked in unrolled.counts_of(unrolled.enat(8), 256)
+    ]
+    total = operations.enat_sampling_operations(module, counts, 0, guided=True)
+    self.assertAlmostEqual(total / 2e9, expected, delta=0.05)
+
+  @parameterized.parameters(
+    ('S', 8, False, 0.0226, 5e-5),  # table 6
+    ('B', 4, True, 0.1, 0.05),  # table 3, with the tokenizer's decoder
+    ('B', 8, True, 0.2, 0.05),
+    ('L', 4, True, 0.2, 0.05),
+    ('L', 8, True, 0.3, 0.05),
+  )
+  def test_published_with_reuse(self, size, num_steps, image, expected, delta):
+    decoder = operations.decoder_operations(VQGAN(1024, 256), 256)
+    total = operations.enat_sampling_operations(
+      _published(size),
+      unrolled.counts_of(unrolled.enat(num_steps), 256),
+      decoder if image else 0,
+      guided=True,
+    )
+    self.assertAlmostEqual(total / 2e12, expected, delta=delta)
+
+  @parameterized.named_parameters(
+    ('first_step', TokenCounts(0, 0, 256)),
+    ('middle', TokenCounts(44, 31, 181)),
+    ('padded', TokenCounts(64, 32, 192)),
+    ('everywhere', None),
+  )
+  def test_against_xla(self, counts):
+    # Two blocks of either kind have the whole network's ratio of products to
+    # the rest.
+    module = dataclasses.replace(
+      _published('L'), encoder_depth=2, decoder_depth=2
+    )
+    further = {} if counts is None else dict(counts=counts, method='gathered')
+    call = functools.partial(module.apply, **further)
+    xla = jax.jit(call).lower(*_shapes(module)).cost_analysis()['flops']
+    formula = operations.enat_operations(module, counts)
+    self.assertBetween(xla / formula, 1.0, 1.05)
+
+  def test_a_whole_decode_counted_exactly(self):
+    table = unrolled.enat(3, total=_NUM_TOKENS)
+
+    def sample(variables, condition):
+      return unrolled.decode(
+        _gathering(_SMALL, variables),
+        table,
+        tokens=loop.full_mask(1, _NUM_TOKENS, _MASK),
+        condition=condition,
+        null_condition=jnp.int32(3),
+        keys=loop.sample_keys(jax.random.key(0), 1),
+        mask_token=_MASK,
+      ).tokens
+
+    variables, _, condition, _ = _shapes(_SMALL)
+    counts = unrolled.counts_of(table, _NUM_TOKENS)
+    self.assertEqual(
+      tracing.traced_operations(sample, (variables, condition)),
+      operations.enat_sampling_operations(_SMALL, counts, 0, guided=True),
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
