@@ -43,6 +43,9 @@ COUNT = 42
 def tiny_config(**evaluate_fields):
   config = config_lib.load(f'{CONFIGS}/digits.py:tiny')
   config.policy.num_steps = (2,)
+  # Little to compile.
+  config.nat.depth = 0
+  config.tokenizer.width_multipliers = (1, 1)
   config.evaluate.update(
     protocol='published',
     network='pixels',
