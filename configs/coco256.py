@@ -50,4 +50,5 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.policy.iterations = 1000
     config.policy.evaluate_every = 25
     config.policy.discriminator.batch_size = 1024
+    config.policy.discriminator.held_out = 1024
   return config

@@ -54,11 +54,30 @@ def initial_params():
   return {'kernel': jnp.float32(kernel), 'table': jnp.zeros((T, size))}
 
 
+def read(prompts):
+  """What the denoiser and what the reward takes of prompts float32[B, 2]."""
+  return prompts[:, 0] + prompts[:, 1], prompts[:, 1]
+
+
+CLASSES = trainer.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=3)
+PROMPTS = dataclasses.replace(
+  CLASSES, num_classes=None, read=read, null_condition=jnp.float32(3)
+)
+
+
 @functools.cache
-def iterate(rollouts=PLAIN):
+def iterate(rollouts=PLAIN, prompted=False):
   """The policy and the metrics after one iteration of training."""
+  prompts = None
+  if prompted:
+    # The classes that are drawn without prompts, taken apart.
+    key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 4)[0]
+    drawn = jax.random.randint(jax.random.split(key)[0], (B,), 0, 3)
+    prompts = trainer.Prompts(
+      jnp.stack([jnp.zeros(B), drawn.astype(jnp.float32)], axis=1)
+    )
   train_step = trainer.make_train_step(
-    trainer.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=3),
+    PROMPTS if prompted else CLASSES,
     actor_critic,
     actions.published_residual(T),
     trainer.Judge(
@@ -74,7 +93,7 @@ def iterate(rollouts=PLAIN):
   params = initial_params()
   opt_state = ppo.make_optimizer(CONFIG).init(params)
   state, metrics = jit(train_step)(
-    trainer.PolicyState(params, opt_state, None), None, 0
+    trainer.PolicyState(params, opt_state, None), None, 0, prompts
   )
   return state.params, metrics
 
@@ -147,6 +166,12 @@ class PartsTest(parameterized.TestCase):
     self.assertEqual(set(seen[1:]), {B // 4})
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
+  def test_samples_repeated_beside_their_steps(self):
+    samples = jnp.arange(B * 2).reshape(1, B, 2)
+    repeated = batches.repeat_steps(batches.flatten_steps(samples), T)
+    every_step = jnp.broadcast_to(samples, (T, B, 2))
+    np.testing.assert_array_equal(repeated, batches.flatten_steps(every_step))
+
   def test_flattened_steps_come_back(self):
     x = jnp.arange(T * B * 2).reshape(T, B, 2)
     flat = batches.flatten_steps(x)
@@ -176,6 +201,11 @@ class SameLearningTest(parameterized.TestCase):
   def test_recomputed_and_in_turn(self):
     rollouts = trainer.RolloutConfig(features='recompute', size=4)
     self.assert_same(iterate(rollouts), iterate())
+
+  def test_prompts_are_read_as_classes_are_taken(self):
+    self.assert_same(iterate(prompted=True), iterate())
+    rollouts = trainer.RolloutConfig(features='recompute', size=4)
+    self.assert_same(iterate(rollouts, prompted=True), iterate())
 
   @parameterized.parameters('store', 'recompute')
   def test_first_ratios_are_one_on_rounded_features(self, features):

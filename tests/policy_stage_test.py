@@ -1,0 +1,362 @@
+"""Stage `policy` on real images: classes and captions, tiny networks."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+import jax.numpy as jnp
+import numpy as np
+import random_weights
+import raw_files
+import small_weights
+
+from adanat_jax import checkpoint_meta, config as config_lib
+from adanat_jax.completion import read_complete
+from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.errors import UserError
+from adanat_jax.models import vit
+from adanat_jax.models.discriminator import prepare_images
+from adanat_jax.stages import (
+  adversarial,
+  datasets,
+  networks,
+  policy,
+  reward_network,
+  texts,
+)
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+TINY = {
+  'policy.iterations': 3,
+  'policy.save_every': 1,
+  'policy.evaluate_every': 2,
+  'policy.discriminator.updates': 1,
+  'policy.discriminator.fresh_rollouts': False,
+  'policy.ppo.learning_rate': 0.1,
+  # Smaller still: compiling is what takes the time.
+  'data.image_size': 16,
+  'tokenizer.width_multipliers': (1, 1, 1),
+  'nat.depth': 0,
+  'judges.reward.image_size': 8,
+  'judges.reward.patch_size': 4,
+  'judges.reward.depth': 1,
+  'judges.reward.hooks': (0,),
+  'evaluate.network': 'pixels',
+  'log_every': 1,
+  'tensorboard': False,
+}
+
+
+def tokenize(config, captions):
+  """Letters as token ids; the end has the largest, as CLIP's has."""
+  del config
+  ids = np.zeros((len(captions), 77), np.int32)
+  for row, caption in zip(ids, captions, strict=True):
+    letters = [ord(letter) for letter in caption[:75]]
+    row[: len(letters) + 2] = [49406, *letters, 49407]
+  return ids
+
+
+def save_networks(config, folder):
+  """Random networks of a config's sizes, as converted weights."""
+  tokenizer, nat = (
+    networks.tokenizer_module(config),
+    networks.nat_module(config),
+  )
+  image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+  tokens = jnp.zeros((1, nat.num_tokens), jnp.int32)
+  condition = jnp.zeros(1, jnp.int32)
+  if nat.num_classes is None:
+    condition = jnp.zeros((1, 77, config.text.width))
+    config.text.init_from = small_weights.text(config, folder)
+  params = lambda *inputs: random_weights.random_variables(*inputs)['params']
+  config.tokenizer.init_from = small_weights.save(
+    folder / 'tokenizer', params=params(tokenizer, image)
+  )
+  config.nat.init_from = small_weights.save(
+    folder / 'nat', ema=params(nat, tokens, condition)
+  )
+  config.judges.reward.init_from = small_weights.reward(config, folder)
+
+
+@contextlib.contextmanager
+def compiled_once(directory):
+  """Programs are compiled once and kept in a directory."""
+  names = 'compilation_cache_dir', 'persistent_cache_min_compile_time_secs'
+  before = {name: getattr(jax.config, f'jax_{name}') for name in names}
+  for name, value in zip(names, (str(directory), 0), strict=True):
+    jax.config.update(f'jax_{name}', value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(f'jax_{name}', value)
+  compilation_cache.reset_cache()
+
+
+class StageTest(parameterized.TestCase):
+  """The stage as it is run, from raw files to checkpoints."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(cls().create_tempdir('policy').full_path)
+    # What goes on after a kill is the same program: it is compiled once.
+    cls.enterClassContext(compiled_once(cls.root / 'cache'))
+    found = raw_files.image_folder(cls.root / 'raw', per_class=6, corrupt=True)
+    cls.classes = config_lib.load(
+      f'{CONFIGS / "in256.py"}:mini',
+      {
+        **TINY,
+        'data.path': str(found.path),
+        'data.held_out': 8,
+        'data.max_corrupt_share': 0.5,
+      },
+    )
+    save_networks(cls.classes, cls.root / 'classes')
+    train, validation = (
+      raw_files.coco(cls.root / 'coco', split) for split in ('train', 'val')
+    )
+    cls.captions = config_lib.load(
+      f'{CONFIGS / "cc3m256.py"}:mini',
+      {
+        **TINY,
+        'data.source': 'coco',
+        'data.path': str(train.path),
+        'data.annotations': str(train.annotations),
+        'data.validation_path': str(validation.path),
+        'data.validation_annotations': str(validation.annotations),
+        'data.text_embeddings': 'compute',
+        'policy.evaluate_every': 0,
+        'policy.iterate': 'last',
+        'policy.rollout_features': 'recompute',
+        'policy.rollout_size': 8,
+        'policy.discriminator.reconstruct_real': True,
+      },
+    )
+    save_networks(cls.captions, cls.root / 'captions')
+
+  def setUp(self):
+    super().setUp()
+    prompts = [f'a picture of number {i}' for i in range(40)]
+    self.enter_context(mock.patch.object(texts, 'tokenize', tokenize))
+    # Prepared sets have tests of their own.
+    self.enter_context(
+      mock.patch.object(
+        datasets,
+        'prompts',
+        lambda *_: ArrayExamples({'ids': tokenize(None, prompts)}),
+      )
+    )
+
+  def rows(self, directory):
+    return [
+      {k: v for k, v in json.loads(line).items() if not k.startswith('time/')}
+      for line in (directory / 'metrics.jsonl').read_text().splitlines()
+    ]
+
+  def sums(self, directory, step, field=''):
+    meta = checkpoint_meta.read(directory / 'checkpoints' / str(step))
+    return checkpoint_meta.checksums(meta, field)
+
+  def test_classes(self):
+    config, workdir = self.classes, self.root / 'run-classes'
+    policy.check_config(config)
+    policy.run(config, workdir)
+    # Published configs train the adaptive policy alone.
+    (which,) = policy.trainings(config)
+    directory = workdir / 'policy' / which.name
+    rows = self.rows(directory)
+    self.assertLen(rows, 3)
+    name = 'eval/frechet_pixels_16'
+    self.assertEqual([name in row for row in rows], [False, True, True])
+    for row in rows:
+      for accuracy in ('train', 'held_out', 'generated'):
+        self.assertBetween(row[f'accuracy_{accuracy}'], 0, 1)
+    # Actor, critic and discriminator have learned.
+    for field in ('params/actor', 'params/critic', 'adversary/params'):
+      last = self.sums(directory, 3, field)
+      same = last.items() & self.sums(directory, 2, field).items()
+      self.assertLess(len(same), 0.2 * len(last), field)
+    # What comes after takes the best.
+    best = read_complete(directory)['best']
+    step = min((2, 3), key=lambda step: (rows[step - 1][name], -step))
+    self.assertEqual((best['step'], best['metric']), (step, name))
+    found = {}
+    for iterate in ('best', 'last'):
+      config.policy.iterate = iterate
+      found[iterate] = policy.load_agent(config, workdir, which).params
+    for iterate, at in (('best', step), ('last', 3)):
+      path = directory / 'checkpoints' / str(at)
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        found[iterate],
+        checkpoint_meta.read_field(path, 'params', None),
+      )
+    config.policy.iterate = 'best'
+
+  def test_captions_resume_to_the_bit(self):
+    config, workdir = self.captions, self.root / 'run-captions'
+    policy.run(config, workdir)
+    (which,) = policy.trainings(config)
+    directory = workdir / 'policy' / which.name
+    again = self.root / 'again' / 'policy' / which.name
+    shutil.copytree(directory, again)
+    (again / 'complete.json').unlink()
+    shutil.rmtree(again / 'checkpoints' / '3')
+    policy.run(config, self.root / 'again')
+    self.assertEqual(self.sums(again, 3), self.sums(directory, 3))
+    self.assertEqual(self.rows(again), self.rows(directory))
+    self.assertNotEqual(self.sums(again, 2), self.sums(again, 3))
+    self.assertIn('accuracy_train', self.rows(again)[0])
+
+  def test_batches_are_a_function_of_the_step(self):
+    config = self.captions.copy_and_resolve_references()
+    config.policy.discriminator.fresh_rollouts = True
+    size = config.policy.batch_size
+    read = lambda: policy.make_batches(
+      config, self.root, 'policy/x', has_discriminator=True
+    )
+    batches = read()
+    seen = {k: [part(step) for step in range(3)] for k, part in batches.items()}
+    again = {k: part(2) for k, part in read().items()}
+    jax.tree.map(
+      np.testing.assert_array_equal, {k: x[2] for k, x in seen.items()}, again
+    )
+    self.assertEqual(seen['real'][0]['images'].shape, (1, 16, 16, 16, 3))
+    self.assertEqual(seen['fresh'][0]['ids'].shape, (1, 16, 77))
+    self.assertEqual(seen['rollouts'][0]['ids'].shape, (size, 77))
+    # Every prompt comes once before one comes twice; updates have their own.
+    ids = np.concatenate([batch['ids'] for batch in seen['rollouts']])[:40]
+    self.assertLen({row.tobytes() for row in ids}, 40)
+    fresh = np.concatenate([batch['ids'][0] for batch in seen['fresh']])
+    self.assertFalse(np.array_equal(fresh[:40], ids))
+    for part in batches.values():
+      part.close()
+
+  def test_discriminator_reads_captions(self):
+    # The same images on both sides, but only real ones show what is said:
+    # nothing else tells them apart.
+    config = self.captions.copy_and_resolve_references()
+    config.policy.discriminator.learning_rate = 0.02
+    config.policy.discriminator.reconstruct_real = False
+    text = texts.load_text(config)
+    court = adversarial.court(config, self.root, 1, text)
+    random = np.random.default_rng(0)
+    images = np.where(np.arange(16)[:, None, None, None] % 2, 0.9, 0.1)
+    images = images + 0.05 * random.random((16, 16, 16, 3))
+    shown = np.arange(16) % 2
+    ids = tokenize(None, np.array(['dark', 'bright'])[shown])
+    real = {'images': images.astype(np.float32)[None], 'ids': ids[None]}
+    wrong = tokenize(None, np.array(['bright', 'dark'])[shown])
+    wrong = texts.conditions(*text, {'ids': wrong})[1]
+
+    @jax.jit
+    def learn(frozen):
+      judge = court.judge(frozen)
+      fakes = real['images'][0], wrong
+      return jax.lax.scan(
+        lambda state, key: judge.learn(state, real, fakes, None, key),
+        court.initial(frozen, jax.random.key(0)),
+        jax.random.split(jax.random.key(1), 60),
+      )[1]
+
+    metrics = learn(court.frozen)
+    loss = metrics['discriminator_loss']
+    self.assertGreater(float(loss[0]), 1.8 * np.log(2))
+    self.assertLess(float(loss[-1]), 1.2 * np.log(2))
+    self.assertEqual(metrics['accuracy_train'][-1], 1)
+    self.assertEqual(metrics['accuracy_generated'][-1], 1)
+
+  @parameterized.parameters(
+    ('classes', 'judges.reward.init_from', '', '--kind=dino'),
+    ('captions', 'text.init_from', '', '--kind=clip_text'),
+    ('classes', 'policy.rewards', ('frechet',), 'judges the digits alone'),
+    ('classes', 'policy.evaluate_every', 0, 'iterate=best needs'),
+    ('classes', 'evaluate.network', 'inception', 'while the policy trains'),
+    ('classes', 'policy.iterate', 'first', 'one of last, best'),
+    ('classes', 'policy.kinds', ('shy',), 'one of adaptive, constant'),
+    ('classes', 'judges.reward.hooks', (0, 1), 'each one of 0'),
+    ('classes', 'judges.reward.patch_size', 3, 'must divide the 8 pixels'),
+    ('classes', 'judges.reward.normalisation', 'centred', 'stay as they are'),
+    ('classes', 'policy.discriminator.held_out', 12, 'multiple of 8'),
+  )
+  def test_refuses(self, name, field, value, words):
+    config = getattr(self, name).copy_and_resolve_references()
+    config.update_from_flattened_dict({field: value})
+    with self.assertRaises(UserError) as caught:
+      policy.check_config(config)
+    self.assertIn(words, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_a_converted_policy_needs_no_reward(self):
+    config = self.classes.copy_and_resolve_references()
+    config.policy.init_from, config.judges.reward.init_from = 'somewhere', ''
+    policy.check_config(config)
+    policy.run(config, self.root / 'nothing')
+    self.assertFalse((self.root / 'nothing').exists())
+
+  def test_more_held_out_images_than_there_are(self):
+    config = self.classes.copy_and_resolve_references()
+    config.policy.discriminator.held_out = 16
+    with self.assertRaisesRegex(UserError, 'held_out is 16; there are only 8'):
+      adversarial.court(config, self.root, 1)
+
+
+class RewardInputsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.config = config_lib.load(f'{CONFIGS / "in256.py"}:mini')
+    random = np.random.default_rng(0)
+    self.images = jnp.float32(random.random((8, 32, 32, 3)))
+    mean, std = np.float32(vit.IMAGENET_MEAN), np.float32(vit.IMAGENET_STD)
+    self.normalised = (np.asarray(self.images) - mean) / std
+    self.inputs = jax.jit(
+      lambda images, key: reward_network.inputs(self.config, images, key)
+    )
+
+  def window_of(self, seen):
+    """Top and left of the window of the images that was cut out, or None."""
+    for top in range(9):
+      for left in range(9):
+        window = self.normalised[:, top : top + 24, left : left + 24]
+        if np.allclose(seen, window, atol=1e-5):
+          return top, left
+    return None
+
+  def test_half_of_the_batches_are_cropped(self):
+    averaged = prepare_images(
+      self.images, 24, vit.IMAGENET_MEAN, vit.IMAGENET_STD
+    )
+    windows = []
+    for i in range(24):
+      seen = self.inputs(self.images, jax.random.key(i))
+      window = self.window_of(seen)
+      if window is None:
+        np.testing.assert_allclose(seen, averaged, atol=1e-5)
+      windows.append(window)
+    self.assertBetween(windows.count(None), 5, 19)
+    self.assertGreater(len(set(windows)), 4)
+
+  def test_without_a_key_or_larger_images_nothing_is_cropped(self):
+    seen = reward_network.inputs(self.config, self.images)
+    self.assertIsNone(self.window_of(seen))
+    small = self.images[:, :24, :24]
+    np.testing.assert_allclose(
+      reward_network.inputs(self.config, small, jax.random.key(0)),
+      self.normalised[:, :24, :24],
+      atol=1e-5,
+    )
+
+  def test_digits_are_centred(self):
+    config = config_lib.load(str(CONFIGS / 'digits.py'))
+    seen = reward_network.inputs(config, self.images, jax.random.key(0))
+    np.testing.assert_array_equal(seen, 2 * self.images - 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
