@@ -174,6 +174,18 @@ class StatisticsTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, words):
       statistics.read(path)
 
+  def test_captions_alone_have_no_moments(self):
+    config = config_lib.load(f'{CONFIGS}/cc3m256.py:mini')
+    config.data.path = str(raw_files.cc3m_tsv(self.workdir, count=2).path)
+    prompts = raw_files.cc3m_prompts(self.workdir).path
+    config.data.validation_path = str(prompts)
+    features.check_config(config)
+    config.evaluate.reference_split = 'test'
+    with self.assertRaisesRegex(UserError, 'test split.*captions alone'):
+      features.check_config(config)
+    with self.assertRaisesRegex(UserError, 'captions alone'):
+      statistics.RealImages(config, self.workdir, 'test')
+
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, 'no such file of moments'):
       statistics.read(self.workdir / 'none.npz')

@@ -69,7 +69,6 @@ def check_config(config: Config) -> None:
       'evaluate.num_samples': int_at_least(10),
       'evaluate.labels': choice(*scores.LABELS),
       'evaluate.rounding': choice(*features.ROUNDINGS),
-      'evaluate.reference_split': choice(*datasets.SPLITS),
       'evaluate.policies': tuple_of(choice(*POLICIES)),
       'evaluate.precision_recall': int_at_least(0),
       'evaluate.save_npz': boolean,
@@ -83,10 +82,7 @@ def check_config(config: Config) -> None:
       f'config.evaluate.precision_recall={compared}: give 0, or more than'
       f' {_NEIGHBOURS} images'
     )
-  path = config.evaluate.statistics
-  if path and not pathlib.Path(path).is_file():
-    raise UserError(f'config.evaluate.statistics={path}: there is no such file')
-  if not path or compared:
+  if compared:
     # Real images are needed.
     datasets.check_config(config)
   for name in config.evaluate.policies:

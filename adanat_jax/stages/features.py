@@ -21,7 +21,7 @@ from adanat_jax.config_rules import check, choice, int_at_least
 from adanat_jax.data.images import ROUNDINGS as BYTE_ROUNDINGS, to_uint8
 from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
-from adanat_jax.stages import networks, provenance
+from adanat_jax.stages import datasets, networks, provenance
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
@@ -67,8 +67,17 @@ class FeatureNetwork:
     }
 
 
-def check_config(config: Config) -> None:
-  """Raises UserError for fields of `config.evaluate` that cannot work."""
+def check_config(config: Config, needs_reference: bool = True) -> None:
+  """Refuses fields of `config.evaluate` that no score can be had with.
+
+  Args:
+    config: the whole config.
+    needs_reference: whether there must be moments to start from, or images to
+      make them of.
+
+  Raises:
+    UserError: naming the field.
+  """
   check(
     config,
     {
@@ -93,6 +102,30 @@ def check_config(config: Config) -> None:
     raise UserError(
       f'config.evaluate.network=pixels: config.data.image_size={side} is no'
       f' multiple of {_PIXELS_SIDE}'
+    )
+  if needs_reference:
+    _check_reference(config)
+
+
+def _check_reference(config: Config) -> None:
+  """Refuses a config of which no moments of real images can be had."""
+  section = config.evaluate
+  check(config, {'evaluate.reference_split': choice(*datasets.SPLITS)})
+  path = section.statistics
+  if path and not pathlib.Path(path).is_file():
+    raise UserError(f'config.evaluate.statistics={path}: there is no such file')
+  if path:
+    return
+  datasets.check_config(config)
+  # The only source that may have no images, but their captions.
+  split, source = section.reference_split, config.data.source
+  if source == 'cc3m_tsv' and not (
+    datasets.raw_source(config, split).has_images
+  ):
+    raise UserError(
+      f'config.evaluate.statistics is empty, and the {split} split of'
+      f' config.data.source={source} holds captions alone: give a file of'
+      ' moments, or a config.evaluate.reference_split with images'
     )
 
 

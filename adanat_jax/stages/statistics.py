@@ -52,7 +52,7 @@ class Reference:
 
 def check_config(config: Config) -> None:
   """Raises UserError for values that statistics cannot be made with."""
-  features.check_config(config)
+  features.check_config(config, needs_reference=False)
   check(config, {'statistics.split': choice(*datasets.SPLITS)})
   datasets.check_config(config)
   path = config.statistics.output
