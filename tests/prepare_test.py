@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import shutil
@@ -256,33 +257,36 @@ class ClassesTest(absltest.TestCase):
 
   def test_memory_does_not_grow_with_the_number_of_images(self):
     encoder = encoder_lib.Encoder(self.config, self.root, 4)
-    sources = {n: _Endless(n) for n in (60, 240)}
     self._peak(encoder, _Endless(12))  # Whatever is made once.
-    peaks = [self._peak(encoder, source) for source in sources.values()]
+    peaks = [self._peak(encoder, _Endless(count)) for count in (60, 240)]
     # Peaks vary with the threads by batches, not with the set: all images
     # would be 180 * 32 * 32 * 3 bytes more, all files' contents 4 MB.
     self.assertLess(abs(peaks[1] - peaks[0]), 180_000)
 
+    # A disk that fails is no corrupt file, and leaves nothing half done.
+    with self.assertRaisesRegex(
+      UserError, '11 of split .train. .*Input/output'
+    ):
+      self._make(encoder, _Endless(12, fails=11))
+    self.assertEmpty(list(self.directory.glob('*tokens*')))
+
   def _peak(self, encoder, source) -> int:
     """Peak of traced bytes while a set is made of one shard."""
-    directory = pathlib.Path(self.create_tempdir().full_path)
-    (directory / 'shards').mkdir()
-    everything = {'train': source}
-    tallies = {'train': shards.Tally(self.config, 'train', len(source))}
-    config = make_config(self.root, prepare__shard_size=len(source))
     tracemalloc.start()
     try:
-      shards.make(
-        config,
-        directory,
-        everything,
-        shards.cut(everything, len(source)),
-        encoder,
-        tallies,
-      )
+      self._make(encoder, source)
       return tracemalloc.get_traced_memory()[1]
     finally:
       tracemalloc.stop()
+
+  def _make(self, encoder, source) -> None:
+    self.directory = pathlib.Path(self.create_tempdir().full_path)
+    (self.directory / 'shards').mkdir()
+    everything = {'train': source}
+    tallies = {'train': shards.Tally(self.config, 'train', len(source))}
+    config = make_config(self.root, prepare__shard_size=len(source))
+    cut = shards.cut(everything, len(source))
+    shards.make(config, self.directory, everything, cut, encoder, tallies)
 
 
 class _Endless:
@@ -290,17 +294,19 @@ class _Endless:
 
   has_images = True
 
-  def __init__(self, count: int):
+  def __init__(self, count: int, fails: int = -1):
     self._count = count
+    self._fails = fails
     self._image = raw_pictures.jpeg(1)
 
   def __len__(self) -> int:
     return self._count
 
   def __getitem__(self, index: int) -> RawExample:
-    return RawExample(
-      f'{index:06d}.jpg', self._image + bytes(20_000), index % 3
-    )
+    if index == self._fails:
+      raise OSError(errno.EIO, 'Input/output error')
+    image = self._image + bytes(20_000)
+    return RawExample(f'{index:06d}.jpg', image, index % 3)
 
 
 def _tokenize(config, captions):

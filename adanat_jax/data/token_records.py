@@ -246,6 +246,11 @@ class PreparedExamples:
       return self._reader(shard, path).read(places.tolist())
     except RuntimeError as error:
       reason = str(error).partition(';')[0]
+      if 'Too many open files' in reason:
+        raise UserError(
+          f'{path}: {reason}; the set has {len(self._shards)} files, allow more'
+          ' by ulimit -n'
+        ) from error
       raise UserError(
         f'{path}: cannot be read ({reason:.120}); delete {MANIFEST_FILE} and'
         f' {marker_name(self._split, shard)} there and run'

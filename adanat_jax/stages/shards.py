@@ -195,7 +195,14 @@ def _decode(
   orient = config.data.apply_orientation
 
   def read(place: int) -> tuple[Any, np.ndarray | None, str]:
-    example = source[place]
+    try:
+      example = source[place]
+    except OSError as error:
+      # Not the file's fault: left out, it would be missing in the set for ever.
+      raise UserError(
+        f'image {place} of split {shard.split!r} cannot be read now:'
+        f' {error}; the same command goes on'
+      ) from error
     about = dataclasses.replace(example, image=b'')
     if not source.has_images:
       return about, None, ''
