@@ -15,6 +15,7 @@ that, and are dealt with here:
 from __future__ import annotations
 
 import hashlib
+import os
 import pathlib
 import platform
 import zlib
@@ -23,8 +24,10 @@ import jax
 
 DEFAULT_DIRECTORY = '~/.cache/adanat_jax'
 
-# Programs that compile faster than this are not worth a file each.
+# Programs that compile faster than this are not worth a file each, unless JAX's
+# own variable says otherwise.
 _MIN_COMPILE_SECONDS = 0.5
+_MIN_COMPILE_VARIABLE = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 _STAMP = '.looked_at'
 _ZSTANDARD = b'\x28\xb5\x2f\xfd'
 
@@ -40,9 +43,8 @@ def enable(directory: str) -> pathlib.Path | None:
     The directory in use, or None if it cannot be written to: then nothing is
     cached, and nothing else changes.
   """
-  jax.config.update(
-    'jax_persistent_cache_min_compile_time_secs', _MIN_COMPILE_SECONDS
-  )
+  if _MIN_COMPILE_VARIABLE not in os.environ:
+    jax.config.update(_MIN_COMPILE_VARIABLE.lower(), _MIN_COMPILE_SECONDS)
   if '://' in directory:
     jax.config.update('jax_compilation_cache_dir', directory)
     return None

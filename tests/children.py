@@ -19,6 +19,8 @@ def environment(num_devices: int) -> dict[str, str]:
   return {
     'XLA_FLAGS': XLA_FLAGS,
     **os.environ,
+    # Where there is a cache, of all programs.
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': str(num_devices),
     'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),

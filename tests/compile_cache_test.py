@@ -20,7 +20,6 @@ from adanat_jax import compile_cache
 
 if len(sys.argv) > 1:
   compile_cache.enable(sys.argv[1])
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 @jax.jit
 def run(key):
@@ -51,7 +50,12 @@ class CompileCacheTest(absltest.TestCase):
       check=True,
       timeout=120,
       cwd=pathlib.Path(__file__).parents[1],
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+      env={
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        # Else nothing that is as small as this would be cached.
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      },
     )
     return result.stdout, result.stderr
 

@@ -5,12 +5,12 @@ Programs are compiled once: the cases share a compilation cache.
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 from absl.testing import absltest, parameterized
+import children
 import raw_files
 import small_weights
 import tensorflow_datasets as tfds
@@ -113,12 +113,7 @@ class RealImagesTest(parameterized.TestCase):
         f'--jax_cache_dir={self.folder / "cache"}',
         *(f'--config.{name}={value}' for name, value in overrides.items()),
       ],
-      env=os.environ
-      | {
-        'JAX_PLATFORMS': 'cpu',
-        'PYTHONPATH': str(ROOT),
-        'XLA_FLAGS': '--xla_backend_optimization_level=0',
-      },
+      env=children.environment(1) | {'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,
       timeout=900,
