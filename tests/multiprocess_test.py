@@ -110,6 +110,8 @@ class TrainingTest(ProcessTest):
     )
     self.assertNotIn('damaged', second[1])
     self.assert_same_run('whole', 'w')
+    figures = {r['step']: r.get('eval/index') for r in rows(marker.parent)}
+    self.assertEqual(figures, dict.fromkeys(figures) | {9: 9, 18: 18, 23: 23})
     # It can, but reads other numbers than the other one.
     first, second = self.run_pair(death='1:ODD')
     self.assertEqual((first[0], second[0]), (0, 0), first[1] + second[1])
