@@ -1,14 +1,13 @@
 """Stage `policy` on real images: classes and captions, tiny networks."""
 
-import contextlib
 import json
 import pathlib
 import shutil
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import compiling
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
 import random_weights
@@ -84,20 +83,6 @@ def save_networks(config, folder):
   config.judges.reward.init_from = small_weights.reward(config, folder)
 
 
-@contextlib.contextmanager
-def compiled_once(directory):
-  """Programs are compiled once and kept in a directory."""
-  names = 'compilation_cache_dir', 'persistent_cache_min_compile_time_secs'
-  before = {name: getattr(jax.config, f'jax_{name}') for name in names}
-  for name, value in zip(names, (str(directory), 0), strict=True):
-    jax.config.update(f'jax_{name}', value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(f'jax_{name}', value)
-  compilation_cache.reset_cache()
-
-
 class StageTest(parameterized.TestCase):
   """The stage as it is run, from raw files to checkpoints."""
 
@@ -106,7 +91,7 @@ class StageTest(parameterized.TestCase):
     super().setUpClass()
     cls.root = pathlib.Path(cls().create_tempdir('policy').full_path)
     # What goes on after a kill is the same program: it is compiled once.
-    cls.enterClassContext(compiled_once(cls.root / 'cache'))
+    cls.enterClassContext(compiling.compiled_once(cls.root / 'cache'))
     found = raw_files.image_folder(cls.root / 'raw', per_class=6, corrupt=True)
     cls.classes = config_lib.load(
       f'{CONFIGS / "in256.py"}:mini',

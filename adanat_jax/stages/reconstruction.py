@@ -77,23 +77,25 @@ class Reconstruction:
     result: dict[str, float] = {}
     for name, examples in splits.items():
       drawn = picture if name == list(splits)[-1] else None
-      total = self.measure(params, examples, most, drawn)
+      total = self.measure(params, name, examples, most, drawn)
       result |= {f'{name}_{key}': value for key, value in total.items()}
     return result
 
   def measure(
     self,
     params: Any,
+    name: str,
     examples: Examples,
     most: int,
     picture: pathlib.Path | None = None,
   ) -> dict[str, float]:
-    """Measures the reconstructions of one split, see `figures`."""
+    """Measures the reconstructions of the split `name`, see `figures`."""
     usage = np.zeros(self._module.codebook_size, np.int64)
     pixels, error = _Moments(), _Moments()
     for images, tokens, rebuilt in self._batches(params, examples, most):
       if picture is not None and not pixels.count:
-        _draw(picture, images[:_NUM_DRAWN], rebuilt[:_NUM_DRAWN])
+        label = 'held-out images' if name == 'test' else f'{name} images'
+        _draw(picture, label, images[:_NUM_DRAWN], rebuilt[:_NUM_DRAWN])
       usage += np.bincount(tokens.reshape(-1), minlength=usage.size)
       pixels.add(images)
       error.add((rebuilt - images) ** 2)
@@ -154,13 +156,13 @@ class _Moments:
 
 
 def _draw(
-  path: pathlib.Path, originals: np.ndarray, rebuilt: np.ndarray
+  path: pathlib.Path, label: str, originals: np.ndarray, rebuilt: np.ndarray
 ) -> None:
   width = originals.shape[2]
   scale = max(1, min(_LARGEST_SCALE, 64 // width))
   pictures.save_pairs(
     path,
-    [('held-out images', originals), ('reconstructions', rebuilt)],
+    [(label, originals), ('reconstructions', rebuilt)],
     columns=max(1, min(_NUM_DRAWN, _WIDTH_OF_A_LINE // (width * scale))),
     scale=scale,
   )

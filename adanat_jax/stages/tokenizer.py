@@ -36,6 +36,7 @@ from adanat_jax.config_rules import (
   tuple_of,
 )
 from adanat_jax.data import augment
+from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.stages import (
   datasets,
@@ -287,6 +288,28 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   tokenizer_adversary.check_config(config)
 
 
+def splits_of(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Examples]:
+  """Images to train on and, if there are any, those to measure on, by split.
+
+  Mirror images are images: they are learnt from and measured.
+
+  Raises:
+    UserError: naming the field that does not lead to images.
+  """
+  names = [*datasets.SPLITS]
+  # What CC3M is validated on is captions alone: there is nothing to rebuild.
+  if not (
+    datasets.is_digits(config) or datasets.raw_source(config, 'test').has_images
+  ):
+    names.remove('test')
+  return {
+    name: datasets.image_examples(config, workdir, name, mirrored=True)
+    for name in names
+  }
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Trains the tokenizer and draws originals beside reconstructions.
 
@@ -327,18 +350,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     error=section.error,
     adversary=adversary,
   )
-  # Mirror images are images: they are learnt from and measured.
-  splits = {
-    split: datasets.image_examples(config, workdir, split, mirrored=True)
-    for split in datasets.SPLITS
-  }
+  splits = splits_of(config, workdir)
   shape = (config.data.image_size,) * 2 + (module.image_channels,)
   rebuilding = reconstruction.Reconstruction(module, networks.mesh_of(config))
   most, picture = section.measured_images, directory / 'reconstructions.png'
 
   def evaluate(state: TokenizerState, step: int) -> dict[str, float]:
     del step
-    return rebuilding.measure(state.params, splits['test'], most, picture)
+    last = list(splits)[-1]
+    return rebuilding.measure(state.params, last, splits[last], most, picture)
 
   def figures(state: TokenizerState) -> dict[str, float]:
     return rebuilding.figures(state.params, splits, most, picture)
