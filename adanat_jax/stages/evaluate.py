@@ -335,5 +335,5 @@ def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     'policy iterations': config.policy.iterations,
     'trajectories an iteration': config.policy.batch_size,
     'PPO preset': config.policy.preset,
-    'iterate evaluated': 'the last one',
+    'iterate evaluated': f'the {config.policy.iterate} one',
   }

@@ -170,6 +170,31 @@ def train(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, which: Training
 ) -> None:
   """Trains one policy, from its newest checkpoint if there is one."""
+  with contextlib.ExitStack() as stack:
+    # First: what is not there is told before anything takes long.
+    batches = make_batches(
+      config,
+      workdir,
+      f'policy/{which.name}',
+      has_discriminator=which.reward == 'adversarial',
+    )
+    for part in batches.values():
+      stack.callback(part.close)
+    _train(
+      config,
+      workdir,
+      which,
+      lambda step: {name: part(step) for name, part in batches.items()},
+    )
+
+
+def _train(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  which: Training,
+  batch_at: Callable[[int], dict[str, Any]],
+) -> None:
+  """Trains one policy on what `make_batches` reads."""
   section = config.policy
   name = f'policy/{which.name}'
   init_key, judge_key, step_key = jax.random.split(
@@ -230,33 +255,28 @@ def train(
       tokenizer_params,
       nat.num_classes or 0,
       {},
-      config.evaluate.batch_size,
+      # What the devices hold while the policy explores.
+      section.rollout_size or config.evaluate.batch_size,
       null,
       networks.mesh_of(config),
     )
     as_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
     scorer = scores.Scorer(config, workdir, text)
     options = _evaluation(config, scorer, generator, as_agent, which.num_steps)
-  with contextlib.ExitStack() as stack:
-    batches = make_batches(
-      config, workdir, name, has_discriminator=court.initial is not None
-    )
-    for part in batches.values():
-      stack.callback(part.close)
-    fit.fit(
-      config,
-      workdir,
-      name,
-      initial=initial,
-      train_step=train_step,
-      batch_at=lambda step: {k: part(step) for k, part in batches.items()},
-      num_steps=section.iterations,
-      frozen=frozen,
-      keep_best=section.iterate == 'best',
-      log_every=section.log_every,
-      save_every=section.save_every,
-      **options,
-    )
+  fit.fit(
+    config,
+    workdir,
+    name,
+    initial=initial,
+    train_step=train_step,
+    batch_at=batch_at,
+    num_steps=section.iterations,
+    frozen=frozen,
+    keep_best=section.iterate == 'best',
+    log_every=section.log_every,
+    save_every=section.save_every,
+    **options,
+  )
 
 
 def _evaluation(
