@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
-from adanat_jax.decoding import loop, schedules, step, unrolled
+from adanat_jax.decoding import buckets, loop, schedules, step, unrolled
 from adanat_jax.models import enat
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.types import TokenCounts
+from adanat_jax.types import PolicyValues, TokenCounts
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
@@ -145,6 +145,91 @@ class DecodeTest(parameterized.TestCase):
     found = (masked.trajectory.tokens == _MASK).sum(-1)
     for one, after in zip(counts[1:], found[:-1], strict=True):
       np.testing.assert_array_equal(after, one.masked)
+
+
+class BucketsTest(parameterized.TestCase):
+  def test_found_counts(self):
+    # N = 3: the first canvas is empty, then one token of the first sample and
+    # two of the second are known, then two of either.
+    m = _MASK
+    start = jnp.full((2, 3), m)
+    tokens = jnp.array(
+      [[[m, 1, m], [1, 1, m]], [[m, 1, 1], [1, 1, m]], [[1, 1, 1], [1, 1, 1]]]
+    )
+    found = buckets.counts_of_decode(tokens, start, m)
+    np.testing.assert_array_equal(
+      found,
+      [
+        [[0, 0, 3], [0, 0, 3]],
+        [[0, 1, 2], [0, 2, 1]],
+        [[1, 1, 1], [2, 0, 1]],
+      ],
+    )
+
+  def test_choice(self):
+    found = np.array([[0, 0, 9], [0, 2, 8], *[[2, 4, 5]] * 3, [6, 1, 2]])
+    choose = lambda count, **kwargs: buckets.choose(
+      found, _NUM_TOKENS, count, sum, **kwargs
+    )
+    # One bucket holds all, at 19. The one at 11 saves 8 in three batches; what
+    # holds the first two batches would save as much in these.
+    whole = TokenCounts(6, 4, 9)
+    self.assertEqual(choose(1), (whole,))
+    self.assertEqual(choose(2), (TokenCounts(2, 4, 5), whole))
+    # As many as there are needs cost as little as can be: more are no use.
+    every = choose(9)
+    self.assertEqual(set(every) - {whole}, {TokenCounts(*x) for x in found})
+    self.assertEqual(sorted(map(sum, every)), list(map(sum, every)))
+    # Multiples of four, and never more than N.
+    self.assertEqual(choose(1, multiple=4), (TokenCounts(8, 4, 9),))
+
+  def test_adaptive_decode_is_the_masked_one(self):
+    start = loop.full_mask(2, _NUM_TOKENS, _MASK)
+    variables = random_variables(_SMALL, start, _CLASSES)
+    # Ratios that differ between the samples, as a learned policy's do.
+    table = jax.tree.map(
+      lambda x: jnp.full((4, 2), x),
+      PolicyValues(0.0, 1.0, 1.0, 1.0),
+    ).replace(
+      mask_ratio=jnp.array([[0.9, 0.6], [0.7, 0.5], [0.2, 0.3], [0.0, 0.0]])
+    )
+    masking = lambda *x: _SMALL.apply(variables, *x)
+    entered = []
+
+    def gathering(tokens, condition, cache, counts):
+      jax.debug.callback(lambda: entered.append(counts))
+      return _SMALL.apply(
+        variables, tokens, condition, cache, counts, method='gathered'
+      )
+
+    decode = lambda denoiser: loop.decode(
+      denoiser,
+      schedules.table_policy(table),
+      tokens=start,
+      condition=_CLASSES[::-1],
+      null_condition=jnp.int32(3),
+      keys=loop.sample_keys(jax.random.key(0), 2),
+      num_steps=4,
+      mask_token=_MASK,
+      cache=_SMALL.nothing_encoded(4),
+      record=True,
+    )
+    masked = decode(masking)
+    found = buckets.counts_of_decode(masked.trajectory.tokens, start, _MASK)
+    # The samples do differ, so that no static schedule would do.
+    self.assertTrue(np.any(found[:, 0] != found[:, 1]))
+    needs = [TokenCounts(*x) for x in found.max(axis=1).tolist()]
+    # The last step has no bucket and falls back on the masks.
+    chosen = sorted(needs[:-1], key=sum)
+    bucketed = decode(buckets.bucketed(gathering, masking, chosen, _MASK))
+    jax.effects_barrier()
+    self.assertEqual(entered, needs[:-1])
+    np.testing.assert_array_equal(bucketed.tokens, masked.tokens)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=2e-5),
+      bucketed.trajectory,
+      masked.trajectory,
+    )
 
 
 class OperationsTest(parameterized.TestCase):

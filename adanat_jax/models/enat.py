@@ -192,9 +192,9 @@ class ENAT(nn.Module):
     """Runs the network once, each block on the tokens it is needed for.
 
     If the counts add up to N, they are those of every sample. If they add up to
-    more, each is an upper bound: samples with fewer tokens are padded, and the
-    padding is masked out. A sample that has more tokens of a kind than its
-    count gets wrong features.
+    more, each is an upper bound, of N at most: samples with fewer tokens are
+    padded, and the padding is masked out. A sample that has more tokens of a
+    kind than its count gets wrong features.
 
     Args:
       tokens: int32[B, N] in [0, codebook_size].
@@ -205,6 +205,7 @@ class ENAT(nn.Module):
     Returns:
       As `__call__`, and the same numbers but for rounding.
     """
+    chex.assert_scalar_in(max(counts), 0, self.num_tokens)
     chex.assert_scalar_in(sum(counts), self.num_tokens, 3 * self.num_tokens)
     visible, x, label = self._embed(tokens, condition, train=False)
     reused = jnp.zeros_like(visible)
