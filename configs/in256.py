@@ -95,9 +95,9 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.held_out = 0
   # Of source 'tfds': the name of the data set, such as 'imagenet2012'.
   data.tfds_name = ''
-  # Of source 'coco': the JSON files of captions. Of 'imagenet_tar' the second is
-  # the devkit, with the classes of the validation images; it is found by itself
-  # if it lies beside them.
+  # Of source 'coco': the JSON files of captions. Of 'imagenet_tar' the second
+  # is the devkit, with the classes of the validation images; it is found by
+  # itself if it lies beside them.
   data.annotations = ''
   data.validation_annotations = ''
   # Whether photographs are turned upright by their EXIF tag; as published: no.
@@ -139,9 +139,9 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   tokenizer.num_groups = 32
   # Checkpoint of `python -m adanat_jax.convert --kind=vqgan`.
   tokenizer.init_from = ''
-  # What follows is for whoever trains one: how the published one was trained is
-  # not known in full, and this is our choice. As VQGAN (Esser et al. 2021), less
-  # the perceptual loss, which needs one more published network.
+  # What follows is for whoever trains one: how the published one was trained
+  # is not known in full, and this is our choice. As VQGAN (Esser et al. 2021),
+  # less the perceptual loss, which needs one more published network.
   tokenizer.num_steps = 400_000
   # 1.3 GiB of device memory an image.
   tokenizer.batch_size = 64

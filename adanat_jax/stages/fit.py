@@ -63,8 +63,8 @@ class Batches:
     """The batch of a step.
 
     Returns:
-      A dict of global arrays [*shape, ...], split over all devices along the last axis
-      of the shape.
+      A dict of global arrays [*shape, ...], split over all devices along the
+      last axis of the shape.
     """
     rows = self._ahead(step) if self._ahead else self._read(step)
     return sharding.put_batch(rows, self._mesh, len(self._shape) - 1)
