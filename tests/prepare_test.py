@@ -19,13 +19,12 @@ import children
 import jax
 import jax.numpy as jnp
 import numpy as np
-import random_weights
+from preparing import contents, make_config, write_tokenizer
 import raw_files
 import raw_pictures
-import small_weights
 import tensorflow_datasets as tfds
 
-from adanat_jax import config as config_lib, distributed, files
+from adanat_jax import distributed, files
 from adanat_jax.data import images, token_records
 from adanat_jax.data.raw_source import RawExample
 from adanat_jax.errors import UserError
@@ -35,45 +34,7 @@ from adanat_jax.stages import (
   networks,
   prepare,
   shards,
-  texts,
 )
-
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-
-
-def make_config(root: pathlib.Path, name: str = 'in256', **overrides):
-  """The shrunken config of a benchmark, over a folder with corrupt files."""
-  fields = {
-    'data.path': str(root / 'raw'),
-    'data.held_out': 6,
-    'data.max_corrupt_share': 0.5,
-    'tokenizer.init_from': str(root / 'tokenizer'),
-    'prepare.batch_size': 4,
-    'prepare.shard_size': 6,
-    'prepare.num_threads': 2,
-  }
-  for field, value in overrides.items():
-    fields[field.replace('__', '.')] = value
-  return config_lib.load(f'{CONFIGS / name}.py:mini', fields)
-
-
-def write_tokenizer(directory: pathlib.Path, config, scale: float = 1.0):
-  module = networks.tokenizer_module(config)
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  params = random_weights.random_variables(module, image)['params']
-  small_weights.save(
-    directory, params=jax.tree.map(lambda x: x * scale, params)
-  )
-
-
-def contents(directory: pathlib.Path) -> dict[str, bytes]:
-  """Every file of a set, by name."""
-  return {
-    path.relative_to(directory).as_posix(): path.read_bytes()
-    for path in directory.rglob('*')
-    if path.is_file()
-  }
 
 
 def keys_of(directory: pathlib.Path, split: str) -> list[str]:
@@ -307,108 +268,6 @@ class _Endless:
       raise OSError(errno.EIO, 'Input/output error')
     image = self._image + bytes(20_000)
     return RawExample(f'{index:06d}.jpg', image, index % 3)
-
-
-def _tokenize(config, captions):
-  """In place of CLIP's vocabulary, which is an extra."""
-  ids = np.zeros((len(captions), 77), np.int32)
-  for row, text in zip(ids, captions, strict=True):
-    numbers = np.frombuffer(text.encode()[:70], np.uint8)
-    row[0], row[1 + len(numbers)] = 49406, 49407
-    row[1 : 1 + len(numbers)] = numbers
-  return ids
-
-
-class CaptionsTest(absltest.TestCase):
-  """Sets of images with several captions, states stored or not."""
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.root = pathlib.Path(cls().create_tempdir('captions').full_path)
-    cls.raw = raw_files.coco(cls.root / 'coco', count=5)
-    prompts = raw_files.cc3m_prompts(cls.root)
-    cls.prompts = prompts.captions
-    weights = {'text__init_from': str(cls.root / 'text')}
-    cls.config = make_config(
-      cls.root,
-      'coco256',
-      data__source='coco',
-      data__path=str(cls.raw.path),
-      data__annotations=str(cls.raw.annotations),
-      data__held_out=0,
-      **weights,
-    )
-    write_tokenizer(cls.root / 'tokenizer', cls.config)
-    small_weights.text(cls.config, cls.root)
-    # A table of images for training, captions alone for validation.
-    cls.without_images = make_config(
-      cls.root,
-      'cc3m256',
-      data__path=str(raw_files.cc3m_tsv(cls.root).path),
-      data__validation_path=str(prompts.path),
-      data__held_out=0,
-      data__text_embeddings='compute',
-      **weights,
-    )
-    with mock.patch.object(texts, 'tokenize', _tokenize):
-      prepare.run(cls.config, cls.root / 'stored')
-      prepare.run(cls.without_images, cls.root / 'computed')
-
-  def test_every_caption_has_a_record_with_its_states(self):
-    directory = self.root / 'stored' / 'prepare'
-    source = tfds.builder_from_directory(directory).as_data_source('train')
-    found: dict[str, list[str]] = {}
-    for record in source:
-      caption = record['caption'].decode()
-      found.setdefault(record['key'].decode(), []).append(caption)
-    self.assertEqual(
-      {key: tuple(captions) for key, captions in found.items()},
-      {
-        key: tuple(caption.strip() for caption in captions)
-        for key, captions in self.raw.captions.items()
-      },
-    )
-    examples = datasets.token_examples(
-      self.config, self.root / 'stored', 'train'
-    )
-    self.assertLen(examples, 2 * len(source))
-    places = np.array([0, len(source) - 1])
-    rows = examples.take(places)
-    module, params = texts.load_text(self.config)
-    ids = _tokenize(None, [source[i]['caption'].decode() for i in places])
-    states, embedding = texts.conditions(module, params, {'ids': ids})
-    np.testing.assert_allclose(rows['states'], states, rtol=2e-3, atol=2e-3)
-    np.testing.assert_allclose(rows['embedding'], embedding, rtol=1e-5)
-    self.assertEqual(rows['states'].dtype, np.float16)
-
-  def test_the_null_condition_is_stored_too(self):
-    examples = token_records.PreparedExamples(
-      self.root / 'stored' / 'prepare', 'train'
-    )
-    with mock.patch.object(texts, 'tokenize', _tokenize):
-      expected = texts.null_states(self.config)
-    np.testing.assert_allclose(
-      examples.null_states(), expected, rtol=2e-3, atol=2e-3
-    )
-
-  def test_ids_are_enough_where_states_are_computed(self):
-    directory = self.root / 'computed' / 'prepare'
-    self.assertFalse((directory / 'null_states.npy').exists())
-    examples = token_records.PreparedExamples(directory, 'train')
-    rows = examples.take(np.arange(len(examples)))
-    self.assertCountEqual(rows, ['tokens', 'ids'])
-    captions = examples.captions(np.arange(len(examples)))
-    np.testing.assert_array_equal(rows['ids'], _tokenize(None, captions))
-
-  def test_captions_alone_can_be_asked_for_but_have_no_tokens(self):
-    workdir = self.root / 'computed'
-    prompts = datasets.prompts(self.without_images, workdir, 'test')
-    self.assertLen(prompts, len(self.prompts))
-    captions = prompts.captions(np.arange(len(prompts)))
-    self.assertEqual(captions, [text for (text,) in self.prompts.values()])
-    with self.assertRaisesRegex(UserError, 'captions alone, no images'):
-      datasets.token_examples(self.without_images, workdir, 'test')
 
 
 def _meet(root: pathlib.Path, process: str) -> None:
