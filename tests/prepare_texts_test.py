@@ -7,7 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
-from preparing import make_config, tokenize
+from preparing import make_config, tokenize, write_tokenizer
 import raw_files
 import small_weights
 import tensorflow_datasets as tfds
