@@ -1,5 +1,6 @@
 """The documents: commands are understood, and links lead somewhere."""
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -9,7 +10,7 @@ from absl.testing import absltest
 
 from adanat_jax import config as config_lib
 from adanat_jax.convert.kinds import KINDS
-from adanat_jax.main import STAGES
+from adanat_jax.main import BENCHMARK, STAGES, STUDY
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = [
@@ -52,8 +53,20 @@ def anchors(page):
   return {heading.replace(' ', '-') for heading in plain}
 
 
+def check_stages(config):
+  """Refuses what a stage of the run that a config asks for would refuse."""
+  if config.evaluate.statistics:
+    # The reader's file; any that there is will do.
+    config.evaluate.statistics = __file__
+  names = (config.mode,)
+  if config.mode == 'all':
+    names = STUDY if config.data.source == 'digits' else BENCHMARK
+  for name in names:
+    importlib.import_module(STAGES[name]).check_config(config)
+
+
 class DocsTest(absltest.TestCase):
-  def test_commands_name_files_presets_and_fields_that_exist(self):
+  def test_commands_name_what_exists_and_stages_allow(self):
     count = 0
     for page in _PAGES:
       for words in commands(page):
@@ -64,6 +77,8 @@ class DocsTest(absltest.TestCase):
         with self.subTest(page=page.name, command=line):
           config = parse(words)
           self.assertIn(config.mode, ('all', *STAGES))
+          if _PROGRAMS[0] in line:
+            check_stages(config)
           count += 1
     self.assertGreater(count, 20)
 
