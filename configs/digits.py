@@ -23,7 +23,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   # Which stage to run: all, or one of tokenizer, judges, nat, policy,
-  # evaluate, report, sample.
+  # search, evaluate, report, sample.
   config.mode = 'all'
   # Everything random follows from this number.
   config.seed = 0
@@ -37,8 +37,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # The two newest checkpoints of a training stay, and those of steps that this
   # divides; 0 keeps no others.
   config.keep_every = 0
-  # Also keep the best one: of a policy that of the highest reward, of other
-  # networks that of the lowest loss. What comes after uses the last one.
+  # Also keep the best one: of a policy that of the highest reward, or of the
+  # smallest distance where it is measured; of other networks that of the lowest
+  # loss. What comes after uses the last one, but see policy.iterate.
   config.keep_best = False
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
@@ -313,6 +314,46 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   statistics.split = 'train'
   statistics.output = ''
 
+  config.search = search = ml_collections.ConfigDict()
+  # Mode `search` looks for the table of T steps, the same for all samples,
+  # whose images have the smallest distance that `evaluate` says (AutoNAT).
+  # Each T with each optimizer and each kind of noise is a search of its own,
+  # made so many times.
+  search.num_steps = (4,)
+  # 'cma' (CMA-ES, pip install 'adanat_jax[search]') or 'finite_differences', as
+  # published.
+  search.optimizers = ('cma',)
+  # 'on' measures all points with the same classes and noise, so that their
+  # differences are the points' own; 'off' draws both anew, as published.
+  search.common_noise = ('on',)
+  search.repetitions = 1
+  # How many points a search measures, and images of each.
+  search.evaluations = 300
+  search.num_samples = 1000
+  # What was found is measured again with so many seeds that no search has seen,
+  # and images of each.
+  search.fresh_seeds = 4
+  search.fresh_samples = 2000
+  # Finite differences, as published for 256 tokens: by how much mask ratios and
+  # all others are moved to see what that does, learning rates of both, and the
+  # limit on a derivative, 0 for none. Of 16 tokens a ratio of 0.16 is as many
+  # as 0.01 of 256: smaller ones mostly change nothing.
+  search.descent = descent = ml_collections.ConfigDict()
+  descent.ratio_difference = 0.01
+  descent.other_difference = 0.1
+  descent.ratio_rate = 1e-3
+  descent.other_rate = 0.1
+  descent.momentum = 0.5
+  descent.clip_gradient = 0.0
+  # CMA-ES: how far from the start it looks at first, as standard deviations.
+  search.spread = ml_collections.ConfigDict({'ratio': 0.1, 'other': 0.3})
+  # Rounds in which schedule and training take turns: in each, NATs are trained
+  # with one or two other laws of mask ratios, from nat.beta on, in so many
+  # steps. The evaluations are shared out among rounds + 1 schedules. 0 to
+  # search schedules alone, for the NAT that there is.
+  search.rounds = 0
+  search.training_steps = 1000
+
   config.report = report = ml_collections.ConfigDict()
   # Images of each class and method in the picture of samples.
   report.images_per_class = 24
@@ -364,4 +405,8 @@ def _make_tiny(config: ml_collections.ConfigDict) -> None:
     num_seeds=2, num_samples=100, grid_samples=100, max_grid=4, batch_size=100
   )
   config.evaluate.precision_recall = 50
+  config.search.update(
+    evaluations=6, num_samples=100, fresh_seeds=2, fresh_samples=100
+  )
+  config.search.training_steps = 10
   config.report.images_per_class = 4

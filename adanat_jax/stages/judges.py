@@ -25,6 +25,7 @@ from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
 from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.errors import UserError
 from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
 
@@ -83,6 +84,12 @@ def make_train_step(
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for values of `config.judges` that cannot work."""
+  if config.data.source != 'digits':
+    raise UserError(
+      f'config.data.source is {config.data.source}; mode=judges trains networks'
+      ' for the digits alone. Name converted weights by'
+      ' config.judges.reward.init_from (docs/weights.md)'
+    )
   check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
   for name in ('measure', 'reward'):
     check(
