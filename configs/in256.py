@@ -117,8 +117,8 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.num_classes = 1000
 
   config.prepare = prepare = ml_collections.ConfigDict()
-  # Images that a process encodes at once, each with its mirror image: 7 GB of
-  # device memory at 256 pixels.
+  # Images that a process encodes at once, each with its mirror image: 0.3 GB of
+  # device memory each at 256 pixels.
   prepare.batch_size = 32
   # Images whose records share a file: what a kill costs a process at most, and
   # the files of a set should stay below a system's limit of open ones.

@@ -255,7 +255,7 @@ class _Endless:
 
   has_images = True
 
-  def __init__(self, count: int, fails: int = -1):
+  def __init__(self, count: int, fails: int = 0):
     self._count = count
     self._fails = fails
     self._image = raw_pictures.jpeg(1)
@@ -264,8 +264,8 @@ class _Endless:
     return self._count
 
   def __getitem__(self, index: int) -> RawExample:
-    if index == self._fails:
-      raise OSError(errno.EIO, 'Input/output error')
+    if self._fails and index == self._count - 1:
+      raise OSError(self._fails, 'cannot read')
     image = self._image + bytes(20_000)
     return RawExample(f'{index:06d}.jpg', image, index % 3)
 

@@ -197,11 +197,11 @@ def _decode(
   def read(place: int) -> tuple[Any, np.ndarray | None, str]:
     try:
       example = source[place]
-    except OSError as error:
-      # Not the file's fault: left out, it would be missing in the set for ever.
+    except PermissionError as error:
+      # Other failures of the disk may pass: the program ends, is started again
+      # and goes on. They are not the file's fault, and leave nothing out.
       raise UserError(
-        f'image {place} of split {shard.split!r} cannot be read now:'
-        f' {error}; the same command goes on'
+        f'image {place} of split {shard.split!r}: permission denied ({error})'
       ) from error
     about = dataclasses.replace(example, image=b'')
     if not source.has_images:
