@@ -54,7 +54,9 @@ def nat_operations(module: NAT, text_length: int = 0) -> int:
   )
 
 
-def enat_operations(module: ENAT, counts: TokenCounts | None = None) -> int:
+def enat_operations(
+  module: ENAT, counts: TokenCounts | None = None, text_length: int = 0
+) -> int:
   """Operations of one forward of one sample, conditional or not.
 
   Args:
@@ -62,13 +64,17 @@ def enat_operations(module: ENAT, counts: TokenCounts | None = None) -> int:
     counts: what `ENAT.gathered` is given; None for `ENAT.__call__` with a
       cache, where every block runs at every position and makes the keys and
       values of both streams.
+    text_length: number of text tokens, which `counts` hold too.
 
   Returns:
     Twice the multiply-adds. ENAT's authors count multiply-adds, once each.
   """
   width, num_tokens = module.width, module.num_tokens
+  length = text_length + num_tokens
+  into_context = text_length * (module.text_width or 0) * width
   # Queries, the way out of the attention, the MLP; keys and values; modulation.
-  stream, keys, modulation = 2 + 2 * module.mlp_ratio, 2, 8
+  stream, keys = 2 + 2 * module.mlp_ratio, 2
+  modulation = 8 if module.text_width is None else 0
 
   def block(queries: int, made: int, attended: int) -> int:
     """Of a block that makes so many keys and attends to so many of them."""
@@ -78,14 +84,15 @@ def enat_operations(module: ENAT, counts: TokenCounts | None = None) -> int:
     return projections * width**2 + 2 * queries * attended * width
 
   if counts is None:
-    carried = num_tokens
-    encoder = decoder = block(num_tokens, 2 * num_tokens, num_tokens)
+    carried = length
+    encoder = decoder = block(length, 2 * length, length)
   else:
     carried, (known, every) = counts.reused, (sum(counts[:2]), sum(counts))
     encoder = block(counts.new, known, known)
     decoder = block(counts.masked, every, every)
   return 2 * (
-    2 * module.mlp_ratio * width**2 * carried
+    into_context
+    + 2 * module.mlp_ratio * width**2 * carried
     + module.encoder_depth * encoder
     + module.decoder_depth * decoder
     + num_tokens * (width**2 + width * module.codebook_size)
@@ -186,7 +193,11 @@ def sampling_operations(
 
 
 def enat_sampling_operations(
-  module: ENAT, counts: Sequence[TokenCounts], decoder: int, guided: bool
+  module: ENAT,
+  counts: Sequence[TokenCounts],
+  decoder: int,
+  guided: bool,
+  text_length: int = 0,
 ) -> int:
   """Operations of one image by a schedule whose counts are known.
 
@@ -195,11 +206,12 @@ def enat_sampling_operations(
     counts: of each step, see `decoding.unrolled.counts_of`.
     decoder: of the tokenizer's decoder; 0 to stop at tokens.
     guided: whether each step has an unconditional forward too.
+    text_length: number of text tokens.
 
   Returns:
     The sum of its forwards and the decoder.
   """
-  forwards = sum(enat_operations(module, step) for step in counts)
+  forwards = sum(enat_operations(module, x, text_length) for x in counts)
   return (1 + guided) * forwards + decoder
 
 

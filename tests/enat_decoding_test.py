@@ -90,6 +90,13 @@ class ScheduleTest(parameterized.TestCase):
       (TokenCounts(0, 4, 5), TokenCounts(4, 2, 3), TokenCounts(6, 2, 1)),
     )
 
+  def test_counts_with_a_text(self):
+    table = unrolled.enat(2, total=_NUM_TOKENS)
+    self.assertEqual(
+      unrolled.counts_of(table, _NUM_TOKENS, text_length=4),
+      (TokenCounts(0, 4, 9), TokenCounts(4, 3, 6)),
+    )
+
 
 class DecodeTest(parameterized.TestCase):
   @parameterized.named_parameters(
@@ -164,6 +171,11 @@ class BucketsTest(parameterized.TestCase):
         [[0, 1, 2], [0, 2, 1]],
         [[1, 1, 1], [2, 0, 1]],
       ],
+    )
+    # A text of five tokens is new once.
+    with_text = buckets.counts_of_decode(tokens, start, m, text_length=5)
+    np.testing.assert_array_equal(
+      with_text - found, [[[0, 5, 0]] * 2] + [[[5, 0, 0]] * 2] * 2
     )
 
   def test_choice(self):
@@ -283,25 +295,37 @@ class OperationsTest(parameterized.TestCase):
     formula = operations.enat_operations(module, counts)
     self.assertBetween(xla / formula, 1.0, 1.05)
 
-  def test_a_whole_decode_counted_exactly(self):
+  @parameterized.parameters(0, 4)
+  def test_a_whole_decode_counted_exactly(self, text_length):
+    module = _SMALL
+    if text_length:
+      module = dataclasses.replace(_SMALL, num_classes=None, text_width=5)
     table = unrolled.enat(3, total=_NUM_TOKENS)
+    null = jnp.zeros((text_length, 5)) if text_length else jnp.int32(3)
+    condition = null[None]
 
     def sample(variables, condition):
       return unrolled.decode(
-        _gathering(_SMALL, variables),
+        _gathering(module, variables),
         table,
         tokens=loop.full_mask(1, _NUM_TOKENS, _MASK),
         condition=condition,
-        null_condition=jnp.int32(3),
+        null_condition=null,
         keys=loop.sample_keys(jax.random.key(0), 1),
         mask_token=_MASK,
+        text_length=text_length,
       ).tokens
 
-    variables, _, condition, _ = _shapes(_SMALL)
-    counts = unrolled.counts_of(table, _NUM_TOKENS)
+    tokens = jnp.zeros((1, _NUM_TOKENS), jnp.int32)
+    variables = jax.eval_shape(
+      module.init, jax.random.key(0), tokens, condition
+    )
+    counts = unrolled.counts_of(table, _NUM_TOKENS, text_length=text_length)
     self.assertEqual(
       tracing.traced_operations(sample, (variables, condition)),
-      operations.enat_sampling_operations(_SMALL, counts, 0, guided=True),
+      operations.enat_sampling_operations(
+        module, counts, 0, guided=True, text_length=text_length
+      ),
     )
 
 

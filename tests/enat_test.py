@@ -225,11 +225,53 @@ class NetworkTest(parameterized.TestCase):
     # Xavier's uniform distribution of [8, 16].
     self.assertBetween(jnp.abs(kernel).max(), 0.4, 0.5)
 
-  @parameterized.parameters(dict(encoder_depth=0), dict(num_heads=3))
+  @parameterized.parameters(
+    dict(encoder_depth=0),
+    dict(num_heads=3),
+    dict(num_classes=None),
+    dict(text_width=5),
+  )
   def test_sizes_that_do_not_fit(self, **fields):
     module = dataclasses.replace(_SMALL, **fields)
     with self.assertRaisesRegex(UserError, next(iter(fields))):
       jax.eval_shape(module.init, jax.random.key(0), self.first, _CLASSES)
+
+
+class TextTest(absltest.TestCase):
+  def test_texts_are_encoded_once_with_the_visible_tokens(self):
+    module = dataclasses.replace(
+      _SMALL, encoder_depth=1, num_classes=None, text_width=5
+    )
+    first = jnp.full((2, _NUM_TOKENS), _MASK)
+    second = first.at[0, 3].set(1).at[1, 8].set(2)
+    text = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    variables = random_variables(module, first, text)
+    self.assertNotIn('modulation', variables['params']['blocks_0'])
+    masking = jax.jit(module.apply)
+    gathering = jax.jit(
+      functools.partial(module.apply, method='gathered'), static_argnums=4
+    )
+    gathered = masked = module.nothing_encoded(2, text_length=4)
+    for tokens, counts in (
+      (first, TokenCounts(0, 4, 9)),
+      (second, TokenCounts(4, 1, 8)),
+    ):
+      *ours, gathered = gathering(variables, tokens, text, gathered, counts)
+      *expected, masked = masking(variables, tokens, text, masked)
+      for one, other in zip(ours, expected, strict=True):
+        self.assertEqual(one.shape[:2], (2, _NUM_TOKENS))
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    self.assertEqual(masked.features.shape, (2, 4 + _NUM_TOKENS, 8))
+    # Once encoded a text is not read again, and another one changes all.
+    _, logits, again = masking(variables, second, text + 1, masked)
+    np.testing.assert_allclose(
+      logits, masking(variables, second, text, masked)[1]
+    )
+    np.testing.assert_array_equal(again.visible, masked.visible)
+    fresh = module.nothing_encoded(2, text_length=4)
+    other = masking(variables, first, text[::-1], fresh)[1]
+    logits = masking(variables, first, text, fresh)[1]
+    self.assertTrue(jnp.all(jnp.any(other != logits, axis=-1)))
 
 
 class ConvertTest(converting.CommandLineTest):

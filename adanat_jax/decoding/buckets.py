@@ -28,24 +28,29 @@ def found_counts(tokens: Array, seen: Array, mask_token: int) -> Array:
 
   Args:
     tokens: int32[..., N].
-    seen: bool[..., N], what was visible in the forward before.
+    seen: bool[..., L + N], what was visible in the forward before; of a text,
+      which always is, the first L.
     mask_token: `codebook_size`.
 
   Returns:
-    int32[..., 3], in the order of `TokenCounts`. They add up to N.
+    int32[..., 3], in the order of `TokenCounts`. They add up to L + N.
   """
-  visible = tokens != mask_token
+  text = jnp.ones((*seen.shape[:-1], seen.shape[-1] - tokens.shape[-1]), bool)
+  visible = jnp.concatenate([text, tokens != mask_token], axis=-1)
   kinds = (seen & visible, visible & ~seen, ~visible)
   return jnp.stack([kind.sum(-1, dtype=jnp.int32) for kind in kinds], axis=-1)
 
 
-def counts_of_decode(tokens: Array, start: Array, mask_token: int) -> Array:
+def counts_of_decode(
+  tokens: Array, start: Array, mask_token: int, text_length: int = 0
+) -> Array:
   """What the denoiser found at each step of a recorded decode.
 
   Args:
     tokens: int32[T, B, N], the canvases after each step: a trajectory's.
     start: int32[B, N], the canvas before the first one.
     mask_token: `codebook_size`.
+    text_length: tokens of a text, which are reused from the second step on.
 
   Returns:
     int32[T, B, 3], in the order of `TokenCounts`.
@@ -53,12 +58,15 @@ def counts_of_decode(tokens: Array, start: Array, mask_token: int) -> Array:
   canvases = jnp.concatenate([start[None], tokens[:-1]])
   before = jnp.full_like(start, mask_token)[None]
   seen = jnp.concatenate([before, canvases[:-1]]) != mask_token
+  text = jnp.arange(len(canvases))[:, None, None] > 0
+  text = jnp.broadcast_to(text, (*seen.shape[:2], text_length))
+  seen = jnp.concatenate([text, seen], axis=-1)
   return found_counts(canvases, seen, mask_token)
 
 
 def choose(
   found: np.ndarray,
-  num_tokens: int,
+  length: int,
   num_buckets: int,
   cost: Cost,
   *,
@@ -72,16 +80,17 @@ def choose(
   Args:
     found: int[S, 3], the largest counts in each of S batches, in the order of
       `TokenCounts` (`counts_of_decode(...).max(axis=1)`, step after step).
-    num_tokens: N.
+    length: N, or L + N.
     num_buckets: at most so many.
     cost: of one forward with such counts, such as its operations.
-    multiple: bounds are multiples of this, or N; None for a 16th of N.
+    multiple: bounds are multiples of this, or the length; None for a 16th of
+      it.
 
   Returns:
     The buckets, cheapest first. Every batch fits into one of them.
   """
-  unit = multiple or max(1, num_tokens // 16)
-  rounded = np.minimum(-(-np.asarray(found) // unit) * unit, num_tokens)
+  unit = multiple or max(1, length // 16)
+  rounded = np.minimum(-(-np.asarray(found) // unit) * unit, length)
   needs, weights = np.unique(rounded, axis=0, return_counts=True)
   pairs = np.maximum(needs[:, None], needs[None]).reshape(-1, 3)
   candidates = np.unique([*pairs, needs.max(axis=0)], axis=0)
@@ -119,8 +128,9 @@ def bucketed(
     mask_token: `codebook_size`.
 
   Returns:
-    A denoiser whose cache is the network's; of it `visible` bool[B, N] is read.
-    It compiles as many variants as there are buckets, and one more.
+    A denoiser whose cache is the network's, with a field `visible`,
+    bool[B, L + N]. It compiles as many variants as there are buckets, and one
+    more.
   """
   variants = [
     functools.partial(_with_counts, gathering, counts) for counts in buckets

@@ -83,6 +83,7 @@ def counts_of(
   num_tokens: int,
   *,
   num_unknown: int | None = None,
+  text_length: int = 0,
   options: step_lib.StepOptions = step_lib.ADANAT,
 ) -> tuple[TokenCounts, ...]:
   """What the denoiser finds at each step of a decode.
@@ -92,19 +93,21 @@ def counts_of(
       outside of `jax.jit`.
     num_tokens: N.
     num_unknown: how many of them are masked at the start; None for all.
+    text_length: tokens of a text, which are new at the first step and reused
+      from then on.
     options: see `step.StepOptions`.
 
   Returns:
-    T counts. Those of one step add up to N.
+    T counts. Those of one step add up to N and the text's length.
   """
   start = num_tokens if num_unknown is None else num_unknown
   counts, reused, masked = [], 0, start
   # The arithmetic of the step itself, so that no rounding can differ.
   with jax.ensure_compile_time_eval():
     for ratio in np.asarray(table.mask_ratio, np.float32):
-      new = num_tokens - masked - reused
-      counts.append(TokenCounts(reused, new, masked))
-      reused = num_tokens - masked
+      visible = text_length + num_tokens - masked
+      counts.append(TokenCounts(reused, visible - reused, masked))
+      reused = visible
       after = step_lib.count_to_mask(
         jnp.float32([ratio]),
         jnp.int32([masked]),
@@ -126,6 +129,7 @@ def decode(
   keys: Array,
   mask_token: int,
   num_unknown: int | None = None,
+  text_length: int = 0,
   options: step_lib.StepOptions = step_lib.ADANAT,
   noise: loop.Noise | None = None,
   record: bool = False,
@@ -146,6 +150,7 @@ def decode(
     mask_token: `codebook_size`.
     num_unknown: how many tokens of every canvas are masked; None for all. If
       it is not so the result is wrong.
+    text_length: see `counts_of`; 0 for conditions that are no texts.
     options: see `step.StepOptions`.
     noise: Gumbel noise to use instead of drawing it from `keys`.
     record: whether to return the trajectory.
@@ -154,7 +159,11 @@ def decode(
     As `loop.decode`.
   """
   counts = counts_of(
-    table, tokens.shape[1], num_unknown=num_unknown, options=options
+    table,
+    tokens.shape[1],
+    num_unknown=num_unknown,
+    text_length=text_length,
+    options=options,
   )
   denoisers: Sequence[loop.Denoiser] = [
     functools.partial(_counted, denoiser, one) for one in counts

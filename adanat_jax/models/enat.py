@@ -16,10 +16,18 @@ One set of parameters is run in two ways.
   Each sample may have its own numbers of tokens, in one program: training, and
   policies that decide for each sample.
 
-Shape letters: `B` samples, `N` tokens, `K` codebook, `D` width.
+Texts are concatenated with the visible tokens, as the paper says; no code or
+weights of that were published. The rest is our choice: the states are projected
+linearly, as in the NAT, are encoded at the first step and reused like any token
+from then on, and the norms of the blocks are learned, without gates. With its
+116 M parameters the paper's network for MS-COCO has other blocks than this one.
+
+Shape letters: `B` samples, `N` tokens, `L` length of the text (0 for classes),
+`K` codebook, `D` width.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import chex
@@ -48,12 +56,12 @@ class Encoded:
   """What one forward leaves for the next one.
 
   Attributes:
-    features: the forward's features; those of masked positions are not read.
-    visible: which positions it saw.
+    features: of the text and the grid; those of masked positions are not read.
+    visible: which positions the forward saw.
   """
 
-  features: jax.Array  # float[B, N, D]
-  visible: jax.Array  # bool[B, N]
+  features: jax.Array  # float[B, L + N, D]
+  visible: jax.Array  # bool[B, L + N]
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -73,6 +81,7 @@ class ENAT(nn.Module):
   """Predicts the token at every position of a partly masked grid.
 
   Token ids lie in [0, codebook_size]; `codebook_size` is the mask token.
+  Exactly one of `num_classes` and `text_width` is given.
 
   Attributes:
     codebook_size: number of codes, the mask token not counted.
@@ -83,6 +92,7 @@ class ENAT(nn.Module):
     num_heads: number of attention heads; divides the width.
     num_classes: number of classes, the null class (id `num_classes`) not
       counted.
+    text_width: width of the text states.
     mlp_ratio: hidden width of the MLPs over the width.
     dropout_rate: of the token embeddings, in training.
     dtype: compute type; parameters, statistics and logits are float32.
@@ -95,7 +105,8 @@ class ENAT(nn.Module):
   encoder_depth: int
   decoder_depth: int
   num_heads: int
-  num_classes: int
+  num_classes: int | None = None
+  text_width: int | None = None
   mlp_ratio: int = 4
   dropout_rate: float = 0.1
   dtype: layers.Dtype = jnp.float32
@@ -107,12 +118,26 @@ class ENAT(nn.Module):
         f'encoder_depth={self.encoder_depth} and decoder_depth='
         f'{self.decoder_depth} of the ENAT must be at least 1'
       )
+    if (self.num_classes is None) == (self.text_width is None):
+      raise UserError(
+        'the ENAT takes exactly one of num_classes and text_width, given '
+        f'num_classes={self.num_classes}, text_width={self.text_width}'
+      )
     self.tokens = Embedding(
       self.codebook_size + 1, self.num_tokens, self.width, self.dtype
     )
-    self.classes = self.param(
-      'classes', layers.normal_init, (self.num_classes + 1, self.width)
+    linear = functools.partial(
+      nn.Dense,
+      self.width,
+      dtype=self.dtype,
+      kernel_init=enat_blocks.linear_init,
     )
+    if self.num_classes is not None:
+      self.classes = self.param(
+        'classes', layers.normal_init, (self.num_classes + 1, self.width)
+      )
+    else:
+      self.text = linear()
     self.dropout = nn.Dropout(self.dropout_rate)
     self.carry_over = enat_blocks.CarryOver(self.mlp_ratio, self.dtype)
     self.blocks = [
@@ -122,17 +147,15 @@ class ENAT(nn.Module):
       for _ in range(self.encoder_depth + self.decoder_depth)
     ]
     self.norm = layers.LayerNorm(_EPSILON, dtype=self.dtype)
-    self.head = nn.Dense(
-      self.width, dtype=self.dtype, kernel_init=enat_blocks.linear_init
-    )
+    self.head = linear()
     self.head_norm = layers.LayerNorm(_EPSILON, dtype=self.dtype)
     self.head_bias = self.param(
       'head_bias', nn.initializers.zeros, (self.codebook_size + 1,)
     )
 
-  def nothing_encoded(self, batch_size: int) -> Encoded:
-    """The cache before the first step of `batch_size` empty canvases."""
-    shape = (batch_size, self.num_tokens)
+  def nothing_encoded(self, batch_size: int, text_length: int = 0) -> Encoded:
+    """The cache before the first step of `batch_size` samples."""
+    shape = (batch_size, text_length + self.num_tokens)
     return Encoded(
       features=jnp.zeros((*shape, self.width), self.dtype),
       visible=jnp.zeros(shape, bool),
@@ -150,7 +173,8 @@ class ENAT(nn.Module):
 
     Args:
       tokens: int32[B, N] in [0, codebook_size].
-      condition: int32[B] class ids in [0, num_classes].
+      condition: int32[B] class ids in [0, num_classes], or float[B, L,
+        text_width] text states.
       cache: of an earlier forward; None encodes all that is visible. Tokens
         that it saw and that are visible now are taken from it, so they have to
         be the same; no gradient flows into it.
@@ -163,7 +187,7 @@ class ENAT(nn.Module):
     visible, x, label = self._embed(tokens, condition, train)
     if cache is None and self.is_initializing():
       # Its way through the network has parameters too.
-      cache = self.nothing_encoded(len(tokens))
+      cache = self.nothing_encoded(len(x), x.shape[1] - self.num_tokens)
     reused: Any = None
     carried = None
     if cache is not None:
@@ -179,8 +203,7 @@ class ENAT(nn.Module):
     hidden = x
     for block in self.blocks[self.encoder_depth :]:
       hidden = block(hidden, label, known, visible)
-    features = jnp.where(visible[..., None], known, hidden)
-    return features, self._logits(features), Encoded(features, visible)
+    return self._outputs(jnp.where(visible[..., None], known, hidden), visible)
 
   def gathered(
     self,
@@ -191,28 +214,29 @@ class ENAT(nn.Module):
   ) -> tuple[jax.Array, jax.Array, Encoded]:
     """Runs the network once, each block on the tokens it is needed for.
 
-    If the counts add up to N, they are those of every sample. If they add up to
-    more, each is an upper bound, of N at most: samples with fewer tokens are
-    padded, and the padding is masked out. A sample that has more tokens of a
-    kind than its count gets wrong features.
+    If the counts add up to L + N, they are those of every sample. If they add
+    up to more, each is an upper bound, of L + N at most: samples with fewer
+    tokens are padded, and the padding is masked out. A sample that has more
+    tokens of a kind than its count gets wrong features.
 
     Args:
       tokens: int32[B, N] in [0, codebook_size].
-      condition: int32[B] class ids in [0, num_classes].
+      condition: as for `__call__`.
       cache: `Encoded` of the last forward; anything if `counts.reused` is 0.
-      counts: of each sample; static.
+      counts: of each sample, a text's tokens among them; static.
 
     Returns:
       As `__call__`, and the same numbers but for rounding.
     """
-    chex.assert_scalar_in(max(counts), 0, self.num_tokens)
-    chex.assert_scalar_in(sum(counts), self.num_tokens, 3 * self.num_tokens)
     visible, x, label = self._embed(tokens, condition, train=False)
+    length = x.shape[1]
+    chex.assert_scalar_in(max(counts), 0, length)
+    chex.assert_scalar_in(sum(counts), length, 3 * length)
     reused = jnp.zeros_like(visible)
     if counts.reused:
       reused = cache.visible & visible
     kinds = (reused, visible & ~reused, ~visible)
-    exact = sum(counts) == self.num_tokens
+    exact = sum(counts) == length
     order = [
       jnp.argsort(~kind, axis=1, stable=True)[:, :count]
       for kind, count in zip(kinds, counts, strict=True)
@@ -246,21 +270,36 @@ class ENAT(nn.Module):
     features = _take(
       jnp.concatenate([known, masked], axis=1), _places(kinds, counts)
     )
-    return features, self._logits(features), Encoded(features, visible)
+    return self._outputs(features, visible)
 
   def _embed(
     self, tokens: jax.Array, condition: jax.Array, train: bool
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What is visible bool[B, N], its embedding [B, N, D], the class [B, D]."""
-    chex.assert_shape(tokens, (None, self.num_tokens))
-    chex.assert_shape(condition, (tokens.shape[0],))
-    x = self.dropout(self.tokens(tokens), deterministic=not train)
-    # asarray: converted weights are numpy's, which a tracer cannot index.
-    label = jnp.asarray(self.classes)[condition].astype(self.dtype)
-    return tokens != self.codebook_size, x, label
+  ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """What is visible, its embedding and that of the class.
 
-  def _logits(self, features: jax.Array) -> jax.Array:
-    """Logits float32[B, N, K] of features [B, N, D]."""
+    Returns:
+      bool[B, L + N], float[B, L + N, D], and float[B, D] or None.
+    """
+    chex.assert_shape(tokens, (None, self.num_tokens))
+    x = self.dropout(self.tokens(tokens), deterministic=not train)
+    visible = tokens != self.codebook_size
+    if self.num_classes is not None:
+      chex.assert_shape(condition, (len(tokens),))
+      # asarray: converted weights are numpy's, which a tracer cannot index.
+      label = jnp.asarray(self.classes)[condition]
+      return visible, x, label.astype(self.dtype)
+    chex.assert_shape(condition, (len(tokens), None, self.text_width))
+    text = self.text(condition)
+    there = jnp.ones(text.shape[:2], bool)
+    join = functools.partial(jnp.concatenate, axis=1)
+    return join([there, visible]), join([text, x]), None
+
+  def _outputs(
+    self, features: jax.Array, visible: jax.Array
+  ) -> tuple[jax.Array, jax.Array, Encoded]:
+    """The results of a forward, from features [B, L + N, D]."""
+    cache = Encoded(features, visible)
+    features = features[:, -self.num_tokens :]
     hidden = self.head(self.norm(features))
     hidden = self.head_norm(layers.gelu(hidden))
     # The head reads the embedding and does not train it. The mask token's
@@ -272,7 +311,8 @@ class ENAT(nn.Module):
       words.astype(self.dtype),
       preferred_element_type=jnp.float32,
     )
-    return logits + self.head_bias[None, None, : self.codebook_size]
+    logits = logits + self.head_bias[None, None, : self.codebook_size]
+    return features, logits, cache
 
 
 def _places(kinds: tuple[jax.Array, ...], counts: TokenCounts) -> jax.Array:

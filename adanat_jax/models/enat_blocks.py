@@ -6,6 +6,7 @@ Shape letters: `B` samples, `N` tokens of a stream, `M` context tokens, `D`
 width.
 """
 
+from collections.abc import Callable
 import functools
 
 import flax.linen as nn
@@ -17,11 +18,13 @@ from adanat_jax.models import layers
 
 _EPSILON = 1e-6
 
+Normalise = Callable[[jax.Array], jax.Array]
+
 linear_init = nn.initializers.xavier_uniform()
 
 _tanh_gelu = functools.partial(nn.gelu, approximate=True)
 
-# Shift, scale of the queries' stream; of the context; gate of the attention;
+# Shift, scale of the block's own tokens; of the context; gate of the attention;
 # shift, scale, gate of the MLP.
 _NUM_MODULATIONS = 8
 
@@ -123,7 +126,7 @@ class SelfCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-  """Self-cross attention and an MLP, modulated and gated by the class.
+  """Self-cross attention and an MLP, modulated and gated by the class if any.
 
   Attributes:
     num_heads: number of heads.
@@ -141,7 +144,7 @@ class Block(nn.Module):
   def __call__(
     self,
     x: jax.Array,
-    label: jax.Array,
+    label: jax.Array | None,
     context: jax.Array | None = None,
     from_context: jax.Array | None = None,
     attend: jax.Array | None = None,
@@ -150,7 +153,8 @@ class Block(nn.Module):
 
     Args:
       x: float[B, N, D].
-      label: float[B, D], the embedded class.
+      label: float[B, D], the embedded class; None for norms that are learned
+        instead, and no gates.
       context: see `SelfCrossAttention`, as are the two that follow.
       from_context: bool[B, N].
       attend: bool[B, number of keys].
@@ -159,32 +163,35 @@ class Block(nn.Module):
       float[B, N, D].
     """
     width = x.shape[-1]
-    modulation = nn.Dense(
-      _NUM_MODULATIONS * width,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.zeros,
-      name='modulation',
-    )(nn.silu(label))
-    (
-      shift,
-      scale,
-      context_shift,
-      context_scale,
-      gate,
-      mlp_shift,
-      mlp_scale,
-      mlp_gate,
-    ) = jnp.split(modulation[:, None], _NUM_MODULATIONS, axis=-1)
-    norm = layers.LayerNorm(
-      _EPSILON, affine=False, dtype=self.dtype, name='norm'
-    )
-    modulate = lambda y, shift, scale: norm(y) * (1 + scale) + shift
+    norm = functools.partial(layers.LayerNorm, _EPSILON, dtype=self.dtype)
+    before: Normalise
+    before_context: Normalise
+    before_mlp: Normalise
+    if label is None:
+      before = norm(name='norm')
+      before_context = norm(name='context_norm')
+      before_mlp = norm(name='mlp_norm')
+      gate = mlp_gate = jnp.ones((1, 1, 1), self.dtype)
+    else:
+      modulation = nn.Dense(
+        _NUM_MODULATIONS * width,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.zeros,
+        name='modulation',
+      )(nn.silu(label))
+      parts = jnp.split(modulation[:, None], _NUM_MODULATIONS, axis=-1)
+      plain = norm(affine=False, name='norm')
+      modulated = lambda shift, scale: lambda y: plain(y) * (1 + scale) + shift
+      before = modulated(*parts[0:2])
+      before_context = modulated(*parts[2:4])
+      before_mlp = modulated(*parts[5:7])
+      gate, mlp_gate = parts[4], parts[7]
 
     if context is not None:
-      context = modulate(context, context_shift, context_scale)
+      context = before_context(context)
     x = x + gate * SelfCrossAttention(
       self.num_heads, self.dtype, self.attention, name='attention'
-    )(modulate(x, shift, scale), context, from_context, attend)
+    )(before(x), context, from_context, attend)
     return x + mlp_gate * Mlp(self.mlp_ratio * width, self.dtype, name='mlp')(
-      modulate(x, mlp_shift, mlp_scale)
+      before_mlp(x)
     )
