@@ -118,6 +118,7 @@ class BenchmarkTest(parameterized.TestCase):
     self.assertIn('frechet_pixels_42', page)
     self.assertIn('| AdaNAT-L | 8 | 2.86 | 265.4 | 206M |', page)
     self.assertIn(settings['statistics']['sha256'], page)
+    self.assertIn('`train-pixels.npz`, those below from `fid_stats_', page)
     # Ours is no FID, and nowhere called one.
     (row,) = results['rows']
     self.assertFalse([name for name in row['figures'] if 'FID' in name])

@@ -34,6 +34,13 @@ def document(results: Mapping[str, Any]) -> str:
   ]
   published = results['published']
   if published:
+    theirs = results['published statistics']
+    given = results['settings']['statistics']['file']
+    if theirs and given != theirs:
+      parts.append(
+        f'Distances here start from `{given}`, those below from `{theirs}`:'
+        ' they are not comparable.'
+      )
     parts += [
       '## Published',
       f'Figures of others with {results["published samples"]:,} samples, to be'
@@ -62,12 +69,15 @@ def document(results: Mapping[str, Any]) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def _settings(settings: Mapping[str, Any], indent: str = '') -> str:
+  """A list, with lists of what is nested."""
   lines = []
   for name, value in settings.items():
     if isinstance(value, Mapping):
-      value = ', '.join(f'{k} `{v}`' for k, v in value.items() if v != {})
-    lines.append(f'- {name}: {value}')
+      inner = _settings(value, f'{indent}  ')
+      lines.append(f'{indent}- {name}:' + (f'\n{inner}' if inner else ' none'))
+    else:
+      lines.append(f'{indent}- {name}: {value}')
   return '\n'.join(lines)
 
 

@@ -304,18 +304,16 @@ class Evaluation:
 
   def _weights(self) -> dict[str, str]:
     """Where each network is from: the hash of a converted file, or here."""
-    return {
-      name: ', '.join(
-        f'{file} {digest}'
-        for file, digest in provenance.source_of(
-          self.config[name].init_from
-        ).items()
-      )
-      or 'converted, hash unknown'
-      if networks.is_converted(self.config, name)
-      else 'trained in this workdir'
-      for name in ('tokenizer', 'nat', 'policy')
-    }
+    result = {}
+    for name in ('tokenizer', 'nat', 'policy'):
+      result[name] = 'trained in this workdir'
+      if networks.is_converted(self.config, name):
+        source = provenance.source_of(self.config[name].init_from)
+        given = ', '.join(f'{file} {digest}' for file, digest in source.items())
+        result[name] = given or 'converted, hash unknown'
+      elif name == 'policy':
+        result[name] += f', the {self.config.policy.iterate} iterate'
+    return result
 
 
 def _table(name: str, num_steps: int) -> methods_lib.Method:

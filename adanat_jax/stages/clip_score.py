@@ -108,8 +108,9 @@ class ClipScore:
     self, params: Any, images: Array, inputs: Array
   ) -> dict[str, Array]:
     """The cosine of each image and its caption, float32[B]."""
-    text = self._text.apply({'params': params['text']}, inputs).pooled
-    prepared = clip_image.prepare(images, self._image.image_size)
-    image = self._image.apply({'params': params['image']}, prepared)
+    with jax.default_matmul_precision('highest'):
+      text = self._text.apply({'params': params['text']}, inputs).pooled
+      prepared = clip_image.prepare(images, self._image.image_size)
+      image = self._image.apply({'params': params['image']}, prepared)
     norms = jnp.linalg.norm(text, axis=1) * jnp.linalg.norm(image, axis=1)
     return {self._name: (text * image).sum(axis=1) / norms}
