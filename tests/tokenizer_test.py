@@ -1,11 +1,9 @@
-"""Tokenizers of real images: streamed, judged by patches, measured in parts."""
+"""Tokenizers of real images: streamed, and judged by patches."""
 
 import json
-import math
 import pathlib
 import shutil
 import tempfile
-from unittest import mock
 
 from absl.testing import absltest, parameterized
 import compiling
@@ -17,14 +15,12 @@ from PIL import Image
 import raw_files
 import raw_pictures
 
-from adanat_jax import config as config_lib, sharding
-from adanat_jax.data.examples import ArrayExamples
+from adanat_jax import config as config_lib
 from adanat_jax.errors import UserError
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.stages import (
   networks,
-  reconstruction,
   tokenizer,
   tokenizer_adversary,
 )
@@ -221,74 +217,6 @@ class TrainStepTest(absltest.TestCase):
     self.assertAlmostEqual(float(metrics['loss']), loss, 5)
 
 
-class Halves:
-  """A stand-in for a VQGAN: each image's code is its mean, of four levels."""
-
-  codebook_size = 4
-
-  def apply(self, variables, x, method):
-    del variables
-    if method == 'tokenize':
-      return jnp.floor(4 * x.mean((1, 2, 3)))[:, None].astype(jnp.int32)
-    return jnp.broadcast_to(
-      (x[..., None, None] + 0.5) / 4, (x.shape[0], 4, 4, 3)
-    )
-
-
-class Watched(ArrayExamples):
-  """Examples that remember how many were asked for at a time."""
-
-  def take(self, index):
-    self.asked = [*getattr(self, 'asked', []), index.size]
-    return super().take(index)
-
-
-class ReconstructionTest(absltest.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.images = np.random.default_rng(0).random((11, 4, 4, 3), np.float32)
-    cls.images **= np.linspace(0.2, 3, 11)[:, None, None, None]
-    cls.halves = reconstruction.Reconstruction(Halves(), sharding.make_mesh())
-
-  def figures(self, images):
-    """Of all images at once."""
-    levels = np.floor(4 * images.mean((1, 2, 3), dtype=np.float64))
-    error = ((levels[:, None, None, None] + 0.5) / 4 - images) ** 2
-    share = np.bincount(levels.astype(int)) / len(images)
-    share = share[share > 0]
-    return {
-      'error': error.mean(),
-      'error_of_variance': error.mean() / images.var(dtype=np.float64),
-      'decibels': -10 * math.log10(error.mean()),
-      'codes_used': len(share),
-      'perplexity': math.exp(-(share * np.log(share)).sum()),
-    }
-
-  def test_parts_give_the_figures_of_the_whole(self):
-    expected = self.figures(self.images)
-    # 16 pixels an image: 11, then 4 at a time, the last time 3.
-    for pixels, most_asked in ((2**19, 11), (64, 4)):
-      examples = Watched({'images': self.images})
-      name = '_PIXELS_OF_A_DEVICE'
-      with mock.patch.object(reconstruction, name, pixels):
-        found = self.halves.figures({}, {'all': examples}, 0)
-      self.assertEqual(max(examples.asked), most_asked)
-      self.assertEqual(set(found), {f'all_{name}' for name in expected})
-      for key, value in expected.items():
-        self.assertAlmostEqual(found[f'all_{key}'], value, 5)
-
-  def test_some_stand_for_all(self):
-    index = reconstruction.chosen(11, 5)
-    self.assertLen(set(index.tolist()), 5)
-    np.testing.assert_array_equal(index, reconstruction.chosen(11, 5))
-    examples = ArrayExamples({'images': self.images})
-    found = self.halves.measure({}, 'test', examples, 5)
-    expected = self.figures(self.images[index])
-    self.assertAlmostEqual(found['error'], expected['error'], 5)
-    self.assertCountEqual(reconstruction.chosen(3, 5), range(3))
-
-
 class StageTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -319,16 +247,19 @@ class StageTest(parameterized.TestCase):
     source = f'{ROOT / "configs/image_folder.py"}:tiny'
     return config_lib.load(source, cls.changes | changes)
 
-  def read(self, name):
-    return (self.workdir / 'tokenizer' / name).read_text()
+  def read(self, name, workdir=None):
+    return json.loads(
+      (workdir or self.workdir).joinpath('tokenizer', name).read_text()
+    )
 
   def rows(self):
-    rows = map(json.loads, self.read('metrics.jsonl').splitlines())
+    path = self.workdir / 'tokenizer/metrics.jsonl'
+    rows = map(json.loads, path.read_text().splitlines())
     drop = lambda row: {k: v for k, v in row.items() if 'time' not in k}
     return [drop(row) for row in rows]
 
   def test_trains_on_a_folder_and_measures_both_splits(self):
-    figures = json.loads(self.read('complete.json'))['figures']
+    figures = self.read('complete.json')['figures']
     for split in ('train', 'test'):
       self.assertBetween(figures[f'{split}_error'], 1e-4, 0.3)
       self.assertBetween(figures[f'{split}_codes_used'], 1, 32)
@@ -356,10 +287,15 @@ class StageTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, params, again)
     self.assertEqual(rows, self.rows())
 
-  def test_a_converted_tokenizer_leaves_nothing_to_do(self):
+  def test_a_converted_tokenizer_is_measured(self):
     workdir = self.workdir.with_name('converted')
-    tokenizer.run(self.load({'tokenizer.init_from': 'weights'}), workdir)
-    self.assertFalse((workdir / 'tokenizer').exists())
+    there = str(self.workdir / 'tokenizer')
+    tokenizer.run(self.load({'tokenizer.init_from': there}), workdir)
+    self.assertEqual(self.read('complete.json', workdir)['step'], 0)
+    figures = lambda *where: self.read('complete.json', *where)['figures']
+    self.assertEqual(figures(workdir), figures())
+    names = [path.name for path in (workdir / 'tokenizer').iterdir()]
+    self.assertCountEqual(names, ['complete.json', 'reconstructions.png'])
 
   @parameterized.parameters(
     ('tokenizer.error', 'cubed', 'squared, absolute'),

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax import training
+from adanat_jax import completion, files, training
 from adanat_jax.config_rules import (
   between,
   check,
@@ -263,12 +263,19 @@ def initial_state(
 
 def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for values of `config.tokenizer` that cannot work."""
+  datasets.check_config(config)
+  check(
+    config,
+    {
+      'data.image_size': int_at_least(8),
+      'tokenizer.measured_images': int_at_least(0),
+    },
+  )
   if networks.is_converted(config, 'tokenizer'):
     return
   check(
     config,
     {
-      'data.image_size': int_at_least(8),
       'tokenizer.codebook_size': int_at_least(2),
       'tokenizer.num_steps': int_at_least(1),
       'tokenizer.batch_size': int_at_least(1),
@@ -279,11 +286,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'tokenizer.commitment': non_negative,
       'tokenizer.codebook_decay': between(0.0, 1.0),
       'tokenizer.max_shift': int_at_least(0),
-      'tokenizer.measured_images': int_at_least(0),
       'tokenizer.evaluate_every': int_at_least(0),
     },
   )
-  datasets.check_config(config)
   networks.check_batches(config, {'tokenizer.batch_size': 1})
   tokenizer_adversary.check_config(config)
 
@@ -313,21 +318,31 @@ def splits_of(
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Trains the tokenizer and draws originals beside reconstructions.
 
+  One that was converted is only measured, so that it can be looked at before
+  anything stands on it.
+
   Args:
     config: the whole config; `tokenizer`, `data` and `seed` are read.
-    workdir: gets `tokenizer/`; nothing if the tokenizer is a converted one.
+    workdir: gets `tokenizer/`.
 
   Raises:
     UserError: for a value that is not allowed.
   """
   check_config(config)
   directory = workdir / 'tokenizer'
-  if networks.is_converted(config, 'tokenizer'):
-    return
   if training.is_complete(directory):
     return
   section = config.tokenizer
   module = networks.tokenizer_module(config)
+  splits = splits_of(config, workdir)
+  rebuilding = reconstruction.Reconstruction(module, networks.mesh_of(config))
+  most, picture = section.measured_images, directory / 'reconstructions.png'
+  if networks.is_converted(config, 'tokenizer'):
+    _, params = networks.load_tokenizer(config, workdir)
+    files.make_directory(directory)
+    found = rebuilding.figures(params, splits, most, picture)
+    completion.mark_complete(directory, 0, found)
+    return
   optimizer = optax.adam(
     optax.warmup_cosine_decay_schedule(
       0.0,
@@ -350,10 +365,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     error=section.error,
     adversary=adversary,
   )
-  splits = splits_of(config, workdir)
   shape = (config.data.image_size,) * 2 + (module.image_channels,)
-  rebuilding = reconstruction.Reconstruction(module, networks.mesh_of(config))
-  most, picture = section.measured_images, directory / 'reconstructions.png'
 
   def evaluate(state: TokenizerState, step: int) -> dict[str, float]:
     del step
