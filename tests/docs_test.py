@@ -18,6 +18,9 @@ _PAGES = [
   *sorted((_ROOT / 'docs').glob('*.md')),
   *sorted((_ROOT / 'configs').glob('*.py')),
 ]
+# Flags that several commands share: `run=(--config=...)`, and `"${run[@]}"`.
+_SHARED = re.compile(r'^ *run=\(([^)]*)\)', re.MULTILINE)
+_EXPANDED = '"${run[@]}"'
 # A command, and the lines that it goes on in.
 _COMMAND = re.compile(r'^ *(python (?:\\\n|.)*)', re.MULTILINE)
 _LINK = re.compile(r'\]\(([^)#\s]*)(#[^)\s]*)?\)')
@@ -28,8 +31,14 @@ _FLAGS = ('workdir', 'images', 'captions', 'rate', 'distributed')
 
 def commands(page):
   """The command lines of a page, as lists of words."""
-  for match in _COMMAND.finditer(page.read_text()):
-    yield shlex.split(match.group(1).replace('\\\n', ' '))
+  text = page.read_text()
+  for match in _COMMAND.finditer(text):
+    command = match.group(1).replace('\\\n', ' ')
+    if _EXPANDED not in command:
+      yield shlex.split(command)
+      continue
+    for flags_of_all in _SHARED.findall(text):
+      yield shlex.split(command.replace(_EXPANDED, flags_of_all))
 
 
 def parse(words):
