@@ -44,6 +44,9 @@ from adanat_jax.types import Array
 Config = ml_collections.ConfigDict
 
 SCHEDULES = ('maskgit', 'residual', 'guidance-3')
+# What the losses of the splits are called; that of the last split there is
+# chooses the best state.
+_LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
 
 
 def check_config(config: Config) -> None:
@@ -171,10 +174,6 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     final_figures=figures,
     **options,
   )
-
-
-# Split to name of its loss; the last one that there is chooses the best state.
-_LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
 
 
 def recipe_of(config: Config) -> pretraining.Recipe:
