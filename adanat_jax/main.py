@@ -4,8 +4,8 @@
 
 `--config=FILE:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
-policy, evaluate, report, statistics or sample. The same command continues a run
-that was stopped.
+policy, search, evaluate, report, statistics or sample. The same command
+continues a run that was stopped.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -40,6 +40,7 @@ STAGES = {
   'prepare': 'adanat_jax.stages.prepare',
   'nat': 'adanat_jax.stages.nat',
   'policy': 'adanat_jax.stages.policy',
+  'search': 'adanat_jax.stages.search',
   'evaluate': 'adanat_jax.stages.evaluate',
   'report': 'adanat_jax.stages.report',
   'statistics': 'adanat_jax.stages.statistics',

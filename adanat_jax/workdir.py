@@ -32,6 +32,8 @@ RUN_ONLY_FIELDS = (
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',
+  # Each search keeps, and compares, its own settings.
+  'search.*',
   'statistics.*',
   'report.*',
   'profile',

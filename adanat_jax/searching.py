@@ -1,0 +1,315 @@
+"""Searching a schedule that all samples share: AutoNAT's generation strategy.
+
+A point is float64[4T - 2]: T - 1 mask ratios, T - 1 masking temperatures, T
+sampling temperatures, T guidance scales, in this order; the last step masks
+nothing, so it has neither of the first two. Optimizers are generators,
+
+  proposals = finite_differences(first_point(4), Descent())
+  proposal = next(proposals)
+  while ...:
+    proposal = proposals.send(measure(proposal.point))
+
+which see nothing but the values they are sent: sent the same values, they make
+the same proposals. So a search that was killed goes on by being told again.
+
+AutoNAT (arXiv 2406.05478), section 3.2; LeapLabTHU/ImprovedNAT train.py and
+libs/nat_misc.py. Lower values are better throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from adanat_jax.decoding.step import StepOptions
+from adanat_jax.errors import UserError
+from adanat_jax.types import PolicyValues
+
+Point = NDArray[np.float64]
+
+# How AutoNAT decodes.
+AUTONAT = StepOptions(count_from='all', clamp='progress')
+
+# Where points may lie: mask ratios between 0 and this, all others above that.
+HIGHEST_RATIO = 0.99
+LOWEST_OTHER = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+  """What an optimizer wants to know next.
+
+  Attributes:
+    point: the point to measure.
+    centre: where the optimizer is, which need not have been measured.
+  """
+
+  point: Point
+  centre: Point
+
+
+Proposals = Generator[Proposal, float, None]
+
+
+def first_point(num_steps: int) -> Point:
+  """Where AutoNAT starts.
+
+  The cosine curve, a masking temperature that falls from 1, a sampling
+  temperature of 1, a guidance scale that grows to 1.
+
+  Args:
+    num_steps: T.
+
+  Returns:
+    float64[4T - 2].
+  """
+  done = np.arange(1, num_steps + 1) / num_steps
+  return np.concatenate(
+    [
+      np.cos(math.pi / 2 * done[:-1]),
+      1 - np.arange(num_steps - 1) / num_steps,
+      np.ones(num_steps),
+      done,
+    ]
+  )
+
+
+def steps_of(point: Point) -> int:
+  """T."""
+  return (len(point) + 2) // 4
+
+
+def is_ratio(point: Point) -> NDArray[np.bool_]:
+  """Which coordinates are mask ratios, bool[4T - 2]."""
+  return np.arange(len(point)) < steps_of(point) - 1
+
+
+def clamped(point: Point) -> Point:
+  """The nearest point that is allowed."""
+  return np.where(
+    is_ratio(point),
+    np.clip(point, 0.0, HIGHEST_RATIO),
+    np.maximum(point, LOWEST_OTHER),
+  )
+
+
+def table_of(point: Point) -> PolicyValues:
+  """A point as a table, float32[T] each; the last step masks nothing."""
+  num_steps = steps_of(point)
+  ends = np.cumsum([num_steps - 1, num_steps - 1, num_steps])
+  ratio, masking, sampling, guidance = np.split(point, ends)
+  return PolicyValues(
+    mask_ratio=jnp.asarray(np.append(ratio, 0.0), jnp.float32),
+    sampling_temperature=jnp.asarray(sampling, jnp.float32),
+    masking_temperature=jnp.asarray(np.append(masking, 0.0), jnp.float32),
+    guidance_scale=jnp.asarray(guidance, jnp.float32),
+  )
+
+
+def masked_counts(table: PolicyValues, num_tokens: int) -> list[int]:
+  """How many tokens AutoNAT's step leaves masked after each step.
+
+  Args:
+    table: float32[T].
+    num_tokens: N; all are unknown at the start.
+
+  Returns:
+    T numbers. The last is 1, and that token keeps what was sampled for it.
+  """
+  asked = np.floor(
+    np.float32(num_tokens) * np.asarray(table.mask_ratio, np.float32)
+  )
+  counts, masked = [], num_tokens
+  for count in asked.astype(int).tolist():
+    masked = max(1, min(masked - 1, count))
+    counts.append(masked)
+  return counts
+
+
+def settled(table: PolicyValues, num_tokens: int) -> PolicyValues:
+  """The table that gives the same images whatever the step's options are.
+
+  Where AutoNAT's step does not do what a mask ratio asks for, because one token
+  at least is to be revealed and one to be left, the ratio is replaced by one
+  that asks for what is done.
+
+  Args:
+    table: float32[T].
+    num_tokens: N; all are unknown at the start.
+
+  Returns:
+    A table, float32[T].
+  """
+  ratio = np.asarray(table.mask_ratio, np.float32).copy()
+  counts = masked_counts(table, num_tokens)
+  for step, count in enumerate(counts[:-1]):
+    if np.floor(np.float32(num_tokens) * ratio[step]) != count:
+      # Half a token more than needed, far from where rounding matters.
+      ratio[step] = (count + 0.5) / num_tokens
+  ratio[-1] = 0.0
+  return dataclasses.replace(table, mask_ratio=jnp.asarray(ratio))
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+  """The constants of AutoNAT's descent; the defaults are the published ones.
+
+  Attributes:
+    ratio_difference: by how much a mask ratio is moved to see what it does. Of
+      the published 256 tokens it is 2.56 tokens.
+    other_difference: by how much each other value is.
+    ratio_rate: learning rate of mask ratios.
+    other_rate: learning rate of all others.
+    momentum: of the descent.
+    clip_gradient: largest magnitude of a derivative; 0 for no limit.
+  """
+
+  ratio_difference: float = 0.01
+  other_difference: float = 0.1
+  ratio_rate: float = 1e-3
+  other_rate: float = 0.1
+  momentum: float = 0.5
+  clip_gradient: float = 0.0
+
+
+def finite_differences(first: Point, descent: Descent) -> Proposals:
+  """AutoNAT's optimizer: descent along forward differences.
+
+  An update measures the point itself and then each coordinate moved upwards,
+  4T - 1 evaluations; the moved values are kept in bounds, and the differences
+  are those of the values measured.
+
+  Args:
+    first: float64[4T - 2], where to start.
+    descent: its constants.
+
+  Yields:
+    Proposals without end; the centre is the point of the running update.
+  """
+  ratio = is_ratio(first)
+  difference = np.where(
+    ratio, descent.ratio_difference, descent.other_difference
+  )
+  rate = np.where(ratio, descent.ratio_rate, descent.other_rate)
+  point, velocity = first, np.zeros_like(first)
+  while True:
+    base = yield Proposal(point, point)
+    gradient = np.zeros_like(point)
+    for place in range(len(point)):
+      moved = point.copy()
+      # Mask ratios may come to 1 here, and only here.
+      moved[place] = (
+        min(moved[place] + difference[place], 1.0)
+        if ratio[place]
+        else max(moved[place] + difference[place], LOWEST_OTHER)
+      )
+      value = yield Proposal(moved, point)
+      gradient[place] = (value - base) / (moved[place] - point[place])
+    if descent.clip_gradient:
+      limit = descent.clip_gradient
+      gradient = np.clip(gradient, -limit, limit)
+    velocity = descent.momentum * velocity + gradient
+    point = clamped(point - rate * velocity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """How far CMA-ES looks around at first, as standard deviations.
+
+  Attributes:
+    ratio: of mask ratios.
+    other: of all other values.
+  """
+
+  ratio: float = 0.1
+  other: float = 0.3
+
+
+def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
+  """CMA-ES with a diagonal covariance, by the library `cmaes`.
+
+  It only compares values, so that noise in them does not become steps, and with
+  a variance a coordinate it learns from as few evaluations as there are here
+  (sep-CMA-ES, Ros and Hansen 2008).
+
+  Args:
+    first: float64[4T - 2], where to start; measured before all others.
+    spread: how far to look at first.
+    seed: of its random numbers.
+
+  Yields:
+    Proposals without end; the centre is the mean of the distribution.
+
+  Raises:
+    UserError: if the library is not installed.
+  """
+  cmaes = require_cmaes()
+  ratio = is_ratio(first)
+  scale = np.where(ratio, spread.ratio, spread.other)
+  bounds = np.stack(
+    [
+      np.where(ratio, 0.0, LOWEST_OTHER),
+      np.where(ratio, HIGHEST_RATIO, np.inf),
+    ],
+    axis=1,
+  )
+  first = clamped(first)
+  strategy = cmaes.SepCMA(
+    first / scale, 1.0, bounds=bounds / scale[:, None], seed=seed
+  )
+  yield Proposal(first, first)
+  while True:
+    centre = clamped(strategy.mean * scale)
+    generation = []
+    for _ in range(strategy.population_size):
+      drawn = strategy.ask()
+      value = yield Proposal(clamped(drawn * scale), centre)
+      generation.append((drawn, value))
+    strategy.tell(generation)
+
+
+def require_cmaes():
+  """Returns the library `cmaes`.
+
+  Raises:
+    UserError: if it is not installed.
+  """
+  try:
+    import cmaes  # pylint: disable=import-outside-toplevel
+  except ImportError as error:
+    raise UserError(
+      "optimizer 'cma' needs the library cmaes: pip install"
+      " 'adanat_jax[search]', or take finite_differences"
+    ) from error
+  return cmaes
+
+
+def beta_directions(
+  beta: tuple[float, float], axis: int, factor: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+  """Two neighbours of a Beta law, on either side along one axis.
+
+  Args:
+    beta: its parameters (a, b).
+    axis: 0 changes the mean a / (a + b), 1 the concentration a + b, the other
+      staying as it is.
+    factor: what the odds of the mean, or the concentration, are multiplied
+      with and divided by.
+
+  Returns:
+    The neighbours, larger first.
+  """
+  a, b = beta
+  found = []
+  for by in (factor, 1 / factor):
+    if axis:
+      found.append((a * by, b * by))
+    else:
+      odds, total = by * a / b, a + b
+      found.append((total * odds / (1 + odds), total / (1 + odds)))
+  return found[0], found[1]

@@ -1,0 +1,158 @@
+"""Stage `search`: AutoNAT's table of T steps, looked for by measuring images.
+
+  python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits \
+      --config.mode=search
+
+Each number of steps with each optimizer and each kind of noise is a search of
+its own, `search/T4-cma-on-0/` and so on:
+
+ledger.jsonl   every evaluation, at once; a killed search goes on from there
+metrics.jsonl  a row an evaluation
+best.json      the table of the lowest distance that was measured
+last.json      the table at which the optimizer ended
+results.json   both, and where the search began, measured again with noise that
+               no search has seen: the lowest of many distances flatters itself
+
+Both tables are for `--config.sample.policy=table`. Where `search.rounds` is not
+0, NATs are trained too: `adanat_jax.stages.search_training`.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import ml_collections
+
+from adanat_jax import files, searching
+from adanat_jax.completion import is_complete, mark_complete, read_complete
+from adanat_jax.config_rules import (
+  check,
+  choice,
+  int_at_least,
+  non_negative,
+  positive,
+  tuple_of,
+)
+from adanat_jax.errors import UserError
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import (
+  features,
+  load,
+  scores,
+  search_training,
+  searches,
+)
+
+Config = ml_collections.ConfigDict
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values of `config.search` that cannot work."""
+  features.check_config(config)
+  check(
+    config,
+    {
+      'evaluate.labels': choice(*scores.LABELS),
+      'evaluate.rounding': choice(*features.ROUNDINGS),
+      'search.num_steps': tuple_of(int_at_least(1)),
+      'search.optimizers': tuple_of(choice(*searches.OPTIMIZERS)),
+      'search.common_noise': tuple_of(choice('on', 'off')),
+      'search.repetitions': int_at_least(1),
+      'search.evaluations': int_at_least(1),
+      'search.num_samples': int_at_least(2),
+      'search.fresh_seeds': int_at_least(1),
+      'search.fresh_samples': int_at_least(2),
+      'search.descent.ratio_difference': positive,
+      'search.descent.other_difference': positive,
+      'search.descent.ratio_rate': positive,
+      'search.descent.other_rate': positive,
+      'search.descent.momentum': non_negative,
+      'search.descent.clip_gradient': non_negative,
+      'search.spread.ratio': positive,
+      'search.spread.other': positive,
+      'search.rounds': int_at_least(0),
+    },
+  )
+  if not searches.of(config):
+    raise UserError(
+      'config.search.num_steps, optimizers and common_noise name no search;'
+      ' give at least one of each'
+    )
+  if 'cma' in config.search.optimizers:
+    searching.require_cmaes()
+  if config.search.rounds:
+    search_training.check_config(config)
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+  """Makes every search of the config.
+
+  Args:
+    config: the whole config; `search`, and `evaluate` for the distance.
+    workdir: its networks are trained, or converted ones are named; gets
+      `search/`.
+
+  Raises:
+    UserError: for a missing network, a value that is not allowed, or a search
+      that was begun with other settings.
+  """
+  check_config(config)
+  if config.search.rounds:
+    search_training.run(config, workdir)
+    return
+  generator = load.generator(config, workdir)
+  scorer = scores.Scorer(config, workdir)
+  for which in searches.of(config):
+    _run(config, workdir / 'search' / which.name, which, generator, scorer)
+
+
+def _run(
+  config: Config,
+  directory: pathlib.Path,
+  which: searches.Search,
+  generator: Generator,
+  scorer: scores.Scorer,
+) -> None:
+  """One search, and what it found measured again."""
+  count = config.search.evaluations
+  ledger = searches.open_ledger(config, which, directory)
+  if is_complete(directory) and read_complete(directory)['step'] >= count:
+    return
+  first = searching.first_point(which.num_steps)
+  objective = searches.Objective(config, which, generator, scorer)
+  with searches.Rows(config, directory) as rows:
+    found = searches.optimise(
+      config, which, objective, ledger, rows, first, count
+    )
+  points = {'start': first, 'last': found.last, 'best': found.best}
+  measured = {
+    name: ledger.get(
+      f'fresh/{name}/{count}', functools.partial(objective.fresh, point)
+    )
+    for name, point in points.items()
+  }
+  results = {
+    **searches.about(config, which),
+    'evaluations': count,
+    'distance': scorer.distance_name(config.search.fresh_samples),
+    'best_distance_in_search': found.best_distance,
+    'tables': {
+      name: {
+        'searched': searches.table_lists(searching.table_of(point)),
+        'table': searches.table_lists(objective.settled(point)),
+        'fresh': measured[name],
+      }
+      for name, point in points.items()
+    },
+  }
+  for name in ('last', 'best'):
+    searches.write_table(directory / f'{name}.json', results['tables'][name])
+  files.write_json(directory / 'results.json', results)
+  figures = {name: values['mean'] for name, values in measured.items()}
+  mark_complete(directory, count, figures)
+  searches.say(
+    f'{which.name}: '
+    + ', '.join(f'{name} {value:.4g}' for name, value in figures.items())
+    + f' with fresh noise; tables in {directory}'
+  )

@@ -1,0 +1,253 @@
+"""The other half of AutoNAT: how the NAT is trained is searched as well.
+
+AutoNAT alternates: for a NAT, the schedule is optimised; for a schedule, the
+law Beta(a, b) of the mask ratios that a NAT is trained with. That the two take
+turns, the law and its outcome, Beta(12, 3), are published; how the second half
+was searched, with how many trainings of which length, is not (arXiv
+2406.05478). Here, each round,
+
+1. the schedule is searched on the current NAT, from the last schedule on;
+2. the NAT of a neighbouring law is trained and measured with that schedule,
+   and if it is no better that of the neighbour on the other side: in even
+   rounds the mean of the law is moved, in odd ones its concentration;
+
+and at the end the schedule is searched once more. So there are at most
+1 + 2 rounds trainings; all begin with the same parameters and see the same
+images in the same order, and are short: they are there to be compared. They lie
+in `search/alternating-T4-cma-on-0/nat-12-3/` and so on; the workdir's own NAT
+is neither needed nor touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from adanat_jax import files, searching
+from adanat_jax.completion import is_complete, mark_complete
+from adanat_jax.config_rules import check, int_at_least, positive, tuple_of
+from adanat_jax.errors import UserError
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import (
+  datasets,
+  ledger as ledger_lib,
+  load,
+  nat as nat_stage,
+  networks,
+  scores,
+  searches,
+)
+
+Config = ml_collections.ConfigDict
+Beta = tuple[float, float]
+
+# What the odds of the mean, or the concentration, are multiplied with and
+# divided by in the first two rounds; its root in the next two, and so on.
+_FACTOR = 2.0
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values that cannot work."""
+  section = config.search
+  check(
+    config,
+    {
+      'search.training_steps': int_at_least(1),
+      'nat.beta': tuple_of(positive, length=2),
+    },
+  )
+  if section.evaluations % (section.rounds + 1):
+    raise UserError(
+      f'config.search.evaluations is {section.evaluations}; give a multiple of'
+      f' {section.rounds + 1}, as many schedules are searched with'
+      f' config.search.rounds={section.rounds}'
+    )
+  nat_stage.check_config(_training_config(config, pathlib.Path(), (1.0, 1.0)))
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+  """Makes every search of the config, with trainings.
+
+  Args:
+    config: the whole config.
+    workdir: the tokenizer must be there; gets `search/alternating-*/`.
+
+  Raises:
+    UserError: see `search.run`.
+  """
+  # Before anything is trained.
+  networks.load_tokenizer(config, workdir)
+  scorer = scores.Scorer(config, workdir)
+  for which in searches.of(config):
+    directory = workdir / 'search' / f'alternating-{which.name}'
+    search = _Alternation(config, workdir, directory, which, scorer)
+    if not is_complete(directory):
+      search.run()
+
+
+class _Alternation:
+  """One search that takes turns."""
+
+  def __init__(
+    self,
+    config: Config,
+    workdir: pathlib.Path,
+    directory: pathlib.Path,
+    which: searches.Search,
+    scorer: scores.Scorer,
+  ):
+    self._config = config
+    self._workdir = workdir
+    self._directory = directory
+    self._which = which
+    self._scorer = scorer
+    self._ledger: ledger_lib.Ledger = searches.open_ledger(
+      config, which, directory
+    )
+
+  def run(self) -> None:
+    """Searches, and writes what was found."""
+    section = self._config.search
+    share = section.evaluations // (section.rounds + 1)
+    beta: Beta = tuple(self._config.nat.beta)
+    trainings = [beta]
+    objective = self._objective(beta)
+    point = searching.first_point(self._which.num_steps)
+    begun = (objective, point)
+    turns: list[dict[str, Any]] = []
+    with searches.Rows(self._config, self._directory) as rows:
+      for turn in range(section.rounds + 1):
+        found = searches.optimise(
+          *(self._config, self._which, objective, self._ledger, rows),
+          *(point, share, turn),
+        )
+        # Each of the three may be the one that goes on: also the old one, if
+        # the search has only fitted the noise.
+        value, point = min(
+          (
+            (self._value(f'{turn}/{name}', objective, one), one)
+            for name, one in (
+              ('begun', point),
+              ('last', found.last),
+              ('best', found.best),
+            )
+          ),
+          key=lambda pair: pair[0],
+        )
+        turns.append({'beta': beta, 'schedule_found': value, 'tried': []})
+        self._say(f'Beta{_numbers(beta)}: schedule found, {value:.4g}')
+        if turn == section.rounds:
+          break
+        factor = _FACTOR ** (0.5 ** (turn // 2))
+        for other in searching.beta_directions(beta, turn % 2, factor):
+          trainings.append(other)
+          rival = self._objective(other)
+          rivals = self._value(f'{turn}/{_numbers(other)}', rival, point)
+          turns[-1]['tried'].append({'beta': other, 'distance': rivals})
+          self._say(f'Beta{_numbers(other)}: {rivals:.4g}')
+          if rivals < value:
+            beta, objective = other, rival
+            break
+    self._finish(begun, (objective, point), beta, trainings, turns)
+
+  def _objective(self, beta: Beta) -> searches.Objective:
+    """The NAT that a law gives, trained if it is not there yet."""
+    directory = self._directory / f'nat-{_numbers(beta, "-")}'
+    config = _training_config(self._config, self._workdir, beta)
+    nat_stage.run(config, directory)
+    generator: Generator = load.generator(config, directory)
+    return searches.Objective(
+      self._config, self._which, generator, self._scorer
+    )
+
+  def _value(
+    self, name: str, objective: searches.Objective, point: searching.Point
+  ) -> float:
+    """The distance by which is decided what goes on.
+
+    With other noise than that of the searches, to which their schedules are
+    fitted on one NAT and not on the other.
+    """
+    return self._ledger.get(
+      f'decision/{name}', functools.partial(objective.fresh, point, skipped=1)
+    )['mean']
+
+  def _finish(
+    self,
+    begun: tuple[searches.Objective, searching.Point],
+    ended: tuple[searches.Objective, searching.Point],
+    beta: Beta,
+    trainings: list[Beta],
+    turns: list[dict[str, Any]],
+  ) -> None:
+    """Measures with noise that decided nothing, and writes what was found."""
+    rows = {}
+    for name, objective, point in (
+      ('start', *begun),
+      ('first NAT, last schedule', begun[0], ended[1]),
+      ('last NAT, first schedule', ended[0], begun[1]),
+      ('last', *ended),
+    ):
+      rows[name] = {
+        'searched': searches.table_lists(searching.table_of(point)),
+        'table': searches.table_lists(objective.settled(point)),
+        'fresh': self._ledger.get(
+          f'fresh/{name}', functools.partial(objective.fresh, point)
+        ),
+      }
+    results = {
+      **searches.about(self._config, self._which),
+      'evaluations': self._config.search.evaluations,
+      'distance': self._scorer.distance_name(self._config.search.fresh_samples),
+      'first_beta': trainings[0],
+      'last_beta': beta,
+      'last_nat': f'nat-{_numbers(beta, "-")}',
+      'trainings': trainings,
+      'turns': turns,
+      'tables': rows,
+    }
+    searches.write_table(self._directory / 'last.json', rows['last'])
+    files.write_json(self._directory / 'results.json', results)
+    figures = {name: row['fresh']['mean'] for name, row in rows.items()}
+    mark_complete(self._directory, results['evaluations'], figures)
+    self._say(
+      f'Beta{_numbers(beta)} of {len(trainings)} trainings; '
+      + ', '.join(f'{name}: {value:.4g}' for name, value in figures.items())
+    )
+
+  def _say(self, text: str) -> None:
+    searches.say(f'{self._directory.name}: {text}')
+
+
+def _training_config(config: Config, workdir: pathlib.Path, beta: Beta) -> Any:
+  """The config of a short training in a directory of its own.
+
+  Args:
+    config: the whole config.
+    workdir: of the run, which has the tokenizer and the prepared tokens.
+    beta: the law of its mask ratios.
+  """
+  result = ml_collections.ConfigDict(config.to_dict())
+  result.nat.update(
+    mask_ratio='beta',
+    beta=tuple(float(x) for x in beta),
+    num_steps=config.search.training_steps,
+    evaluate_every=0,
+    init_from='',
+  )
+  if not networks.is_converted(config, 'tokenizer'):
+    result.tokenizer.init_from = str(workdir.absolute() / 'tokenizer')
+  if not datasets.is_digits(config):
+    result.data.prepared = str(datasets.prepared_directory(config, workdir))
+  # Policies were learned for another NAT.
+  result.policy.init_from = ''
+  return result
+
+
+def _numbers(beta: Beta, between: str = ', ') -> str:
+  """A law as a reader, or the name of a directory, has it."""
+  text = between.join(f'{value:.4g}' for value in beta)
+  return text if between == '-' else f'({text})'

@@ -1,0 +1,317 @@
+"""What every search of schedules does the same way, whatever is searched.
+
+An optimizer proposes points, the objective measures each, the ledger keeps each
+at once. Told the ledger's values again, the optimizer comes to where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from adanat_jax import distributed, files, searching
+from adanat_jax.errors import UserError
+from adanat_jax.metric_writer import MetricWriter, Progress
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import ledger as ledger_lib, networks, scores
+from adanat_jax.types import PolicyValues
+
+Config = ml_collections.ConfigDict
+
+OPTIMIZERS = ('cma', 'finite_differences')
+
+# Seeds of the noise: those of `evaluate` lie below all of these.
+_FRESH_SEEDS = 10_000
+_SEARCH_SEEDS = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """One of the searches of a config.
+
+  Attributes:
+    num_steps: T.
+    optimizer: one of `OPTIMIZERS`.
+    common_noise: 'on' if all evaluations share classes and noise.
+    repetition: number of it; every repetition has noise of its own.
+  """
+
+  num_steps: int
+  optimizer: str
+  common_noise: str
+  repetition: int
+
+  @property
+  def name(self) -> str:
+    """Its directory."""
+    return (
+      f'T{self.num_steps}-{self.optimizer}-{self.common_noise}'
+      f'-{self.repetition}'
+    )
+
+  def seed(self, evaluation: int) -> int:
+    """Of the noise of an evaluation."""
+    own = 0 if self.common_noise == 'on' else evaluation
+    return _SEARCH_SEEDS * (self.repetition + 1) + own
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """Where a search came to.
+
+  Attributes:
+    last: the point at which the optimizer ended, which it may not have measured
+      itself.
+    best: the point of the lowest distance that was measured.
+    best_distance: that distance.
+  """
+
+  last: searching.Point
+  best: searching.Point
+  best_distance: float
+
+
+def of(config: Config) -> list[Search]:
+  """All searches of a config."""
+  section = config.search
+  return [
+    Search(*chosen)
+    for chosen in itertools.product(
+      sorted(set(section.num_steps)),
+      section.optimizers,
+      section.common_noise,
+      range(section.repetitions),
+    )
+  ]
+
+
+class Objective:
+  """The distance of the images that a point gives on one NAT."""
+
+  def __init__(
+    self,
+    config: Config,
+    which: Search,
+    generator: Generator,
+    scorer: scores.Scorer,
+  ):
+    """Samples nothing yet.
+
+    Args:
+      config: the whole config; `search` is read.
+      which: the search.
+      generator: what decodes.
+      scorer: what measures.
+    """
+    self._section = config.search
+    self._which = which
+    self._generator = generator
+    self._scorer = scorer
+
+  def __call__(self, point: searching.Point, evaluation: int) -> float:
+    """The distance by the noise of an evaluation."""
+    count, seed = self._section.num_samples, self._which.seed(evaluation)
+    return self._measure(point, count, seed)
+
+  def fresh(self, point: searching.Point, skipped: int = 0) -> dict[str, Any]:
+    """Distances with noise that no search has seen.
+
+    Args:
+      point: what to measure.
+      skipped: leaves out that many sets of seeds, used otherwise already.
+
+    Returns:
+      Mean, standard deviation and values.
+    """
+    count = self._section.fresh_seeds
+    first = _FRESH_SEEDS + skipped * count
+    values = [
+      self._measure(point, self._section.fresh_samples, seed)
+      for seed in range(first, first + count)
+    ]
+    return {
+      'mean': float(np.mean(values)),
+      'std': float(np.std(values, ddof=1)) if count > 1 else 0.0,
+      'values': values,
+    }
+
+  def settled(self, point: searching.Point) -> PolicyValues:
+    """The table of a point for any options of the step."""
+    return searching.settled(
+      searching.table_of(point), self._generator.nat.num_tokens
+    )
+
+  def _measure(self, point: searching.Point, count: int, seed: int) -> float:
+    # The table is an argument of the compiled decoder: nothing is compiled
+    # from one point to the next.
+    figures = self._scorer(
+      self._generator,
+      searching.table_of(point),
+      num_steps=self._which.num_steps,
+      options=searching.AUTONAT,
+      num_samples=count,
+      seed=seed,
+    )
+    return figures[self._scorer.distance_name(count)]
+
+
+class Rows:
+  """The metrics of a search; told again on resuming, they come out the same."""
+
+  def __init__(self, config: Config, directory: pathlib.Path):
+    """Opens the metrics, empty."""
+    self._writer = MetricWriter(
+      directory, first_step=0, tensorboard=config.tensorboard
+    )
+    self._count = 0
+    self._lowest = float('inf')
+
+  def __enter__(self) -> Rows:
+    return self
+
+  def __exit__(self, *unused: Any) -> None:
+    self._writer.close()
+
+  def add(self, point: searching.Point, distance: float) -> dict[str, Any]:
+    """Adds the row of the next evaluation, and returns it."""
+    self._count += 1
+    self._lowest = min(self._lowest, distance)
+    row = {'distance': distance, 'lowest': self._lowest}
+    self._writer.write(
+      self._count, row | table_lists(searching.table_of(point))
+    )
+    return row
+
+
+def optimise(
+  config: Config,
+  which: Search,
+  objective: Objective,
+  ledger: ledger_lib.Ledger,
+  rows: Rows,
+  first: searching.Point,
+  count: int,
+  part: int = 0,
+) -> Found:
+  """Lets an optimizer measure `count` points.
+
+  Args:
+    config: the whole config; `search` is read.
+    which: the search.
+    objective: what is measured.
+    ledger: keeps each evaluation as soon as it is made.
+    rows: gets a row for each.
+    first: where to start.
+    count: how many evaluations.
+    part: number of this optimisation, if a search consists of several.
+
+  Raises:
+    UserError: if the ledger's evaluations are not those that the optimizer asks
+      for, as another version of it might.
+  """
+  section = config.search
+  if which.optimizer == 'cma':
+    proposals = searching.covariance_adaptation(
+      first,
+      searching.Spread(**section.spread),
+      networks.order_seed(config, f'search/{which.name}/{part}'),
+    )
+  else:
+    proposals = searching.finite_differences(
+      first, searching.Descent(**section.descent)
+    )
+  progress = Progress(f'search {which.name}', count)
+  best, best_distance = first, float('inf')
+  proposal = next(proposals)
+  for index in range(part * count, (part + 1) * count):
+    point = _agreed(proposal.point)
+    kept = ledger.get(
+      f'evaluation/{index}',
+      functools.partial(_evaluation, objective, point, index),
+    )
+    if kept['point'] != point.tolist():
+      raise UserError(
+        f'search/{which.name}: evaluation {index} was made elsewhere than the'
+        ' optimizer asks now, so it was begun with other versions of the'
+        ' libraries; delete the directory or use those'
+      )
+    distance = kept['distance']
+    progress.update(index + 1 - part * count, rows.add(point, distance))
+    if distance < best_distance:
+      best, best_distance = point, distance
+    proposal = proposals.send(distance)
+  progress.close()
+  return Found(_agreed(proposal.centre), best, best_distance)
+
+
+def _evaluation(
+  objective: Objective, point: searching.Point, index: int
+) -> dict[str, Any]:
+  return {'point': point, 'distance': objective(point, index)}
+
+
+def _agreed(point: searching.Point) -> searching.Point:
+  """The point as process 0 has it: the last bit may differ between hosts."""
+  return np.array(distributed.from_first(point.tolist), np.float64)
+
+
+def open_ledger(
+  config: Config, which: Search, directory: pathlib.Path
+) -> ledger_lib.Ledger:
+  """What was evaluated so far.
+
+  Raises:
+    UserError: if it was begun with other settings.
+  """
+  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  ours = files.to_json(about(config, which))
+  theirs = ledger.get('about', lambda: ours)
+  for name, value in ours.items():
+    if theirs.get(name) != value:
+      raise UserError(
+        f'{directory} was begun with config.search.{name}={theirs.get(name)}'
+        f' and not {value}; use that, or another --workdir, or delete it'
+      )
+  return ledger
+
+
+def about(config: Config, which: Search) -> dict[str, Any]:
+  """What a search depends on besides the rest of the config.
+
+  The number of evaluations is none of it, unless several schedules share them:
+  a search may be made longer.
+  """
+  section = config.search
+  names = ['num_samples', 'fresh_seeds', 'fresh_samples']
+  names.append('spread' if which.optimizer == 'cma' else 'descent')
+  if section.rounds:
+    names += ['evaluations', 'rounds', 'training_steps']
+  settings = section.to_dict()
+  return {
+    **dataclasses.asdict(which),
+    **{name: settings[name] for name in names},
+  }
+
+
+def table_lists(table: PolicyValues) -> dict[str, list[float]]:
+  """A table as JSON and metrics have it."""
+  return {
+    field.name: files.to_json(np.asarray(getattr(table, field.name)))
+    for field in dataclasses.fields(PolicyValues)
+  }
+
+
+def write_table(path: pathlib.Path, row: dict[str, Any]) -> None:
+  """Writes the table of a row of results for `config.sample.table`."""
+  files.write_json(path, {**row['table'], 'about': row['fresh']})
+
+
+def say(text: str) -> None:
+  """Tells how the stage goes on."""
+  distributed.say(f'search: {text}')

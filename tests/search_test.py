@@ -1,0 +1,590 @@
+"""Searching schedules: by hand on quadratics, and as a stage, killed too."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import sys
+from unittest import mock
+
+from absl import logging
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from parity_cases import suite
+import random_weights
+import reference_arrays
+import small_weights
+
+from adanat_jax import (
+  config as config_lib,
+  files,
+  metric_writer,
+  sampler,
+  searching,
+  workdir as workdir_lib,
+)
+from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.decoding import loop, published, schedules, step as step_lib
+from adanat_jax.errors import UserError
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import (
+  load,
+  nat as nat_stage,
+  networks,
+  sample,
+  scores,
+  search,
+  searches,
+)
+
+DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
+Scorer = scores.Scorer
+DATA = pathlib.Path(__file__).parent / 'data'
+
+
+def setUpModule():
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+
+
+def ask(proposals, function, count):
+  """The points that an optimizer asks for, and where it is after them."""
+  points, proposal = [], next(proposals)
+  for _ in range(count):
+    points.append(proposal.point)
+    proposal = proposals.send(function(proposal.point))
+  return points, proposal.centre
+
+
+class PointTest(absltest.TestCase):
+  def test_first_point(self):
+    # T = 8, as the original's lists begin.
+    ratio, masking, sampling, guidance = np.split(
+      searching.first_point(8), [7, 14, 22]
+    )
+    np.testing.assert_allclose(
+      ratio, [math.cos(math.pi * k / 16) for k in range(1, 8)], rtol=1e-15
+    )
+    np.testing.assert_array_equal(masking, np.arange(8, 1, -1) / 8)
+    np.testing.assert_array_equal(sampling, np.ones(8))
+    np.testing.assert_array_equal(guidance, np.arange(1, 9) / 8)
+
+  def test_table_ends_with_nothing_masked(self):
+    table = searching.table_of(np.arange(1.0, 11.0))
+    np.testing.assert_array_equal(table.mask_ratio, [1, 2, 0])
+    np.testing.assert_array_equal(table.masking_temperature, [3, 4, 0])
+    np.testing.assert_array_equal(table.sampling_temperature, [5, 6, 7])
+    np.testing.assert_array_equal(table.guidance_scale, [8, 9, 10])
+
+  def test_one_step_has_two_numbers(self):
+    table = searching.table_of(searching.first_point(1))
+    values = [getattr(table, f.name) for f in dataclasses.fields(table)]
+    np.testing.assert_array_equal(values, [[0.0], [1.0], [0.0], [1.0]])
+
+  def test_clamped(self):
+    point = np.array([-0.5, 1.0, 0.0, 2.0, -1.0, 5.0, 0.5, 0.0, 1e-5, 7.0])
+    expected = [0.0, 0.99, 1e-4, 2.0, 1e-4, 5.0, 0.5, 1e-4, 1e-4, 7.0]
+    np.testing.assert_array_equal(searching.clamped(point), expected)
+
+  def test_counts_of_the_published_table(self):
+    self.assertEqual(
+      searching.masked_counts(published.autonat_large(), 256),
+      [244, 225, 203, 190, 159, 104, 66, 1],
+    )
+
+  def test_settled_tables_mean_the_same_under_all_options(self):
+    random = np.random.default_rng(0)
+    embedding = jnp.asarray(random.normal(size=(6, 5)), jnp.float32)
+
+    def denoiser(tokens, condition, cache):
+      seen = embedding[tokens]
+      logits = seen + jnp.roll(seen, 1, axis=1) + condition[:, None, None]
+      return seen, logits, cache
+
+    @jax.jit
+    def tokens_of(table, noise):
+      return [
+        loop.decode(
+          denoiser,
+          schedules.table_policy(table),
+          tokens=loop.full_mask(3, 9, 5),
+          condition=jnp.zeros(3),
+          null_condition=None,
+          keys=jax.random.split(jax.random.key(0), 3),
+          num_steps=4,
+          mask_token=5,
+          options=options,
+          noise=noise,
+        ).tokens
+        for options in (searching.AUTONAT, step_lib.ADANAT, step_lib.MASKGIT)
+      ]
+
+    noise = loop.Noise(
+      jnp.asarray(random.gumbel(size=(4, 3, 9, 5)), jnp.float32),
+      jnp.asarray(random.gumbel(size=(4, 3, 9)), jnp.float32),
+    )
+    # Ratios that rise, that ask for all, for nothing, and for what they get.
+    differs = []
+    for ratio, counts in (
+      ([0.3, 0.9, 0.5], [2, 1, 1, 1]),
+      ([1.0, 1.0, 1.0], [8, 7, 6, 1]),
+      ([0.0, 0.0, 0.9], [1, 1, 1, 1]),
+      ([0.8, 0.5, 0.2], [7, 4, 1, 1]),
+    ):
+      table = searching.table_of(
+        np.concatenate([ratio, searching.first_point(4)[3:]])
+      )
+      self.assertEqual(searching.masked_counts(table, 9), counts)
+      expected, unclamped, _ = tokens_of(table, noise)
+      differs.append(not np.array_equal(expected, unclamped))
+      for found in tokens_of(searching.settled(table, 9), noise):
+        np.testing.assert_array_equal(found, expected)
+    self.assertEqual(differs, [True, True, True, False])
+
+
+class FiniteDifferencesTest(absltest.TestCase):
+  def test_three_updates_by_hand(self):
+    # T = 1: sampling temperature s and guidance scale g, both from 1.
+    function = lambda point: (point[0] - 2) ** 2 + 3 * point[1]
+    proposals = searching.finite_differences(
+      searching.first_point(1), searching.Descent()
+    )
+    points, centre = ask(proposals, function, 9)
+    # Derivatives (0.81 - 1) / 0.1 and 3; then (0.5041 - 0.6561) / 0.1 and 3,
+    # with half of the steps before; then g would come to -0.275.
+    expected = [[1, 1], [1.1, 1], [1, 1.1]]
+    expected += [[1.19, 0.7], [1.29, 0.7], [1.19, 0.8]]
+    expected += [[1.437, 0.25], [1.537, 0.25], [1.437, 0.35]]
+    np.testing.assert_allclose(points, expected, rtol=1e-12)
+    derivative = (0.463**2 - 0.563**2) / 0.1
+    np.testing.assert_allclose(
+      centre, [1.437 - 0.1 * (derivative - 0.5 * 2.47), 1e-4], rtol=1e-12
+    )
+
+  def test_a_mask_ratio_is_moved_to_1_at_most(self):
+    # The derivative is that along the way that was left: 1, not 0.59.
+    first = searching.first_point(2)
+    descent = searching.Descent(ratio_difference=0.5, momentum=0.0)
+    points, centre = ask(
+      searching.finite_differences(first, descent), lambda p: p[0], 7
+    )
+    self.assertEqual(points[1][0], 1.0)
+    self.assertAlmostEqual(centre[0], first[0] - 1e-3, places=12)
+    # And it stays below 1.
+    _, centre = ask(
+      searching.finite_differences(first, descent), lambda p: -1e4 * p[0], 7
+    )
+    self.assertEqual(centre[0], 0.99)
+    np.testing.assert_array_equal(centre[1:], first[1:])
+
+  def test_limit_on_derivatives(self):
+    descent = searching.Descent(clip_gradient=0.5)
+    _, centre = ask(
+      searching.finite_differences(searching.first_point(1), descent),
+      lambda p: 9 * p[0] - 0.2 * p[1],
+      3,
+    )
+    np.testing.assert_allclose(centre, [1 - 0.05, 1 + 0.02], rtol=1e-12)
+
+
+class CovarianceAdaptationTest(absltest.TestCase):
+  def propose(self, seed=3):
+    return searching.covariance_adaptation(
+      searching.first_point(4), searching.Spread(), seed
+    )
+
+  def test_comes_closer_within_bounds_and_again(self):
+    first = searching.first_point(4)
+    goal = searching.clamped(first + np.tile([0.4, -0.5], 7))
+    function = lambda point: float(np.sum((point - goal) ** 2))
+    points, centre = ask(self.propose(), function, 300)
+    np.testing.assert_array_equal(points[0], first)
+    self.assertLess(function(centre), 0.05 * function(first))
+    for point in points:
+      np.testing.assert_array_equal(point, searching.clamped(point))
+    np.testing.assert_array_equal(points, ask(self.propose(), function, 300)[0])
+    other = ask(self.propose(seed=4), function, 2)[0]
+    self.assertFalse(np.array_equal(points[1], other[1]))
+
+  def test_missing_library_is_one_line(self):
+    with (
+      mock.patch.dict(sys.modules, {'cmaes': None}),
+      self.assertRaisesRegex(UserError, r"^optimizer 'cma' needs .*\[search\]"),
+    ):
+      search.check_config(tiny_config())
+
+
+class CommonNoiseTest(absltest.TestCase):
+  def test_gradients_vary_less(self):
+    def distance(point, seed):
+      noise = np.random.default_rng(seed).normal(size=(50, len(point)))
+      return float(np.mean((noise + point) ** 2))
+
+    def first_steps(common_noise):
+      steps = []
+      for repetition in range(40):
+        which = searches.Search(2, 'finite_differences', common_noise, 0)
+        which = dataclasses.replace(which, repetition=repetition)
+        first = searching.first_point(2)
+        proposals = searching.finite_differences(first, searching.Descent())
+        proposal = next(proposals)
+        for evaluation in range(7):
+          value = distance(proposal.point, which.seed(evaluation))
+          proposal = proposals.send(value)
+        steps.append(proposal.centre - first)
+      return np.array(steps)[:, 1:]  # Mask ratios take steps of their own.
+
+    on, off = first_steps('on'), first_steps('off')
+    self.assertLess(on.var(0).max(), 0.1 * off.var(0).min())
+    # Without bias: d/dx of the mean of (n + x)^2 over 6 numbers, times -0.1.
+    first = searching.first_point(2)[1:]
+    np.testing.assert_allclose(
+      on.mean(0), -0.1 * (2 * first + 0.1) / 6, atol=5e-3
+    )
+
+
+def tiny_config(**fields):
+  """A search of two numbers of steps by little networks."""
+  config = config_lib.load(
+    f'{DIGITS}:tiny',
+    {
+      'tensorboard': False,
+      'nat.width': 16,
+      'nat.depth': 0,
+      'nat.num_heads': 2,
+      'tokenizer.width_multipliers': (1, 1),
+      'evaluate.network': 'pixels',
+      'evaluate.batch_size': 24,
+      'search.num_steps': (2,),
+      'search.evaluations': 5,
+      'search.num_samples': 24,
+      'search.fresh_samples': 48,
+    }
+    | {name.replace('__', '.'): value for name, value in fields.items()},
+  )
+  return config
+
+
+def tree_of(directory):
+  """Contents of all files that a search leaves, by name."""
+  return {
+    str(path.relative_to(directory)): path.read_bytes()
+    for path in sorted(directory.rglob('*'))
+    if path.is_file()
+  }
+
+
+class Dies:
+  """Lets a function be called so often, and once no more."""
+
+  def __init__(self, function, calls):
+    self.function, self.calls, self.died = function, calls, False
+
+  def __call__(self, *args, **kwargs):
+    if not self.calls and not self.died:
+      self.died = True
+      raise InterruptedError('killed')
+    self.calls -= 1
+    return self.function(*args, **kwargs)
+
+  def __get__(self, instance, owner):
+    return lambda *args, **kwargs: self(instance, *args, **kwargs)
+
+
+class StageTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    config = tiny_config()
+    nat = networks.nat_module(config)
+    tokenizer = networks.tokenizer_module(config)
+    make = random_weights.random_variables
+    tokens = jnp.zeros((1, nat.num_tokens), jnp.int32)
+    cls.tokenizer_params = make(tokenizer, jnp.zeros((1, 16, 16, 1)))['params']
+    cls.generator = Generator(
+      nat,
+      make(nat, tokens, jnp.zeros(1, jnp.int32))['params'],
+      tokenizer,
+      cls.tokenizer_params,
+      networks.num_classes(config),
+      {},
+      config.evaluate.batch_size,
+    )
+    # Its settings are those of all searches here.
+    directory = pathlib.Path(cls().create_tempdir('scorer').full_path)
+    with contextlib.redirect_stdout(io.StringIO()):
+      cls.scorer = Scorer(config, directory)
+
+  def setUp(self):
+    super().setUp()
+    self.output = self.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    self.enter_context(
+      mock.patch.object(scores, 'Scorer', lambda *_: self.scorer)
+    )
+
+  def search(self, config, workdir=None):
+    """Runs the stage on the random networks."""
+    with mock.patch.object(load, 'generator', lambda *_: self.generator):
+      search.run(config, workdir or self.workdir)
+
+  def test_what_a_search_leaves(self):
+    config = tiny_config(search__common_noise=('on', 'off'))
+    seen, measure = [], Scorer.__call__
+
+    def spy(scorer, generator, policy, **options):
+      seen.append(options)
+      return measure(scorer, generator, policy, **options)
+
+    compiled = sampler._decode_batch._cache_size()
+    with mock.patch.object(Scorer, '__call__', spy):
+      self.search(config)
+    # Two searches, all points, and three tables on two fresh seeds.
+    self.assertLen(seen, 2 * (5 + 3 * 2))
+    # Once, unless another test has.
+    self.assertLess(sampler._decode_batch._cache_size(), compiled + 2)
+    self.assertEqual({o['options'] for o in seen}, {searching.AUTONAT})
+    seeds = [options['seed'] for options in seen]
+    self.assertLen(set(seeds[:5]), 1)
+    self.assertLen(set(seeds[11:16]), 5)
+    self.assertLen(set(seeds[5:11]), 2)
+    self.assertEqual(seeds[5:11], seeds[16:])
+    self.assertEmpty(set(seeds[5:11]) & set(seeds[:5] + seeds[11:16]))
+
+    directory = self.workdir / 'search/T2-cma-on-0'
+    rows = metric_writer.read_metrics(directory)
+    self.assertEqual([row['step'] for row in rows], [1, 2, 3, 4, 5])
+    distances = [row['distance'] for row in rows]
+    results = files.read_json(directory / 'results.json')
+    tables = results['tables']
+    self.assertEqual(results['best_distance_in_search'], min(distances))
+    best = rows[int(np.argmin(distances))]
+    self.assertEqual(
+      tables['best']['searched'],
+      {name: best[name] for name in tables['best']['searched']},
+    )
+    self.assertEqual(tables['start']['searched']['guidance_scale'], [0.5, 1.0])
+    self.assertNotEqual(tables['last']['searched'], tables['best']['searched'])
+    for row in tables.values():
+      self.assertAlmostEqual(
+        row['fresh']['mean'], np.mean(row['fresh']['values']), places=12
+      )
+    # The sampler takes the table, and makes of it what the search measured.
+    labels = np.arange(24) % 2
+    point = json.loads((directory / 'ledger.jsonl').read_text().split('\n')[1])
+    point = np.array(point['value']['point'])
+    key = jax.random.key(5)
+    images = self.generator.decode(
+      searching.table_of(point),
+      labels,
+      key,
+      num_steps=2,
+      options=searching.AUTONAT,
+    ).images
+    path = self.workdir / 'start.json'
+    searches.write_table(path, tables['start'])
+    table = sample.read_table(str(path))
+    np.testing.assert_array_equal(
+      self.generator.sample(labels, 2, 5, table), images
+    )
+    for name in ('last', 'best'):
+      table = sample.read_table(str(directory / f'{name}.json'))
+      self.assertEqual(searches.table_lists(table), tables[name]['table'])
+
+  @parameterized.parameters('cma', 'finite_differences')
+  def test_killed_and_resumed(self, optimizer):
+    config = tiny_config(search__optimizers=(optimizer,))
+    other = self.workdir / 'other'
+    self.search(config, other)
+    # In its fourth evaluation; in the first of its second table.
+    for calls in (3, 3 + 1 + 1):
+      dies = Dies(Scorer.__call__, calls)
+      with (
+        mock.patch.object(Scorer, '__call__', dies),
+        self.assertRaises(InterruptedError),
+      ):
+        self.search(config)
+    ledger = self.workdir / f'search/T2-{optimizer}-on-0/ledger.jsonl'
+    with ledger.open('a') as file:
+      file.write('{"name": "fresh/la')
+    self.search(config)
+    self.assertEqual(
+      tree_of(self.workdir / 'search'), tree_of(other / 'search')
+    )
+
+  def test_a_search_is_made_longer(self):
+    self.search(tiny_config(search__evaluations=3))
+    directory = self.workdir / 'search/T2-cma-on-0'
+    before = metric_writer.read_metrics(directory)
+    self.search(tiny_config())
+    after = metric_writer.read_metrics(directory)
+    self.assertLen(after, 5)
+    self.assertEqual(after[:3], before)
+    self.assertEqual(files.read_json(directory / 'complete.json')['step'], 5)
+    # What is finished is left alone.
+    with mock.patch.object(Scorer, '__call__', None):
+      self.search(tiny_config())
+      self.search(tiny_config(search__evaluations=4))
+
+  def test_other_settings_and_other_points_are_refused(self):
+    self.search(tiny_config(search__evaluations=1))
+    with self.assertRaisesRegex(UserError, 'config.search.num_samples=24 and'):
+      self.search(tiny_config(search__num_samples=48))
+    with (
+      mock.patch.object(
+        searching, 'first_point', lambda num_steps: np.full(6, 0.5)
+      ),
+      self.assertRaisesRegex(UserError, 'evaluation 0 was made elsewhere'),
+    ):
+      self.search(tiny_config())
+
+  def test_a_workdir_takes_another_search(self):
+    workdir_lib.claim(self.workdir, tiny_config(), {})
+    workdir_lib.claim(self.workdir, tiny_config(search__repetitions=2), {})
+    with self.assertRaisesRegex(UserError, 'config.nat.width'):
+      workdir_lib.claim(self.workdir, tiny_config(nat__width=32), {})
+
+  @parameterized.parameters(
+    ({'search__num_steps': (0,)}, 'config.search.num_steps=(0,)'),
+    ({'search__num_steps': ()}, 'name no search'),
+    ({'search__optimizers': ('sgd',)}, 'each one of cma, finite_differences'),
+    ({'search__common_noise': ('yes',)}, 'each one of on, off'),
+    ({'search__evaluations': 0}, 'config.search.evaluations=0'),
+    ({'search__num_samples': 1}, 'config.search.num_samples=1'),
+    ({'search__descent__ratio_rate': 0.0}, 'config.search.descent.ratio_rate'),
+    ({'search__spread__other': -1.0}, 'config.search.spread.other=-1.0'),
+    ({'search__rounds': 1}, 'evaluations is 5; give a multiple of 2'),
+    (
+      {'search__rounds': 4, 'search__training_steps': 0},
+      'config.search.training_steps=0',
+    ),
+    ({'evaluate__network': 'inception'}, 'config.evaluate.inception.init_from'),
+  )
+  def test_mistakes_are_one_line(self, fields, part):
+    with self.assertRaises(UserError) as caught:
+      search.check_config(tiny_config(**fields))
+    self.assertIn(part, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_missing_nat_is_named(self):
+    with self.assertRaisesRegex(UserError, '--config.mode=nat'):
+      search.run(tiny_config(), self.workdir)
+
+  def test_training_and_schedule_take_turns(self):
+    config = tiny_config(
+      search__rounds=1,
+      search__evaluations=4,
+      search__training_steps=2,
+      search__fresh_samples=24,
+      nat__batch_size=8,
+    )
+    with self.assertRaisesRegex(UserError, '--config.mode=tokenizer'):
+      search.run(config, self.workdir)
+    small_weights.save(self.workdir / 'tokenizer', params=self.tokenizer_params)
+    # Killed when it comes to the second NAT.
+    dies = Dies(nat_stage.run, 1)
+    examples = ArrayExamples(
+      {
+        'tokens': np.arange(16 * 64, dtype=np.int32).reshape(16, 64) % 128,
+        'condition': np.arange(16, dtype=np.int32) % 2,
+      }
+    )
+    with (
+      mock.patch.object(nat_stage, 'run', lambda *a: dies(*a)),
+      mock.patch.object(
+        nat_stage.datasets, 'token_examples', lambda *_: examples
+      ),
+    ):
+      with self.assertRaises(InterruptedError):
+        search.run(config, self.workdir)
+      before = (self.workdir / 'search').glob('*/ledger.jsonl')
+      before = next(before).read_text()
+      search.run(config, self.workdir)
+    directory = self.workdir / 'search/alternating-T2-cma-on-0'
+    after = (directory / 'ledger.jsonl').read_text()
+    self.assertStartsWith(after, before)
+    self.assertFalse((self.workdir / 'nat').exists())
+    self.assertLen(metric_writer.read_metrics(directory), 4)
+    results = files.read_json(directory / 'results.json')
+    tried = [row['beta'] for row in results['turns'][0]['tried']]
+    values = [row['distance'] for row in results['turns'][0]['tried']]
+    neighbours = [[40 / 3, 5 / 3], [10.0, 5.0]]
+    np.testing.assert_allclose(tried, neighbours[: len(tried)])
+    kept = results['turns'][0]['schedule_found']
+    is_better = [value < kept for value in values]
+    # The second neighbour is trained only if the first is no better.
+    self.assertEqual(is_better[:-1], [False] * (len(tried) - 1))
+    self.assertTrue(is_better[-1] or len(tried) == 2)
+    expected = tried[-1] if is_better[-1] else [12.0, 3.0]
+    np.testing.assert_allclose(results['last_beta'], expected)
+    self.assertEqual(
+      {
+        path.parent.parent.name
+        for path in directory.glob('*/nat/complete.json')
+      },
+      {'nat-12-3', 'nat-13.33-1.667', 'nat-10-5'}
+      if len(tried) == 2
+      else {'nat-12-3', 'nat-13.33-1.667'},
+    )
+    self.assertTrue((directory / results['last_nat'] / 'nat').is_dir())
+    sample.read_table(str(directory / 'last.json'))
+
+
+class BetaTest(absltest.TestCase):
+  def test_neighbours(self):
+    # The odds of the mean, 4, become 8 and 2; the concentration 30 and 7.5.
+    mean = searching.beta_directions((12.0, 3.0), 0, 2.0)
+    np.testing.assert_allclose(mean, [[40 / 3, 5 / 3], [10, 5]])
+    concentration = searching.beta_directions((12.0, 3.0), 1, 2.0)
+    np.testing.assert_allclose(concentration, [[24, 6], [6, 1.5]])
+
+
+def _one_more(ratio, num_masked, num_unknown, num_tokens, options):
+  del num_unknown, options
+  count = jnp.floor(num_tokens * ratio).astype(jnp.int32) + 1
+  return jnp.maximum(1, jnp.minimum(num_masked - 1, count))
+
+
+class AutonatParityTest(parameterized.TestCase):
+  """The reference's whole trajectory is compared, and tells mistakes."""
+
+  def test_all_steps_are_compared(self):
+    reference = reference_arrays.read(DATA / 'autonat_decode_shared.npz')
+    outputs = reference.outputs
+    self.assertEqual(set(outputs), {'masked_ids', 'final_ids'})
+    masked = (outputs['masked_ids'] == reference.config['codebook_size']).sum(2)
+    table = published.autonat_large()
+    counts = [256, *searching.masked_counts(table, 256)[:-1]]
+    np.testing.assert_array_equal(masked, np.stack([counts, counts], axis=1))
+
+  @parameterized.named_parameters(
+    ('one_more_masked', 'count_to_mask', _one_more),
+    (
+      'drawn_again_at_temperature_1',
+      'sample_tokens',
+      lambda logits, temperature, gumbel: step_lib.jnp.argmax(
+        logits + gumbel, axis=-1
+      ).astype(jnp.int32),
+    ),
+    (
+      'confidence_is_the_logit',
+      'score_tokens',
+      lambda logits, sampled, confidence: jnp.take_along_axis(
+        logits, sampled[..., None], axis=-1
+      )[..., 0],
+    ),
+    ('guided_to_1_plus_w', 'guide', lambda c, u, w: u + w[:, None, None] * c),
+  )
+  def test_mistakes_are_told(self, name, mistake):
+    reference = reference_arrays.read(DATA / 'autonat_decode_shared.npz')
+    with mock.patch.object(step_lib, name, mistake):
+      self.assertNotEmpty(suite.disagreements(reference))
+
+
+if __name__ == '__main__':
+  absltest.main()
