@@ -69,7 +69,9 @@ def config_of(fsdp: int) -> ml_collections.ConfigDict:
   config.judges.reward.update(num_steps=2, depth=1, hooks=(0,), cutout=2)
   config.nat.update(num_steps=STEPS)
   config.policy.update(num_steps=(2,), iterations=STEPS, batch_size=64)
-  config.policy.discriminator.update(batch_size=64, updates=1, held_out=64)
+  config.policy.discriminator.update(
+    batch_size=64, updates=1, held_out=64, spectral_warmup=2
+  )
   config.evaluate.batch_size = 8
   return config
 

@@ -43,6 +43,7 @@ OVERRIDES = {
   'nat.num_steps': 20,
   'policy.iterations': 3,
   'policy.save_every': 1,
+  'policy.discriminator.spectral_warmup': 2,
   'evaluate.max_grid': 2,
   'evaluate.num_seeds': 1,
   'report.images_per_class': 2,
