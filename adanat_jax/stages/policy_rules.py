@@ -93,8 +93,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       features.check_config(config)
     except UserError as error:
       raise UserError(
-        f'config.policy.evaluate_every={config.policy.evaluate_every}: {error};'
-        ' 0 measures nothing while the policy trains'
+        f'{error}; config.policy.evaluate_every=0 measures nothing while the'
+        ' policy trains'
       ) from error
   elif config.policy.iterate == 'best':
     raise UserError(
