@@ -61,17 +61,16 @@ class Costs:
       ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
       self.text = _counted(texts.text_module(config), ids)
     self.judge, self.heads = _judge(config)
-    image = jax.ShapeDtypeStruct(
-      (1, _INCEPTION_SIDE, _INCEPTION_SIDE, 3), jnp.float32
-    )
-    self.inception = _counted(InceptionV3(), image)
+    num_steps = config.policy.num_steps[0]
     self.sample = operations.sampling_operations(
-      self.nat,
-      self.actor,
-      self.decoder,
-      config.policy.num_steps[0],
-      guided=True,
+      self.nat, self.actor, self.decoder, num_steps, guided=True
     )
+    # A sample whose features count in a distance.
+    self.measured = self.sample
+    if config.evaluate.network == 'inception':
+      side = _INCEPTION_SIDE
+      image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+      self.measured += _counted(InceptionV3(), image)
 
 
 def _judge(config: Config) -> tuple[int, int]:
@@ -117,17 +116,18 @@ def stages(
     result['nat'] = (
       nat.num_steps * nat.batch_size * (_TRAINING * cost.nat + computed)
     )
+    every = nat.frechet_every or nat.num_steps
+    measured = nat.num_steps // every * nat.frechet_samples
+    result['nat, distances'] = measured * cost.measured
   if not networks.is_converted(config, 'policy'):
+    policy = config.policy
     result['policy'] = _policy(config, cost, computed)
-    every = config.policy.evaluate_every
-    rounds = -(-config.policy.iterations // every) if every else 0
-    result['policy, evaluations'] = (
-      rounds * config.policy.evaluate_samples * (cost.sample + cost.inception)
-    )
-  result['evaluate, a policy'] = config.evaluate.num_samples * (
-    cost.sample + cost.inception
-  )
-  return result
+    every = policy.evaluate_every
+    rounds = -(-policy.iterations // every) if every else 0
+    measured = rounds * policy.evaluate_samples
+    result['policy, distances'] = measured * cost.measured
+  result['evaluate, a policy'] = config.evaluate.num_samples * cost.measured
+  return {stage: count for stage, count in result.items() if count}
 
 
 def _tokenizer(config: Config, cost: Costs) -> float:
