@@ -25,7 +25,7 @@ autonat_large takes AutoNAT's searched schedule. Presets:
   configs/in256.py:tiny   the published recipe, small, on the digits, from
                           nothing: every stage in minutes
 
-Every field that is not explained here is explained in digits.py. Sources:
+Fields not explained here are explained in digits.py and common.py. Sources:
 LeapLabTHU/AdaNAT configs/imagenet_256_AdaNAT_L.yaml, train.py and README;
 LeapLabTHU/ImprovedNAT configs/AutoNAT_L.yaml, train.py and README, for the NAT.
 """
