@@ -10,13 +10,17 @@ import pytest
 # of them still before it.
 _LONGEST = (
   'end_to_end_test',
+  'real_images_test',
   'multiprocess_test',
   'distributed_test',
-  'real_images_test',
   'collectives_test',
+  'policy_stage_test',
   'prepare_test',
-  'training_test',
+  'tokenizer_test',
   'parity_test',
+  'training_test',
+  'search_test',
+  'nat_training_test',
 )
 
 # Processes that tests start inherit it. `XLA_FLAGS= ./test.sh` compiles as for
