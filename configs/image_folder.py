@@ -15,7 +15,7 @@ docs/own_images.md goes through it. Presets:
 
 All sizes are our choice; neither of the first two has been run to its end on a
 large set of pictures. Every field that is not explained here is explained in
-digits.py or in256.py, whose networks these are.
+common.py, digits.py or in256.py, whose networks these are.
 """
 
 import pathlib
