@@ -78,6 +78,17 @@ def shards(root):
   }
 
 
+# Smaller still than `:mini`: compiling and tracing take the time.
+SMALLER = {
+  'data.image_size': 16,
+  'tokenizer.width_multipliers': (1, 1, 1),
+  'judges.reward.image_size': 8,
+  'judges.reward.patch_size': 4,
+  'judges.reward.depth': 1,
+  'judges.reward.hooks': (0,),
+}
+
+
 class RealImagesTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -92,9 +103,10 @@ class RealImagesTest(parameterized.TestCase):
     """Runs every stage of a shrunken config; returns its workdir."""
     raw = self.folder / make.__name__
     config_file = f'{ROOT / "configs" / name}.py:mini'
-    config = config_lib.load(config_file)
+    config = config_lib.load(config_file, SMALLER)
     weights = self.folder / f'weights-{config.data.condition}'
-    overrides = {f'data.{k}': v for k, v in make(raw).items()} | more
+    overrides = SMALLER | more
+    overrides |= {f'data.{k}': v for k, v in make(raw).items()}
     overrides['judges.reward.init_from'] = weights / 'reward'
     if not (weights / 'reward').exists():
       small_weights.reward(config, weights)
