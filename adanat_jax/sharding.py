@@ -31,7 +31,8 @@ AXES = ('data', 'fsdp')
 # else is not worth the traffic.
 RULES: tuple[Rule, ...] = (
   (
-    r'(attention/(qkv|proj)|mlp/fc[12]|skip)/kernel$',
+    r'(attention/(qkv|query|self|context|proj)|mlp/fc[12]|skip|modulation)'
+    r'/kernel$',
     PartitionSpec(None, 'fsdp'),
   ),
   (r'tokens/words$', PartitionSpec(None, 'fsdp')),

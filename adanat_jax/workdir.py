@@ -29,6 +29,7 @@ RUN_ONLY_FIELDS = (
   'data.max_corrupt_share',
   'prepare.batch_size',
   'prepare.num_threads',
+  'nat.micro_batches',
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',
