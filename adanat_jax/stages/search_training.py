@@ -20,6 +20,7 @@ is neither needed nor touched.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -104,6 +105,7 @@ class _Alternation:
     self._directory = directory
     self._which = which
     self._scorer = scorer
+    self._generator: Generator | None = None
     self._ledger: ledger_lib.Ledger = searches.open_ledger(
       config, which, directory
     )
@@ -158,9 +160,14 @@ class _Alternation:
     directory = self._directory / f'nat-{_numbers(beta, "-")}'
     config = _training_config(self._config, self._workdir, beta)
     nat_stage.run(config, directory)
-    generator: Generator = load.generator(config, directory)
+    if self._generator is None:
+      self._generator = load.generator(config, directory)
+    else:
+      # The same modules: nothing is compiled for another NAT.
+      _, params = networks.load_nat(config, directory)
+      self._generator = dataclasses.replace(self._generator, nat_params=params)
     return searches.Objective(
-      self._config, self._which, generator, self._scorer
+      self._config, self._which, self._generator, self._scorer
     )
 
   def _value(
