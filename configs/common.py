@@ -169,7 +169,8 @@ def get_config() -> ml_collections.ConfigDict:
   # published.
   search.optimizers = ('cma',)
   # 'on' measures all points with the same classes and noise, so that their
-  # differences are the points' own; 'off' draws both anew, as published.
+  # differences are the points' own; 'off' draws anew, as published: the noise,
+  # and the classes unless evaluate.labels is 'balanced'.
   search.common_noise = ('on',)
   search.repetitions = 1
   # How many points a search measures, and images of each.

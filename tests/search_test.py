@@ -241,6 +241,14 @@ class StageTest(parameterized.TestCase):
     ):
       self.search(tiny_config())
 
+  def test_a_distance_that_is_none_ends_the_search(self):
+    figures = {'frechet_pixels_24': float('nan')}
+    with (
+      mock.patch.object(Scorer, '__call__', lambda *_, **__: figures),
+      self.assertRaisesRegex(UserError, 'evaluation 0 is nan'),
+    ):
+      self.search(tiny_config())
+
   def test_a_workdir_takes_another_search(self):
     workdir_lib.claim(self.workdir, tiny_config(), {})
     workdir_lib.claim(self.workdir, tiny_config(search__repetitions=2), {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 from typing import Any
 
@@ -253,7 +254,13 @@ def optimise(
 def _evaluation(
   objective: Objective, point: searching.Point, index: int
 ) -> dict[str, Any]:
-  return {'point': point, 'distance': objective(point, index)}
+  distance = objective(point, index)
+  if not math.isfinite(distance):
+    raise UserError(
+      f'the distance of evaluation {index} is {distance}: the NAT or the'
+      ' network that measures does not work'
+    )
+  return {'point': point, 'distance': distance}
 
 
 def _agreed(point: searching.Point) -> searching.Point:
