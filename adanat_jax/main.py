@@ -30,6 +30,7 @@ from adanat_jax import (
   distributed,
   workdir as workdir_lib,
 )
+from adanat_jax.data import records
 from adanat_jax.errors import UserError
 
 # What config.mode may be, and the module that does it: `check_config(config)`
@@ -114,8 +115,11 @@ def main(argv: Sequence[str]) -> None:
   )
   if _CACHE.value == 'on':
     compile_cache.enable(_CACHE_DIR.value)
+  workdir_lib.check_inputs(config)
   names: tuple[str, ...] = (config.mode,)
   if config.mode == 'all':
+    sources = config_rules.choice('digits', *records.SOURCES)
+    config_rules.check(config, {'data.source': sources})
     names = STUDY if config.data.source == 'digits' else BENCHMARK
   stages = [importlib.import_module(STAGES[name]) for name in names]
   for stage in stages:

@@ -16,6 +16,7 @@ import uuid
 import ml_collections
 
 from adanat_jax import config as config_lib, distributed, files
+from adanat_jax.completion import is_complete
 from adanat_jax.errors import UserError
 
 CONFIG_FILE = 'config.json'
@@ -30,6 +31,7 @@ RUN_ONLY_FIELDS = (
   'prepare.batch_size',
   'prepare.num_threads',
   'nat.micro_batches',
+  'evaluate.batch_size',
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',
@@ -49,6 +51,22 @@ RUN_ONLY_FIELDS = (
 )
 
 _MAX_DIFFERENCES_SHOWN = 8
+
+
+def check_inputs(config: ml_collections.ConfigDict) -> None:
+  """Refuses `init_from`s, of any section, that lead to no checkpoint.
+
+  Raises:
+    UserError: naming the field, before hours are spent on what comes earlier.
+  """
+  for name, value in config_lib.fields(config):
+    if name.split('.')[-1] != 'init_from' or not value:
+      continue
+    if not is_complete(pathlib.Path(value)):
+      raise UserError(
+        f'config.{name}={value}: no checkpoint is there; give the directory'
+        ' that python -m adanat_jax.convert wrote, or that of a finished stage'
+      )
 
 
 def claim(

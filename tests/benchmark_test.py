@@ -164,7 +164,7 @@ class BenchmarkTest(parameterized.TestCase):
         name,
       )
     self.assertFalse(list(stopped.glob('evaluate/*/tally.npz')))
-    self.assertFalse(list(stopped.glob('evaluate/*/samples.npy')))
+    self.assertFalse(list(stopped.glob('evaluate/*/samples.uint8')))
 
   def test_two_processes_give_the_same_figures(self):
     config = tiny_config(policies=('maskgit',))

@@ -17,7 +17,12 @@ PRESETS = ('tiny',)
 
 def get_config(preset=''):
   return ml_collections.ConfigDict(
-    {'mode': 'all', 'seed': 0, 'width': 8 if preset else 64}
+    {
+      'mode': 'all',
+      'seed': 0,
+      'data': {'source': 'digits'},
+      'width': 8 if preset else 64,
+    }
   )
 """
 
@@ -91,6 +96,14 @@ class MainTest(absltest.TestCase):
     self.assertEqual(result.stdout.splitlines()[0], 'tokenizer 8 w')
     record = json.loads((self.directory / 'w/config.json').read_text())
     self.assertEqual(record['config']['width'], 8)
+    other = self._run(
+      f'--config={self.config}',
+      f'--workdir={self.directory}/other',
+      '--config.data.source=coco',
+    )
+    names = [line.split()[0] for line in other.stdout.splitlines()]
+    pipeline = ['tokenizer', 'prepare', 'nat', 'policy', 'evaluate']
+    self.assertEqual(names, pipeline)
     # The same workdir, one stage, and then another config in it.
     result = self._run_toy('--config.mode=sample', preset=':tiny')
     self.assertEqual(result.stdout, 'sample 8 w\n')
@@ -116,7 +129,7 @@ class MainTest(absltest.TestCase):
     self.assert_one_line(
       self._run_toy('--config.mode=trian', stubbed=False),
       "config.mode='trian' is not allowed",
-      'all, tokenizer, judges, nat, policy, evaluate, report, sample',
+      'all, tokenizer, judges, prepare, nat, policy, search, evaluate, report',
     )
     self.assert_one_line(
       self._run_toy('--config.widht=3', stubbed=False), 'config.width'

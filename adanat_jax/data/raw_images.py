@@ -106,7 +106,11 @@ class RawImages:
     count = len(self._source)
     mirror, first = divmod(index, count)
     for step in range(min(_MOST_NEIGHBOURS, count)):
-      example = self._source[(first + step) % count]
+      try:
+        example = self._source[(first + step) % count]
+      except OSError as error:
+        # Not a fault of the file: the disk, or a permission.
+        raise UserError(f'an image cannot be read: {error}') from error
       try:
         pixels = images.decode(
           example.image, self._size, self._apply_orientation

@@ -57,7 +57,7 @@ POLICIES = ('learned', *HAND_MADE, *tables.SCHEDULES)
 _SEED = 0
 # Neighbours that say how far the real, and the generated, images reach.
 _NEIGHBOURS = 3
-_ROWS_FILE = 'samples.npy'
+_ROWS_FILE = 'samples.uint8'
 
 
 def check_config(config: Config) -> None:
@@ -67,8 +67,6 @@ def check_config(config: Config) -> None:
     config,
     {
       'evaluate.num_samples': int_at_least(10),
-      'evaluate.labels': choice(*scores.LABELS),
-      'evaluate.rounding': choice(*features.ROUNDINGS),
       'evaluate.policies': tuple_of(choice(*POLICIES)),
       'evaluate.precision_recall': int_at_least(0),
       'evaluate.save_npz': boolean,
@@ -365,17 +363,19 @@ class SampleFile:
 
   def write(self, first: int, images: np.ndarray) -> None:
     """Keeps samples `first` and following, uint8[b, H, W, C]."""
-    with files.writing(self._rows):
-      mode = 'r+' if self._rows.is_file() else 'w+'
-      array = np.lib.format.open_memmap(
-        self._rows, mode, np.uint8, None if mode == 'r+' else self._shape
-      )
-      array[first : first + len(images)] = images
-      array.flush()
+    rows = images.reshape(len(images), -1)
+    with (
+      # Written, not mapped: where the disk is full, a mapping kills.
+      files.writing(self._rows),
+      self._rows.open('r+b' if self.is_begun() else 'w+b') as file,
+    ):
+      file.seek(first * rows.shape[1])
+      file.write(rows.tobytes())
 
   def finish(self) -> None:
     """Puts all samples into the .npz; in process 0."""
-    arrays = {'arr_0': np.load(self._rows, mmap_mode='r')}
+    rows = np.memmap(self._rows, np.uint8, 'r', shape=self._shape)
+    arrays: dict[str, Any] = {'arr_0': rows}
     if self._labels is not None:
       arrays['arr_1'] = self._labels
     temporary = self.path.with_name('.samples.npz')

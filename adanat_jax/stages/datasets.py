@@ -75,6 +75,20 @@ def prepared_directory(config: Config, workdir: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(config.data.prepared or workdir / 'prepare')
 
 
+def path_of(config: Config, split: str) -> str:
+  """Where the raw images of a split are."""
+  data = config.data
+  return (split == 'test' and data.validation_path) or data.path
+
+
+def has_validation(config: Config) -> bool:
+  """Whether the config leads to validation images."""
+  if is_digits(config) or config.data.held_out or config.data.validation_path:
+    return True
+  # tfds has them under the same path.
+  return config.data.source == 'tfds'
+
+
 def raw_source(config: Config, split: str) -> records.RawSource:
   """The raw images of a split.
 

@@ -28,6 +28,7 @@ Config = ml_collections.ConfigDict
 
 NETWORKS = ('inception', 'measure', 'pixels')
 ROUNDINGS = ('none', *BYTE_ROUNDINGS)
+LABELS = ('uniform', 'balanced')
 
 _PIXELS_SIDE = 8
 
@@ -84,6 +85,8 @@ def check_config(config: Config, needs_reference: bool = True) -> None:
       'evaluate.network': choice(*NETWORKS),
       'evaluate.batch_size': int_at_least(1),
       'evaluate.save_every': int_at_least(1),
+      'evaluate.rounding': choice(*ROUNDINGS),
+      'evaluate.labels': choice(*LABELS),
     },
   )
   name, side = config.evaluate.network, config.data.image_size

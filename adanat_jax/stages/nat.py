@@ -78,6 +78,11 @@ def check_config(config: Config) -> None:
     },
   )
   section = config.nat
+  if config.data.source != 'digits' and not section.validation_examples:
+    raise UserError(
+      'config.nat.validation_examples is 0, which is for small data: give how'
+      ' many images of each split the loss is measured on'
+    )
   networks.check_batches(config, {'nat.batch_size': section.micro_batches})
   if section.evaluate_every and section.frechet_samples:
     features.check_config(config)

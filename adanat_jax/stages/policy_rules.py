@@ -18,7 +18,7 @@ from adanat_jax.config_rules import (
 )
 from adanat_jax.errors import UserError
 from adanat_jax.rl import ppo, trainer
-from adanat_jax.stages import features, networks, reward_network
+from adanat_jax.stages import datasets, features, networks, reward_network
 from adanat_jax.stages.agents import KINDS, RESIDUALS
 
 REWARDS = ('adversarial', 'frechet', 'pretrained')
@@ -87,6 +87,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     },
   )
   _check_parts(config)
+  _check_held_out(config)
   reward_network.check_config(config)
   if config.policy.evaluate_every:
     try:
@@ -100,6 +101,17 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       'config.policy.iterate=best needs measurements to choose by; set'
       ' config.policy.evaluate_every, or give last'
+    )
+
+
+def _check_held_out(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError if validation images are wanted and there are none."""
+  held_out = config.policy.discriminator.held_out
+  if held_out and not datasets.has_validation(config):
+    raise UserError(
+      f'config.policy.discriminator.held_out is {held_out}, and there are no'
+      ' validation images: give config.data.validation_path or'
+      ' config.data.held_out, or 0'
     )
 
 

@@ -39,7 +39,6 @@ from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
 
-LABELS = ('uniform', 'balanced')
 
 _TALLY_FILE = 'tally.npz'
 

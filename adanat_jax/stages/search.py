@@ -53,7 +53,7 @@ def check_config(config: Config) -> None:
   check(
     config,
     {
-      'evaluate.labels': choice(*scores.LABELS),
+      'evaluate.labels': choice(*features.LABELS),
       'evaluate.rounding': choice(*features.ROUNDINGS),
       'search.num_steps': tuple_of(int_at_least(1)),
       'search.optimizers': tuple_of(choice(*searches.OPTIMIZERS)),

@@ -168,16 +168,17 @@ def make(
   Raises:
     UserError: if too many images cannot be read.
   """
-  if distributed.from_first(path.is_file):
-    return
-  files.make_directory(path.parent)
-  images = RealImages(config, workdir, split)
-  about = {
+  about: dict[str, Any] = {
     **network.description(),
     'split': split,
     'image size': config.data.image_size,
-    'images': images.description,
   }
+  if distributed.from_first(path.is_file):
+    distributed.from_first(lambda: _check_same(config, path, about))
+    return
+  files.make_directory(path.parent)
+  images = RealImages(config, workdir, split)
+  about['images'] = images.description
   distributed.say(f'statistics: {path.name}, {len(images)} images')
   partial = path.with_name(f'{path.name}.partial')
   moments = MomentAccumulator()
@@ -199,6 +200,26 @@ def make(
   images.check_share(skipped)
   distributed.from_first(lambda: _finish(path, moments, about, skipped))
   distributed.say(f'statistics: written {path}')
+
+
+def _check_same(
+  config: Config, path: pathlib.Path, about: dict[str, Any]
+) -> None:
+  """Refuses moments that are there already and are of something else."""
+  manifest = path.with_suffix('.json')
+  made_of = files.read_json(manifest)['made of'] if manifest.is_file() else {}
+  there = {name: made_of.get(name) for name in about}
+  if 'path' in config.data:
+    # The images themselves are not looked at: they may be gone by now.
+    about = {**about, 'path': datasets.path_of(config, about['split'])}
+    there['path'] = made_of.get('images', {}).get('path')
+  different = [name for name in about if there[name] != about[name]]
+  if different:
+    name = different[0]
+    raise UserError(
+      f'{path} is there already, and its {name} is {there[name]!r} instead of'
+      f' {about[name]!r}: delete it, or give another file'
+    )
 
 
 def _finish(
