@@ -159,6 +159,8 @@ class _Alternation:
     """The NAT that a law gives, trained if it is not there yet."""
     directory = self._directory / f'nat-{_numbers(beta, "-")}'
     config = _training_config(self._config, self._workdir, beta)
+    if not networks.is_complete(directory, 'nat'):
+      self._say(f'Beta{_numbers(beta)}: training')
     nat_stage.run(config, directory)
     if self._generator is None:
       self._generator = load.generator(config, directory)
