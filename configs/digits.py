@@ -6,8 +6,8 @@ trains a tokenizer, the networks that judge images, a NAT and a policy, then
 compares the policy with hand-made schedules and writes a report. Presets:
 
   configs/digits.py        T = 4, adversarial reward, one training each
-  configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each,
-                           shorter ones: 36 policies in about two hours
+  configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each:
+                           36 policies in three to four hours
   configs/digits.py:pod    the default, in batches for up to 16 devices
   configs/digits.py:tiny   everything once through, in minutes, for tests
 
@@ -207,8 +207,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     policy.rewards = ('adversarial', 'frechet', 'pretrained')
     policy.num_steps = (2, 4, 8)
     policy.trainings = 2
-    # Two thirds of the default's iterations, of two thirds of its trajectories.
-    policy.update(iterations=100, batch_size=256)
     evaluate.grid_samples = 2000
   elif preset == 'pod':
     # Samples share statistics in groups of 8, which lie on one device each.
