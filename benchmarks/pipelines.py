@@ -43,13 +43,6 @@ from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.raw_source import RawExample
 from adanat_jax.stages import encoder, networks, shards
 
-_OUTPUT = flags.DEFINE_string('output', '', 'Where to write JSON.')
-_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
-_QUICK = flags.DEFINE_bool('quick', False, 'Small and short, for trying out.')
-_CASE = flags.DEFINE_string('case', '', 'Of a child: what to measure.')
-_SIZE = flags.DEFINE_integer('size', 0, 'Of a child: examples.')
-_SECONDS = flags.DEFINE_float('seconds', 4.0, 'How long each case is read.')
-
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 # Dense products in bfloat16 by the makers' data sheets, operations a second.
 PEAKS = {
@@ -300,7 +293,7 @@ def _in_child(case: str, size: int, seconds: float) -> dict[str, Any]:
   return json.loads(process.stdout.splitlines()[-1])
 
 
-def run(quick: bool, seconds: float) -> dict[str, Any]:
+def measure_all(quick: bool, seconds: float) -> dict[str, Any]:
   """All cases, each with two sizes."""
   result: dict[str, Any] = {
     'machine': timing.machine(),
@@ -355,14 +348,26 @@ def main(argv: list[str]) -> None:
   """Measures, prints tables, writes JSON."""
   del argv
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
-  if _CASE.value:
-    print(json.dumps(measure(_CASE.value, _SIZE.value, _SECONDS.value)))
+  given = flags.FLAGS
+  if given.case:
+    print(json.dumps(measure(given.case, given.size, given.seconds)))
     return
-  result = run(_QUICK.value, _SECONDS.value)
-  print(render(result, _MARKDOWN.value))
-  if _OUTPUT.value:
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + '\n')
+  result = measure_all(given.quick, given.seconds)
+  print(render(result, given.markdown))
+  if given.output:
+    pathlib.Path(given.output).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def run() -> None:
+  """Defines the flags, which a module that is imported should not, and runs."""
+  flags.DEFINE_string('output', '', 'Where to write JSON.')
+  flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
+  flags.DEFINE_bool('quick', False, 'Small and short, for trying out.')
+  flags.DEFINE_string('case', '', 'Of a child: what to measure.')
+  flags.DEFINE_integer('size', 0, 'Of a child: examples.')
+  flags.DEFINE_float('seconds', 4.0, 'How long each case is read.')
+  app.run(main)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  run()
