@@ -5,13 +5,12 @@ written back has Hugging Face's layout (`CLIPTextModelWithProjection`).
 """
 
 from collections.abc import Mapping
-import re
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.convert import layout
+from adanat_jax.convert import layout, open_clip
 from adanat_jax.models import clip
 
 WHAT = "CLIP's text tower"
@@ -37,32 +36,23 @@ TABLE: layout.Table = (
   *layout.linear('projection', 'text_projection'),
 )
 
-# open_clip's and OpenAI's names of what has the same layout in both.
-_OPEN_CLIP_NAMES = (
-  (r'token_embedding\.weight', 'text_model.embeddings.token_embedding.weight'),
-  (
-    r'positional_embedding',
-    'text_model.embeddings.position_embedding.weight',
+# What open_clip and OpenAI call it.
+_OPEN_CLIP = open_clip.Tower(
+  blocks=r'transformer\.resblocks',
+  layers='text_model.encoder.layers',
+  names=(
+    (
+      r'token_embedding\.weight',
+      'text_model.embeddings.token_embedding.weight',
+    ),
+    (
+      r'positional_embedding',
+      'text_model.embeddings.position_embedding.weight',
+    ),
+    (r'ln_final\.(weight|bias)', r'text_model.final_layer_norm.\1'),
   ),
-  (r'ln_final\.(weight|bias)', r'text_model.final_layer_norm.\1'),
-  (
-    r'transformer\.resblocks\.(\d+)\.ln_([12])\.(weight|bias)',
-    r'text_model.encoder.layers.\1.layer_norm\2.\3',
-  ),
-  (
-    r'transformer\.resblocks\.(\d+)\.attn\.out_proj\.(weight|bias)',
-    rf'{_THEIRS}.self_attn.out_proj.\2',
-  ),
-  (
-    r'transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(weight|bias)',
-    rf'{_THEIRS}.mlp.fc1.\2',
-  ),
-  (
-    r'transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(weight|bias)',
-    rf'{_THEIRS}.mlp.fc2.\2',
-  ),
+  projection=('text_projection', 'text_projection.weight'),
 )
-_JOINT = r'transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)'
 
 
 def is_open_clip(state_dict: Mapping[str, np.ndarray]) -> bool:
@@ -73,27 +63,8 @@ def is_open_clip(state_dict: Mapping[str, np.ndarray]) -> bool:
 def from_open_clip(
   state_dict: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """Renames open_clip's keys to Hugging Face's and splits joint projections.
-
-  Keys that are neither are kept as they are.
-  """
-  result = {}
-  for key, value in state_dict.items():
-    if match := re.fullmatch(_JOINT, key):
-      for part, array in zip('qkv', np.split(value, 3), strict=True):
-        name = match.expand(rf'{_THEIRS}.self_attn.{part}_proj.\2')
-        result[name] = array
-      continue
-    if key == 'text_projection':
-      # A matrix that multiplies from the right, not a linear layer's.
-      result['text_projection.weight'] = value.T
-      continue
-    for pattern, name in _OPEN_CLIP_NAMES:
-      if match := re.fullmatch(pattern, key):
-        key = match.expand(name)
-        break
-    result[key] = value
-  return result
+  """The same arrays with Hugging Face's keys; see `open_clip.renamed`."""
+  return open_clip.renamed(state_dict, _OPEN_CLIP)
 
 
 def infer(

@@ -6,13 +6,12 @@ written back has Hugging Face's layout (`CLIPVisionModelWithProjection`).
 
 from collections.abc import Mapping
 import math
-import re
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.convert import layout
+from adanat_jax.convert import layout, open_clip
 from adanat_jax.models import clip_image
 
 WHAT = "CLIP's image tower"
@@ -39,26 +38,22 @@ TABLE: layout.Table = (
   *layout.linear('projection', 'visual_projection'),
 )
 
-# open_clip's and OpenAI's names of what has the same layout in both.
-_BLOCK = r'visual\.transformer\.resblocks\.(\d+)'
-_OPEN_CLIP_NAMES = (
-  (r'visual\.class_embedding', f'{_EMBEDDINGS}.class_embedding'),
-  (
-    r'visual\.positional_embedding',
-    f'{_EMBEDDINGS}.position_embedding.weight',
+# What open_clip and OpenAI call it.
+_OPEN_CLIP = open_clip.Tower(
+  blocks=r'visual\.transformer\.resblocks',
+  layers='vision_model.encoder.layers',
+  names=(
+    (r'visual\.class_embedding', f'{_EMBEDDINGS}.class_embedding'),
+    (
+      r'visual\.positional_embedding',
+      f'{_EMBEDDINGS}.position_embedding.weight',
+    ),
+    (r'visual\.conv1\.weight', f'{_EMBEDDINGS}.patch_embedding.weight'),
+    (r'visual\.ln_pre\.(weight|bias)', r'vision_model.pre_layrnorm.\1'),
+    (r'visual\.ln_post\.(weight|bias)', r'vision_model.post_layernorm.\1'),
   ),
-  (r'visual\.conv1\.weight', f'{_EMBEDDINGS}.patch_embedding.weight'),
-  (r'visual\.ln_pre\.(weight|bias)', r'vision_model.pre_layrnorm.\1'),
-  (r'visual\.ln_post\.(weight|bias)', r'vision_model.post_layernorm.\1'),
-  (rf'{_BLOCK}\.ln_([12])\.(weight|bias)', rf'{_THEIRS}.layer_norm\2.\3'),
-  (
-    rf'{_BLOCK}\.attn\.out_proj\.(weight|bias)',
-    rf'{_THEIRS}.self_attn.out_proj.\2',
-  ),
-  (rf'{_BLOCK}\.mlp\.c_fc\.(weight|bias)', rf'{_THEIRS}.mlp.fc1.\2'),
-  (rf'{_BLOCK}\.mlp\.c_proj\.(weight|bias)', rf'{_THEIRS}.mlp.fc2.\2'),
+  projection=('visual.proj', 'visual_projection.weight'),
 )
-_JOINT = rf'{_BLOCK}\.attn\.in_proj_(weight|bias)'
 
 
 def is_open_clip(state_dict: Mapping[str, np.ndarray]) -> bool:
@@ -69,27 +64,8 @@ def is_open_clip(state_dict: Mapping[str, np.ndarray]) -> bool:
 def from_open_clip(
   state_dict: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """Renames open_clip's keys to Hugging Face's and splits joint projections.
-
-  Keys that are neither are kept as they are.
-  """
-  result = {}
-  for key, value in state_dict.items():
-    if match := re.fullmatch(_JOINT, key):
-      for part, array in zip('qkv', np.split(value, 3), strict=True):
-        name = match.expand(rf'{_THEIRS}.self_attn.{part}_proj.\2')
-        result[name] = array
-      continue
-    if key == 'visual.proj':
-      # A matrix that multiplies from the right, not a linear layer's.
-      result['visual_projection.weight'] = value.T
-      continue
-    for pattern, name in _OPEN_CLIP_NAMES:
-      if match := re.fullmatch(pattern, key):
-        key = match.expand(name)
-        break
-    result[key] = value
-  return result
+  """The same arrays with Hugging Face's keys; see `open_clip.renamed`."""
+  return open_clip.renamed(state_dict, _OPEN_CLIP)
 
 
 def infer(
