@@ -20,8 +20,9 @@ samples with the published policy; without one, --config.sample.policy=
 autonat_large takes AutoNAT's searched schedule. Presets:
 
   configs/in256.py        the published sizes and hyperparameters
-  configs/in256.py:mini   the same stages on the same files, everything small:
-                          minutes on a laptop, no good images, for trying out
+  configs/in256.py:mini   the same stages with everything small, for tests on a
+                          few files of three classes; published weights do
+                          not fit its networks
   configs/in256.py:tiny   the published recipe, small, on the digits, from
                           nothing: every stage in minutes
 
