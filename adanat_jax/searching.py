@@ -26,14 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from adanat_jax.decoding.step import StepOptions
 from adanat_jax.errors import UserError
 from adanat_jax.types import PolicyValues
 
 Point = NDArray[np.float64]
-
-# How AutoNAT decodes.
-AUTONAT = StepOptions(count_from='all', clamp='progress')
 
 # Where points may lie: mask ratios between 0 and this, all others above that.
 HIGHEST_RATIO = 0.99

@@ -26,6 +26,7 @@ from adanat_jax import (
   workdir as workdir_lib,
 )
 from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
@@ -146,7 +147,7 @@ class StageTest(parameterized.TestCase):
     self.assertLen(seen, 2 * (5 + 3 * 2))
     # Once, unless another test has.
     self.assertLess(sampler._decode_batch._cache_size(), compiled + 2)
-    self.assertEqual({o['options'] for o in seen}, {searching.AUTONAT})
+    self.assertEqual({o['options'] for o in seen}, {step_lib.AUTONAT})
     seeds = [options['seed'] for options in seen]
     self.assertLen(set(seeds[:5]), 1)
     self.assertLen(set(seeds[11:16]), 5)
@@ -182,7 +183,7 @@ class StageTest(parameterized.TestCase):
       labels,
       key,
       num_steps=2,
-      options=searching.AUTONAT,
+      options=step_lib.AUTONAT,
     ).images
     path = self.workdir / 'start.json'
     searches.write_table(path, tables['start'])

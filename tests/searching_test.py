@@ -90,7 +90,7 @@ class PointTest(absltest.TestCase):
           options=options,
           noise=noise,
         ).tokens
-        for options in (searching.AUTONAT, step_lib.ADANAT, step_lib.MASKGIT)
+        for options in (step_lib.AUTONAT, step_lib.ADANAT, step_lib.MASKGIT)
       ]
 
     noise = loop.Noise(

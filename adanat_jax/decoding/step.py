@@ -48,6 +48,7 @@ class StepOptions:
 
 ADANAT = StepOptions()
 MASKGIT = StepOptions(clamp='progress')
+AUTONAT = StepOptions(count_from='all', clamp='progress')
 MUSE = StepOptions(clamp='progress', confidence='logit')
 
 

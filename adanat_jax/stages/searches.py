@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax import distributed, files, searching
+from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.metric_writer import MetricWriter, Progress
 from adanat_jax.sampler import Generator
@@ -155,7 +156,7 @@ class Objective:
       self._generator,
       searching.table_of(point),
       num_steps=self._which.num_steps,
-      options=searching.AUTONAT,
+      options=step_lib.AUTONAT,
       num_samples=count,
       seed=seed,
     )
