@@ -153,6 +153,27 @@ class DecodeTest(parameterized.TestCase):
     for one, after in zip(counts[1:], found[:-1], strict=True):
       np.testing.assert_array_equal(after, one.masked)
 
+  def test_a_traced_table_is_decoded_with_counts_given(self):
+    table = unrolled.enat(2, total=_NUM_TOKENS)
+    start = loop.full_mask(2, _NUM_TOKENS, _MASK)
+    variables = random_variables(_SMALL, start, _CLASSES)
+
+    def decode(table, counts=None):
+      return unrolled.decode(
+        _gathering(_SMALL, variables),
+        table,
+        tokens=start,
+        condition=_CLASSES,
+        null_condition=None,
+        keys=loop.sample_keys(jax.random.key(0), 2),
+        mask_token=_MASK,
+        counts=counts,
+      ).tokens
+
+    counts = unrolled.counts_of(table, _NUM_TOKENS)
+    traced = jax.jit(decode, static_argnums=1)(table, counts)
+    np.testing.assert_array_equal(traced, decode(table))
+
 
 class BucketsTest(parameterized.TestCase):
   def test_found_counts(self):

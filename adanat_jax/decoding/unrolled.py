@@ -133,6 +133,7 @@ def decode(
   options: step_lib.StepOptions = step_lib.ADANAT,
   noise: loop.Noise | None = None,
   record: bool = False,
+  counts: Sequence[TokenCounts] | None = None,
 ) -> loop.Decoded:
   """Decodes a batch of canvases with a schedule, each step unrolled.
 
@@ -154,17 +155,20 @@ def decode(
     options: see `step.StepOptions`.
     noise: Gumbel noise to use instead of drawing it from `keys`.
     record: whether to return the trajectory.
+    counts: `counts_of` this table, where it is traced; None to count. Given
+      them, neither `num_unknown` nor `text_length` is read.
 
   Returns:
     As `loop.decode`.
   """
-  counts = counts_of(
-    table,
-    tokens.shape[1],
-    num_unknown=num_unknown,
-    text_length=text_length,
-    options=options,
-  )
+  if counts is None:
+    counts = counts_of(
+      table,
+      tokens.shape[1],
+      num_unknown=num_unknown,
+      text_length=text_length,
+      options=options,
+    )
   denoisers: Sequence[loop.Denoiser] = [
     functools.partial(_counted, denoiser, one) for one in counts
   ]
