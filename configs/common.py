@@ -75,6 +75,12 @@ def get_config() -> ml_collections.ConfigDict:
   reward.crop_probability = 0.0
 
   config.nat = nat = ml_collections.ConfigDict()
+  # 'nat' reads all tokens at every step; 'enat' encodes each once, in so many
+  # blocks, and predicts the masked ones in so many others (`depth` is the
+  # NAT's).
+  nat.network = 'nat'
+  nat.encoder_depth = 15
+  nat.decoder_depth = 1
   # Each gradient is computed in this many parts of the batch, one after the
   # other: less memory, the same gradient.
   nat.micro_batches = 1

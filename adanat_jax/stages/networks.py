@@ -20,11 +20,14 @@ from jax.sharding import Mesh
 import ml_collections
 
 from adanat_jax import checkpoint, config as config_lib, sharding, training
+from adanat_jax.config_rules import check, choice
 from adanat_jax.data import clip_tokens, digits
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.models.classifier import ConvClassifier
+from adanat_jax.models.denoisers import Network
 from adanat_jax.models.discriminator import DiscriminatorHeads
+from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vit import VisionTransformer
@@ -112,14 +115,17 @@ def tokenizer_module(config: Config) -> VQGAN:
   )
 
 
-def nat_module(config: Config) -> NAT:
-  """The NAT of `config.nat` for the tokens of `config.tokenizer`."""
+def nat_module(config: Config) -> Network:
+  """The network of `config.nat` for the tokens of `config.tokenizer`.
+
+  Raises:
+    UserError: if `nat.network` is neither `'nat'` nor `'enat'`.
+  """
   section = config.nat
-  return NAT(
+  shared = dict(
     codebook_size=config.tokenizer.codebook_size,
     num_tokens=grid_size(config) ** 2,
     width=section.width,
-    depth=section.depth,
     num_heads=section.num_heads,
     mlp_ratio=section.mlp_ratio,
     num_classes=None if is_text(config) else num_classes(config),
@@ -127,6 +133,15 @@ def nat_module(config: Config) -> NAT:
     dropout_rate=section.dropout_rate,
     dtype=jnp.dtype(section.dtype),
     attention=section.attention,
+  )
+  # A workdir of an older version says nothing of other networks.
+  if section.get('network', 'nat') == 'nat':
+    return NAT(depth=section.depth, **shared)
+  check(config, {'nat.network': choice('nat', 'enat')})
+  return ENAT(
+    encoder_depth=section.encoder_depth,
+    decoder_depth=section.decoder_depth,
+    **shared,
   )
 
 
@@ -233,8 +248,8 @@ def load_tokenizer(config: Config, workdir: pathlib.Path) -> tuple[VQGAN, Any]:
   return module, _load(config, workdir, 'tokenizer', 'params', module, image)
 
 
-def load_nat(config: Config, workdir: pathlib.Path) -> tuple[NAT, Any]:
-  """The NAT and the moving average of its parameters."""
+def load_nat(config: Config, workdir: pathlib.Path) -> tuple[Network, Any]:
+  """The network of `config.nat` and the moving average of its parameters."""
   module = nat_module(config)
   tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
   if is_text(config):

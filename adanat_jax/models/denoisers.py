@@ -1,0 +1,98 @@
+"""The two families of networks, NAT and ENAT, behind one signature.
+
+A NAT reads the canvas anew at every step. An ENAT also reads what it left at
+the step before, its cache. Whoever decodes starts from `empty_cache` and hands
+on what comes back; a NAT's cache is empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from adanat_jax.decoding.unrolled import GatheringDenoiser
+from adanat_jax.models.enat import ENAT
+from adanat_jax.models.nat import NAT
+from adanat_jax.types import (
+  Array,
+  Cache,
+  Condition,
+  Denoiser,
+  TokenCounts,
+)
+
+Network: TypeAlias = NAT | ENAT
+
+
+def reuses(module: Network) -> bool:
+  """Whether the network takes what it can from the step before."""
+  return isinstance(module, ENAT)
+
+
+def of(module: Network, params: Any) -> Denoiser:
+  """The network as a denoiser for any policy.
+
+  An ENAT runs its blocks at every position and masks the attention: each sample
+  may have its own number of masked tokens, and nothing is saved.
+
+  Args:
+    module: the network.
+    params: its parameters.
+  """
+
+  def denoiser(
+    tokens: Array, condition: Condition, cache: Cache
+  ) -> tuple[Array, Array, Cache]:
+    if isinstance(module, ENAT):
+      return module.apply({'params': params}, tokens, condition, cache)
+    features, logits = module.apply({'params': params}, tokens, condition)
+    return features, logits, cache
+
+  return denoiser
+
+
+def gathering(module: ENAT, params: Any) -> GatheringDenoiser:
+  """An ENAT as a denoiser that is told how many tokens it will find.
+
+  Args:
+    module: the network.
+    params: its parameters.
+  """
+
+  def denoiser(
+    tokens: Array, condition: Condition, cache: Cache, counts: TokenCounts
+  ) -> tuple[Array, Array, Cache]:
+    return module.apply(
+      {'params': params},
+      tokens,
+      condition,
+      cache,
+      counts,
+      method='gathered',
+    )
+
+  return denoiser
+
+
+def empty_cache(
+  module: Network, batch_size: int, text_length: int = 0
+) -> Cache:
+  """What a network is given at the first step.
+
+  Args:
+    module: the network.
+    batch_size: rows of a forward: two a sample where it is guided.
+    text_length: tokens of a text; 0 for classes.
+  """
+  if isinstance(module, ENAT):
+    return module.nothing_encoded(batch_size, text_length)
+  return ()
+
+
+def text_length(module: Network, condition: Condition) -> int:
+  """Tokens of a text among an ENAT's; 0 for classes.
+
+  Args:
+    module: the network.
+    condition: int32[B] classes, or float[B, L, C] states of texts.
+  """
+  return 0 if module.num_classes is not None else condition.shape[1]
