@@ -85,6 +85,8 @@ class Problem:
     read: `prompts -> (what the denoiser takes, what a reward takes)`, each
       sample by itself; classes are taken as they are.
     null_condition: of one sample, where there are no classes.
+    empty_cache: `(condition, rows of a forward) -> what the denoiser is given
+      at the first step`.
   """
 
   denoiser: Denoiser
@@ -94,6 +96,7 @@ class Problem:
   num_classes: int | None
   read: Callable[[Any], tuple[Condition, Condition]] = _as_given
   null_condition: Any = None
+  empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +216,8 @@ def collect(
       keys=keys,
       num_steps=num_steps,
       mask_token=problem.mask_token,
+      # Each sample is read with its condition and without.
+      cache=sharding.split_batch(problem.empty_cache(condition, 2 * len(keys))),
       record=True,
     )
     trajectory = decoded.trajectory

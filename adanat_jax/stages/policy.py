@@ -19,8 +19,8 @@ import jax
 import ml_collections
 
 from adanat_jax import sharding, training as training_lib
+from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
-from adanat_jax.models.nat import NAT
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
 from adanat_jax.sampler import Generator
@@ -125,7 +125,10 @@ def make_batches(
 
 
 def make_problem(
-  nat: NAT, tokenizer: VQGAN, frozen: Any, text: CLIPText | None = None
+  nat: denoisers.Network,
+  tokenizer: VQGAN,
+  frozen: Any,
+  text: CLIPText | None = None,
 ) -> trainer.Problem:
   """NAT and tokenizer, with the parameters `frozen` holds, as callables.
 
@@ -136,14 +139,8 @@ def make_problem(
       the tower, and the states of the empty text.
     text: the tower.
   """
-  nat_params = sharding.whole(frozen['nat'])
+  denoiser = denoisers.of(nat, sharding.whole(frozen['nat']))
   tokenizer_params = sharding.whole(frozen['tokenizer'])
-
-  def denoiser(
-    tokens: Array, condition: Array, cache: Any
-  ) -> tuple[Array, Array, Any]:
-    features, logits = nat.apply({'params': nat_params}, tokens, condition)
-    return features, logits, cache
 
   def decode_images(tokens: Array) -> Array:
     return tokenizer.apply(
@@ -156,6 +153,9 @@ def make_problem(
     nat.num_tokens,
     nat.codebook_size,
     nat.num_classes,
+    empty_cache=lambda condition, rows: denoisers.empty_cache(
+      nat, rows, denoisers.text_length(nat, condition)
+    ),
   )
   if text is None:
     return problem

@@ -17,6 +17,7 @@ from adanat_jax.config_rules import (
   tuple_of,
 )
 from adanat_jax.errors import UserError
+from adanat_jax.models import denoisers
 from adanat_jax.rl import ppo, trainer
 from adanat_jax.stages import datasets, features, networks, reward_network
 from adanat_jax.stages.agents import KINDS, RESIDUALS
@@ -86,6 +87,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.discriminator.held_out': 8,
     },
   )
+  if config.policy.rollout_features == 'recompute' and denoisers.reuses(
+    networks.nat_module(config)
+  ):
+    raise UserError(
+      'config.policy.rollout_features=recompute needs config.nat.network=nat:'
+      ' what an ENAT sees depends on the steps before; give store'
+    )
   _check_parts(config)
   _check_held_out(config)
   reward_network.check_config(config)
