@@ -3,11 +3,11 @@
   python benchmarks/hours.py --config=configs/in256.py --images=1281167
 
 An estimate by formula, not a measurement: operations of the networks' products
-and convolutions (`operations.py`; XLA's count for the networks that judge),
-divided by a rate of operations a second that is assumed. A gradient counts as
-two forwards more. Reading data, saving, compiling, optimizers, exchange between
-devices and normalisations are left out; `--config.field=value` changes what is
-counted as it changes a run.
+and convolutions (`adanat_jax/operations.py`; XLA's count for the networks that
+judge), divided by a rate of operations a second that is assumed. A gradient
+counts as two forwards more. Reading data, saving, compiling, optimizers,
+exchange between devices and normalisations are left out;
+`--config.field=value` changes what is counted as it changes a run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 import ml_collections
-import operations
 
-from adanat_jax import config as config_lib
+from adanat_jax import config as config_lib, operations
 from adanat_jax.data import clip_tokens
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator

@@ -29,13 +29,18 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 import numpy as np
-import operations
 from PIL import Image
 from sklearn.datasets import load_sample_images
 import tables
 import timing
 
-from adanat_jax import checkpoint, completion, config as config_lib, files
+from adanat_jax import (
+  checkpoint,
+  completion,
+  config as config_lib,
+  files,
+  operations,
+)
 from adanat_jax.data import clip_tokens, token_records, token_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch

@@ -21,11 +21,11 @@ from typing import Any, TypeAlias
 from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
-import operations
 import subjects
 import tables
 import timing
 
+from adanat_jax import operations
 from adanat_jax.types import Array
 
 _OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')

@@ -24,12 +24,11 @@ from absl import app, flags
 import hlo
 import jax
 import ml_collections
-import operations
 import programs
 import timing
 import tracing
 
-from adanat_jax import config as config_lib, sharding
+from adanat_jax import config as config_lib, operations, sharding
 from adanat_jax.stages import networks
 
 _NUM_DEVICES = flags.DEFINE_multi_integer(

@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import operations
 
-from adanat_jax import config as config_lib
+from adanat_jax import config as config_lib, operations
 from adanat_jax.decoding import actions, loop
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork

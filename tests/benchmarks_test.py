@@ -14,6 +14,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
+from adanat_jax import operations
 from adanat_jax.decoding import loop
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
@@ -21,7 +22,6 @@ from adanat_jax.models.vqgan import VQGAN
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
-import operations
 import sampling
 import subjects
 import tables

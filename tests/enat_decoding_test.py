@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
+from adanat_jax import operations
 from adanat_jax.decoding import buckets, loop, schedules, step, unrolled
 from adanat_jax.models import enat
 from adanat_jax.models.vqgan import VQGAN
@@ -20,7 +21,6 @@ from adanat_jax.types import PolicyValues, TokenCounts
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
-import operations
 import tracing
 
 _MASK, _NUM_TOKENS = 7, 9
