@@ -54,9 +54,42 @@ class AdaGenTest(parameterized.TestCase):
     )
 
 
+class ENATTest(parameterized.TestCase):
+  """LeapLabTHU/ENAT's README and `libs/nat_misc.py`."""
+
+  @parameterized.parameters(
+    ('enat_256', 8, (251, 236, 212, 181, 142, 97, 49, 0)),
+    ('enat_256', 4, (236, 181, 97, 0)),
+    ('enat_512', 8, (1004, 946, 851, 724, 568, 391, 199, 0)),
+    ('enat_512', 4, (946, 724, 391, 0)),
+  )
+  def test_counts_of_masked_tokens(self, name, num_steps, masked):
+    total = int(name.removeprefix('enat_')) ** 2 // 256
+    ratio = published.SCHEDULES[name](num_steps).mask_ratio
+    np.testing.assert_array_equal(np.floor(total * np.asarray(ratio)), masked)
+
+  @parameterized.parameters(
+    ('enat_256', 5.25, 1.3125, 2.1875), ('enat_512', 3.5, 1.3125, 3.0625)
+  )
+  def test_published_numbers(self, name, sampling, masking, guidance):
+    table = published.SCHEDULES[name](8)
+    np.testing.assert_allclose(
+      table.sampling_temperature[jnp.array([0, 7])], [sampling, 1e-3]
+    )
+    np.testing.assert_allclose(
+      table.masking_temperature[jnp.array([0, 7])], [masking, 0], atol=1e-7
+    )
+    # It lags a step, so that the first one is unguided.
+    np.testing.assert_allclose(
+      table.guidance_scale[jnp.array([0, 7])], [0, guidance]
+    )
+
+
 class DecodeTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('autonat_large', 8, step.MASKGIT), ('adagen', 16, step.ADANAT)
+    ('autonat_large', 8, step.MASKGIT),
+    ('adagen', 16, step.ADANAT),
+    ('enat_256', 8, step.ADANAT),
   )
   def test_reveals_every_token(self, name, num_steps, options):
     def denoiser(tokens, condition, cache):

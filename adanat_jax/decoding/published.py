@@ -2,6 +2,7 @@
 
 Each function returns a `PolicyValues` of float32[T] for
 `schedules.table_policy`, and names the options of the step it was made for.
+ENAT's formula, for any number of tokens, is `unrolled.enat`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 
 import jax.numpy as jnp
 
+from adanat_jax.decoding import unrolled
 from adanat_jax.errors import UserError
 from adanat_jax.types import PolicyValues
 
@@ -120,7 +122,49 @@ def adagen(
   )
 
 
+def enat_256(num_steps: int = 8) -> PolicyValues:
+  """ENAT's schedule on ImageNet 256, FID 2.79 with ENAT-L at T = 8.
+
+  LeapLabTHU/ENAT, README. Decode with `step.ADANAT`.
+
+  Args:
+    num_steps: T; the authors give settings for 8 and none for 4.
+
+  Returns:
+    A table, float32[T], with the published counts of 256 tokens.
+  """
+  return unrolled.enat(
+    num_steps,
+    total=256,
+    sampling_temperature=6.0,
+    masking_temperature=1.5,
+    guidance_scale=2.5,
+  )
+
+
+def enat_512(num_steps: int = 8) -> PolicyValues:
+  """ENAT's schedule on ImageNet 512, FID 4.00 with ENAT-L at T = 8.
+
+  LeapLabTHU/ENAT, README. Decode with `step.ADANAT`.
+
+  Args:
+    num_steps: T; only 8 is published.
+
+  Returns:
+    A table, float32[T], with the published counts of 1024 tokens.
+  """
+  return unrolled.enat(
+    num_steps,
+    total=1024,
+    sampling_temperature=4.0,
+    masking_temperature=1.5,
+    guidance_scale=3.5,
+  )
+
+
 SCHEDULES: dict[str, Callable[[int], PolicyValues]] = {
   'autonat_large': autonat_large,
   'adagen': adagen,
+  'enat_256': enat_256,
+  'enat_512': enat_512,
 }

@@ -50,6 +50,13 @@ from adanat_jax.stages import (
 
 Config = ml_collections.ConfigDict
 
+_TABLE_LABELS = {
+  'autonat_large': 'AutoNAT-L',
+  'adagen': "AdaGen's hand-made",
+  'enat_256': "ENAT's hand-made",
+  'enat_512': "ENAT's hand-made, 512",
+}
+
 HAND_MADE = ('maskgit', 'residual', 'guidance-3')
 POLICIES = ('learned', *HAND_MADE, *tables.SCHEDULES)
 
@@ -319,7 +326,7 @@ def _table(name: str, num_steps: int) -> methods_lib.Method:
   clamps = name == 'autonat_large'
   return methods_lib.Method(
     name,
-    {'autonat_large': 'AutoNAT-L', 'adagen': "AdaGen's hand-made"}[name],
+    _TABLE_LABELS[name],
     'hand-made',
     tables.SCHEDULES[name](num_steps),
     options=step_lib.MASKGIT if clamps else step_lib.ADANAT,
