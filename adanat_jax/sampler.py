@@ -11,44 +11,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import functools
-from typing import Any, TypeAlias
+from typing import Any
 
-from flax import struct
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import sharding
-from adanat_jax.decoding import loop, schedules, step as step_lib
+from adanat_jax import batch_decoder, operations, sharding
+from adanat_jax.batch_decoder import Plan, PolicyLike, Samples, decode_batch
+from adanat_jax.decoding import (
+  buckets as buckets_lib,
+  schedules,
+  step as step_lib,
+)
 from adanat_jax.errors import UserError
+from adanat_jax.models import denoisers
 from adanat_jax.rl.agent import Agent
-from adanat_jax.types import Array, PolicyValues, Trajectory
+from adanat_jax.types import Array, PolicyValues, TokenCounts
 
-PolicyLike: TypeAlias = PolicyValues | Agent
-
-
-@struct.dataclass
-class Samples:
-  """What a batch of samples consists of.
-
-  Attributes:
-    images: in [0, 1].
-    tokens: complete token grids.
-    trajectory: time-major record of the decode, None unless asked for.
-  """
-
-  images: Any  # float32[B, H, W, C]
-  tokens: Any  # int32[B, N]
-  trajectory: Trajectory | None
+# Read here by those who use a generator.
+__all__ = ['Generator', 'PolicyLike', 'Samples']
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-  """A NAT, its tokenizer and its policies.
+  """A NAT or ENAT, its tokenizer and its policies.
+
+  An ENAT follows a table on the tokens that each step needs, which is where it
+  saves operations: see `static_counts`, and `buckets` for other policies.
 
   Attributes:
-    nat: module with `apply(variables, tokens, condition)`.
+    nat: the network.
     nat_params: its parameters.
     tokenizer: module with the method `decode_tokens`.
     tokenizer_params: its parameters.
@@ -60,9 +53,13 @@ class Generator:
       conditions are no class ids; None for the class id `num_classes`.
     mesh: the devices among which each batch is divided; all by default. Where
       their number does not divide `batch_size`, batches are a little larger.
+    static_counts: False has an ENAT follow a table as it follows any policy, at
+      every position: slower, and nothing is compiled for another table.
+    buckets: of the policies of an ENAT by number of steps; `with_buckets` finds
+      them.
   """
 
-  nat: Any
+  nat: denoisers.Network
   nat_params: Any
   tokenizer: Any
   tokenizer_params: Any
@@ -71,6 +68,10 @@ class Generator:
   batch_size: int = 500
   null_condition: Any = None
   mesh: Mesh | None = None
+  static_counts: bool = True
+  buckets: Mapping[int, tuple[TokenCounts, ...]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def sample(
     self,
@@ -167,16 +168,18 @@ class Generator:
         (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
       )
     mesh = self.mesh or sharding.make_mesh()
-    static = (num_steps, guided, options, record)
+    plan = self._planned(
+      Plan(num_steps, guided, options, record), policy, tokens, labels
+    )
     parts = []
     for index, num_real in self._batches(0, count):
       rows = sharding.local_rows(index, mesh)
       batch = {'tokens': tokens[rows], 'labels': labels[rows]}
       batch = sharding.put_batch(batch, mesh)
-      steered = _rows_of(policy, rows, mesh)
-      part = self._decode_part(steered, batch, index[0], key, static)
-      parts.append(_keep(sharding.gather(part), num_real))
-    return _join(parts)
+      steered = batch_decoder.rows_of(policy, rows, mesh)
+      part = self._decode_part(steered, batch, index[0], key, plan)
+      parts.append(batch_decoder.keep(sharding.gather(part), num_real))
+    return batch_decoder.join(parts)
 
   def stream(
     self,
@@ -208,7 +211,7 @@ class Generator:
       rows they are; what follows is padding.
     """
     mesh = self.mesh or sharding.make_mesh()
-    static = (num_steps, guided, options, False)
+    plan = Plan(num_steps, guided, options)
     for index, num_real in self._batches(first, count):
       shape = (len(sharding.local_rows(index, mesh)), self.nat.num_tokens)
       unknown = np.full(shape, self.nat.codebook_size, np.int32)
@@ -216,8 +219,72 @@ class Generator:
         'tokens': sharding.put_batch(unknown, mesh),
         'labels': condition_of(index),
       }
-      part = self._decode_part(policy, batch, index[0], key, static)
+      planned = self._planned(plan, policy, unknown, batch['labels'])
+      part = self._decode_part(policy, batch, index[0], key, planned)
       yield index[:num_real], part
+
+  def with_buckets(
+    self,
+    policy: PolicyLike,
+    labels: np.ndarray,
+    key: Array,
+    *,
+    num_steps: int,
+    num_buckets: int = 8,
+  ) -> Generator:
+    """The same generator, faster with an ENAT and such a policy.
+
+    Args:
+      policy: decides for each sample.
+      labels: conditions [B, ...] of samples that the policy is watched on,
+        batch by batch; samples of other policies stay right, if slower.
+      key: of those samples.
+      num_steps: T.
+      num_buckets: at most so many shapes are compiled, and one more.
+
+    Returns:
+      A generator with `buckets` for this number of steps; this one if its
+      network reuses nothing.
+    """
+    if not denoisers.reuses(self.nat):
+      return self
+    watched = dataclasses.replace(self, buckets={}).decode(
+      policy, labels, key, num_steps=num_steps, record=True
+    )
+    assert watched.trajectory is not None  # It was asked for.
+    length = denoisers.text_length(labels)
+    start = np.full_like(watched.tokens, self.nat.codebook_size)
+    found = np.asarray(
+      buckets_lib.counts_of_decode(
+        watched.trajectory.tokens, start, self.nat.codebook_size, length
+      )
+    )
+    largest = [
+      found[:, first : first + self.batch_size].max(axis=1)
+      for first in range(0, len(labels), self.batch_size)
+    ]
+    buckets = buckets_lib.choose(
+      np.concatenate(largest),
+      length + self.nat.num_tokens,
+      num_buckets,
+      lambda counts: operations.enat_operations(self.nat, counts, length),
+    )
+    return dataclasses.replace(
+      self, buckets={**self.buckets, num_steps: buckets}
+    )
+
+  def _planned(
+    self, plan: Plan, policy: PolicyLike, tokens: np.ndarray, labels: Any
+  ) -> Plan:
+    """A plan with the counts that the network can make use of."""
+    if not denoisers.reuses(self.nat):
+      return plan
+    if not isinstance(policy, PolicyValues) or policy.mask_ratio.ndim == 2:
+      buckets = self.buckets.get(plan.num_steps, ())
+      return dataclasses.replace(plan, buckets=buckets)
+    if not self.static_counts:
+      return plan
+    return batch_decoder.with_counts(self.nat, plan, policy, tokens, labels)
 
   def _decode_part(
     self,
@@ -225,17 +292,17 @@ class Generator:
     batch: dict[str, Array],
     start: int,
     key: Array,
-    static: tuple[int, bool, step_lib.StepOptions, bool],
+    plan: Plan,
   ) -> Samples:
-    """Decodes a batch of global arrays; `static` as `_decode_batch` has it."""
+    """Decodes a batch of global arrays."""
     mesh = self.mesh or sharding.make_mesh()
     index = (start + np.arange(len(batch['tokens']))).astype(np.int32)
     index = sharding.put_batch(sharding.local_rows(index, mesh), mesh)
     with jax.set_mesh(mesh):
-      return _decode_batch(
+      return decode_batch(
         self.nat,
         self.tokenizer,
-        *static,
+        plan,
         self.nat_params,
         self.tokenizer_params,
         policy,
@@ -321,79 +388,3 @@ class Generator:
         f'no policy was learned for num_steps={num_steps}; learned: {known}'
       )
     return self.agents[num_steps], True, step_lib.ADANAT
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _decode_batch(
-  nat: Any,
-  tokenizer: Any,
-  num_steps: int,
-  guided: bool,
-  options: step_lib.StepOptions,
-  record: bool,
-  nat_params: Any,
-  tokenizer_params: Any,
-  policy: PolicyLike,
-  batch: dict[str, Array],
-  null_label: Array,
-  key: Array,
-) -> Samples:
-  """One batch, the static arguments first."""
-  nat_params, tokenizer_params = sharding.whole((nat_params, tokenizer_params))
-
-  def denoiser(
-    tokens: Array, condition: Array, cache: Any
-  ) -> tuple[Array, Array, Any]:
-    features, logits = nat.apply({'params': nat_params}, tokens, condition)
-    return features, logits, cache
-
-  if isinstance(policy, PolicyValues):
-    steered = schedules.table_policy(policy)
-  else:
-    steered = policy.policy()
-  decoded = loop.decode(
-    denoiser,
-    steered,
-    tokens=batch['tokens'],
-    condition=batch['labels'],
-    null_condition=null_label if guided else None,
-    keys=loop.keys_of(key, batch['index']),
-    num_steps=num_steps,
-    mask_token=nat.codebook_size,
-    options=options,
-    record=record,
-  )
-  images = tokenizer.apply(
-    {'params': tokenizer_params}, decoded.tokens, method='decode_tokens'
-  )
-  return Samples(images, decoded.tokens, decoded.trajectory)
-
-
-def _rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
-  """A table a sample, float32[T, B], restricted to this process's samples."""
-  if isinstance(policy, Agent):
-    return policy
-  table = jax.tree.map(np.asarray, policy)
-  if np.ndim(table.mask_ratio) == 1:
-    return table
-  table = jax.tree.map(lambda x: x[:, rows], table)
-  return sharding.put_batch(table, mesh, axis=1)
-
-
-def _keep(part: Samples, count: int) -> Samples:
-  """Drops the padding of a batch."""
-  return Samples(
-    part.images[:count],
-    part.tokens[:count],
-    jax.tree.map(lambda x: x[:, :count], part.trajectory),
-  )
-
-
-def _join(parts: Sequence[Samples]) -> Samples:
-  """Batches one after the other."""
-  join = lambda axis: lambda *xs: np.concatenate(xs, axis)
-  return Samples(
-    join(0)(*(part.images for part in parts)),
-    join(0)(*(part.tokens for part in parts)),
-    jax.tree.map(join(1), *(part.trajectory for part in parts)),
-  )

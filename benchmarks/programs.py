@@ -18,9 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax import pretraining, sampler, sharding
+from adanat_jax import batch_decoder, pretraining, sharding
 from adanat_jax.data.examples import ArrayExamples
-from adanat_jax.decoding import actions, step as step_lib
+from adanat_jax.decoding import actions
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
 from adanat_jax.stages import adversarial, nat as nat_stage, networks, policy
 
@@ -287,13 +287,10 @@ def sampling_program(
     null_label: Any,
     key: Any,
   ) -> Any:
-    return sampler._decode_batch.__wrapped__(
+    return batch_decoder.decode_batch.__wrapped__(
       nat,
       tokenizer,
-      which.num_steps,
-      True,
-      step_lib.ADANAT,
-      False,
+      batch_decoder.Plan(which.num_steps),
       nat_params,
       tokenizer_params,
       agent,

@@ -18,10 +18,10 @@ import random_weights
 import small_weights
 
 from adanat_jax import (
+  batch_decoder,
   config as config_lib,
   files,
   metric_writer,
-  sampler,
   searching,
   workdir as workdir_lib,
 )
@@ -140,13 +140,13 @@ class StageTest(parameterized.TestCase):
       seen.append(options)
       return measure(scorer, generator, policy, **options)
 
-    compiled = sampler._decode_batch._cache_size()
+    compiled = batch_decoder.decode_batch._cache_size()
     with mock.patch.object(Scorer, '__call__', spy):
       self.search(config)
     # Two searches, all points, and three tables on two fresh seeds.
     self.assertLen(seen, 2 * (5 + 3 * 2))
     # Once, unless another test has.
-    self.assertLess(sampler._decode_batch._cache_size(), compiled + 2)
+    self.assertLess(batch_decoder.decode_batch._cache_size(), compiled + 2)
     self.assertEqual({o['options'] for o in seen}, {step_lib.AUTONAT})
     seeds = [options['seed'] for options in seen]
     self.assertLen(set(seeds[:5]), 1)

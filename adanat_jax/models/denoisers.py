@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from adanat_jax.decoding.unrolled import GatheringDenoiser
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
@@ -88,11 +90,6 @@ def empty_cache(
   return ()
 
 
-def text_length(module: Network, condition: Condition) -> int:
-  """Tokens of a text among an ENAT's; 0 for classes.
-
-  Args:
-    module: the network.
-    condition: int32[B] classes, or float[B, L, C] states of texts.
-  """
-  return 0 if module.num_classes is not None else condition.shape[1]
+def text_length(condition: Array | np.ndarray) -> int:
+  """Tokens of the text in float[B, L, C] states; 0 for int32[B] classes."""
+  return condition.shape[1] if condition.ndim == 3 else 0

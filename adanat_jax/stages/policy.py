@@ -154,7 +154,7 @@ def make_problem(
     nat.codebook_size,
     nat.num_classes,
     empty_cache=lambda condition, rows: denoisers.empty_cache(
-      nat, rows, denoisers.text_length(nat, condition)
+      nat, rows, denoisers.text_length(condition)
     ),
   )
   if text is None:

@@ -159,7 +159,8 @@ def _draw_reveal(
   samples = evaluation.sample(method, num_steps, 'report', count, record=True)
   trajectory = samples.trajectory
   assert trajectory is not None  # It was asked for.
-  masked = trajectory.tokens == evaluation.generator.nat.codebook_size
+  mask_token = evaluation.generator.nat.codebook_size
+  masked = np.asarray(trajectory.tokens == mask_token)
   masked[-1] = False
   tokens = trajectory.sampled.reshape(-1, trajectory.sampled.shape[-1])
   images = evaluation.images_of(tokens)

@@ -1,0 +1,234 @@
+"""The compiled decoding of one batch, from canvases to images.
+
+`sampler.Generator` cuts what it is asked for into batches; here is the one
+program that each of them runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any, TypeAlias
+
+from flax import struct
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from adanat_jax import sharding
+from adanat_jax.decoding import (
+  buckets as buckets_lib,
+  loop,
+  schedules,
+  step as step_lib,
+  unrolled,
+)
+from adanat_jax.models import denoisers
+from adanat_jax.rl.agent import Agent
+from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
+
+PolicyLike: TypeAlias = PolicyValues | Agent
+
+
+@struct.dataclass
+class Samples:
+  """What a batch of samples consists of.
+
+  Attributes:
+    images: in [0, 1].
+    tokens: complete token grids.
+    trajectory: time-major record of the decode, None unless asked for.
+  """
+
+  images: Any  # float32[B, H, W, C]
+  tokens: Any  # int32[B, N]
+  trajectory: Trajectory | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a compiled program is made for.
+
+  Attributes:
+    num_steps: T.
+    guided: whether the unconditional pass runs at all.
+    options: of the decode step.
+    record: whether to return the trajectory.
+    counts: of each step of a table, where the network can make use of them:
+      the steps are unrolled, each gathers the tokens it needs.
+    buckets: bounds of the counts of a policy that decides for each sample,
+      cheapest first; none to run every block at every position.
+  """
+
+  num_steps: int
+  guided: bool = True
+  options: step_lib.StepOptions = step_lib.ADANAT
+  record: bool = False
+  counts: tuple[TokenCounts, ...] | None = None
+  buckets: tuple[TokenCounts, ...] = ()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def decode_tokens(
+  nat: denoisers.Network,
+  plan: Plan,
+  nat_params: Any,
+  policy: PolicyLike,
+  batch: dict[str, Array],
+  null_condition: Array,
+  key: Array,
+) -> loop.Decoded:
+  """Decodes one batch to tokens.
+
+  Args:
+    nat: the network.
+    plan: see `Plan`.
+    nat_params: its parameters.
+    policy: a table (float32[T], or float32[T, B] a sample) or an agent.
+    batch: `tokens` int32[B, N], the canvases to start from; `labels`, int32[B]
+      classes or float32[B, L, C] texts; `index` int32[B], the numbers of the
+      samples, from which their noise follows.
+    null_condition: what stands for no condition, without a batch axis.
+    key: of the whole set of samples.
+  """
+  nat_params = sharding.whole(nat_params)
+  tokens, condition = batch['tokens'], batch['labels']
+  keys = loop.keys_of(key, batch['index'])
+  shared: dict[str, Any] = dict(
+    tokens=tokens,
+    condition=condition,
+    null_condition=null_condition if plan.guided else None,
+    keys=keys,
+    mask_token=nat.codebook_size,
+    options=plan.options,
+    record=plan.record,
+  )
+  if plan.counts is not None:
+    assert isinstance(policy, PolicyValues)
+    return unrolled.decode(
+      denoisers.gathering(nat, nat_params),
+      policy,
+      counts=plan.counts,
+      **shared,
+    )
+  denoiser = denoisers.of(nat, nat_params)
+  if plan.buckets:
+    denoiser = buckets_lib.bucketed(
+      denoisers.gathering(nat, nat_params),
+      denoiser,
+      plan.buckets,
+      nat.codebook_size,
+    )
+  steered = (
+    schedules.table_policy(policy)
+    if isinstance(policy, PolicyValues)
+    else policy.policy()
+  )
+  cache = denoisers.empty_cache(
+    nat,
+    (1 + plan.guided) * len(tokens),
+    denoisers.text_length(condition),
+  )
+  return loop.decode(
+    denoiser,
+    steered,
+    num_steps=plan.num_steps,
+    cache=sharding.split_batch(cache),
+    **shared,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def decode_batch(
+  nat: denoisers.Network,
+  tokenizer: Any,
+  plan: Plan,
+  nat_params: Any,
+  tokenizer_params: Any,
+  policy: PolicyLike,
+  batch: dict[str, Array],
+  null_condition: Array,
+  key: Array,
+) -> Samples:
+  """Decodes one batch to images.
+
+  Args:
+    nat: see `decode_tokens`, as for what is not told here.
+    tokenizer: module with the method `decode_tokens`.
+    plan: see `Plan`.
+    nat_params: of the network.
+    tokenizer_params: of the tokenizer.
+    policy: a table or an agent.
+    batch: canvases, conditions and numbers of the samples.
+    null_condition: what stands for no condition.
+    key: of the whole set of samples.
+  """
+  decoded = decode_tokens(
+    nat, plan, nat_params, policy, batch, null_condition, key
+  )
+  images = tokenizer.apply(
+    {'params': sharding.whole(tokenizer_params)},
+    decoded.tokens,
+    method='decode_tokens',
+  )
+  return Samples(images, decoded.tokens, decoded.trajectory)
+
+
+def with_counts(
+  nat: denoisers.Network,
+  plan: Plan,
+  table: PolicyValues,
+  tokens: np.ndarray,
+  labels: Any,
+) -> Plan:
+  """The plan of a table with its counts, if all canvases have the same.
+
+  Args:
+    nat: a network that can make use of them.
+    plan: without counts.
+    table: float32[T].
+    tokens: int32[B, N], the canvases to start from.
+    labels: conditions, see `decode_tokens`.
+  """
+  unknown = np.unique((tokens == nat.codebook_size).sum(axis=1))
+  if len(unknown) > 1:
+    return plan
+  counts = unrolled.counts_of(
+    table,
+    nat.num_tokens,
+    num_unknown=int(unknown[0]),
+    text_length=denoisers.text_length(labels),
+    options=plan.options,
+  )
+  return dataclasses.replace(plan, counts=counts)
+
+
+def rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
+  """A table a sample, float32[T, B], restricted to this process's samples."""
+  if isinstance(policy, Agent):
+    return policy
+  table = jax.tree.map(np.asarray, policy)
+  if np.ndim(table.mask_ratio) == 1:
+    return table
+  table = jax.tree.map(lambda x: x[:, rows], table)
+  return sharding.put_batch(table, mesh, axis=1)
+
+
+def keep(part: Samples, count: int) -> Samples:
+  """Drops the padding of a batch."""
+  return Samples(
+    part.images[:count],
+    part.tokens[:count],
+    jax.tree.map(lambda x: x[:, :count], part.trajectory),
+  )
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+  """Batches one after the other."""
+  join = lambda axis: lambda *xs: np.concatenate(xs, axis)
+  return Samples(
+    join(0)(*(part.images for part in parts)),
+    join(0)(*(part.tokens for part in parts)),
+    jax.tree.map(join(1), *(part.trajectory for part in parts)),
+  )
