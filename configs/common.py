@@ -81,6 +81,12 @@ def get_config() -> ml_collections.ConfigDict:
   nat.network = 'nat'
   nat.encoder_depth = 15
   nat.decoder_depth = 1
+  # Share of the examples for which an ENAT learns to use what it left at the
+  # step before (published: 0.5); 0.0 for the NAT, which leaves nothing.
+  nat.reuse_probability = 0.0
+  # A mask ratio, and how much is reused, is drawn for each 'example', or once
+  # for the 'batch', as ENAT's authors do.
+  nat.mask_ratio_per = 'example'
   # Each gradient is computed in this many parts of the batch, one after the
   # other: less memory, the same gradient.
   nat.micro_batches = 1
@@ -114,9 +120,12 @@ def get_config() -> ml_collections.ConfigDict:
   # and after the last; 0 for never. How many images of validation conditions.
   policy.evaluate_every = 0
   policy.evaluate_samples = 2000
-  # Which iterate is used afterwards: the 'last' one, or the 'best' of those
-  # that were measured.
+  # Which iterate is used afterwards: the 'last' one, the 'best' of those that
+  # were measured, or the 'average', which is then measured in their place.
   policy.iterate = 'last'
+  # Decay of the moving average of its parameters an iteration, smaller in the
+  # first ones: see rl/averaging.py. 0.0 keeps none (the published recipe).
+  policy.ema_decay = 0.0
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   # 'study' compares schedules on the digits, 'published' measures policies as

@@ -20,6 +20,7 @@ from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
+from adanat_jax.rl import averaging
 from adanat_jax.stages import (
   adversarial,
   datasets,
@@ -117,7 +118,8 @@ class StageTest(parameterized.TestCase):
         'data.validation_annotations': str(validation.annotations),
         'data.text_embeddings': 'compute',
         'policy.evaluate_every': 0,
-        'policy.iterate': 'last',
+        'policy.iterate': 'average',
+        'policy.ema_decay': 0.9,
         'policy.rollout_features': 'recompute',
         'policy.rollout_size': 8,
         'policy.discriminator.reconstruct_real': True,
@@ -182,6 +184,9 @@ class StageTest(parameterized.TestCase):
         found[iterate],
         checkpoint_meta.read_field(path, 'params', None),
       )
+    config.policy.iterate = 'average'
+    with self.assertRaisesRegex(UserError, "no field 'average'"):
+      policy.load_agent(config, workdir, which)
     config.policy.iterate = 'best'
 
   def test_captions_resume_to_the_bit(self):
@@ -198,6 +203,44 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(self.rows(again), self.rows(directory))
     self.assertNotEqual(self.sums(again, 2), self.sums(again, 3))
     self.assertIn('accuracy_train', self.rows(again)[0])
+    # What comes after takes the average; of the first two little is left.
+    read = lambda step, field: checkpoint_meta.read_field(
+      again / 'checkpoints' / str(step), field
+    )
+    jax.tree.map(
+      lambda *x: np.testing.assert_allclose(
+        x[0], x[1] / 4 + 3 * x[2] / 4, rtol=1e-5, atol=1e-7
+      ),
+      policy.load_agent(config, self.root / 'again', which).params,
+      read(2, 'average'),
+      read(3, 'params'),
+    )
+    apart = self.sums(again, 3, 'average').items()
+    same = apart & self.sums(again, 3, 'params').items()
+    self.assertLess(len(same), 0.2 * len(apart))
+
+  @parameterized.parameters(
+    ('last', 'params'), ('best', 'params'), ('average', 'average')
+  )
+  def test_measures_what_is_used(self, iterate, field):
+    config = self.classes.copy_and_resolve_references()
+    config.policy.update(iterate=iterate, ema_decay=0.5)
+    fit = self.enter_context(mock.patch.object(policy.fit, 'fit'))
+    scorer = mock.Mock()
+    self.enter_context(
+      mock.patch.object(policy.scores, 'Scorer', lambda *_: scorer)
+    )
+    policy.train(config, self.root / 'nothing', policy.trainings(config)[0])
+    state = averaging.AveragedState('params', None, None, 'average')
+    fit.call_args.kwargs['evaluate'](state, 1)
+    self.assertEqual(scorer.call_args.args[1].params, field)
+    self.assertEqual(fit.call_args.kwargs['keep_best'], iterate == 'best')
+
+  def test_a_workdir_of_an_older_version(self):
+    config = self.classes.copy_and_resolve_references()
+    with config.unlocked():
+      del config.policy.iterate, config.policy.ema_decay
+    self.assertEqual(policy.iterate_field(config), 'params')
 
   def test_batches_are_a_function_of_the_step(self):
     config = self.captions.copy_and_resolve_references()
@@ -263,7 +306,9 @@ class StageTest(parameterized.TestCase):
     ('classes', 'policy.rewards', ('frechet',), 'judges the digits alone'),
     ('classes', 'policy.evaluate_every', 0, 'iterate=best needs'),
     ('classes', 'evaluate.network', 'inception', 'while the policy trains'),
-    ('classes', 'policy.iterate', 'first', 'one of last, best'),
+    ('classes', 'policy.iterate', 'first', 'one of last, best, average'),
+    ('classes', 'policy.iterate', 'average', 'needs an average; set'),
+    ('classes', 'policy.ema_decay', 1.5, 'a number from 0.0 to 1.0'),
     ('classes', 'policy.kinds', ('shy',), 'one of adaptive, constant'),
     ('classes', 'judges.reward.hooks', (0, 1), 'each one of 0'),
     ('classes', 'judges.reward.patch_size', 3, 'must divide the 8 pixels'),

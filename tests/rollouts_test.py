@@ -12,7 +12,7 @@ import numpy as np
 from adanat_jax import config as config_lib
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
-from adanat_jax.rl import batches, ppo, trainer
+from adanat_jax.rl import averaging, batches, ppo, trainer
 from adanat_jax.stages import policy
 
 _DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
@@ -216,6 +216,50 @@ class SameLearningTest(parameterized.TestCase):
     # The policy did see other features.
     difference = float(abs(rounded['loss'] - plain['loss']))
     self.assertBetween(difference, 1e-6, 1e-2)
+
+
+class AveragingTest(parameterized.TestCase):
+  """The average, over a training whose parameters count its iterations."""
+
+  def run_steps(self, decay, iterations):
+    def count(state, real, iteration, prompts):
+      del real, prompts
+      one = jax.tree.map(lambda x: x + 1, state.params)
+      return trainer.PolicyState(one, (), None), {'iteration': iteration}
+
+    step = averaging.averaging(count, decay)
+    state = averaging.with_average(
+      trainer.PolicyState({'x': jnp.zeros(2)}, (), None), decay
+    )
+    state, metrics = jit(
+      lambda state: jax.lax.scan(
+        lambda state, i: step(state, None, i, None),
+        state,
+        jnp.arange(iterations),
+      )
+    )(state)
+    np.testing.assert_array_equal(state.params['x'], iterations)
+    np.testing.assert_array_equal(metrics['iteration'], range(iterations))
+    return state
+
+  def test_it_is_the_moving_average(self):
+    expected = 0.0
+    for i in range(40):
+      # 0.5 is reached at iteration 8.
+      decay = (1 + i) / (10 + i) if i < 8 else 0.5
+      expected = decay * expected + (1 - decay) * (i + 1)
+    average = self.run_steps(0.5, 40).average['x']
+    np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+  def test_short_trainings_forget_their_start(self):
+    for iterations in (20, 150):
+      average = self.run_steps(1.0, iterations).average['x']
+      # As a tail of a fifth would, whose middle is a tenth ago.
+      np.testing.assert_allclose(average, 0.9 * iterations, atol=2)
+
+  def test_without_it_the_state_is_what_it_was(self):
+    state = self.run_steps(0.0, 3)
+    self.assertIs(type(state), trainer.PolicyState)
 
 
 class ConfigTest(parameterized.TestCase):

@@ -100,6 +100,13 @@ def residual_of(config: ml_collections.ConfigDict, num_steps: int) -> Array:
   return RESIDUALS[config.policy.residual](num_steps)
 
 
+def iterate_field(config: ml_collections.ConfigDict) -> str:
+  """Which field of a training's state is measured, and used afterwards."""
+  # A workdir of an older version may say nothing of iterates: it has the last.
+  averaged = config.policy.get('iterate', 'last') == 'average'
+  return 'average' if averaged else 'params'
+
+
 def load_agent(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, which: Training
 ) -> agent_lib.Agent:
@@ -116,7 +123,7 @@ def load_agent(
   )
   params = checkpoint.load_params(
     workdir / stage,
-    'params',
+    iterate_field(config),
     shapes,
     best=config.policy.get('iterate', 'last') == 'best',
   )

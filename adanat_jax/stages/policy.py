@@ -22,7 +22,7 @@ from adanat_jax import sharding, training as training_lib
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.rl import agent as agent_lib, ppo, trainer
+from adanat_jax.rl import agent as agent_lib, averaging, ppo, trainer
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   adversarial,
@@ -37,6 +37,7 @@ from adanat_jax.stages.agents import (
   RESIDUALS,
   Training,
   initial_params,
+  iterate_field,
   load_agent,
   make_actor_critic,
   residual_of,
@@ -55,6 +56,7 @@ __all__ = [
   'Training',
   'check_config',
   'initial_params',
+  'iterate_field',
   'load_agent',
   'make_actor_critic',
   'make_problem',
@@ -222,11 +224,12 @@ def _train(
 
   def initial(frozen: Any) -> trainer.PolicyState:
     params = initial_params(config, init_key)
-    return trainer.PolicyState(
+    state = trainer.PolicyState(
       params,
       ppo.make_optimizer(constants).init(params),
       court.initial(frozen['court'], judge_key) if court.initial else None,
     )
+    return averaging.with_average(state, section.ema_decay)
 
   def train_step(
     frozen: Any, state: trainer.PolicyState, batch: Any, iteration: Array
@@ -244,6 +247,7 @@ def _train(
       rollouts=rollout_config(config),
     )
     prompts = trainer.Prompts(batch.get('rollouts'), batch.get('fresh'))
+    step = averaging.averaging(step, section.ema_decay)
     return step(state, batch.get('real'), iteration, prompts)
 
   options: dict[str, Any] = {'best_of': ('reward', 'max')}
@@ -293,7 +297,7 @@ def _evaluation(
     del iteration  # Every iterate is asked for the same, with the same noise.
     return scorer(
       generator,
-      as_agent(state.params),
+      as_agent(getattr(state, iterate_field(config))),
       num_steps=num_steps,
       num_samples=section.evaluate_samples,
     )

@@ -23,7 +23,7 @@ from adanat_jax.stages import datasets, features, networks, reward_network
 from adanat_jax.stages.agents import KINDS, RESIDUALS
 
 REWARDS = ('adversarial', 'frechet', 'pretrained')
-ITERATES = ('last', 'best')
+ITERATES = ('last', 'best', 'average')
 
 
 def ppo_config(config: ml_collections.ConfigDict) -> ppo.PPOConfig:
@@ -66,6 +66,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.evaluate_every': int_at_least(0),
       'policy.evaluate_samples': int_at_least(2),
       'policy.iterate': choice(*ITERATES),
+      'policy.ema_decay': between(0.0, 1.0),
       'policy.ppo.num_minibatches': optional(int_at_least(1)),
       'policy.ppo.shuffle_groups': optional(int_at_least(1)),
       'policy.ppo.micro_batches': optional(int_at_least(1)),
@@ -109,6 +110,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     raise UserError(
       'config.policy.iterate=best needs measurements to choose by; set'
       ' config.policy.evaluate_every, or give last'
+    )
+  if config.policy.iterate == 'average' and not config.policy.ema_decay:
+    raise UserError(
+      'config.policy.iterate=average needs an average; set'
+      ' config.policy.ema_decay, which is 0.0, or give last'
     )
 
 
