@@ -1,0 +1,335 @@
+"""How long an image takes an ENAT, whose blocks run on some of the tokens.
+
+  python benchmarks/enat_time.py --workdir=runs/full [--output=FILE.json]
+    [--size=L] [--depth=24] [--guided] [--rounds=3] [--buckets=6] [--markdown]
+
+Four ways to decode a batch take turns, in T steps, up to the tokens:
+
+  all      every block at every position on one stream, nothing reused: what
+           these blocks cost in a NAT; by a schedule
+  static   `decoding.unrolled`, by the same schedule
+  buckets  `decoding.buckets`, by an adaptive policy
+  masks    attention masked at full length, by the same policy
+
+Nobody has trained a policy at the published sizes. Its network runs there with
+random weights, at its published size, and decides on three of the four numbers;
+the mask ratio of each sample and step is one that the policy of `--workdir`
+chose for a sample of its own (T = 8, any images). Buckets are chosen on other
+samples than those that are timed. If the network of `--workdir` is an ENAT, it
+is measured too, with its policy itself. What came out is in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+from absl import app, flags, logging
+import enat_subjects
+import enat_tables
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timing
+
+import adanat_jax
+from adanat_jax.decoding import buckets, loop, schedules, unrolled
+from adanat_jax.errors import UserError
+from adanat_jax.models import denoisers, enat
+from adanat_jax.rl.agent import Agent
+from adanat_jax.types import Array, Policy, PolicyValues, TokenCounts
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where a policy has been learned.', required=True
+)
+_OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')
+_SIZE = flags.DEFINE_enum('size', 'L', list(enat.SIZES), 'Published size.')
+_DEPTH = flags.DEFINE_integer(
+  'depth', 0, 'Blocks, those of the decoder among them; 0 for all.'
+)
+_STEPS = flags.DEFINE_integer('num_steps', 8, 'T.')
+_GUIDED = flags.DEFINE_bool('guided', False, 'Unconditional forwards too.')
+_BATCH = flags.DEFINE_integer('batch_size', 8, 'Samples decoded together.')
+_BUCKETS = flags.DEFINE_integer('buckets', 6, 'At most so many buckets.')
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'Measurements of each way.')
+_MINUTES = flags.DEFINE_float('minutes', 40, 'No round that would end later.')
+_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
+
+WAYS = ('all', 'static', 'buckets', 'masks')
+
+# What takes fewer operations a batch is run once before it is timed.
+_SHORT = 1e10
+
+
+class Undivided(enat.ENAT):
+  """The same blocks in a NAT: all of them run on all tokens."""
+
+  def everywhere(
+    self, tokens: Array, condition: Array
+  ) -> tuple[Array, Array, enat.Encoded]:
+    """As `__call__`; there is one projection to keys and values, no mask."""
+    visible, x, label = self._embed(tokens, condition, train=False)
+    for block in self.blocks:
+      x = block(x, label)
+    return self._outputs(x, visible)
+
+
+def program(
+  subject: enat_subjects.Subject, way: str, bounds: Sequence[TokenCounts]
+) -> Callable[[Any, Agent, enat_subjects.Batch], Array]:
+  """Decodes a batch in one of `WAYS`: `(params, agent, batch) -> tokens`."""
+  module = subject.module
+
+  def decode(params: Any, agent: Agent, batch: enat_subjects.Batch) -> Array:
+    rows = len(batch.labels)
+    common: dict[str, Any] = dict(
+      tokens=loop.full_mask(rows, module.num_tokens, module.codebook_size),
+      condition=batch.labels,
+      null_condition=jnp.int32(module.num_classes) if subject.guided else None,
+      keys=batch.keys,
+      mask_token=module.codebook_size,
+    )
+    gathering = denoisers.gathering(module, params)
+    if way == 'static':
+      return unrolled.decode(gathering, subject.table, **common).tokens
+    denoiser, policy = denoisers.of(module, params), _adaptive(agent, batch)
+    if way == 'buckets':
+      denoiser = buckets.bucketed(
+        gathering, denoiser, bounds, module.codebook_size
+      )
+    elif way == 'all':
+      denoiser, policy = (
+        _undivided(module, params),
+        schedules.table_policy(subject.table),
+      )
+    return loop.decode(
+      denoiser,
+      policy,
+      num_steps=subject.num_steps,
+      cache=module.nothing_encoded(rows * (1 + subject.guided)),
+      **common,
+    ).tokens
+
+  return decode
+
+
+def _undivided(module: enat.ENAT, params: Any) -> Any:
+  fields = {
+    field.name: getattr(module, field.name)
+    for field in dataclasses.fields(module)
+    if field.name not in ('parent', 'name')
+  }
+  undivided = Undivided(**fields)
+  return lambda tokens, condition, cache: undivided.apply(
+    {'params': params}, tokens, condition, method='everywhere'
+  )
+
+
+def _adaptive(agent: Agent, batch: enat_subjects.Batch) -> Policy:
+  """The policy, with the mask ratios of the batch if it has any."""
+  policy = agent.policy()
+  if batch.ratios is None:
+    return policy
+
+  def replaying(
+    step: Array, features: Array, keys: Array, carry: Any
+  ) -> tuple[PolicyValues, Any, Any]:
+    values, aux, carry = policy(step, features, keys, carry)
+    return values.replace(mask_ratio=batch.ratios[step]), aux, carry
+
+  return replaying
+
+
+def measure(
+  subject: enat_subjects.Subject, num_buckets: int, rounds: int, deadline: float
+) -> dict[str, Any]:
+  """Measures one subject.
+
+  Args:
+    subject: what to decode.
+    num_buckets: at most so many.
+    rounds: of measurements.
+    deadline: of `time.monotonic`, see `timing.interleaved`.
+
+  Returns:
+    Everything, as JSON has it.
+  """
+  bounds = subject.choose(num_buckets)
+  taken = _taken(subject.found, bounds)
+  costs = _operations(subject, bounds, taken)
+  size = len(subject.batches[0].labels)
+  tokens: dict[tuple[str, int], np.ndarray] = {}
+  compiling, calls = {}, {}
+  for way in WAYS:
+    timing.say(f'{subject.label}: compiling {way}')
+    start = time.monotonic()
+    compiled = (
+      jax.jit(program(subject, way, bounds))
+      .lower(subject.params, subject.agent, subject.batches[0])
+      .compile()
+    )
+    compiling[way] = time.monotonic() - start
+    calls[way] = _timed(subject, way, compiled, tokens)
+    if costs[way] * size < _SHORT:
+      calls[way]()
+  timing.say(f'{subject.label}: {rounds} rounds')
+  seconds = timing.interleaved(calls, rounds, deadline)
+  images = {
+    way: [batch[0] / size for batch in values]
+    for way, values in seconds.items()
+  }
+  same = [
+    np.mean(tokens['buckets', i] == tokens['masks', i])
+    for i in range(len(subject.batches))
+    if ('buckets', i) in tokens and ('masks', i) in tokens
+  ]
+  return {
+    'label': subject.label,
+    'batch_size': size,
+    'num_steps': subject.num_steps,
+    'guided': subject.guided,
+    'ways': {
+      way: {
+        'seconds_an_image': timing.spread(images[way]),
+        'of_all_tokens': timing.spread(
+          [x / y for x, y in zip(images[way], images['all'], strict=True)]
+        ),
+        'operations_an_image': costs[way],
+        'seconds_to_compile': compiling[way],
+        'rounds': len(images[way]),
+      }
+      for way in WAYS
+    },
+    'found': [
+      {
+        'step': t + 1,
+        **{
+          kind: {
+            'min': int(row[..., i].min()),
+            'mean': float(row[..., i].mean()),
+            'max': int(row[..., i].max()),
+            'std': float(row[..., i].std()),
+          }
+          for i, kind in enumerate(TokenCounts._fields)
+        },
+      }
+      for t, row in enumerate(subject.others.reshape(subject.num_steps, -1, 3))
+    ],
+    'buckets': [
+      {
+        'counts': None if counts is None else list(counts),
+        'of_all_tokens': subject.cost(counts) / subject.undivided_cost,
+        'steps': [int(np.sum(row == i)) for row in taken],
+      }
+      for i, counts in enumerate([*bounds, None])
+    ],
+    'same_tokens_as_masks': float(np.mean(same)),
+  }
+
+
+def _timed(
+  subject: enat_subjects.Subject,
+  way: str,
+  compiled: Any,
+  tokens: dict[tuple[str, int], np.ndarray],
+) -> timing.Timed:
+  """Each call decodes the next batch; `tokens` keeps what came out."""
+  calls = 0
+
+  def run() -> tuple[float]:
+    nonlocal calls
+    index = calls % len(subject.batches)
+    calls += 1
+    start = time.perf_counter()
+    result = compiled(subject.params, subject.agent, subject.batches[index])
+    jax.block_until_ready(result)
+    seconds = time.perf_counter() - start
+    tokens[way, index] = np.asarray(result)
+    return (seconds,)
+
+  return run
+
+
+def _taken(found: np.ndarray, bounds: Sequence[TokenCounts]) -> np.ndarray:
+  """The bucket of each step and batch, int[T, batches]; after the last: none.
+
+  Args:
+    found: int[T, batches, B, 3].
+    bounds: the buckets.
+  """
+  needs = found.max(axis=2)
+  fits = np.all(needs[:, :, None] <= np.array(bounds), axis=-1)
+  return np.where(fits.any(-1), fits.argmax(-1), len(bounds))
+
+
+def _operations(
+  subject: enat_subjects.Subject,
+  bounds: Sequence[TokenCounts],
+  taken: np.ndarray,
+) -> Mapping[str, float]:
+  """Of an image, by way; that of the buckets is a mean over the batches."""
+  of_bucket = np.array([subject.cost(x) for x in [*bounds, None]], float)
+  counts = unrolled.counts_of(subject.table, subject.module.num_tokens)
+  steps = subject.num_steps
+  nat = {
+    'all': steps * subject.undivided_cost,
+    'static': sum(map(subject.cost, counts)),
+    'buckets': float(of_bucket[taken].sum(axis=0).mean()),
+    'masks': steps * subject.cost(None),
+  }
+  actor = steps * subject.actor_operations
+  return {
+    way: (1 + subject.guided) * value
+    + (actor if way in ('buckets', 'masks') else 0)
+    for way, value in nat.items()
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures, prints, writes."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  if logging.get_verbosity() == logging.INFO:
+    # What absl starts with; JAX tells there which accelerators it did not find.
+    logging.set_verbosity(logging.WARNING)
+  deadline = time.monotonic() + 60 * _MINUTES.value
+  result: dict[str, Any] = {'machine': timing.machine()}
+  generator = adanat_jax.load(_WORKDIR.value)
+  steps, size, seed = _STEPS.value, _BATCH.value, 0
+  if steps not in generator.agents:
+    raise UserError(f'{_WORKDIR.value} has no policy for num_steps={steps}')
+  shape = (enat_subjects.NUM_OTHERS + _ROUNDS.value, size)
+  labels = np.resize(np.arange(generator.num_classes), shape).astype(np.int32)
+  recorded = generator.generate(
+    labels.reshape(-1), steps, seed, 'learned', record=True
+  ).trajectory
+  assert recorded is not None
+  ratios = np.asarray(recorded.values.mask_ratio)
+  candidates = [
+    lambda: enat_subjects.published(
+      _SIZE.value, _DEPTH.value, ratios, size, _GUIDED.value
+    )
+  ]
+  if denoisers.reuses(generator.nat):
+    candidates.append(
+      lambda: enat_subjects.trained(
+        generator, recorded, jnp.array(labels), seed
+      )
+    )
+  result['subjects'] = [
+    measure(make(), _BUCKETS.value, _ROUNDS.value, deadline)
+    for make in candidates
+  ]
+  result['load_after'] = timing.machine()['load_before']
+  print(enat_tables.render(result, _MARKDOWN.value))
+  if _OUTPUT.value:
+    text = json.dumps(result, indent=1)
+    pathlib.Path(_OUTPUT.value).write_text(text + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)
