@@ -6,9 +6,15 @@ masked tokens of the whole batch, with label smoothing; some examples see the
 null condition, so that guidance can be used later. An exponential moving
 average of the parameters is what decoding uses.
 
+A network that decodes with a cache (ENAT) also learns to use one. A share of
+the examples gets a cache of the moving average, which was shown only a part of
+what is visible to the network that learns: k of the visible tokens, `k =
+round(u * their number)` of uniform u, are masked again for it. It has no cache
+of its own, so that training knows one level of what decoding does T - 1 times.
+
 AutoNAT, section 3.1; LeapLabTHU/ImprovedNAT train.py and libs/nat_misc.py;
-docs/how_it_works.md says what of them is not copied. The network is handed in;
-shape letters: `B` samples, `N` tokens, `K` codebook.
+LeapLabTHU/ENAT likewise; docs/how_it_works.md says what of them is not copied.
+The network is handed in; shape letters: `B` samples, `N` tokens, `K` codebook.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ import optax
 
 from adanat_jax import sharding
 from adanat_jax.rl import batches
-from adanat_jax.types import Array
+from adanat_jax.types import Array, Cache
 
 
 @struct.dataclass
@@ -51,6 +57,9 @@ class Recipe:
     mask_token: the id that stands for a masked token.
     mask_ratio: law of the mask ratios, see `sample_mask_ratio`.
     beta: parameters of the Beta law.
+    mask_ratio_per: what a ratio is drawn for, and whether and how much is
+      reused: each `'example'`, or the whole `'batch'`, as ENAT's authors do.
+    reuse_probability: chance of a cache; 0 for a network that keeps none.
     label_smoothing: share of the target spread evenly over all ids.
     condition_dropping: share of examples that see the null condition.
     ema_decay: of the moving average, a step.
@@ -61,6 +70,8 @@ class Recipe:
   mask_token: int
   mask_ratio: str = 'cosine'
   beta: tuple[float, float] = (12.0, 3.0)
+  mask_ratio_per: str = 'example'
+  reuse_probability: float = 0.0
   label_smoothing: float = 0.1
   condition_dropping: float = 0.1
   ema_decay: float = 0.9999
@@ -72,15 +83,20 @@ class Network:
   """The network that is trained, as functions; all are traced.
 
   Attributes:
-    logits: `(params, tokens int32[B, N], condition, dropout key) -> float32[B,
-      N, K]`, with dropout.
+    logits: `(params, tokens int32[B, N], condition, dropout key, cache) ->
+      float32[B, N, K]`, with dropout; the cache is None if nothing is reused.
     condition: `(frozen, batch) -> [B, ...]`, what the network reads.
     null: `frozen -> [...]`, one null condition.
+    encode: `(params, tokens int32[B, N], condition, wanted bool[B]) -> cache`,
+      without dropout; what a later forward may reuse, which is nothing of a
+      sample that is not wanted. A cache of zeros has to be one of nothing. None
+      for a network that keeps no cache.
   """
 
-  logits: Callable[[Any, Array, Array, Array], Array]
+  logits: Callable[[Any, Array, Array, Array, Cache], Array]
   condition: Callable[[Any, dict[str, Array]], Array]
   null: Callable[[Any], Any]
+  encode: Callable[[Any, Array, Array, Array], Cache] | None = None
 
 
 def sample_mask_ratio(
@@ -102,7 +118,65 @@ def sample_mask_ratio(
 def random_mask(key: Array, ratio: Array, num_tokens: int) -> Array:
   """Marks `max(1, round(ratio * N))` random tokens a sample, bool[B, N]."""
   count = jnp.maximum(1, jnp.round(ratio * num_tokens)).astype(jnp.int32)
-  scores = jax.random.uniform(key, (ratio.shape[0], num_tokens))
+  return _lowest(jax.random.uniform(key, (len(ratio), num_tokens)), count)
+
+
+def draw_masks(
+  keys: tuple[Array, Array], shape: tuple[int, int], recipe: Recipe
+) -> Array:
+  """Marks the tokens to be predicted, bool[B, N].
+
+  Args:
+    keys: of the ratios, and of where.
+    shape: B and N.
+    recipe: with one ratio for the batch at least one token stays visible, as
+      published; an example that has its own may be masked altogether, as the
+      first step of decoding is.
+  """
+  ratio_key, mask_key = keys
+  batch_size, num_tokens = shape
+  law = (recipe.mask_ratio, recipe.beta)
+  if recipe.mask_ratio_per == 'batch':
+    ratio = sample_mask_ratio(ratio_key, 1, *law)
+    ratio = jnp.minimum(ratio, 1 - 1 / num_tokens)
+    ratio = jnp.broadcast_to(ratio, (batch_size,))
+  else:
+    ratio = sample_mask_ratio(ratio_key, batch_size, *law)
+  return random_mask(mask_key, ratio, num_tokens)
+
+
+def draw_reuse(
+  key: Array, masked: Array, recipe: Recipe
+) -> tuple[Array, Array]:
+  """Draws who gets a cache, and what its forward does not see.
+
+  Args:
+    key: typed key.
+    masked: bool[B, N], the tokens to be predicted.
+    recipe: how.
+
+  Returns:
+    bool[B], and bool[B, N], which holds `masked`: of the `Nv` tokens that
+    are visible `round(u Nv)` are hidden too, none and all included.
+  """
+  wanted_key, share_key, mask_key = jax.random.split(key, 3)
+  batch_size = len(masked)
+  num_draws = 1 if recipe.mask_ratio_per == 'batch' else batch_size
+  wanted = jax.random.bernoulli(
+    wanted_key, recipe.reuse_probability, (num_draws,)
+  )
+  share = jax.random.uniform(share_key, (num_draws,))
+  num_masked = jnp.sum(masked, axis=-1)
+  more = jnp.round(share * (masked.shape[1] - num_masked)).astype(jnp.int32)
+  scores = jax.random.uniform(mask_key, masked.shape)
+  return (
+    jnp.broadcast_to(wanted, (batch_size,)),
+    _lowest(jnp.where(masked, -1.0, scores), num_masked + more),
+  )
+
+
+def _lowest(scores: Array, count: Array) -> Array:
+  """Marks the `count` int32[B] lowest of `scores` float32[B, N]."""
   rank = jnp.argsort(jnp.argsort(scores, axis=-1), axis=-1)
   return rank < count[:, None]
 
@@ -174,8 +248,8 @@ def make_train_step(
   """Returns `(frozen, state, batch, step) -> (state, metrics)`, not yet jitted.
 
   The batch holds `tokens` int32[B, N] and what `network.condition` reads. In
-  micro-batches the masks, the dropped conditions and the gradient are those of
-  the whole batch; dropout alone draws anew in each part.
+  micro-batches the masks, the dropped conditions, what is reused and the
+  gradient are those of the whole batch; dropout alone draws anew in each part.
 
   Args:
     network: what is trained.
@@ -183,24 +257,46 @@ def make_train_step(
     recipe: how.
     key: everything random follows from it and the step.
   """
+  reuses = recipe.reuse_probability > 0
+
+  def cache_of(ema: Any, part: dict[str, Array], condition: Array) -> Cache:
+    """What the moving average leaves of the tokens that it is shown."""
+
+    def encoded() -> Cache:
+      return network.encode(  # type: ignore[misc]
+        sharding.whole(ema),
+        jnp.where(part['hidden'], recipe.mask_token, part['tokens']),
+        # Of a dropped condition, too: guided decoding has one cache for each
+        # of its two forwards, and each has seen one condition only.
+        condition,
+        part['wanted'],
+      )
+
+    def nothing() -> Cache:
+      return optax.tree.zeros_like(jax.eval_shape(encoded))
+
+    return jax.lax.cond(jnp.any(part['wanted']), encoded, nothing)
 
   def train_step(
     frozen: Any, state: NatState, batch: dict[str, Array], step: Array
   ) -> tuple[NatState, dict[str, Array]]:
-    ratio_key, mask_key, drop_key, dropout_key = jax.random.split(
-      jax.random.fold_in(key, step), 4
-    )
+    step_key = jax.random.fold_in(key, step)
+    ratio_key, mask_key, drop_key, dropout_key = jax.random.split(step_key, 4)
     size, num_tokens = batch['tokens'].shape
-    ratio = sample_mask_ratio(ratio_key, size, recipe.mask_ratio, recipe.beta)
-    masked = random_mask(mask_key, ratio, num_tokens)
+    masked = draw_masks((ratio_key, mask_key), (size, num_tokens), recipe)
     dropped = jax.random.bernoulli(drop_key, recipe.condition_dropping, (size,))
     num_masked = jnp.sum(masked)
     whole = {'masked': masked, 'dropped': dropped, **batch}
+    if reuses:
+      # Split off apart from the four, which would be others if they were five.
+      reuse_key = jax.random.fold_in(step_key, 4)
+      whole['wanted'], whole['hidden'] = draw_reuse(reuse_key, masked, recipe)
 
     def gradient(part: dict[str, Array], dropout: Array) -> tuple[Array, Any]:
       condition = network.condition(frozen, part)
       unseen = part['dropped'].reshape(-1, *[1] * (condition.ndim - 1))
       condition = jnp.where(unseen, network.null(frozen), condition)
+      cache = cache_of(state.ema, part, condition) if reuses else None
 
       def loss_fn(params: Any) -> Array:
         logits = network.logits(
@@ -208,6 +304,7 @@ def make_train_step(
           jnp.where(part['masked'], recipe.mask_token, part['tokens']),
           condition,
           dropout,
+          cache,
         )
         return masked_cross_entropy(
           logits,

@@ -56,6 +56,56 @@ class RecipeTest(parameterized.TestCase):
     self.assertAlmostEqual(float(ratio.mean()), mean, delta=0.02)
     self.assertTrue(((ratio >= 0) & (ratio <= 1)).all())
 
+  def test_masks_of_examples(self):
+    recipe = pretraining.Recipe(9)
+    keys = tuple(jax.random.split(jax.random.key(0)))
+    count = pretraining.draw_masks(keys, (600, 4), recipe).sum(-1)
+    # round(4 cos(pi/2 u)) is 4 with probability 2/pi acos(3.5/4) = 0.322; 0
+    # becomes 1, which has 1 - 2/pi acos(1.5/4) = 0.245.
+    shares = np.bincount(count, minlength=5) / 600
+    self.assertEqual(shares[0], 0)
+    self.assertAlmostEqual(shares[4], 0.322, delta=0.06)
+    self.assertAlmostEqual(shares[1], 0.245, delta=0.06)
+
+  def test_masks_of_a_batch_leave_a_token(self):
+    recipe = pretraining.Recipe(9, mask_ratio_per='batch')
+    found = jax.vmap(
+      lambda key: pretraining.draw_masks(
+        tuple(jax.random.split(key)), (5, 4), recipe
+      )
+    )(jax.random.split(jax.random.key(0), 300))
+    count = np.asarray(found.sum(-1))
+    np.testing.assert_array_equal(count, count[:, :1] + np.zeros((1, 5)))
+    shares = np.bincount(count[:, 0], minlength=5) / 300
+    self.assertEqual((shares[0], shares[4]), (0, 0))
+    # What would be all 4 is 3: 2/pi acos(2.5/4) = 0.570.
+    self.assertAlmostEqual(shares[3], 0.570, delta=0.09)
+    # Each example has places of its own.
+    self.assertTrue((np.asarray(found)[:, 0] != found[:, 1]).any())
+
+  @parameterized.parameters('example', 'batch')
+  def test_what_a_cache_has_not_seen(self, per):
+    recipe = pretraining.Recipe(9, mask_ratio_per=per, reuse_probability=0.25)
+    masked = jnp.arange(6) < jnp.array([[2], [1], [5], [6]])
+    wanted, hidden = jax.vmap(
+      lambda key: pretraining.draw_reuse(key, masked, recipe)
+    )(jax.random.split(jax.random.key(1), 400))
+    self.assertAlmostEqual(float(wanted.mean()), 0.25, delta=0.07)
+    self.assertTrue((hidden | ~masked).all())
+    more = np.asarray((hidden & ~masked).sum(-1))
+    # Of 4 tokens round(4 u): all and none half as often as the others.
+    shares = np.bincount(more[:, 0], minlength=5) / 400
+    np.testing.assert_allclose(
+      shares, [1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 8], atol=0.08
+    )
+    # Any of them.
+    places = np.asarray(hidden)[:, 0, 2:].mean(0)
+    np.testing.assert_allclose(places, 0.5, atol=0.1)
+    # Of one u come at most 10 pairs of round(4 u) and round(5 u), of two 30.
+    pairs = {tuple(pair) for pair in more[:, :2]}
+    self.assertEqual(len(pairs) <= 10, per == 'batch')
+    self.assertEqual(bool((wanted == wanted[:, :1]).all()), per == 'batch')
+
   def test_no_update_of_the_constant_rate_is_wasted(self):
     # A gradient of ones: Adam's update is the rate.
     for warmup, expected in ((4, [0.25, 0.5, 0.75, 1, 1]), (0, [1, 1])):
@@ -73,8 +123,8 @@ class TrainStepTest(absltest.TestCase):
 
   def network(self):
     # It reads each token and the sum of the condition; no dropout.
-    def logits(params, tokens, condition, dropout):
-      del dropout
+    def logits(params, tokens, condition, dropout, cache):
+      del dropout, cache
       shift = condition.reshape(len(condition), -1).sum(-1)
       return params[tokens] * (1 + shift[:, None, None])
 

@@ -1,4 +1,4 @@
-"""Stage `nat`: trains the masked-token transformer on tokenized images.
+"""Stage `nat`: trains the masked-token transformer, NAT or ENAT, on tokens.
 
 The tokens are those of the digits, or of the set that stage `prepare` has
 written; conditions are classes or texts. `adanat_jax.pretraining` holds what is
@@ -24,12 +24,14 @@ from adanat_jax.config_rules import (
   int_at_least,
   non_negative,
   positive,
+  positive_int,
   tuple_of,
 )
 from adanat_jax.data import clip_tokens, token_records
 from adanat_jax.data.examples import Examples
 from adanat_jax.errors import UserError
-from adanat_jax.models.nat import NAT
+from adanat_jax.models import denoisers
+from adanat_jax.models.denoisers import Network
 from adanat_jax.pretraining import NatState
 from adanat_jax.stages import (
   datasets,
@@ -39,7 +41,7 @@ from adanat_jax.stages import (
   networks,
   texts,
 )
-from adanat_jax.types import Array
+from adanat_jax.types import Array, Cache
 
 Config = ml_collections.ConfigDict
 
@@ -61,7 +63,10 @@ def check_config(config: Config) -> None:
       'nat.learning_rate_schedule': choice('cosine', 'constant'),
       'nat.warmup_steps': int_at_least(0),
       'nat.weight_decay': non_negative,
+      'nat.network': choice('nat', 'enat'),
       'nat.mask_ratio': choice('cosine', 'beta'),
+      'nat.mask_ratio_per': choice('example', 'batch'),
+      'nat.reuse_probability': between(0.0, 1.0),
       'nat.beta': tuple_of(positive, length=2),
       'nat.ema_decay': between(0.0, 1.0),
       'nat.label_smoothing': between(0.0, 1.0),
@@ -78,6 +83,7 @@ def check_config(config: Config) -> None:
     },
   )
   section = config.nat
+  _check_reuse(config)
   if config.data.source != 'digits' and not section.validation_examples:
     raise UserError(
       'config.nat.validation_examples is 0, which is for small data: give how'
@@ -96,6 +102,28 @@ def check_config(config: Config) -> None:
     raise UserError(
       f'config.nat.frechet_every is {section.frechet_every}; give 0 or a'
       f' multiple of config.nat.evaluate_every, which is {every}'
+    )
+
+
+def _check_reuse(config: Config) -> None:
+  """Raises UserError where network and training do not go together."""
+  section = config.nat
+  if section.network == 'nat':
+    if section.reuse_probability:
+      raise UserError(
+        f'config.nat.reuse_probability is {section.reuse_probability}; give 0'
+        ' with config.nat.network=nat, which keeps nothing to reuse'
+      )
+    return
+  check(
+    config,
+    {'nat.encoder_depth': positive_int, 'nat.decoder_depth': positive_int},
+  )
+  # Converted weights are not trained.
+  if not section.reuse_probability and not networks.is_converted(config, 'nat'):
+    raise UserError(
+      'config.nat.reuse_probability is 0; give more with'
+      ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
     )
 
 
@@ -188,6 +216,8 @@ def recipe_of(config: Config) -> pretraining.Recipe:
     mask_token=config.tokenizer.codebook_size,
     mask_ratio=section.mask_ratio,
     beta=tuple(section.beta),
+    mask_ratio_per=section.mask_ratio_per,
+    reuse_probability=section.reuse_probability,
     label_smoothing=section.label_smoothing,
     condition_dropping=section.condition_dropping,
     ema_decay=section.ema_decay,
@@ -195,16 +225,16 @@ def recipe_of(config: Config) -> pretraining.Recipe:
   )
 
 
-def training_module(config: Config) -> NAT:
-  """The NAT of `config.nat` in the type in which it trains."""
+def training_module(config: Config) -> Network:
+  """The network of `config.nat` in the type in which it trains."""
   section = config.nat
   return networks.nat_module(config).clone(
     dtype=jnp.dtype(section.training_dtype or section.dtype)
   )
 
 
-def make_network(module: NAT, tower: Any = None) -> pretraining.Network:
-  """A NAT as training takes it.
+def make_network(module: Network, tower: Any = None) -> pretraining.Network:
+  """A NAT or an ENAT as training takes it.
 
   Args:
     module: the network.
@@ -213,24 +243,35 @@ def make_network(module: NAT, tower: Any = None) -> pretraining.Network:
   """
 
   def logits(
-    params: Any, tokens: Array, condition: Array, dropout: Array
+    params: Any, tokens: Array, condition: Array, dropout: Array, cache: Cache
   ) -> Array:
     return module.apply(
       {'params': params},
       tokens,
       condition,
+      *(() if cache is None else (cache,)),
       train=True,
       rngs={'dropout': dropout},
     )[1]
 
+  def encode(
+    params: Any, tokens: Array, condition: Array, wanted: Array
+  ) -> Cache:
+    *_, cache = module.apply({'params': params}, tokens, condition)
+    # A text's tokens were seen too, without any of the image's.
+    return cache.replace(visible=cache.visible & wanted[:, None])
+
+  reusing = encode if denoisers.reuses(module) else None
   if module.num_classes is not None:
     return pretraining.Network(
       logits,
+      encode=reusing,
       condition=lambda frozen, batch: batch['condition'],
       null=lambda frozen: module.num_classes,
     )
   return pretraining.Network(
     logits,
+    encode=reusing,
     condition=lambda frozen, batch: texts.conditions(
       tower, frozen['text'], batch
     )[0],
@@ -280,7 +321,7 @@ def _frozen(
   return text, {'null': null, 'text': params}
 
 
-def _one_example(config: Config, module: NAT) -> tuple[Array, Array]:
+def _one_example(config: Config, module: Network) -> tuple[Array, Array]:
   """Tokens and a condition in the shapes that the network takes."""
   tokens = jnp.zeros((1, module.num_tokens), jnp.int32)
   if not networks.is_text(config):

@@ -1,6 +1,7 @@
 """How good a NAT is: its loss on held-out images, and what it generates.
 
-The loss is that of the moving average, without dropout or label smoothing, with
+An ENAT is measured likewise. The loss, for which it encodes all that it sees,
+is that of the moving average, without dropout or label smoothing, with
 mask ratios by the cosine law whatever the training's law, so that losses of
 different recipes compare. What is generated, by a hand-made schedule, goes to a
 picture, and every so often to the Fréchet distance on a small budget.
@@ -20,7 +21,7 @@ import numpy as np
 from adanat_jax import files, pretraining, sharding
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.models.nat import NAT
+from adanat_jax.models.denoisers import Network
 from adanat_jax.report import pictures
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import methods, networks, scores
@@ -39,7 +40,7 @@ class HeldOutLoss:
   def __init__(
     self,
     config: Config,
-    module: NAT,
+    module: Network,
     condition: Callable[[Any, dict[str, Array]], Array],
     examples: Examples,
     key: Array,
@@ -77,11 +78,11 @@ class HeldOutLoss:
       params: Any, frozen: Any, rows: dict[str, Array], masked: Array
     ) -> tuple[Array, Array]:
       tokens, num_masked = rows['tokens'], jnp.sum(masked)
-      _, logits = module.apply(
+      logits = module.apply(
         {'params': sharding.whole(params)},
         jnp.where(masked, module.codebook_size, tokens),
         condition(frozen, rows),
-      )
+      )[1]
       # A batch may be padding alone on some device, never altogether.
       loss = pretraining.masked_cross_entropy(
         logits, tokens, masked, 0.0, num_masked
