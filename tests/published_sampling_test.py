@@ -11,8 +11,16 @@ from PIL import Image
 import torch_files
 
 from adanat_jax import config as config_lib
-from adanat_jax.convert import __main__ as cli, clip, nat, policy, vqgan
+from adanat_jax.convert import (
+  __main__ as cli,
+  clip,
+  enat,
+  nat,
+  policy,
+  vqgan,
+)
 from adanat_jax.errors import UserError
+from adanat_jax.models.enat import SIZES
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.stages import (
   datasets,
@@ -23,7 +31,10 @@ from adanat_jax.stages import (
 )
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-NAMES = ('in256', 'in256_s', 'in512', 'cc3m256', 'coco256')
+NAMES = (
+  *('in256', 'in256_s', 'in512', 'cc3m256', 'coco256'),
+  *('in256_enat', 'in512_enat'),
+)
 
 try:
   import ftfy  # noqa: F401
@@ -84,17 +95,20 @@ class PublishedSamplingTest(parameterized.TestCase):
     return config_lib.load(str(CONFIGS / f'{name}.py'), {**SHRUNKEN, **more})
 
   def weights(self, config, condition):
-    """Converts a tokenizer and a NAT; returns overrides and parameters."""
+    """Converts a tokenizer and a network; returns overrides and parameters."""
     tokenizer = networks.tokenizer_module(config)
     module = networks.nat_module(config)
     images = jnp.zeros((1, 8, 8, 3))
     tokenizer_params = random_params(tokenizer, images)
     params = random_params(module, jnp.zeros((1, 16), jnp.int32), condition)
+    family = {'nat': nat, 'enat': enat}[config.nat.network]
     overrides = {
       'tokenizer.init_from': self.converted(
         'vqgan', {'state_dict': vqgan.to_torch(tokenizer_params)}
       ),
-      'nat.init_from': self.converted('nat', nat.to_torch(params)),
+      'nat.init_from': self.converted(
+        config.nat.network, family.to_torch(params)
+      ),
     }
     return overrides, params
 
@@ -166,6 +180,25 @@ class PublishedSamplingTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'no policy was learned'):
       sample.run(config, self.folder)
 
+  def test_enat_with_its_schedule(self):
+    small = {'nat.encoder_depth': 1, 'sample.classes': (1, 7)}
+    small['sample.num_steps'] = 2
+    config = self.load_config('in512_enat', **small)
+    overrides, params = self.weights(config, jnp.zeros(1, jnp.int32))
+    config = self.load_config('in512_enat', **small, **overrides)
+    self.assertEqual(config.sample.policy, 'enat_512')
+    sample.run(config, self.folder)
+    images = [
+      np.asarray(Image.open(self.folder / 'sample' / name), np.int32)
+      for name in ('00000-class1.png', '00001-class7.png')
+    ]
+    self.assertGreater(np.abs(images[0] - images[1]).max(), 3)
+    _, loaded = networks.load_nat(config, self.folder)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    config.nat.decoder_depth = 1
+    with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):
+      networks.load_nat(config, self.folder)
+
   @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
   def test_captions(self):
     config = self.load_config('cc3m256', **TEXT)
@@ -236,6 +269,47 @@ class ConfigsTest(parameterized.TestCase):
     )
     sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
     self.assertEqual(sum(sizes), count)
+
+  @parameterized.parameters(
+    ('in256_enat.py', 'L', 565_904_385),
+    ('in256_enat.py:base', 'B', 214_924_289),
+    ('in256_enat.py:small', 'S', 49_310_741),
+    ('in512_enat.py', 'L', 566_690_817),
+  )
+  def test_published_sizes_of_enat(self, name, size, count):
+    config = config_lib.load(str(CONFIGS / name))
+    module = networks.nat_module(config)
+    tokens = jnp.zeros((1, module.num_tokens), int)
+    shapes = jax.eval_shape(
+      module.init, jax.random.key(0), tokens, jnp.zeros(1, int)
+    )
+    sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
+    self.assertEqual(sum(sizes), count)
+    for field, value in SIZES[size].items():
+      self.assertEqual(config.nat[field], value, field)
+
+  def test_published_recipe_of_enat(self):
+    published = dict(
+      num_steps=500_000,
+      batch_size=2048,
+      learning_rate=4e-4,
+      learning_rate_schedule='constant',
+      warmup_steps=5000,
+      betas=(0.99, 0.99),
+      weight_decay=0.03,
+      ema_decay=0.9999,
+      label_smoothing=0.1,
+      dropout_rate=0.1,
+      mask_ratio='beta',
+      beta=(12.0, 3.0),
+      mask_ratio_per='batch',
+      reuse_probability=0.5,
+    )
+    at_512 = dict(published, batch_size=512, learning_rate=1e-4)
+    for name, recipe in (('in256_enat', published), ('in512_enat', at_512)):
+      nat_section = config_lib.load(str(CONFIGS / f'{name}.py')).nat
+      given = {field: nat_section[field] for field in recipe}
+      self.assertEqual(given, recipe)
 
   @parameterized.parameters(
     ('in256', 11_876_484), ('cc3m256', 12_073_092), ('in512', None)
