@@ -4,8 +4,8 @@
 
 `--config=FILE:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
-policy, search, evaluate, report, statistics or sample. The same command
-continues a run that was stopped.
+policy, search, evaluate, report, compare, statistics or sample. The same
+command continues a run that was stopped.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -44,12 +44,15 @@ STAGES = {
   'search': 'adanat_jax.stages.search',
   'evaluate': 'adanat_jax.stages.evaluate',
   'report': 'adanat_jax.stages.report',
+  'compare': 'adanat_jax.stages.compare',
   'statistics': 'adanat_jax.stages.statistics',
   'sample': 'adanat_jax.stages.sample',
 }
 # What mode 'all' runs, in this order: on the digits, and on other images.
 STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
 BENCHMARK = ('tokenizer', 'prepare', 'nat', 'policy', 'evaluate')
+# What mode 'compare' runs: the last one has its own networks and policies.
+COMPARISON = ('tokenizer', 'judges', 'compare')
 
 _CONFIG = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -121,6 +124,8 @@ def main(argv: Sequence[str]) -> None:
     sources = config_rules.choice('digits', *records.SOURCES)
     config_rules.check(config, {'data.source': sources})
     names = STUDY if config.data.source == 'digits' else BENCHMARK
+  elif config.mode == 'compare':
+    names = COMPARISON
   stages = [importlib.import_module(STAGES[name]) for name in names]
   for stage in stages:
     # All of them before the first: nobody waits hours for the last one's no.

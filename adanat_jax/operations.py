@@ -41,7 +41,7 @@ def nat_operations(module: NAT, text_length: int = 0) -> int:
   length = num_tokens + context
   num_blocks = module.depth + 1
 
-  into_context = 0 if by_class else context * module.text_width * width
+  into_context = 0 if by_class else context * (module.text_width or 0) * width
   projections = (3 + 1 + 2 * module.mlp_ratio) * width**2 * length
   attention = 2 * length**2 * width
   skip = 2 * width**2 * length

@@ -35,8 +35,9 @@ RUN_ONLY_FIELDS = (
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',
-  # Each search keeps, and compares, its own settings.
+  # Each search, and a comparison, keeps and compares its own settings.
   'search.*',
+  'compare.*',
   'statistics.*',
   'report.*',
   'profile',

@@ -8,6 +8,9 @@ compares the policy with hand-made schedules and writes a report. Presets:
   configs/digits.py        T = 4, adversarial reward, one training each
   configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each:
                            36 policies in three to four hours
+  configs/digits.py:relatives
+                           MaskGIT, AutoNAT and AdaNAT, each on a NAT and on an
+                           ENAT, T = 2, 4, 8, in at most 90 minutes
   configs/digits.py:pod    the default, in batches for up to 16 devices
   configs/digits.py:tiny   everything once through, in minutes, for tests
 
@@ -21,7 +24,7 @@ from ml_collections.config_dict import placeholder
 
 from adanat_jax import config as config_lib
 
-PRESETS = ('default', 'full', 'pod', 'tiny')
+PRESETS = ('default', 'full', 'relatives', 'pod', 'tiny')
 
 _COMMON = pathlib.Path(__file__).with_name('common.py')
 
@@ -32,7 +35,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
 
   # Which stage to run: all, or one of tokenizer, judges, nat, policy, search,
-  # evaluate, report, sample; prepare and statistics are for other images.
+  # evaluate, report, compare, sample; prepare and statistics are for other
+  # images.
   config.mode = 'all'
 
   config.data = data = ml_collections.ConfigDict()
@@ -190,6 +194,26 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Samples in the picture of a decode step by step.
   report.revealed_samples = 3
 
+  config.compare = compare = ml_collections.ConfigDict()
+  # Mode `compare`: which networks, 'nat' as `nat` above says and 'enat' as that
+  # with what `compare.enat` replaces, and which numbers of steps. Tables are
+  # searched as `search` says, policies trained as `policy` does, whose T and
+  # kinds are not read.
+  compare.networks = ('nat', 'enat')
+  compare.num_steps = (2, 4, 8)
+  compare.enat = enat = ml_collections.ConfigDict()
+  enat.encoder_depth = 4
+  enat.decoder_depth = 1
+  enat.reuse_probability = 0.5
+  # Images decoded at a time. What ENAT computes for a policy that decides for
+  # each sample is what the most demanding sample of a batch needs, within at
+  # most so many compiled sizes.
+  compare.batch_size = 100
+  compare.num_buckets = 6
+  # Rounds in which all methods are timed in turn, and batches of each in one.
+  compare.timing_rounds = 7
+  compare.timing_batches = 5
+
   config.sample = sample = ml_collections.ConfigDict()
   # Classes to sample; a class may stand several times.
   sample.classes = (0, 1)
@@ -208,6 +232,10 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     policy.num_steps = (2, 4, 8)
     policy.trainings = 2
     evaluate.grid_samples = 2000
+  elif preset == 'relatives':
+    config.mode = 'compare'
+    config.search.evaluations = 100
+    config.search.fresh_seeds = 2
   elif preset == 'pod':
     # Samples share statistics in groups of 8, which lie on one device each.
     policy.discriminator.update(batch_size=128, held_out=128)
@@ -237,4 +265,7 @@ def _make_tiny(config: ml_collections.ConfigDict) -> None:
     evaluations=6, num_samples=100, fresh_seeds=2, fresh_samples=100
   )
   config.search.training_steps = 10
+  config.compare.update(
+    num_steps=(2,), batch_size=20, timing_rounds=2, timing_batches=1
+  )
   config.report.images_per_class = 4

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 import numpy as np
@@ -29,6 +30,17 @@ def shade(part: float) -> str:
 
 def log_height(axes: Axes, low: float, high: float) -> None:
   """A logarithmic vertical axis with ticks at 1, 2, 5 times powers of ten."""
+  axes.set_yscale('log')
+  _set_ticks(axes.yaxis, low, high)
+
+
+def log_width(axes: Axes, low: float, high: float) -> None:
+  """A logarithmic horizontal axis, as `log_height`."""
+  axes.set_xscale('log')
+  _set_ticks(axes.xaxis, low, high)
+
+
+def _set_ticks(axis: Axis, low: float, high: float) -> None:
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   ticks = [
     tick
@@ -36,10 +48,9 @@ def log_height(axes: Axes, low: float, high: float) -> None:
     for tick in (10.0**decade, 2 * 10.0**decade, 5 * 10.0**decade)
     if low / 1.5 <= tick <= high * 1.5
   ]
-  axes.set_yscale('log')
-  axes.yaxis.set_major_locator(FixedLocator(ticks))
-  axes.yaxis.set_minor_locator(NullLocator())
-  axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+  axis.set_major_locator(FixedLocator(ticks))
+  axis.set_minor_locator(NullLocator())
+  axis.set_major_formatter(lambda value, _: f'{value:g}')
 
 
 def clean(axes: Axes, grid: str) -> None:

@@ -1,0 +1,153 @@
+"""What a network costs for the same quality, and gives at the same cost.
+
+`report.comparison` tells what results hold. Shape legend: `T` steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from adanat_jax.report import results as reading
+
+Results = Mapping[str, Any]
+
+MEASURE = 'frechet'
+COSTS = ('operations', 'seconds')
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A schedule on a network at one T, trainings pooled.
+
+  Attributes:
+    num_steps: T.
+    distance: mean over trainings and seeds.
+    std: over them.
+    operations: of an image.
+    seconds: of an image, the median of rounds.
+  """
+
+  num_steps: int
+  distance: float
+  std: float
+  operations: float
+  seconds: float
+
+  def cost(self, name: str) -> float:
+    """One of `COSTS`."""
+    return self.operations if name == 'operations' else self.seconds
+
+
+def points(results: Results, network: str, schedule: str) -> list[Point]:
+  """The points of a schedule on a network, T rising."""
+  found = []
+  for num_steps in reading.all_num_steps(results):
+    entries = entries_of(results, network, schedule, num_steps)
+    pooled = reading.pool(entries, MEASURE)
+    if pooled is None:
+      continue
+    taken = [entry['paths'][entry['path']] for entry in entries]
+    found.append(
+      Point(
+        num_steps,
+        pooled.mean,
+        pooled.std if math.isfinite(pooled.std) else 0.0,
+        float(np.mean([x['operations'] for x in taken])),
+        float(np.mean([x['seconds']['median'] for x in taken])),
+      )
+    )
+  return found
+
+
+def distance_at(
+  curve: Sequence[Point], cost: str, value: float
+) -> float | None:
+  """The distance of a schedule at a cost, along its points.
+
+  Linear in the logarithm of the cost between two points: nobody can take two
+  and a half steps, but a network can be made a little larger or smaller.
+
+  Args:
+    curve: points of one schedule on one network.
+    cost: one of `COSTS`.
+    value: where.
+
+  Returns:
+    None if it lies before the first point or after the last one.
+  """
+  ordered = sorted(curve, key=lambda point: point.cost(cost))
+  costs = [point.cost(cost) for point in ordered]
+  if not ordered or not costs[0] <= value <= costs[-1]:
+    return None
+  distances = [point.distance for point in ordered]
+  return float(np.interp(math.log(value), np.log(costs), distances))
+
+
+def cost_at(curve: Sequence[Point], cost: str, distance: float) -> float | None:
+  """The least cost at which a schedule comes to a distance, see `distance_at`.
+
+  Args:
+    curve: points of one schedule on one network.
+    cost: one of `COSTS`.
+    distance: how near.
+
+  Returns:
+    None if no point is as near; the cost of the first point if that one is.
+  """
+  ordered = sorted(curve, key=lambda point: point.cost(cost))
+  for before, after in zip([None, *ordered], ordered, strict=False):
+    if after.distance > distance:
+      continue
+    if before is None:
+      return after.cost(cost)
+    part = (before.distance - distance) / (before.distance - after.distance)
+    low, high = math.log(before.cost(cost)), math.log(after.cost(cost))
+    return math.exp(low + part * (high - low))
+  return None
+
+
+def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
+  """What an ENAT gives for each point of a NAT with the same schedule.
+
+  Args:
+    results: of both networks, or there is nothing to say.
+    schedule: of both.
+
+  Returns:
+    A row for each T and cost: `enat_distance` at the same cost, `enat_cost` at
+    the same distance, None where that is not reached.
+  """
+  nat, enat = (points(results, name, schedule) for name in ('nat', 'enat'))
+  if not enat:
+    return []
+  return [
+    {
+      'schedule': schedule,
+      'num_steps': point.num_steps,
+      'cost': cost,
+      'nat_distance': point.distance,
+      'nat_cost': point.cost(cost),
+      'enat_distance': distance_at(enat, cost, point.cost(cost)),
+      'enat_cost': cost_at(enat, cost, point.distance),
+    }
+    for point in nat
+    for cost in COSTS
+  ]
+
+
+def entries_of(
+  results: Results, network: str, schedule: str, num_steps: int
+) -> list[reading.Entry]:
+  """All trainings of a schedule on a network at one T."""
+  return [
+    entry
+    for entry in results['methods']
+    if entry['network'] == network
+    and entry['schedule'] == schedule
+    and entry['num_steps'] == num_steps
+  ]

@@ -1,0 +1,254 @@
+"""Stage `compare`: MaskGIT, AutoNAT and AdaNAT, each on a NAT and on an ENAT.
+
+  python -m adanat_jax.main --config=configs/digits.py:relatives \
+      --workdir=runs/relatives
+
+runs the stages `tokenizer` and `judges` and then this one, which, for each
+network of `compare.networks`,
+
+1. trains it, searches AutoNAT's table for each T, and trains AdaNAT's policies,
+   by the stages `nat`, `search` and `policy` in `compare/<network>/`;
+2. samples every method with the same seeds, labels and noise, measures the
+   images, and counts the operations of an image;
+
+and at last times all of it in turn. It leaves in `compare/`
+
+ledger.jsonl    each piece as soon as it is done; a killed run goes on from it
+results.json    every figure
+comparison.md   the tables, and what they say
+comparison.png  quality against operations, and against seconds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from adanat_jax import config as config_lib, distributed, files
+from adanat_jax.completion import is_complete, mark_complete
+from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
+from adanat_jax.errors import UserError
+from adanat_jax.report import comparison, trade_offs
+from adanat_jax.stages import (
+  compare_costs as costs,
+  ledger as ledger_lib,
+  nat as nat_stage,
+  networks,
+  policy as policy_stage,
+  policy_rules,
+  search as search_stage,
+  searches,
+)
+from adanat_jax.stages.contender import Contender
+
+Config = ml_collections.ConfigDict
+
+NETWORKS = ('nat', 'enat')
+# What the networks of a comparison share, and the stages that make it.
+_SHARED = {
+  'tokenizer': 'tokenizer',
+  'judges.measure': 'judges/measure',
+  'judges.reward': 'judges/reward',
+}
+
+
+def check_config(config: Config) -> None:
+  """Raises UserError for values with which nothing can be compared."""
+  check(
+    config,
+    {
+      'data.source': choice('digits'),
+      'compare.networks': tuple_of(choice(*NETWORKS)),
+      # One step has nothing to schedule.
+      'compare.num_steps': tuple_of(int_at_least(2)),
+      'compare.batch_size': int_at_least(1),
+      'compare.num_buckets': int_at_least(1),
+      'compare.timing_rounds': int_at_least(1),
+      'compare.timing_batches': int_at_least(1),
+      'evaluate.num_seeds': int_at_least(1),
+      'evaluate.num_samples': int_at_least(100),
+      'search.rounds': choice(0),
+      # One of each: what is compared are schedules, not ways of finding them.
+      'search.optimizers': tuple_of(choice(*searches.OPTIMIZERS), length=1),
+      'search.common_noise': tuple_of(choice('on', 'off'), length=1),
+      'policy.rewards': tuple_of(choice(*policy_rules.REWARDS), length=1),
+    },
+  )
+  section = config.compare
+  for name in ('networks', 'num_steps'):
+    values = section[name]
+    if not values or len(set(values)) != len(values):
+      raise UserError(
+        f'config.compare.{name}={values!r} is not allowed: give at least one,'
+        ' and none twice'
+      )
+  for name in section.enat:
+    if name not in config.nat:
+      raise UserError(
+        f'config.compare.enat.{name}: config.nat has no such field to replace'
+      )
+  networks.check_batches(config, {'compare.batch_size': 1})
+  for network in section.networks:
+    ours = network_config(config, pathlib.Path(), network)
+    try:
+      for stage in (nat_stage, search_stage, policy_stage):
+        stage.check_config(ours)
+    except UserError as error:
+      if network == 'nat':
+        raise
+      raise UserError(f'{error}, as config.compare.enat has it') from error
+
+
+def network_config(
+  config: Config, workdir: pathlib.Path, network: str
+) -> Config:
+  """The config of one network's stages, in a directory of its own.
+
+  Args:
+    config: the whole config.
+    workdir: of the run, which has the tokenizer and the judges.
+    network: 'nat', or 'enat', of which `compare.enat` says how it differs.
+  """
+  result = Config(config.to_dict())
+  if network == 'enat':
+    result.nat.update(config.compare.enat.to_dict())
+  result.nat.update(network=network, init_from='')
+  for name, stage in _SHARED.items():
+    if not networks.is_converted(config, name):
+      section: Any = functools.reduce(getattr, name.split('.'), result)
+      section.init_from = str(workdir.absolute() / stage)
+  steps = tuple(sorted(config.compare.num_steps))
+  result.search.num_steps = steps
+  result.policy.update(num_steps=steps, kinds=('adaptive',), init_from='')
+  return result
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+  """Trains what is missing, measures, times, and writes the comparison.
+
+  Args:
+    config: the whole config; `compare` says what is compared.
+    workdir: tokenizer and judges must be complete; gets `compare/`.
+
+  Raises:
+    UserError: for a missing stage, a value that is not allowed, or a comparison
+      that was begun with other settings.
+  """
+  check_config(config)
+  directory = workdir / 'compare'
+  if is_complete(directory):
+    return
+  for name, stage in _SHARED.items():
+    if not networks.is_converted(config, name):
+      networks.require(workdir, stage)
+  ledger = _open_ledger(config, directory)
+  ours = {
+    network: network_config(config, workdir, network)
+    for network in config.compare.networks
+  }
+  for network, section in ours.items():
+    _say(f'{network}: trainings and searches')
+    _train(section, directory / network)
+  results: dict[str, Any] = {'settings': _settings(config), 'methods': []}
+  calls: dict[str, Callable[[int], None]] = {}
+  for network, section in ours.items():
+    contender = Contender(network, section, directory / network, ledger)
+    results['settings'][network.upper()] = contender.sizes()
+    results.setdefault('floors', contender.floors())
+    for num_steps in sorted(config.compare.num_steps):
+      for method in contender.methods(num_steps):
+        _say(f'{network}, T={num_steps}, {method.label}')
+        results['methods'].append(contender.entry(method, num_steps))
+        calls |= contender.calls(method, num_steps)
+  _say(f'{config.compare.timing_rounds} rounds of timing')
+  timing = ledger.get('timing', lambda: _timing(config, calls))
+  results['machine'] = timing['machine']
+  for entry in results['methods']:
+    for path, figures in entry['paths'].items():
+      figures['seconds'] = timing['seconds'].get(f'{entry["key"]}/{path}')
+  results['trade_offs'] = trade_offs.rows(results)
+  files.write_json(directory / 'results.json', results)
+  comparison.save_plot(directory / 'comparison.png', results)
+  files.write_text(directory / 'comparison.md', comparison.compose(results))
+  mark_complete(directory, len(results['methods']), {})
+  _say(f'tables in {directory / "comparison.md"}')
+
+
+def _train(config: Config, directory: pathlib.Path) -> None:
+  """Makes one network, its tables and its policies, as far as missing."""
+  files.make_directory(directory)
+  # With it the directory is a workdir that `adanat_jax.load` reads.
+  record = {'source': '', 'overrides': {}, 'config': config_lib.to_dict(config)}
+  files.write_json(directory / 'config.json', record)
+  for stage in (nat_stage, search_stage, policy_stage):
+    stage.run(config, directory)
+
+
+def _open_ledger(config: Config, directory: pathlib.Path) -> ledger_lib.Ledger:
+  """What was measured so far.
+
+  A workdir may go on with another search, a comparison may not: its tables
+  would not be those that were measured.
+
+  Raises:
+    UserError: if it was begun with other settings.
+  """
+  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  ours = {
+    f'{section}.{name}': value
+    for section in ('compare', 'search')
+    for name, value in config_lib.fields(config[section])
+  }
+  ours = files.to_json(ours)
+  theirs = ledger.get('about', lambda: ours)
+  for name in sorted(ours.keys() | theirs.keys()):
+    if theirs.get(name) != ours.get(name):
+      raise UserError(
+        f'{directory} was begun with config.{name}={theirs.get(name)} and not'
+        f' {ours.get(name)}; use that, or another --workdir, or delete it'
+      )
+  return ledger
+
+
+def _timing(
+  config: Config, calls: dict[str, Callable[[int], None]]
+) -> dict[str, Any]:
+  """Seconds of an image by method and path, and the machine they belong to."""
+  section = config.compare
+  machine = costs.machine()
+  images = section.batch_size * section.timing_batches
+  measured = costs.interleaved(calls, section.timing_rounds)
+  return {
+    'machine': machine,
+    'seconds': {
+      name: costs.spread([value / images for value in values])
+      for name, values in measured.items()
+    },
+  }
+
+
+def _settings(config: Config) -> dict[str, Any]:
+  """What a reader of the figures has to know."""
+  section = config.compare
+  return {
+    'condition': config.data.condition,
+    'seed': config.seed,
+    'sampling seeds': config.evaluate.num_seeds,
+    'images a seed': config.evaluate.num_samples,
+    'batch': section.batch_size,
+    'timing rounds': section.timing_rounds,
+    'images a timing': section.batch_size * section.timing_batches,
+    'search': f'{config.search.optimizers[0]},'
+    f' {config.search.evaluations} evaluations of'
+    f' {config.search.num_samples} images',
+    'policy iterations': config.policy.iterations,
+    'trajectories an iteration': config.policy.batch_size,
+  }
+
+
+def _say(text: str) -> None:
+  distributed.say(f'compare: {text}')

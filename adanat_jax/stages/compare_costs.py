@@ -1,0 +1,237 @@
+"""What an image costs: operations that are counted, seconds that are measured.
+
+Both are of decoding to tokens, with the policy and without the tokenizer's
+decoder, which is the same for all. A way of running a method is a path:
+
+all      a NAT: every token, at every step
+static   an ENAT and a table: the counts of each step are known beforehand
+buckets  an ENAT and an adaptive policy: within bounds that hold the whole batch
+masked   the same at every position, with masked attention
+own      the same if each sample were computed by itself; nothing runs it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from adanat_jax import batch_decoder, operations, sharding
+from adanat_jax.batch_decoder import Plan
+from adanat_jax.decoding import unrolled
+from adanat_jax.models import denoisers
+from adanat_jax.models.enat import ENAT
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.rl.agent import Agent
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import methods as methods_lib
+from adanat_jax.types import PolicyValues, TokenCounts
+
+
+def paths_of(generator: Generator, method: methods_lib.Method) -> list[str]:
+  """The ways of running a method; the one a user would take comes first."""
+  if not denoisers.reuses(generator.nat):
+    return ['all']
+  return ['buckets', 'masked'] if _is_adaptive(method) else ['static']
+
+
+def path_operations(
+  generator: Generator,
+  method: methods_lib.Method,
+  num_steps: int,
+  actor: PolicyNetwork,
+) -> dict[str, int]:
+  """Operations of one image by each path whose counts no sample decides.
+
+  Args:
+    generator: the network.
+    method: the schedule.
+    num_steps: T.
+    actor: what an adaptive method runs at each step.
+
+  Returns:
+    Twice the multiply-adds, to tokens: of `all`, or `static`, or `masked`.
+  """
+  nat, guided = generator.nat, method.guided
+  policy = 0
+  if _is_adaptive(method):
+    policy = operations.policy_operations(actor, nat.width)
+  if not isinstance(nat, ENAT):
+    forward = operations.nat_operations(nat)
+    return {
+      'all': operations.sampling_operations(
+        forward, policy, 0, num_steps, guided
+      )
+    }
+  if isinstance(method.policy, PolicyValues):
+    counts = unrolled.counts_of(
+      method.policy, nat.num_tokens, options=method.options
+    )
+    return {
+      'static': operations.enat_sampling_operations(nat, counts, 0, guided)
+    }
+  forward = operations.enat_operations(nat)
+  return {
+    'masked': operations.sampling_operations(
+      forward, policy, 0, num_steps, guided
+    )
+  }
+
+
+def adaptive_operations(
+  nat: ENAT,
+  found: np.ndarray,
+  buckets: Sequence[TokenCounts],
+  batch_size: int,
+) -> dict[str, float]:
+  """What samples that differ in their counts cost an ENAT, guided.
+
+  Args:
+    nat: the network.
+    found: int[T, S, 3], the counts of each sample at each step, in the order of
+      `TokenCounts`.
+    buckets: bounds, cheapest first.
+    batch_size: B; samples are decoded in batches of so many.
+
+  Returns:
+    Operations of the network's forwards for one image, the mean over samples:
+    `buckets` with what pads them to the bound of their batch, `own` without.
+    `beyond` is the share of forwards that no bucket holds.
+  """
+  cost = functools.cache(lambda counts: operations.enat_operations(nat, counts))
+  own = sum(cost(TokenCounts(*x)) for x in found.reshape(-1, 3).tolist())
+  padded, beyond, forwards = 0, 0, 0
+  count = found.shape[1]
+  for first in range(0, count, batch_size):
+    batch = found[:, first : first + batch_size]
+    for needed in batch.max(axis=1).tolist():
+      bound = next((b for b in buckets if all(np.less_equal(needed, b))), None)
+      padded += cost(bound) * batch.shape[1]
+      beyond += bound is None
+      forwards += 1
+  return {
+    'buckets': 2 * padded / count,
+    'own': 2 * own / count,
+    'beyond': beyond / forwards,
+  }
+
+
+def make_calls(
+  generator: Generator,
+  method: methods_lib.Method,
+  num_steps: int,
+  path: str,
+  num_batches: int,
+) -> Callable[[int], None]:
+  """A function that decodes batches to tokens, and waits for them.
+
+  Args:
+    generator: the network, and for the path `buckets` its buckets.
+    method: the schedule.
+    num_steps: T.
+    path: see the module.
+    num_batches: how many batches of the generator's size a call decodes.
+
+  Returns:
+    A function of a seed, which chooses the noise.
+  """
+  nat, size = generator.nat, generator.batch_size
+  mesh = generator.mesh or sharding.make_mesh()
+  tokens = np.full((size, nat.num_tokens), nat.codebook_size, np.int32)
+  labels = np.arange(size, dtype=np.int32) % generator.num_classes
+  plan = Plan(num_steps, method.guided, method.options)
+  if path == 'static':
+    assert isinstance(method.policy, PolicyValues)
+    plan = batch_decoder.with_counts(nat, plan, method.policy, tokens, labels)
+  elif path == 'buckets':
+    plan = dataclasses.replace(plan, buckets=generator.buckets[num_steps])
+  null = np.asarray(generator.num_classes, np.int32)
+  rows = sharding.local_rows(np.arange(size), mesh)
+  batches: list[Any] = [
+    sharding.put_batch(
+      {
+        'tokens': tokens[rows],
+        'labels': labels[rows],
+        'index': (number * size + rows).astype(np.int32),
+      },
+      mesh,
+    )
+    for number in range(num_batches)
+  ]
+
+  def call(seed: int) -> None:
+    key = jax.random.key(seed)
+    with jax.set_mesh(mesh):
+      jax.block_until_ready(
+        [
+          batch_decoder.decode_tokens(
+            nat, plan, generator.nat_params, method.policy, batch, null, key
+          ).tokens
+          for batch in batches
+        ]
+      )
+
+  return call
+
+
+def interleaved(
+  calls: Mapping[str, Callable[[int], None]], num_rounds: int
+) -> dict[str, list[float]]:
+  """Times every call in turn, in rounds.
+
+  What disturbs the machine for a while then disturbs all calls alike. Every
+  other round goes backwards, so that none always follows the same one.
+
+  Args:
+    calls: functions of a seed, which all calls of a round share.
+    num_rounds: how many.
+
+  Returns:
+    Seconds of each call, one number a round. Compiling is none of it.
+  """
+  for call in calls.values():
+    call(0)
+  result: dict[str, list[float]] = {name: [] for name in calls}
+  for number in range(num_rounds):
+    names = list(calls)
+    for name in names if number % 2 == 0 else reversed(names):
+      start = time.perf_counter()
+      calls[name](number + 1)
+      result[name].append(time.perf_counter() - start)
+  return result
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+  """Median, lowest, highest, and all of them."""
+  return {
+    'median': statistics.median(values),
+    'low': min(values),
+    'high': max(values),
+    'values': list(values),
+  }
+
+
+def machine() -> dict[str, Any]:
+  """What the seconds belong to."""
+  try:
+    cores = len(os.sched_getaffinity(0))
+  except AttributeError:  # Not on this system.
+    cores = os.cpu_count() or 1
+  return {
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'cores': cores,
+    'load before': os.getloadavg()[0],
+    'jax': jax.__version__,
+    'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+  }
+
+
+def _is_adaptive(method: methods_lib.Method) -> bool:
+  return isinstance(method.policy, Agent)

@@ -1,0 +1,300 @@
+"""One network of a comparison with all of its schedules: see `compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adanat_jax import files, operations
+from adanat_jax.data import digits
+from adanat_jax.decoding import buckets as buckets_lib
+from adanat_jax.models.enat import ENAT
+from adanat_jax.rl.agent import Agent
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import (
+  compare_costs as costs,
+  evaluate,
+  ledger as ledger_lib,
+  measures as measures_lib,
+  methods as methods_lib,
+  networks,
+  policy as policy_stage,
+  searches,
+)
+from adanat_jax.types import PolicyValues, TokenCounts
+
+Config = ml_collections.ConfigDict
+
+
+class Contender:
+  """One network with its schedules."""
+
+  def __init__(
+    self,
+    network: str,
+    config: Config,
+    directory: pathlib.Path,
+    ledger: ledger_lib.Ledger,
+  ):
+    """Loads what the network's stages have made.
+
+    Args:
+      network: its name.
+      config: of its stages.
+      directory: its own.
+      ledger: of the comparison.
+    """
+    self._network = network
+    self._config = config
+    self._directory = directory
+    self._ledger = ledger
+    self._evaluation = evaluate.Evaluation(config, directory)
+    self._generator: Generator = dataclasses.replace(
+      self._evaluation.generator, batch_size=config.compare.batch_size
+    )
+    self._actor, _ = networks.policy_modules(config)
+
+  def sizes(self) -> dict[str, Any]:
+    """What the network consists of."""
+    nat = self._generator.nat
+    names = (
+      ('encoder_depth', 'decoder_depth')
+      if isinstance(nat, ENAT)
+      else ('depth',)
+    )
+    leaves = jax.tree.leaves(self._generator.nat_params)
+    return {
+      'parameters': sum(leaf.size for leaf in leaves),
+      **{name: getattr(nat, name) for name in names},
+    }
+
+  def floors(self) -> dict[str, dict[str, float]]:
+    """Measures of real images that nothing was trained on."""
+    data = digits.load(self._config.data.image_size)
+    condition = digits.condition_of(
+      data.test_labels, self._config.data.condition
+    )
+    return {
+      'held-out images': self._ledger.get(
+        'floors',
+        lambda: self._evaluation.measures(data.test_images, condition),
+      )
+    }
+
+  def methods(self, num_steps: int) -> Iterator[methods_lib.Method]:
+    """The schedules of T steps: hand-made, searched, learned."""
+    num_tokens = self._generator.nat.num_tokens
+    maskgit = methods_lib.hand_made(num_steps, num_tokens)[0]
+    yield dataclasses.replace(maskgit, label='MaskGIT')
+    for which in searches.of(self._config):
+      if which.num_steps == num_steps:
+        yield self._searched(which)
+    for training in policy_stage.trainings(self._config):
+      if training.num_steps == num_steps:
+        yield methods_lib.Method(
+          name='adanat',
+          label='AdaNAT',
+          role='adaptive',
+          policy=policy_stage.load_agent(
+            self._config, self._directory, training
+          ),
+          training=training.index,
+          reward=training.reward,
+        )
+
+  def _searched(self, which: searches.Search) -> methods_lib.Method:
+    """The better one of what a search ended at and what it saw, measured anew.
+
+    With noise that neither the search nor the comparison sees.
+    """
+    path = self._directory / 'search' / which.name / 'results.json'
+    tables = files.read_json(path)['tables']
+    name = min(('last', 'best'), key=lambda x: tables[x]['fresh']['mean'])
+    table = PolicyValues(
+      **{
+        key: jnp.asarray(values, jnp.float32)
+        for key, values in tables[name]['table'].items()
+      }
+    )
+    return methods_lib.Method(
+      name='autonat',
+      label='AutoNAT',
+      role='tuned',
+      policy=table,
+      training=which.repetition,
+      note=f'{name} table of {self._config.search.evaluations} evaluations',
+    )
+
+  def _key(self, method: methods_lib.Method, num_steps: int) -> str:
+    return f'{self._network}/T{num_steps}/{method.name}/{method.training or 0}'
+
+  def _generator_of(
+    self, method: methods_lib.Method, num_steps: int
+  ) -> Generator:
+    """The generator, with the buckets that an adaptive policy of ENAT gets."""
+    nat = self._generator.nat
+    if not isinstance(method.policy, Agent) or not isinstance(nat, ENAT):
+      return self._generator
+
+    def make() -> list[TokenCounts]:
+      # Samples that no measure sees.
+      found = self._generator.with_buckets(
+        method.policy,
+        self._evaluation.labels(self._config.evaluate.num_samples),
+        networks.stage_key(self._config, 'compare/buckets'),
+        num_steps=num_steps,
+        num_buckets=self._config.compare.num_buckets,
+      )
+      return list(found.buckets[num_steps])
+
+    rows = self._ledger.get(f'{self._key(method, num_steps)}/buckets', make)
+    chosen = tuple(TokenCounts(*row) for row in rows)
+    return dataclasses.replace(self._generator, buckets={num_steps: chosen})
+
+  def entry(self, method: methods_lib.Method, num_steps: int) -> dict[str, Any]:
+    """A method as `results.json` has it, but for the seconds."""
+    generator = self._generator_of(method, num_steps)
+    key = self._key(method, num_steps)
+    seeds = list(range(self._config.evaluate.num_seeds))
+    rows = [
+      self._ledger.get(
+        f'{key}/{seed}',
+        functools.partial(self._row, generator, method, num_steps, seed),
+      )
+      for seed in seeds
+    ]
+    paths: dict[str, dict[str, Any]] = {
+      path: {'operations': count}
+      for path, count in costs.path_operations(
+        generator, method, num_steps, self._actor
+      ).items()
+    }
+    result = {
+      'key': key,
+      'name': f'{self._network}/{method.name}',
+      'label': f'{method.label} on {self._network.upper()}',
+      'network': self._network,
+      'schedule': method.name,
+      'role': method.role,
+      'reward': method.reward,
+      'note': method.note,
+      'num_steps': num_steps,
+      'training': method.training,
+      'guided': method.guided,
+      'seeds': seeds,
+      'samples_per_seed': self._config.evaluate.num_samples,
+      'measures': {
+        measure: _summary([row['measures'][measure] for row in rows])
+        for measure in measures_lib.MEASURES
+      },
+      'values_per_step': rows[0]['values_per_step'],
+      'committed_per_step': rows[0]['committed_per_step'],
+      'path': costs.paths_of(generator, method)[0],
+      'paths': paths,
+    }
+    if 'adaptive' in rows[0]:
+      policy = num_steps * operations.policy_operations(
+        self._actor, generator.nat.width
+      )
+      found = {
+        name: float(np.mean([row['adaptive'][name] for row in rows]))
+        for name in rows[0]['adaptive']
+      }
+      for path in ('buckets', 'own'):
+        paths[path] = {'operations': found[path] + policy}
+      result['buckets'] = [list(x) for x in generator.buckets[num_steps]]
+      result['beyond_buckets'] = found['beyond']
+    decoder = operations.decoder_operations(
+      generator.tokenizer, generator.nat.num_tokens
+    )
+    for figures in paths.values():
+      figures['operations_with_decoder'] = figures['operations'] + decoder
+    return result
+
+  def calls(
+    self, method: methods_lib.Method, num_steps: int
+  ) -> dict[str, Callable[[int], None]]:
+    """What is timed of a method, by its key and the path."""
+    generator = self._generator_of(method, num_steps)
+    return {
+      f'{self._key(method, num_steps)}/{path}': costs.make_calls(
+        generator,
+        method,
+        num_steps,
+        path,
+        self._config.compare.timing_batches,
+      )
+      for path in costs.paths_of(generator, method)
+    }
+
+  def _row(
+    self,
+    generator: Generator,
+    method: methods_lib.Method,
+    num_steps: int,
+    seed: int,
+  ) -> dict[str, Any]:
+    """What is measured of one seed."""
+    labels = self._evaluation.labels(self._config.evaluate.num_samples)
+    samples = generator.decode(
+      method.policy,
+      labels,
+      # The same noise for every method and network, and that of `evaluate`.
+      networks.stage_key(self._config, f'evaluate/seed-{seed}'),
+      num_steps=num_steps,
+      guided=method.guided,
+      options=method.options,
+      record=True,
+    )
+    trajectory = samples.trajectory
+    assert trajectory is not None  # It was asked for.
+    row = {
+      'measures': self._evaluation.measures(samples.images, labels),
+      'values_per_step': {
+        field.name: _over_samples(getattr(trajectory.values, field.name))
+        for field in dataclasses.fields(PolicyValues)
+      },
+      'committed_per_step': _over_samples(trajectory.num_committed),
+    }
+    nat = generator.nat
+    if isinstance(nat, ENAT) and isinstance(method.policy, Agent):
+      start = np.full_like(samples.tokens, nat.codebook_size)
+      found = buckets_lib.counts_of_decode(
+        trajectory.tokens, start, nat.codebook_size
+      )
+      row['adaptive'] = costs.adaptive_operations(
+        nat,
+        np.asarray(found),
+        generator.buckets[num_steps],
+        generator.batch_size,
+      )
+    return row
+
+
+def _over_samples(values: ArrayLike) -> dict[str, list[float]]:
+  """What the samples of [T, B] have in common, and how far they differ."""
+  array = np.asarray(values, np.float64)
+  return {
+    'mean': array.mean(1).tolist(),
+    'std': array.std(1).tolist(),
+    'low': array.min(1).tolist(),
+    'high': array.max(1).tolist(),
+  }
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+  """Mean and spread over seeds."""
+  return {
+    'mean': float(np.mean(values)),
+    'std': float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+    'values': values,
+  }

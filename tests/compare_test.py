@@ -1,0 +1,454 @@
+"""Stage `compare`: from nothing to its tables, killed and resumed; counts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+import types
+from unittest import mock
+
+from absl import logging
+from absl.testing import absltest, parameterized
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import random_weights
+import small_weights
+
+from adanat_jax import (
+  config as config_lib,
+  files,
+  main,
+  operations,
+  workdir as workdir_lib,
+)
+from adanat_jax.decoding import step as step_lib
+from adanat_jax.errors import UserError
+from adanat_jax.models.enat import ENAT
+from adanat_jax.models.nat import NAT
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.report import comparison, trade_offs
+from adanat_jax.rl.agent import Agent
+from adanat_jax.stages import (
+  compare,
+  compare_costs as costs,
+  contender,
+  load,
+  methods as methods_lib,
+  networks,
+)
+from adanat_jax.types import TokenCounts
+
+DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
+# Little to compile.
+SMALL = {
+  'mode': 'compare',
+  'tensorboard': False,
+  'data.image_size': 8,
+  'tokenizer.width_multipliers': (1, 1),
+  'judges.measure.widths': (4, 8),
+  'judges.reward.depth': 1,
+  'judges.reward.hooks': (0,),
+  'judges.reward.cutout': 2,
+  'nat.num_steps': 2,
+  'nat.batch_size': 8,
+  'nat.width': 16,
+  'nat.depth': 0,
+  'nat.num_heads': 2,
+  'compare.enat.encoder_depth': 1,
+  'policy.rewards': ('pretrained',),
+  'policy.iterations': 1,
+  'evaluate.network': 'pixels',
+  'evaluate.num_seeds': 2,
+  'search.evaluations': 2,
+  'search.num_samples': 20,
+  'search.fresh_seeds': 1,
+  'search.fresh_samples': 20,
+}
+
+
+def setUpModule():
+  logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
+
+
+def small_config(**fields):
+  """A comparison of little networks at T = 2."""
+  return config_lib.load(
+    f'{DIGITS}:tiny',
+    SMALL | {name.replace('__', '.'): value for name, value in fields.items()},
+  )
+
+
+def save_shared(config, workdir):
+  """Random networks in place of what the stages before train."""
+  side = config.data.image_size
+  image = jnp.zeros((1, side, side, 1))
+  for stage, module in (
+    ('tokenizer', networks.tokenizer_module(config)),
+    ('judges/measure', networks.measuring_module(config)),
+    ('judges/reward', networks.reward_module(config)),
+  ):
+    params = random_weights.random_variables(module, image)['params']
+    small_weights.save(workdir / stage, params=params)
+
+
+def without_seconds(results):
+  """The figures that a run made again gives again."""
+  results = {name: x for name, x in results.items() if name != 'machine'}
+  results['trade_offs'] = [
+    row for row in results['trade_offs'] if row['cost'] != 'seconds'
+  ]
+  for entry in results['methods']:
+    for figures in entry['paths'].values():
+      figures.pop('seconds')
+  return results
+
+
+class StageTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.workdir = pathlib.Path(cls().create_tempdir('compare').full_path)
+    cls.config = small_config()
+    save_shared(cls.config, cls.workdir)
+    cls.directory = cls.workdir / 'compare'
+    rows, measure = [], contender.Contender._row
+
+    def row(self, generator, method, num_steps, seed):
+      rows.append((self._network, method.name, seed))
+      if len(rows) == 5:
+        raise InterruptedError('killed')
+      return measure(self, generator, method, num_steps, seed)
+
+    def killed():
+      with cls().assertRaises(InterruptedError):
+        compare.run(cls.config, cls.workdir)
+
+    with contextlib.redirect_stdout(io.StringIO()):
+      with mock.patch.object(contender.Contender, '_row', row):
+        killed()
+        # And again when all there is to do is to time it.
+        dies = mock.Mock(side_effect=InterruptedError)
+        with mock.patch.object(costs, 'interleaved', dies):
+          killed()
+      compare.run(cls.config, cls.workdir)
+    cls.rows = rows
+    cls.results = files.read_json(cls.directory / 'results.json')
+
+  def test_a_killed_one_goes_on_and_gives_the_same(self):
+    # Two networks, three schedules, two seeds; the fifth was asked for twice.
+    self.assertLen(self.rows, 13)
+    self.assertLen(set(self.rows), 12)
+    self.assertEqual(self.rows[4], self.rows[5])
+    names = ['results.json', 'ledger.jsonl', 'complete.json']
+    before = {name: (self.directory / name).read_bytes() for name in names}
+    for name in names:
+      (self.directory / name).unlink()
+    try:
+      # What was trained and searched stays, all else is measured again.
+      with contextlib.redirect_stdout(io.StringIO()):
+        compare.run(self.config, self.workdir)
+      again = files.read_json(self.directory / 'results.json')
+    finally:
+      for name, content in before.items():
+        (self.directory / name).write_bytes(content)
+    whole = files.read_json(self.directory / 'results.json')
+    self.assertEqual(without_seconds(again), without_seconds(whole))
+
+  def test_what_it_leaves(self):
+    found = {
+      (entry['network'], entry['schedule'], entry['path']): list(entry['paths'])
+      for entry in self.results['methods']
+    }
+    self.assertEqual(
+      found,
+      {
+        ('nat', 'maskgit', 'all'): ['all'],
+        ('nat', 'autonat', 'all'): ['all'],
+        ('nat', 'adanat', 'all'): ['all'],
+        ('enat', 'maskgit', 'static'): ['static'],
+        ('enat', 'autonat', 'static'): ['static'],
+        ('enat', 'adanat', 'buckets'): ['masked', 'buckets', 'own'],
+      },
+    )
+    for entry in self.results['methods']:
+      self.assertTrue(np.isfinite(entry['measures']['frechet']['values']).all())
+      self.assertLen(entry['measures']['frechet']['values'], 2)
+      for path, figures in entry['paths'].items():
+        self.assertGreater(
+          figures['operations_with_decoder'], figures['operations']
+        )
+        self.assertEqual(figures['seconds'] is None, path == 'own')
+    *_, adaptive = self.results['methods']
+    by_path = {k: v['operations'] for k, v in adaptive['paths'].items()}
+    self.assertLessEqual(by_path['own'], by_path['buckets'])
+    self.assertLess(by_path['buckets'], by_path['masked'])
+    text = (self.directory / 'comparison.md').read_text()
+    self.assertIn('| ENAT | AutoNAT | 2 |', text)
+    self.assertIn('| ENAT | 2 | each sample by itself |', text)
+    picture = matplotlib.image.imread(self.directory / 'comparison.png')
+    self.assertGreater(picture.std(), 0.01)
+
+  def test_the_searched_table_that_is_better_on_fresh_noise_is_taken(self):
+    path = self.directory / 'nat/search/T2-cma-on-0/results.json'
+    tables = files.read_json(path)['tables']
+    better = min(('last', 'best'), key=lambda x: tables[x]['fresh']['mean'])
+    _, autonat, *_ = self.results['methods']
+    self.assertStartsWith(autonat['note'], better)
+    np.testing.assert_allclose(
+      autonat['values_per_step']['guidance_scale']['mean'],
+      tables[better]['table']['guidance_scale'],
+      rtol=1e-6,
+    )
+
+  def test_each_network_is_a_workdir(self):
+    for network, kind in (('nat', NAT), ('enat', ENAT)):
+      generator = load.load(self.directory / network)
+      self.assertIsInstance(generator.nat, kind)
+      self.assertEqual(list(generator.agents), [2])
+
+  def test_what_is_finished_is_left_alone(self):
+    with mock.patch.object(compare, '_train', None):
+      compare.run(self.config, self.workdir)
+    workdir_lib.claim(self.workdir / 'claimed', self.config, {})
+    other = small_config(compare__batch_size=10)
+    workdir_lib.claim(self.workdir / 'claimed', other, {})
+    (self.directory / 'complete.json').rename(self.directory / 'done')
+    try:
+      with self.assertRaisesRegex(
+        UserError, 'config.compare.batch_size=20 and not 10'
+      ):
+        compare.run(other, self.workdir)
+    finally:
+      (self.directory / 'done').rename(self.directory / 'complete.json')
+
+
+class CostsTest(parameterized.TestCase):
+  """By hand: N = 4, D = 2, K = 3, MLPs of 4 D, one block or one of each."""
+
+  nat = NAT(3, 4, 2, 0, 1, num_classes=2)
+  enat = ENAT(3, 4, 2, 1, 1, 1, num_classes=2)
+  actor = PolicyNetwork(4, 2, 2, 2, (2, 2))
+
+  def generator(self, nat):
+    return types.SimpleNamespace(nat=nat)
+
+  def agent(self):
+    agent = Agent({}, jnp.zeros((2, 4)), lambda *_: None)
+    return methods_lib.Method('adanat', '', '', agent)
+
+  def test_nat(self):
+    # A block on 4 tokens and the class: 12 D^2 5 + 2 5^2 D = 340; the head
+    # 4 (D^2 + D K) = 40.
+    maskgit = methods_lib.hand_made(2, 4)[0]
+    count = costs.path_operations(
+      self.generator(self.nat), maskgit, 2, self.actor
+    )
+    self.assertEqual(count, {'all': 2 * 2 * 380})
+    policy = operations.policy_operations(self.actor, 2)
+    count = costs.path_operations(
+      self.generator(self.nat), self.agent(), 2, self.actor
+    )
+    self.assertEqual(count, {'all': 2 * (2 * 2 * 380 + policy)})
+
+  def test_enat_by_a_table(self):
+    # floor(4 cos(pi/4)) = 2 stay masked. Step 1, 4 masked: decoder
+    # (10 4 + 2 4 + 8) D^2 + 2 4 4 D = 288, head 40. Step 2, 2 new and 2 masked:
+    # encoder (10 2 + 2 2 + 8) D^2 + 2 2 2 D = 144, decoder
+    # (10 2 + 2 4 + 8) D^2 + 2 2 4 D = 176, head 40.
+    maskgit = methods_lib.hand_made(2, 4)[0]
+    self.assertEqual(maskgit.options, step_lib.MASKGIT)
+    count = costs.path_operations(
+      self.generator(self.enat), maskgit, 2, self.actor
+    )
+    self.assertEqual(count, {'static': 2 * (328 + 360)})
+
+  def test_enat_at_every_position(self):
+    # Carried over: 8 D^2 4 = 128; both blocks (10 4 + 2 8 + 8) D^2 + 2 4 4 D =
+    # 320; head 40.
+    policy = operations.policy_operations(self.actor, 2)
+    count = costs.path_operations(
+      self.generator(self.enat), self.agent(), 2, self.actor
+    )
+    self.assertEqual(count, {'masked': 2 * (2 * 2 * 808 + policy)})
+
+  def test_adaptive_counts(self):
+    found = np.array(
+      [
+        [[0, 0, 4], [0, 0, 4], [0, 0, 4]],
+        [[0, 1, 3], [0, 2, 2], [0, 4, 0]],
+      ]
+    )
+    buckets = (TokenCounts(0, 2, 3), TokenCounts(0, 0, 4))
+    prices = {
+      (0, 0, 4): 5,
+      (0, 1, 3): 7,
+      (0, 2, 2): 11,
+      (0, 4, 0): 13,
+      (0, 2, 3): 17,
+      None: 100,
+    }
+    with mock.patch.object(
+      operations, 'enat_operations', lambda _, counts: prices[counts]
+    ):
+      count = costs.adaptive_operations(self.enat, found, buckets, 2)
+    # Two forwards each. Step 1: the second bucket for both batches. Step 2: the
+    # first batch needs (0, 2, 3), the other one fits into none.
+    self.assertAlmostEqual(count['buckets'], 2 * (3 * 5 + 2 * 17 + 100) / 3)
+    self.assertAlmostEqual(count['own'], 2 * (3 * 5 + 7 + 11 + 13) / 3)
+    self.assertEqual(count['beyond'], 1 / 4)
+
+  def test_rounds_take_turns(self):
+    log = []
+    calls = {
+      name: lambda seed, name=name: log.append((name, seed)) for name in 'ab'
+    }
+    seconds = costs.interleaved(calls, 2)
+    self.assertEqual(
+      log, [('a', 0), ('b', 0), ('a', 1), ('b', 1), ('b', 2), ('a', 2)]
+    )
+    self.assertEqual([len(x) for x in seconds.values()], [2, 2])
+
+
+def _point(num_steps, distance, operations, seconds=1.0):
+  return trade_offs.Point(num_steps, distance, 0.0, operations, seconds)
+
+
+class TradeOffsTest(parameterized.TestCase):
+  curve = (_point(2, 10.0, 1.0), _point(4, 6.0, 4.0), _point(8, 7.0, 16.0))
+
+  @parameterized.parameters(
+    (1.0, 10.0), (2.0, 8.0), (8.0, 6.5), (16.0, 7.0), (0.9, None), (17.0, None)
+  )
+  def test_distance_at_a_cost(self, cost, expected):
+    found = trade_offs.distance_at(self.curve, 'operations', cost)
+    if expected is None:
+      self.assertIsNone(found)
+    else:
+      self.assertAlmostEqual(found, expected)
+
+  @parameterized.parameters(
+    (8.0, 2.0), (6.0, 4.0), (6.5, 4 ** (7 / 8)), (11.0, 1.0), (5.9, None)
+  )
+  def test_cost_at_a_distance(self, distance, expected):
+    found = trade_offs.cost_at(self.curve, 'operations', distance)
+    if expected is None:
+      self.assertIsNone(found)
+    else:
+      self.assertAlmostEqual(found, expected)
+
+  def test_rows_and_tables(self):
+    entries = []
+    for network, factor in (('nat', 4.0), ('enat', 1.0)):
+      for point in self.curve:
+        values = [point.distance - 1, point.distance + 1]
+        entries.append(
+          {
+            'network': network,
+            'schedule': 'adanat',
+            'num_steps': point.num_steps,
+            'measures': {
+              name: {'values': values}
+              for name in ('frechet', 'precision', 'recall', 'accuracy')
+            },
+            'committed_per_step': {
+              name: [1.0] * point.num_steps
+              for name in ('mean', 'std', 'low', 'high')
+            },
+            'path': 'all',
+            'paths': {
+              'all': {
+                'operations': factor * point.operations,
+                'operations_with_decoder': factor * point.operations + 1,
+                'seconds': {
+                  'median': factor * point.operations,
+                  'low': 1.0,
+                  'high': 2.0,
+                },
+              }
+            },
+          }
+        )
+    results = {'methods': entries}
+    rows = trade_offs.rows(results)
+    self.assertLen(rows, 6)
+    self.assertEqual(
+      [row['num_steps'] for row in rows if row['cost'] == 'operations'],
+      [2, 4, 8],
+    )
+    # The NAT's points lie at 4, 16 and 64.
+    self.assertEqual([rows[i]['enat_distance'] for i in (0, 2)], [6.0, 7.0])
+    self.assertIsNone(rows[4]['enat_distance'])
+    self.assertEqual(rows[0]['enat_cost'], 1.0)
+    self.assertEmpty(trade_offs.rows({'methods': entries[:3]}))
+    text = comparison.compose(
+      {
+        'settings': dict.fromkeys(
+          (
+            'sampling seeds',
+            'images a seed',
+            'timing rounds',
+            'images a timing',
+            'batch',
+          ),
+          3,
+        ),
+        'machine': {'device': 'one', 'cores': 2},
+        'floors': {'held-out images': {'frechet': 1.5}},
+        'methods': entries,
+        'trade_offs': rows,
+      }
+    )
+    self.assertIn('not reached', text)
+    self.assertIn('| NAT | AdaNAT | 2 | 10.00 ± 1.41 |', text)
+
+
+class MistakesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'compare__networks': ('maskgit',)}, 'each one of nat, enat'),
+    ({'compare__networks': ()}, 'config.compare.networks=()'),
+    ({'compare__num_steps': (4, 4)}, 'none twice'),
+    ({'compare__num_steps': (1,)}, 'config.compare.num_steps=(1,)'),
+    ({'compare__num_buckets': 0}, 'config.compare.num_buckets=0'),
+    ({'search__optimizers': ('cma', 'finite_differences')}, 'of 1 elements'),
+    ({'search__rounds': 1}, 'config.search.rounds=1'),
+    ({'policy__rewards': ('frechet', 'adversarial')}, 'of 1 elements'),
+    (
+      {'compare__enat__reuse_probability': 0.0},
+      'as config.compare.enat has it',
+    ),
+    ({'evaluate__num_samples': 10}, 'config.evaluate.num_samples=10'),
+  )
+  def test_they_are_one_line(self, fields, part):
+    with self.assertRaises(UserError) as caught:
+      compare.check_config(small_config(**fields))
+    self.assertIn(part, str(caught.exception))
+    self.assertNotIn('\n', str(caught.exception))
+
+  def test_a_field_that_the_nat_has_not(self):
+    config = small_config()
+    with config.unlocked():
+      config.compare.enat.depths = 3
+    with self.assertRaisesRegex(UserError, 'config.compare.enat.depths'):
+      compare.check_config(config)
+
+  def test_the_preset_and_its_stages(self):
+    config = config_lib.load(f'{DIGITS}:relatives')
+    self.assertEqual(config.mode, 'compare')
+    compare.check_config(config)
+    self.assertEqual(main.COMPARISON, ('tokenizer', 'judges', 'compare'))
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    with self.assertRaisesRegex(UserError, '--config.mode=tokenizer'):
+      compare.run(config, workdir)
+    # The NAT is that of the default job: nothing but what it reads differs.
+    ours = compare.network_config(config, workdir, 'nat')
+    default = config_lib.load(str(DIGITS))
+    self.assertEqual(
+      {k: v for k, v in ours.nat.items() if k != 'init_from'},
+      dict(default.nat.items()),
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
