@@ -9,8 +9,8 @@ average of the parameters is what decoding uses.
 A network that decodes with a cache (ENAT) also learns to use one. A share of
 the examples gets a cache of the moving average, which was shown only a part of
 what is visible to the network that learns: k of the visible tokens, `k =
-round(u * their number)` of uniform u, are masked again for it. It has no cache
-of its own, so that training knows one level of what decoding does T - 1 times.
+round(u * their number)` of uniform u, are masked again for it. As published, it
+has no cache of its own: training knows one level of reuse, decoding has many.
 
 AutoNAT, section 3.1; LeapLabTHU/ImprovedNAT train.py and libs/nat_misc.py;
 LeapLabTHU/ENAT likewise; docs/how_it_works.md says what of them is not copied.
