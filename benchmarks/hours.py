@@ -7,7 +7,9 @@ and convolutions (`adanat_jax/operations.py`; XLA's count for the networks that
 judge), divided by a rate of operations a second that is assumed. A gradient
 counts as two forwards more. Reading data, saving, compiling, optimizers,
 exchange between devices and normalisations are left out;
-`--config.field=value` changes what is counted as it changes a run.
+`--config.field=value` changes what is counted as it changes a run. An ENAT
+counts at full length, as it is trained and as policies run it; a schedule of 8
+steps decodes with a sixth of that.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import ml_collections
 
 from adanat_jax import config as config_lib, operations
 from adanat_jax.data import clip_tokens
+from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.stages import networks, policy_rules, texts
@@ -52,7 +55,7 @@ class Costs:
     actor, critic = networks.policy_modules(config)
     self.encoder = operations.encoder_operations(tokenizer, num_tokens)
     self.decoder = operations.decoder_operations(tokenizer, num_tokens)
-    self.nat = operations.nat_operations(networks.nat_module(config), length)
+    self.nat, self.encoded_anew = _nat(config, length)
     self.actor = operations.policy_operations(actor, config.nat.width)
     self.critic = operations.policy_operations(critic, config.nat.width)
     self.text = 0
@@ -70,6 +73,20 @@ class Costs:
       side = _INCEPTION_SIDE
       image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
       self.measured += _counted(InceptionV3(), image)
+
+
+def _nat(config: Config, text_length: int) -> tuple[int, float]:
+  """Of a forward, and how many a training step has beside the one it learns."""
+  module = networks.nat_module(config)
+  if not isinstance(module, ENAT):
+    return operations.nat_operations(module, text_length), 0
+  # What is reused is made for all examples as soon as one of them wants it.
+  share = config.nat.reuse_probability
+  per_batch = config.nat.mask_ratio_per == 'batch'
+  return (
+    operations.enat_operations(module, text_length=text_length),
+    share if per_batch else 1,
+  )
 
 
 def _judge(config: Config) -> tuple[int, int]:
@@ -113,7 +130,9 @@ def stages(
   if not networks.is_converted(config, 'nat'):
     nat = config.nat
     result['nat'] = (
-      nat.num_steps * nat.batch_size * (_TRAINING * cost.nat + computed)
+      nat.num_steps
+      * nat.batch_size
+      * ((_TRAINING + cost.encoded_anew) * cost.nat + computed)
     )
     every = nat.frechet_every or nat.num_steps
     measured = nat.num_steps // every * nat.frechet_samples

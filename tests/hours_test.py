@@ -54,6 +54,18 @@ class HoursTest(absltest.TestCase):
       self.stages['nat'], 3 * nat.num_steps * nat.batch_size * cost.nat
     )
 
+  def test_enat_makes_a_cache_in_half_of_the_steps(self):
+    config = load('in256_enat.py:tiny')
+    cost = hours.Costs(config)
+    module = hours.networks.nat_module(config)
+    self.assertEqual(cost.nat, operations.enat_operations(module))
+    with mock.patch.object(hours, 'Costs', lambda config: cost):
+      stages = hours.stages(config, 100)
+    nat = config.nat
+    self.assertEqual(
+      stages['nat'], 3.5 * nat.num_steps * nat.batch_size * cost.nat
+    )
+
   def test_converted_networks_cost_nothing(self):
     changes = {
       f'{name}.init_from': 'weights' for name in ('tokenizer', 'nat', 'policy')
