@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax import config as config_lib, distributed, files, rendezvous
+from adanat_jax.decoding import published
 from adanat_jax.errors import UserError
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.stages import (
@@ -34,6 +35,11 @@ def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:
   roots = np.emath.sqrt(np.linalg.eigvals(product)).real.sum()
   shift = a.mean(0) - b.mean(0)
   return shift @ shift + np.cov(a.T).trace() + np.cov(b.T).trace() - 2 * roots
+
+
+def boxes(images: np.ndarray) -> np.ndarray:
+  parts = images.astype(np.float64).reshape(-1, 8, 2, 8, 2, 1)
+  return parts.mean((2, 4)).reshape(-1, 64)
 
 
 class BenchmarkTest(parameterized.TestCase):
@@ -55,17 +61,42 @@ class BenchmarkTest(parameterized.TestCase):
     evaluate.run(config, directory)
     return files.read_json(directory / 'evaluate/results.json')
 
+  def test_enat_by_its_published_schedule(self):
+    config = tiny_config(
+      policies=('enat_256',), precision_recall=0, save_npz=False
+    )
+    config.nat.update(network='enat', encoder_depth=1, decoder_depth=1)
+    generator = random_generator(config)
+    with mock.patch.object(load, 'generator', lambda *_: generator):
+      (row,) = self.evaluate(config)['rows']
+    self.assertEqual(row['label'], "ENAT's hand-made")
+    images = generator.decode(
+      published.enat_256(2),
+      np.arange(COUNT) % 2,
+      networks.stage_key(config, 'scores/0'),
+      num_steps=2,
+    ).images
+    real = benchmark.datasets.image_examples(config, self.workdir, 'train')
+    expected = frechet_by_eigenvalues(
+      boxes(images), boxes(real.arrays['images'])
+    )
+    np.testing.assert_allclose(
+      row['figures']['frechet_pixels_42'], expected, rtol=1e-5
+    )
+
+  def test_every_published_schedule_has_a_label(self):
+    for name, make in published.SCHEDULES.items():
+      method = benchmark._table(name, 8)
+      self.assertTrue(method.label)
+      np.testing.assert_array_equal(
+        method.policy.mask_ratio, make(8).mask_ratio
+      )
+
   def test_figures_are_those_of_a_second_computation(self):
     config = tiny_config(rounding='floor')
     results = self.evaluate(config)
     labels = np.arange(COUNT) % 2
     real = benchmark.datasets.image_examples(config, self.workdir, 'train')
-    boxes = lambda images: (
-      images.astype(np.float64)
-      .reshape(-1, 8, 2, 8, 2, 1)
-      .mean((2, 4))
-      .reshape(-1, 64)
-    )
     reference = boxes(real.arrays['images'])
     names = [row['name'] for row in results['rows']]
     self.assertEqual(names, ['maskgit', 'residual'])
