@@ -149,8 +149,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   ppo.micro_batches = placeholder(int)
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
-  # What a zero action means: 'published' (AdaNAT's hand-made schedule) or
-  # 'none'.
+  # What a zero action means: 'published' (AdaNAT's hand-made schedule),
+  # 'maskgit' (MaskGIT's, unguided) or 'none'.
   policy.residual = 'published'
   # Actor and critic; the published widths are 512, 128, (1024, 512).
   policy.network = network = ml_collections.ConfigDict()

@@ -78,6 +78,23 @@ class HandComputedTest(DecodingTest):
     close(values.sampling_temperature, [1.0, 1.0])
     close(values.guidance_scale, [0.0005, 0.5005])
 
+  def test_maskgit_residual(self):
+    # T = 4: cos(pi/2 (t + 1) / 4) of 16 tokens, 4.5 falling, nothing else.
+    residual = actions.maskgit_residual(4)
+    values = actions.values_from_action(jnp.zeros((4, 4)), residual)
+    counts = np.floor(16 * np.asarray(values.mask_ratio))
+    np.testing.assert_array_equal(counts, [14, 11, 6, 0])
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5)
+    close(values.masking_temperature, [3.375, 2.25, 1.125, 0.1])
+    close(values.sampling_temperature, 1.0)
+    close(values.guidance_scale, 0.1)
+    # Everywhere an action of 1 is felt.
+    moved = actions.values_from_action(jnp.ones((4, 4)), residual)
+    for new, old in zip(
+      jax.tree.leaves(moved), jax.tree.leaves(values), strict=True
+    ):
+      self.assertGreater(np.min(np.abs(new - old)), 0.005)
+
   def test_residual_of_is_undone_by_a_zero_action(self):
     table = PolicyValues(
       mask_ratio=jnp.float32([0.9, 0.3, 0.0]),

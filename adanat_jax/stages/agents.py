@@ -25,6 +25,7 @@ from adanat_jax.types import Array
 KINDS = ('adaptive', 'constant')
 RESIDUALS = {
   'published': actions.published_residual,
+  'maskgit': actions.maskgit_residual,
   'none': actions.no_residual,
 }
 
