@@ -228,8 +228,8 @@ def left_of(column: int) -> float:
   return LEFT + column * (COLUMN + BETWEEN)
 
 
-def main() -> None:
-  """Draws and writes the figure."""
+def draw(path: pathlib.Path) -> None:
+  """Draws the figure into a PNG file."""
   matplotlib.rcParams['hatch.linewidth'] = 0.9
   hand = counts_of(published.enat_256(NUM_STEPS))
   searched = counts_of(published.autonat_large(NUM_STEPS), step.AUTONAT)
@@ -306,8 +306,8 @@ def main() -> None:
     handlelength=1.4, columnspacing=2.0,
   )  # fmt: skip
   legend.set_in_layout(False)
-  style.save(pathlib.Path(__file__).with_name('relatives.png'), page.figure)
+  style.save(path, page.figure)
 
 
 if __name__ == '__main__':
-  main()
+  draw(pathlib.Path(__file__).with_name('relatives.png'))
