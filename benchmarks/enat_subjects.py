@@ -14,7 +14,7 @@ import subjects
 
 import adanat_jax
 from adanat_jax import operations
-from adanat_jax.decoding import actions, buckets, loop, schedules, unrolled
+from adanat_jax.decoding import actions, buckets, loop, step, unrolled
 from adanat_jax.models import enat
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.rl.agent import Agent
@@ -98,30 +98,16 @@ def found_of_ratios(ratios: np.ndarray, num_tokens: int) -> np.ndarray:
     ratios: float32[T, S].
     num_tokens: N.
   """
-  num_steps, count = ratios.shape
-  start = loop.full_mask(count, num_tokens, 2)
+  start = jnp.full(ratios.shape[1], num_tokens)
+  reused, masked, found = jnp.zeros_like(start), start, []
   # How many tokens are masked does not depend on which, nor on the network.
-  nothing = lambda tokens, condition, cache: (
-    jnp.zeros((*tokens.shape, 1)),
-    jnp.zeros((*tokens.shape, 2)),
-    cache,
-  )
-  zeros = jnp.zeros_like(ratios)
-  decoded = loop.decode(
-    nothing,
-    schedules.table_policy(PolicyValues(jnp.array(ratios), *[zeros] * 3)),
-    tokens=start,
-    condition=(),
-    null_condition=None,
-    keys=loop.sample_keys(jax.random.key(0), count),
-    num_steps=num_steps,
-    mask_token=2,
-    record=True,
-  )
-  assert decoded.trajectory is not None
-  return np.asarray(
-    buckets.counts_of_decode(decoded.trajectory.tokens, start, 2)
-  )
+  for ratio in jnp.asarray(ratios, jnp.float32):
+    visible = num_tokens - masked
+    found.append(jnp.stack([reused, visible - reused, masked], axis=-1))
+    reused = visible
+    after = step.count_to_mask(ratio, masked, start, num_tokens, step.ADANAT)
+    masked = jnp.minimum(masked, after)
+  return np.stack(found)
 
 
 def _in_batches(values: Any, batch_size: int) -> np.ndarray:
@@ -144,7 +130,9 @@ def published(
   """
   sizes = dict(enat.SIZES[size])
   if depth:
-    sizes['encoder_depth'] = depth - sizes['decoder_depth']
+    blocks = sizes['encoder_depth'] + sizes['decoder_depth']
+    decoder = max(1, round(depth * sizes['decoder_depth'] / blocks))
+    sizes |= dict(encoder_depth=depth - decoder, decoder_depth=decoder)
   module = enat.ENAT(1024, 256, num_classes=1000, **sizes)
   actor = PolicyNetwork(4, 16)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)

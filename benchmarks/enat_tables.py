@@ -33,31 +33,34 @@ def render(result: Mapping[str, Any], markdown: bool) -> str:
 def _ways_table(row: Mapping[str, Any]) -> tuple[Any, Any]:
   header = (
     'way',
-    's/image',
+    'an image',
     'lowest to highest',
     'of all',
     'lowest to highest',
     'operations',
     'of all',
-    'G/s',
-    's to compile',
+    'of processors',
+    'of all',
+    'to compile',
   )
   whole = row['ways']['all']['operations_an_image']
   rows = []
   for way, values in row['ways'].items():
     seconds, share = values['seconds_an_image'], values['of_all_tokens']
     count = values['operations_an_image']
+    busy = values['processor_seconds_an_image']['median']
     rows.append(
       [
         way,
-        f'{seconds["median"]:.3g}',
+        f'{seconds["median"]:.3g} s',
         f'{seconds["low"]:.3g} to {seconds["high"]:.3g}',
         f'{share["median"]:.3f}',
         f'{share["low"]:.3f} to {share["high"]:.3f}',
         f'{count / 1e9:.4g} G',
         f'{count / whole:.3f}',
-        f'{count / seconds["median"] / 1e9:.0f}',
-        f'{values["seconds_to_compile"]:.0f}',
+        f'{busy:.3g} s',
+        f'{values["processor_of_all_tokens"]["median"]:.3f}',
+        f'{values["seconds_to_compile"]:.0f} s',
       ]
     )
   return header, rows

@@ -1,7 +1,7 @@
 """How long an image takes an ENAT, whose blocks run on some of the tokens.
 
   python benchmarks/enat_time.py --workdir=runs/full [--output=FILE.json]
-    [--size=L] [--depth=24] [--guided] [--rounds=3] [--buckets=6] [--markdown]
+    [--size=L] [--depth=12] [--guided] [--rounds=3] [--buckets=4] [--markdown]
 
 Four ways to decode a batch take turns, in T steps, up to the tokens:
 
@@ -42,22 +42,6 @@ from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers, enat
 from adanat_jax.rl.agent import Agent
 from adanat_jax.types import Array, Policy, PolicyValues, TokenCounts
-
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where a policy has been learned.', required=True
-)
-_OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')
-_SIZE = flags.DEFINE_enum('size', 'L', list(enat.SIZES), 'Published size.')
-_DEPTH = flags.DEFINE_integer(
-  'depth', 0, 'Blocks, those of the decoder among them; 0 for all.'
-)
-_STEPS = flags.DEFINE_integer('num_steps', 8, 'T.')
-_GUIDED = flags.DEFINE_bool('guided', False, 'Unconditional forwards too.')
-_BATCH = flags.DEFINE_integer('batch_size', 8, 'Samples decoded together.')
-_BUCKETS = flags.DEFINE_integer('buckets', 6, 'At most so many buckets.')
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'Measurements of each way.')
-_MINUTES = flags.DEFINE_float('minutes', 40, 'No round that would end later.')
-_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
 
 WAYS = ('all', 'static', 'buckets', 'masks')
 
@@ -178,10 +162,11 @@ def measure(
       calls[way]()
   timing.say(f'{subject.label}: {rounds} rounds')
   seconds = timing.interleaved(calls, rounds, deadline)
-  images = {
-    way: [batch[0] / size for batch in values]
-    for way, values in seconds.items()
-  }
+  # Seconds of an image and share of those of all tokens, round by round.
+  images, shares = {}, {}
+  for way, values in seconds.items():
+    images[way] = np.array(values).T / size
+    shares[way] = images[way] / images['all']
   same = [
     np.mean(tokens['buckets', i] == tokens['masks', i])
     for i in range(len(subject.batches))
@@ -194,13 +179,13 @@ def measure(
     'guided': subject.guided,
     'ways': {
       way: {
-        'seconds_an_image': timing.spread(images[way]),
-        'of_all_tokens': timing.spread(
-          [x / y for x, y in zip(images[way], images['all'], strict=True)]
-        ),
+        'seconds_an_image': timing.spread(images[way][0].tolist()),
+        'of_all_tokens': timing.spread(shares[way][0].tolist()),
+        'processor_seconds_an_image': timing.spread(images[way][1].tolist()),
+        'processor_of_all_tokens': timing.spread(shares[way][1].tolist()),
         'operations_an_image': costs[way],
         'seconds_to_compile': compiling[way],
-        'rounds': len(images[way]),
+        'rounds': len(seconds[way]),
       }
       for way in WAYS
     },
@@ -237,19 +222,25 @@ def _timed(
   compiled: Any,
   tokens: dict[tuple[str, int], np.ndarray],
 ) -> timing.Timed:
-  """Each call decodes the next batch; `tokens` keeps what came out."""
+  """Seconds and, over all threads, seconds of processors to decode a batch.
+
+  Each call decodes the next batch; `tokens` keeps what came out.
+  """
   calls = 0
 
-  def run() -> tuple[float]:
+  def run() -> tuple[float, float]:
     nonlocal calls
     index = calls % len(subject.batches)
     calls += 1
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     result = compiled(subject.params, subject.agent, subject.batches[index])
     jax.block_until_ready(result)
     seconds = time.perf_counter() - start
+    busy = time.process_time() - busy
+    if seconds > 1:
+      timing.say(f'    {way}: {seconds:.1f} s, of processors {busy:.1f} s')
     tokens[way, index] = np.asarray(result)
-    return (seconds,)
+    return seconds, busy
 
   return run
 
@@ -296,40 +287,56 @@ def main(argv: Sequence[str]) -> None:
   if logging.get_verbosity() == logging.INFO:
     # What absl starts with; JAX tells there which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
-  deadline = time.monotonic() + 60 * _MINUTES.value
+  given = flags.FLAGS
+  deadline = time.monotonic() + 60 * given.minutes
   result: dict[str, Any] = {'machine': timing.machine()}
-  generator = adanat_jax.load(_WORKDIR.value)
-  steps, size, seed = _STEPS.value, _BATCH.value, 0
+  generator = adanat_jax.load(given.workdir)
+  steps, size, seed = given.num_steps, given.batch_size, 0
   if steps not in generator.agents:
-    raise UserError(f'{_WORKDIR.value} has no policy for num_steps={steps}')
-  shape = (enat_subjects.NUM_OTHERS + _ROUNDS.value, size)
+    raise UserError(f'{given.workdir} has no policy for num_steps={steps}')
+  shape = (enat_subjects.NUM_OTHERS + given.rounds, size)
   labels = np.resize(np.arange(generator.num_classes), shape).astype(np.int32)
   recorded = generator.generate(
     labels.reshape(-1), steps, seed, 'learned', record=True
   ).trajectory
   assert recorded is not None
+  run_one = lambda subject: measure(
+    subject, given.buckets, given.rounds, deadline
+  )
   ratios = np.asarray(recorded.values.mask_ratio)
-  candidates = [
-    lambda: enat_subjects.published(
-      _SIZE.value, _DEPTH.value, ratios, size, _GUIDED.value
-    )
-  ]
+  large = enat_subjects.published(
+    given.size, given.depth, ratios, size, given.guided
+  )
+  result['subjects'] = [run_one(large)]
   if denoisers.reuses(generator.nat):
-    candidates.append(
-      lambda: enat_subjects.trained(
-        generator, recorded, jnp.array(labels), seed
-      )
-    )
-  result['subjects'] = [
-    measure(make(), _BUCKETS.value, _ROUNDS.value, deadline)
-    for make in candidates
-  ]
+    own = enat_subjects.trained(generator, recorded, jnp.array(labels), seed)
+    result['subjects'].append(run_one(own))
   result['load_after'] = timing.machine()['load_before']
-  print(enat_tables.render(result, _MARKDOWN.value))
-  if _OUTPUT.value:
+  print(enat_tables.render(result, given.markdown))
+  if given.output:
     text = json.dumps(result, indent=1)
-    pathlib.Path(_OUTPUT.value).write_text(text + '\n')
+    pathlib.Path(given.output).write_text(text + '\n')
+
+
+def run() -> None:
+  """Defines the flags, which a module that is imported should not, and runs."""
+  flags.DEFINE_string(
+    'workdir', None, 'Where a policy has been learned.', required=True
+  )
+  flags.DEFINE_string('output', '', 'JSON file for all figures.')
+  flags.DEFINE_enum('size', 'L', list(enat.SIZES), 'Published size.')
+  flags.DEFINE_integer(
+    'depth', 0, "Blocks, as many of them the decoder's as published; 0 for all."
+  )
+  flags.DEFINE_integer('num_steps', 8, 'T.')
+  flags.DEFINE_bool('guided', False, 'Unconditional forwards too.')
+  flags.DEFINE_integer('batch_size', 8, 'Samples decoded together.')
+  flags.DEFINE_integer('buckets', 4, 'At most so many buckets.')
+  flags.DEFINE_integer('rounds', 3, 'Measurements of each way.')
+  flags.DEFINE_float('minutes', 40, 'No round that would end later.')
+  flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
+  app.run(main)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  run()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
-from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -23,10 +21,6 @@ from adanat_jax.types import PolicyValues, TokenCounts
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
-import enat_subjects
-import enat_tables
-import enat_time
-import timing
 import tracing
 
 _MASK, _NUM_TOKENS = 7, 9
@@ -352,52 +346,6 @@ class OperationsTest(parameterized.TestCase):
       tracing.traced_operations(sample, (variables, condition)),
       operations.enat_sampling_operations(
         module, counts, 0, guided=True, text_length=text_length
-      ),
-    )
-
-
-class TimeTest(absltest.TestCase):
-  """`benchmarks/enat_time.py`, on a network of two blocks."""
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    # Two samples a batch, which are masked in different numbers.
-    count = 2 * (enat_subjects.NUM_OTHERS + 1)
-    ratios = jnp.stack([jnp.linspace(0.5, 0.9, count), jnp.zeros(count)])
-    small = {'tiny': dict(width=8, encoder_depth=1, decoder_depth=1)}
-    with mock.patch.dict(enat.SIZES, small):
-      small['tiny']['num_heads'] = 2
-      cls.subject = enat_subjects.published('tiny', 0, ratios, 2, guided=True)
-
-  def test_all_blocks_run_once_on_all_tokens(self):
-    subject = self.subject
-    decode = enat_time.program(subject, 'all', ())
-    traced = tracing.traced_operations(
-      decode, (subject.params, subject.agent, subject.batches[0])
-    )
-    self.assertEqual(traced, 2 * 2 * 2 * subject.undivided_cost)
-
-  def test_ways_are_one_computation(self):
-    result = enat_time.measure(self.subject, 2, rounds=1, deadline=math.inf)
-    self.assertEqual(result['same_tokens_as_masks'], 1)
-    # One batch of two steps, each in a bucket.
-    taken = [row['steps'] for row in result['buckets']]
-    np.testing.assert_array_equal(np.sum(taken, axis=0), [1, 1])
-    self.assertEqual(taken[-1], [0, 0])
-    counts = [
-      result['ways'][way]['operations_an_image']
-      for way in ('static', 'all', 'masks')
-    ]
-    self.assertEqual(counts, sorted(counts))
-    # 256 r stay masked after the first step.
-    found = result['found'][1]['masked']
-    self.assertEqual((found['min'], found['max']), (128, 228))
-    self.assertIn(
-      'taken',
-      enat_tables.render(
-        {'machine': timing.machine(), 'load_after': 0, 'subjects': [result]},
-        markdown=True,
       ),
     )
 
