@@ -85,6 +85,12 @@ def is_ratio(point: Point) -> NDArray[np.bool_]:
   return np.arange(len(point)) < steps_of(point) - 1
 
 
+def is_temperature(point: Point) -> NDArray[np.bool_]:
+  """Which coordinates are temperatures, of either kind, bool[4T - 2]."""
+  num_steps, place = steps_of(point), np.arange(len(point))
+  return (place >= num_steps - 1) & (place < 3 * num_steps - 2)
+
+
 def clamped(point: Point) -> Point:
   """The nearest point that is allowed."""
   return np.where(
@@ -94,17 +100,60 @@ def clamped(point: Point) -> Point:
   )
 
 
-def table_of(point: Point) -> PolicyValues:
-  """A point as a table, float32[T] each; the last step masks nothing."""
+def _lists(point: Point) -> list[Point]:
+  """Mask ratios, masking and sampling temperatures, guidance scales."""
   num_steps = steps_of(point)
   ends = np.cumsum([num_steps - 1, num_steps - 1, num_steps])
-  ratio, masking, sampling, guidance = np.split(point, ends)
+  return np.split(point, ends)
+
+
+def stretched(point: Point, num_steps: int) -> Point:
+  """The schedule of a point at another number of steps.
+
+  A mask ratio belongs to the end of its step, the other numbers to its middle;
+  between them, over the length of a decode, they are interpolated, and beyond
+  the first and the last they stay. The curve of mask ratios goes from 1 to 0.
+
+  Args:
+    point: float64[4T - 2].
+    num_steps: T of the result.
+
+  Returns:
+    float64[4 num_steps - 2].
+  """
+  ratio, *others = _lists(point)
+  old, new = (np.arange(1, n + 1) / n for n in (steps_of(point), num_steps))
+  curve = np.concatenate([[1.0], ratio, [0.0]])
+  found = [np.interp(new[:-1], np.append(0.0, old), curve)]
+  # A single step has no masking temperature.
+  defaults = _lists(first_point(num_steps))[1:]
+  for values, default in zip(others, defaults, strict=True):
+    places = (new - 0.5 / num_steps)[: len(default)]
+    known = (old - 0.5 / len(old))[: len(values)]
+    found.append(np.interp(places, known, values) if len(values) else default)
+  return np.concatenate(found)
+
+
+def table_of(point: Point) -> PolicyValues:
+  """A point as a table, float32[T] each; the last step masks nothing."""
+  ratio, masking, sampling, guidance = _lists(point)
   return PolicyValues(
     mask_ratio=jnp.asarray(np.append(ratio, 0.0), jnp.float32),
     sampling_temperature=jnp.asarray(sampling, jnp.float32),
     masking_temperature=jnp.asarray(np.append(masking, 0.0), jnp.float32),
     guidance_scale=jnp.asarray(guidance, jnp.float32),
   )
+
+
+def point_of(table: PolicyValues) -> Point:
+  """The point of a table, float64[4T - 2]."""
+  lists = (
+    np.asarray(table.mask_ratio)[:-1],
+    np.asarray(table.masking_temperature)[:-1],
+    np.asarray(table.sampling_temperature),
+    np.asarray(table.guidance_scale),
+  )
+  return np.concatenate(lists).astype(np.float64)
 
 
 def masked_counts(table: PolicyValues, num_tokens: int) -> list[int]:
@@ -219,11 +268,13 @@ class Spread:
 
   Attributes:
     ratio: of mask ratios.
-    other: of all other values.
+    temperature: of the logarithms of both temperatures.
+    guidance: of guidance scales.
   """
 
-  ratio: float = 0.1
-  other: float = 0.3
+  ratio: float = 0.07
+  temperature: float = 0.4
+  guidance: float = 0.3
 
 
 def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
@@ -231,7 +282,10 @@ def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
 
   It only compares values, so that noise in them does not become steps, and with
   a variance a coordinate it learns from as few evaluations as there are here
-  (sep-CMA-ES, Ros and Hansen 2008).
+  (sep-CMA-ES, Ros and Hansen 2008). Temperatures are looked for by their
+  logarithms: good ones lie between a fraction of where they start and a
+  multiple of it. What is drawn out of bounds is measured at the nearest point
+  within.
 
   Args:
     first: float64[4T - 2], where to start; measured before all others.
@@ -245,26 +299,27 @@ def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
     UserError: if the library is not installed.
   """
   cmaes = require_cmaes()
-  ratio = is_ratio(first)
-  scale = np.where(ratio, spread.ratio, spread.other)
-  bounds = np.stack(
-    [
-      np.where(ratio, 0.0, LOWEST_OTHER),
-      np.where(ratio, HIGHEST_RATIO, np.inf),
-    ],
-    axis=1,
-  )
   first = clamped(first)
-  strategy = cmaes.SepCMA(
-    first / scale, 1.0, bounds=bounds / scale[:, None], seed=seed
+  logarithmic = is_temperature(first)
+  scale = np.where(
+    is_ratio(first),
+    spread.ratio,
+    np.where(logarithmic, spread.temperature, spread.guidance),
   )
+  origin = np.log(first, out=first.copy(), where=logarithmic)
+
+  def placed(drawn: Point) -> Point:
+    values = origin + scale * drawn
+    return clamped(np.exp(values, out=values, where=logarithmic))
+
+  strategy = cmaes.SepCMA(np.zeros_like(first), 1.0, seed=seed)
   yield Proposal(first, first)
   while True:
-    centre = clamped(strategy.mean * scale)
+    centre = placed(strategy.mean)
     generation = []
     for _ in range(strategy.population_size):
       drawn = strategy.ask()
-      value = yield Proposal(clamped(drawn * scale), centre)
+      value = yield Proposal(placed(drawn), centre)
       generation.append((drawn, value))
     strategy.tell(generation)
 

@@ -187,6 +187,9 @@ def get_config() -> ml_collections.ConfigDict:
   # differences are the points' own; 'off' draws anew, as published: the noise,
   # and the classes unless evaluate.labels is 'balanced'.
   search.common_noise = ('on',)
+  # 'published' starts where AutoNAT does; with 'fewer_steps' the smallest T
+  # does, each other one where the search of the next smaller T has ended.
+  search.start = 'published'
   search.repetitions = 1
   # How many points a search measures, and images of each.
   search.evaluations = 300
@@ -206,8 +209,12 @@ def get_config() -> ml_collections.ConfigDict:
   descent.other_rate = 0.1
   descent.momentum = 0.5
   descent.clip_gradient = 0.0
-  # CMA-ES: how far from the start it looks at first, as standard deviations.
-  search.spread = ml_collections.ConfigDict({'ratio': 0.1, 'other': 0.3})
+  # CMA-ES: how far from the start it looks at first, as standard deviations, of
+  # temperatures by their logarithms. Of 16 tokens a ratio of 0.07 is one.
+  search.spread = spread = ml_collections.ConfigDict()
+  spread.ratio = 0.07
+  spread.temperature = 0.4
+  spread.guidance = 0.3
   # Rounds in which schedule and training take turns: in each, NATs are trained
   # with one or two other laws of mask ratios, from nat.beta on, in so many
   # steps. The evaluations are shared out among rounds + 1 schedules. 0 to

@@ -143,17 +143,18 @@ class StageTest(parameterized.TestCase):
     compiled = batch_decoder.decode_batch._cache_size()
     with mock.patch.object(Scorer, '__call__', spy):
       self.search(config)
-    # Two searches, all points, and three tables on two fresh seeds.
-    self.assertLen(seen, 2 * (5 + 3 * 2))
+    # Two searches, all points, and on two fresh seeds the best table of each
+    # and that at which both begin; within a generation they are still there.
+    self.assertLen(seen, 2 * (5 + 2) + 2)
     # Once, unless another test has.
     self.assertLess(batch_decoder.decode_batch._cache_size(), compiled + 2)
     self.assertEqual({o['options'] for o in seen}, {step_lib.AUTONAT})
     seeds = [options['seed'] for options in seen]
     self.assertLen(set(seeds[:5]), 1)
-    self.assertLen(set(seeds[11:16]), 5)
-    self.assertLen(set(seeds[5:11]), 2)
-    self.assertEqual(seeds[5:11], seeds[16:])
-    self.assertEmpty(set(seeds[5:11]) & set(seeds[:5] + seeds[11:16]))
+    self.assertLen(set(seeds[9:14]), 5)
+    self.assertLen(set(seeds[5:9]), 2)
+    self.assertEqual(seeds[7:9], seeds[14:])
+    self.assertEmpty(set(seeds[5:9]) & set(seeds[:5] + seeds[9:14]))
 
     directory = self.workdir / 'search/T2-cma-on-0'
     rows = metric_writer.read_metrics(directory)
@@ -200,8 +201,8 @@ class StageTest(parameterized.TestCase):
     config = tiny_config(search__optimizers=(optimizer,))
     other = self.workdir / 'other'
     self.search(config, other)
-    # In its fourth evaluation; in the first of its second table.
-    for calls in (3, 3 + 1 + 1):
+    # In its fourth evaluation; in the second seed of its first table.
+    for calls in (3, 2 + 1):
       dies = Dies(Scorer.__call__, calls)
       with (
         mock.patch.object(Scorer, '__call__', dies),
@@ -229,6 +230,27 @@ class StageTest(parameterized.TestCase):
     with mock.patch.object(Scorer, '__call__', None):
       self.search(tiny_config())
       self.search(tiny_config(search__evaluations=4))
+
+  def test_searches_of_more_steps_start_where_those_of_fewer_ended(self):
+    config = tiny_config(search__num_steps=(4, 2), search__start='fewer_steps')
+    distances = lambda scorer, generator, table, **_: {
+      'frechet_pixels_24': float(np.sum(table.guidance_scale))
+    }
+    with mock.patch.object(Scorer, '__call__', distances):
+      self.search(config)
+    start, ended = (
+      files.read_json(self.workdir / f'search/{name}-cma-on-0/results.json')
+      for name in ('T4', 'T2')
+    )
+    ended, start = (
+      searching.point_of(
+        searches.table_of_lists(results['tables'][name]['searched'])
+      )
+      for results, name in ((ended, 'last'), (start, 'start'))
+    )
+    expected = searching.stretched(ended, 4)
+    np.testing.assert_allclose(start, expected, rtol=1e-6)
+    self.assertFalse(np.allclose(start, searching.first_point(4)))
 
   def test_other_settings_and_other_points_are_refused(self):
     self.search(tiny_config(search__evaluations=1))
@@ -264,8 +286,16 @@ class StageTest(parameterized.TestCase):
     ({'search__evaluations': 0}, 'config.search.evaluations=0'),
     ({'search__num_samples': 1}, 'config.search.num_samples=1'),
     ({'search__descent__ratio_rate': 0.0}, 'config.search.descent.ratio_rate'),
-    ({'search__spread__other': -1.0}, 'config.search.spread.other=-1.0'),
+    (
+      {'search__spread__guidance': -1.0},
+      'config.search.spread.guidance=-1.0',
+    ),
+    ({'search__start': 'here'}, "search.start='here' is not allowed"),
     ({'search__rounds': 1}, 'evaluations is 5; give a multiple of 2'),
+    (
+      {'search__rounds': 4, 'search__start': 'fewer_steps'},
+      'config.search.start=fewer_steps needs finished searches',
+    ),
     (
       {'search__rounds': 4, 'search__training_steps': 0},
       'config.search.training_steps=0',

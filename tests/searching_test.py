@@ -60,6 +60,31 @@ class PointTest(absltest.TestCase):
     expected = [0.0, 0.99, 1e-4, 2.0, 1e-4, 5.0, 0.5, 1e-4, 1e-4, 7.0]
     np.testing.assert_array_equal(searching.clamped(point), expected)
 
+  def test_a_table_is_a_point_again(self):
+    point = np.arange(1.0, 11.0)
+    again = searching.point_of(searching.table_of(point))
+    np.testing.assert_array_equal(again, point)
+    self.assertEqual(again.dtype, np.float64)
+
+  def test_stretched_to_more_steps(self):
+    # T = 2: one ratio at half of the way, temperatures and guidance at a
+    # quarter and at three quarters.
+    point = np.array([0.8, 3.0, 1.0, 5.0, 0.0, 2.0])
+    expected = [0.9, 0.8, 0.4]
+    expected += [3.0, 3.0, 3.0]
+    # At an eighth, three, five and seven.
+    expected += [1.0, 2.0, 4.0, 5.0]
+    expected += [0.0, 0.5, 1.5, 2.0]
+    np.testing.assert_allclose(searching.stretched(point, 4), expected)
+    np.testing.assert_allclose(searching.stretched(point, 2), point)
+
+  def test_stretched_from_one_step(self):
+    # Nothing is known of masks: a line, and the temperatures of the beginning.
+    np.testing.assert_allclose(
+      searching.stretched(np.array([2.0, 0.5]), 3),
+      [2 / 3, 1 / 3, 1.0, 2 / 3, 2.0, 2.0, 2.0, 0.5, 0.5, 0.5],
+    )
+
   def test_counts_of_the_published_table(self):
     self.assertEqual(
       searching.masked_counts(published.autonat_large(), 256),
@@ -168,17 +193,36 @@ class CovarianceAdaptationTest(absltest.TestCase):
     )
 
   def test_comes_closer_within_bounds_and_again(self):
+    # A ratio and guidance scales come to their bounds, temperatures to a third
+    # and three times of where they begin.
     first = searching.first_point(4)
-    goal = searching.clamped(first + np.tile([0.4, -0.5], 7))
+    is_temperature = searching.is_temperature(first)
+    goal = first + np.tile([0.3, -0.5], 7)
+    goal[is_temperature] = first[is_temperature] * np.tile([3, 1 / 3, 3], 3)[:7]
+    goal = searching.clamped(goal)
+    self.assertEqual(goal[0], 0.99)
+    self.assertEqual(goal[11], 1e-4)
     function = lambda point: float(np.sum((point - goal) ** 2))
     points, centre = ask(self.propose(), function, 300)
     np.testing.assert_array_equal(points[0], first)
-    self.assertLess(function(centre), 0.05 * function(first))
+    self.assertLess(function(centre), 0.1 * function(first))
     for point in points:
       np.testing.assert_array_equal(point, searching.clamped(point))
     np.testing.assert_array_equal(points, ask(self.propose(), function, 300)[0])
     other = ask(self.propose(seed=4), function, 2)[0]
     self.assertFalse(np.array_equal(points[1], other[1]))
+
+  def test_first_spread(self):
+    points, _ = ask(self.propose(), lambda point: 0.0, 12)
+    points = np.array(points)
+    # Logarithms of temperatures and the others as they are, by the settings.
+    for part, value, spread in (
+      (slice(0, 3), points, 0.07),
+      (slice(3, 10), np.log(points), 0.4),
+      (slice(10, 14), points, 0.3),
+    ):
+      moved = (value[1:] - value[0])[:, part]
+      self.assertBetween(moved.std(), 0.75 * spread, 1.25 * spread)
 
 
 class CommonNoiseTest(absltest.TestCase):

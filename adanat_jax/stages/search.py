@@ -19,12 +19,14 @@ Both tables are for `--config.sample.policy=table`. Where `search.rounds` is not
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import ml_collections
 
-from adanat_jax import files, searching
+from adanat_jax import distributed, files, searching
 from adanat_jax.completion import is_complete, mark_complete, read_complete
 from adanat_jax.config_rules import (
   check,
@@ -58,6 +60,7 @@ def check_config(config: Config) -> None:
       'search.num_steps': tuple_of(int_at_least(1)),
       'search.optimizers': tuple_of(choice(*searches.OPTIMIZERS)),
       'search.common_noise': tuple_of(choice('on', 'off')),
+      'search.start': choice('published', 'fewer_steps'),
       'search.repetitions': int_at_least(1),
       'search.evaluations': int_at_least(1),
       'search.num_samples': int_at_least(2),
@@ -70,7 +73,8 @@ def check_config(config: Config) -> None:
       'search.descent.momentum': non_negative,
       'search.descent.clip_gradient': non_negative,
       'search.spread.ratio': positive,
-      'search.spread.other': positive,
+      'search.spread.temperature': positive,
+      'search.spread.guidance': positive,
       'search.rounds': int_at_least(0),
     },
   )
@@ -103,8 +107,28 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     return
   generator = load.generator(config, workdir)
   scorer = scores.Scorer(config, workdir)
+  known: dict[tuple[float, ...], dict[str, Any]] = {}
   for which in searches.of(config):
-    _run(config, workdir / 'search' / which.name, which, generator, scorer)
+    directory = workdir / 'search' / which.name
+    _run(config, directory, which, generator, scorer, known)
+
+
+def _first_point(
+  config: Config, which: searches.Search, parent: pathlib.Path
+) -> searching.Point:
+  """Where a search starts; those of fewer steps are finished."""
+  fewer = [
+    steps for steps in config.search.num_steps if steps < which.num_steps
+  ]
+  if config.search.start == 'published' or not fewer:
+    return searching.first_point(which.num_steps)
+  before = dataclasses.replace(which, num_steps=max(fewer))
+  path = parent / before.name / 'results.json'
+  results = distributed.from_first(lambda: files.read_json(path))
+  point = searching.point_of(
+    searches.table_of_lists(results['tables']['last']['searched'])
+  )
+  return searching.stretched(point, which.num_steps)
 
 
 def _run(
@@ -113,25 +137,38 @@ def _run(
   which: searches.Search,
   generator: Generator,
   scorer: scores.Scorer,
+  known: dict[tuple[float, ...], dict[str, Any]],
 ) -> None:
-  """One search, and what it found measured again."""
+  """One search, and what it found measured again.
+
+  Args:
+    config: the whole config.
+    directory: of this search.
+    which: the search.
+    generator: what decodes.
+    scorer: what measures.
+    known: what points gave with fresh noise, which all searches share; gets
+      what is measured here.
+  """
   count = config.search.evaluations
   ledger = searches.open_ledger(config, which, directory)
   if is_complete(directory) and read_complete(directory)['step'] >= count:
     return
-  first = searching.first_point(which.num_steps)
+  first = _first_point(config, which, directory.parent)
   objective = searches.Objective(config, which, generator, scorer)
   with searches.Rows(config, directory) as rows:
     found = searches.optimise(
       config, which, objective, ledger, rows, first, count
     )
   points = {'start': first, 'last': found.last, 'best': found.best}
-  measured = {
-    name: ledger.get(
-      f'fresh/{name}/{count}', functools.partial(objective.fresh, point)
-    )
-    for name, point in points.items()
-  }
+
+  def fresh(point: searching.Point) -> dict[str, Any]:
+    return known.get(tuple(point.tolist())) or objective.fresh(point)
+
+  measured = {}
+  for name, point in points.items():
+    value = ledger.get(f'fresh/{name}/{count}', functools.partial(fresh, point))
+    known[tuple(point.tolist())] = measured[name] = value
   results = {
     **searches.about(config, which),
     'evaluations': count,

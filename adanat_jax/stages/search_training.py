@@ -66,6 +66,12 @@ def check_config(config: Config) -> None:
       f' {section.rounds + 1}, as many schedules are searched with'
       f' config.search.rounds={section.rounds}'
     )
+  if section.start != 'published':
+    raise UserError(
+      f'config.search.start={section.start} needs finished searches, which'
+      ' there are none of with other NATs: give published, or'
+      ' config.search.rounds=0'
+    )
   nat_stage.check_config(_training_config(config, pathlib.Path(), (1.0, 1.0)))
 
 

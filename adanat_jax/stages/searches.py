@@ -13,6 +13,7 @@ import math
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -113,7 +114,8 @@ class Objective:
     """
     self._section = config.search
     self._which = which
-    self._generator = generator
+    # An ENAT would be compiled anew for the counts of every point.
+    self._generator = dataclasses.replace(generator, static_counts=False)
     self._scorer = scorer
 
   def __call__(self, point: searching.Point, evaluation: int) -> float:
@@ -296,7 +298,7 @@ def about(config: Config, which: Search) -> dict[str, Any]:
   a search may be made longer.
   """
   section = config.search
-  names = ['num_samples', 'fresh_seeds', 'fresh_samples']
+  names = ['start', 'num_samples', 'fresh_seeds', 'fresh_samples']
   names.append('spread' if which.optimizer == 'cma' else 'descent')
   if section.rounds:
     names += ['evaluations', 'rounds', 'training_steps']
@@ -313,6 +315,13 @@ def table_lists(table: PolicyValues) -> dict[str, list[float]]:
     field.name: files.to_json(np.asarray(getattr(table, field.name)))
     for field in dataclasses.fields(PolicyValues)
   }
+
+
+def table_of_lists(lists: dict[str, list[float]]) -> PolicyValues:
+  """The table that `table_lists` has written, float32[T] each."""
+  return PolicyValues(
+    **{name: jnp.asarray(row, jnp.float32) for name, row in lists.items()}
+  )
 
 
 def write_table(path: pathlib.Path, row: dict[str, Any]) -> None:
