@@ -69,11 +69,10 @@ class RecipeTest(parameterized.TestCase):
 
   def test_masks_of_a_batch_leave_a_token(self):
     recipe = pretraining.Recipe(9, mask_ratio_per='batch')
-    found = jax.vmap(
-      lambda key: pretraining.draw_masks(
-        tuple(jax.random.split(key)), (5, 4), recipe
-      )
-    )(jax.random.split(jax.random.key(0), 300))
+    draw = lambda key: pretraining.draw_masks(
+      tuple(jax.random.split(key)), (5, 4), recipe
+    )
+    found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 300))
     count = np.asarray(found.sum(-1))
     np.testing.assert_array_equal(count, count[:, :1] + np.zeros((1, 5)))
     shares = np.bincount(count[:, 0], minlength=5) / 300
@@ -87,9 +86,10 @@ class RecipeTest(parameterized.TestCase):
   def test_what_a_cache_has_not_seen(self, per):
     recipe = pretraining.Recipe(9, mask_ratio_per=per, reuse_probability=0.25)
     masked = jnp.arange(6) < jnp.array([[2], [1], [5], [6]])
-    wanted, hidden = jax.vmap(
-      lambda key: pretraining.draw_reuse(key, masked, recipe)
-    )(jax.random.split(jax.random.key(1), 400))
+    draw = lambda key: pretraining.draw_reuse(key, masked, recipe)
+    wanted, hidden = jax.jit(jax.vmap(draw))(
+      jax.random.split(jax.random.key(1), 400)
+    )
     self.assertAlmostEqual(float(wanted.mean()), 0.25, delta=0.07)
     self.assertTrue((hidden | ~masked).all())
     more = np.asarray((hidden & ~masked).sum(-1))
