@@ -96,8 +96,8 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
   """
   curves = {
     (network, schedule): found
-    for network in _NETWORKS
     for schedule in _SCHEDULES
+    for network in _NETWORKS
     if (found := trade_offs.points(results, network, schedule))
   }
   everything = [point for found in curves.values() for point in found]
@@ -187,17 +187,20 @@ def _trade_table(results: Results) -> str:
   rows = []
   for row in results['trade_offs']:
     unit, scale = _UNITS[row['cost']]
+    distance = cost = _NOT_REACHED
+    if row['enat_distance'] is not None:
+      distance = tables.number(row['enat_distance'], trade_offs.MEASURE)
+    if row['enat_is_cheaper']:
+      distance += ', for less'
+    if row['enat_cost'] is not None:
+      cost = f'{_three(scale * row["enat_cost"])} {unit}'
     rows.append(
       [
-        f'{row["num_steps"]}',
+        str(row['num_steps']),
         tables.number(row['nat_distance'], trade_offs.MEASURE),
         f'{_three(scale * row["nat_cost"])} {unit}',
-        _NOT_REACHED
-        if row['enat_distance'] is None
-        else tables.number(row['enat_distance'], trade_offs.MEASURE),
-        _NOT_REACHED
-        if row['enat_cost'] is None
-        else f'{_three(scale * row["enat_cost"])} {unit}',
+        distance,
+        cost,
       ]
     )
   return (
@@ -207,7 +210,9 @@ def _trade_table(results: Results) -> str:
       rows,
     )
     + '\nBetween two T the ENAT is interpolated, linearly in the logarithm of'
-    ' the cost; beyond its first and last T nothing is said of the same cost.\n'
+    ' the cost. "For less": all of its T cost less, this is the largest one.'
+    ' A distance that its smallest T is below already costs what that T'
+    ' does.\n'
   )
 
 

@@ -78,11 +78,12 @@ def distance_at(
     value: where.
 
   Returns:
-    None if it lies before the first point or after the last one.
+    None if the first point costs more; what the last one gives if that costs
+    less.
   """
   ordered = sorted(curve, key=lambda point: point.cost(cost))
   costs = [point.cost(cost) for point in ordered]
-  if not ordered or not costs[0] <= value <= costs[-1]:
+  if not ordered or value < costs[0]:
     return None
   distances = [point.distance for point in ordered]
   return float(np.interp(math.log(value), np.log(costs), distances))
@@ -119,8 +120,9 @@ def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
     schedule: of both.
 
   Returns:
-    A row for each T and cost: `enat_distance` at the same cost, `enat_cost` at
-    the same distance, None where that is not reached.
+    A row for each T and cost: `enat_distance` at the same cost, or at its most
+    expensive point if that is cheaper (`enat_is_cheaper`); `enat_cost` at the
+    same distance. None where that is not reached.
   """
   nat, enat = (points(results, name, schedule) for name in ('nat', 'enat'))
   if not enat:
@@ -133,6 +135,7 @@ def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
       'nat_distance': point.distance,
       'nat_cost': point.cost(cost),
       'enat_distance': distance_at(enat, cost, point.cost(cost)),
+      'enat_is_cheaper': max(x.cost(cost) for x in enat) < point.cost(cost),
       'enat_cost': cost_at(enat, cost, point.distance),
     }
     for point in nat

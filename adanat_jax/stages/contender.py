@@ -66,11 +66,11 @@ class Contender:
   def sizes(self) -> dict[str, Any]:
     """What the network consists of."""
     nat = self._generator.nat
-    names = (
-      ('encoder_depth', 'decoder_depth')
-      if isinstance(nat, ENAT)
-      else ('depth',)
-    )
+    names = ['width', 'num_heads']
+    if isinstance(nat, ENAT):
+      names += ['encoder_depth', 'decoder_depth']
+    else:
+      names += ['depth']
     leaves = jax.tree.leaves(self._generator.nat_params)
     return {
       'parameters': sum(leaf.size for leaf in leaves),
