@@ -149,9 +149,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   ppo.micro_batches = placeholder(int)
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
-  # What a zero action means: 'published' (AdaNAT's hand-made schedule),
-  # 'maskgit' (MaskGIT's, unguided) or 'none'.
-  policy.residual = 'published'
+  # What a zero action means, so where policies start: 'maskgit' (unguided),
+  # 'published' (AdaNAT's hand-made schedule) or 'none'.
+  policy.residual = 'maskgit'
   # Actor and critic; the published widths are 512, 128, (1024, 512).
   policy.network = network = ml_collections.ConfigDict()
   network.hidden_size = 64
@@ -234,8 +234,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     evaluate.grid_samples = 2000
   elif preset == 'relatives':
     config.mode = 'compare'
-    config.search.evaluations = 100
-    config.search.fresh_seeds = 2
+    config.search.start = 'fewer_steps'
+    config.search.evaluations = 105
+    config.search.num_samples = 300
   elif preset == 'pod':
     # Samples share statistics in groups of 8, which lie on one device each.
     policy.discriminator.update(batch_size=128, held_out=128)

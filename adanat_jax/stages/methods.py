@@ -70,10 +70,10 @@ def hand_made(num_steps: int, num_tokens: int) -> list[Method]:
     ),
     Method(
       'residual',
-      "AdaNAT's starting schedule",
+      "AdaNAT's hand-made schedule",
       'hand-made',
       actions.values_from_action(jnp.zeros_like(residual), residual),
-      note='the published residual: what a zero action stands for',
+      note='the published residual',
     ),
     Method(
       'guidance-3',
