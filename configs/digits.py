@@ -237,6 +237,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.search.start = 'fewer_steps'
     config.search.evaluations = 105
     config.search.num_samples = 300
+    config.evaluate.batch_size = 150
   elif preset == 'pod':
     # Samples share statistics in groups of 8, which lie on one device each.
     policy.discriminator.update(batch_size=128, held_out=128)
