@@ -276,6 +276,11 @@ class Spread:
   temperature: float = 0.4
   guidance: float = 0.3
 
+  def times(self, factor: float) -> Spread:
+    """The spread in which all is so many times as large."""
+    values = dataclasses.asdict(self).items()
+    return Spread(**{name: factor * value for name, value in values})
+
 
 def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
   """CMA-ES with a diagonal covariance, by the library `cmaes`.

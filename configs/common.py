@@ -215,6 +215,8 @@ def get_config() -> ml_collections.ConfigDict:
   spread.ratio = 0.07
   spread.temperature = 0.4
   spread.guidance = 0.3
+  # A search that starts where another ended looks so many times as far.
+  search.refinement = 0.5
   # Rounds in which schedule and training take turns: in each, NATs are trained
   # with one or two other laws of mask ratios, from nat.beta on, in so many
   # steps. The evaluations are shared out among rounds + 1 schedules. 0 to

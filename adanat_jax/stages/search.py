@@ -19,7 +19,6 @@ Both tables are for `--config.sample.policy=table`. Where `search.rounds` is not
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -75,6 +74,7 @@ def check_config(config: Config) -> None:
       'search.spread.ratio': positive,
       'search.spread.temperature': positive,
       'search.spread.guidance': positive,
+      'search.refinement': positive,
       'search.rounds': int_at_least(0),
     },
   )
@@ -117,12 +117,9 @@ def _first_point(
   config: Config, which: searches.Search, parent: pathlib.Path
 ) -> searching.Point:
   """Where a search starts; those of fewer steps are finished."""
-  fewer = [
-    steps for steps in config.search.num_steps if steps < which.num_steps
-  ]
-  if config.search.start == 'published' or not fewer:
+  before = searches.before(config, which)
+  if before is None:
     return searching.first_point(which.num_steps)
-  before = dataclasses.replace(which, num_steps=max(fewer))
   path = parent / before.name / 'results.json'
   results = distributed.from_first(lambda: files.read_json(path))
   point = searching.point_of(

@@ -94,6 +94,14 @@ def of(config: Config) -> list[Search]:
   ]
 
 
+def before(config: Config, which: Search) -> Search | None:
+  """The search of fewer steps where this one starts, if there is one."""
+  fewer = [t for t in config.search.num_steps if t < which.num_steps]
+  if config.search.start == 'published' or not fewer:
+    return None
+  return dataclasses.replace(which, num_steps=max(fewer))
+
+
 class Objective:
   """The distance of the images that a point gives on one NAT."""
 
@@ -221,9 +229,12 @@ def optimise(
   """
   section = config.search
   if which.optimizer == 'cma':
+    spread = searching.Spread(**section.spread)
+    if before(config, which):
+      spread = spread.times(section.refinement)
     proposals = searching.covariance_adaptation(
       first,
-      searching.Spread(**section.spread),
+      spread,
       networks.order_seed(config, f'search/{which.name}/{part}'),
     )
   else:
@@ -300,6 +311,8 @@ def about(config: Config, which: Search) -> dict[str, Any]:
   section = config.search
   names = ['start', 'num_samples', 'fresh_seeds', 'fresh_samples']
   names.append('spread' if which.optimizer == 'cma' else 'descent')
+  if before(config, which):
+    names.append('refinement')
   if section.rounds:
     names += ['evaluations', 'rounds', 'training_steps']
   settings = section.to_dict()
