@@ -9,7 +9,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
@@ -119,17 +118,11 @@ class Contender:
     path = self._directory / 'search' / which.name / 'results.json'
     tables = files.read_json(path)['tables']
     name = min(('last', 'best'), key=lambda x: tables[x]['fresh']['mean'])
-    table = PolicyValues(
-      **{
-        key: jnp.asarray(values, jnp.float32)
-        for key, values in tables[name]['table'].items()
-      }
-    )
     return methods_lib.Method(
       name='autonat',
       label='AutoNAT',
       role='tuned',
-      policy=table,
+      policy=searches.table_of_lists(tables[name]['table']),
       training=which.repetition,
       note=f'{name} table of {self._config.search.evaluations} evaluations',
     )
