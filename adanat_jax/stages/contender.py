@@ -111,13 +111,15 @@ class Contender:
         )
 
   def _searched(self, which: searches.Search) -> methods_lib.Method:
-    """The better one of what a search ended at and what it saw, measured anew.
+    """The best of a search's tables, measured with noise of their own.
 
-    With noise that neither the search nor the comparison sees.
+    Which neither the search has seen nor the comparison sees. Where the search
+    began is one of them: at the lowest of its distances it may have fitted no
+    more than its noise.
     """
     path = self._directory / 'search' / which.name / 'results.json'
     tables = files.read_json(path)['tables']
-    name = min(('last', 'best'), key=lambda x: tables[x]['fresh']['mean'])
+    name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
     return methods_lib.Method(
       name='autonat',
       label='AutoNAT',
