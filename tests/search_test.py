@@ -251,7 +251,7 @@ class StageTest(parameterized.TestCase):
     expected = searching.stretched(ended, 4)
     np.testing.assert_allclose(start, expected, rtol=1e-6)
     self.assertFalse(np.allclose(start, searching.first_point(4)))
-    # And they look around by a fifth.
+    # And they look around by half.
     for num_steps, low, high in ((2, 0.15, 1.0), (4, 0.02, 0.15)):
       rows = metric_writer.read_metrics(
         self.workdir / f'search/T{num_steps}-cma-on-0'
@@ -259,6 +259,12 @@ class StageTest(parameterized.TestCase):
       guidance = np.array([row['guidance_scale'] for row in rows])
       spread = np.abs(guidance[1:] - guidance[0]).mean()
       self.assertBetween(spread, low, high)
+    # Made longer, those of fewer steps end elsewhere, and these go on.
+    config.search.evaluations = 12
+    with mock.patch.object(Scorer, '__call__', distances):
+      self.search(config)
+    longer = metric_writer.read_metrics(self.workdir / 'search/T4-cma-on-0')
+    self.assertEqual(longer[: len(rows)], rows)
 
   def test_other_settings_and_other_points_are_refused(self):
     self.search(tiny_config(search__evaluations=1))

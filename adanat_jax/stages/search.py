@@ -24,6 +24,7 @@ import pathlib
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from adanat_jax import distributed, files, searching
 from adanat_jax.completion import is_complete, mark_complete, read_complete
@@ -39,6 +40,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   features,
+  ledger as ledger_lib,
   load,
   scores,
   search_training,
@@ -114,18 +116,26 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _first_point(
-  config: Config, which: searches.Search, parent: pathlib.Path
+  config: Config,
+  which: searches.Search,
+  parent: pathlib.Path,
+  ledger: ledger_lib.Ledger,
 ) -> searching.Point:
   """Where a search starts; those of fewer steps are finished."""
   before = searches.before(config, which)
   if before is None:
     return searching.first_point(which.num_steps)
   path = parent / before.name / 'results.json'
-  results = distributed.from_first(lambda: files.read_json(path))
-  point = searching.point_of(
-    searches.table_of_lists(results['tables']['last']['searched'])
-  )
-  return searching.stretched(point, which.num_steps)
+
+  def stretched() -> list[float]:
+    results = distributed.from_first(lambda: files.read_json(path))
+    point = searching.point_of(
+      searches.table_of_lists(results['tables']['last']['searched'])
+    )
+    return searching.stretched(point, which.num_steps).tolist()
+
+  # Kept: if the search of fewer steps is made longer, it ends elsewhere.
+  return np.array(ledger.get('first', stretched), np.float64)
 
 
 def _run(
@@ -151,7 +161,7 @@ def _run(
   ledger = searches.open_ledger(config, which, directory)
   if is_complete(directory) and read_complete(directory)['step'] >= count:
     return
-  first = _first_point(config, which, directory.parent)
+  first = _first_point(config, which, directory.parent, ledger)
   objective = searches.Objective(config, which, generator, scorer)
   with searches.Rows(config, directory) as rows:
     found = searches.optimise(
