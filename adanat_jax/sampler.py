@@ -260,8 +260,8 @@ class Generator:
       )
     )
     largest = [
-      found[:, first : first + self.batch_size].max(axis=1)
-      for first in range(0, len(labels), self.batch_size)
+      found[:, index[:num_real]].max(axis=1)
+      for index, num_real in self._batches(0, len(labels))
     ]
     buckets = buckets_lib.choose(
       np.concatenate(largest),

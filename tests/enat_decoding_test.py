@@ -90,6 +90,13 @@ class ScheduleTest(parameterized.TestCase):
       (TokenCounts(0, 4, 5), TokenCounts(4, 2, 3), TokenCounts(6, 2, 1)),
     )
 
+  def test_counts_of_a_ratio_below_zero(self):
+    ratio = jnp.float32([0.5, -0.2, 0.0])
+    table = schedules.hand_made(3, total=9)
+    table = dataclasses.replace(table, mask_ratio=ratio)
+    counts = unrolled.counts_of(table, 9)
+    self.assertEqual([one.masked for one in counts], [9, 4, 0])
+
   def test_counts_with_a_text(self):
     table = unrolled.enat(2, total=_NUM_TOKENS)
     self.assertEqual(

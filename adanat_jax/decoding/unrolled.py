@@ -115,7 +115,7 @@ def counts_of(
         num_tokens,
         options,
       )
-      masked = min(masked, int(after[0]))
+      masked = max(0, min(masked, int(after[0])))
   return tuple(counts)
 
 
