@@ -97,7 +97,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Images of each split whose loss is measured; 0 for all.
   nat.validation_examples = 0
   # Images in a picture of samples, nat/samples/<step>.png; 0 for none. They are
-  # decoded in sample.num_steps by 'maskgit', 'residual' (AdaNAT's starting
+  # decoded in sample.num_steps by 'maskgit', 'residual' (AdaNAT's hand-made
   # schedule) or 'guidance-3'.
   nat.sample_grid = 0
   nat.sample_schedule = 'residual'
