@@ -177,7 +177,8 @@ class Scorer:
     """Samples and measures.
 
     Nothing is compiled anew from call to call as long as the networks' modules
-    and, of an agent, the function `actor_critic` are the same objects.
+    and, of an agent, the function `actor_critic` are the same objects, and, of
+    a table that an ENAT follows, its counts are the same.
 
     Args:
       generator: what decodes, in batches of its `batch_size`.
