@@ -242,14 +242,11 @@ class StageTest(parameterized.TestCase):
     workdir_lib.claim(self.workdir / 'claimed', self.config, {})
     other = small_config(compare__batch_size=10)
     workdir_lib.claim(self.workdir / 'claimed', other, {})
-    (self.directory / 'complete.json').rename(self.directory / 'done')
-    try:
-      with self.assertRaisesRegex(
-        UserError, 'config.compare.batch_size=20 and not 10'
-      ):
-        compare.run(other, self.workdir)
-    finally:
-      (self.directory / 'done').rename(self.directory / 'complete.json')
+    # Also of one that has ended: it is not what was asked for.
+    with self.assertRaisesRegex(
+      UserError, 'config.compare.batch_size=20 and not 10'
+    ):
+      compare.run(other, self.workdir)
 
 
 class CostsTest(parameterized.TestCase):
@@ -354,6 +351,7 @@ class MistakesTest(parameterized.TestCase):
       'as config.compare.enat has it',
     ),
     ({'evaluate__num_samples': 10}, 'config.evaluate.num_samples=10'),
+    ({'nat__num_heads': 3}, 'give a divisor of config.nat.width, which is 16'),
   )
   def test_they_are_one_line(self, fields, part):
     with self.assertRaises(UserError) as caught:
@@ -366,6 +364,13 @@ class MistakesTest(parameterized.TestCase):
     with config.unlocked():
       config.compare.enat.depths = 3
     with self.assertRaisesRegex(UserError, 'config.compare.enat.depths'):
+      compare.check_config(config)
+
+  def test_networks_that_are_there_already(self):
+    config = small_config()
+    with config.unlocked():
+      config.nat.init_from = 'weights/nat'
+    with self.assertRaisesRegex(UserError, "nat.init_from='weights/nat' is"):
       compare.check_config(config)
 
   def test_the_preset_and_its_stages(self):

@@ -65,6 +65,10 @@ def compose(results: Results) -> str:
     f' time, on {machine["device"]} with {machine["cores"]} cores, to tokens;'
     " the tokenizer's decoder is the same for all. MaskGIT is not guided: one"
     ' forward a step instead of two.\n',
+    'AutoNAT searches its tables by this very distance, on other noise;'
+    ' no reward of AdaNAT sees the network that measures it, and MaskGIT is at'
+    ' its published numbers, not tuned. So the rows say what each costs and'
+    ' gives, and AutoNAT has the shortest way to this figure.\n',
     '![quality against cost](comparison.png)\n',
     _method_table(results),
   ]

@@ -91,6 +91,12 @@ def check_config(config: Config) -> None:
       raise UserError(
         f'config.compare.enat.{name}: config.nat has no such field to replace'
       )
+  for name in ('nat', 'policy'):
+    if networks.is_converted(config, name):
+      raise UserError(
+        f'config.{name}.init_from={config[name].init_from!r} is not allowed in'
+        ' mode compare, which trains its networks alike; leave it empty'
+      )
   networks.check_batches(config, {'compare.batch_size': 1})
   for network in section.networks:
     ours = network_config(config, pathlib.Path(), network)
@@ -116,14 +122,14 @@ def network_config(
   result = Config(config.to_dict())
   if network == 'enat':
     result.nat.update(config.compare.enat.to_dict())
-  result.nat.update(network=network, init_from='')
+  result.nat.network = network
   for name, stage in _SHARED.items():
     if not networks.is_converted(config, name):
       section: Any = functools.reduce(getattr, name.split('.'), result)
       section.init_from = str(workdir.absolute() / stage)
   steps = tuple(sorted(config.compare.num_steps))
   result.search.num_steps = steps
-  result.policy.update(num_steps=steps, kinds=('adaptive',), init_from='')
+  result.policy.update(num_steps=steps, kinds=('adaptive',))
   return result
 
 
@@ -140,12 +146,13 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   """
   check_config(config)
   directory = workdir / 'compare'
+  # Also of a finished one: it is not that of other settings.
+  ledger = _open_ledger(config, directory)
   if is_complete(directory):
     return
   for name, stage in _SHARED.items():
     if not networks.is_converted(config, name):
       networks.require(workdir, stage)
-  ledger = _open_ledger(config, directory)
   ours = {
     network: network_config(config, workdir, network)
     for network in config.compare.networks
@@ -244,7 +251,9 @@ def _settings(config: Config) -> dict[str, Any]:
     'images a timing': section.batch_size * section.timing_batches,
     'search': f'{config.search.optimizers[0]},'
     f' {config.search.evaluations} evaluations of'
-    f' {config.search.num_samples} images',
+    f' {config.search.num_samples} images,'
+    f' start {config.search.start.replace("_", " ")}, by the distance of'
+    f' config.evaluate.network={config.evaluate.network}',
     'policy iterations': config.policy.iterations,
     'trajectories an iteration': config.policy.batch_size,
   }

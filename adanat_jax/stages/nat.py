@@ -64,6 +64,8 @@ def check_config(config: Config) -> None:
       'nat.warmup_steps': int_at_least(0),
       'nat.weight_decay': non_negative,
       'nat.network': choice('nat', 'enat'),
+      'nat.width': positive_int,
+      'nat.num_heads': positive_int,
       'nat.mask_ratio': choice('cosine', 'beta'),
       'nat.mask_ratio_per': choice('example', 'batch'),
       'nat.reuse_probability': between(0.0, 1.0),
@@ -83,6 +85,11 @@ def check_config(config: Config) -> None:
     },
   )
   section = config.nat
+  if section.width % section.num_heads:
+    raise UserError(
+      f'config.nat.num_heads is {section.num_heads}; give a divisor of'
+      f' config.nat.width, which is {section.width}'
+    )
   _check_reuse(config)
   if config.data.source != 'digits' and not section.validation_examples:
     raise UserError(
