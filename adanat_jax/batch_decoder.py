@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from flax import struct
 import jax
@@ -175,6 +175,11 @@ def decode_batch(
   return Samples(images, decoded.tokens, decoded.trajectory)
 
 
+def is_shared_table(policy: PolicyLike) -> TypeGuard[PolicyValues]:
+  """Whether a policy is a table of float32[T], the same for all samples."""
+  return isinstance(policy, PolicyValues) and np.ndim(policy.mask_ratio) == 1
+
+
 def with_counts(
   nat: denoisers.Network,
   plan: Plan,
@@ -209,7 +214,7 @@ def rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
   if isinstance(policy, Agent):
     return policy
   table = jax.tree.map(np.asarray, policy)
-  if np.ndim(table.mask_ratio) == 1:
+  if is_shared_table(table):
     return table
   table = jax.tree.map(lambda x: x[:, rows], table)
   return sharding.put_batch(table, mesh, axis=1)

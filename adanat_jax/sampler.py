@@ -225,7 +225,7 @@ class Generator:
 
   def with_buckets(
     self,
-    policy: PolicyLike,
+    policy: str | PolicyLike,
     labels: np.ndarray,
     key: Array,
     *,
@@ -235,7 +235,7 @@ class Generator:
     """The same generator, faster with an ENAT and such a policy.
 
     Args:
-      policy: decides for each sample.
+      policy: see `sample`; what decides for each sample.
       labels: conditions [B, ...] of samples that the policy is watched on,
         batch by batch; samples of other policies stay right, if slower.
       key: of those samples.
@@ -244,12 +244,22 @@ class Generator:
 
     Returns:
       A generator with `buckets` for this number of steps; this one if its
-      network reuses nothing.
+      network reuses nothing, or the policy is a table of float32[T].
+
+    Raises:
+      UserError: for steps or a policy that this generator cannot do.
     """
-    if not denoisers.reuses(self.nat):
+    chosen, guided, options = self._resolve(policy, num_steps)
+    if not denoisers.reuses(self.nat) or batch_decoder.is_shared_table(chosen):
       return self
     watched = dataclasses.replace(self, buckets={}).decode(
-      policy, labels, key, num_steps=num_steps, record=True
+      chosen,
+      labels,
+      key,
+      num_steps=num_steps,
+      guided=guided,
+      options=options,
+      record=True,
     )
     assert watched.trajectory is not None  # It was asked for.
     length = denoisers.text_length(labels)
@@ -279,7 +289,7 @@ class Generator:
     """A plan with the counts that the network can make use of."""
     if not denoisers.reuses(self.nat):
       return plan
-    if not isinstance(policy, PolicyValues) or policy.mask_ratio.ndim == 2:
+    if not batch_decoder.is_shared_table(policy):
       buckets = self.buckets.get(plan.num_steps, ())
       return dataclasses.replace(plan, buckets=buckets)
     if not self.static_counts:

@@ -32,6 +32,7 @@ RUN_ONLY_FIELDS = (
   'prepare.num_threads',
   'nat.micro_batches',
   'evaluate.batch_size',
+  'evaluate.num_buckets',
   'policy.rollout_size',
   'policy.ppo.micro_batches',
   'sample.*',

@@ -152,6 +152,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Which policies: 'learned', 'maskgit', 'residual', 'guidance-3', or a table
   # of decoding/published.py.
   evaluate.policies = ('learned', 'maskgit')
+  # An ENAT that follows a learned policy gathers within so many shapes, chosen
+  # by watching the policy; 0 to run every block at every position. The samples
+  # are the same.
+  evaluate.num_buckets = 0
   # Real and generated images that precision and recall compare; 0 for neither.
   evaluate.precision_recall = 1000
   # Also write the samples as ADM's evaluator reads them.

@@ -224,6 +224,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # 'learned', 'hand-made', or 'table' with a JSON file of the four lists.
   sample.policy = 'learned'
   sample.table = ''
+  # See evaluate.num_buckets.
+  sample.num_buckets = 0
   # Where the pictures go; empty for <workdir>/sample.
   sample.output = ''
 

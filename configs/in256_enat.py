@@ -84,5 +84,6 @@ def set_recipe(config: ml_collections.ConfigDict) -> None:
   # sample.num_steps is 8: settings for 4 steps are not published.
   config.sample.policy = 'enat_256'
   config.evaluate.policies = ('learned', 'enat_256')
+  config.evaluate.num_buckets = 6
   # Each class equally often; 50 images.
   config.evaluate.labels = 'balanced'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import pathlib
@@ -20,6 +21,7 @@ from adanat_jax import config as config_lib, distributed, files, rendezvous
 from adanat_jax.decoding import published
 from adanat_jax.errors import UserError
 from adanat_jax.metrics.precision_recall import precision_recall
+from adanat_jax.rl.agent import Agent
 from adanat_jax.stages import (
   benchmark,
   evaluate,
@@ -40,6 +42,13 @@ def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:
 def boxes(images: np.ndarray) -> np.ndarray:
   parts = images.astype(np.float64).reshape(-1, 8, 2, 8, 2, 1)
   return parts.mean((2, 4)).reshape(-1, 64)
+
+
+def by_features(params, features, step):
+  """Reveals another number of tokens in each sample."""
+  signal = jnp.sin(8 * features.mean((1, 2)))
+  mean = jnp.stack([2 * signal, signal, signal, signal], axis=1) + params
+  return mean - step[:, None] / 2, signal
 
 
 class BenchmarkTest(parameterized.TestCase):
@@ -83,6 +92,31 @@ class BenchmarkTest(parameterized.TestCase):
     np.testing.assert_allclose(
       row['figures']['frechet_pixels_42'], expected, rtol=1e-5
     )
+
+  def test_buckets_of_an_enat_change_no_figure(self):
+    config = tiny_config(
+      policies=('learned',), precision_recall=0, save_npz=False
+    )
+    config.nat.update(network='enat', encoder_depth=1, decoder_depth=1)
+    agent = Agent(jnp.float32(0.2), jnp.zeros((2, 4)), by_features)
+    generator = dataclasses.replace(random_generator(config), agents={2: agent})
+    rows, shapes = [], []
+    measure = scores.Scorer.tally
+
+    def spy(scorer, generator, *args, **options):
+      shapes.append(len(generator.buckets.get(2, ())))
+      return measure(scorer, generator, *args, **options)
+
+    with (
+      mock.patch.object(load, 'generator', lambda *_: generator),
+      mock.patch.object(scores.Scorer, 'tally', spy),
+    ):
+      for num_buckets in (0, 3):
+        config.evaluate.num_buckets = num_buckets
+        rows += self.evaluate(config, self.workdir / str(num_buckets))['rows']
+    self.assertEqual(shapes, [0, 3])
+    for name, value in rows[0]['figures'].items():
+      self.assertAlmostEqual(rows[1]['figures'][name], value, places=4)
 
   def test_every_published_schedule_has_a_label(self):
     for name, make in published.SCHEDULES.items():
@@ -263,6 +297,7 @@ class BenchmarkTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'num_samples': 5}, 'num_samples=5'),
+    ({'num_buckets': -1}, 'num_buckets=-1'),
     ({'labels': 'even'}, 'uniform, balanced'),
     ({'rounding': 'up'}, 'none, floor, nearest'),
     ({'policies': ('best',)}, 'learned, maskgit'),

@@ -9,7 +9,7 @@ import raw_files
 
 from adanat_jax import config as config_lib, files, main, workdir
 from adanat_jax.errors import UserError
-from adanat_jax.stages import benchmark, features, statistics
+from adanat_jax.stages import features, sample_file, statistics
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -87,7 +87,7 @@ class EarlyMistakesTest(parameterized.TestCase):
 
   def test_samples_are_written_in_any_order_and_again(self):
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
-    kept = benchmark.SampleFile(self.folder, images.shape, np.arange(5))
+    kept = sample_file.SampleFile(self.folder, images.shape, np.arange(5))
     for first, count in ((3, 2), (0, 2), (1, 2)):
       kept.write(first, images[first : first + count])
     kept.finish()

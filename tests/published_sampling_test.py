@@ -199,6 +199,24 @@ class PublishedSamplingTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):
       networks.load_nat(config, self.folder)
 
+  def test_enat_with_a_policy_within_buckets(self):
+    small = {'nat.encoder_depth': 1, 'nat.decoder_depth': 1}
+    small |= {'sample.classes': (1, 7), 'sample.policy': 'learned'}
+    config = self.load_config('in256_enat', **small)
+    small |= self.weights(config, jnp.zeros(1, jnp.int32))[0]
+    small['policy.init_from'] = self.converted('policy', self.policy_file())
+    pictures = []
+    for num_buckets in (0, 2):
+      small['sample.num_buckets'] = num_buckets
+      small['sample.output'] = str(self.folder / str(num_buckets))
+      sample.run(self.load_config('in256_enat', **small), self.folder)
+      written = sorted((self.folder / str(num_buckets)).iterdir())
+      self.assertLen(written, 3)
+      pictures.append([np.asarray(Image.open(p), np.int32) for p in written])
+    self.assertGreater(np.abs(pictures[0][0] - pictures[0][1]).max(), 3)
+    for masked, within in zip(*pictures, strict=True):
+      self.assertLessEqual(np.abs(masked - within).max(), 1)
+
   @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
   def test_captions(self):
     config = self.load_config('cc3m256', **TEXT)

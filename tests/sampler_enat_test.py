@@ -15,6 +15,7 @@ from random_weights import random_variables
 
 from adanat_jax import batch_decoder
 from adanat_jax.decoding import buckets, schedules, unrolled
+from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
@@ -106,7 +107,7 @@ class PoliciesTest(absltest.TestCase):
 
     key = jax.random.key(7)
     quick = generator().with_buckets(
-      generator().agents[T], LABELS, key, num_steps=T, num_buckets=3
+      'learned', LABELS, key, num_steps=T, num_buckets=3
     )
     first, second, _ = quick.buckets[T]
     self.assertEqual(first, (0, 0, N))
@@ -120,6 +121,15 @@ class PoliciesTest(absltest.TestCase):
     again, seen = plans(quick, LABELS, T, 5, tables)
     self.assertEqual(seen[0].buckets, quick.buckets[T])
     np.testing.assert_array_equal(again.tokens, plain.tokens)
+
+  def test_what_is_the_same_for_all_samples_needs_no_buckets(self):
+    key = jax.random.key(0)
+    table = schedules.hand_made(T, total=N)
+    for policy in ('hand-made', table):
+      same = generator().with_buckets(policy, LABELS, key, num_steps=T)
+      self.assertIs(same, generator())
+    with self.assertRaisesRegex(UserError, 'no policy .* num_steps=5'):
+      generator().with_buckets('learned', LABELS, key, num_steps=5)
 
   def test_batches_do_not_show(self):
     expected = generator().sample(LABELS, T, 3)

@@ -47,6 +47,7 @@ from adanat_jax.stages import (
   scores,
   statistics,
 )
+from adanat_jax.stages.sample_file import SampleFile
 
 Config = ml_collections.ConfigDict
 
@@ -62,9 +63,10 @@ POLICIES = ('learned', *HAND_MADE, *tables.SCHEDULES)
 
 # One set of samples: all policies are measured with the same noise.
 _SEED = 0
+# Batches of other samples that a policy is watched on for its buckets.
+_WATCHED_BATCHES = 8
 # Neighbours that say how far the real, and the generated, images reach.
 _NEIGHBOURS = 3
-_ROWS_FILE = 'samples.uint8'
 
 
 def check_config(config: Config) -> None:
@@ -75,6 +77,7 @@ def check_config(config: Config) -> None:
     {
       'evaluate.num_samples': int_at_least(10),
       'evaluate.policies': tuple_of(choice(*POLICIES)),
+      'evaluate.num_buckets': int_at_least(0),
       'evaluate.precision_recall': int_at_least(0),
       'evaluate.save_npz': boolean,
       'evaluate.benchmark': choice('', *BENCHMARKS),
@@ -208,7 +211,7 @@ class Evaluation:
       if not distributed.from_first(images.is_begun):
         self.tidy(directory)
     tally = self.scorer.tally(
-      self.generator,
+      self._generator_of(method, num_steps),
       method.policy,
       num_steps=num_steps,
       guided=method.guided,
@@ -232,6 +235,25 @@ class Evaluation:
       distributed.from_first(images.finish)
       row['samples'] = images.path.name
     return row
+
+  def _generator_of(
+    self, method: methods_lib.Method, num_steps: int
+  ) -> Generator:
+    """The generator, with the buckets that an adaptive policy of ENAT gets."""
+    num_buckets = self.config.evaluate.num_buckets
+    if not num_buckets:
+      return self.generator
+    watched = min(
+      self._count, _WATCHED_BATCHES * self.config.evaluate.batch_size
+    )
+    chosen = self.scorer.conditions.of(watched, _SEED + 1)
+    return self.generator.with_buckets(
+      method.policy,
+      self.scorer.conditions.on_hosts(chosen),
+      networks.stage_key(self.config, 'evaluate/buckets'),
+      num_steps=num_steps,
+      num_buckets=num_buckets,
+    )
 
   def tidy(self, directory: pathlib.Path) -> None:
     """Deletes what only an unfinished row needs."""
@@ -332,60 +354,3 @@ def _table(name: str, num_steps: int) -> methods_lib.Method:
     options=step_lib.MASKGIT if clamps else step_lib.ADANAT,
     note='published schedule',
   )
-
-
-class SampleFile:
-  """Samples as ADM's evaluator reads them: `arr_0` uint8[n, H, W, C] in .npz.
-
-  Of class-conditional models `arr_1` holds the labels. Rows go to a file beside
-  it as they come, so memory does not grow with their number.
-  """
-
-  def __init__(
-    self,
-    directory: pathlib.Path,
-    shape: tuple[int, int, int, int],
-    labels: np.ndarray | None,
-  ):
-    """Writes nothing yet.
-
-    Args:
-      directory: gets `samples.npz`.
-      shape: of all samples, [n, H, W, C].
-      labels: int32[n] or None.
-    """
-    self.path = directory / 'samples.npz'
-    self._rows = directory / _ROWS_FILE
-    self._shape = shape
-    self._labels = labels
-
-  @staticmethod
-  def forget(directory: pathlib.Path) -> None:
-    """Deletes the rows, but not the .npz."""
-    (directory / _ROWS_FILE).unlink(missing_ok=True)
-
-  def is_begun(self) -> bool:
-    """Whether there are rows of a killed run."""
-    return self._rows.is_file()
-
-  def write(self, first: int, images: np.ndarray) -> None:
-    """Keeps samples `first` and following, uint8[b, H, W, C]."""
-    rows = images.reshape(len(images), -1)
-    with (
-      # Written, not mapped: where the disk is full, a mapping kills.
-      files.writing(self._rows),
-      self._rows.open('r+b' if self.is_begun() else 'w+b') as file,
-    ):
-      file.seek(first * rows.shape[1])
-      file.write(rows.tobytes())
-
-  def finish(self) -> None:
-    """Puts all samples into the .npz; in process 0."""
-    rows = np.memmap(self._rows, np.uint8, 'r', shape=self._shape)
-    arrays: dict[str, Any] = {'arr_0': rows}
-    if self._labels is not None:
-      arrays['arr_1'] = self._labels
-    temporary = self.path.with_name('.samples.npz')
-    with files.writing(self.path):
-      np.savez(temporary, **arrays)
-    files.publish(temporary, self.path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import time
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -32,6 +33,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'sample.images_per_class': int_at_least(1),
       'sample.num_steps': int_at_least(1),
       'sample.seed': int_at_least(0),
+      'sample.num_buckets': int_at_least(0),
       'sample.policy': choice(
         'learned', 'hand-made', 'table', *published_tables.SCHEDULES
       ),
@@ -58,6 +60,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   elif policy in published_tables.SCHEDULES:
     policy = published_tables.SCHEDULES[policy](section.num_steps)
   names, labels = conditions_of(config)
+  if section.num_buckets:
+    generator = generator.with_buckets(
+      policy,
+      labels,
+      jax.random.key(section.seed + 2),
+      num_steps=section.num_steps,
+      num_buckets=section.num_buckets,
+    )
   sample = lambda seed: generator.sample(
     labels, section.num_steps, seed, policy
   )

@@ -128,6 +128,12 @@ class Conditions:
     with jax.set_mesh(self._mesh):
       return self._states(self._tower[1], found)
 
+  def on_hosts(self, chosen: np.ndarray) -> np.ndarray:
+    """Conditions of any number of samples, the same array in all processes."""
+    devices = self._mesh.size
+    padded = np.resize(chosen, -(-len(chosen) // devices) * devices)
+    return np.asarray(sharding.gather(self.batch(padded)))[: len(chosen)]
+
   def captions(self, chosen: np.ndarray) -> list[str]:
     """The texts of captions by their numbers."""
     return self._prompts.captions(chosen)
