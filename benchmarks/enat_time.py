@@ -29,14 +29,15 @@ import time
 from typing import Any
 
 from absl import app, flags, logging
+import clock
 import enat_subjects
 import enat_tables
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timing
 
 import adanat_jax
+from adanat_jax import timing
 from adanat_jax.decoding import buckets, loop, schedules, unrolled
 from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers, enat
@@ -137,7 +138,7 @@ def measure(
     subject: what to decode.
     num_buckets: at most so many.
     rounds: of measurements.
-    deadline: of `time.monotonic`, see `timing.interleaved`.
+    deadline: of `time.monotonic`, see `clock.interleaved`.
 
   Returns:
     Everything, as JSON has it.
@@ -149,7 +150,7 @@ def measure(
   tokens: dict[tuple[str, int], np.ndarray] = {}
   compiling, calls = {}, {}
   for way in WAYS:
-    timing.say(f'{subject.label}: compiling {way}')
+    clock.say(f'{subject.label}: compiling {way}')
     start = time.monotonic()
     compiled = (
       jax.jit(program(subject, way, bounds))
@@ -160,8 +161,8 @@ def measure(
     calls[way] = _timed(subject, way, compiled, tokens)
     if costs[way] * size < _SHORT:
       calls[way]()
-  timing.say(f'{subject.label}: {rounds} rounds')
-  seconds = timing.interleaved(calls, rounds, deadline)
+  clock.say(f'{subject.label}: {rounds} rounds')
+  seconds = clock.interleaved(calls, rounds, deadline)
   # Seconds of an image and share of those of all tokens, round by round.
   images, shares = {}, {}
   for way, values in seconds.items():
@@ -221,7 +222,7 @@ def _timed(
   way: str,
   compiled: Any,
   tokens: dict[tuple[str, int], np.ndarray],
-) -> timing.Timed:
+) -> clock.Timed:
   """Seconds and, over all threads, seconds of processors to decode a batch.
 
   Each call decodes the next batch; `tokens` keeps what came out.
@@ -238,7 +239,7 @@ def _timed(
     seconds = time.perf_counter() - start
     busy = time.process_time() - busy
     if seconds > 1:
-      timing.say(f'    {way}: {seconds:.1f} s, of processors {busy:.1f} s')
+      clock.say(f'    {way}: {seconds:.1f} s, of processors {busy:.1f} s')
     tokens[way, index] = np.asarray(result)
     return seconds, busy
 

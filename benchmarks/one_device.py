@@ -17,14 +17,14 @@ import time
 from typing import Any
 
 from absl import app, flags
+import clock
 import hlo
 import jax
 import jax.numpy as jnp
 import programs
 import subjects
-import timing
 
-from adanat_jax import config as config_lib, sharding
+from adanat_jax import config as config_lib, sharding, timing
 
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Rounds of each comparison.')
 _MINUTES = flags.DEFINE_float(
@@ -85,10 +85,10 @@ def compare(
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   compiled = {'plain': program.compile(), 'mesh': program.compile(mesh)}
   counts = {way: hlo.opcodes(compiled[way].as_text()) for way in _WAYS}
-  calls = {way: timing.timed(runner(program, compiled[way])) for way in _WAYS}
+  calls = {way: clock.timed(runner(program, compiled[way])) for way in _WAYS}
   for call in calls.values():
     call()
-  rounds = timing.interleaved(calls, repeats, deadline)
+  rounds = clock.interleaved(calls, repeats, deadline)
   seconds = {
     way: timing.spread([row[0] for row in rounds[way]]) for way in _WAYS
   }
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
   }
   for name in _PROGRAMS.value:
     table[name] = compare(make[name](), _REPEATS.value, deadline)
-    timing.say(f'{name}: {table[name]}')
+    clock.say(f'{name}: {table[name]}')
   for name, row in table.items():
     plain, mesh = (row['seconds'][way]['median'] for way in _WAYS)
     print(

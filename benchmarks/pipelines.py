@@ -32,7 +32,6 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 import tables
-import timing
 
 from adanat_jax import (
   checkpoint,
@@ -40,6 +39,7 @@ from adanat_jax import (
   config as config_lib,
   files,
   operations,
+  timing,
 )
 from adanat_jax.data import clip_tokens, token_records, token_writer
 from adanat_jax.data.order import epoch_batch

@@ -19,13 +19,13 @@ import time
 from typing import Any, TypeAlias
 
 from absl import app, flags, logging
+import clock
 import jax
 import jax.numpy as jnp
 import subjects
 import tables
-import timing
 
-from adanat_jax import operations
+from adanat_jax import operations, timing
 from adanat_jax.types import Array
 
 _OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')
@@ -86,18 +86,18 @@ def measure(
   Args:
     subject: the generator.
     plan: what to measure of it.
-    deadline: of `time.monotonic`, see `timing.interleaved`.
+    deadline: of `time.monotonic`, see `clock.interleaved`.
 
   Returns:
     `operations` by network, `networks` with the seconds of single forwards by
     batch size, `sampling` with one row a case: everything as JSON has it, but
     for the fraction of the peak, which is not known yet.
   """
-  timing.say(f'{subject.label}: weights and programs')
+  clock.say(f'{subject.label}: weights and programs')
   shapes = subject.shapes()
   params = subjects.random_params(shapes)
   decode_images = jax.jit(subject.apply('decoder'))
-  calls: dict[tuple[Any, ...], timing.Timed] = {}
+  calls: dict[tuple[Any, ...], clock.Timed] = {}
   steps = sorted({(case[0], case[2]) for case in plan.cases})
   for batch_size, guided in steps:
     calls |= _single_forwards(subject, params, batch_size, guided)
@@ -108,8 +108,8 @@ def measure(
     (seconds_a_step,) = calls['nat', batch_size, guided]()
     if num_steps * seconds_a_step < _LONG:
       call()
-  timing.say(f'{subject.label}: {len(calls)} measurements a round')
-  seconds = timing.interleaved(calls, plan.repeats, deadline)
+  clock.say(f'{subject.label}: {len(calls)} measurements a round')
+  seconds = clock.interleaved(calls, plan.repeats, deadline)
   counts_of_xla = subject.xla_operations()
   return {
     'operations': {
@@ -131,7 +131,7 @@ def _single_forwards(
   params: Any,
   batch_size: int,
   guided: bool,
-) -> dict[tuple[Any, ...], timing.Timed]:
+) -> dict[tuple[Any, ...], clock.Timed]:
   """The networks of one step alone, warmed up."""
   nat, actor, critic = map(subject.apply, ('nat', 'actor', 'critic'))
 
@@ -158,7 +158,7 @@ def _single_forwards(
   result = {}
   for name, (function, weights, given) in calls.items():
     jitted = jax.jit(function)
-    result[name] = timing.timed(lambda f=jitted, w=weights, x=given: f(w, *x))
+    result[name] = clock.timed(lambda f=jitted, w=weights, x=given: f(w, *x))
     result[name]()
   return result
 
@@ -170,7 +170,7 @@ def _sampling(
   batch_size: int,
   num_steps: int,
   guided: bool,
-) -> timing.Timed:
+) -> clock.Timed:
   """Sampling a batch: seconds to its tokens, and from there to its images."""
   labels = jnp.zeros(batch_size, jnp.int32)
   key = jax.random.key(0)
@@ -284,13 +284,13 @@ def benchmark(
     minutes: see the flag.
   """
   deadline = time.monotonic() + 60 * minutes
-  timing.say('forwards')
+  clock.say('forwards')
   result: dict[str, Any] = {
     'machine': timing.machine(),
     'forwards': check_rows(),
   }
-  timing.say('peak')
-  peak = timing.Peak()
+  clock.say('peak')
+  peak = clock.Peak()
   peak.look(peak_repeats)
   result['models'] = {
     name: measure(subjects.SUBJECTS[name](), plan, deadline)

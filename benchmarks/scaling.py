@@ -21,11 +21,11 @@ import time
 from typing import Any
 
 from absl import app, flags
+import clock
 import hlo
 import jax
 import ml_collections
 import programs
-import timing
 import tracing
 
 from adanat_jax import config as config_lib, operations, sharding
@@ -239,7 +239,7 @@ def rows(num_devices: Sequence[int], kinds: Sequence[str]) -> list[Any]:
         'counted_operations': counted(case),
       }
       seconds = time.monotonic() - start
-      timing.say(f'{case.label}, {count} devices: {seconds:.0f} s')
+      clock.say(f'{case.label}, {count} devices: {seconds:.0f} s')
       moved = row['measured']['collective_bytes']
       # Besides gradients only means, of a few numbers each.
       extra = moved.get('all-reduce', 0) - row['derived']['reduced_bytes']

@@ -14,7 +14,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
-from adanat_jax import operations
+from adanat_jax import operations, timing
 from adanat_jax.decoding import loop
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
@@ -25,7 +25,6 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import sampling
 import subjects
 import tables
-import timing
 
 _SMALL = subjects.Subject(
   'small',

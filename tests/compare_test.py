@@ -133,7 +133,7 @@ class StageTest(parameterized.TestCase):
       return known[key]
 
     cls.enterClassContext(mock.patch.object(policy, 'load_agent', load_agent))
-    cls.enterClassContext(mock.patch.object(costs, 'interleaved', timed))
+    cls.enterClassContext(mock.patch.object(costs, 'seconds_of', timed))
     cls.directory = cls.workdir / 'compare'
     rows, measure = [], contender.Contender._row
 
@@ -152,7 +152,7 @@ class StageTest(parameterized.TestCase):
         killed()
         # And again when all there is to do is to time it.
         dies = mock.Mock(side_effect=InterruptedError)
-        with mock.patch.object(costs, 'interleaved', dies):
+        with mock.patch.object(costs, 'seconds_of', dies):
           killed()
       compare.run(cls.config, cls.workdir)
     cls.rows = rows
@@ -329,7 +329,7 @@ class CostsTest(parameterized.TestCase):
     calls = {
       name: lambda seed, name=name: log.append((name, seed)) for name in 'ab'
     }
-    seconds = costs.interleaved(calls, 2)
+    seconds = costs.seconds_of(calls, 2)
     self.assertEqual(
       log, [('a', 0), ('b', 0), ('a', 1), ('b', 1), ('b', 2), ('a', 2)]
     )

@@ -10,6 +10,7 @@ from unittest import mock
 from absl.testing import absltest
 import numpy as np
 
+from adanat_jax import timing
 from adanat_jax.models import enat
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
@@ -17,7 +18,6 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import enat_subjects
 import enat_tables
 import enat_time
-import timing
 import tracing
 
 

@@ -274,7 +274,7 @@ def _settings_table(results: Results) -> str:
       value = ', '.join(
         f'{key.replace("_", " ")} {number}' for key, number in value.items()
       )
-    rows.append([name, str(value)])
+    rows.append([name.replace('_', ' '), str(value)])
   return tables.markdown_table(['setting', 'value'], rows)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax import config as config_lib, distributed, files
+from adanat_jax import config as config_lib, distributed, files, timing
 from adanat_jax.completion import is_complete, mark_complete
 from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.errors import UserError
@@ -172,11 +172,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         results['methods'].append(contender.entry(method, num_steps))
         calls |= contender.calls(method, num_steps)
   _say(f'{config.compare.timing_rounds} rounds of timing')
-  timing = ledger.get('timing', lambda: _timing(config, calls))
-  results['machine'] = timing['machine']
+  timed = ledger.get('timing', lambda: _timing(config, calls))
+  results['machine'] = timed['machine']
   for entry in results['methods']:
     for path, figures in entry['paths'].items():
-      figures['seconds'] = timing['seconds'].get(f'{entry["key"]}/{path}')
+      figures['seconds'] = timed['seconds'].get(f'{entry["key"]}/{path}')
   results['trade_offs'] = trade_offs.rows(results)
   files.write_json(directory / 'results.json', results)
   comparison.save_plot(directory / 'comparison.png', results)
@@ -226,13 +226,13 @@ def _timing(
 ) -> dict[str, Any]:
   """Seconds of an image by method and path, and the machine they belong to."""
   section = config.compare
-  machine = costs.machine()
+  machine = timing.machine()
   images = section.batch_size * section.timing_batches
-  measured = costs.interleaved(calls, section.timing_rounds)
+  measured = costs.seconds_of(calls, section.timing_rounds)
   return {
     'machine': machine,
     'seconds': {
-      name: costs.spread([value / images for value in values])
+      name: timing.spread([value / images for value in values])
       for name, values in measured.items()
     },
   }

@@ -15,15 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import os
-import statistics
+import itertools
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from adanat_jax import batch_decoder, operations, sharding
+from adanat_jax import batch_decoder, operations, sharding, timing
 from adanat_jax.batch_decoder import Plan
 from adanat_jax.decoding import unrolled
 from adanat_jax.models import denoisers
@@ -181,13 +180,10 @@ def make_calls(
   return call
 
 
-def interleaved(
+def seconds_of(
   calls: Mapping[str, Callable[[int], None]], num_rounds: int
 ) -> dict[str, list[float]]:
   """Times every call in turn, in rounds.
-
-  What disturbs the machine for a while then disturbs all calls alike. Every
-  other round goes backwards, so that none always follows the same one.
 
   Args:
     calls: functions of a seed, which all calls of a round share.
@@ -196,41 +192,22 @@ def interleaved(
   Returns:
     Seconds of each call, one number a round. Compiling is none of it.
   """
-  for call in calls.values():
-    call(0)
-  result: dict[str, list[float]] = {name: [] for name in calls}
-  for number in range(num_rounds):
-    names = list(calls)
-    for name in names if number % 2 == 0 else reversed(names):
-      start = time.perf_counter()
-      calls[name](number + 1)
-      result[name].append(time.perf_counter() - start)
-  return result
+  return timing.interleaved(
+    {name: _timed(call) for name, call in calls.items()}, num_rounds
+  )
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-  """Median, lowest, highest, and all of them."""
-  return {
-    'median': statistics.median(values),
-    'low': min(values),
-    'high': max(values),
-    'values': list(values),
-  }
+def _timed(call: Callable[[int], None]) -> Callable[[], float]:
+  call(0)
+  seeds = itertools.count(1)
 
+  def run() -> float:
+    seed = next(seeds)
+    start = time.perf_counter()
+    call(seed)
+    return time.perf_counter() - start
 
-def machine() -> dict[str, Any]:
-  """What the seconds belong to."""
-  try:
-    cores = len(os.sched_getaffinity(0))
-  except AttributeError:  # Not on this system.
-    cores = os.cpu_count() or 1
-  return {
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'cores': cores,
-    'load before': os.getloadavg()[0],
-    'jax': jax.__version__,
-    'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
-  }
+  return run
 
 
 def _is_adaptive(method: methods_lib.Method) -> bool:

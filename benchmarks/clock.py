@@ -1,21 +1,20 @@
-"""Timing that a busy machine disturbs as little as possible."""
+"""What benchmarks time with: calls in parts, in rounds, up to a deadline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-import os
-import pathlib
-import platform
-import statistics
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import sys
 import time
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import jax
 
+from adanat_jax import timing
+from adanat_jax.timing import Name
+
 # Runs something to its end and returns the seconds that each part of it took.
 Timed: TypeAlias = Callable[[], tuple[float, ...]]
-Name = TypeVar('Name', bound=Hashable)
 
 # Calls that are shorter are repeated within a measurement for this long.
 _MIN_SECONDS = 0.1
@@ -28,25 +27,6 @@ def say(text: str) -> None:
   """Progress, apart from the results on standard output."""
   seconds = time.monotonic() - _START
   print(f'{seconds:6.1f} s  {text}', file=sys.stderr, flush=True)
-
-
-def machine() -> dict[str, Any]:
-  """What the figures belong to."""
-  model = platform.processor() or platform.machine()
-  cpuinfo = pathlib.Path('/proc/cpuinfo')
-  if cpuinfo.is_file():
-    lines = cpuinfo.read_text().splitlines()
-    names = [x.split(':')[1].strip() for x in lines if 'model name' in x]
-    model = names[0] if names else model
-  return {
-    'device': jax.devices()[0].device_kind,
-    'platform': jax.devices()[0].platform,
-    'processor': model,
-    'cores': len(os.sched_getaffinity(0)),
-    'load_before': os.getloadavg()[0],
-    'jax': jax.__version__,
-    'xla_flags': os.environ.get('XLA_FLAGS', ''),
-  }
 
 
 def timed(call: Callable[[], object]) -> Timed:
@@ -74,9 +54,6 @@ def interleaved(
 ) -> dict[Name, list[tuple[float, ...]]]:
   """Measures every call in turn, `repeats` rounds of it.
 
-  What disturbs the machine for a while then disturbs all calls alike. Every
-  other round goes backwards, so that none always follows the same one.
-
   Args:
     calls: warmed up.
     repeats: number of rounds.
@@ -86,26 +63,16 @@ def interleaved(
   Returns:
     One tuple of seconds a round.
   """
-  result: dict[Name, list[tuple[float, ...]]] = {name: [] for name in calls}
-  for index in range(repeats):
-    start = time.monotonic()
-    names = list(calls)
-    for name in names if index % 2 == 0 else reversed(names):
-      result[name].append(measure(calls[name]))
-    took = time.monotonic() - start
-    say(f'  round {index + 1} of {repeats}: {took:.1f} s')
-    if time.monotonic() + took > deadline:
-      break
-  return result
 
+  def go_on(number: int, seconds: float) -> bool:
+    say(f'  round {number} of {repeats}: {seconds:.1f} s')
+    return time.monotonic() + seconds <= deadline
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-  """Median, lowest and highest."""
-  return {
-    'median': statistics.median(values),
-    'low': min(values),
-    'high': max(values),
-  }
+  return timing.interleaved(
+    {name: functools.partial(measure, call) for name, call in calls.items()},
+    repeats,
+    go_on,
+  )
 
 
 class Peak:

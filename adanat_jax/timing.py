@@ -1,0 +1,83 @@
+"""Timing that a busy machine disturbs as little as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+import os
+import pathlib
+import platform
+import statistics
+import time
+from typing import Any, TypeVar
+
+import jax
+
+Name = TypeVar('Name', bound=Hashable)
+Measured = TypeVar('Measured')
+
+
+def interleaved(
+  calls: Mapping[Name, Callable[[], Measured]],
+  num_rounds: int,
+  go_on: Callable[[int, float], bool] = lambda number, seconds: True,
+) -> dict[Name, list[Measured]]:
+  """Measures every call in turn, in rounds.
+
+  What disturbs the machine for a while then disturbs all calls alike. Every
+  other round goes backwards, so that none always follows the same one.
+
+  Args:
+    calls: warmed up; each returns what it measured.
+    num_rounds: at most so many.
+    go_on: is told after each round how many there were and how many seconds
+      this one took; False ends it.
+
+  Returns:
+    What each call measured, one entry a round.
+  """
+  result: dict[Name, list[Measured]] = {name: [] for name in calls}
+  for number in range(num_rounds):
+    start = time.monotonic()
+    names = list(calls)
+    for name in names if number % 2 == 0 else reversed(names):
+      result[name].append(calls[name]())
+    if not go_on(number + 1, time.monotonic() - start):
+      break
+  return result
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+  """Median, lowest, highest, and all of them."""
+  return {
+    'median': statistics.median(values),
+    'low': min(values),
+    'high': max(values),
+    'values': list(values),
+  }
+
+
+def machine() -> dict[str, Any]:
+  """What the seconds belong to."""
+  try:
+    cores = len(os.sched_getaffinity(0))
+  except AttributeError:  # Not on this system.
+    cores = os.cpu_count() or 1
+  return {
+    'device': jax.devices()[0].device_kind,
+    'devices': jax.device_count(),
+    'platform': jax.devices()[0].platform,
+    'processor': _processor(),
+    'cores': cores,
+    'load_before': os.getloadavg()[0],
+    'jax': jax.__version__,
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  }
+
+
+def _processor() -> str:
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.is_file():
+    for line in cpuinfo.read_text().splitlines():
+      if line.startswith('model name'):
+        return line.split(':', 1)[1].strip()
+  return platform.processor() or platform.machine()
