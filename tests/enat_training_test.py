@@ -4,18 +4,21 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import pathlib
+import sys
 from unittest import mock
 
 from absl import logging
 from absl.testing import absltest, parameterized
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import random_weights
 
-from adanat_jax import config as config_lib, pretraining, training
+from adanat_jax import config as config_lib, pretraining, sharding, training
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.models.enat import ENAT
@@ -166,6 +169,37 @@ class TrainStepTest(parameterized.TestCase):
   def test_parts_of_a_batch_have_its_gradient(self):
     self.assert_close(self.run_step(micro_batches=4), self.run_step())
 
+  def steps_on(self, num_devices, fsdp):
+    """Loss and gradient of both kinds of drawing, on so many devices."""
+    mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:num_devices])
+    place = lambda trees, put: {_BY_CLASS: put(trees[_BY_CLASS], mesh)}
+    params = place(self.params, sharding.shard_state)
+    emas = place(self.emas, sharding.shard_state)
+    batches = place(self.batches, sharding.put_batch)
+    with (
+      mock.patch.multiple(self, params=params, emas=emas, batches=batches),
+      jax.set_mesh(mesh),
+    ):
+      return {
+        kind: {
+          jax.tree_util.keystr(path): np.asarray(leaf).tolist()
+          for path, leaf in jax.tree.leaves_with_path(
+            self.run_step(mask_ratio_per=kind)
+          )
+        }
+        for kind in ('example', 'batch')
+      }
+
+  def test_devices_do_not_show(self):
+    one, four = children.run(__file__, 4)
+    # As drawn by one that has no mesh at all.
+    np.testing.assert_allclose(
+      one['example']['[0]'], self.run_step()[0], rtol=1e-6
+    )
+    for kind, values in one.items():
+      for name, value in values.items():
+        self.assert_close(np.float32(four[kind][name]), np.float32(value))
+
   def test_a_cache_that_saw_nothing_is_none(self):
     masked, *_ = self.draws()
     nothing = np.ones_like(masked)
@@ -296,4 +330,9 @@ class StageTest(parameterized.TestCase):
 
 
 if __name__ == '__main__':
-  absltest.main()
+  if '--child' in sys.argv:
+    TrainStepTest.setUpClass()
+    steps_on = TrainStepTest().steps_on
+    print(json.dumps([steps_on(1, 1), steps_on(4, 2)]))
+  else:
+    absltest.main()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import sys
 from typing import Any
 from unittest import mock
 
 from absl.testing import absltest
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
-from adanat_jax import batch_decoder
+from adanat_jax import batch_decoder, sharding
 from adanat_jax.decoding import buckets, schedules, unrolled
 from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
@@ -145,5 +148,49 @@ class PoliciesTest(absltest.TestCase):
     self.assertEqual(denoisers.empty_cache(nat, 4), ())
 
 
+def tokens_of_all_ways(num_devices: int, fsdp: int) -> dict[str, Any]:
+  """Tokens by what is gathered, on some of this process's devices."""
+  mesh = sharding.make_mesh(fsdp=fsdp, devices=jax.devices()[:num_devices])
+  one = generator()
+  agent = one.agents[T]
+  params = sharding.shard_state(one.nat_params, mesh)
+  some = dataclasses.replace(
+    one,
+    nat_params=params,
+    agents={T: agent.replace(params=sharding.shard_state(agent.params, mesh))},
+    mesh=mesh,
+  )
+  quick = some.with_buckets(
+    'learned', LABELS, jax.random.key(7), num_steps=T, num_buckets=3
+  )
+  kernel = params['blocks_0']['attention']['query']['kernel']
+  table = schedules.hand_made(T, total=N, guidance_scale=1.0)
+  samples = {
+    'static': some.generate(LABELS, T, 3, table),
+    'masked': some.generate(LABELS, T, 5),
+    'buckets': quick.generate(LABELS, T, 5),
+  }
+  return {
+    'tokens': {name: x.tokens.tolist() for name, x in samples.items()},
+    'shapes': quick.buckets[T],
+    'pieces': len({str(x.index) for x in kernel.addressable_shards}),
+  }
+
+
+class DevicesTest(absltest.TestCase):
+  def test_devices_do_not_show(self):
+    one, two, four = children.run(__file__, 4)
+    self.assertEqual([x['pieces'] for x in (one, two, four)], [1, 1, 2])
+    for other in (two, four):
+      self.assertEqual(other['tokens'], one['tokens'])
+      self.assertEqual(other['shapes'], one['shapes'])
+    self.assertEqual(one['tokens']['buckets'], one['tokens']['masked'])
+    self.assertLess(one['shapes'][1][2], N)
+
+
 if __name__ == '__main__':
-  absltest.main()
+  if '--child' in sys.argv:
+    layouts = ((1, 1), (2, 1), (4, 2))
+    print(json.dumps([tokens_of_all_ways(*layout) for layout in layouts]))
+  else:
+    absltest.main()
