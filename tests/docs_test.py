@@ -18,13 +18,16 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = [
   _ROOT / 'README.md',
   *sorted((_ROOT / 'docs').glob('*.md')),
+  *sorted((_ROOT / 'docs/results').rglob('README.md')),
   *sorted((_ROOT / 'configs').glob('*.py')),
 ]
 # Flags that several commands share: `run=(--config=...)`, and `"${run[@]}"`.
 _SHARED = re.compile(r'^ *run=\(([^)]*)\)', re.MULTILINE)
 _EXPANDED = '"${run[@]}"'
-# A command, and the lines that it goes on in.
-_COMMAND = re.compile(r'^ *(python (?:\\\n|.)*)', re.MULTILINE)
+# A command, after what it needs, and the lines that it goes on in.
+_COMMAND = re.compile(
+  r'^ *(?:pip install .*&& )?(python (?:\\\n|.)*)', re.MULTILINE
+)
 _LINK = re.compile(r'\]\(([^)#\s]*)(#[^)\s]*)?\)')
 _PROGRAMS = ('-m adanat_jax.main', 'benchmarks/hours.py')
 # Of the programs, beside those of the config.
@@ -107,8 +110,11 @@ class DocsTest(absltest.TestCase):
     script = runpy.run_path(str(_ROOT / 'docs/images/make_relatives.py'))
     path = pathlib.Path(self.create_tempdir().full_path) / 'again.png'
     script['draw'](path)
-    kept = Image.open(_ROOT / 'docs/images/relatives.png')
-    self.assertEqual(Image.open(path).size, kept.size)
+    with (
+      Image.open(_ROOT / 'docs/images/relatives.png') as kept,
+      Image.open(path) as again,
+    ):
+      self.assertEqual(again.size, kept.size)
     # ENAT's published counts: about a fifth of what all tokens cost.
     counts = script['counts_of'](script['published'].enat_256(8))
     self.assertAlmostEqual(script['share'](counts), 0.195, places=3)
