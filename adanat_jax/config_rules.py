@@ -5,8 +5,8 @@ A stage states at its top what it can work with:
   check(config, {
     'nat.width': positive_int,
     'nat.dropout_rate': between(0.0, 1.0),
-    'policy.reward': choice('adversarial', 'frechet', 'classifier'),
-    'policy.mlp_widths': tuple_of(positive_int, length=2),
+    'nat.mask_ratio': choice('cosine', 'beta'),
+    'policy.network.mlp_widths': tuple_of(positive_int, length=2),
   })
 
 and a value that breaks a rule is one line: the field, what was given, what is

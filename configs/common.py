@@ -107,8 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
   nat.frechet_every = 0
 
   config.policy = policy = ml_collections.ConfigDict()
-  # How many of them are decoded at a time, over all devices; 0 for all. Saves
-  # memory and changes nothing else.
+  # Trajectories decoded at a time, over all devices; 0 for all. Saves memory
+  # and changes nothing else.
   policy.rollout_size = 0
   # What PPO's epochs read: 'store' keeps the NAT's features of every step,
   # 'recompute' the canvases, and runs the NAT again in each epoch.
@@ -184,7 +184,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Each T with each optimizer and each kind of noise is a search of its own,
   # made so many times.
   search.num_steps = (4,)
-  # 'cma' (CMA-ES, pip install 'adanat_jax[search]') or 'finite_differences', as
+  # 'cma' (CMA-ES, pip install -e '.[search]') or 'finite_differences', as
   # published.
   search.optimizers = ('cma',)
   # 'on' measures all points with the same classes and noise, so that their

@@ -7,7 +7,7 @@ compares the policy with hand-made schedules and writes a report. Presets:
 
   configs/digits.py        T = 4, adversarial reward, one training each
   configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each:
-                           36 policies in three to four hours
+                           36 policies
   configs/digits.py:relatives
                            MaskGIT, AutoNAT and AdaNAT, each on a NAT and on an
                            ENAT, T = 2, 4, 8, in at most 90 minutes
@@ -51,11 +51,16 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   tokenizer = config.tokenizer
   # The published VQGAN, narrow: 16x16 pixels become 4x4 tokens.
   tokenizer.codebook_size = 128
+  # Width of a code.
   tokenizer.code_width = 8
+  # Channels: the first, and what they are multiplied by at each level, of which
+  # all but the last halve the sides; residual blocks of a level, and groups of
+  # the normalisations.
   tokenizer.base_width = 16
   tokenizer.width_multipliers = (1, 2, 4)
   tokenizer.num_res_blocks = 1
   tokenizer.num_groups = 8
+  # How long it is trained, with how many images at a time.
   tokenizer.num_steps = 1200
   tokenizer.batch_size = 96
   tokenizer.learning_rate = 2e-3
@@ -70,8 +75,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   judges = config.judges
   # The measuring network: a convolutional classifier of the ten digits.
   judges.measure = measure = ml_collections.ConfigDict()
+  # Channels of its levels, and of the features that are compared.
   measure.widths = (16, 32, 64)
   measure.feature_width = 32
+  # How it is trained. Images are moved by up to so many pixels, get noise of
+  # this standard deviation, and lose a square of this side.
   measure.num_steps = 1500
   measure.batch_size = 128
   measure.learning_rate = 1e-3
@@ -80,24 +88,28 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   measure.cutout = 0
   # The reward network: a small vision transformer, other augmentation.
   reward = judges.reward
+  # Side of a patch in pixels; width, blocks and heads; after which blocks the
+  # features are taken.
   reward.patch_size = 4
   reward.width = 64
   reward.depth = 4
   reward.num_heads = 4
   reward.hooks = (0, 1, 2, 3)
+  # As of the measuring network.
   reward.num_steps = 1500
   reward.batch_size = 128
   reward.learning_rate = 1e-3
   reward.max_shift = 2
   reward.noise = 0.1
-  # Side of the square that is blanked out in each image, in pixels.
   reward.cutout = 4
 
   nat = config.nat
+  # Width of a token, blocks, heads, and by how much an MLP is wider.
   nat.width = 96
   nat.depth = 4
   nat.num_heads = 4
   nat.mlp_ratio = 4
+  # How it is trained: AdamW, whose rate rises over the first steps.
   nat.dropout_rate = 0.1
   nat.num_steps = 3500
   nat.batch_size = 128
@@ -107,7 +119,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   nat.learning_rate_schedule = 'cosine'
   nat.weight_decay = 0.03
   nat.betas = (0.9, 0.99)
+  # Decay of the moving average of the parameters, which decoding uses, a step.
   nat.ema_decay = 0.998
+  # Share of the target that is spread evenly over all codes.
   nat.label_smoothing = 0.1
   # Share of examples trained with the null condition, for guidance.
   nat.condition_dropping = 0.1
@@ -127,6 +141,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.rewards = ('adversarial',)
   policy.num_steps = (4,)
   policy.trainings = 1
+  # Each iteration samples trajectories, and learns from them.
   policy.iterations = 150
   # Which policies: 'adaptive' sees the NAT's features, 'constant' does not.
   policy.kinds = ('adaptive', 'constant')
@@ -135,10 +150,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.log_every = 1
   policy.save_every = 25
   # Constants of PPO: 'paper', or 'ours' for short runs; each can be overridden
-  # below (unset fields keep the preset's value).
+  # below (unset fields keep the preset's value, in rl/ppo.py).
   policy.preset = 'ours'
   policy.ppo = ppo = ml_collections.ConfigDict()
   ppo.learning_rate = placeholder(float)
+  # Passes over an iteration's trajectories, and steps in each.
   ppo.num_epochs = placeholder(int)
   ppo.num_minibatches = placeholder(int)
   # Minibatches are drawn within this many equal consecutive parts of the batch;
@@ -147,6 +163,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Each gradient is computed in this many parts, one after the other: less
   # memory, the same gradient.
   ppo.micro_batches = placeholder(int)
+  # How boldly actions are tried at first, and at the end.
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
   # What a zero action means, so where policies start: 'maskgit' (unguided),
@@ -161,6 +178,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # The network that maps classes; texts come as embeddings and need none.
   discriminator.mapping_width = 64
   discriminator.mapping_layers = 2
+  # Of a head: width of what it compares with the class, and its convolution.
   discriminator.condition_map_width = 64
   discriminator.kernel_size = 9
   discriminator.learning_rate = 1e-3
@@ -219,9 +237,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   sample.classes = (0, 1)
   # Images of each.
   sample.images_per_class = 16
+  # A learned policy belongs to one number of steps.
   sample.num_steps = 4
   sample.seed = 0
-  # 'learned', 'hand-made', or 'table' with a JSON file of the four lists.
+  # 'learned', 'hand-made' (MaskGIT's), 'table' with a JSON file of the four
+  # lists, or 'autonat_large', 'adagen', 'enat_256', 'enat_512' (published).
   sample.policy = 'learned'
   sample.table = ''
   # See evaluate.num_buckets.

@@ -226,7 +226,7 @@ class TablesTest(absltest.TestCase):
 
   def test_floor_table(self):
     lines = tables.floor_table(_results()).splitlines()
-    self.assertEqual(lines[0], '| floor | Fréchet distance | precision |')
+    self.assertEqual(lines[0], '| images | Fréchet distance | precision |')
     self.assertEqual(lines[2], '| test images | 2.00 |  |')
     self.assertEqual(lines[3], '| many steps | 6.00 | 0.900 |')
 

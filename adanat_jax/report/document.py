@@ -53,8 +53,11 @@ def compose(
   if notes:
     parts.append('\n'.join(notes) + '\n')
   if results.get('floors'):
-    parts.append('## Floors\n')
-    parts.append('What the measures give where no policy is involved.\n')
+    parts.append('## For reference\n')
+    parts.append(
+      'What real images, the tokenizer and the NAT alone have. The NAT is'
+      " decoded by MaskGIT's unguided schedule, with one seed.\n"
+    )
     parts.append(tables.floor_table(results))
   for picture in pictures:
     parts.append(f'## {picture.title}\n')

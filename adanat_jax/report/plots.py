@@ -74,12 +74,12 @@ def save_distance_plot(
   num_steps: int,
   measure: str = 'frechet',
 ) -> None:
-  """Draws one measure of every method at one T, with its floors.
+  """Draws one measure of every method at one T, and what to hold it against.
 
   A marker is the mean of one training over its sampling seeds, a bar its
   standard deviation, a tick one seed. The figures at the right pool trainings.
   A distance starts at 0, and a method more than `FAR` times as far as the best
-  one is an arrow at the right edge, so that the others can be told apart.
+  one is only an arrow at the right edge, so that the others can be told apart.
 
   Args:
     path: the PNG file; its directory must exist.
@@ -99,26 +99,33 @@ def save_distance_plot(
   if not pooled:
     raise ValueError(f'no method has {measure} at T = {num_steps}')
   floors = reading.floors_of(results, measure)
+  is_distance = reading.better(measure) == 'lower'
+  limit = math.inf
+  if is_distance:
+    limit = FAR * min(numbers.mean for numbers in pooled.values())
   rows = len(pooled) + len(floors)
   figure = Figure(figsize=(8.6, 0.8 + 0.32 * rows), layout='constrained')
   axes = figure.subplots()
   for row, (name, numbers) in enumerate(pooled.items()):
     entries = reading.entries_of(results, name, num_steps)
     offsets = 0.26 * (np.arange(len(entries)) - (len(entries) - 1) / 2)
-    for entry, offset in zip(entries, offsets, strict=True):
-      _draw_training(
-        axes, entry['measures'][measure], row + offset, styles[name]
-      )
+    if numbers.mean <= limit:
+      for entry, offset in zip(entries, offsets, strict=True):
+        _draw_training(
+          axes, entry['measures'][measure], row + offset, styles[name]
+        )
     _write_right(axes, row, _spread_text(numbers.mean, numbers.std))
   for row, value in enumerate(floors.values(), start=len(pooled)):
     axes.axvline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
     axes.plot(value, row, marker='|', color=style.FAINT_INK, markersize=12)
     _write_right(axes, row, _spread_text(value, math.nan))
-  if reading.better(measure) == 'lower':
-    _limit_distance(axes, pooled, styles)
+  if is_distance:
+    _limit_distance(axes, pooled, styles, limit)
   style.clean(axes, grid='x')
   labels = [reading.label_of(results, name) for name in pooled]
-  axes.set_yticks(range(rows), labels + [f'floor: {name}' for name in floors])
+  axes.set_yticks(
+    range(rows), labels + [f'reference: {name}' for name in floors]
+  )
   for row, tick in enumerate(axes.get_yticklabels()):
     tick.set_color(style.INK if row < len(pooled) else style.FAINT_INK)
   axes.tick_params(axis='y', length=0)
@@ -301,9 +308,9 @@ def _limit_distance(
   axes: Axes,
   pooled: Mapping[str, reading.Pooled],
   styles: Mapping[str, tuple[str, str]],
+  limit: float,
 ) -> None:
-  """Starts the axis at 0 and turns methods that are far off into arrows."""
-  limit = FAR * min(numbers.mean for numbers in pooled.values())
+  """Starts the axis at 0 and shows methods beyond the limit as arrows."""
   near = [n.mean for n in pooled.values() if n.mean <= limit]
   axes.set_xlim(0.0, 1.15 * max(near))
   for row, (name, numbers) in enumerate(pooled.items()):

@@ -68,7 +68,7 @@ def method_table(results: Results, num_steps: int) -> str:
 
 
 def floor_table(results: Results) -> str:
-  """What can be reached at best: one row a floor."""
+  """What no schedule is to blame for: one row a kind of images."""
   columns = {m: reading.floors_of(results, m) for m in _MEASURES}
   shown = [measure for measure in _MEASURES if columns[measure]]
   rows = [
@@ -76,7 +76,7 @@ def floor_table(results: Results) -> str:
     + [number(columns[m][name], m) if name in columns[m] else '' for m in shown]
     for name in results.get('floors', {})
   ]
-  header = ['floor'] + [reading.title_of(measure) for measure in shown]
+  header = ['images'] + [reading.title_of(measure) for measure in shown]
   return markdown_table(header, rows)
 
 
