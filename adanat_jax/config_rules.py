@@ -96,6 +96,15 @@ def tuple_of(rule: Rule, length: int | None = None) -> Rule:
   )
 
 
+def some_of(rule: Rule) -> Rule:
+  """A tuple of at least one element that keeps `rule`, none of them twice."""
+  elements = tuple_of(rule)
+  return Rule(
+    f'a tuple of at least one element and none twice, each {rule.allowed}',
+    lambda value: elements.accepts(value) and 0 < len(value) == len(set(value)),
+  )
+
+
 def optional(rule: Rule) -> Rule:
   """What `rule` allows, or nothing (an unset placeholder)."""
   return Rule(
@@ -117,6 +126,10 @@ def _is_number(value: Any) -> bool:
 
 
 positive_int = int_at_least(1)
+odd_int = Rule(
+  'an odd integer, 1 or more',
+  lambda value: _is_int(value) and value > 0 and value % 2 == 1,
+)
 non_negative = between(0.0, math.inf)
 positive = Rule(
   'a finite number above 0', lambda value: _is_number(value) and value > 0

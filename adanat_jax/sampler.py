@@ -249,17 +249,11 @@ class Generator:
     Raises:
       UserError: for steps or a policy that this generator cannot do.
     """
-    chosen, guided, options = self._resolve(policy, num_steps)
+    chosen = self._resolve(policy, num_steps)[0]
     if not denoisers.reuses(self.nat) or batch_decoder.is_shared_table(chosen):
       return self
     watched = dataclasses.replace(self, buckets={}).decode(
-      chosen,
-      labels,
-      key,
-      num_steps=num_steps,
-      guided=guided,
-      options=options,
-      record=True,
+      chosen, labels, key, num_steps=num_steps, record=True
     )
     assert watched.trajectory is not None  # It was asked for.
     length = denoisers.text_length(labels)
@@ -384,6 +378,11 @@ class Generator:
         )
       return policy, True, step_lib.ADANAT
     if isinstance(policy, Agent):
+      if len(policy.residual) != num_steps:
+        raise UserError(
+          f'the agent was made for {len(policy.residual)} steps, num_steps is'
+          f' {num_steps}'
+        )
       return policy, True, step_lib.ADANAT
     if policy == 'hand-made':
       table = schedules.hand_made(num_steps, total=self.nat.num_tokens)

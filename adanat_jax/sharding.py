@@ -31,7 +31,7 @@ AXES = ('data', 'fsdp')
 # else is not worth the traffic.
 RULES: tuple[Rule, ...] = (
   (
-    r'(attention/(qkv|query|self|context|proj)|mlp/fc[12]|skip|modulation)'
+    r'(attention/(qkv|query|self|context|proj)|mlp/fc[12]|skip|blocks_\d+/modulation)'
     r'/kernel$',
     PartitionSpec(None, 'fsdp'),
   ),

@@ -24,9 +24,9 @@ def load_params(
     directory: the stage's directory (the one that holds `checkpoints`).
     field: name of the state's field, e.g. 'ema_params'; '/' goes deeper.
     target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
-      with and whose shardings it gets; None takes nested dicts as saved. What
-      has no sharding goes to every device of the ambient mesh, or to the first
-      device where there is none.
+      with and whose shardings it gets; None takes nested dicts as saved, of a
+      field that holds nothing but dicts. What has no sharding goes to every
+      device of the ambient mesh, or to the first device where there is none.
     best: take the checkpoint that the training's `best_of` chose instead of the
       last one, where one was chosen.
 

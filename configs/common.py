@@ -23,9 +23,11 @@ def get_config() -> ml_collections.ConfigDict:
   # The two newest checkpoints of a training stay, and those of steps that this
   # divides; 0 keeps no others.
   config.keep_every = 0
-  # Also keep the best one: of a policy that of the highest reward, or of the
-  # smallest distance where it is measured; of other networks that of the lowest
-  # loss. What comes after uses the last one, but see policy.iterate.
+  # Also keep the best one: of a policy that of the smallest distance, where it
+  # is measured, or of the highest 'pretrained' reward (the others are relative,
+  # to a discriminator that learns or to the batch, and their policies keep
+  # none); of other networks that of the lowest loss. What comes after uses the
+  # last one, but see policy.iterate.
   config.keep_best = False
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True

@@ -231,6 +231,12 @@ class RulesTest(parameterized.TestCase):
       '(0.9, 0.99)',
       'a tuple of elements, each an integer',
     ),
+    (
+      'nat.betas',
+      config_rules.some_of(config_rules.positive_int),
+      'at least one element and none twice, each an integer',
+    ),
+    ('nat.width', config_rules.odd_int, '64', 'an odd integer'),
     ('nat.none', config_rules.positive_int, 'config.nat.none is missing'),
   )
   def test_broken_rule_names_field_value_and_allowed(self, name, rule, *parts):

@@ -235,6 +235,10 @@ class StageTest(parameterized.TestCase):
     fit.call_args.kwargs['evaluate'](state, 1)
     self.assertEqual(scorer.call_args.args[1].params, field)
     self.assertEqual(fit.call_args.kwargs['keep_best'], iterate == 'best')
+    # The best of an adversarial reward is that of the weakest discriminator.
+    config.policy.update(evaluate_every=0, iterate='last')
+    policy.train(config, self.root / 'nothing', policy.trainings(config)[0])
+    self.assertIsNone(fit.call_args.kwargs['best_of'])
 
   def test_a_workdir_of_an_older_version(self):
     config = self.classes.copy_and_resolve_references()
@@ -265,6 +269,36 @@ class StageTest(parameterized.TestCase):
     self.assertFalse(np.array_equal(fresh[:40], ids))
     for part in batches.values():
       part.close()
+
+  def test_a_reward_is_the_mean_over_arrangements(self):
+    config = self.classes.copy_and_resolve_references()
+    config.policy.discriminator.held_out = 0
+    config.judges.reward.crop_probability = 0.0
+    images = jnp.float32(np.random.default_rng(0).random((16, 16, 16, 3)))
+    labels = jnp.arange(16) % 2
+
+    def rewards(arrangements, key=0):
+      config.policy.discriminator.arrangements = arrangements
+      court = adversarial.court(config, self.root, 2)
+
+      @jax.jit
+      def judge(frozen):
+        state = court.initial(frozen, jax.random.key(0))
+        reward = court.judge(frozen).reward(state)
+        keys = jax.random.split(jax.random.key(key), 3)
+        # Logits: they are what is averaged.
+        one = lambda key: jax.scipy.special.logit(reward(images, labels, key))
+        return jnp.stack([one(key) for key in keys])
+
+      return np.asarray(judge(court.frozen), np.float64)
+
+    fixed, once, many = rewards(1), rewards(2), rewards(64)
+    np.testing.assert_array_equal(fixed[0], fixed[1])
+    # Each image keeps its place, whatever is beside it.
+    spread = lambda found: np.std(found, axis=0).mean()
+    self.assertGreater(spread(once), 3 * spread(many))
+    self.assertGreater(np.corrcoef(many[0], fixed[0])[0, 1], 0.5)
+    self.assertGreater(np.corrcoef(many[0], many[1])[0, 1], 0.95)
 
   def test_discriminator_reads_captions(self):
     # The same images on both sides, but only real ones show what is said:
@@ -310,6 +344,15 @@ class StageTest(parameterized.TestCase):
     ('classes', 'policy.iterate', 'average', 'needs an average; set'),
     ('classes', 'policy.ema_decay', 1.5, 'a number from 0.0 to 1.0'),
     ('classes', 'policy.kinds', ('shy',), 'one of adaptive, constant'),
+    ('classes', 'policy.kinds', (), 'at least one element'),
+    ('classes', 'policy.num_steps', (4, 4), 'none twice'),
+    ('classes', 'policy.network.mlp_widths', (8,), 'a tuple of 2 elements'),
+    ('classes', 'policy.network.hidden_size', 0, '1 or more'),
+    ('classes', 'policy.ppo.final_std', 0.0, 'a finite number above 0'),
+    ('classes', 'policy.ppo.learning_rate', -1.0, 'a finite number above 0'),
+    ('classes', 'policy.ppo.num_epochs', 0, '1 or more, or leave it unset'),
+    ('classes', 'policy.discriminator.kernel_size', 8, 'an odd integer'),
+    ('classes', 'policy.discriminator.arrangements', 0, '1 or more'),
     ('classes', 'judges.reward.hooks', (0, 1), 'each one of 0'),
     ('classes', 'judges.reward.patch_size', 3, 'must divide the 8 pixels'),
     ('classes', 'judges.reward.normalisation', 'centred', 'stay as they are'),

@@ -133,6 +133,9 @@ class PoliciesTest(absltest.TestCase):
       self.assertIs(same, generator())
     with self.assertRaisesRegex(UserError, 'no policy .* num_steps=5'):
       generator().with_buckets('learned', LABELS, key, num_steps=5)
+    agent = generator().agents[T]
+    with self.assertRaisesRegex(UserError, 'made for 3 steps, num_steps is 5'):
+      generator().sample(LABELS, 5, 0, agent)
 
   def test_batches_do_not_show(self):
     expected = generator().sample(LABELS, T, 3)

@@ -294,7 +294,7 @@ class StageTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'search__num_steps': (0,)}, 'config.search.num_steps=(0,)'),
-    ({'search__num_steps': ()}, 'name no search'),
+    ({'search__num_steps': ()}, 'at least one element'),
     ({'search__optimizers': ('sgd',)}, 'each one of cma, finite_differences'),
     ({'search__common_noise': ('yes',)}, 'each one of on, off'),
     ({'search__evaluations': 0}, 'config.search.evaluations=0'),

@@ -94,7 +94,7 @@ def fit(
   num_steps: int,
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
-  best_of: tuple[str, str] = ('loss', 'min'),
+  best_of: tuple[str, str] | None = ('loss', 'min'),
   keep_best: bool = False,
   **options: Any,
 ) -> State:
@@ -111,7 +111,8 @@ def fit(
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `training.run_loop`.
-    best_of: `(metric, 'min' or 'max')`, by which `config.keep_best` chooses.
+    best_of: `(metric, 'min' or 'max')`, by which `config.keep_best` chooses;
+      None to keep no best one.
     keep_best: keep the best checkpoint whatever the config says.
     **options: of `training.run_loop`, before those of the config.
 

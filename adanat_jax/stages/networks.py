@@ -217,7 +217,7 @@ def order_seed(config: Config, name: str) -> int:
 
 def loop_options(
   config: Config,
-  best_of: tuple[str, str] = ('loss', 'min'),
+  best_of: tuple[str, str] | None = ('loss', 'min'),
   keep_best: bool = False,
 ) -> dict[str, Any]:
   """What every training loop takes from the top of the config.

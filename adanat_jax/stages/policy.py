@@ -250,7 +250,11 @@ def _train(
     step = averaging.averaging(step, section.ema_decay)
     return step(state, batch.get('real'), iteration, prompts)
 
-  options: dict[str, Any] = {'best_of': ('reward', 'max')}
+  # The other rewards are relative: to a discriminator that learns, to a batch.
+  is_absolute = which.reward == 'pretrained'
+  options: dict[str, Any] = {
+    'best_of': ('reward', 'max') if is_absolute else None
+  }
   if section.evaluate_every:
     generator = Generator(
       nat,
