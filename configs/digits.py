@@ -154,8 +154,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.preset = 'ours'
   policy.ppo = ppo = ml_collections.ConfigDict()
   ppo.learning_rate = placeholder(float)
-  ppo.critic_learning_rate = placeholder(float)
-  ppo.follow_std = placeholder(bool)
   # Passes over an iteration's trajectories, and steps in each.
   ppo.num_epochs = placeholder(int)
   ppo.num_minibatches = placeholder(int)
@@ -195,10 +193,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Compare with real images that have been through the tokenizer (as published:
   # False): what it blurs, no schedule can mend.
   discriminator.reconstruct_real = True
-  # The heads share statistics among eight samples, so that a reward depends on
-  # the other seven: it is the mean over so many random arrangements of the
-  # batch (published: 1, the batch as it is).
-  discriminator.arrangements = 1
   # Test images on which the discriminator's accuracy is logged; 0 for none.
   discriminator.held_out = 96
 

@@ -235,52 +235,6 @@ class HandComputedTest(parameterized.TestCase):
       moment = optax.tree_utils.tree_get(state, 'mu')
       self.assertAlmostEqual(float(10 * optax.tree.norm(moment)), expected, 4)
 
-  def test_the_critic_has_a_rate_and_a_limit_of_its_own(self):
-    gradient = {'actor': jnp.float32([3.0, 4.0]), 'critic': jnp.float32([30.0])}
-    config = ppo.PPOConfig(
-      learning_rate=0.1, critic_learning_rate=0.5, max_gradient_norm=1.0
-    )
-    optimizer = ppo.make_optimizer(config)
-    updates, state = optimizer.update(gradient, optimizer.init(gradient))
-    # Adam's first step is its rate, against the gradient's sign.
-    np.testing.assert_allclose(updates['actor'], [-0.1, -0.1], rtol=1e-4)
-    np.testing.assert_allclose(updates['critic'], [-0.5], rtol=1e-4)
-    moments = optax.tree_utils.tree_get_all_with_path(state, 'mu')
-    sizes = [float(10 * optax.tree.norm(moment)) for _, moment in moments]
-    np.testing.assert_allclose(sizes, [1.0, 1.0], rtol=1e-4)
-
-  def test_the_actors_steps_follow_the_exploration(self):
-    params, actor_critic = network_actor_critic()
-    rollout = make_rollout()
-    after = {}
-    for follow_std in (False, True):
-      config = ppo.PPOConfig(
-        num_epochs=1, initial_std=0.8, follow_std=follow_std
-      )
-      optimizer = ppo.make_optimizer(config)
-      update = functools.partial(
-        ppo.update,
-        actor_critic=actor_critic,
-        optimizer=optimizer,
-        config=config,
-      )
-      after[follow_std], *_ = jit(update)(
-        params, optimizer.init(params), rollout, 0.2, jax.random.key(0)
-      )
-    moved = {
-      name: optax.tree.sub(found, params) for name, found in after.items()
-    }
-    jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y / 4, atol=1e-7),
-      moved[True]['actor'],
-      moved[False]['actor'],
-    )
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      moved[True]['critic'],
-      moved[False]['critic'],
-    )
-
 
 class UpdateTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)

@@ -131,25 +131,6 @@ class PartsTest(parameterized.TestCase):
     np.testing.assert_array_equal(rows, expected)
 
   @parameterized.parameters(1, 2, 4)
-  def test_copies_stay_in_their_group_and_find_back(self, groups):
-    rows = batches.shuffled_copies(
-      jax.random.key(0), B, groups=groups, copies=3
-    )
-    self.assertEqual(rows.shape, (groups, 3 * B // groups))
-    picked = np.asarray(batches.pick_copies(jnp.arange(B), rows))
-    size = B // groups
-    for part, copies in enumerate(picked.reshape(groups, 3, size)):
-      for copy in copies:
-        np.testing.assert_array_equal(
-          np.sort(copy), part * size + np.arange(size)
-        )
-    self.assertTrue((picked[:size] != picked[size : 2 * size]).any())
-    # Copy c of sample i has 100 i + c: the mean over copies is 100 i + 1.
-    number = np.tile(np.repeat(np.arange(3), size), groups)
-    means = batches.mean_of_copies(jnp.float32(100 * picked + number), rows, 3)
-    np.testing.assert_allclose(means, 100 * np.arange(B) + 1)
-
-  @parameterized.parameters(1, 2, 4)
   def test_parts_take_a_like_share_of_every_group(self, groups):
     rows = batches.shuffled_rows(jax.random.key(0), B, groups=groups, parts=4)
     self.assertEqual(rows.shape, (4, groups, 4 // groups))

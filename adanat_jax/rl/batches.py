@@ -46,60 +46,6 @@ def shuffled_rows(
   return jnp.moveaxis(order.reshape(groups, parts, -1), 1, 0)
 
 
-def shuffled_copies(
-  key: Array, batch_size: int, *, groups: int, copies: int
-) -> Array:
-  """Puts a batch into several random orders, one after the other.
-
-  Args:
-    key: of the orders.
-    batch_size: B, a multiple of `groups`.
-    groups: G.
-    copies: C, how many orders.
-
-  Returns:
-    int32[G, C * B / G]: rows of each group, in C orders.
-  """
-  orders = [
-    shuffled_rows(k, batch_size, groups=groups, parts=1)[0]
-    for k in jax.random.split(key, copies)
-  ]
-  return jnp.concatenate(orders, axis=1)
-
-
-def pick_copies(tree: Any, rows: Array) -> Any:
-  """The samples of `shuffled_copies`.
-
-  Args:
-    tree: arrays [B, ...].
-    rows: int32[G, C * B / G].
-
-  Returns:
-    The same tree of arrays [C * B, ...], group by group.
-  """
-  steps = pick(jax.tree.map(lambda x: x[None], tree), rows)
-  return jax.tree.map(lambda x: x[0], steps)
-
-
-def mean_of_copies(values: Array, rows: Array, copies: int) -> Array:
-  """What the copies of each sample have on average, in the batch's order.
-
-  Args:
-    values: float32[C * B], of `pick_copies`.
-    rows: int32[G, C * B / G].
-    copies: C.
-
-  Returns:
-    float32[B].
-  """
-
-  def mean(values: Array, rows: Array) -> Array:
-    return values[jnp.argsort(rows)].reshape(-1, copies).mean(-1)
-
-  grouped = values.reshape(len(rows), -1)
-  return sharding.split_batch(jax.vmap(mean)(grouped, rows).reshape(-1))
-
-
 def pick(tree: Any, rows: Array) -> Any:
   """The samples of one part of `shuffled_rows`.
 

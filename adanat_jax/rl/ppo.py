@@ -43,11 +43,6 @@ class PPOConfig:
 
   Attributes:
     learning_rate: of Adam.
-    critic_learning_rate: of the critic's own Adam, which then has its own limit
-      of the gradient's norm; 0 for one Adam over both.
-    follow_std: scale the actor's steps by the exploration's standard deviation
-      over the initial one, so that late in the training a step moves actions by
-      no more standard deviations than at first.
     num_epochs: passes over the batch.
     num_minibatches: gradient steps a pass; minibatches are whole trajectories.
     shuffle_groups: minibatches are drawn within this many equal consecutive
@@ -72,8 +67,6 @@ class PPOConfig:
   """
 
   learning_rate: float = 1e-5
-  critic_learning_rate: float = 0.0
-  follow_std: bool = False
   num_epochs: int = 5
   num_minibatches: int = 1
   shuffle_groups: int = 1
@@ -252,23 +245,10 @@ def ppo_loss(
 
 def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
   """Adam; gradients are scaled down to `max_gradient_norm` if that is set."""
-
-  def make(learning_rate: float) -> optax.GradientTransformation:
-    adam = optax.adam(learning_rate, eps=config.adam_epsilon)
-    if config.max_gradient_norm <= 0:
-      return adam
-    limit = optax.clip_by_global_norm(config.max_gradient_norm)
-    return optax.chain(limit, adam)
-
-  if not config.critic_learning_rate:
-    return make(config.learning_rate)
-  return optax.multi_transform(
-    {
-      'actor': make(config.learning_rate),
-      'critic': make(config.critic_learning_rate),
-    },
-    lambda params: {name: name for name in params},
-  )
+  adam = optax.adam(config.learning_rate, eps=config.adam_epsilon)
+  if config.max_gradient_norm <= 0:
+    return adam
+  return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), adam)
 
 
 def update(
@@ -341,9 +321,6 @@ def update(
     grads, metrics = mean_gradient(params, parts)
     metrics['gradient_norm'] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    if config.follow_std:
-      scale = std / config.initial_std
-      updates |= {'actor': optax.tree.scale(scale, updates['actor'])}
     return (optax.apply_updates(params, updates), opt_state), metrics
 
   def epoch(carry: Any, key: Array) -> tuple[Any, Any]:

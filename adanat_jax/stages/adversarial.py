@@ -26,7 +26,7 @@ from adanat_jax.models import vit
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.discriminator import DiscriminatorHeads, advance_spectral
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.rl import adversary, batches, rewards
+from adanat_jax.rl import adversary, rewards
 from adanat_jax.rl.trainer import Judge, Labelled
 from adanat_jax.stages import datasets, networks, reward_network, texts
 from adanat_jax.types import Array, Condition, Reward
@@ -237,27 +237,11 @@ def _judge(
     layers = discriminator.features(frozen, images, key)
     return adversary.score(heads, state, layers, condition)
 
-  def mean_score(
-    state: adversary.AdversaryState, labelled: Labelled, key: Array
-  ) -> Array:
-    """The mean over arrangements of the batch into groups."""
-    if section.arrangements == 1:
-      return score(state, labelled, key)
-    images, condition = labelled
-    crop_key, order_key = jax.random.split(key)
-    layers = discriminator.features(frozen, images, crop_key)
-    rows = batches.shuffled_copies(
-      order_key, len(images), groups=groups, copies=section.arrangements
-    )
-    copies = batches.pick_copies((layers, condition), rows)
-    scores = adversary.score(heads, state, *copies)
-    return batches.mean_of_copies(scores, rows, section.arrangements)
-
   def reward(state: adversary.AdversaryState) -> Reward:
     return rewards.adversarial_reward(
-      lambda images, condition, key: mean_score(
-        state, (images, condition), key
-      )[:, None]
+      lambda images, condition, key: score(state, (images, condition), key)[
+        :, None
+      ]
     )
 
   def accuracies(
