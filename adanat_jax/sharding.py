@@ -31,8 +31,9 @@ AXES = ('data', 'fsdp')
 # else is not worth the traffic.
 RULES: tuple[Rule, ...] = (
   (
-    r'(attention/(qkv|query|self|context|proj)|mlp/fc[12]|skip|blocks_\d+/modulation)'
-    r'/kernel$',
+    r'(attention/(qkv|query|self|context|proj)|mlp/fc[12]|skip'
+    # An ENAT's; those of a policy network are small.
+    r'|blocks_\d+/modulation)/kernel$',
     PartitionSpec(None, 'fsdp'),
   ),
   (r'tokens/words$', PartitionSpec(None, 'fsdp')),

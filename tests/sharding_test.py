@@ -117,6 +117,16 @@ class ShardingTest(absltest.TestCase):
     ):
       self.assertEqual(sharding.spec_of(name, rules), spec)
 
+  def test_what_is_large_is_split(self):
+    for name, is_split in (
+      ('params/blocks_3/attention/qkv/kernel', True),
+      ('params/blocks_3/modulation/kernel', True),
+      ('params/actor/norm_1/modulation/kernel', False),
+      ('params/blocks_3/modulation/bias', False),
+    ):
+      spec = sharding.spec_of(name, sharding.RULES)
+      self.assertEqual('fsdp' in spec, is_split, name)
+
   def test_what_cannot_be_split_is_named(self):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     with self.assertRaisesRegex(UserError, 'fsdp: 3 given, .* devices, 1'):

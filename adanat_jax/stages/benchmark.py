@@ -34,6 +34,7 @@ from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.metrics.published_figures import BENCHMARKS
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import benchmark_table
+from adanat_jax.rl.agent import Agent
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   clip_score,
@@ -241,7 +242,7 @@ class Evaluation:
   ) -> Generator:
     """The generator, with the buckets that an adaptive policy of ENAT gets."""
     num_buckets = self.config.evaluate.num_buckets
-    if not num_buckets:
+    if not num_buckets or not isinstance(method.policy, Agent):
       return self.generator
     watched = min(
       self._count, _WATCHED_BATCHES * self.config.evaluate.batch_size
