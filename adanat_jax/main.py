@@ -24,6 +24,7 @@ import traceback
 from absl import app, flags, logging
 
 from adanat_jax import (
+  allocator,
   compile_cache,
   config as config_lib,
   config_rules,
@@ -107,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
     )
   config = _CONFIG.value
   config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
-  # Before anything asks JAX for a device.
+  # Before anything asks JAX for a device, both.
+  allocator.keep_memory()
   distributed.start(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR_ADDRESS.value,

@@ -69,7 +69,7 @@ class Layer(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[B, L, D] to the same shape."""
     dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=layers.normal_init
+      layers.Dense, dtype=self.dtype, kernel_init=layers.normal_init
     )
     norm = functools.partial(layers.LayerNorm, _EPSILON, dtype=self.dtype)
     width = x.shape[-1]

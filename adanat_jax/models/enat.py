@@ -127,7 +127,7 @@ class ENAT(nn.Module):
       self.codebook_size + 1, self.num_tokens, self.width, self.dtype
     )
     linear = functools.partial(
-      nn.Dense,
+      layers.Dense,
       self.width,
       dtype=self.dtype,
       kernel_init=enat_blocks.linear_init,

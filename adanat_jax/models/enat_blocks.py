@@ -39,7 +39,7 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[..., D] to the same shape."""
     dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=linear_init
+      layers.Dense, dtype=self.dtype, kernel_init=linear_init
     )
     hidden = _tanh_gelu(dense(self.hidden_width, name='fc1')(x))
     return dense(x.shape[-1], name='fc2')(hidden)
@@ -104,7 +104,7 @@ class SelfCrossAttention(nn.Module):
         f'num_heads={self.num_heads} does not divide the width {width}'
       )
     dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=linear_init
+      layers.Dense, dtype=self.dtype, kernel_init=linear_init
     )
     key_value = dense(2 * width, name='self')(x)
     if context is not None:

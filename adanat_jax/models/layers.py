@@ -39,6 +39,23 @@ def torch_bias_init(fan_in: int) -> Initializer:
   return init
 
 
+class Dense(nn.Dense):
+  """`nn.Dense` that multiplies two matrices where the CPU is the device.
+
+  XLA on CPUs sums the gradient of a kernel over the axes of a batch and its
+  tokens after transposing both factors, and computes what they are made of
+  once more for it; over one axis it does neither (docs/benchmarks.md).
+  Accelerators lay such axes out as they like, and are left to it.
+  """
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `x` float[..., D] to float[..., features]."""
+    if jax.default_backend() != 'cpu':
+      return super().__call__(x)
+    flat = super().__call__(x.reshape(-1, x.shape[-1]))
+    return flat.reshape(*x.shape[:-1], self.features)
+
+
 class LayerNorm(nn.Module):
   """Layer normalisation whose statistics are float32 whatever goes in.
 
@@ -93,9 +110,7 @@ class SelfAttention(nn.Module):
       raise UserError(
         f'num_heads={self.num_heads} does not divide the width {width}'
       )
-    dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=normal_init
-    )
+    dense = functools.partial(Dense, dtype=self.dtype, kernel_init=normal_init)
     qkv = dense(3 * width, use_bias=self.qkv_bias, name='qkv')(x)
     qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
     x_heads = jax.nn.dot_product_attention(
@@ -116,9 +131,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[..., D] to the same shape."""
-    dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=normal_init
-    )
+    dense = functools.partial(Dense, dtype=self.dtype, kernel_init=normal_init)
     hidden = gelu(dense(self.hidden_width, name='fc1')(x))
     return dense(x.shape[-1], name='fc2')(hidden)
 
@@ -147,9 +160,9 @@ class TransformerBlock(nn.Module):
     """Maps `x` float[B, N, D], and `skip` of its shape, to the same shape."""
     width = x.shape[-1]
     if skip is not None:
-      x = nn.Dense(
-        width, dtype=self.dtype, kernel_init=normal_init, name='skip'
-      )(jnp.concatenate([x, skip], axis=-1))
+      x = Dense(width, dtype=self.dtype, kernel_init=normal_init, name='skip')(
+        jnp.concatenate([x, skip], axis=-1)
+      )
     norm = functools.partial(LayerNorm, self.epsilon, dtype=self.dtype)
     x = x + SelfAttention(
       self.num_heads,

@@ -46,7 +46,7 @@ class Layer(nn.Module):
     """Maps `x` float[B, N, D] to the same shape."""
     norm = functools.partial(layers.LayerNorm, _EPSILON, dtype=self.dtype)
     dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=layers.normal_init
+      layers.Dense, dtype=self.dtype, kernel_init=layers.normal_init
     )
     dropout = functools.partial(
       nn.Dropout, self.dropout_rate, deterministic=not train
@@ -105,7 +105,7 @@ class MaskGITTransformer(nn.Module):
       Layer(self.num_heads, self.mlp_width, self.dropout_rate, self.dtype)
       for _ in range(self.depth)
     ]
-    self.head = nn.Dense(
+    self.head = layers.Dense(
       self.width, dtype=self.dtype, kernel_init=layers.normal_init
     )
     self.head_norm = norm()

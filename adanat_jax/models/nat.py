@@ -106,7 +106,7 @@ class NAT(nn.Module):
         self.num_classes + 1, 1, self.width, self.dtype, name='classes'
       )(condition[:, None])
     chex.assert_shape(condition, (None, None, self.text_width))
-    return nn.Dense(
+    return layers.Dense(
       self.width,
       dtype=self.dtype,
       kernel_init=layers.normal_init,
@@ -162,7 +162,7 @@ class NAT(nn.Module):
     features = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='norm')(
       x[:, -self.num_tokens :]
     )
-    hidden = nn.Dense(
+    hidden = layers.Dense(
       self.width,
       dtype=self.dtype,
       kernel_init=layers.normal_init,

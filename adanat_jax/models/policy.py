@@ -101,7 +101,7 @@ class PolicyNetwork(nn.Module):
     chex.assert_equal(num_tokens, self.grid_size**2)
     x = features.astype(jnp.float32)
     if width != self.hidden_size:
-      x = nn.Dense(self.hidden_size, kernel_init=_xavier, name='embed')(x)
+      x = layers.Dense(self.hidden_size, kernel_init=_xavier, name='embed')(x)
 
     step = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,))
     embedding = nn.Dense(
