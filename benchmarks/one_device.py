@@ -10,7 +10,7 @@ must be within 10 % of each other, and their programs have the same instructions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import json
 import pathlib
 import time
@@ -20,9 +20,8 @@ from absl import app, flags
 import clock
 import hlo
 import jax
-import jax.numpy as jnp
 import programs
-import subjects
+import running
 
 from adanat_jax import config as config_lib, sharding, timing
 
@@ -43,41 +42,6 @@ _SAMPLES = 100
 _WAYS = ('plain', 'mesh')
 
 
-def inputs(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-  """Arrays of given shapes: random weights, class 0, a key."""
-
-  def make(leaf: Any) -> Any:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return jax.random.key(0)
-    return jnp.zeros(leaf.shape, leaf.dtype)
-
-  weights = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-  drawn = iter(
-    jax.tree.leaves(
-      subjects.random_params(
-        [x for x in jax.tree.leaves(arguments) if weights(x)]
-      )
-    )
-  )
-  return jax.tree.map(
-    lambda leaf: next(drawn) if weights(leaf) else make(leaf), arguments
-  )
-
-
-def runner(program: programs.Program, compiled: Any) -> Callable[[], Any]:
-  """Runs it on its own results: a training step goes on from the last one."""
-  arguments = list(inputs(program.arguments))
-
-  def run() -> Any:
-    # A copy to a compiled program's place costs nothing on the same device.
-    result = compiled(*arguments)
-    if program.donated != ():
-      arguments[program.donated] = result[0]
-    return result
-
-  return run
-
-
 def compare(
   program: programs.Program, repeats: int, deadline: float
 ) -> dict[str, Any]:
@@ -85,7 +49,9 @@ def compare(
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   compiled = {'plain': program.compile(), 'mesh': program.compile(mesh)}
   counts = {way: hlo.opcodes(compiled[way].as_text()) for way in _WAYS}
-  calls = {way: clock.timed(runner(program, compiled[way])) for way in _WAYS}
+  calls = {
+    way: clock.timed(running.runner(program, compiled[way])) for way in _WAYS
+  }
   for call in calls.values():
     call()
   rounds = clock.interleaved(calls, repeats, deadline)

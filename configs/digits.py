@@ -205,7 +205,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   evaluate.grid_samples = 1000
   evaluate.max_grid = 72
   # Images decoded at a time.
-  evaluate.batch_size = 500
+  evaluate.batch_size = 250
   config.report = report = ml_collections.ConfigDict()
   # Images of each class and method in the picture of samples.
   report.images_per_class = 24
