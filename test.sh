@@ -12,5 +12,5 @@ python=${PYTHON:-python}
 }
 "$python" -m mypy
 
-# Two processes: compiling, most of the tests' time, keeps one core busy.
-exec "$python" -m pytest --numprocesses=2 "$@"
+# More processes than two cores: tests of several processes often wait for them.
+exec "$python" -m pytest --numprocesses=3 "$@"

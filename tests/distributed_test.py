@@ -42,7 +42,7 @@ from adanat_jax.stages import (
 from adanat_jax.stages.measures import Measures
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
-STEPS = 20
+STEPS = 10
 # What a stage reads, and where it writes.
 STAGES = {
   'nat': (('tokenizer',), 'nat'),
