@@ -1,7 +1,9 @@
 """From raw files to figures, through every stage, in each benchmark's format.
 
 Each case runs the real config, shrunken (`:mini`), by the command a user types.
-Programs are compiled once: the cases share a compilation cache.
+What the format of raw files changes ends with the prepared set: of two formats
+for one config, only one goes on from there. Programs are compiled once: the
+cases share a compilation cache.
 """
 
 import json
@@ -78,6 +80,9 @@ def shards(root):
   }
 
 
+EVERY_STAGE = ('all',)
+UP_TO_TOKENS = ('tokenizer', 'prepare')
+
 # Smaller still than `:mini`: compiling and tracing take the time.
 SMALLER = {
   'data.image_size': 16,
@@ -99,14 +104,13 @@ class RealImagesTest(parameterized.TestCase):
   def enter_context_of_class(cls):
     return cls().create_tempdir('real_images').full_path
 
-  def run_benchmark(self, name, make, **more):
-    """Runs every stage of a shrunken config; returns its workdir."""
+  def run_benchmark(self, name, make, modes):
+    """Runs a shrunken config in these modes; returns its workdir."""
     raw = self.folder / make.__name__
     config_file = f'{ROOT / "configs" / name}.py:mini'
     config = config_lib.load(config_file, SMALLER)
     weights = self.folder / f'weights-{config.data.condition}'
-    overrides = SMALLER | more
-    overrides |= {f'data.{k}': v for k, v in make(raw).items()}
+    overrides = SMALLER | {f'data.{k}': v for k, v in make(raw).items()}
     overrides['judges.reward.init_from'] = weights / 'reward'
     if not (weights / 'reward').exists():
       small_weights.reward(config, weights)
@@ -117,45 +121,54 @@ class RealImagesTest(parameterized.TestCase):
     # Features without a network: Inception-v3 takes minutes to compile.
     overrides['evaluate.network'] = 'pixels'
     workdir = self.folder / f'run-{make.__name__}'
-    process = subprocess.run(
-      [
-        *(sys.executable, '-m', 'adanat_jax.main'),
-        f'--config={config_file}',
-        f'--workdir={workdir}',
-        f'--jax_cache_dir={self.folder / "cache"}',
-        *(f'--config.{name}={value}' for name, value in overrides.items()),
-      ],
-      env=children.environment(1) | {'PYTHONPATH': str(ROOT)},
-      capture_output=True,
-      text=True,
-      timeout=900,
-      check=False,
-    )
-    self.assertEqual(process.returncode, 0, process.stderr[-3000:])
+    for mode in modes:
+      process = subprocess.run(
+        [
+          *(sys.executable, '-m', 'adanat_jax.main'),
+          f'--config={config_file}',
+          f'--workdir={workdir}',
+          f'--config.mode={mode}',
+          f'--jax_cache_dir={self.folder / "cache"}',
+          *(f'--config.{name}={value}' for name, value in overrides.items()),
+        ],
+        env=children.environment(1) | {'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+      )
+      self.assertEqual(process.returncode, 0, process.stderr[-3000:])
     return workdir
 
-  def check_run(self, workdir, records):
+  def check_run(self, name, make, records, modes):
     """Prepared sets are readable by tfds, and figures have honest names."""
+    workdir = self.run_benchmark(name, make, modes)
     builder = tfds.builder_from_directory(workdir / 'prepare')
     source = builder.as_data_source('train')
     self.assertLen(source, records)
     self.assertEqual(source[0]['tokens'].shape, (2, 16))
+    if modes == UP_TO_TOKENS:
+      return
     result = json.loads((workdir / 'evaluate' / 'results.json').read_text())
     text = json.dumps(result)
     self.assertIn('pixels', text)
     self.assertNotIn('FID', text)
     self.assertTrue((workdir / 'evaluate' / 'results.md').is_file())
 
-  @parameterized.parameters((folder_of_classes, 30), (official_tars, 24))
-  def test_classes(self, make, records):
-    self.check_run(self.run_benchmark('in256', make), records)
+  @parameterized.parameters(
+    (folder_of_classes, 30, EVERY_STAGE), (official_tars, 24, UP_TO_TOKENS)
+  )
+  def test_classes(self, make, records, modes):
+    self.check_run('in256', make, records, modes)
 
   @parameterized.parameters(
-    ('coco256', coco, 33), ('cc3m256', table, 12), ('cc3m256', shards, 14)
+    ('coco256', coco, 33, EVERY_STAGE),
+    ('cc3m256', table, 12, EVERY_STAGE),
+    ('cc3m256', shards, 14, UP_TO_TOKENS),
   )
   @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
-  def test_captions(self, name, make, records):
-    self.check_run(self.run_benchmark(name, make), records)
+  def test_captions(self, name, make, records, modes):
+    self.check_run(name, make, records, modes)
 
 
 if __name__ == '__main__':
