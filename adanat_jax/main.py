@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     )
   config = _CONFIG.value
   config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
-  # Before anything asks JAX for a device, both.
+  # Both before anything asks JAX for a device.
   allocator.keep_memory()
   distributed.start(
     _DISTRIBUTED.value,

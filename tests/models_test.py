@@ -6,6 +6,7 @@ import functools
 import math
 
 from absl.testing import absltest, parameterized
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from random_weights import random_variables
 from adanat_jax.errors import UserError
 from adanat_jax.models import (
   discriminator,
+  layers,
   nat,
   policy,
   vit,
@@ -33,6 +35,30 @@ def _ids(*shape):
 
 def _features(count, width):
   return tuple(_shape(8, 196, width) for _ in range(count))
+
+
+class DenseTest(parameterized.TestCase):
+  @parameterized.parameters(('cpu', 2), ('tpu', 3))
+  def test_it_is_flaxs_with_its_own_axes_where_the_cpu_is_the_device(
+    self, backend, rank
+  ):
+    self.enter_context(
+      absltest.mock.patch.object(jax, 'default_backend', lambda: backend)
+    )
+    x = jax.random.normal(_KEY, (3, 5, 4))
+    params = nn.Dense(6).init(jax.random.key(1), x)
+    results = []
+    for dense in (layers.Dense(6), nn.Dense(6)):
+      loss = lambda p, x, dense=dense: jnp.sum(jnp.sin(dense.apply(p, x)))
+      results.append(
+        (dense.apply(params, x), jax.grad(loss, (0, 1))(params, x))
+      )
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+      *results,
+    )
+    products = str(jax.make_jaxpr(layers.Dense(6).apply)(params, x))
+    self.assertIn(f'dimension_numbers=(([{rank - 1}], [0])', products)
 
 
 class PublishedSizeTest(parameterized.TestCase):
