@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import batch_decoder, operations, sharding
+from adanat_jax import batch_decoder, operations, sampler_inputs, sharding
 from adanat_jax.batch_decoder import Plan, PolicyLike, Samples, decode_batch
 from adanat_jax.decoding import (
   buckets as buckets_lib,
@@ -27,6 +27,7 @@ from adanat_jax.decoding import (
 from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
 from adanat_jax.rl.agent import Agent
+from adanat_jax.sampler_inputs import Labels
 from adanat_jax.types import Array, PolicyValues, TokenCounts
 
 # Read here by those who use a generator.
@@ -57,6 +58,7 @@ class Generator:
       every position: slower, and nothing is compiled for another table.
     buckets: of the policies of an ENAT by number of steps; `with_buckets` finds
       them.
+    encode_captions: turns captions into conditions, float32[B, L, C].
   """
 
   nat: denoisers.Network
@@ -72,10 +74,11 @@ class Generator:
   buckets: Mapping[int, tuple[TokenCounts, ...]] = dataclasses.field(
     default_factory=dict
   )
+  encode_captions: Callable[[Sequence[str]], np.ndarray] | None = None
 
   def sample(
     self,
-    labels: Sequence[int] | np.ndarray,
+    labels: Labels,
     num_steps: int = 4,
     seed: int = 0,
     policy: str | PolicyLike = 'learned',
@@ -83,7 +86,7 @@ class Generator:
     """Generates one image a label.
 
     Args:
-      labels: class ids, or float32[B, L, C] states of captions.
+      labels: class ids, or captions, or their states, float32[B, L, C].
       num_steps: T.
       seed: image i of a seed is the same whatever comes after it.
       policy: `'learned'`, `'hand-made'` (MaskGIT's unguided schedule), a table
@@ -99,7 +102,7 @@ class Generator:
 
   def generate(
     self,
-    labels: Sequence[int] | np.ndarray,
+    labels: Labels,
     num_steps: int = 4,
     seed: int = 0,
     policy: str | PolicyLike = 'learned',
@@ -109,7 +112,7 @@ class Generator:
     """As `sample`, with tokens and, on demand, what happened on the way.
 
     Args:
-      labels: class ids, or float32[B, L, C] states of captions.
+      labels: class ids, or captions, or their states, float32[B, L, C].
       num_steps: T.
       seed: see `sample`.
       policy: see `sample`.
@@ -123,9 +126,14 @@ class Generator:
     Raises:
       UserError: see `sample`.
     """
-    checked = self._checked_labels(labels)
+    checked = sampler_inputs.checked_labels(
+      labels, self.num_classes, self.null_condition, self.encode_captions
+    )
     if tokens is not None:
-      tokens = self._checked_tokens(tokens, len(checked))
+      shape = (len(checked), self.nat.num_tokens)
+      tokens = sampler_inputs.checked_tokens(
+        tokens, shape, self.nat.codebook_size
+      )
     chosen, guided, options = self._resolve(policy, num_steps)
     return self.decode(
       chosen,
@@ -330,39 +338,6 @@ class Generator:
     if self.null_condition is None:
       return np.asarray(self.num_classes, np.int32)
     return np.asarray(self.null_condition)
-
-  def _checked_labels(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
-    result = np.asarray(labels)
-    if self.null_condition is not None:
-      expected = np.shape(self.null_condition)
-      if result.ndim < 2 or result.shape[1:] != expected:
-        raise UserError(
-          f'conditions are {result.shape}; give [B, *{expected}] text states'
-        )
-      return result.astype(np.float32)
-    if result.ndim != 1 or result.size == 0 or result.dtype.kind not in 'iu':
-      raise UserError(f'labels are {labels!r}; give a list of class ids')
-    if result.min() < 0 or result.max() >= self.num_classes:
-      raise UserError(
-        f'labels hold {sorted(set(result.tolist()))}; classes are'
-        f' 0 to {self.num_classes - 1}'
-      )
-    return result.astype(np.int32)
-
-  def _checked_tokens(self, tokens: np.ndarray, count: int) -> np.ndarray:
-    result = np.asarray(tokens)
-    shape = (count, self.nat.num_tokens)
-    if result.shape != shape or result.dtype.kind not in 'iu':
-      raise UserError(
-        f'tokens are {result.dtype}{list(result.shape)}; give integers'
-        f' {list(shape)}, one canvas a label'
-      )
-    if result.min() < 0 or result.max() > self.nat.codebook_size:
-      raise UserError(
-        f'tokens lie in {result.min()} to {result.max()}; allowed are 0 to'
-        f' {self.nat.codebook_size}, which marks an unknown one'
-      )
-    return result.astype(np.int32)
 
   def _resolve(
     self, policy: str | PolicyLike, num_steps: int

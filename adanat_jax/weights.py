@@ -22,7 +22,7 @@ def load_params(
 
   Args:
     directory: the stage's directory (the one that holds `checkpoints`).
-    field: name of the state's field, e.g. 'ema_params'; '/' goes deeper.
+    field: name of the state's field, e.g. 'ema'; '/' goes deeper.
     target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
       with and whose shardings it gets; None takes nested dicts as saved, of a
       field that holds nothing but dicts. What has no sharding goes to every

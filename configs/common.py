@@ -13,8 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Everything random follows from this number.
   config.seed = 0
-  # First and last step of each training loop to trace with jax.profiler;
-  # (0, 0) traces nothing.
+  # The first step of each training loop to trace with jax.profiler, counted
+  # from 0, and the first that is no longer traced; (0, 0) traces nothing.
   config.profile = (0, 0)
   # Every training loop logs a row after this many steps, and saves after this
   # many; where it is stopped and resumed changes nothing in its result.
@@ -90,7 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
   # for the 'batch', as ENAT's authors do.
   nat.mask_ratio_per = 'example'
   # Each gradient is computed in this many parts of the batch, one after the
-  # other: less memory, the same gradient.
+  # other: less memory, the same gradient but for dropout, which each draws.
   nat.micro_batches = 1
   # The moving average is measured after this many steps and after the last: its
   # loss on training and held-out images, and what follows. 0 for the losses
@@ -99,9 +99,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Images of each split whose loss is measured; 0 for all.
   nat.validation_examples = 0
   # Images in a picture of samples, nat/samples/<step>.png; 0 for none. They are
-  # decoded in sample.num_steps by 'maskgit', 'residual' (AdaNAT's hand-made
+  # decoded in so many steps by 'maskgit', 'residual' (AdaNAT's hand-made
   # schedule) or 'guidance-3'.
   nat.sample_grid = 0
+  nat.sample_num_steps = 8
   nat.sample_schedule = 'residual'
   # Samples whose Frechet distance is measured as `evaluate` says; 0 for none.
   nat.frechet_samples = 0

@@ -133,7 +133,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # while it trains. Parameters and their averages are float32.
   nat.dtype = 'float32'
   nat.training_dtype = ''
-  # Attention implementation: 'xla', or 'cudnn' on GPUs.
+  # Attention implementation: 'xla', or 'cudnn' on NVIDIA GPUs, in bfloat16 only
+  # (nat.dtype too: networks are sampled in that).
   nat.attention = 'xla'
   policy = config.policy
   # A policy is trained for each reward, each number of decoding steps T and
@@ -149,8 +150,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.batch_size = 384
   policy.log_every = 1
   policy.save_every = 25
-  # Constants of PPO: 'paper', or 'ours' for short runs; each can be overridden
-  # below (unset fields keep the preset's value, in rl/ppo.py).
+  # Constants of PPO: 'paper', or 'ours' for short runs. Fields that are unset
+  # below keep the preset's value, in rl/ppo.py.
   policy.preset = 'ours'
   policy.ppo = ppo = ml_collections.ConfigDict()
   ppo.learning_rate = placeholder(float)
@@ -163,7 +164,15 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Each gradient is computed in this many parts, one after the other: less
   # memory, the same gradient.
   ppo.micro_batches = placeholder(int)
-  # How boldly actions are tried at first, and at the end.
+  # Half-width of the interval that ratios are clipped to; weights of the
+  # critic's error and of the entropy; limit of a gradient's norm, 0.0 for none.
+  ppo.clip_epsilon = placeholder(float)
+  ppo.value_coefficient = placeholder(float)
+  ppo.entropy_coefficient = placeholder(float)
+  ppo.max_gradient_norm = placeholder(float)
+  # How boldly actions are tried at first, and at the end: 'ours' goes evenly
+  # from one to the other; 'paper' takes 0.3 off at iteration 500, and final_std
+  # is its lower limit.
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
   # What a zero action means, so where policies start: 'maskgit' (unguided),
@@ -225,7 +234,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   enat.reuse_probability = 0.5
   # Images decoded at a time. What ENAT computes for a policy that decides for
   # each sample is what the most demanding sample of a batch needs, within at
-  # most so many compiled sizes.
+  # most so many compiled sizes and, beyond them, all tokens.
   compare.batch_size = 100
   compare.num_buckets = 6
   # Rounds in which all methods are timed in turn, and batches of each in one.
@@ -235,7 +244,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.sample = sample = ml_collections.ConfigDict()
   # Classes to sample; a class may stand several times.
   sample.classes = (0, 1)
-  # Images of each.
+  # Images of each. They are decoded evaluate.batch_size at a time, and what a
+  # batch lacks is filled up: for one image set that to 1.
   sample.images_per_class = 16
   # A learned policy belongs to one number of steps.
   sample.num_steps = 4

@@ -96,6 +96,7 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   nat.evaluate_every = 2500
   nat.validation_examples = 2000
   nat.sample_grid = 16
+  nat.sample_num_steps = 4
   nat.frechet_samples = 2000
   nat.frechet_every = 10_000
 

@@ -176,7 +176,7 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   # Our choice: what one GPU of 140 GB should hold, and 8 devices of 16 GB; with
   # more of them fewer parts are faster. See docs/scaling.md.
   nat.micro_batches = 8
-  # Our choice: 10,000 samples take the operations of some 40 steps.
+  # Our choice: 10,000 samples take the operations of some 30 steps.
   nat.evaluate_every = 5000
   nat.validation_examples = 10_000
   nat.sample_grid = 64
@@ -275,7 +275,8 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.nat.update(width=32, depth=2, num_heads=4, num_steps=8, batch_size=16)
   config.nat.update(warmup_steps=2, ema_decay=0.9, micro_batches=2)
   config.nat.update(evaluate_every=4, validation_examples=8)
-  config.nat.update(sample_grid=4, frechet_samples=16, frechet_every=0)
+  config.nat.update(sample_grid=4, sample_num_steps=2)
+  config.nat.update(frechet_samples=16, frechet_every=0)
   config.policy.update(iterations=2, batch_size=16, rollout_size=0)
   config.policy.update(evaluate_every=1, evaluate_samples=16)
   config.policy.num_steps = (2,)

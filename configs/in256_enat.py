@@ -18,9 +18,9 @@ samples with the published schedule. From raw images, as in256.py,
       --config.evaluate.inception.init_from=weights/inception
 
 prepares tokens, trains the network, then AdaNAT's policy for it, which is
-nobody's published method, and measures that beside ENAT's own schedule; modes
-`prepare`, `nat` and, with --config.evaluate.policies=enat_256, `evaluate` are
-ENAT alone. Presets:
+nobody's published method, and measures that beside ENAT's own schedule. With
+--config.evaluate.policies=enat_256 from the first command on, modes `prepare`,
+`nat` and `evaluate` are ENAT alone. Presets:
 
   configs/in256_enat.py        ENAT-L, FID 2.79 at T = 8
   configs/in256_enat.py:base   ENAT-B, FID 3.53; its weights are not published

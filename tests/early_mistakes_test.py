@@ -72,6 +72,7 @@ class EarlyMistakesTest(parameterized.TestCase):
     ({'policy.ppo.final_std': 0.0}, r'final_std=0\.0 .*number above 0'),
     ({'policy.ppo.learning_rate': -1.0}, r'learning_rate=-1\.0 .*above 0'),
     ({'policy.ppo.num_epochs': 0}, r'num_epochs=0 .*leave it unset'),
+    ({'policy.ppo.clip_epsilon': 0.0}, r'clip_epsilon=0\.0 .*above 0'),
     ({'policy.discriminator.kernel_size': 8}, r'kernel_size=8 .*odd integer'),
   )
   def test_fields(self, overrides, message):

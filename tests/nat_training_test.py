@@ -53,7 +53,7 @@ def small_config(**changes):
     'nat.frechet_every': 2,
     'evaluate.network': 'pixels',
     'evaluate.batch_size': 8,
-    'sample.num_steps': 2,
+    'nat.sample_num_steps': 2,
     'data.condition': 'digit',
   }
   return config_lib.load(
@@ -228,6 +228,16 @@ class MistakesTest(parameterized.TestCase):
     ),
     ({'nat__sample_schedule': 'best'}, r"sample_schedule='best'.*guidance-3"),
     ({'nat__beta': (12.0,)}, r'nat.beta=.*2 elements'),
+    ({'nat__attention': 'flash'}, r"attention='flash'.*one of xla, cudnn"),
+    ({'nat__attention': 'cudnn'}, r'bfloat16 only: set config.nat.dtype'),
+    (
+      {
+        'nat__attention': 'cudnn',
+        'nat__dtype': 'bfloat16',
+        'nat__training_dtype': 'float32',
+      },
+      'bfloat16 only',
+    ),
   )
   def test_a_config_that_cannot_work(self, changes, message):
     with self.assertRaisesRegex(UserError, message):

@@ -240,6 +240,12 @@ class PublishedSamplingTest(parameterized.TestCase):
     states = texts.encode_captions(config, ['a cat', 'a dog'])
     self.assertEqual(states.shape, (2, 77, 16))
     self.assertGreater(np.ptp(states[0] - states[1]), 0.01)
+    # As a library: captions are as good as their states.
+    generator = load.generator(config, self.folder)
+    decode = lambda texts: generator.generate(texts, 2, 0, 'hand-made').tokens
+    np.testing.assert_array_equal(decode(['a cat', 'a dog']), decode(states))
+    with self.assertRaisesRegex(UserError, r'int64\[1\]; give a list of capt'):
+      decode([1])
 
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):

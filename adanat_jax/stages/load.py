@@ -67,6 +67,7 @@ def generator(
     config.evaluate.batch_size,
     texts.null_states(config) if is_text else None,
     networks.mesh_of(config),
+    encode_captions=texts.caption_encoder(config) if is_text else None,
   )
 
 

@@ -76,8 +76,10 @@ def check_config(config: Config) -> None:
       'nat.dropout_rate': between(0.0, 1.0),
       'nat.dtype': choice('float32', 'bfloat16'),
       'nat.training_dtype': choice('', 'float32', 'bfloat16'),
+      'nat.attention': choice('xla', 'cudnn'),
       'nat.evaluate_every': int_at_least(0),
       'nat.validation_examples': int_at_least(0),
+      'nat.sample_num_steps': int_at_least(1),
       'nat.sample_schedule': choice(*SCHEDULES),
       'nat.sample_grid': int_at_least(0),
       'nat.frechet_samples': int_at_least(0),
@@ -85,6 +87,13 @@ def check_config(config: Config) -> None:
     },
   )
   section = config.nat
+  types = {section.dtype, section.training_dtype or section.dtype}
+  if section.attention == 'cudnn' and types != {'bfloat16'}:
+    raise UserError(
+      'config.nat.attention=cudnn computes in bfloat16 only: set'
+      ' config.nat.dtype=bfloat16 (and training_dtype, unless it is empty), or'
+      ' give xla'
+    )
   if section.width % section.num_heads:
     raise UserError(
       f'config.nat.num_heads is {section.num_heads}; give a divisor of'

@@ -137,7 +137,7 @@ class Samples:
     self._null = (
       sharding.gather(frozen['null']) if networks.is_text(config) else None
     )
-    self._num_steps = config.sample.num_steps
+    self._num_steps = section.sample_num_steps
     (self._method,) = (
       method
       for method in methods.hand_made(self._num_steps, self._module.num_tokens)

@@ -6,7 +6,8 @@ compiled step, or as the states and the embedding that were prepared from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -82,16 +83,26 @@ def encode_captions(config: Config, captions: Sequence[str]) -> np.ndarray:
   Raises:
     UserError: if there is no tokenizer or no text tower.
   """
-  ids = tokenize(config, captions)
-  module, params = load_text(config)
+  return caption_encoder(config)(captions)
 
-  @jax.jit
-  def encode(params: Any, ids: Array) -> Array:
-    return module.apply({'params': params}, ids).states
 
-  # One at a time, so that a caption's states do not depend on the others.
-  rows = [encode(params, ids[i : i + 1]) for i in range(len(ids))]
-  return np.concatenate(sharding.gather(rows))
+def caption_encoder(config: Config) -> Callable[[Sequence[str]], np.ndarray]:
+  """`encode_captions` for many calls: the first one loads the tower."""
+
+  @functools.cache
+  def tower() -> tuple[Any, Callable[[Any, Array], Array]]:
+    module, params = load_text(config)
+    apply = lambda params, ids: module.apply({'params': params}, ids).states
+    return params, jax.jit(apply)
+
+  def encode(captions: Sequence[str]) -> np.ndarray:
+    ids = tokenize(config, captions)
+    params, apply = tower()
+    # One at a time, so that a caption's states do not depend on the others.
+    rows = [apply(params, jnp.asarray(row)[None]) for row in ids]
+    return np.concatenate(sharding.gather(rows))
+
+  return encode
 
 
 def null_states(config: Config) -> np.ndarray:

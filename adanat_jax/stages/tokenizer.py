@@ -1,6 +1,7 @@
 """Stage `tokenizer`: trains the VQ autoencoder that turns images into tokens.
 
-1. For the first tenth of the steps it is a plain autoencoder.
+1. For a first share of the steps, `warmup_fraction`, it is a plain
+   autoencoder.
 2. Then the codebook is set to encodings of one batch, and images are rebuilt
    from codes, with straight-through gradients to the encoder.
 3. The codebook follows the encodings by moving averages; a code that falls
