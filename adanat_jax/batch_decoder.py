@@ -38,7 +38,8 @@ class Samples:
   Attributes:
     images: in [0, 1].
     tokens: complete token grids.
-    trajectory: time-major record of the decode, None unless asked for.
+    trajectory: time-major record of the decode less the network's features,
+      None unless asked for.
   """
 
   images: Any  # float32[B, H, W, C]
@@ -106,12 +107,13 @@ def decode_tokens(
   )
   if plan.counts is not None:
     assert isinstance(policy, PolicyValues)
-    return unrolled.decode(
+    decoded = unrolled.decode(
       denoisers.gathering(nat, nat_params),
       policy,
       counts=plan.counts,
       **shared,
     )
+    return _without_features(decoded)
   denoiser = denoisers.of(nat, nat_params)
   if plan.buckets:
     denoiser = buckets_lib.bucketed(
@@ -130,13 +132,22 @@ def decode_tokens(
     (1 + plan.guided) * len(tokens),
     denoisers.text_length(condition),
   )
-  return loop.decode(
+  decoded = loop.decode(
     denoiser,
     steered,
     num_steps=plan.num_steps,
     cache=sharding.split_batch(cache),
     **shared,
   )
+  return _without_features(decoded)
+
+
+def _without_features(decoded: loop.Decoded) -> loop.Decoded:
+  """Only training reads them; of many samples they would be gigabytes."""
+  if decoded.trajectory is None:
+    return decoded
+  trajectory = dataclasses.replace(decoded.trajectory, features=None)
+  return dataclasses.replace(decoded, trajectory=trajectory)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from adanat_jax import sharding
+from adanat_jax.decoding.step import least_confident
 from adanat_jax.rl import batches
 from adanat_jax.types import Array, Cache
 
@@ -118,7 +119,9 @@ def sample_mask_ratio(
 def random_mask(key: Array, ratio: Array, num_tokens: int) -> Array:
   """Marks `max(1, round(ratio * N))` random tokens a sample, bool[B, N]."""
   count = jnp.maximum(1, jnp.round(ratio * num_tokens)).astype(jnp.int32)
-  return _lowest(jax.random.uniform(key, (len(ratio), num_tokens)), count)
+  return least_confident(
+    jax.random.uniform(key, (len(ratio), num_tokens)), count
+  )
 
 
 def draw_masks(
@@ -171,14 +174,8 @@ def draw_reuse(
   scores = jax.random.uniform(mask_key, masked.shape)
   return (
     jnp.broadcast_to(wanted, (batch_size,)),
-    _lowest(jnp.where(masked, -1.0, scores), num_masked + more),
+    least_confident(jnp.where(masked, -1.0, scores), num_masked + more),
   )
-
-
-def _lowest(scores: Array, count: Array) -> Array:
-  """Marks the `count` int32[B] lowest of `scores` float32[B, N]."""
-  rank = jnp.argsort(jnp.argsort(scores, axis=-1), axis=-1)
-  return rank < count[:, None]
 
 
 def masked_cross_entropy(

@@ -158,6 +158,9 @@ def run_loop(
         f'{num_steps} steps are asked for'
       )
     if restored:
+      # It would stay on the devices as long as the caller does.
+      for leaf in jax.tree.leaves(state):
+        leaf.delete()
       state = restored.state
     marked = distributed.from_first(
       lambda: read_complete(directory) if is_complete(directory) else None

@@ -94,7 +94,7 @@ class Trajectory:
   """Everything that happened in a decode, time-major.
 
   Attributes:
-    features: what the policy saw at each step.
+    features: what the policy saw at each step; None in a `Generator`'s samples.
     tokens: the canvas after each step.
     sampled: the complete grid sampled at each step.
     values: the four numbers used at each step.
@@ -103,7 +103,7 @@ class Trajectory:
       only the end of the decode fills in are not counted.
   """
 
-  features: Array  # float[T, B, N, D]
+  features: Array | None  # float[T, B, N, D]
   tokens: Array  # int32[T, B, N]
   sampled: Array  # int32[T, B, N]
   values: PolicyValues  # float32[T, B]

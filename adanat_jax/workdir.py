@@ -165,5 +165,8 @@ def _differences(
     values = [
       repr(side[name]) if name in side else 'absent' for side in (there, here)
     ]
+    # A field that this or that version does not know, and nobody has set.
+    if set(values) == {'absent', 'None'}:
+      continue
     if values[0] != values[1]:
       yield f'config.{name} is {values[0]} there and {values[1]} here'

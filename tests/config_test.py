@@ -203,6 +203,9 @@ class ClaimTest(absltest.TestCase):
     message = str(caught.exception)
     self.assertIn('config.nat.depth is 2 there and absent here', message)
     self.assertIn('config.nat.height is absent there and 3 here', message)
+    # One that nobody has set says nothing.
+    unset = _TOY.replace('nat.depth = 2', 'nat.depth = 2\n  nat.height = None')
+    workdir.claim(self.workdir, config_lib.load(_toy_file(self, unset)), {})
 
   def test_file_in_the_way_and_foreign_config_are_one_line(self):
     with self.assertRaisesRegex(UserError, 'toy.py'):

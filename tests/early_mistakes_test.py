@@ -9,7 +9,7 @@ import raw_files
 
 from adanat_jax import config as config_lib, files, main, workdir
 from adanat_jax.errors import UserError
-from adanat_jax.stages import features, sample_file, statistics
+from adanat_jax.stages import features, policy_rules, sample_file, statistics
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -78,6 +78,14 @@ class EarlyMistakesTest(parameterized.TestCase):
   def test_fields(self, overrides, message):
     with self.assertRaisesRegex(UserError, message):
       check_all(self.load(**overrides))
+
+  def test_what_nobody_uses_is_not_checked(self):
+    fields = {'policy.discriminator.batch_size': 9}
+    digits = f'{CONFIGS / "digits.py"}:tiny'
+    with self.assertRaisesRegex(UserError, r'discriminator\.batch_size is 9'):
+      policy_rules.check_config(config_lib.load(digits, fields))
+    fields |= {'policy.rewards': ('frechet',)}
+    policy_rules.check_config(config_lib.load(digits, fields))
 
   def test_moments_of_other_images_are_not_taken(self):
     config = self.load()

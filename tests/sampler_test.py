@@ -66,6 +66,7 @@ class GeneratorTest(parameterized.TestCase):
     labels = [0, 1, 2, 2, 1, 0, 1]
     expected = toy_generator(7).generate(labels, T, 3, policy, record=True)
     self.assertEqual(expected.images.shape, (7, 2, 2, 1))
+    self.assertIsNone(expected.trajectory.features)
     for batch_size in (1, 3, 16):
       got = toy_generator(batch_size).generate(
         labels, T, 3, policy, record=True

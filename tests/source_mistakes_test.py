@@ -204,6 +204,27 @@ class MistakesTest(parameterized.TestCase):
       raw_files.tar_of({'1.jpg': b'', '1.cls': b'2', '2.jpg': b''})
     )
     check('2 has no class', path)
+    tar = lambda name, *labels: (_root / name).write_bytes(
+      raw_files.tar_of(
+        {
+          f'{i}.{kind}': data
+          for i, label in enumerate(labels)
+          for kind, data in (('jpg', b''), ('cls', label))
+        }
+      )
+    )
+    tar('train.tar', b'0', b'4')
+    tar('fewer.tar', b'1', b'0')
+    tar('more.tar', b'1', b'5')
+    settings = lambda name: SourceSettings(
+      *('webdataset', str(_root / 'train.tar')),
+      validation_path=str(_root / name),
+      num_classes=5,
+    )
+    # The classes of validation images are those of the training images.
+    self.assertLen(records.open_source(settings('fewer.tar'), 'test'), 2)
+    with self.assertRaisesRegex(UserError, "more.tar: the class '5' is not"):
+      records.open_source(settings('more.tar'), 'test')
     path.write_bytes(raw_files.tar_of({'1.txt': b'alone'}))
     check('no images in 1 tars', path)
 

@@ -17,7 +17,7 @@ import raw_files
 
 from adanat_jax import config as config_lib, files
 from adanat_jax.errors import UserError
-from adanat_jax.stages import features, statistics
+from adanat_jax.stages import features, real_images, statistics
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -104,9 +104,9 @@ class StatisticsTest(parameterized.TestCase):
     name = 'statistics/train-pixels'
     self.assertFalse((self.workdir / f'cut/{name}.npz').exists())
     read = []
-    decode = statistics.RealImages._decode
+    decode = real_images.RealImages._decode
     with mock.patch.object(
-      statistics.RealImages,
+      real_images.RealImages,
       '_decode',
       lambda self, index: read.append(index) or decode(self, index),
     ):
@@ -156,7 +156,7 @@ class StatisticsTest(parameterized.TestCase):
   def test_features_of_some_images(self):
     config = self.config()
     network = features.load(config, self.workdir)
-    found = statistics.some_features(
+    found = real_images.some_features(
       config, self.workdir, network, 'train', 10**6
     )
     self.assertLen(found, len(self.found.labels))
@@ -184,7 +184,7 @@ class StatisticsTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'test split.*captions alone'):
       features.check_config(config)
     with self.assertRaisesRegex(UserError, 'captions alone'):
-      statistics.RealImages(config, self.workdir, 'test')
+      real_images.RealImages(config, self.workdir, 'test')
 
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, 'no such file of moments'):

@@ -107,7 +107,10 @@ class TrainingTest(parameterized.TestCase):
     np.testing.assert_array_equal(first.params['bias'], again.params['bias'])
     marker = self.directory / 'complete.json'
     self.assertLess(marker.stat().st_mtime, begun)
-    longer = train(self.directory, num_steps=14)
+    state = toy_training.initial_state()
+    longer = train(self.directory, num_steps=14, state=state)
+    # Nor does the state that was not needed stay on the devices.
+    self.assertTrue(all(x.is_deleted() for x in jax.tree.leaves(state)))
     whole = train(self.directory / 'whole', num_steps=14)
     np.testing.assert_array_equal(longer.params['bias'], whole.params['bias'])
     self.assertEqual(training.read_complete(self.directory)['step'], 14)

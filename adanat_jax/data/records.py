@@ -103,7 +103,8 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
       source = _part(source, settings, split)
   else:
     source = load(Place(settings, is_validation=True))
-  _check_fits(source, settings)
+  own = split != 'train' and settings.validation_path
+  _check_fits(source, settings, Place(settings, bool(own)).path_field)
   source.description = {
     'source': settings.source,
     'path': _path_of(settings, split),
@@ -160,20 +161,22 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
   return Subset(source, np.sort(chosen))
 
 
-def _check_fits(source: RawSource, settings: SourceSettings) -> None:
+def _check_fits(
+  source: RawSource, settings: SourceSettings, path_field: str
+) -> None:
   if settings.condition == 'text' and not source.has_captions:
     raise UserError(
-      'config.data.condition=text: the images of config.data.path='
-      f'{settings.path} have no captions; use class'
+      f'config.data.condition=text: the images of {path_field} have no'
+      ' captions; use class'
     )
   if settings.condition == 'class' and source.class_names is None:
     raise UserError(
-      'config.data.condition=class: the images of config.data.path='
-      f'{settings.path} have no classes; use text'
+      f'config.data.condition=class: the images of {path_field} have no'
+      ' classes; use text'
     )
   expected, names = settings.num_classes, source.class_names
   if expected and names is not None and len(names) != expected:
     raise UserError(
-      f'config.data.num_classes={expected}: config.data.path={settings.path}'
-      f' has {len(names)} classes'
+      f'config.data.num_classes={expected}: {path_field} has'
+      f' {len(names)} classes'
     )

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.data import index_file, tar_index
+from adanat_jax.data.image_folder import check_classes
 from adanat_jax.data.raw_source import (
   IMAGE_SUFFIXES,
   Names,
@@ -62,12 +63,11 @@ class WebDataset:
 
   has_images = True
 
-  def __init__(self, shards: _Shards):
-    """Takes the index of all shards."""
+  def __init__(self, shards: _Shards, class_names: tuple[str, ...] | None):
+    """Takes the index of all shards, and what their labels number."""
     self._shards = shards
     self.has_captions = bool(shards.kind.any())
-    classes = int(shards.label.max()) + 1
-    self.class_names = tuple(map(str, range(classes))) if classes else None
+    self.class_names = class_names
     self.description: dict[str, Any] = {'shards': len(shards.paths)}
 
   def __len__(self) -> int:
@@ -126,7 +126,20 @@ def load(place: Place) -> WebDataset:
       f'{place.path_field}: {shards.names[int(unlabelled[0])]} has no class'
       ' (cls), others have'
     )
-  return WebDataset(shards)
+  return WebDataset(shards, _classes(place, int(shards.label.max()) + 1))
+
+
+def _classes(place: Place, count: int) -> tuple[str, ...] | None:
+  """Names of the classes, of which labels need `count`; those of training."""
+  if not count:
+    return None
+  found = tuple(map(str, range(count)))
+  if not place.is_validation:
+    return found
+  classes = load(Place(place.settings)).class_names
+  if classes is not None:
+    check_classes(place, found, classes)
+  return classes
 
 
 def _paths(place: Place) -> list[pathlib.Path]:

@@ -73,7 +73,10 @@ def frechet_reward(
 
   def reward(images: Array, condition: Condition, key: Array) -> Array:
     del condition, key
-    influence = frechet_influence(features(images), mean, covariance)
+    observed = features(images)
+    # With an accelerator's rounded products small eigenvalues would be noise.
+    with jax.default_matmul_precision('highest'):
+      influence = frechet_influence(observed, mean, covariance)
     return jax.lax.stop_gradient(-influence)
 
   return reward

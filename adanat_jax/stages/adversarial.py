@@ -297,10 +297,13 @@ def _judge(
         (layers[1], fake_condition),
       )
 
-    # Unrolled: on a CPU a convolution inside a loop takes ten times as long.
     crop_keys = jax.random.split(crop_key, (section.updates, 2))
     state, history = jax.lax.scan(
-      body, state, (real, fake_batches, crop_keys), unroll=True
+      body,
+      state,
+      (real, fake_batches, crop_keys),
+      # On a CPU a convolution inside a loop takes ten times as long.
+      unroll=jax.default_backend() == 'cpu',
     )
     return state, metrics | jax.tree.map(lambda x: x.mean(), history)
 

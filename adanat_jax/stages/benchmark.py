@@ -45,8 +45,8 @@ from adanat_jax.stages import (
   methods as methods_lib,
   networks,
   provenance,
+  real_images,
   scores,
-  statistics,
 )
 from adanat_jax.stages.sample_file import SampleFile
 
@@ -211,6 +211,8 @@ class Evaluation:
       images = SampleFile(directory, self._sample_shape(), self._labels())
       if not distributed.from_first(images.is_begun):
         self.tidy(directory)
+    # First: what is wrong with real images is told before any is generated.
+    real = self._real_features()
     tally = self.scorer.tally(
       self._generator_of(method, num_steps),
       method.policy,
@@ -224,7 +226,6 @@ class Evaluation:
       observers=() if self._clip is None else (self._clip,),
       images=images,
     )
-    real = self._real_features()
     row: dict[str, Any] = {
       'name': method.name,
       'label': method.label,
@@ -284,7 +285,7 @@ class Evaluation:
     split = self.config.evaluate.reference_split
     path = self.workdir / 'evaluate' / f'real-{split}.npy'
     if not distributed.from_first(path.is_file):
-      found = statistics.some_features(
+      found = real_images.some_features(
         self.config, self.workdir, self.scorer.network, split, count
       )
       buffer = io.BytesIO()

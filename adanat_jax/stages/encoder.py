@@ -160,7 +160,9 @@ def tokens_of(module: VQGAN, params: Any, pixels: Array) -> Array:
   # Stacked, not concatenated: each device keeps both views of its images.
   both = jnp.stack([images, images[:, :, ::-1]], axis=1)
   flat = sharding.split_batch(both.reshape(-1, *images.shape[1:]))
-  tokens = module.apply({'params': params}, flat, method='tokenize')
+  # Rounded products would choose other codes on other kinds of devices.
+  with jax.default_matmul_precision('highest'):
+    tokens = module.apply({'params': params}, flat, method='tokenize')
   return tokens.reshape(len(images), VIEWS, -1).astype(jnp.int16)
 
 

@@ -19,6 +19,7 @@ import functools
 import pathlib
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,6 +42,11 @@ from adanat_jax.stages import (
 from adanat_jax.types import PolicyValues
 
 ROLE_LABELS = {True: 'AdaNAT', False: 'learned, non-adaptive'}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(module: Any, method: str, params: Any, inputs: Any) -> Any:
+  return module.apply({'params': params}, inputs, method=method)
 
 
 class Evaluation:
@@ -82,13 +88,14 @@ class Evaluation:
 
   def images_of(self, tokens: ArrayLike) -> np.ndarray:
     """Decodes complete grids int32[B, N] to images float32[B, H, W, C]."""
-    return sharding.gather(
-      self.generator.tokenizer.apply(
-        {'params': self.generator.tokenizer_params},
-        tokens,
-        method='decode_tokens',
-      )
+    return sharding.gather(self._tokenizer('decode_tokens', tokens))
+
+  def _tokenizer(self, method: str, inputs: ArrayLike) -> Any:
+    tokenizer, params = (
+      self.generator.tokenizer,
+      self.generator.tokenizer_params,
     )
+    return _apply(tokenizer, method, params, inputs)
 
   def floors(self) -> dict[str, dict[str, float]]:
     """Measures of real images, reconstructions, and of the NAT alone."""
@@ -97,11 +104,7 @@ class Evaluation:
     condition = lambda labels: digits.condition_of(
       labels, config.data.condition
     )
-    tokens = self.generator.tokenizer.apply(
-      {'params': self.generator.tokenizer_params},
-      data.train_images,
-      method='tokenize',
-    )
+    tokens = self._tokenizer('tokenize', data.train_images)
     result = {
       'held-out images': measure(data.test_images, condition(data.test_labels)),
       'reconstructions of training images': measure(

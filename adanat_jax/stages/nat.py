@@ -330,7 +330,7 @@ def _frozen(
     null = examples.null_states()
   else:
     text = texts.load_text(config)
-    null, params = texts.null_states(config), text[1]
+    null, params = texts.null_states(config, text), text[1]
   null = sharding.shard_state(
     np.asarray(null, np.float32), networks.mesh_of(config)
   )

@@ -216,7 +216,7 @@ def _train(
   }
   null = None
   if text is not None:
-    null = texts.null_states(config)
+    null = texts.null_states(config, text)
     mesh = networks.mesh_of(config)
     frozen |= {'text': text[1], 'null': sharding.shard_state(null, mesh)}
   actor_critic = make_actor_critic(config, which)

@@ -100,14 +100,16 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     },
   )
   # The discriminator shares statistics among 8 consecutive samples.
-  networks.check_batches(
-    config,
-    {
-      'policy.batch_size': 8,
-      'policy.discriminator.batch_size': 8,
-      'policy.discriminator.held_out': 8,
-    },
-  )
+  networks.check_batches(config, {'policy.batch_size': 8})
+  if has_discriminator(config):
+    networks.check_batches(
+      config,
+      {
+        'policy.discriminator.batch_size': 8,
+        'policy.discriminator.held_out': 8,
+      },
+    )
+    _check_held_out(config)
   if config.policy.rollout_features == 'recompute' and denoisers.reuses(
     networks.nat_module(config)
   ):
@@ -116,7 +118,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       ' what an ENAT sees depends on the steps before; give store'
     )
   _check_parts(config)
-  _check_held_out(config)
   reward_network.check_config(config)
   if config.policy.evaluate_every:
     try:
@@ -136,6 +137,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'config.policy.iterate=average needs an average; set'
       ' config.policy.ema_decay, which is 0.0, or give last'
     )
+
+
+def has_discriminator(config: ml_collections.ConfigDict) -> bool:
+  """Whether any of the rewards learns."""
+  return 'adversarial' in config.policy.rewards
 
 
 def _check_held_out(config: ml_collections.ConfigDict) -> None:
@@ -162,10 +168,10 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
       f' multiple of {multiple}: PPO cuts it into {minibatches} minibatches of'
       f' {parts} micro-batches, drawn from {groups} groups on {devices} devices'
     )
-  for name, size in (
-    ('batch_size', section.batch_size),
-    ('discriminator.batch_size', section.discriminator.batch_size),
-  ):
+  sizes = {'batch_size': section.batch_size}
+  if has_discriminator(config):
+    sizes['discriminator.batch_size'] = section.discriminator.batch_size
+  for name, size in sizes.items():
     if size % constants.shuffle_groups:
       raise UserError(
         f'config.policy.{name} is {size}; it must be a multiple of the'
@@ -173,7 +179,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
       )
   size = section.rollout_size
   wholes = [section.batch_size]
-  if section.discriminator.fresh_rollouts:
+  if has_discriminator(config) and section.discriminator.fresh_rollouts:
     wholes.append(section.discriminator.batch_size)
   if size % devices or any(
     size and whole % min(size, whole) for whole in wholes

@@ -130,10 +130,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 def _splits(config: Config) -> tuple[str, ...]:
   """The training images, and the validation images where there are some."""
-  data = config.data
-  if data.validation_path or data.held_out or data.source == 'tfds':
-    return datasets.SPLITS
-  return datasets.SPLITS[:1]
+  return datasets.SPLITS if datasets.has_validation(config) else ('train',)
 
 
 def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:

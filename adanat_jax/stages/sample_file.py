@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -56,6 +57,9 @@ class SampleFile:
     ):
       file.seek(first * rows.shape[1])
       file.write(rows.tobytes())
+      # No tally that is saved may be ahead of its rows.
+      file.flush()
+      os.fsync(file.fileno())
 
   def finish(self) -> None:
     """Puts all samples into the .npz; in process 0."""

@@ -86,12 +86,19 @@ def encode_captions(config: Config, captions: Sequence[str]) -> np.ndarray:
   return caption_encoder(config)(captions)
 
 
-def caption_encoder(config: Config) -> Callable[[Sequence[str]], np.ndarray]:
-  """`encode_captions` for many calls: the first one loads the tower."""
+def caption_encoder(
+  config: Config, text: tuple[CLIPText, Any] | None = None
+) -> Callable[[Sequence[str]], np.ndarray]:
+  """`encode_captions` for many calls: the first one loads the tower.
+
+  Args:
+    config: the whole config.
+    text: `load_text(config)` if the caller has it already.
+  """
 
   @functools.cache
   def tower() -> tuple[Any, Callable[[Any, Array], Array]]:
-    module, params = load_text(config)
+    module, params = text or load_text(config)
     apply = lambda params, ids: module.apply({'params': params}, ids).states
     return params, jax.jit(apply)
 
@@ -105,6 +112,8 @@ def caption_encoder(config: Config) -> Callable[[Sequence[str]], np.ndarray]:
   return encode
 
 
-def null_states(config: Config) -> np.ndarray:
+def null_states(
+  config: Config, text: tuple[CLIPText, Any] | None = None
+) -> np.ndarray:
   """The null condition: the states of the empty caption, float32[77, D]."""
-  return encode_captions(config, [''])[0]
+  return caption_encoder(config, text)([''])[0]

@@ -1,0 +1,179 @@
+"""Real images, and what a network says of them, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import concurrent.futures
+import os
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from adanat_jax import sharding
+from adanat_jax.data import images as images_lib, prefetch
+from adanat_jax.data.order import epoch_batch
+from adanat_jax.errors import UserError
+from adanat_jax.stages import datasets, networks
+from adanat_jax.stages.features import FeatureNetwork
+
+Config = ml_collections.ConfigDict
+
+# A covariance needs two images, and an image's third neighbour three others.
+_FEWEST = 4
+
+
+class RealImages:
+  """The images of a split as they are: not mirrored, captions unread."""
+
+  def __init__(self, config: Config, workdir: pathlib.Path, split: str):
+    """Opens the source.
+
+    Raises:
+      UserError: if there is none, or it has no images or too few.
+    """
+    self._config = config
+    self._digits = None
+    if datasets.is_digits(config):
+      self._digits = datasets.image_examples(config, workdir, split)
+      self.description: dict[str, Any] = {'source': 'digits', 'split': split}
+      return
+    self._source = datasets.raw_source(config, split)
+    if not self._source.has_images:
+      raise UserError(
+        f'config.data: the {split} split of source {config.data.source} holds'
+        ' captions alone; give moments of images by config.evaluate.statistics'
+      )
+    if len(self) < _FEWEST:
+      raise UserError(
+        f'config.data: the {split} split has {len(self)} images; at least'
+        f' {_FEWEST} are needed to measure with'
+      )
+    self.description = dict(self._source.description)
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      os.cpu_count() or 1, thread_name_prefix='decode'
+    )
+
+  def __len__(self) -> int:
+    return len(self._source if self._digits is None else self._digits)
+
+  def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Decodes images.
+
+    Args:
+      index: int[n].
+
+    Returns:
+      `images` float32[n, H, W, C] in [0, 1] and `is_read` bool[n]; images that
+      cannot be read are black.
+    """
+    if self._digits is not None:
+      images = self._digits.take(index)['images']
+      return {'images': images, 'is_read': np.ones(len(index), bool)}
+    found = list(self._pool.map(self._decode, index.tolist()))
+    side = self._config.data.image_size
+    black = np.zeros((side, side, 3), np.uint8)
+    pixels = np.stack([black if image is None else image for image in found])
+    return {
+      'images': images_lib.to_unit(pixels),
+      'is_read': np.array([image is not None for image in found]),
+    }
+
+  def _decode(self, index: int) -> np.ndarray | None:
+    data = self._config.data
+    example = self._source[index]
+    try:
+      return images_lib.decode(
+        example.image, data.image_size, data.apply_orientation
+      )
+    except images_lib.CorruptImageError as error:
+      logging.warning('%s is left out: %s', example.key, error)
+      return None
+
+  def check_share(self, skipped: int) -> None:
+    """Raises UserError if more images cannot be read than the config allows."""
+    if self._digits is not None:
+      return
+    limit = self._config.data.max_corrupt_share
+    if skipped > limit * len(self):
+      raise UserError(
+        f'{skipped} of {len(self)} images cannot be read, more than'
+        f' config.data.max_corrupt_share={limit} allows; the log names them'
+      )
+
+
+def measured(
+  config: Config,
+  network: FeatureNetwork,
+  images: RealImages,
+  index: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Features of real images, in batches of `config.evaluate.batch_size`.
+
+  Each process reads its part, and gets the features of all.
+
+  Args:
+    config: the whole config.
+    network: what measures.
+    images: the images.
+    index: which of them, int[n], in which order.
+
+  Yields:
+    float32[b, d], and bool[b]: False for images that cannot be read.
+  """
+  mesh = networks.mesh_of(config)
+  size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
+  num_batches = -(-len(index) // size)
+
+  def rows_at(batch: int) -> dict[str, np.ndarray]:
+    places = sharding.local_rows(batch * size + np.arange(size), mesh)
+    # The last batch is filled up from the beginning.
+    return images.take(index[places % len(index)])
+
+  apply = jax.jit(lambda params, x: network.apply(params, x)[0])
+
+  def gathered(batch: int, found: Any, is_read: Any) -> tuple[Any, Any]:
+    num_real = min(size, len(index) - batch * size)
+    found, is_read = sharding.gather((found, is_read))
+    return found[:num_real], is_read[:num_real]
+
+  # One behind: the devices compute a batch while this waits for the one before.
+  waiting = None
+  with prefetch.Prefetch(rows_at, num_steps=num_batches) as ahead:
+    for batch in range(num_batches):
+      rows = sharding.put_batch(ahead(batch), mesh)
+      with jax.set_mesh(mesh):
+        found = apply(network.params, rows['images'])
+      if waiting:
+        yield gathered(*waiting)
+      waiting = batch, found, rows['is_read']
+    if waiting:
+      yield gathered(*waiting)
+
+
+def some_features(
+  config: Config,
+  workdir: pathlib.Path,
+  network: FeatureNetwork,
+  split: str,
+  count: int,
+) -> np.ndarray:
+  """Features of real images drawn from a split, float32[at most count, d].
+
+  Raises:
+    UserError: if too many images cannot be read.
+  """
+  images = RealImages(config, workdir, split)
+  count = min(count, len(images))
+  seed = networks.order_seed(config, 'evaluate/real')
+  index = epoch_batch(0, count, len(images), seed)
+  parts = [
+    found[is_read]
+    for found, is_read in measured(config, network, images, index)
+  ]
+  result = np.concatenate(parts)
+  images.check_share(count - len(result))
+  return result
