@@ -24,7 +24,7 @@ import raw_files
 import raw_pictures
 import tensorflow_datasets as tfds
 
-from adanat_jax import distributed, files
+from adanat_jax import distributed, files, pixels
 from adanat_jax.data import images, token_records
 from adanat_jax.data.raw_source import RawExample
 from adanat_jax.errors import UserError
@@ -94,7 +94,7 @@ class ClassesTest(absltest.TestCase):
   def test_bytes_become_the_numbers_that_decoding_gives(self):
     # On the device as on the host, where the compiler would rather multiply.
     levels = np.arange(256, dtype=np.uint8)
-    on_device = jax.jit(encoder_lib.to_unit)(levels)
+    on_device = jax.jit(pixels.to_unit)(levels)
     np.testing.assert_array_equal(on_device, images.to_unit(levels))
 
   def test_corrupt_files_are_named_and_counted_and_left_out(self):

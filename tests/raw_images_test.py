@@ -25,9 +25,9 @@ class RawImagesTest(absltest.TestCase):
     found, source = self.open()
     rows = RawImages(source, 16).take(np.array([[4, 0, 1], [8, 4, 7]]))
     self.assertEqual(rows['images'].shape, (2, 3, 16, 16, 3))
-    self.assertEqual(rows['images'].dtype, np.float32)
+    self.assertEqual(rows['images'].dtype, np.uint8)
     example = source[7]
-    pixels = images.decode(example.image, 16).astype(np.float32) / 255
+    pixels = images.decode(example.image, 16)
     np.testing.assert_array_equal(rows['images'][1, 2], pixels)
     self.assertEqual(rows['condition'][1, 2], found.labels[example.key])
     self.assertEqual(rows['condition'].dtype, np.int32)

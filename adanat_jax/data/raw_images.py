@@ -79,7 +79,7 @@ class RawImages:
       index: see `Examples.take`.
 
     Returns:
-      `images` float32[*index.shape, H, W, 3] in [0, 1], with `condition`
+      `images` uint8[*index.shape, H, W, 3], with `condition`
       int32[*index.shape], or for captions `ids` int32[*index.shape, L].
 
     Raises:
@@ -88,7 +88,7 @@ class RawImages:
     flat = np.asarray(index).reshape(-1)
     decoded = list(self._pool.map(self._read, flat.tolist()))
     pixels = np.stack([pixels for pixels, _ in decoded])
-    rows: Rows = {'images': images.to_unit(pixels)}
+    rows: Rows = {'images': pixels}
     if self._tokenize is None:
       labels = [example.label for _, example in decoded]
       rows['condition'] = np.asarray(labels, np.int32)

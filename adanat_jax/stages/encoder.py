@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax import sharding, weights
+from adanat_jax import pixels as pixels_lib, sharding, weights
 from adanat_jax.data import clip_tokens
 from adanat_jax.data.token_records import VIEWS, Layout
 from adanat_jax.models.vqgan import VQGAN
@@ -24,10 +24,6 @@ from adanat_jax.stages import networks, texts
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
-
-# 1 / 255 in two parts: any byte times the first one is exact.
-_HIGH = np.float32(4112 / 2**20)
-_LOW = np.float32(1 / 255 - 4112 / 2**20)
 
 
 class Encoder:
@@ -156,7 +152,7 @@ def tokens_of(module: VQGAN, params: Any, pixels: Array) -> Array:
   Returns:
     int16[B, 2, N].
   """
-  images = to_unit(pixels)
+  images = pixels_lib.to_unit(pixels)
   # Stacked, not concatenated: each device keeps both views of its images.
   both = jnp.stack([images, images[:, :, ::-1]], axis=1)
   flat = sharding.split_batch(both.reshape(-1, *images.shape[1:]))
@@ -164,22 +160,6 @@ def tokens_of(module: VQGAN, params: Any, pixels: Array) -> Array:
   with jax.default_matmul_precision('highest'):
     tokens = module.apply({'params': params}, flat, method='tokenize')
   return tokens.reshape(len(images), VIEWS, -1).astype(jnp.int16)
-
-
-def to_unit(pixels: Array) -> Array:
-  """`data.images.to_unit` inside jit: bytes travel faster than floats.
-
-  Compilers turn a division by 255 into a product, and half of the results
-  would be others in their last bit. In two parts it is exact.
-
-  Args:
-    pixels: uint8, of any shape.
-
-  Returns:
-    float32 in [0, 1], the bits that division gives.
-  """
-  x = pixels.astype(jnp.float32)
-  return x * _HIGH + x * _LOW
 
 
 def _encode(module: Any, params: Any, ids: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import sharding
+from adanat_jax import pixels as pixels_lib, sharding
 from adanat_jax.data import images as images_lib, prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
@@ -67,8 +67,8 @@ class RealImages:
       index: int[n].
 
     Returns:
-      `images` float32[n, H, W, C] in [0, 1] and `is_read` bool[n]; images that
-      cannot be read are black.
+      `images` [n, H, W, C], uint8 or in [0, 1], and `is_read` bool[n]; images
+      that cannot be read are black.
     """
     if self._digits is not None:
       images = self._digits.take(index)['images']
@@ -78,7 +78,7 @@ class RealImages:
     black = np.zeros((side, side, 3), np.uint8)
     pixels = np.stack([black if image is None else image for image in found])
     return {
-      'images': images_lib.to_unit(pixels),
+      'images': pixels,
       'is_read': np.array([image is not None for image in found]),
     }
 
@@ -133,7 +133,9 @@ def measured(
     # The last batch is filled up from the beginning.
     return images.take(index[places % len(index)])
 
-  apply = jax.jit(lambda params, x: network.apply(params, x)[0])
+  apply = jax.jit(
+    lambda params, x: network.apply(params, pixels_lib.to_unit(x))[0]
+  )
 
   def gathered(batch: int, found: Any, is_read: Any) -> tuple[Any, Any]:
     num_real = min(size, len(index) - batch * size)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import sharding
+from adanat_jax import pixels as pixels_lib, sharding
 from adanat_jax.data import order
 from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
@@ -47,9 +47,11 @@ class Reconstruction:
     self._mesh = mesh
 
     @jax.jit
-    def rebuild(variables: Any, images: Array) -> tuple[Array, Array]:
+    def rebuild(variables: Any, images: Array) -> tuple[Array, Array, Array]:
+      images = pixels_lib.to_unit(images)
       tokens = module.apply(variables, images, method='tokenize')
-      return tokens, module.apply(variables, tokens, method='decode_tokens')
+      rebuilt = module.apply(variables, tokens, method='decode_tokens')
+      return images, tokens, rebuilt
 
     self._rebuild = rebuild
 
@@ -64,7 +66,7 @@ class Reconstruction:
 
     Args:
       params: of the tokenizer.
-      splits: examples with `images` [H, W, C] in [0, 1], by name.
+      splits: examples with `images` [H, W, C], bytes or in [0, 1], by name.
       most: how many images of a split are read; 0 for all.
       picture: where the first images of the last split are drawn above their
         reconstructions; None for nowhere.
@@ -121,10 +123,9 @@ class Reconstruction:
       full = np.pad(part, (0, missing), mode='edge')
       rows = sharding.local_rows(full, self._mesh)
       images = sharding.put_batch(examples.take(rows)['images'], self._mesh)
-      tokens, rebuilt = self._rebuild({'params': params}, images)
-      images, tokens, rebuilt = sharding.gather((images, tokens, rebuilt))
-      count = len(part)
-      yield images[:count], tokens[:count], rebuilt[:count]
+      found = sharding.gather(self._rebuild({'params': params}, images))
+      images, tokens, rebuilt = (array[: len(part)] for array in found)
+      yield images, tokens, rebuilt
 
 
 def chosen(count: int, most: int) -> np.ndarray:

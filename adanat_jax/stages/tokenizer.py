@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax import completion, files, training
+from adanat_jax import completion, files, pixels, training
 from adanat_jax.config_rules import (
   between,
   check,
@@ -385,7 +385,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       module, optimizer, shape, init_key, adversary
     ),
     train_step=lambda frozen, state, batch, step: train_step(
-      state, batch['images'], step
+      state, pixels.to_unit(batch['images']), step
     ),
     batch_at=fit.Batches(
       config, 'tokenizer', splits['train'], (section.batch_size,)
