@@ -29,7 +29,8 @@ import numpy as np
 from adanat_jax.errors import UserError
 from adanat_jax.models import layers
 
-_GROUP_SIZE = 8
+# Consecutive samples that share statistics.
+GROUP_SIZE = 8
 _NORM_EPSILON = 1e-5
 _SPECTRAL_EPSILON = 1e-12
 _SLOPE = 0.2
@@ -125,11 +126,11 @@ class LocalBatchNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises `x` float32[B, P, D]."""
     batch, num_patches, width = x.shape
-    groups = -(-batch // _GROUP_SIZE)
+    groups = -(-batch // GROUP_SIZE)
     if batch % groups:
       raise UserError(
         f'a batch of {batch} cannot be cut into {groups} groups of one '
-        f'size for the discriminator; use a multiple of {_GROUP_SIZE}'
+        f'size for the discriminator; use a multiple of {GROUP_SIZE}'
       )
     x = x.reshape(groups, -1, width)
     centred = x - jnp.mean(x, axis=1, keepdims=True)

@@ -24,7 +24,11 @@ from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
 from adanat_jax.models import vit
 from adanat_jax.models.clip import CLIPText
-from adanat_jax.models.discriminator import DiscriminatorHeads, advance_spectral
+from adanat_jax.models.discriminator import (
+  GROUP_SIZE,
+  DiscriminatorHeads,
+  advance_spectral,
+)
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.rl import adversary, rewards
 from adanat_jax.rl.trainer import Judge, Labelled
@@ -32,8 +36,6 @@ from adanat_jax.stages import datasets, networks, reward_network, texts
 from adanat_jax.types import Array, Condition, Reward
 
 Config = ml_collections.ConfigDict
-# Samples among which the heads share statistics.
-_GROUP_SIZE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +141,11 @@ class _Discriminator:
     """New parameters of the heads, and their spectral vectors."""
     side = self.config.data.image_size
     # What parameters are does not depend on what they are shown.
-    shape = (_GROUP_SIZE, side, side, self.trunk.image_channels)
+    shape = (GROUP_SIZE, side, side, self.trunk.image_channels)
     if self.text is None:
-      condition = jnp.zeros(_GROUP_SIZE, jnp.int32)
+      condition = jnp.zeros(GROUP_SIZE, jnp.int32)
     else:
-      condition = jnp.zeros((_GROUP_SIZE, self.text.projection_width))
+      condition = jnp.zeros((GROUP_SIZE, self.text.projection_width))
     layers = self.features(frozen, jnp.zeros(shape), None)
     variables = self.heads.init(key, layers, condition)
     spectral = variables['spectral']

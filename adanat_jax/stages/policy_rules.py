@@ -23,6 +23,7 @@ from adanat_jax.config_rules import (
 )
 from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
+from adanat_jax.models.discriminator import GROUP_SIZE
 from adanat_jax.rl import ppo, trainer
 from adanat_jax.stages import datasets, features, networks, reward_network
 from adanat_jax.stages.agents import KINDS, RESIDUALS
@@ -63,7 +64,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.trainings': int_at_least(1),
       'policy.kinds': some_of(choice(*KINDS)),
       'policy.iterations': int_at_least(1),
-      'policy.batch_size': int_at_least(8),
+      'policy.batch_size': int_at_least(GROUP_SIZE),
       'policy.preset': choice(*ppo.PRESETS),
       'policy.rollout_size': int_at_least(0),
       'policy.rollout_features': choice('store', 'recompute'),
@@ -91,7 +92,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.discriminator.condition_map_width': positive_int,
       'policy.discriminator.kernel_size': odd_int,
       'policy.discriminator.updates': int_at_least(1),
-      'policy.discriminator.batch_size': int_at_least(8),
+      'policy.discriminator.batch_size': int_at_least(GROUP_SIZE),
       'policy.discriminator.held_out': int_at_least(0),
       'policy.discriminator.spectral_warmup': int_at_least(0),
       'policy.discriminator.learning_rate': between(0.0, 1.0),
@@ -99,14 +100,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.discriminator.reconstruct_real': boolean,
     },
   )
-  # The discriminator shares statistics among 8 consecutive samples.
-  networks.check_batches(config, {'policy.batch_size': 8})
+  networks.check_batches(config, {'policy.batch_size': GROUP_SIZE})
   if has_discriminator(config):
     networks.check_batches(
       config,
       {
-        'policy.discriminator.batch_size': 8,
-        'policy.discriminator.held_out': 8,
+        'policy.discriminator.batch_size': GROUP_SIZE,
+        'policy.discriminator.held_out': GROUP_SIZE,
       },
     )
     _check_held_out(config)
