@@ -29,9 +29,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax import sharding
+from adanat_jax import batches, sharding
 from adanat_jax.decoding.step import least_confident
-from adanat_jax.rl import batches
 from adanat_jax.types import Array, Cache
 
 

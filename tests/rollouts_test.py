@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import config as config_lib
+from adanat_jax import batches, config as config_lib
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
-from adanat_jax.rl import averaging, batches, ppo, trainer
+from adanat_jax.rl import averaging, ppo, trainer
 from adanat_jax.stages import policy
 
 _DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax.rl import batches
+from adanat_jax import batches
 from adanat_jax.types import Array
 
 # (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])

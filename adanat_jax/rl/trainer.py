@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax import sharding
+from adanat_jax import batches, sharding
 from adanat_jax.decoding import actions, loop
-from adanat_jax.rl import adversary, agent as agent_lib, batches, ppo
+from adanat_jax.rl import adversary, agent as agent_lib, ppo
 from adanat_jax.types import (
   Array,
   Cache,
