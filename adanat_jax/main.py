@@ -15,11 +15,13 @@ and Open MPI the processes find each other; elsewhere each gets
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import importlib
 import os
 import pathlib
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -29,6 +31,7 @@ from adanat_jax import (
   config as config_lib,
   config_rules,
   distributed,
+  locks,
   workdir as workdir_lib,
 )
 from adanat_jax.data import records
@@ -136,9 +139,28 @@ def main(argv: Sequence[str]) -> None:
   workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   )
-  for stage in stages:
-    stage.run(config, workdir)
+  for name, stage in zip(names, stages, strict=True):
+    with contextlib.ExitStack() as stack:
+      _hold(stack, config, workdir, name)
+      stage.run(config, workdir)
   distributed.finish()
+
+
+def _hold(
+  stack: contextlib.ExitStack, config: Any, workdir: pathlib.Path, name: str
+) -> None:
+  """Refuses a stage that another run on this machine is at."""
+  if name == 'sample':
+    return  # It only reads.
+  # Workdirs may share prepared tokens.
+  shared = config.data.get('prepared') if name == 'prepare' else ''
+  held = locks.only_one(
+    pathlib.Path(shared or workdir),
+    name,
+    f'--workdir={workdir}: another run on this machine is at the stage {name};'
+    ' wait for its end, or give another --workdir',
+  )
+  distributed.from_first(lambda: stack.enter_context(held))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

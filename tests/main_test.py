@@ -10,6 +10,8 @@ import textwrap
 
 from absl.testing import absltest
 
+from adanat_jax import locks
+
 _CONFIG = """
 import ml_collections
 
@@ -110,6 +112,17 @@ class MainTest(absltest.TestCase):
     self.assert_one_line(
       self._run_toy(), 'config.width is 8 there and 64 here', 'w was made'
     )
+
+  def test_a_second_run_of_a_stage_is_refused(self):
+    mine = locks.only_one(self.directory / 'w', 'nat', 'somebody else is here')
+    with mine:
+      self.assert_one_line(
+        self._run_toy('--config.mode=nat'), 'another run', 'the stage nat'
+      )
+      for mode in ('policy', 'sample'):
+        result = self._run_toy(f'--config.mode={mode}')
+        self.assertEqual(result.stdout, f'{mode} 64 w\n', result.stderr)
+    self.assertEqual(self._run_toy('--config.mode=nat').returncode, 0)
 
   def test_cache_is_where_it_is_asked_for(self):
     self._run_toy('--jax_cache=off')
