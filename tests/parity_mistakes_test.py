@@ -93,7 +93,7 @@ CODE_MISTAKES = (
   ('trunk_epsilon', 'projdisc_class', vit, '_EPSILON', 1e-5),
   ('trunk_gelu', 'projdisc_class', layers, 'gelu', _tanh_gelu),
   ('zero_padding', 'dischead', discriminator.jnp, 'pad', _zero_pad),
-  ('whole_batch_norm', 'dischead', discriminator, '_GROUP_SIZE', 16),
+  ('whole_batch_norm', 'dischead', discriminator, 'GROUP_SIZE', 16),
   (
     'frozen_spectral_vectors',
     'dischead',
