@@ -181,22 +181,19 @@ def save_steps_plot(
       linewidth=2.2 if strong else 1.4, zorder=4 if strong else 3,
       label=reading.label_of(results, name),
     )  # fmt: skip
-  for name, value in reading.floors_of(results, measure).items():
-    if value < min(heights) / 3:
-      continue
-    heights.append(value)
-    axes.axhline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
-    axes.annotate(
-      name, (1.0, value), xycoords=('axes fraction', 'data'), xytext=(6, 0),
-      textcoords='offset points', va='center', fontsize=9,
-      color=style.FAINT_INK, annotation_clip=False,
-    )  # fmt: skip
+  floors = {
+    name: value
+    for name, value in reading.floors_of(results, measure).items()
+    if value >= min(heights) / 3
+  }
+  heights += floors.values()
   axes.set_xscale('log', base=2)
   axes.xaxis.set_major_locator(FixedLocator(every))
   axes.xaxis.set_minor_locator(NullLocator())
   axes.xaxis.set_major_formatter(ScalarFormatter())
   if min(heights) > 0 and max(heights) > 4 * min(heights):
     style.log_height(axes, min(heights), max(heights))
+  _draw_floors(axes, floors)
   axes.set_xlabel('decoding steps T', color=style.INK)
   style.clean(axes, grid='y')
   axes.set_title(
@@ -209,6 +206,24 @@ def save_steps_plot(
     frameon=False, fontsize=9.5,
   )  # fmt: skip
   style.save(path, figure)
+
+
+def _draw_floors(axes: Axes, floors: Mapping[str, float]) -> None:
+  """Dotted lines with names at their right, which keep off each other."""
+  for value in floors.values():
+    axes.axhline(value, color=style.FAINT_INK, linewidth=0.9, linestyle=':')
+  axes.autoscale_view()
+  lowest = -1.0
+  for name, value in sorted(floors.items(), key=lambda item: item[1]):
+    at = axes.transData.transform((1.0, value))
+    height = axes.transAxes.inverted().transform(at)[1]
+    # A line of text takes about a twentieth of the height.
+    lowest = max(height, lowest + 0.05)
+    axes.annotate(
+      name, (1.0, lowest), xycoords='axes fraction', xytext=(6, 0),
+      textcoords='offset points', va='center', fontsize=9,
+      color=style.FAINT_INK, annotation_clip=False,
+    )  # fmt: skip
 
 
 def save_values_plot(
