@@ -154,10 +154,13 @@ hold() {
 # One line, 'NAME: STATE ...'; supervise.sh reads it.
 status() {
   local code=''
-  [[ ! -e $ROOT/exit ]] || code=$(cat "$ROOT/exit")
   if running; then
     say "running (pid $(cat "$ROOT/pid"))"
-  elif [[ ! -x $ROOT/venv/bin/python ]]; then
+    return
+  fi
+  # Not before: a run that ends meanwhile leaves its code, then the lock.
+  [[ ! -e $ROOT/exit ]] || code=$(cat "$ROOT/exit")
+  if [[ ! -x $ROOT/venv/bin/python ]]; then
     say 'absent (not set up)'
   elif [[ ! -e $ROOT/pid ]]; then
     say 'idle (never run)'
