@@ -1,6 +1,7 @@
 """Runs that go on by themselves: launch/supervise.sh and launch/slurm.sh."""
 
 import pathlib
+import shutil
 import signal
 import time
 
@@ -73,6 +74,17 @@ class SuperviseTest(launching.LaunchTest, parameterized.TestCase):
     text = self.supervise(PATIENCE='2')
     self.assertIn('worker-1: ended with exit code 137', text)
     self.assertEqual([self.starts(0), self.starts(1)], [2, 2])
+
+  def test_run_that_ends_during_a_look_is_finished(self):
+    self.ends('0')
+    self.supervise()
+    code = self.worker(0) / 'exit'
+    code.unlink()
+    self.assertIn('worker-0: lost', self.launch('status.sh'))
+    # The look at the lock is when it ends.
+    flock = shutil.which('flock')
+    self.program('flock', f'echo 0 >"{code}"\nexec {flock} "$@"')
+    self.assertIn('worker-0: finished', self.launch('status.sh'))
 
   def test_interrupted_run_goes_on(self):
     self.ends('143', '0')
