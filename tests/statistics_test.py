@@ -186,6 +186,16 @@ class StatisticsTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'captions alone'):
       real_images.RealImages(config, self.workdir, 'test')
 
+  def test_too_few_images_to_measure_with(self):
+    few = raw_files.image_folder(
+      self.workdir / 'few', num_classes=1, per_class=3
+    )
+    config = self.config()
+    config.data.path = str(few.path)
+    config.data.num_classes = 1
+    with self.assertRaisesRegex(UserError, 'train split has 3 .*at least 4'):
+      statistics.run(config, self.workdir / 'run')
+
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, 'no such file of moments'):
       statistics.read(self.workdir / 'none.npz')

@@ -130,7 +130,7 @@ def load(place: Place) -> WebDataset:
 
 
 def _classes(place: Place, count: int) -> tuple[str, ...] | None:
-  """Names of the classes, of which labels need `count`; those of training."""
+  """Names of the classes: those of the training images, `count` for labels."""
   if not count:
     return None
   found = tuple(map(str, range(count)))
