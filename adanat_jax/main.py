@@ -154,11 +154,12 @@ def _hold(
     return  # It only reads.
   # Workdirs may share prepared tokens.
   shared = config.data.get('prepared') if name == 'prepare' else ''
+  place = pathlib.Path(shared or workdir)
   held = locks.only_one(
-    pathlib.Path(shared or workdir),
+    place,
     name,
-    f'--workdir={workdir}: another run on this machine is at the stage {name};'
-    ' wait for its end, or give another --workdir',
+    f'{place}: another run on this machine is at the stage {name} there; wait'
+    ' for its end, or give another directory',
   )
   distributed.from_first(lambda: stack.enter_context(held))
 

@@ -91,11 +91,8 @@ class Evaluation:
     return sharding.gather(self._tokenizer('decode_tokens', tokens))
 
   def _tokenizer(self, method: str, inputs: ArrayLike) -> Any:
-    tokenizer, params = (
-      self.generator.tokenizer,
-      self.generator.tokenizer_params,
-    )
-    return _apply(tokenizer, method, params, inputs)
+    params = self.generator.tokenizer_params
+    return _apply(self.generator.tokenizer, method, params, inputs)
 
   def floors(self) -> dict[str, dict[str, float]]:
     """Measures of real images, reconstructions, and of the NAT alone."""
