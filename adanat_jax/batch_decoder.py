@@ -16,7 +16,6 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import sharding
 from adanat_jax.decoding import (
   buckets as buckets_lib,
   loop,
@@ -26,6 +25,7 @@ from adanat_jax.decoding import (
 )
 from adanat_jax.models import denoisers
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import sharding
 from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
 
 PolicyLike: TypeAlias = PolicyValues | Agent

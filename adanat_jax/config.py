@@ -33,8 +33,8 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from adanat_jax import files
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files
 
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
 _ILLEGAL_VALUE = re.compile(r'flag --(?:no)?config\.([^=]+)=(.*?): ', re.DOTALL)

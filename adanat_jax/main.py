@@ -26,16 +26,13 @@ from typing import Any
 from absl import app, flags, logging
 
 from adanat_jax import (
-  allocator,
-  compile_cache,
   config as config_lib,
   config_rules,
-  distributed,
-  locks,
   workdir as workdir_lib,
 )
 from adanat_jax.data import records
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import allocator, compile_cache, locks, processes
 
 # What config.mode may be, and the module that does it: `check_config(config)`
 # refuses what cannot work, `run(config, workdir)` does the rest.
@@ -73,7 +70,7 @@ _CACHE_DIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
   'auto',
-  distributed.MODES,
+  processes.MODES,
   'Whether several processes work together: auto connects them where a cluster'
   ' is found or an address is given, local is one process that behaves as on a'
   ' cluster.',
@@ -89,7 +86,7 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 _DISTRIBUTED_TIMEOUT = flags.DEFINE_float(
   'distributed_timeout',
-  distributed.DEFAULT_TIMEOUT,
+  processes.DEFAULT_TIMEOUT,
   'Seconds to wait for the other processes; one that dies later is noticed'
   ' within a third of it.',
 )
@@ -113,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
   config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
   # Both before anything asks JAX for a device.
   allocator.keep_memory()
-  distributed.start(
+  processes.start(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR_ADDRESS.value,
     num_processes=_NUM_PROCESSES.value,
@@ -143,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
       _hold(stack, config, workdir, name)
       stage.run(config, workdir)
-  distributed.finish()
+  processes.finish()
 
 
 def _hold(
@@ -161,7 +158,7 @@ def _hold(
     f'{place}: another run on this machine is at the stage {name} there; wait'
     ' for its end, or give another directory',
   )
-  distributed.from_first(lambda: stack.enter_context(held))
+  processes.from_first(lambda: stack.enter_context(held))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -180,13 +177,13 @@ def run() -> None:
     app.run(main, flags_parser=_parse)
   except UserError as error:
     print('adanat_jax:', *str(error).split(), file=sys.stderr)
-    distributed.leave(error.status)
+    processes.leave(error.status)
   except KeyboardInterrupt:
     # Inside a training loop Ctrl-C saves first and does not come to here.
     print('adanat_jax: interrupted; the same command goes on', file=sys.stderr)
-    distributed.leave(130)
+    processes.leave(130)
   except Exception:
-    if not distributed.is_shared():
+    if not processes.is_shared():
       raise
     traceback.print_exc()
     print(
@@ -195,7 +192,7 @@ def run() -> None:
       ' everywhere again',
       file=sys.stderr,
     )
-    distributed.leave(1)
+    processes.leave(1)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import batch_decoder, operations, sampler_inputs, sharding
+from adanat_jax import batch_decoder, operations, sampler_inputs
 from adanat_jax.batch_decoder import Plan, PolicyLike, Samples, decode_batch
 from adanat_jax.decoding import (
   buckets as buckets_lib,
@@ -27,6 +27,7 @@ from adanat_jax.decoding import (
 from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import sharding
 from adanat_jax.sampler_inputs import Labels
 from adanat_jax.types import Array, PolicyValues, TokenCounts
 

@@ -15,9 +15,10 @@ import uuid
 
 import ml_collections
 
-from adanat_jax import config as config_lib, distributed, files
-from adanat_jax.completion import is_complete
+from adanat_jax import config as config_lib
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, processes
+from adanat_jax.runtime.completion import is_complete
 
 CONFIG_FILE = 'config.json'
 
@@ -93,22 +94,22 @@ def claim(
       the fields that differ are named with both values; or not all processes
       see it.
   """
-  distributed.from_first(lambda: _claim(workdir, config, overrides, source))
+  processes.from_first(lambda: _claim(workdir, config, overrides, source))
   _check_shared(workdir)
 
 
 def _check_shared(workdir: pathlib.Path) -> None:
   """Raises UserError unless all processes see what process 0 writes."""
-  if not distributed.is_shared():
+  if not processes.is_shared():
     return
   # A directory of another host may hold a run of the same config: only a name
   # that was never there before tells.
-  token = workdir / distributed.from_first(lambda: f'.{uuid.uuid4().hex}')
-  distributed.from_first(lambda: files.write_bytes(token, b''))
+  token = workdir / processes.from_first(lambda: f'.{uuid.uuid4().hex}')
+  processes.from_first(lambda: files.write_bytes(token, b''))
   try:
-    distributed.wait_until_seen(token)
+    processes.wait_until_seen(token)
   finally:
-    if distributed.process_index() == 0:
+    if processes.process_index() == 0:
       with contextlib.suppress(OSError):
         token.unlink()
 

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import jax
 
-from adanat_jax import timing
-from adanat_jax.timing import Name
+from adanat_jax.runtime import timing
+from adanat_jax.runtime.timing import Name
 
 # Runs something to its end and returns the seconds that each part of it took.
 Timed: TypeAlias = Callable[[], tuple[float, ...]]

@@ -25,8 +25,9 @@ import jax
 import programs
 import running
 
-from adanat_jax import allocator, config as config_lib, timing
+from adanat_jax import config as config_lib
 from adanat_jax.models import layers
+from adanat_jax.runtime import allocator, timing
 
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often each process is run.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of a process.')

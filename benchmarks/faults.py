@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from laboratory import TIMEOUT, Laboratory, Launch, Outcome, Start
 import numpy as np
 
-from adanat_jax import rendezvous
+from adanat_jax.runtime import handshake
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/digits.py:tiny'
@@ -222,7 +222,7 @@ def launcher(cache: pathlib.Path) -> Launch:
   def launch(
     workdir: pathlib.Path, outputs: Sequence[pathlib.Path], how: Start
   ) -> list[subprocess.Popen[bytes]]:
-    port = rendezvous.free_port()
+    port = handshake.free_port()
     started = []
 
     def limit() -> None:

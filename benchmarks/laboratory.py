@@ -14,9 +14,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from adanat_jax import checkpoint, checkpoint_meta
-from adanat_jax.completion import COMPLETE_FILE, is_complete, read_complete
-from adanat_jax.metric_writer import read_metrics
+from adanat_jax.runtime import checkpoint, checkpoint_format
+from adanat_jax.runtime.completion import (
+  COMPLETE_FILE,
+  is_complete,
+  read_complete,
+)
+from adanat_jax.runtime.metric_writer import read_metrics
 
 # `--distributed_timeout`, and when the last process has to be gone after a
 # fault: it may meet the time-out, and then its farewell.
@@ -280,7 +284,9 @@ def difference(one: pathlib.Path, other: pathlib.Path) -> str:
     return 'metrics.jsonl differs'
   step = str(read_complete(one)['step'])
   ours, theirs = (
-    checkpoint_meta.checksums(checkpoint_meta.read(path / 'checkpoints' / step))
+    checkpoint_format.checksums(
+      checkpoint_format.read(path / 'checkpoints' / step)
+    )
     for path in (one, other)
   )
   differing = [

@@ -23,7 +23,8 @@ import jax
 import programs
 import running
 
-from adanat_jax import config as config_lib, sharding, timing
+from adanat_jax import config as config_lib
+from adanat_jax.runtime import sharding, timing
 
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Rounds of each comparison.')
 _MINUTES = flags.DEFINE_float(

@@ -33,19 +33,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 import tables
 
-from adanat_jax import (
-  checkpoint,
-  completion,
-  config as config_lib,
-  files,
-  operations,
-  timing,
-)
+from adanat_jax import config as config_lib, operations
 from adanat_jax.data import clip_tokens, token_records, token_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.raw_source import RawExample
+from adanat_jax.runtime import checkpoint, completion, files, timing
 from adanat_jax.stages import encoder, networks, shards
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'

@@ -18,10 +18,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax import batch_decoder, pretraining, sharding
+from adanat_jax import batch_decoder, pretraining
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import actions
 from adanat_jax.rl import agent as agent_lib, ppo, trainer
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import adversarial, nat as nat_stage, networks, policy
 
 _FROZEN_AXES = {'court': {'held_out': 0}}

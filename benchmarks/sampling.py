@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import subjects
 import tables
 
-from adanat_jax import operations, timing
+from adanat_jax import operations
+from adanat_jax.runtime import timing
 from adanat_jax.types import Array
 
 _OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')

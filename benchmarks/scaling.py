@@ -28,7 +28,8 @@ import ml_collections
 import programs
 import tracing
 
-from adanat_jax import config as config_lib, operations, sharding
+from adanat_jax import config as config_lib, operations
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import networks
 
 _NUM_DEVICES = flags.DEFINE_multi_integer(

@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from adanat_jax import files, metric_writer
 from adanat_jax.report import style
+from adanat_jax.runtime import files, metric_writer
 
 _OPTIMIZERS = {'cma': 'CMA-ES', 'finite_differences': 'finite differences'}
 _NOISE = {'on': 'common noise', 'off': 'independent noise'}

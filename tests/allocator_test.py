@@ -9,7 +9,7 @@ import children
 import jax
 import jax.numpy as jnp
 
-from adanat_jax import allocator
+from adanat_jax.runtime import allocator
 
 _NUM_CALLS = 20
 

@@ -17,11 +17,12 @@ from evaluating import CONFIGS, COUNT, random_generator, tiny_config
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import config as config_lib, distributed, files, rendezvous
+from adanat_jax import config as config_lib
 from adanat_jax.decoding import published
 from adanat_jax.errors import UserError
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import files, handshake, processes
 from adanat_jax.stages import (
   benchmark,
   evaluate,
@@ -234,7 +235,7 @@ class BenchmarkTest(parameterized.TestCase):
   def test_two_processes_give_the_same_figures(self):
     config = tiny_config(policies=('maskgit',))
     self.evaluate(config, self.workdir / 'alone')
-    port = str(rendezvous.free_port())
+    port = str(handshake.free_port())
     pair = [
       subprocess.Popen(
         [sys.executable, __file__, '--child', str(self.workdir), str(i), port],
@@ -327,7 +328,7 @@ class BenchmarkTest(parameterized.TestCase):
 
 def _child(root: str, process: str, port: str) -> None:
   """One of two processes of an evaluation."""
-  distributed.start(
+  processes.start(
     'on',
     coordinator_address=f'localhost:{port}',
     num_processes=2,
@@ -337,7 +338,7 @@ def _child(root: str, process: str, port: str) -> None:
   generator = random_generator(config)
   with mock.patch.object(load, 'generator', lambda *_: generator):
     evaluate.run(config, pathlib.Path(root) / 'together')
-  distributed.finish()
+  processes.finish()
 
 
 if __name__ == '__main__':

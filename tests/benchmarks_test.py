@@ -14,11 +14,12 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
-from adanat_jax import operations, timing
+from adanat_jax import operations
 from adanat_jax.decoding import loop
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import timing
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import checkpoint, checkpoint_meta, completion, leaves
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import checkpoint, checkpoint_format, completion, leaves
 
 
 class Moments(NamedTuple):
@@ -88,7 +88,7 @@ def flip(data: bytes) -> bytes:
 
 def setUpModule():
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
-  mock.patch.object(checkpoint_meta, '_PAUSES', (0.0, 0.0)).start()
+  mock.patch.object(checkpoint_format, '_PAUSES', (0.0, 0.0)).start()
 
 
 class CheckpointTest(parameterized.TestCase):
@@ -228,9 +228,9 @@ class CheckpointTest(parameterized.TestCase):
     for number in range(2):
       refusals = [OSError(116, 'Stale file handle')] * refused
       with mock.patch.object(
-        checkpoint_meta,
+        checkpoint_format,
         'read',
-        wraps=checkpoint_meta.read,
+        wraps=checkpoint_format.read,
         side_effect=[*refusals, mock.DEFAULT, mock.DEFAULT],
       ):
         restored = restore(self.directory)

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 import scipy.special
 
-from adanat_jax import checkpoint
 from adanat_jax.convert import clip_image as convert, layout
 from adanat_jax.errors import UserError
 from adanat_jax.models import clip_image
+from adanat_jax.runtime import checkpoint
 
 WIDTH, DEPTH, HEADS, MLP, JOINT, SIDE, PATCH = 16, 2, 4, 24, 6, 12, 4
 

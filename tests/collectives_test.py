@@ -21,7 +21,8 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import hlo
 import programs
 
-from adanat_jax import config as config_lib, sharding
+from adanat_jax import config as config_lib
+from adanat_jax.runtime import sharding
 
 _NUM_DEVICES = 8
 # A device has 56 trajectories: 7 a micro-batch of a quarter in two.

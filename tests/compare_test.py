@@ -19,7 +19,6 @@ import small_weights
 
 from adanat_jax import (
   config as config_lib,
-  files,
   main,
   operations,
   workdir as workdir_lib,
@@ -30,6 +29,7 @@ from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import files
 from adanat_jax.stages import (
   compare,
   compare_costs as costs,

@@ -9,7 +9,7 @@ import zlib
 
 from absl.testing import absltest
 
-from adanat_jax import compile_cache
+from adanat_jax.runtime import compile_cache
 
 # Prints the bits of a small training-like computation.
 _COMPUTE = """

@@ -9,7 +9,6 @@ import numpy as np
 from safetensors.numpy import save_file
 import torch_files
 
-from adanat_jax import checkpoint
 from adanat_jax.convert import (
   __main__ as cli,
   files,
@@ -21,6 +20,7 @@ from adanat_jax.convert import (
 from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.maskgit import MaskGITTransformer
+from adanat_jax.runtime import checkpoint
 
 
 def adanat_checkpoint() -> dict[str, object]:

@@ -20,15 +20,15 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
-from adanat_jax import (
-  checkpoint_meta,
+from adanat_jax import config as config_lib
+from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.runtime import (
+  checkpoint_format,
   completion,
-  config as config_lib,
-  distributed,
   metric_writer,
+  processes,
   sharding,
 )
-from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.stages import (
   fit,
   judges,
@@ -177,7 +177,7 @@ def child(what: str, *arguments: str) -> None:
   """Does its part on all devices and prints the result as JSON."""
   source, target, fsdp, num_processes, process, port = arguments
   if int(num_processes) > 1:
-    distributed.start(
+    processes.start(
       'on',
       coordinator_address=f'localhost:{port}',
       num_processes=int(num_processes),
@@ -203,7 +203,7 @@ def run(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  processes = [
+  started = [
     subprocess.Popen(
       [sys.executable, __file__, '--child', what, str(source), str(target)]
       + [str(x) for x in (fsdp, num_processes, i, port)],
@@ -215,11 +215,11 @@ def run(
     for i in range(num_processes)
   ]
   try:
-    outputs = [process.communicate(timeout=400) for process in processes]
+    outputs = [process.communicate(timeout=400) for process in started]
   finally:
-    for process in processes:
+    for process in started:
       process.kill()
-  for process, (_, errors) in zip(processes, outputs, strict=True):
+  for process, (_, errors) in zip(started, outputs, strict=True):
     if process.returncode:
       raise AssertionError(errors[-3000:])
   return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
@@ -229,7 +229,7 @@ def layouts(directory: pathlib.Path) -> dict[str, str]:
   """Layouts by name of all leaves of a stage's last checkpoint."""
   step = completion.read_complete(directory)['step']
   path = directory / 'checkpoints' / str(step)
-  return checkpoint_meta.layouts(checkpoint_meta.read(path))
+  return checkpoint_format.layouts(checkpoint_format.read(path))
 
 
 class DistributedTest(absltest.TestCase):

@@ -7,8 +7,9 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import raw_files
 
-from adanat_jax import config as config_lib, files, main, workdir
+from adanat_jax import config as config_lib, main, workdir
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files
 from adanat_jax.stages import features, policy_rules, sample_file, statistics
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'

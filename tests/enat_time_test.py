@@ -10,8 +10,8 @@ from unittest import mock
 from absl.testing import absltest
 import numpy as np
 
-from adanat_jax import timing
 from adanat_jax.models import enat
+from adanat_jax.runtime import timing
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 

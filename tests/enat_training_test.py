@@ -18,10 +18,11 @@ import numpy as np
 import optax
 import random_weights
 
-from adanat_jax import config as config_lib, pretraining, sharding, training
+from adanat_jax import config as config_lib, pretraining
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.models.enat import ENAT
+from adanat_jax.runtime import loop, sharding
 from adanat_jax.stages import nat as nat_stage, networks
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
@@ -299,7 +300,7 @@ class StageTest(parameterized.TestCase):
     module, params = networks.load_nat(config, workdir)
     self.assertIsInstance(module, ENAT)
     self.assertIn('carry_over', params)
-    figures = training.read_complete(workdir / 'nat')['figures']
+    figures = loop.read_complete(workdir / 'nat')['figures']
     # ln 128 is what knowing nothing costs.
     self.assertBetween(figures['test_loss'], 4.0, np.log(128) + 0.5)
 

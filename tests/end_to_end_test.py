@@ -17,9 +17,9 @@ import matplotlib.image
 import numpy as np
 
 import adanat_jax
-from adanat_jax import checkpoint, checkpoint_meta, files
 from adanat_jax.errors import UserError
-from adanat_jax.metric_writer import read_metrics
+from adanat_jax.runtime import checkpoint, checkpoint_format, files
+from adanat_jax.runtime.metric_writer import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAININGS = (
@@ -199,8 +199,8 @@ class EndToEndTest(absltest.TestCase):
         # Optimizer, discriminator and codebook: their checksums.
         step = json.loads((whole / 'complete.json').read_text())['step']
         leaves = [
-          checkpoint_meta.checksums(
-            checkpoint_meta.read(path / 'checkpoints' / str(step))
+          checkpoint_format.checksums(
+            checkpoint_format.read(path / 'checkpoints' / str(step))
           )
           for path in (whole, killed)
         ]

@@ -12,8 +12,8 @@ import numpy as np
 import toy_training
 from toy_training import rows, train
 
-from adanat_jax import checkpoint, training
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import checkpoint, loop
 
 
 def setUpModule():
@@ -54,7 +54,7 @@ class EvaluationsTest(parameterized.TestCase):
     # The best of them stays, and is what is loaded if that is asked for.
     steps = {p.name for p in (self.directory / 'checkpoints').iterdir()}
     self.assertEqual(steps, {'8', '20', '23'})
-    best = training.read_complete(self.directory)['best']
+    best = loop.read_complete(self.directory)['best']
     self.assertEqual(best, {'step': 8, 'metric': 'eval/dip', 'value': 0.0})
     row = next(row for row in rows(self.directory) if row['step'] == 8)
     params = checkpoint.load_params(self.directory, 'params', best=True)
@@ -96,7 +96,7 @@ class EvaluationsTest(parameterized.TestCase):
     for _ in range(6):
       try:
         train(broken, evaluate=evaluate, batch_at=batch_at, **options)
-      except (InterruptedError, training.Interrupted) as error:
+      except (InterruptedError, loop.Interrupted) as error:
         ends.append(getattr(error, 'step', 0))
     self.assertEqual(ends, [0, 9, 0, 16, 0])
     self.assertEqual(figures, expected)

@@ -10,7 +10,7 @@ import textwrap
 
 from absl.testing import absltest
 
-from adanat_jax import locks
+from adanat_jax.runtime import locks
 
 _CONFIG = """
 import ml_collections

@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import distributed, files, metric_writer
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, metric_writer, processes
 
 
 class Terminal(io.StringIO):
@@ -79,7 +79,7 @@ class MetricWriterTest(absltest.TestCase):
     writer.close()
 
   def test_other_processes_write_nothing(self):
-    with mock.patch.object(distributed, 'process_index', return_value=1):
+    with mock.patch.object(processes, 'process_index', return_value=1):
       self.write(0, 1, 2)
       shown = io.StringIO()
       with contextlib.redirect_stdout(shown):

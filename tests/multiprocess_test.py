@@ -15,14 +15,14 @@ import numpy as np
 import toy_cluster
 import toy_training
 
-from adanat_jax import (
+from adanat_jax.errors import UserError
+from adanat_jax.runtime import (
   checkpoint,
-  distributed,
+  handshake,
   leaves,
   metric_writer,
-  rendezvous,
+  processes,
 )
-from adanat_jax.errors import UserError
 
 # The benchmark is not part of the package.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
@@ -292,7 +292,7 @@ class StartTest(ProcessTest):
       self.assert_one_line(result, 'process 1', '--workdir must be on a disk')
 
   def test_a_process_that_is_never_started(self):
-    port = rendezvous.free_port()
+    port = handshake.free_port()
     arguments = [
       f'--coordinator_address=localhost:{port}',
       '--num_processes=3',
@@ -301,11 +301,11 @@ class StartTest(ProcessTest):
       f'--workdir={self.directory / "w"}',
     ]
     outputs = [self.directory / f'{i}.txt' for i in range(2)]
-    processes = [
+    started = [
       toy_cluster.start([*arguments, f'--process_id={i}'], output)
       for i, output in zip((0, 2), outputs, strict=True)
     ]
-    for process, output in zip(processes, outputs, strict=True):
+    for process, output in zip(started, outputs, strict=True):
       process.join(60)
       self.assert_one_line(
         (process.exitcode, output.read_text()),
@@ -318,17 +318,17 @@ class StartTest(ProcessTest):
 class AloneTest(absltest.TestCase):
   def test_one_process_is_not_told_about_others(self):
     with self.assertRaisesRegex(UserError, 'num_processes=2: --distributed=lo'):
-      distributed.start('local', num_processes=2)
+      processes.start('local', num_processes=2)
 
   def test_everything_is_what_it_is_without_other_processes(self):
-    self.assertEqual(distributed.process_index(), 0)
-    self.assertFalse(distributed.is_shared())
+    self.assertEqual(processes.process_index(), 0)
+    self.assertFalse(processes.is_shared())
     value = ('kept', object())
-    self.assertIs(distributed.from_first(lambda: value), value)
-    self.assertEqual(distributed.all_values(value), [value])
-    distributed.barrier()
+    self.assertIs(processes.from_first(lambda: value), value)
+    self.assertEqual(processes.all_values(value), [value])
+    processes.barrier()
     with self.assertRaises(SystemExit) as caught:
-      distributed.leave(2)
+      processes.leave(2)
     self.assertEqual(caught.exception.code, 2)
 
 

@@ -14,17 +14,12 @@ import optax
 from PIL import Image
 import random_weights
 
-from adanat_jax import (
-  checkpoint,
-  config as config_lib,
-  metric_writer,
-  pretraining,
-  training,
-)
+from adanat_jax import config as config_lib, pretraining
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
+from adanat_jax.runtime import checkpoint, loop, metric_writer
 from adanat_jax.stages import nat as nat_stage, nat_scores, networks
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
@@ -117,7 +112,7 @@ class StageTest(absltest.TestCase):
 
   def test_the_last_figures_are_those_of_the_finished_stage(self):
     last = metric_writer.read_metrics(self.workdir / 'nat')[-1]
-    figures = training.read_complete(self.workdir / 'nat')['figures']
+    figures = loop.read_complete(self.workdir / 'nat')['figures']
     self.assertEqual(figures, {name: last[f'eval/{name}'] for name in figures})
     self.assertLen(figures, 2)
 

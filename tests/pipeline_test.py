@@ -11,12 +11,13 @@ import weakref
 from absl.testing import absltest
 import numpy as np
 
-from adanat_jax import config as config_lib, files
+from adanat_jax import config as config_lib
 from adanat_jax.data import token_records, token_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.token_records import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
+from adanat_jax.runtime import files
 from adanat_jax.stages import fit
 
 # The benchmark is not part of the package.

@@ -14,13 +14,14 @@ import random_weights
 import raw_files
 import small_weights
 
-from adanat_jax import checkpoint_meta, config as config_lib
-from adanat_jax.completion import read_complete
+from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.rl import averaging
+from adanat_jax.runtime import checkpoint_format
+from adanat_jax.runtime.completion import read_complete
 from adanat_jax.stages import (
   adversarial,
   datasets,
@@ -147,8 +148,8 @@ class StageTest(parameterized.TestCase):
     ]
 
   def sums(self, directory, step, field=''):
-    meta = checkpoint_meta.read(directory / 'checkpoints' / str(step))
-    return checkpoint_meta.checksums(meta, field)
+    meta = checkpoint_format.read(directory / 'checkpoints' / str(step))
+    return checkpoint_format.checksums(meta, field)
 
   def test_classes(self):
     config, workdir = self.classes, self.root / 'run-classes'
@@ -182,7 +183,7 @@ class StageTest(parameterized.TestCase):
       jax.tree.map(
         np.testing.assert_array_equal,
         found[iterate],
-        checkpoint_meta.read_field(path, 'params', None),
+        checkpoint_format.read_field(path, 'params', None),
       )
     config.policy.iterate = 'average'
     with self.assertRaisesRegex(UserError, "no field 'average'"):
@@ -204,7 +205,7 @@ class StageTest(parameterized.TestCase):
     self.assertNotEqual(self.sums(again, 2), self.sums(again, 3))
     self.assertIn('accuracy_train', self.rows(again)[0])
     # What comes after takes the average; of the first two little is left.
-    read = lambda step, field: checkpoint_meta.read_field(
+    read = lambda step, field: checkpoint_format.read_field(
       again / 'checkpoints' / str(step), field
     )
     jax.tree.map(

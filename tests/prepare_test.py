@@ -24,10 +24,11 @@ import raw_files
 import raw_pictures
 import tensorflow_datasets as tfds
 
-from adanat_jax import distributed, files, pixels
+from adanat_jax import pixels
 from adanat_jax.data import images, token_records
 from adanat_jax.data.raw_source import RawExample
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, processes
 from adanat_jax.stages import (
   datasets,
   encoder as encoder_lib,
@@ -280,7 +281,7 @@ def _meet(root: pathlib.Path, process: str) -> None:
 
 def _child(root: str, process: str, port: str) -> None:
   """One of a pair that is killed amid its second file."""
-  distributed.start(
+  processes.start(
     'on',
     coordinator_address=f'localhost:{port}',
     num_processes=2,

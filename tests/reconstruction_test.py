@@ -7,8 +7,8 @@ from absl.testing import absltest
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import sharding
 from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import reconstruction
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from absl.testing import absltest, parameterized
 from jax._src.clusters import cloud_tpu_cluster
 
-from adanat_jax import cluster, rendezvous
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import cluster, handshake
 
 FACTS = {'jax': '0.10.2', 'config.width': '8'}
 
@@ -18,13 +18,13 @@ class RendezvousTest(absltest.TestCase):
     self, *attendees: tuple[int, dict[str, str]], num: int, timeout: float
   ) -> list[str]:
     """Returns what each is told; '' if all is well."""
-    address = f'localhost:{rendezvous.free_port()}'
+    address = f'localhost:{handshake.free_port()}'
     told = [''] * len(attendees)
 
     def attend(index: int) -> None:
       process, facts = attendees[index]
       try:
-        rendezvous.meet(address, num, process, facts, timeout)
+        handshake.meet(address, num, process, facts, timeout)
       except UserError as error:
         told[index] = str(error)
 
@@ -63,12 +63,12 @@ class RendezvousTest(absltest.TestCase):
     self.assertIn('Connection refused', told)
 
   def test_strangers_are_passed_over(self):
-    address = f'localhost:{rendezvous.free_port()}'
+    address = f'localhost:{handshake.free_port()}'
     port = int(address.split(':')[1])
     told = []
 
     def preside() -> None:
-      rendezvous.meet(address, 2, 0, FACTS, 20)
+      handshake.meet(address, 2, 0, FACTS, 20)
       told.append('all is well')
 
     thread = threading.Thread(target=preside)
@@ -85,7 +85,7 @@ class RendezvousTest(absltest.TestCase):
           del sentences[0]
       except ConnectionRefusedError:
         continue
-    rendezvous.meet(address, 2, 1, FACTS, 20)
+    handshake.meet(address, 2, 1, FACTS, 20)
     thread.join()
     self.assertEqual(told, ['all is well'])
 
@@ -96,8 +96,8 @@ class RendezvousTest(absltest.TestCase):
         b'{"hello": "adanat_jax", "process": 1, "host": "h", "mood": "good", '
         b'"facts": {"jax": 9}}\n'
       )
-      attendee = rendezvous._introduction(ours)
-    self.assertEqual(attendee, rendezvous.Attendee(1, 'h', {'jax': '9'}))
+      attendee = handshake._introduction(ours)
+    self.assertEqual(attendee, handshake.Attendee(1, 'h', {'jax': '9'}))
 
   def test_a_stranger_at_the_coordinators_port(self):
     with socket.create_server(('localhost', 0)) as server:
@@ -112,7 +112,7 @@ class RendezvousTest(absltest.TestCase):
       thread = threading.Thread(target=answer, daemon=True)
       thread.start()
       with self.assertRaisesRegex(UserError, 'no answer of process 0'):
-        rendezvous.meet(f'localhost:{port}', 2, 1, FACTS, 0.5)
+        handshake.meet(f'localhost:{port}', 2, 1, FACTS, 0.5)
 
   def test_a_port_in_use(self):
     with socket.create_server(('', 0)) as server:
@@ -120,7 +120,7 @@ class RendezvousTest(absltest.TestCase):
       with self.assertRaisesRegex(
         UserError, f'localhost:{port}: .* started tw'
       ):
-        rendezvous.meet(f'localhost:{port}', 2, 0, FACTS, 5)
+        handshake.meet(f'localhost:{port}', 2, 0, FACTS, 5)
 
 
 class ClusterTest(parameterized.TestCase):

@@ -9,8 +9,8 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
-from adanat_jax import files
 from adanat_jax.report import curves, document, plots, results, tables
+from adanat_jax.runtime import files
 
 
 def _open(path) -> np.ndarray:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import batches, config as config_lib
+from adanat_jax import config as config_lib
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.rl import averaging, ppo, trainer
+from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy
 
 _DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
@@ -126,17 +127,19 @@ class PartsTest(parameterized.TestCase):
   def test_one_group_is_the_permutation_of_the_key(self):
     # The order of all trainings that have been run.
     key = jax.random.key(7)
-    rows = batches.shuffled_rows(key, B, groups=1, parts=4)
+    rows = batch_parts.shuffled_rows(key, B, groups=1, parts=4)
     expected = jax.random.permutation(key, B).reshape(4, 1, -1)
     np.testing.assert_array_equal(rows, expected)
 
   @parameterized.parameters(1, 2, 4)
   def test_parts_take_a_like_share_of_every_group(self, groups):
-    rows = batches.shuffled_rows(jax.random.key(0), B, groups=groups, parts=4)
+    rows = batch_parts.shuffled_rows(
+      jax.random.key(0), B, groups=groups, parts=4
+    )
     self.assertEqual(rows.shape, (4, groups, 4 // groups))
     # Sample 100 step + i.
     samples = 100 * jnp.arange(T)[:, None] + jnp.arange(B)
-    parts = [np.asarray(batches.pick(samples, part)) for part in rows]
+    parts = [np.asarray(batch_parts.pick(samples, part)) for part in rows]
     np.testing.assert_array_equal(
       np.sort(np.concatenate(parts, axis=1)), samples
     )
@@ -162,21 +165,23 @@ class PartsTest(parameterized.TestCase):
       return x[None], jnp.moveaxis(noise, 0, 1)
 
     whole = function((x, keys))
-    parts = jit(lambda x: batches.in_turn(function, x, 4))((x, keys))
+    parts = jit(lambda x: batch_parts.in_turn(function, x, 4))((x, keys))
     self.assertEqual(set(seen[1:]), {B // 4})
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
   def test_samples_repeated_beside_their_steps(self):
     samples = jnp.arange(B * 2).reshape(1, B, 2)
-    repeated = batches.repeat_steps(batches.flatten_steps(samples), T)
+    repeated = batch_parts.repeat_steps(batch_parts.flatten_steps(samples), T)
     every_step = jnp.broadcast_to(samples, (T, B, 2))
-    np.testing.assert_array_equal(repeated, batches.flatten_steps(every_step))
+    np.testing.assert_array_equal(
+      repeated, batch_parts.flatten_steps(every_step)
+    )
 
   def test_flattened_steps_come_back(self):
     x = jnp.arange(T * B * 2).reshape(T, B, 2)
-    flat = batches.flatten_steps(x)
+    flat = batch_parts.flatten_steps(x)
     np.testing.assert_array_equal(flat, x.reshape(-1, 2))
-    np.testing.assert_array_equal(batches.unflatten_steps(flat, T), x)
+    np.testing.assert_array_equal(batch_parts.unflatten_steps(flat, T), x)
 
 
 class SameLearningTest(parameterized.TestCase):

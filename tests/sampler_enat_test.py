@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
-from adanat_jax import batch_decoder, sharding
+from adanat_jax import batch_decoder
 from adanat_jax.decoding import buckets, schedules, unrolled
 from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import sharding
 from adanat_jax.sampler import Generator
 from adanat_jax.types import PolicyValues
 

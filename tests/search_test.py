@@ -20,14 +20,13 @@ import small_weights
 from adanat_jax import (
   batch_decoder,
   config as config_lib,
-  files,
-  metric_writer,
   searching,
   workdir as workdir_lib,
 )
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, metric_writer
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   load,

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import toy_training
 
-from adanat_jax import sharding, training
-from adanat_jax.checkpoint import Checkpointer
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import loop, sharding
+from adanat_jax.runtime.checkpoint import Checkpointer
 
 RULES = (('kernel$', PartitionSpec(None, 'fsdp')),)
 NUM_STEPS = 12
@@ -47,7 +47,7 @@ def train(directory: pathlib.Path, fsdp: int, num_steps: int) -> dict[str, Any]:
     pieces['batch'] = shards_of(batch['inputs'])
     return batch
 
-  state = training.run_loop(
+  state = loop.run_loop(
     state,
     jax.jit(
       toy_training.plain_step,

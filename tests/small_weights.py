@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import random_weights
 
-from adanat_jax import checkpoint, completion
+from adanat_jax.runtime import checkpoint, completion
 from adanat_jax.stages import networks, texts
 
 

@@ -262,7 +262,8 @@ class IndexTest(absltest.TestCase):
 
   def test_can_be_done_without(self):
     with absltest.mock.patch(
-      'adanat_jax.files.write_bytes', side_effect=WriteError('no space left')
+      'adanat_jax.runtime.files.write_bytes',
+      side_effect=WriteError('no space left'),
     ):
       self.assertLen(_read(self.settings), 12)
     self.assertFalse(self.index.exists())

@@ -13,9 +13,9 @@ import numpy as np
 
 from adanat_jax.data import digits
 from adanat_jax.models.classifier import ConvClassifier
+from adanat_jax.runtime import ledger as ledger_lib
 from adanat_jax.stages import (
   evaluate,
-  ledger as ledger_lib,
   measures as measures_lib,
   methods,
   networks,

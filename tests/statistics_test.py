@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 import raw_files
 
-from adanat_jax import config as config_lib, files
+from adanat_jax import config as config_lib
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files
 from adanat_jax.stages import features, real_images, statistics
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'

@@ -23,18 +23,18 @@ import ml_collections
 import numpy as np
 import toy_training
 
-from adanat_jax import (
-  checkpoint,
-  checkpoint_meta,
-  distributed,
-  leaves,
-  main,
-  rendezvous,
-  sharding,
-  training,
-)
+from adanat_jax import main
 from adanat_jax.errors import UserError
-from adanat_jax.stages import ledger
+from adanat_jax.runtime import (
+  checkpoint,
+  checkpoint_format,
+  handshake,
+  leaves,
+  ledger,
+  loop,
+  processes,
+  sharding,
+)
 
 CONFIG = """
 import ml_collections
@@ -87,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     state = sharding.shard_state(toy_training.initial_state(), mesh, RULES)
     places = sharding.state_shardings(state, mesh, RULES)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    state = training.run_loop(
+    state = loop.run_loop(
       state,
       jax.jit(train_step, donate_argnums=0, out_shardings=(places, everywhere)),
       batch_at,
@@ -108,7 +108,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   pieces = toy_training.OUTPUTS // kernel.sharding.shard_shape(kernel.shape)[1]
   print(
     f'done on {kernel.sharding.num_devices} devices in '
-    f'{distributed.process_count()} processes, in {pieces} pieces'
+    f'{processes.process_count()} processes, in {pieces} pieces'
   )
   with jax.set_mesh(mesh):
     check_loaded(workdir / 'toy', state, mesh)
@@ -119,7 +119,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 def make_blind() -> None:
   """Makes the first checkpoint that is looked at unreadable to this process."""
-  read = checkpoint_meta.read
+  read = checkpoint_format.read
   first = []
 
   def fail(path: pathlib.Path) -> Any:
@@ -128,7 +128,7 @@ def make_blind() -> None:
       raise OSError('stale file handle')
     return read(path)
 
-  checkpoint_meta.read = fail
+  checkpoint_format.read = fail
 
 
 def make_odd() -> None:
@@ -237,7 +237,7 @@ def arguments(
     count: how many there are.
     timeout: `--distributed_timeout`.
   """
-  port = rendezvous.free_port()
+  port = handshake.free_port()
   return [
     [
       f'--coordinator_address=localhost:{port}',
@@ -270,16 +270,16 @@ def run_together(
   Returns:
     (exit status, what was printed) of each.
   """
-  processes = []
+  started = []
   for index, own in enumerate(arguments(directory, len(each), timeout)):
     output = directory / f'output-{index}.txt'
-    processes.append(
+    started.append(
       (start([*own, *common, *each[index]], output, **options), output)
     )
   deadline = time.monotonic() + 90
-  for process, _ in processes:
+  for process, _ in started:
     process.join(timeout=max(deadline - time.monotonic(), 0))
-  results = [(p.exitcode, output.read_text()) for p, output in processes]
-  for process, _ in processes:
+  results = [(p.exitcode, output.read_text()) for p, output in started]
+  for process, _ in started:
     process.kill()
   return results

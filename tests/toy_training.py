@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax import checkpoint, leaves, metric_writer, training
+from adanat_jax.runtime import checkpoint, leaves, loop, metric_writer
 
 BATCH, WIDTH, OUTPUTS = 8, 16, 4
 NUM_STEPS = 23
@@ -153,7 +153,7 @@ def train(directory: str | os.PathLike[str], **changes: Any) -> Any:
     'save_every': 5,
     'tensorboard': False,
   }
-  return training.run_loop(**(arguments | changes))
+  return loop.run_loop(**(arguments | changes))
 
 
 def rows(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -181,7 +181,7 @@ def assert_same_run(
   for name in ours:
     np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
   test.assertEqual(rows(one), rows(other))
-  test.assertEqual(training.read_complete(one), training.read_complete(other))
+  test.assertEqual(loop.read_complete(one), loop.read_complete(other))
 
 
 def main(
@@ -200,7 +200,7 @@ def main(
       die(signal.Signals[what])
     return batch_at(step)
 
-  training.run_loop(
+  loop.run_loop(
     initial_state(),
     train_step_of(dies=death == 'compile'),
     dying_batch_at,

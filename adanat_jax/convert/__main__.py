@@ -23,10 +23,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax import checkpoint, completion, digests, files as plain_files
 from adanat_jax.convert import files
 from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import (
+  checkpoint,
+  completion,
+  digests,
+  files as plain_files,
+)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax import files
 from adanat_jax.data.image_folder import read_file
 from adanat_jax.data.raw_source import Names, Place, RawExample, printable
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files
 
 
 class CocoCaptions:

@@ -17,8 +17,8 @@ import zipfile
 from absl import logging
 import numpy as np
 
-from adanat_jax import files
 from adanat_jax.errors import WriteError
+from adanat_jax.runtime import files
 
 Arrays = dict[str, np.ndarray]
 

@@ -36,9 +36,9 @@ from array_record.python import array_record_module
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
-from adanat_jax import files
 from adanat_jax.data.examples import Rows
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files
 
 MANIFEST_FILE = 'manifest.json'
 NULL_STATES_FILE = 'null_states.npy'

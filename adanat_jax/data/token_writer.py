@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from adanat_jax import files
 from adanat_jax.data.token_records import NAME, Layout
 from adanat_jax.errors import WriteError
+from adanat_jax.runtime import files
 
 # One record can be read without its neighbours; tokens and half floats hardly
 # shrink, and are read several times faster as they are.

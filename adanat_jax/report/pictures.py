@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from adanat_jax import files
+from adanat_jax.runtime import files
 
 INK = (38, 43, 51)
 FAINT_INK = (120, 127, 138)

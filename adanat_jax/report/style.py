@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 import numpy as np
 
-from adanat_jax import files
+from adanat_jax.runtime import files
 
 INK = '#262b33'
 FAINT_INK = '#787f8a'

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax import batches
+from adanat_jax.runtime import batch_parts
 from adanat_jax.types import Array
 
 # (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])
@@ -287,10 +287,10 @@ def update(
 
   def loss_fn(params: Any, batch: Rollout) -> tuple[Array, dict[str, Array]]:
     steps = jnp.arange(num_steps)[:, None]
-    mean, values = batches.unflatten_steps(
+    mean, values = batch_parts.unflatten_steps(
       actor_critic(
         params,
-        *batches.flatten_steps(
+        *batch_parts.flatten_steps(
           (batch.observations, jnp.broadcast_to(steps, batch.returns.shape))
         ),
       ),
@@ -326,7 +326,7 @@ def update(
   def epoch(carry: Any, key: Array) -> tuple[Any, Any]:
     parts = jnp.arange(per_epoch)
     if config.num_minibatches > 1:
-      parts = batches.shuffled_rows(
+      parts = batch_parts.shuffled_rows(
         key, batch_size, groups=config.shuffle_groups, parts=per_epoch
       )
     parts = parts.reshape(-1, config.micro_batches, *parts.shape[1:])
@@ -361,7 +361,7 @@ def _part(rollout: Rollout, part: Array, config: PPOConfig) -> Rollout:
     if field.name != 'weights'  # They have no axis B.
   }
   if config.num_minibatches > 1:
-    samples = batches.pick(samples, part)
+    samples = batch_parts.pick(samples, part)
   else:
-    samples = batches.every(samples, part, config.micro_batches, axis=1)
+    samples = batch_parts.every(samples, part, config.micro_batches, axis=1)
   return dataclasses.replace(rollout, **samples)

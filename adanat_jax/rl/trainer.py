@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax import batches, sharding
 from adanat_jax.decoding import actions, loop
 from adanat_jax.rl import adversary, agent as agent_lib, ppo
+from adanat_jax.runtime import batch_parts, sharding
 from adanat_jax.types import (
   Array,
   Cache,
@@ -238,7 +238,7 @@ def collect(
     return sharding.split_batch((experience, labelled), axis=1)
 
   parts = max(batch_size // config.size, 1) if config.size else 1
-  experience, labelled = batches.in_turn(decode, (prompts, keys), parts)
+  experience, labelled = batch_parts.in_turn(decode, (prompts, keys), parts)
   images, judged = jax.tree.map(lambda x: x[0], labelled)
   return experience, images, judged
 
@@ -255,7 +255,9 @@ def learner_of(
       # Read once a sample, not once a step of it.
       condition, _ = problem.read(prompts)
       num_samples = len(jax.tree.leaves(prompts)[0])
-      condition = batches.repeat_steps(condition, len(canvases) // num_samples)
+      condition = batch_parts.repeat_steps(
+        condition, len(canvases) // num_samples
+      )
       return denoiser(canvases, condition, ())[0]
     if observations.dtype == jnp.uint16:
       return jax.lax.bitcast_convert_type(observations, jnp.bfloat16)

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from adanat_jax import pixels, sharding
+from adanat_jax import pixels
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
 from adanat_jax.models import vit
@@ -32,6 +32,7 @@ from adanat_jax.models.discriminator import (
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.rl import adversary, rewards
 from adanat_jax.rl.trainer import Judge, Labelled
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import datasets, networks, reward_network, texts
 from adanat_jax.types import Array, Condition, Reward
 

@@ -19,8 +19,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files
-from adanat_jax.completion import is_complete, mark_complete
 from adanat_jax.config_rules import (
   boolean,
   check,
@@ -35,12 +33,13 @@ from adanat_jax.metrics.published_figures import BENCHMARKS
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import benchmark_table
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import files, ledger as ledger_lib, processes
+from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   clip_score,
   datasets,
   features,
-  ledger as ledger_lib,
   load,
   methods as methods_lib,
   networks,
@@ -136,7 +135,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _say(text: str) -> None:
-  distributed.say(f'evaluate: {text}')
+  processes.say(f'evaluate: {text}')
 
 
 class Evaluation:
@@ -209,7 +208,7 @@ class Evaluation:
     images = None
     if section.save_npz:
       images = SampleFile(directory, self._sample_shape(), self._labels())
-      if not distributed.from_first(images.is_begun):
+      if not processes.from_first(images.is_begun):
         self.tidy(directory)
     # First: what is wrong with real images is told before any is generated.
     real = self._real_features()
@@ -231,10 +230,10 @@ class Evaluation:
       'label': method.label,
       'note': method.note,
       'num_steps': num_steps,
-      'figures': distributed.from_first(lambda: self._figures(tally, real)),
+      'figures': processes.from_first(lambda: self._figures(tally, real)),
     }
     if images is not None:
-      distributed.from_first(images.finish)
+      processes.from_first(images.finish)
       row['samples'] = images.path.name
     return row
 
@@ -259,7 +258,7 @@ class Evaluation:
 
   def tidy(self, directory: pathlib.Path) -> None:
     """Deletes what only an unfinished row needs."""
-    if distributed.process_index() == 0:
+    if processes.process_index() == 0:
       scores.forget(directory)
       SampleFile.forget(directory)
 
@@ -284,14 +283,14 @@ class Evaluation:
       return None
     split = self.config.evaluate.reference_split
     path = self.workdir / 'evaluate' / f'real-{split}.npy'
-    if not distributed.from_first(path.is_file):
+    if not processes.from_first(path.is_file):
       found = real_images.some_features(
         self.config, self.workdir, self.scorer.network, split, count
       )
       buffer = io.BytesIO()
       np.save(buffer, found)
       files.write_bytes(path, buffer.getvalue())
-    return np.load(path) if distributed.process_index() == 0 else None
+    return np.load(path) if processes.process_index() == 0 else None
 
   def _labels(self) -> np.ndarray | None:
     if networks.is_text(self.config):

@@ -28,8 +28,7 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax import config as config_lib, distributed, files, timing
-from adanat_jax.completion import is_complete, mark_complete
+from adanat_jax import config as config_lib
 from adanat_jax.config_rules import (
   check,
   choice,
@@ -39,9 +38,10 @@ from adanat_jax.config_rules import (
 )
 from adanat_jax.errors import UserError
 from adanat_jax.report import comparison, trade_offs
+from adanat_jax.runtime import files, ledger as ledger_lib, processes, timing
+from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.stages import (
   compare_costs as costs,
-  ledger as ledger_lib,
   nat as nat_stage,
   networks,
   policy as policy_stage,
@@ -259,4 +259,4 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
-  distributed.say(f'compare: {text}')
+  processes.say(f'compare: {text}')

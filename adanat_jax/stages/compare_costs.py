@@ -22,13 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax import batch_decoder, operations, sharding, timing
+from adanat_jax import batch_decoder, operations
 from adanat_jax.batch_decoder import Plan
 from adanat_jax.decoding import unrolled
 from adanat_jax.models import denoisers
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.rl.agent import Agent
+from adanat_jax.runtime import sharding, timing
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import methods as methods_lib
 from adanat_jax.types import PolicyValues, TokenCounts

@@ -15,7 +15,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import sharding
 from adanat_jax.config_rules import (
   between,
   boolean,
@@ -28,6 +27,7 @@ from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.token_records import PreparedExamples, check_settings
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import encoder, networks, texts
 
 Config = ml_collections.ConfigDict

@@ -24,15 +24,14 @@ import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adanat_jax import distributed, files, sharding
-from adanat_jax.completion import is_complete, mark_complete
 from adanat_jax.config_rules import check, choice, int_at_least
 from adanat_jax.data import digits
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, ledger as ledger_lib, processes, sharding
+from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampler import Generator, Samples
 from adanat_jax.stages import (
   benchmark,
-  ledger as ledger_lib,
   load,
   measures as measures_lib,
   methods as methods_lib,
@@ -223,7 +222,7 @@ class Evaluation:
 
 
 def _say(text: str) -> None:
-  distributed.say(f'evaluate: {text}')
+  processes.say(f'evaluate: {text}')
 
 
 def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:

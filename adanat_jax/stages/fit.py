@@ -2,7 +2,7 @@
 
 Parameters are born where the rule table puts them, the step is compiled once
 with the state donated, and everything runs under the mesh of the config, so
-that `adanat_jax.sharding.split_batch` means the same devices everywhere.
+that `runtime.sharding.split_batch` means the same devices everywhere.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 
-from adanat_jax import sharding, training
 from adanat_jax.data import prefetch
 from adanat_jax.data.examples import ArrayExamples, Examples, Rows
 from adanat_jax.data.order import epoch_batch
+from adanat_jax.runtime import loop, sharding
 from adanat_jax.stages import networks
 from adanat_jax.types import Array
 
@@ -130,7 +130,7 @@ def fit(
       NamedSharding(mesh, PartitionSpec()),
     )
     compiled = jax.jit(train_step, donate_argnums=1, out_shardings=places)
-    return training.run_loop(
+    return loop.run_loop(
       state,
       functools.partial(compiled, frozen),
       batch_at,

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax import sharding, training
 from adanat_jax.config_rules import between, check, choice, int_at_least
 from adanat_jax.data import augment, digits
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import loop, sharding
 from adanat_jax.stages import fit, networks
 from adanat_jax.types import Array
 
@@ -145,7 +145,7 @@ def _train(
   apply: Apply,
 ) -> None:
   """Trains one judge unless it is complete."""
-  if training.is_complete(workdir / 'judges' / name):
+  if loop.is_complete(workdir / 'judges' / name):
     return
   section = config.judges[name]
   data = digits.load(config.data.image_size)

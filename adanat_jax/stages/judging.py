@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, sharding
 from adanat_jax.data import digits
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.rl import rewards
 from adanat_jax.rl.trainer import Judge, Labelled
+from adanat_jax.runtime import processes, sharding
 from adanat_jax.stages import adversarial, networks, reward_network
 from adanat_jax.stages.adversarial import Court
 from adanat_jax.types import Array, Reward
@@ -64,7 +64,7 @@ def frechet_court(
     )
 
   # One host's: unlike processors may differ in the last bit.
-  mean, covariance = distributed.from_first(
+  mean, covariance = processes.from_first(
     lambda: [real.mean(0).tolist(), np.cov(real, rowvar=False).tolist()]
   )
   statistics = sharding.shard_state(

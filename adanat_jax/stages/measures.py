@@ -18,9 +18,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import sharding
 from adanat_jax.data import digits
 from adanat_jax.metrics import frechet, pixels, precision_recall
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import networks
 
 MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')

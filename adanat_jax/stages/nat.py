@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, pretraining, sharding, training
+from adanat_jax import pretraining
 from adanat_jax.config_rules import (
   between,
   check,
@@ -33,6 +33,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
 from adanat_jax.models.denoisers import Network
 from adanat_jax.pretraining import NatState
+from adanat_jax.runtime import loop, processes, sharding
 from adanat_jax.stages import (
   datasets,
   features,
@@ -156,9 +157,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     UserError: for tokens that are missing or a value that is not allowed.
   """
   check_config(config)
-  if networks.is_converted(config, 'nat') or training.is_complete(
-    workdir / 'nat'
-  ):
+  if networks.is_converted(config, 'nat') or loop.is_complete(workdir / 'nat'):
     return
   section = config.nat
   examples = _splits(config, workdir)
@@ -304,7 +303,7 @@ def _splits(config: Config, workdir: pathlib.Path) -> dict[str, Examples]:
     )
     held_out = manifest['splits'].get('test')
     if held_out is None or not held_out['has_images']:
-      distributed.say(
+      processes.say(
         'nat: no images are held out, so only the loss on training images is'
         ' measured (config.data.validation_path, config.data.held_out)'
       )

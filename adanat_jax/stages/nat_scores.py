@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import files, pretraining, sharding
+from adanat_jax import pretraining
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.models.denoisers import Network
 from adanat_jax.report import pictures
+from adanat_jax.runtime import files, sharding
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import methods, networks, scores
 from adanat_jax.types import Array

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 
-from adanat_jax import checkpoint, config as config_lib, sharding, training
+from adanat_jax import config as config_lib
 from adanat_jax.config_rules import check, choice
 from adanat_jax.data import clip_tokens, digits
 from adanat_jax.decoding import actions
@@ -32,6 +32,7 @@ from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vit import VisionTransformer
 from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import checkpoint, loop, sharding
 
 Config = ml_collections.ConfigDict
 
@@ -353,7 +354,7 @@ def param_shapes(config: Config, module: Any, *inputs: Any) -> Any:
 
 def is_complete(workdir: pathlib.Path, stage: str) -> bool:
   """Whether a stage of this workdir has finished."""
-  return training.is_complete(workdir / stage)
+  return loop.is_complete(workdir / stage)
 
 
 def require(workdir: pathlib.Path, stage: str, hint: str = '') -> None:

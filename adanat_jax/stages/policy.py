@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from adanat_jax import sharding, training as training_lib
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.rl import agent as agent_lib, averaging, ppo, trainer
+from adanat_jax.runtime import loop as loop_lib, sharding
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   adversarial,
@@ -84,7 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   if networks.is_converted(config, 'policy'):
     return
   for which in trainings(config):
-    if not training_lib.is_complete(workdir / 'policy' / which.name):
+    if not loop_lib.is_complete(workdir / 'policy' / which.name):
       train(config, workdir, which)
 
 

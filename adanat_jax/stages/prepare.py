@@ -29,11 +29,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files
 from adanat_jax.config_rules import Rule, check, int_at_least
 from adanat_jax.data import token_records, token_writer
 from adanat_jax.data.records import RawSource
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, processes
 from adanat_jax.stages import datasets, encoder as encoder_lib, shards, texts
 
 Config = ml_collections.ConfigDict
@@ -87,10 +87,10 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   directory = datasets.prepared_directory(config, workdir)
   settings = encoder_lib.settings_of(config, workdir)
   manifest = directory / token_records.MANIFEST_FILE
-  if distributed.from_first(manifest.is_file):
+  if processes.from_first(manifest.is_file):
     there = token_records.read_manifest(directory)
     token_records.check_settings(directory, there['settings'], settings)
-    distributed.say(f'prepare: {directory} was finished before')
+    processes.say(f'prepare: {directory} was finished before')
     return
   sources = {
     split: datasets.raw_source(config, split) for split in _splits(config)
@@ -99,20 +99,20 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   for split, source in sources.items():
     about = source.description
     settings |= {f'{split}.{k}': about[k] for k in ('examples', 'keys')}
-  if any(other != settings for other in distributed.all_values(settings)):
+  if any(other != settings for other in processes.all_values(settings)):
     raise UserError(
       f'config.data.path={config.data.path}: the processes find different'
       ' images there; each host needs the same ones'
     )
-  distributed.from_first(lambda: _claim(directory, settings))
+  processes.from_first(lambda: _claim(directory, settings))
   every = shards.cut(sources, config.prepare.shard_size)
-  done = distributed.from_first(
+  done = processes.from_first(
     lambda: [i for i, shard in enumerate(every) if shard.is_done(directory)]
   )
   todo = [every[i] for i in sorted(set(range(len(every))) - set(done))]
-  mine = todo[distributed.process_index() :: distributed.process_count()]
+  mine = todo[processes.process_index() :: processes.process_count()]
   if done:
-    distributed.say(f'prepare: {len(done)} of {len(every)} files are there')
+    processes.say(f'prepare: {len(done)} of {len(every)} files are there')
   encoder = encoder_lib.Encoder(config, workdir, config.prepare.batch_size)
   tallies = {
     split: shards.Tally(config, split, len(s)) for split, s in sources.items()
@@ -121,11 +121,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     told = files.read_json(directory / every[index].marker_name)
     tallies[every[index].split].add(told['skipped'], news=False)
   shards.make(config, directory, sources, mine, encoder, tallies)
-  distributed.barrier()
-  distributed.from_first(
+  processes.barrier()
+  processes.from_first(
     lambda: _finish(config, directory, sources, every, encoder, settings)
   )
-  distributed.wait_until_seen(manifest)
+  processes.wait_until_seen(manifest)
 
 
 def _splits(config: Config) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ def _finish(
     },
   )
   for split, about in splits.items():
-    distributed.say(
+    processes.say(
       f'prepare: {split}: {about["records"]} records of {about["images"]}'
       f' images, {len(about["skipped"])} left out'
     )

@@ -11,8 +11,8 @@ import os
 import pathlib
 from typing import Any
 
-from adanat_jax import checkpoint_meta
-from adanat_jax.completion import is_complete, read_complete
+from adanat_jax.runtime import checkpoint_format
+from adanat_jax.runtime.completion import is_complete, read_complete
 
 # SHA-256 of the published files. Inception-v3 is the file of pytorch-fid, which
 # torch-fidelity publishes too; the first digits stand in its name. CLIP's are
@@ -52,7 +52,9 @@ def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:
   if not is_complete(path):
     return {}
   step = read_complete(path)['step']
-  meta: dict[str, Any] = checkpoint_meta.read(path / 'checkpoints' / str(step))
+  meta: dict[str, Any] = checkpoint_format.read(
+    path / 'checkpoints' / str(step)
+  )
   return dict(meta.get('converted', {}).get('sha256', {}))
 
 

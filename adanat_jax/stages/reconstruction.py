@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import pixels as pixels_lib, sharding
+from adanat_jax import pixels as pixels_lib
 from adanat_jax.data import order
 from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
+from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
 # What a device is given at a time; all digits of a split are fewer.

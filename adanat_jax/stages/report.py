@@ -14,8 +14,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files, metric_writer
-from adanat_jax.completion import read_complete
 from adanat_jax.config_rules import check, int_at_least
 from adanat_jax.data import digits
 from adanat_jax.report import (
@@ -26,6 +24,8 @@ from adanat_jax.report import (
   results as reading,
 )
 from adanat_jax.report.document import Picture
+from adanat_jax.runtime import files, metric_writer, processes
+from adanat_jax.runtime.completion import read_complete
 from adanat_jax.stages import (
   methods as methods_lib,
   networks,
@@ -77,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     _command(workdir),
   )
   files.write_text(directory / 'report.md', text)
-  distributed.say(f'report: {directory / "report.md"}')
+  processes.say(f'report: {directory / "report.md"}')
 
 
 def _command(workdir: pathlib.Path) -> str:

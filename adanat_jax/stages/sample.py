@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files
 from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.decoding import published as published_tables
 from adanat_jax.errors import UserError
 from adanat_jax.report import pictures
+from adanat_jax.runtime import files, processes
 from adanat_jax.sampler import PolicyLike
 from adanat_jax.stages import load, texts
 from adanat_jax.types import PolicyValues
@@ -83,7 +83,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   columns = min(section.images_per_class, 16)
   scale = max(1, 64 // images.shape[1])
   pictures.save_grid(output / 'grid.png', images, columns, scale)
-  distributed.say(
+  processes.say(
     f'sample: {len(images)} images in {output}, grid in'
     f' {output / "grid.png"}; {len(images) / seconds:.1f} images/s'
   )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax import files
+from adanat_jax.runtime import files
 
 _ROWS_FILE = 'samples.uint8'
 

@@ -21,11 +21,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files, sharding
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.metrics import frechet
 from adanat_jax.metrics.tally import SampleTally
+from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.sampler import Generator, PolicyLike
 from adanat_jax.stages import (
   datasets,
@@ -210,7 +210,7 @@ class Scorer:
       seed=seed,
       directory=directory,
     )
-    return distributed.from_first(lambda: self.figures(tally))
+    return processes.from_first(lambda: self.figures(tally))
 
   def tally(
     self,
@@ -249,7 +249,7 @@ class Scorer:
     chosen = self.conditions.of(count, seed)
     tally = SampleTally(count, num_kept=num_kept)
     kept = _Kept(directory, self._about(count, num_steps, seed, num_kept))
-    first = distributed.from_first(lambda: kept.restore(tally))
+    first = processes.from_first(lambda: kept.restore(tally))
     unsaved = 0
     stream = generator.stream(
       policy,
@@ -266,7 +266,7 @@ class Scorer:
       (index, measure(index, part.images)) for index, part in stream
     ):
       found = _first_rows(sharding.gather(found), len(index))
-      if distributed.process_index() != 0:
+      if processes.process_index() != 0:
         continue
       if images is not None:
         images.write(int(index[0]), found['images'])

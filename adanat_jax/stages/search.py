@@ -26,8 +26,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files, searching
-from adanat_jax.completion import is_complete, mark_complete, read_complete
+from adanat_jax import searching
 from adanat_jax.config_rules import (
   check,
   choice,
@@ -36,15 +35,14 @@ from adanat_jax.config_rules import (
   positive,
   some_of,
 )
-from adanat_jax.sampler import Generator
-from adanat_jax.stages import (
-  features,
-  ledger as ledger_lib,
-  load,
-  scores,
-  search_training,
-  searches,
+from adanat_jax.runtime import files, ledger as ledger_lib, processes
+from adanat_jax.runtime.completion import (
+  is_complete,
+  mark_complete,
+  read_complete,
 )
+from adanat_jax.sampler import Generator
+from adanat_jax.stages import features, load, scores, search_training, searches
 
 Config = ml_collections.ConfigDict
 
@@ -122,7 +120,7 @@ def _first_point(
   path = parent / before.name / 'results.json'
 
   def stretched() -> list[float]:
-    results = distributed.from_first(lambda: files.read_json(path))
+    results = processes.from_first(lambda: files.read_json(path))
     point = searching.point_of(
       searches.table_of_lists(results['tables']['last']['searched'])
     )

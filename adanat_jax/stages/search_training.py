@@ -27,14 +27,14 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax import files, searching
-from adanat_jax.completion import is_complete, mark_complete
+from adanat_jax import searching
 from adanat_jax.config_rules import check, int_at_least, positive, tuple_of
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, ledger as ledger_lib
+from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampler import Generator
 from adanat_jax.stages import (
   datasets,
-  ledger as ledger_lib,
   load,
   nat as nat_stage,
   networks,

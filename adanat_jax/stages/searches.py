@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import distributed, files, searching
+from adanat_jax import searching
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
-from adanat_jax.metric_writer import MetricWriter, Progress
+from adanat_jax.runtime import files, ledger as ledger_lib, processes
+from adanat_jax.runtime.metric_writer import MetricWriter, Progress
 from adanat_jax.sampler import Generator
-from adanat_jax.stages import ledger as ledger_lib, networks, scores
+from adanat_jax.stages import networks, scores
 from adanat_jax.types import PolicyValues
 
 Config = ml_collections.ConfigDict
@@ -279,7 +280,7 @@ def _evaluation(
 
 def _agreed(point: searching.Point) -> searching.Point:
   """The point as process 0 has it: the last bit may differ between hosts."""
-  return np.array(distributed.from_first(point.tolist), np.float64)
+  return np.array(processes.from_first(point.tolist), np.float64)
 
 
 def open_ledger(
@@ -344,4 +345,4 @@ def write_table(path: pathlib.Path, row: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
   """Tells how the stage goes on."""
-  distributed.say(f'search: {text}')
+  processes.say(f'search: {text}')

@@ -20,11 +20,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import files, metric_writer
 from adanat_jax.data import images, token_records, token_writer
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.records import RawSource
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, metric_writer
 from adanat_jax.stages import networks, texts
 from adanat_jax.stages.encoder import Encoder
 

@@ -20,10 +20,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax import digests, distributed, files
 from adanat_jax.config_rules import check, choice
 from adanat_jax.errors import UserError
 from adanat_jax.metrics.frechet import Gaussian, MomentAccumulator
+from adanat_jax.runtime import digests, files, processes
 from adanat_jax.stages import datasets, features, real_images
 from adanat_jax.stages.features import FeatureNetwork
 
@@ -94,7 +94,7 @@ def reference(
     split = config.evaluate.reference_split
     path = path_of(config, workdir, split)
     make(config, workdir, network, split, path)
-    distributed.wait_until_seen(path)
+    processes.wait_until_seen(path)
   gaussian = read(path)
   width = network.num_features(config)
   if len(gaussian.mean) != width:
@@ -166,16 +166,16 @@ def make(
     'split': split,
     'image size': config.data.image_size,
   }
-  if distributed.from_first(path.is_file):
-    distributed.from_first(lambda: _check_same(config, path, about))
+  if processes.from_first(path.is_file):
+    processes.from_first(lambda: _check_same(config, path, about))
     return
   files.make_directory(path.parent)
   images = real_images.RealImages(config, workdir, split)
   about['images'] = images.description
-  distributed.say(f'statistics: {path.name}, {len(images)} images')
+  processes.say(f'statistics: {path.name}, {len(images)} images')
   partial = path.with_name(f'{path.name}.partial')
   moments = MomentAccumulator()
-  done, skipped = distributed.from_first(
+  done, skipped = processes.from_first(
     lambda: _restore(partial, about, moments)
   )
   unsaved = 0
@@ -184,15 +184,15 @@ def make(
     done += len(found)
     unsaved += len(found)
     skipped += int((~is_read).sum())
-    if distributed.process_index() == 0:
+    if processes.process_index() == 0:
       moments.update(found, is_read)
       if unsaved >= config.evaluate.save_every:
         unsaved = 0
         position = {'about': json.dumps(about), 'at': [done, skipped]}
         files.write_bytes(partial, _npz({**moments.state(), **position}))
   images.check_share(skipped)
-  distributed.from_first(lambda: _finish(path, moments, about, skipped))
-  distributed.say(f'statistics: written {path}')
+  processes.from_first(lambda: _finish(path, moments, about, skipped))
+  processes.say(f'statistics: written {path}')
 
 
 def _check_same(

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import sharding
 from adanat_jax.data import clip_tokens
 from adanat_jax.models.clip import CLIPText
+from adanat_jax.runtime import sharding
 from adanat_jax.stages import networks
 from adanat_jax.types import Array
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax import completion, files, pixels, training
+from adanat_jax import pixels
 from adanat_jax.config_rules import (
   between,
   check,
@@ -39,6 +39,7 @@ from adanat_jax.config_rules import (
 from adanat_jax.data import augment
 from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import completion, files, loop
 from adanat_jax.stages import (
   datasets,
   fit,
@@ -331,7 +332,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """
   check_config(config)
   directory = workdir / 'tokenizer'
-  if training.is_complete(directory):
+  if loop.is_complete(directory):
     return
   section = config.tokenizer
   module = networks.tokenizer_module(config)

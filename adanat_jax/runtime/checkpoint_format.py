@@ -26,8 +26,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from adanat_jax import distributed, files, leaves
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, leaves, processes
 
 T = TypeVar('T')
 
@@ -228,8 +228,8 @@ def together(path: pathlib.Path, load: Callable[[], T]) -> T:
     mistake, cause = f'{path}: cannot be read: permission denied', error
   except Exception as error:
     damage, cause = _in_short(error), error
-  for index, said in enumerate(distributed.all_values([mistake, damage])):
-    where = f', in process {index}' if distributed.is_shared() else ''
+  for index, said in enumerate(processes.all_values([mistake, damage])):
+    where = f', in process {index}' if processes.is_shared() else ''
     if said[0]:
       raise UserError(said[0]) from cause
     if said[1]:

@@ -35,18 +35,18 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from adanat_jax import distributed, files, metric_writer, state_layout
-from adanat_jax.checkpoint import Checkpointer, NonFiniteError
-from adanat_jax.completion import (
+from adanat_jax.errors import UserError
+from adanat_jax.runtime import files, metric_writer, processes, state_layout
+from adanat_jax.runtime.checkpoint import Checkpointer, NonFiniteError
+from adanat_jax.runtime.completion import (
   COMPLETE_FILE,
   is_complete,
   mark_complete,
   read_complete,
 )
-from adanat_jax.errors import UserError
-from adanat_jax.interruption import Interrupted, StopSignals, StopVote
-from adanat_jax.loop_record import Metrics, Record, require_finite
-from adanat_jax.metric_writer import EVAL_PREFIX, TIME_PREFIX
+from adanat_jax.runtime.loop_record import Metrics, Record, require_finite
+from adanat_jax.runtime.metric_writer import EVAL_PREFIX, TIME_PREFIX
+from adanat_jax.runtime.stopping import Interrupted, StopSignals, StopVote
 
 # What stages need of this module; some of it is made elsewhere.
 __all__ = [
@@ -162,14 +162,14 @@ def run_loop(
       for leaf in jax.tree.leaves(state):
         leaf.delete()
       state = restored.state
-    marked = distributed.from_first(
+    marked = processes.from_first(
       lambda: read_complete(directory) if is_complete(directory) else None
     )
     if marked is not None:
       if restored and marked['step'] == first_step == num_steps:
         return state
       # More steps are asked for, or the last checkpoint is damaged.
-      distributed.from_first(functools.partial(_remove_marker, directory))
+      processes.from_first(functools.partial(_remove_marker, directory))
 
     def to_evaluate(step: int) -> bool:
       due = step == num_steps or (evaluate_every and step % evaluate_every == 0)
@@ -202,7 +202,7 @@ def run_loop(
       begun = time.monotonic()
       found = evaluate(state, finished)
       # All decide by the same numbers.
-      figures = distributed.from_first(
+      figures = processes.from_first(
         lambda: {EVAL_PREFIX + key: float(x) for key, x in found.items()}
       )
       require_finite(name, finished, figures)
@@ -268,7 +268,7 @@ def _evaluated(
   directory: pathlib.Path, last_step: int
 ) -> dict[int, dict[str, float]]:
   """What evaluations found up to a step, by step, from the rows."""
-  rows = distributed.from_first(
+  rows = processes.from_first(
     lambda: [
       [row['step'], found]
       for row in metric_writer.read_metrics(directory)
@@ -291,7 +291,7 @@ class _Trace:
   def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None):
     self._path = path
     self._steps = (0, 0)
-    if steps and distributed.process_index() == 0:
+    if steps and processes.process_index() == 0:
       self._steps = steps
     self._running = False
 

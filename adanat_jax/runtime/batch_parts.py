@@ -21,7 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from adanat_jax import sharding
+from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax import metric_writer
-from adanat_jax.checkpoint import NonFiniteError
+from adanat_jax.runtime import metric_writer
+from adanat_jax.runtime.checkpoint import NonFiniteError
 
 Metrics = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 from typing import Any
 
-from adanat_jax import distributed, files
+from adanat_jax.runtime import files, processes
 
 COMPLETE_FILE = 'complete.json'
 
@@ -33,9 +33,9 @@ def mark_complete(
   marker = {'step': step, 'figures': dict(figures)}
   if best is not None:
     marker['best'] = dict(best)
-  distributed.barrier()
-  distributed.from_first(lambda: files.write_json(path, marker))
-  distributed.wait_until_seen(path)
+  processes.barrier()
+  processes.from_first(lambda: files.write_json(path, marker))
+  processes.wait_until_seen(path)
 
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:

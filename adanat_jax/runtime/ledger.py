@@ -16,7 +16,7 @@ import os
 import pathlib
 from typing import Any
 
-from adanat_jax import distributed, files
+from adanat_jax.runtime import files, processes
 
 
 class Ledger:
@@ -26,7 +26,7 @@ class Ledger:
     """Reads what an earlier run has finished."""
     files.make_directory(path.parent)
     self._path = path
-    self._values: dict[str, Any] = distributed.from_first(self._read)
+    self._values: dict[str, Any] = processes.from_first(self._read)
 
   def get(self, name: str, make: Callable[[], Any]) -> Any:
     """The value of a piece, made by `make` if no run has finished it yet.
@@ -37,7 +37,7 @@ class Ledger:
     """
     if name not in self._values:
       value = files.to_json(make())
-      self._values[name] = distributed.from_first(
+      self._values[name] = processes.from_first(
         lambda: self._append(name, value)
       )
     return self._values[name]

@@ -9,8 +9,8 @@ import dataclasses
 import os
 from typing import Any
 
-from adanat_jax import rendezvous
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import handshake
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cluster:
 
 def alone() -> Cluster:
   """Returns a cluster of this process alone, at a free port."""
-  return Cluster(f'localhost:{rendezvous.free_port()}', 1, 0)
+  return Cluster(f'localhost:{handshake.free_port()}', 1, 0)
 
 
 def find(
@@ -92,7 +92,7 @@ def find(
       )
   assert address is not None and num_processes is not None
   assert process_id is not None
-  rendezvous.split_address(address)
+  handshake.split_address(address)
   if num_processes < 1 or not 0 <= process_id < num_processes:
     raise UserError(
       f'--process_id={process_id} of --num_processes={num_processes}: '

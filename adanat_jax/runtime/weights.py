@@ -6,9 +6,13 @@ import os
 import pathlib
 from typing import Any
 
-from adanat_jax import checkpoint_meta
-from adanat_jax.completion import COMPLETE_FILE, is_complete, read_complete
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import checkpoint_format
+from adanat_jax.runtime.completion import (
+  COMPLETE_FILE,
+  is_complete,
+  read_complete,
+)
 
 
 def load_params(
@@ -39,8 +43,8 @@ def load_params(
   """
   path = _last_checkpoint(directory, best)
   try:
-    return checkpoint_meta.read_field(path, field, target)
-  except checkpoint_meta.DamagedError as error:
+    return checkpoint_format.read_field(path, field, target)
+  except checkpoint_format.DamagedError as error:
     raise _damaged(path, error) from error
 
 
@@ -62,12 +66,14 @@ def digest(directory: str | os.PathLike[str], field: str) -> str:
   """
   path = _last_checkpoint(directory)
   try:
-    meta = checkpoint_meta.together(path, lambda: checkpoint_meta.read(path))
-  except checkpoint_meta.DamagedError as error:
+    meta = checkpoint_format.together(
+      path, lambda: checkpoint_format.read(path)
+    )
+  except checkpoint_format.DamagedError as error:
     raise _damaged(path, error) from error
   told = {
-    name: [layout, checkpoint_meta.checksums(meta, field)[name]]
-    for name, layout in checkpoint_meta.layouts(meta, field).items()
+    name: [layout, checkpoint_format.checksums(meta, field)[name]]
+    for name, layout in checkpoint_format.layouts(meta, field).items()
   }
   if not told:
     raise UserError(f'{path}: no field {field!r}')

@@ -36,8 +36,8 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
-from adanat_jax import cluster, rendezvous
 from adanat_jax.errors import UserError, WriteError
+from adanat_jax.runtime import cluster, handshake
 
 MODES = ('auto', 'on', 'off', 'local')
 DEFAULT_TIMEOUT = 300
@@ -108,7 +108,7 @@ def start(
     )
   if found is None:
     return
-  rendezvous.meet(
+  handshake.meet(
     found.address,
     found.num_processes,
     found.process,
@@ -328,7 +328,7 @@ def versions() -> dict[str, str]:
   The hash of our own source files tells of a host that was not updated.
   """
   digest = hashlib.sha256()
-  root = pathlib.Path(__file__).parent
+  root = pathlib.Path(__file__).parents[1]
   for path in sorted(root.rglob('*.py')):
     digest.update(path.relative_to(root).as_posix().encode())
     digest.update(path.read_bytes())

@@ -14,7 +14,7 @@ import itertools
 import logging
 import threading
 
-from adanat_jax import distributed
+from adanat_jax.runtime import processes
 
 # A save may take so long; that a process failed or died is noticed otherwise.
 TIMEOUT_SECONDS = 1200
@@ -60,7 +60,7 @@ class SaveBarrier:
     """
     with self._lock:
       if not self._failed:
-        keys = distributed.exchange(
+        keys = processes.exchange(
           f'{self._place}/{self._count}/', key, timeout_ms
         )
         self._count += 1

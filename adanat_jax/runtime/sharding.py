@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from adanat_jax import leaves
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import leaves
 
 Tree = TypeVar('Tree')
 Rule = tuple[str, PartitionSpec]

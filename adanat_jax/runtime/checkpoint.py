@@ -5,7 +5,7 @@ A thin layer over Orbax. A checkpoint is one directory
 `meta` (see `checkpoint_meta`). It becomes visible in one rename, after
 everything in it is written.
 
-Order of restoring, used by `adanat_jax.training.run_loop`:
+Order of restoring, used by `adanat_jax.runtime.loop.run_loop`:
   1. the newest checkpoint of the stage's own directory;
   2. if that one is damaged, it is named in a warning, moved to
      `checkpoints.damaged`, and the one before it is used;
@@ -26,16 +26,16 @@ from typing import Any
 from absl import logging
 import orbax.checkpoint as ocp
 
-from adanat_jax import (
-  checkpoint_meta,
-  distributed,
+from adanat_jax.errors import UserError, WriteError
+from adanat_jax.runtime import (
+  checkpoint_format,
   files,
   leaves,
+  processes,
   save_barrier,
 )
-from adanat_jax.errors import UserError, WriteError
-from adanat_jax.metric_writer import EVAL_PREFIX
-from adanat_jax.weights import load_params
+from adanat_jax.runtime.metric_writer import EVAL_PREFIX
+from adanat_jax.runtime.weights import load_params
 
 __all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
 
@@ -97,7 +97,7 @@ class Checkpointer:
     waiting = ocp.options.AsyncOptions(
       timeout_secs=save_barrier.TIMEOUT_SECONDS,
       barrier_sync_fn=(
-        save_barrier.SaveBarrier() if distributed.is_shared() else None
+        save_barrier.SaveBarrier() if processes.is_shared() else None
       ),
     )
     self._manager = ocp.CheckpointManager(
@@ -144,13 +144,13 @@ class Checkpointer:
           'infinity; it is not saved, the last checkpoint is kept'
         )
     self.wait()
-    distributed.from_first(self._check_permission)
+    processes.from_first(self._check_permission)
     with files.writing(self._path):
       saved = self._manager.save(
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
-          meta=ocp.args.JsonSave(checkpoint_meta.build(step, meta, examined)),
+          meta=ocp.args.JsonSave(checkpoint_format.build(step, meta, examined)),
         ),
         force=True,
       )
@@ -211,12 +211,12 @@ class Checkpointer:
       UserError: if the newest good checkpoint has other leaves, shapes or
         types than `target`; names the first that differs.
     """
-    steps = distributed.from_first(lambda: list(self._manager.all_steps()))
+    steps = processes.from_first(lambda: list(self._manager.all_steps()))
     for step in sorted(steps, reverse=True):
       path = self._path / str(step)
       try:
-        state, meta = checkpoint_meta.read_state(path, target)
-      except checkpoint_meta.DamagedError as error:
+        state, meta = checkpoint_format.read_state(path, target)
+      except checkpoint_format.DamagedError as error:
         self._set_aside(path, error)
         continue
       return Restored(step=step, state=state, meta=meta)
@@ -243,7 +243,7 @@ class Checkpointer:
       with files.writing(damaged):
         path.rename(place)
 
-    distributed.from_first(move)
+    processes.from_first(move)
     self._manager.reload()
 
   def close(self) -> None:
@@ -306,14 +306,14 @@ class _Best:
       found = []
       for step in steps:
         try:
-          with checkpoint_meta.quiet():
-            metrics = checkpoint_meta.read(directory / str(step))['metrics']
+          with checkpoint_format.quiet():
+            metrics = checkpoint_format.read(directory / str(step))['metrics']
           found.append((step, float(metrics[self._metric])))
         except Exception:  # Damaged: `restore` says so when it comes to it.
           continue
       return found
 
-    for step, value in distributed.from_first(read):
+    for step, value in processes.from_first(read):
       self._scores[step] = self._sign * value
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:

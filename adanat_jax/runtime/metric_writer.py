@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from adanat_jax import distributed, files
+from adanat_jax.runtime import files, processes
 
 TIME_PREFIX = 'time/'
 EVAL_PREFIX = 'eval/'
@@ -46,7 +46,7 @@ class MetricWriter:
     """
     self._file: TextIO | None = None
     self._board: Any = None
-    if distributed.process_index() != 0:
+    if processes.process_index() != 0:
       return
     directory = files.make_directory(directory)
     path = directory / 'metrics.jsonl'
@@ -155,7 +155,7 @@ class Progress:
     self._seconds = seconds_between_lines
     self._start = self._last_line = time.monotonic()
     self._timed_from: int | None = None
-    self._shown = distributed.process_index() == 0
+    self._shown = processes.process_index() == 0
     self._bar: Any = None
     if self._shown and sys.stderr.isatty():
       try:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from adanat_jax import distributed, leaves, sharding
+from adanat_jax.runtime import leaves, processes, sharding
 
 State = TypeVar('State')
 
@@ -45,7 +45,7 @@ def put(tree: Any) -> Any:
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
-    if not distributed.is_shared():
+    if not processes.is_shared():
       return jax.device_put(tree)
     mesh = sharding.make_mesh()
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -53,7 +53,7 @@ def put(tree: Any) -> Any:
   def put(leaf: Any) -> jax.Array:
     if isinstance(leaf, jax.Array):
       return leaf
-    if not distributed.is_shared():
+    if not processes.is_shared():
       return jax.device_put(leaf, everywhere)
     # `device_put` would compare the processes' values, at every step.
     return jax.make_array_from_process_local_data(everywhere, np.asarray(leaf))

@@ -6,7 +6,7 @@ then renamed over the old file, so that a reader, or the next start after a
 kill at any moment, sees the old content or the new, never half of one.
 
 With several processes, process 0 writes and for the others the same call does
-nothing; `adanat_jax.distributed` has the rules.
+nothing; `adanat_jax.runtime.processes` has the rules.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax import distributed
 from adanat_jax.errors import UserError, WriteError
+from adanat_jax.runtime import processes
 
 
 def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -58,7 +58,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
   """Writes `data` to `path` in one atomic step (see the module docstring)."""
-  if distributed.process_index() != 0:
+  if processes.process_index() != 0:
     return
   path = pathlib.Path(path)
   # A fixed name: what a killed run left is overwritten, not piled up.

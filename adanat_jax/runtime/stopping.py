@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from adanat_jax import distributed
+from adanat_jax.runtime import processes
 
 
 class Interrupted(SystemExit):
@@ -91,14 +91,14 @@ class StopVote:
     Returns:
       The number of a signal, or 0; the same in all processes.
     """
-    if not distributed.is_shared():
+    if not processes.is_shared():
       return requested
     earlier, self._cast = self._cast, _largest(requested)
     return 0 if earlier is None else int(earlier)
 
   def at_end(self, requested: int) -> int:
     """Returns the result of the votes still out and of a last one."""
-    if not distributed.is_shared():
+    if not processes.is_shared():
       return requested
     return max(self.after_step(requested), self.after_step(0))
 

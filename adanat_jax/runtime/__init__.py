@@ -1,0 +1,1 @@
+"""Processes, devices and disks; no image, no network and no config."""
