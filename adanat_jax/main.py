@@ -30,7 +30,7 @@ from adanat_jax import (
   config_rules,
   workdir as workdir_lib,
 )
-from adanat_jax.data import records
+from adanat_jax.data.sources import records
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import allocator, compile_cache, locks, processes
 

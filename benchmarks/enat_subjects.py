@@ -13,11 +13,10 @@ import numpy as np
 import subjects
 
 import adanat_jax
-from adanat_jax import operations
 from adanat_jax.decoding import actions, buckets, loop, step, unrolled
-from adanat_jax.models import enat
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models import enat, operations
 from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.rl.agent import Agent
 from adanat_jax.types import Array, PolicyValues, TokenCounts
 
 # Batches that buckets are chosen on; those that are timed come after them.

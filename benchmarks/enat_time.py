@@ -39,8 +39,8 @@ import numpy as np
 import adanat_jax
 from adanat_jax.decoding import buckets, loop, schedules, unrolled
 from adanat_jax.errors import UserError
+from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers, enat
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import timing
 from adanat_jax.types import Array, Policy, PolicyValues, TokenCounts
 

@@ -3,7 +3,7 @@
   python benchmarks/hours.py --config=configs/in256.py --images=1281167
 
 An estimate by formula, not a measurement: operations of the networks' products
-and convolutions (`adanat_jax/operations.py`; XLA's count for the networks that
+and convolutions (`models/operations.py`; XLA's count for the networks that
 judge), divided by a rate of operations a second that is assumed. A gradient
 counts as two forwards more. Reading data, saving, compiling, optimizers,
 exchange between devices and normalisations are left out;
@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax import config as config_lib, operations
+from adanat_jax import config as config_lib
 from adanat_jax.data import clip_tokens
+from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator

@@ -33,12 +33,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 import tables
 
-from adanat_jax import config as config_lib, operations
-from adanat_jax.data import clip_tokens, token_records, token_writer
+from adanat_jax import config as config_lib
+from adanat_jax.data import clip_tokens, prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.raw_images import RawImages
-from adanat_jax.data.raw_source import RawExample
+from adanat_jax.data.sources.raw_source import RawExample
+from adanat_jax.models import operations
 from adanat_jax.runtime import checkpoint, completion, files, timing
 from adanat_jax.stages import encoder, networks, shards
 
@@ -136,14 +137,14 @@ class Photographs:
 
 
 def write_set(
-  directory: pathlib.Path, layout: token_records.Layout, count: int
+  directory: pathlib.Path, layout: prepared.Layout, count: int
 ) -> None:
   """Writes a prepared set of random numbers, in eight files."""
   rng = np.random.default_rng(0)
   sizes = [len(part) for part in np.array_split(np.arange(count), 8)]
   for shard, size in enumerate(sizes):
-    name = token_records.file_name('train', shard, len(sizes))
-    writer = token_writer.ShardWriter(directory / name, layout)
+    name = prepared.file_name('train', shard, len(sizes))
+    writer = prepared_writer.ShardWriter(directory / name, layout)
     for i in range(size):
       record: dict[str, Any] = {'key': f'{shard}/{i:08d}.JPEG'}
       for field, (dtype, shape) in layout.arrays().items():
@@ -156,7 +157,7 @@ def write_set(
       writer.write(record)
     writer.publish()
   files.write_json(
-    directory / token_records.MANIFEST_FILE,
+    directory / prepared.MANIFEST_FILE,
     {
       'settings': {},
       'layout': vars(layout),
@@ -170,12 +171,12 @@ def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
   if case == 'images':
     return RawImages(Photographs(count), 256)
   layouts = {
-    'tokens': token_records.Layout(256, num_classes=1000),
-    'tokens and states': token_records.Layout(256, 0, 77, 1280, 1280),
-    'tokens and ids': token_records.Layout(256, 0, 77),
+    'tokens': prepared.Layout(256, num_classes=1000),
+    'tokens and states': prepared.Layout(256, 0, 77, 1280, 1280),
+    'tokens and ids': prepared.Layout(256, 0, 77),
   }
   write_set(directory, layouts[case], count)
-  return token_records.PreparedExamples(directory, 'train')
+  return prepared.PreparedExamples(directory, 'train')
 
 
 class _Memory:

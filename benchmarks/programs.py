@@ -18,11 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax import batch_decoder, pretraining
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import actions
-from adanat_jax.rl import agent as agent_lib, ppo, trainer
+from adanat_jax.learning import (
+  agent as agent_lib,
+  masked_tokens,
+  policy as policy_lib,
+  ppo,
+)
 from adanat_jax.runtime import sharding
+from adanat_jax.sampling import program
 from adanat_jax.stages import adversarial, nat as nat_stage, networks, policy
 
 _FROZEN_AXES = {'court': {'held_out': 0}}
@@ -111,7 +116,7 @@ class PolicyTraining:
 
     def train_step(frozen: Any, state: Any, real: Any, iteration: Any) -> Any:
       section = self._config.policy
-      return trainer.make_train_step(
+      return policy_lib.make_train_step(
         self._problem(frozen),
         self._actor_critic,
         self._residual,
@@ -137,7 +142,7 @@ class PolicyTraining:
     weights = jnp.ones(self._residual.shape)
 
     def collect(frozen: Any, params: Any, size: int = size) -> Any:
-      return trainer.collect(
+      return policy_lib.collect(
         self._problem(frozen),
         agent_lib.Agent(params, self._residual, self._actor_critic),
         _key(),
@@ -167,7 +172,7 @@ class PolicyTraining:
         rollout,
         1.0,
         _key(),
-        actor_critic=trainer.learner_of(
+        actor_critic=policy_lib.learner_of(
           self._problem(frozen), self._actor_critic, self._rollouts
         ),
         optimizer=ppo.make_optimizer(self.ppo),
@@ -219,12 +224,12 @@ class PolicyTraining:
     side = self._config.data.image_size
     return _shape(*lead, side, side, networks.image_channels(self._config))
 
-  def _problem(self, frozen: Any) -> trainer.Problem:
+  def _problem(self, frozen: Any) -> policy_lib.Problem:
     return policy.make_problem(self._nat, self._tokenizer, frozen)
 
-  def _initial(self, frozen: Any) -> trainer.PolicyState:
+  def _initial(self, frozen: Any) -> policy_lib.PolicyState:
     params = policy.initial_params(self._config, _key())
-    return trainer.PolicyState(
+    return policy_lib.PolicyState(
       params,
       ppo.make_optimizer(self.ppo).init(params),
       self._court.initial(frozen['court'], _key()),
@@ -235,7 +240,7 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
   """One step of NAT training."""
   module = nat_stage.training_module(config)
   section = config.nat
-  optimizer = pretraining.make_optimizer(
+  optimizer = masked_tokens.make_optimizer(
     section.num_steps,
     section.learning_rate,
     section.warmup_steps,
@@ -243,7 +248,7 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
     section.weight_decay,
     section.betas,
   )
-  train_step = pretraining.make_train_step(
+  train_step = masked_tokens.make_train_step(
     nat_stage.make_network(module),
     optimizer,
     nat_stage.recipe_of(config),
@@ -251,7 +256,7 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
   )
   tokens = _shape(section.batch_size, module.num_tokens, dtype=int)
   params = _params(module, tokens, _labels(section.batch_size))
-  state = pretraining.NatState(
+  state = masked_tokens.NatState(
     params, params, jax.eval_shape(optimizer.init, params)
   )
   batch = {'tokens': tokens, 'condition': _labels(section.batch_size)}
@@ -288,10 +293,10 @@ def sampling_program(
     null_label: Any,
     key: Any,
   ) -> Any:
-    return batch_decoder.decode_batch.__wrapped__(
+    return program.decode_batch.__wrapped__(
       nat,
       tokenizer,
-      batch_decoder.Plan(which.num_steps),
+      program.Plan(which.num_steps),
       nat_params,
       tokenizer_params,
       agent,

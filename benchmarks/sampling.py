@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import subjects
 import tables
 
-from adanat_jax import operations
+from adanat_jax.models import operations
 from adanat_jax.runtime import timing
 from adanat_jax.types import Array
 

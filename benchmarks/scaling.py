@@ -28,7 +28,8 @@ import ml_collections
 import programs
 import tracing
 
-from adanat_jax import config as config_lib, operations
+from adanat_jax import config as config_lib
+from adanat_jax.models import operations
 from adanat_jax.runtime import sharding
 from adanat_jax.stages import networks
 

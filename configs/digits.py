@@ -151,7 +151,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.log_every = 1
   policy.save_every = 25
   # Constants of PPO: 'paper', or 'ours' for short runs. Fields that are unset
-  # below keep the preset's value, in rl/ppo.py.
+  # below keep the preset's value, in learning/ppo.py.
   policy.preset = 'ours'
   policy.ppo = ppo = ml_collections.ConfigDict()
   ppo.learning_rate = placeholder(float)

@@ -20,8 +20,8 @@ import numpy as np
 from adanat_jax import config as config_lib
 from adanat_jax.decoding import published
 from adanat_jax.errors import UserError
+from adanat_jax.learning.agent import Agent
 from adanat_jax.metrics.precision_recall import precision_recall
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import files, handshake, processes
 from adanat_jax.stages import (
   benchmark,

@@ -14,8 +14,8 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 
-from adanat_jax import operations
 from adanat_jax.decoding import loop
+from adanat_jax.models import operations
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN

@@ -7,8 +7,9 @@ from absl.testing import absltest, parameterized
 import raw_files
 import raw_pictures
 
-from adanat_jax.data import images, records
-from adanat_jax.data.records import SourceSettings
+from adanat_jax.data import images
+from adanat_jax.data.sources import records
+from adanat_jax.data.sources.records import SourceSettings
 
 
 def setUpModule():

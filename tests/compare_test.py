@@ -17,18 +17,14 @@ import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax import (
-  config as config_lib,
-  main,
-  operations,
-  workdir as workdir_lib,
-)
+from adanat_jax import config as config_lib, main, workdir as workdir_lib
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import files
 from adanat_jax.stages import (
   compare,

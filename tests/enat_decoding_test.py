@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
-from adanat_jax import operations
 from adanat_jax.decoding import buckets, loop, schedules, step, unrolled
-from adanat_jax.models import enat
+from adanat_jax.models import enat, operations
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.types import PolicyValues, TokenCounts
 

@@ -18,9 +18,10 @@ import numpy as np
 import optax
 import random_weights
 
-from adanat_jax import config as config_lib, pretraining
+from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.learning import masked_tokens
 from adanat_jax.models.enat import ENAT
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.stages import nat as nat_stage, networks
@@ -29,7 +30,7 @@ DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 
 _MASK, _NUM_TOKENS, _BATCH = 5, 4, 8
 _KEY = jax.random.key(17)
-_RECIPE = pretraining.Recipe(
+_RECIPE = masked_tokens.Recipe(
   _MASK, condition_dropping=0.4, reuse_probability=0.5, ema_decay=0.5
 )
 _BY_CLASS = ENAT(
@@ -84,8 +85,8 @@ class TrainStepTest(parameterized.TestCase):
   @functools.cache
   def compiled(module, **changes):
     """The step, which does not draw what is reused if that is given."""
-    draw = pretraining.draw_reuse
-    step = pretraining.make_train_step(
+    draw = masked_tokens.draw_reuse
+    step = masked_tokens.make_train_step(
       nat_stage.make_network(module),
       optax.sgd(-1.0),
       dataclasses.replace(_RECIPE, **changes),
@@ -98,7 +99,7 @@ class TrainStepTest(parameterized.TestCase):
           lambda x, y: jnp.where(is_given, x, y), given, draw(*args)
         )
 
-      with mock.patch.object(pretraining, 'draw_reuse', choose):
+      with mock.patch.object(masked_tokens, 'draw_reuse', choose):
         return step(frozen, state, batch, jnp.int32(5))
 
     return jax.jit(run)
@@ -108,7 +109,7 @@ class TrainStepTest(parameterized.TestCase):
     params = self.params[module]
     after, metrics = self.compiled(module, **changes)(
       self.frozen,
-      pretraining.NatState(
+      masked_tokens.NatState(
         params, self.emas[module], optax.sgd(-1.0).init(params)
       ),
       self.batches[module],
@@ -125,12 +126,12 @@ class TrainStepTest(parameterized.TestCase):
     """What the step draws: masks, dropped conditions, reuse."""
     step_key = jax.random.fold_in(_KEY, 5)
     *mask_keys, drop_key, _ = jax.random.split(step_key, 4)
-    masked = pretraining.draw_masks(
+    masked = masked_tokens.draw_masks(
       tuple(mask_keys), (_BATCH, _NUM_TOKENS), _RECIPE
     )
     dropped = jax.random.bernoulli(drop_key, 0.4, (_BATCH,))
     key = jax.random.fold_in(step_key, 4)
-    reuse = pretraining.draw_reuse(key, masked, _RECIPE)
+    reuse = masked_tokens.draw_reuse(key, masked, _RECIPE)
     return jax.tree.map(np.asarray, (masked, dropped, *reuse))
 
   def test_it_is_two_forwards_of_each_example(self):
@@ -228,10 +229,10 @@ class LearningTest(absltest.TestCase):
     # All tokens of a grid are the same: one that is seen says it all.
     module = ENAT(_MASK, _NUM_TOKENS, 16, 1, 1, 2, num_classes=1)
     optimizer = optax.adam(5e-3)
-    recipe = pretraining.Recipe(
+    recipe = masked_tokens.Recipe(
       _MASK, reuse_probability=0.5, label_smoothing=0.0, ema_decay=0.9
     )
-    step = pretraining.make_train_step(
+    step = masked_tokens.make_train_step(
       nat_stage.make_network(module), optimizer, recipe, key=_KEY
     )
     values = jnp.arange(40) % _MASK
@@ -240,7 +241,7 @@ class LearningTest(absltest.TestCase):
       'condition': jnp.zeros(40, jnp.int32),
     }
     params = module.init(_KEY, batch['tokens'], batch['condition'])['params']
-    state = pretraining.NatState(params, params, optimizer.init(params))
+    state = masked_tokens.NatState(params, params, optimizer.init(params))
     train = jax.jit(
       lambda state: jax.lax.scan(
         lambda state, i: (step({}, state, batch, i)[0], None),

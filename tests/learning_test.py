@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import actions, loop
-from adanat_jax.rl import ppo, trainer
-from adanat_jax.rl.agent import Agent, non_adaptive
+from adanat_jax.learning import policy, ppo
+from adanat_jax.learning.agent import Agent, non_adaptive
 
 # N tokens, K codes, two classes, T steps, B trajectories an iteration.
 N, K, T, B = 8, 3, 2, 64
@@ -56,7 +56,7 @@ def problem_of(logits_of):
     logits = logits_of(tokens, condition)
     return jnp.broadcast_to(features, (*tokens.shape, 1)), logits, cache
 
-  return trainer.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=2)
+  return policy.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=2)
 
 
 def zeros_share(images, condition, key):
@@ -66,12 +66,12 @@ def zeros_share(images, condition, key):
 
 
 def judge_of(reward):
-  return trainer.Judge(lambda state: reward, lambda state, *unused: (state, {}))
+  return policy.Judge(lambda state: reward, lambda state, *unused: (state, {}))
 
 
 def train(problem, reward, actor_critic=linear):
   """Trains a policy that starts from nothing; returns it and its history."""
-  train_step = trainer.make_train_step(
+  train_step = policy.make_train_step(
     problem,
     actor_critic,
     actions.no_residual(T),
@@ -83,7 +83,7 @@ def train(problem, reward, actor_critic=linear):
     fresh_rollouts=False,
   )
   params = initial_params()
-  state = trainer.PolicyState(
+  state = policy.PolicyState(
     params, ppo.make_optimizer(CONFIG).init(params), None
   )
   state, history = jit(
@@ -208,18 +208,18 @@ class TrainStepTest(absltest.TestCase):
       return {'level': state['level'] + real}, {'seen': (images == 0).mean()}
 
     step = functools.partial(
-      trainer.make_train_step,
+      policy.make_train_step,
       problem,
       linear,
       actions.no_residual(T),
-      trainer.Judge(reward, learn, fakes_per_update=5),
+      policy.Judge(reward, learn, fakes_per_update=5),
       CONFIG,
       key=jax.random.key(0),
       batch_size=B,
       num_iterations=3,
     )
     params = initial_params()
-    state = trainer.PolicyState(
+    state = policy.PolicyState(
       params,
       ppo.make_optimizer(CONFIG).init(params),
       {'level': jnp.float32(0.5)},

@@ -14,9 +14,10 @@ import optax
 from PIL import Image
 import random_weights
 
-from adanat_jax import config as config_lib, pretraining
+from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.learning import masked_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, loop, metric_writer
@@ -156,8 +157,8 @@ class HeldOutLossTest(absltest.TestCase):
     with mock.patch.object(nat_scores, '_TOKENS_AT_A_TIME', 3 * 16):
       self.assertAlmostEqual(measure(), whole, 5)
     ratio_key, mask_key = jax.random.split(jax.random.key(1))
-    ratio = pretraining.sample_mask_ratio(ratio_key, 7, 'cosine', (1.0, 1.0))
-    masked = np.asarray(pretraining.random_mask(mask_key, ratio, 16))
+    ratio = masked_tokens.sample_mask_ratio(ratio_key, 7, 'cosine', (1.0, 1.0))
+    masked = np.asarray(masked_tokens.random_mask(mask_key, ratio, 16))
     _, logits = module.apply(
       params,
       jnp.where(masked, 128, everything['tokens']),
@@ -181,13 +182,13 @@ class TextTest(absltest.TestCase):
     params = params['params']
     null = jnp.asarray(random.normal(size=(5, 8)), jnp.float32)
     optimizer = optax.sgd(1.0)
-    state = pretraining.NatState(params, params, optimizer.init(params))
+    state = masked_tokens.NatState(params, params, optimizer.init(params))
 
     def step(frozen, batch, tower=None):
-      train_step = pretraining.make_train_step(
+      train_step = masked_tokens.make_train_step(
         nat_stage.make_network(module, tower),
         optimizer,
-        pretraining.Recipe(12, condition_dropping=0.4, micro_batches=2),
+        masked_tokens.Recipe(12, condition_dropping=0.4, micro_batches=2),
         key=jax.random.key(0),
       )
       return jax.jit(train_step)(

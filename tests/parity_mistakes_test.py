@@ -22,8 +22,8 @@ import numpy as np
 from parity_cases import suite
 import reference_arrays
 
+from adanat_jax.learning import ppo
 from adanat_jax.models import discriminator, layers, nat, policy, vit, vqgan
-from adanat_jax.rl import ppo
 
 _DATA = pathlib.Path(__file__).parent / 'data'
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)

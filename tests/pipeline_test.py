@@ -12,10 +12,10 @@ from absl.testing import absltest
 import numpy as np
 
 from adanat_jax import config as config_lib
-from adanat_jax.data import token_records, token_writer
+from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
-from adanat_jax.data.token_records import PreparedExamples
+from adanat_jax.data.prepared import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
 from adanat_jax.runtime import files
 from adanat_jax.stages import fit
@@ -135,7 +135,7 @@ class PrefetchTest(absltest.TestCase):
       self.assertIsNone(first())
 
 
-LAYOUT = token_records.Layout(num_tokens=4, num_classes=100)
+LAYOUT = prepared.Layout(num_tokens=4, num_classes=100)
 
 
 def write_set(directory: pathlib.Path, sizes: tuple[int, ...]) -> None:
@@ -143,8 +143,8 @@ def write_set(directory: pathlib.Path, sizes: tuple[int, ...]) -> None:
   files.make_directory(directory)
   record = 0
   for shard, size in enumerate(sizes):
-    name = token_records.file_name('train', shard, len(sizes))
-    writer = token_writer.ShardWriter(directory / name, LAYOUT)
+    name = prepared.file_name('train', shard, len(sizes))
+    writer = prepared_writer.ShardWriter(directory / name, LAYOUT)
     for _ in range(size):
       views = [[2 * record + view] * 4 for view in range(2)]
       writer.write(
@@ -157,7 +157,7 @@ def write_set(directory: pathlib.Path, sizes: tuple[int, ...]) -> None:
       record += 1
     writer.publish()
   files.write_json(
-    directory / token_records.MANIFEST_FILE,
+    directory / prepared.MANIFEST_FILE,
     {
       'settings': {},
       'layout': {'num_tokens': 4, 'num_classes': 100},
@@ -224,14 +224,14 @@ class PreparedExamplesTest(absltest.TestCase):
       PreparedExamples(self.directory, 'test')
     directory = self.directory / 'gone'
     write_set(directory, (2, 2))
-    (directory / token_records.file_name('train', 1, 2)).unlink()
+    (directory / prepared.file_name('train', 1, 2)).unlink()
     examples = PreparedExamples(directory, 'train')
     examples.take(np.array([1]))
     with self.assertRaisesRegex(UserError, '00001-of-00002: cannot be read'):
       examples.take(np.array([2]))
 
   def test_what_does_not_fit_the_layout_is_not_written(self):
-    writer = token_writer.ShardWriter(self.directory / 'new', LAYOUT)
+    writer = prepared_writer.ShardWriter(self.directory / 'new', LAYOUT)
     for tokens in (np.zeros((2, 4), np.int32), np.zeros((2, 5), np.int16)):
       with self.assertRaisesRegex(ValueError, 'tokens is int'):
         writer.write({'key': 'a', 'label': 0, 'tokens': tokens})
@@ -240,7 +240,7 @@ class PreparedExamplesTest(absltest.TestCase):
 
   def test_a_disk_that_refuses_is_told_with_the_file(self):
     path = self.directory / 'absent' / 'new'
-    writer = token_writer.ShardWriter(path, LAYOUT)
+    writer = prepared_writer.ShardWriter(path, LAYOUT)
     record = {'key': 'a', 'label': 0, 'tokens': np.zeros((2, 4), np.int16)}
     with self.assertRaisesRegex(WriteError, 'absent/new: cannot be written'):
       writer.write(record)

@@ -17,9 +17,9 @@ import small_weights
 from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.learning import averaging
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
-from adanat_jax.rl import averaging
 from adanat_jax.runtime import checkpoint_format
 from adanat_jax.runtime.completion import read_complete
 from adanat_jax.stages import (

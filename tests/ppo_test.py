@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from adanat_jax.decoding import actions, loop
+from adanat_jax.learning import ppo
+from adanat_jax.learning.agent import Agent, non_adaptive
 from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.rl import ppo
-from adanat_jax.rl.agent import Agent, non_adaptive
 
 # T steps, B trajectories, N tokens, D width, K codes, A actions.
 T, B, N, D, K, A = 3, 8, 4, 6, 5, actions.NUM_ACTIONS

@@ -24,9 +24,8 @@ import raw_files
 import raw_pictures
 import tensorflow_datasets as tfds
 
-from adanat_jax import pixels
-from adanat_jax.data import images, token_records
-from adanat_jax.data.raw_source import RawExample
+from adanat_jax.data import images, pixels, prepared
+from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import (
@@ -79,7 +78,7 @@ class ClassesTest(absltest.TestCase):
     tokenize = jax.jit(
       lambda params, x: module.apply({'params': params}, x, method='tokenize')
     )
-    examples = token_records.PreparedExamples(self.set, 'train')
+    examples = prepared.PreparedExamples(self.set, 'train')
     keys = keys_of(self.set, 'train')
     self.assertLen(examples, 2 * len(keys))
     for place in (0, 7, len(keys) - 1):
@@ -99,7 +98,7 @@ class ClassesTest(absltest.TestCase):
     np.testing.assert_array_equal(on_device, images.to_unit(levels))
 
   def test_corrupt_files_are_named_and_counted_and_left_out(self):
-    manifest = token_records.read_manifest(self.set)
+    manifest = prepared.read_manifest(self.set)
     splits = manifest['splits'].values()
     skipped = [key for split in splits for key, _ in split['skipped']]
     self.assertCountEqual(skipped, self.folder.corrupt)
@@ -193,16 +192,16 @@ class ClassesTest(absltest.TestCase):
   def test_a_damaged_file_is_made_anew_as_its_message_says(self):
     directory = self.root / 'damaged' / 'prepare'
     shutil.copytree(self.set, directory)
-    path = directory / token_records.file_name('train', 1, 5)
+    path = directory / prepared.file_name('train', 1, 5)
     data = bytearray(path.read_bytes())
     data[400] ^= 255  # Amid the first records.
     path.write_bytes(data)
-    examples = token_records.PreparedExamples(directory, 'train')
+    examples = prepared.PreparedExamples(directory, 'train')
     examples.take(np.arange(6))
     with self.assertRaisesRegex(UserError, 'delete manifest.json and shards/'):
       examples.take(np.arange(12))
     (directory / 'manifest.json').unlink()
-    (directory / token_records.marker_name('train', 1)).unlink()
+    (directory / prepared.marker_name('train', 1)).unlink()
     prepare.run(self.config, self.root / 'damaged')
     self.assertEqual(contents(directory), contents(self.set))
 

@@ -12,7 +12,7 @@ import raw_files
 import small_weights
 import tensorflow_datasets as tfds
 
-from adanat_jax.data import token_records
+from adanat_jax.data import prepared
 from adanat_jax.errors import UserError
 from adanat_jax.stages import datasets, prepare, texts
 
@@ -81,7 +81,7 @@ class CaptionsTest(absltest.TestCase):
     self.assertEqual(rows['states'].dtype, np.float16)
 
   def test_the_null_condition_is_stored_too(self):
-    examples = token_records.PreparedExamples(
+    examples = prepared.PreparedExamples(
       self.root / 'stored' / 'prepare', 'train'
     )
     with mock.patch.object(texts, 'tokenize', tokenize):
@@ -93,7 +93,7 @@ class CaptionsTest(absltest.TestCase):
   def test_ids_are_enough_where_states_are_computed(self):
     directory = self.root / 'computed' / 'prepare'
     self.assertFalse((directory / 'null_states.npy').exists())
-    examples = token_records.PreparedExamples(directory, 'train')
+    examples = prepared.PreparedExamples(directory, 'train')
     rows = examples.take(np.arange(len(examples)))
     self.assertCountEqual(rows, ['tokens', 'ids'])
     captions = examples.captions(np.arange(len(examples)))

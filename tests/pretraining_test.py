@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax import pretraining
+from adanat_jax.learning import masked_tokens
 
 
 class RecipeTest(parameterized.TestCase):
@@ -18,7 +18,7 @@ class RecipeTest(parameterized.TestCase):
     tokens = jnp.array([[1, 0], [0, 1]])
     masked = jnp.array([[True, False], [True, False]])
     loss = functools.partial(
-      pretraining.masked_cross_entropy, logits, tokens, masked
+      masked_tokens.masked_cross_entropy, logits, tokens, masked
     )
     expected = (np.log(4 / 3) + np.log(2)) / 2
     self.assertAlmostEqual(float(loss(0.0)), expected, 5)
@@ -31,14 +31,17 @@ class RecipeTest(parameterized.TestCase):
     logits = jnp.zeros((2, 3, 2)).at[1, 0, 1].set(np.log(3))
     tokens = jnp.array([[0, 0, 0], [1, 0, 0]])
     masked = jnp.array([[True, True, True], [True, False, False]])
-    loss = pretraining.masked_cross_entropy(logits, tokens, masked, 0.0)
+    loss = masked_tokens.masked_cross_entropy(logits, tokens, masked, 0.0)
     expected = (3 * np.log(2) + np.log(4 / 3)) / 4
     self.assertAlmostEqual(float(loss), expected, 5)
 
   def test_random_mask(self):
     ratio = jnp.float32([0.0, 0.1, 0.5, 0.7, 1.0])  # Of 4, at least one.
     masks = np.stack(
-      [pretraining.random_mask(jax.random.key(i), ratio, 4) for i in range(60)]
+      [
+        masked_tokens.random_mask(jax.random.key(i), ratio, 4)
+        for i in range(60)
+      ]
     )
     counts = masks.sum(-1)
     np.testing.assert_array_equal(
@@ -50,16 +53,16 @@ class RecipeTest(parameterized.TestCase):
 
   @parameterized.parameters(('cosine', 2 / np.pi), ('beta', 12 / 15))
   def test_mask_ratio_laws(self, law, mean):
-    ratio = pretraining.sample_mask_ratio(
+    ratio = masked_tokens.sample_mask_ratio(
       jax.random.key(0), 4000, law, (12.0, 3.0)
     )
     self.assertAlmostEqual(float(ratio.mean()), mean, delta=0.02)
     self.assertTrue(((ratio >= 0) & (ratio <= 1)).all())
 
   def test_masks_of_examples(self):
-    recipe = pretraining.Recipe(9)
+    recipe = masked_tokens.Recipe(9)
     keys = tuple(jax.random.split(jax.random.key(0)))
-    count = pretraining.draw_masks(keys, (600, 4), recipe).sum(-1)
+    count = masked_tokens.draw_masks(keys, (600, 4), recipe).sum(-1)
     # round(4 cos(pi/2 u)) is 4 with probability 2/pi acos(3.5/4) = 0.322; 0
     # becomes 1, which has 1 - 2/pi acos(1.5/4) = 0.245.
     shares = np.bincount(count, minlength=5) / 600
@@ -68,8 +71,8 @@ class RecipeTest(parameterized.TestCase):
     self.assertAlmostEqual(shares[1], 0.245, delta=0.06)
 
   def test_masks_of_a_batch_leave_a_token(self):
-    recipe = pretraining.Recipe(9, mask_ratio_per='batch')
-    draw = lambda key: pretraining.draw_masks(
+    recipe = masked_tokens.Recipe(9, mask_ratio_per='batch')
+    draw = lambda key: masked_tokens.draw_masks(
       tuple(jax.random.split(key)), (5, 4), recipe
     )
     found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 300))
@@ -84,9 +87,9 @@ class RecipeTest(parameterized.TestCase):
 
   @parameterized.parameters('example', 'batch')
   def test_what_a_cache_has_not_seen(self, per):
-    recipe = pretraining.Recipe(9, mask_ratio_per=per, reuse_probability=0.25)
+    recipe = masked_tokens.Recipe(9, mask_ratio_per=per, reuse_probability=0.25)
     masked = jnp.arange(6) < jnp.array([[2], [1], [5], [6]])
-    draw = lambda key: pretraining.draw_reuse(key, masked, recipe)
+    draw = lambda key: masked_tokens.draw_reuse(key, masked, recipe)
     wanted, hidden = jax.jit(jax.vmap(draw))(
       jax.random.split(jax.random.key(1), 400)
     )
@@ -109,7 +112,7 @@ class RecipeTest(parameterized.TestCase):
   def test_no_update_of_the_constant_rate_is_wasted(self):
     # A gradient of ones: Adam's update is the rate.
     for warmup, expected in ((4, [0.25, 0.5, 0.75, 1, 1]), (0, [1, 1])):
-      optimizer = pretraining.make_optimizer(
+      optimizer = masked_tokens.make_optimizer(
         9, 0.1, warmup, 'constant', 0.0, (0.9, 0.99)
       )
       state = optimizer.init(jnp.zeros(()))
@@ -128,16 +131,16 @@ class TrainStepTest(absltest.TestCase):
       shift = condition.reshape(len(condition), -1).sum(-1)
       return params[tokens] * (1 + shift[:, None, None])
 
-    return pretraining.Network(
+    return masked_tokens.Network(
       logits,
       condition=lambda frozen, batch: batch['x'] @ frozen['tower'],
       null=lambda frozen: frozen['null'],
     )
 
   def step(self, **changes):
-    recipe = pretraining.Recipe(mask_token=8, **changes)
+    recipe = masked_tokens.Recipe(mask_token=8, **changes)
     # The update is the gradient itself.
-    step = pretraining.make_train_step(
+    step = masked_tokens.make_train_step(
       self.network(), optax.sgd(-1.0), recipe, key=jax.random.key(3)
     )
     return jax.jit(step)
@@ -146,7 +149,7 @@ class TrainStepTest(absltest.TestCase):
     super().setUp()
     random = np.random.default_rng(0)
     self.params = jnp.float32(random.normal(size=(9, 8)))
-    self.state = pretraining.NatState(
+    self.state = masked_tokens.NatState(
       self.params, self.params, optax.sgd(-1.0).init(self.params)
     )
     self.batch = {
@@ -177,8 +180,8 @@ class TrainStepTest(absltest.TestCase):
     ratio_key, mask_key, *_ = jax.random.split(
       jax.random.fold_in(jax.random.key(3), 5), 4
     )
-    ratio = pretraining.sample_mask_ratio(ratio_key, 24, 'cosine', (1.0, 1.0))
-    masked = pretraining.random_mask(mask_key, ratio, 4)
+    ratio = masked_tokens.sample_mask_ratio(ratio_key, 24, 'cosine', (1.0, 1.0))
+    masked = masked_tokens.random_mask(mask_key, ratio, 4)
     counts = masked.reshape(3, 8, 4).sum((0, 2))
     self.assertGreater(len(np.unique(counts)), 1)
 

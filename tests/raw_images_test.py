@@ -6,8 +6,9 @@ from absl.testing import absltest
 import numpy as np
 import raw_files
 
-from adanat_jax.data import images, records
+from adanat_jax.data import images
 from adanat_jax.data.raw_images import RawImages
+from adanat_jax.data.sources import records
 from adanat_jax.errors import UserError
 
 

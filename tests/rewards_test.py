@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adanat_jax.learning import discriminator as discriminator_lib, rewards
 from adanat_jax.metrics import frechet
 from adanat_jax.models.discriminator import DiscriminatorHeads, advance_spectral
-from adanat_jax.rl import adversary, rewards
 
 F = 4  # Width of the features.
 
@@ -127,7 +127,7 @@ def linear_heads(params, spectral, features, condition, train):
 class AdversaryTest(absltest.TestCase):
   def linear_state(self, optimizer):
     params = {'w': jnp.zeros(2), 'b': jnp.zeros(2)}
-    return adversary.AdversaryState(
+    return discriminator_lib.AdversaryState(
       params, jnp.int32(0), optimizer.init(params)
     )
 
@@ -139,7 +139,7 @@ class AdversaryTest(absltest.TestCase):
     state = self.linear_state(optimizer)
     real = jnp.float32([[4, 0], [0, 2]]), jnp.array([0, 1])
     fake = jnp.float32([[0, 2], [0, 4]]), jnp.array([1, 1])
-    state, metrics = adversary.update(
+    state, metrics = discriminator_lib.update(
       linear_heads, optimizer, state, real, fake
     )
     self.assertAlmostEqual(
@@ -148,11 +148,11 @@ class AdversaryTest(absltest.TestCase):
     np.testing.assert_allclose(state.params['w'], [1.0, -1.0])
     np.testing.assert_allclose(state.params['b'], [0.25, -0.25])
     self.assertEqual(int(state.spectral), 2)
-    scores = adversary.score(linear_heads, state, *real)
+    scores = discriminator_lib.score(linear_heads, state, *real)
     np.testing.assert_allclose(scores, [4.25, -2.25])
-    np.testing.assert_allclose(adversary.accuracy(scores, True), 0.5)
-    scores = adversary.score(linear_heads, state, *fake)
-    np.testing.assert_allclose(adversary.accuracy(scores, False), 1.0)
+    np.testing.assert_allclose(discriminator_lib.accuracy(scores, True), 0.5)
+    scores = discriminator_lib.score(linear_heads, state, *fake)
+    np.testing.assert_allclose(discriminator_lib.accuracy(scores, False), 1.0)
 
   def test_published_heads_learn_and_advance_twice(self):
     module = DiscriminatorHeads(
@@ -185,7 +185,7 @@ class AdversaryTest(absltest.TestCase):
     real, fake = features(True), features(False)
     variables = jax.jit(module.init)(jax.random.key(0), real, condition)
     optimizer = optax.adam(0.02)
-    state = adversary.AdversaryState(
+    state = discriminator_lib.AdversaryState(
       variables['params'],
       variables['spectral'],
       optimizer.init(variables['params']),
@@ -193,7 +193,7 @@ class AdversaryTest(absltest.TestCase):
 
     def learn(state, num_updates):
       return jax.lax.scan(
-        lambda s, _: adversary.update(
+        lambda s, _: discriminator_lib.update(
           heads, optimizer, s, (real, condition), (fake, condition)
         ),
         state,
@@ -213,7 +213,9 @@ class AdversaryTest(absltest.TestCase):
     )
 
     def separation(state):
-      score = lambda x: adversary.score(heads, state, x, condition).mean()
+      score = lambda x: discriminator_lib.score(
+        heads, state, x, condition
+      ).mean()
       return float(score(real) - score(fake))
 
     learned, metrics = jitted(state, 60)

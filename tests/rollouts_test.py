@@ -12,7 +12,7 @@ import numpy as np
 from adanat_jax import config as config_lib
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
-from adanat_jax.rl import averaging, ppo, trainer
+from adanat_jax.learning import averaging, policy as policy_lib, ppo
 from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy
 
@@ -20,7 +20,7 @@ _DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 
 # T steps, B trajectories, N tokens, K codes, D width.
 T, B, N, K, D = 3, 16, 4, 5, 6
-PLAIN = trainer.RolloutConfig()
+PLAIN = policy_lib.RolloutConfig()
 CONFIG = ppo.PPOConfig(learning_rate=0.01, num_epochs=2, max_gradient_norm=1.0)
 
 # Small programs, each run once: compiling takes the time.
@@ -60,7 +60,9 @@ def read(prompts):
   return prompts[:, 0] + prompts[:, 1], prompts[:, 1]
 
 
-CLASSES = trainer.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=3)
+CLASSES = policy_lib.Problem(
+  denoiser, lambda tokens: tokens, N, K, num_classes=3
+)
 PROMPTS = dataclasses.replace(
   CLASSES, num_classes=None, read=read, null_condition=jnp.float32(3)
 )
@@ -74,14 +76,14 @@ def iterate(rollouts=PLAIN, prompted=False):
     # The classes that are drawn without prompts, taken apart.
     key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 4)[0]
     drawn = jax.random.randint(jax.random.split(key)[0], (B,), 0, 3)
-    prompts = trainer.Prompts(
+    prompts = policy_lib.Prompts(
       jnp.stack([jnp.zeros(B), drawn.astype(jnp.float32)], axis=1)
     )
-  train_step = trainer.make_train_step(
+  train_step = policy_lib.make_train_step(
     PROMPTS if prompted else CLASSES,
     actor_critic,
     actions.published_residual(T),
-    trainer.Judge(
+    policy_lib.Judge(
       lambda state: zeros_share, lambda state, *unused: (state, {})
     ),
     CONFIG,
@@ -94,7 +96,7 @@ def iterate(rollouts=PLAIN, prompted=False):
   params = initial_params()
   opt_state = ppo.make_optimizer(CONFIG).init(params)
   state, metrics = jit(train_step)(
-    trainer.PolicyState(params, opt_state, None), None, 0, prompts
+    policy_lib.PolicyState(params, opt_state, None), None, 0, prompts
   )
   return state.params, metrics
 
@@ -204,17 +206,17 @@ class SameLearningTest(parameterized.TestCase):
     self.assertGreater(float(whole[1]['kl']), 1e-4)
 
   def test_recomputed_and_in_turn(self):
-    rollouts = trainer.RolloutConfig(features='recompute', size=4)
+    rollouts = policy_lib.RolloutConfig(features='recompute', size=4)
     self.assert_same(iterate(rollouts), iterate())
 
   def test_prompts_are_read_as_classes_are_taken(self):
     self.assert_same(iterate(prompted=True), iterate())
-    rollouts = trainer.RolloutConfig(features='recompute', size=4)
+    rollouts = policy_lib.RolloutConfig(features='recompute', size=4)
     self.assert_same(iterate(rollouts, prompted=True), iterate())
 
   @parameterized.parameters('store', 'recompute')
   def test_first_ratios_are_one_on_rounded_features(self, features):
-    rollouts = trainer.RolloutConfig(features=features, dtype='bfloat16')
+    rollouts = policy_lib.RolloutConfig(features=features, dtype='bfloat16')
     rounded, plain = iterate(rollouts)[1], iterate()[1]
     self.assertLess(float(rounded['first_ratio_deviation']), 1e-4)
     self.assertLess(float(plain['first_ratio_deviation']), 1e-4)
@@ -230,11 +232,11 @@ class AveragingTest(parameterized.TestCase):
     def count(state, real, iteration, prompts):
       del real, prompts
       one = jax.tree.map(lambda x: x + 1, state.params)
-      return trainer.PolicyState(one, (), None), {'iteration': iteration}
+      return policy_lib.PolicyState(one, (), None), {'iteration': iteration}
 
     step = averaging.averaging(count, decay)
     state = averaging.with_average(
-      trainer.PolicyState({'x': jnp.zeros(2)}, (), None), decay
+      policy_lib.PolicyState({'x': jnp.zeros(2)}, (), None), decay
     )
     state, metrics = jit(
       lambda state: jax.lax.scan(
@@ -264,7 +266,7 @@ class AveragingTest(parameterized.TestCase):
 
   def test_without_it_the_state_is_what_it_was(self):
     state = self.run_steps(0.0, 3)
-    self.assertIs(type(state), trainer.PolicyState)
+    self.assertIs(type(state), policy_lib.PolicyState)
 
 
 class ConfigTest(parameterized.TestCase):

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from random_weights import random_variables
 
-from adanat_jax import batch_decoder
 from adanat_jax.decoding import buckets, schedules, unrolled
 from adanat_jax.errors import UserError
+from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import sharding
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling import program
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
 
 N, K, C, T = 9, 6, 3, 3
@@ -62,13 +62,13 @@ def generator(**changes: Any) -> Generator:
 def plans(which: Generator, *args: Any, **options: Any) -> Any:
   """Samples, and the plans by which they were decoded."""
   seen = []
-  decode = batch_decoder.decode_batch
+  decode = program.decode_batch
 
   def spy(nat: Any, tokenizer: Any, plan: Any, *rest: Any) -> Any:
     seen.append(plan)
     return decode(nat, tokenizer, plan, *rest)
 
-  with mock.patch('adanat_jax.sampler.decode_batch', spy):
+  with mock.patch('adanat_jax.sampling.generator.decode_batch', spy):
     return which.generate(*args, **options), seen
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from adanat_jax.decoding import loop, schedules
 from adanat_jax.errors import UserError
-from adanat_jax.rl.agent import Agent
-from adanat_jax.sampler import Generator
+from adanat_jax.learning.agent import Agent
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import sample
 from adanat_jax.types import PolicyValues
 

@@ -13,8 +13,8 @@ import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax.metrics.published_figures import BENCHMARKS
 from adanat_jax.models import clip, clip_image
+from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.stages import clip_score, features, provenance, scores
 
 

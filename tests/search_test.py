@@ -17,17 +17,14 @@ import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax import (
-  batch_decoder,
-  config as config_lib,
-  searching,
-  workdir as workdir_lib,
-)
+from adanat_jax import config as config_lib, workdir as workdir_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.learning import schedule_search
 from adanat_jax.runtime import files, metric_writer
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling import program
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   load,
   nat as nat_stage,
@@ -139,14 +136,14 @@ class StageTest(parameterized.TestCase):
       seen.append(options)
       return measure(scorer, generator, policy, **options)
 
-    compiled = batch_decoder.decode_batch._cache_size()
+    compiled = program.decode_batch._cache_size()
     with mock.patch.object(Scorer, '__call__', spy):
       self.search(config)
     # Two searches, all points, and on two fresh seeds the best table of each
     # and that at which both begin; within a generation they are still there.
     self.assertLen(seen, 2 * (5 + 2) + 2)
     # Once, unless another test has.
-    self.assertLess(batch_decoder.decode_batch._cache_size(), compiled + 2)
+    self.assertLess(program.decode_batch._cache_size(), compiled + 2)
     self.assertEqual({o['options'] for o in seen}, {step_lib.AUTONAT})
     seeds = [options['seed'] for options in seen]
     self.assertLen(set(seeds[:5]), 1)
@@ -179,7 +176,7 @@ class StageTest(parameterized.TestCase):
     point = np.array(point['value']['point'])
     key = jax.random.key(5)
     images = self.generator.decode(
-      searching.table_of(point),
+      schedule_search.table_of(point),
       labels,
       key,
       num_steps=2,
@@ -242,14 +239,14 @@ class StageTest(parameterized.TestCase):
       for name in ('T4', 'T2')
     )
     ended, start = (
-      searching.point_of(
+      schedule_search.point_of(
         searches.table_of_lists(results['tables'][name]['searched'])
       )
       for results, name in ((ended, 'last'), (start, 'start'))
     )
-    expected = searching.stretched(ended, 4)
+    expected = schedule_search.stretched(ended, 4)
     np.testing.assert_allclose(start, expected, rtol=1e-6)
-    self.assertFalse(np.allclose(start, searching.first_point(4)))
+    self.assertFalse(np.allclose(start, schedule_search.first_point(4)))
     # And they look around by half.
     for num_steps, low, high in ((2, 0.15, 1.0), (4, 0.02, 0.15)):
       rows = metric_writer.read_metrics(
@@ -271,7 +268,7 @@ class StageTest(parameterized.TestCase):
       self.search(tiny_config(search__num_samples=48))
     with (
       mock.patch.object(
-        searching, 'first_point', lambda num_steps: np.full(6, 0.5)
+        schedule_search, 'first_point', lambda num_steps: np.full(6, 0.5)
       ),
       self.assertRaisesRegex(UserError, 'evaluation 0 was made elsewhere'),
     ):

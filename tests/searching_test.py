@@ -14,8 +14,8 @@ import numpy as np
 from parity_cases import suite
 import reference_arrays
 
-from adanat_jax import searching
 from adanat_jax.decoding import loop, published, schedules, step as step_lib
+from adanat_jax.learning import schedule_search
 from adanat_jax.stages import searches
 
 DATA = pathlib.Path(__file__).parent / 'data'
@@ -34,7 +34,7 @@ class PointTest(absltest.TestCase):
   def test_first_point(self):
     # T = 8, as the original's lists begin.
     ratio, masking, sampling, guidance = np.split(
-      searching.first_point(8), [7, 14, 22]
+      schedule_search.first_point(8), [7, 14, 22]
     )
     np.testing.assert_allclose(
       ratio, [math.cos(math.pi * k / 16) for k in range(1, 8)], rtol=1e-15
@@ -44,25 +44,25 @@ class PointTest(absltest.TestCase):
     np.testing.assert_array_equal(guidance, np.arange(1, 9) / 8)
 
   def test_table_ends_with_nothing_masked(self):
-    table = searching.table_of(np.arange(1.0, 11.0))
+    table = schedule_search.table_of(np.arange(1.0, 11.0))
     np.testing.assert_array_equal(table.mask_ratio, [1, 2, 0])
     np.testing.assert_array_equal(table.masking_temperature, [3, 4, 0])
     np.testing.assert_array_equal(table.sampling_temperature, [5, 6, 7])
     np.testing.assert_array_equal(table.guidance_scale, [8, 9, 10])
 
   def test_one_step_has_two_numbers(self):
-    table = searching.table_of(searching.first_point(1))
+    table = schedule_search.table_of(schedule_search.first_point(1))
     values = [getattr(table, f.name) for f in dataclasses.fields(table)]
     np.testing.assert_array_equal(values, [[0.0], [1.0], [0.0], [1.0]])
 
   def test_clamped(self):
     point = np.array([-0.5, 1.0, 0.0, 2.0, -1.0, 5.0, 0.5, 0.0, 1e-5, 7.0])
     expected = [0.0, 0.99, 1e-4, 2.0, 1e-4, 5.0, 0.5, 1e-4, 1e-4, 7.0]
-    np.testing.assert_array_equal(searching.clamped(point), expected)
+    np.testing.assert_array_equal(schedule_search.clamped(point), expected)
 
   def test_a_table_is_a_point_again(self):
     point = np.arange(1.0, 11.0)
-    again = searching.point_of(searching.table_of(point))
+    again = schedule_search.point_of(schedule_search.table_of(point))
     np.testing.assert_array_equal(again, point)
     self.assertEqual(again.dtype, np.float64)
 
@@ -75,19 +75,19 @@ class PointTest(absltest.TestCase):
     # At an eighth, three, five and seven.
     expected += [1.0, 2.0, 4.0, 5.0]
     expected += [0.0, 0.5, 1.5, 2.0]
-    np.testing.assert_allclose(searching.stretched(point, 4), expected)
-    np.testing.assert_allclose(searching.stretched(point, 2), point)
+    np.testing.assert_allclose(schedule_search.stretched(point, 4), expected)
+    np.testing.assert_allclose(schedule_search.stretched(point, 2), point)
 
   def test_stretched_from_one_step(self):
     # Nothing is known of masks: a line, and the temperatures of the beginning.
     np.testing.assert_allclose(
-      searching.stretched(np.array([2.0, 0.5]), 3),
+      schedule_search.stretched(np.array([2.0, 0.5]), 3),
       [2 / 3, 1 / 3, 1.0, 2 / 3, 2.0, 2.0, 2.0, 0.5, 0.5, 0.5],
     )
 
   def test_counts_of_the_published_table(self):
     self.assertEqual(
-      searching.masked_counts(published.autonat_large(), 256),
+      schedule_search.masked_counts(published.autonat_large(), 256),
       [244, 225, 203, 190, 159, 104, 66, 1],
     )
 
@@ -130,13 +130,13 @@ class PointTest(absltest.TestCase):
       ([0.0, 0.0, 0.9], [1, 1, 1, 1]),
       ([0.8, 0.5, 0.2], [7, 4, 1, 1]),
     ):
-      table = searching.table_of(
-        np.concatenate([ratio, searching.first_point(4)[3:]])
+      table = schedule_search.table_of(
+        np.concatenate([ratio, schedule_search.first_point(4)[3:]])
       )
-      self.assertEqual(searching.masked_counts(table, 9), counts)
+      self.assertEqual(schedule_search.masked_counts(table, 9), counts)
       expected, unclamped, _ = tokens_of(table, noise)
       differs.append(not np.array_equal(expected, unclamped))
-      for found in tokens_of(searching.settled(table, 9), noise):
+      for found in tokens_of(schedule_search.settled(table, 9), noise):
         np.testing.assert_array_equal(found, expected)
     self.assertEqual(differs, [True, True, True, False])
 
@@ -145,8 +145,8 @@ class FiniteDifferencesTest(absltest.TestCase):
   def test_three_updates_by_hand(self):
     # T = 1: sampling temperature s and guidance scale g, both from 1.
     function = lambda point: (point[0] - 2) ** 2 + 3 * point[1]
-    proposals = searching.finite_differences(
-      searching.first_point(1), searching.Descent()
+    proposals = schedule_search.finite_differences(
+      schedule_search.first_point(1), schedule_search.Descent()
     )
     points, centre = ask(proposals, function, 9)
     # Derivatives (0.81 - 1) / 0.1 and 3; then (0.5041 - 0.6561) / 0.1 and 3,
@@ -162,24 +162,28 @@ class FiniteDifferencesTest(absltest.TestCase):
 
   def test_a_mask_ratio_is_moved_to_1_at_most(self):
     # The derivative is that along the way that was left: 1, not 0.59.
-    first = searching.first_point(2)
-    descent = searching.Descent(ratio_difference=0.5, momentum=0.0)
+    first = schedule_search.first_point(2)
+    descent = schedule_search.Descent(ratio_difference=0.5, momentum=0.0)
     points, centre = ask(
-      searching.finite_differences(first, descent), lambda p: p[0], 7
+      schedule_search.finite_differences(first, descent), lambda p: p[0], 7
     )
     self.assertEqual(points[1][0], 1.0)
     self.assertAlmostEqual(centre[0], first[0] - 1e-3, places=12)
     # And it stays below 1.
     _, centre = ask(
-      searching.finite_differences(first, descent), lambda p: -1e4 * p[0], 7
+      schedule_search.finite_differences(first, descent),
+      lambda p: -1e4 * p[0],
+      7,
     )
     self.assertEqual(centre[0], 0.99)
     np.testing.assert_array_equal(centre[1:], first[1:])
 
   def test_limit_on_derivatives(self):
-    descent = searching.Descent(clip_gradient=0.5)
+    descent = schedule_search.Descent(clip_gradient=0.5)
     _, centre = ask(
-      searching.finite_differences(searching.first_point(1), descent),
+      schedule_search.finite_differences(
+        schedule_search.first_point(1), descent
+      ),
       lambda p: 9 * p[0] - 0.2 * p[1],
       3,
     )
@@ -188,18 +192,18 @@ class FiniteDifferencesTest(absltest.TestCase):
 
 class CovarianceAdaptationTest(absltest.TestCase):
   def propose(self, seed=3):
-    return searching.covariance_adaptation(
-      searching.first_point(4), searching.Spread(), seed
+    return schedule_search.covariance_adaptation(
+      schedule_search.first_point(4), schedule_search.Spread(), seed
     )
 
   def test_comes_closer_within_bounds_and_again(self):
     # A ratio and guidance scales come to their bounds, temperatures to a third
     # and three times of where they begin.
-    first = searching.first_point(4)
-    is_temperature = searching.is_temperature(first)
+    first = schedule_search.first_point(4)
+    is_temperature = schedule_search.is_temperature(first)
     goal = first + np.tile([0.3, -0.5], 7)
     goal[is_temperature] = first[is_temperature] * np.tile([3, 1 / 3, 3], 3)[:7]
-    goal = searching.clamped(goal)
+    goal = schedule_search.clamped(goal)
     self.assertEqual(goal[0], 0.99)
     self.assertEqual(goal[11], 1e-4)
     function = lambda point: float(np.sum((point - goal) ** 2))
@@ -207,7 +211,7 @@ class CovarianceAdaptationTest(absltest.TestCase):
     np.testing.assert_array_equal(points[0], first)
     self.assertLess(function(centre), 0.1 * function(first))
     for point in points:
-      np.testing.assert_array_equal(point, searching.clamped(point))
+      np.testing.assert_array_equal(point, schedule_search.clamped(point))
     np.testing.assert_array_equal(points, ask(self.propose(), function, 300)[0])
     other = ask(self.propose(seed=4), function, 2)[0]
     self.assertFalse(np.array_equal(points[1], other[1]))
@@ -236,8 +240,10 @@ class CommonNoiseTest(absltest.TestCase):
       for repetition in range(40):
         which = searches.Search(2, 'finite_differences', common_noise, 0)
         which = dataclasses.replace(which, repetition=repetition)
-        first = searching.first_point(2)
-        proposals = searching.finite_differences(first, searching.Descent())
+        first = schedule_search.first_point(2)
+        proposals = schedule_search.finite_differences(
+          first, schedule_search.Descent()
+        )
         proposal = next(proposals)
         for evaluation in range(7):
           value = distance(proposal.point, which.seed(evaluation))
@@ -248,7 +254,7 @@ class CommonNoiseTest(absltest.TestCase):
     on, off = first_steps('on'), first_steps('off')
     self.assertLess(on.var(0).max(), 0.1 * off.var(0).min())
     # Without bias: d/dx of the mean of (n + x)^2 over 6 numbers, times -0.1.
-    first = searching.first_point(2)[1:]
+    first = schedule_search.first_point(2)[1:]
     np.testing.assert_allclose(
       on.mean(0), -0.1 * (2 * first + 0.1) / 6, atol=5e-3
     )
@@ -257,9 +263,9 @@ class CommonNoiseTest(absltest.TestCase):
 class BetaTest(absltest.TestCase):
   def test_neighbours(self):
     # The odds of the mean, 4, become 8 and 2; the concentration 30 and 7.5.
-    mean = searching.beta_directions((12.0, 3.0), 0, 2.0)
+    mean = schedule_search.beta_directions((12.0, 3.0), 0, 2.0)
     np.testing.assert_allclose(mean, [[40 / 3, 5 / 3], [10, 5]])
-    concentration = searching.beta_directions((12.0, 3.0), 1, 2.0)
+    concentration = schedule_search.beta_directions((12.0, 3.0), 1, 2.0)
     np.testing.assert_allclose(concentration, [[24, 6], [6, 1.5]])
 
 
@@ -278,7 +284,7 @@ class AutonatParityTest(parameterized.TestCase):
     self.assertEqual(set(outputs), {'masked_ids', 'final_ids'})
     masked = (outputs['masked_ids'] == reference.config['codebook_size']).sum(2)
     table = published.autonat_large()
-    counts = [256, *searching.masked_counts(table, 256)[:-1]]
+    counts = [256, *schedule_search.masked_counts(table, 256)[:-1]]
     np.testing.assert_array_equal(masked, np.stack([counts, counts], axis=1))
 
   @parameterized.named_parameters(

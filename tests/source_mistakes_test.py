@@ -10,8 +10,8 @@ from absl.testing import absltest, parameterized
 import raw_files
 import raw_pictures
 
-from adanat_jax.data import records
-from adanat_jax.data.records import SourceSettings
+from adanat_jax.data.sources import records
+from adanat_jax.data.sources.records import SourceSettings
 from adanat_jax.errors import UserError
 
 

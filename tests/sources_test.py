@@ -12,8 +12,9 @@ import numpy as np
 import raw_files
 import raw_pictures
 
-from adanat_jax.data import images, records, tar_index
-from adanat_jax.data.records import SourceSettings
+from adanat_jax.data import images
+from adanat_jax.data.sources import records, tar_index
+from adanat_jax.data.sources.records import SourceSettings
 from adanat_jax.errors import UserError, WriteError
 
 

@@ -19,9 +19,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from adanat_jax import pixels
+from adanat_jax.data import pixels
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
+from adanat_jax.learning import discriminator as discriminator_lib, rewards
+from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models import vit
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.discriminator import (
@@ -30,8 +32,6 @@ from adanat_jax.models.discriminator import (
   advance_spectral,
 )
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.rl import adversary, rewards
-from adanat_jax.rl.trainer import Judge, Labelled
 from adanat_jax.runtime import sharding
 from adanat_jax.stages import datasets, networks, reward_network, texts
 from adanat_jax.types import Array, Condition, Reward
@@ -51,7 +51,9 @@ class Court:
 
   frozen: Any
   judge: Callable[[Any], Judge]
-  initial: Callable[[Any, Array], adversary.AdversaryState] | None = None
+  initial: Callable[[Any, Array], discriminator_lib.AdversaryState] | None = (
+    None
+  )
 
 
 def real_examples(
@@ -194,9 +196,11 @@ def court(
     tokenizer,
   )
 
-  def initial(frozen: Any, key: Array) -> adversary.AdversaryState:
+  def initial(frozen: Any, key: Array) -> discriminator_lib.AdversaryState:
     params, spectral = discriminator.initial(frozen, key)
-    return adversary.AdversaryState(params, spectral, optimizer.init(params))
+    return discriminator_lib.AdversaryState(
+      params, spectral, optimizer.init(params)
+    )
 
   def judge(frozen: Any) -> Judge:
     return _judge(discriminator, optimizer, frozen, groups)
@@ -234,13 +238,13 @@ def _judge(
   heads = discriminator.logits
 
   def score(
-    state: adversary.AdversaryState, labelled: Labelled, key: Array
+    state: discriminator_lib.AdversaryState, labelled: Labelled, key: Array
   ) -> Array:
     images, condition = labelled
     layers = discriminator.features(frozen, images, key)
-    return adversary.score(heads, state, layers, condition)
+    return discriminator_lib.score(heads, state, layers, condition)
 
-  def reward(state: adversary.AdversaryState) -> Reward:
+  def reward(state: discriminator_lib.AdversaryState) -> Reward:
     return rewards.adversarial_reward(
       lambda images, condition, key: score(state, (images, condition), key)[
         :, None
@@ -248,7 +252,10 @@ def _judge(
     )
 
   def accuracies(
-    state: adversary.AdversaryState, real: Any, fakes: Labelled, key: Array
+    state: discriminator_lib.AdversaryState,
+    real: Any,
+    fakes: Labelled,
+    key: Array,
   ) -> dict[str, Array]:
     # Samples share statistics in groups: real ones of both kinds are scored
     # under the same state, and all in the same crop.
@@ -259,17 +266,17 @@ def _judge(
       scores['held_out'] = score(state, held_out, key), True
     scores['generated'] = score(state, fakes, key), False
     return {
-      f'accuracy_{name}': adversary.accuracy(value, is_real)
+      f'accuracy_{name}': discriminator_lib.accuracy(value, is_real)
       for name, (value, is_real) in scores.items()
     }
 
   def learn(
-    state: adversary.AdversaryState,
+    state: discriminator_lib.AdversaryState,
     real: Any,
     fakes: Labelled,
     fresh: Callable[[Array, Array], Labelled] | None,
     key: Array,
-  ) -> tuple[adversary.AdversaryState, dict[str, Array]]:
+  ) -> tuple[discriminator_lib.AdversaryState, dict[str, Array]]:
     # `split` takes the numbers below.
     crop_key, told_key = (
       jax.random.fold_in(key, section.updates + i) for i in range(2)
@@ -292,7 +299,7 @@ def _judge(
           (real_images, fake_images), crop_keys, strict=True
         )
       ]
-      return adversary.update(
+      return discriminator_lib.update(
         heads,
         optimizer,
         state,

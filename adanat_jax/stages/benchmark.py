@@ -28,14 +28,14 @@ from adanat_jax.config_rules import (
 )
 from adanat_jax.decoding import published as tables, step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.learning.agent import Agent
 from adanat_jax.metrics.precision_recall import precision_recall
-from adanat_jax.metrics.published_figures import BENCHMARKS
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import benchmark_table
-from adanat_jax.rl.agent import Agent
+from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.runtime import files, ledger as ledger_lib, processes
 from adanat_jax.runtime.completion import is_complete, mark_complete
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   clip_score,
   datasets,

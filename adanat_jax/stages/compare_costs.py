@@ -22,15 +22,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax import batch_decoder, operations
-from adanat_jax.batch_decoder import Plan
 from adanat_jax.decoding import unrolled
-from adanat_jax.models import denoisers
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models import denoisers, operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import sharding, timing
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling import program
+from adanat_jax.sampling.generator import Generator
+from adanat_jax.sampling.program import Plan
 from adanat_jax.stages import methods as methods_lib
 from adanat_jax.types import PolicyValues, TokenCounts
 
@@ -149,7 +149,7 @@ def make_calls(
   plan = Plan(num_steps, method.guided, method.options)
   if path == 'static':
     assert isinstance(method.policy, PolicyValues)
-    plan = batch_decoder.with_counts(nat, plan, method.policy, tokens, labels)
+    plan = program.with_counts(nat, plan, method.policy, tokens, labels)
   elif path == 'buckets':
     plan = dataclasses.replace(plan, buckets=generator.buckets[num_steps])
   null = np.asarray(generator.num_classes, np.int32)
@@ -171,7 +171,7 @@ def make_calls(
     with jax.set_mesh(mesh):
       jax.block_until_ready(
         [
-          batch_decoder.decode_tokens(
+          program.decode_tokens(
             nat, plan, generator.nat_params, method.policy, batch, null, key
           ).tokens
           for batch in batches

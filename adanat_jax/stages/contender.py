@@ -13,13 +13,13 @@ import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adanat_jax import operations
 from adanat_jax.data import digits
 from adanat_jax.decoding import buckets as buckets_lib
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import files, ledger as ledger_lib
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   compare_costs as costs,
   evaluate,

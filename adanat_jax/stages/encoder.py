@@ -16,9 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax import pixels as pixels_lib
-from adanat_jax.data import clip_tokens
-from adanat_jax.data.token_records import VIEWS, Layout
+from adanat_jax.data import clip_tokens, pixels as pixels_lib
+from adanat_jax.data.prepared import VIEWS, Layout
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding, weights
 from adanat_jax.stages import networks, texts

@@ -29,7 +29,7 @@ from adanat_jax.data import digits
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, ledger as ledger_lib, processes, sharding
 from adanat_jax.runtime.completion import is_complete, mark_complete
-from adanat_jax.sampler import Generator, Samples
+from adanat_jax.sampling.generator import Generator, Samples
 from adanat_jax.stages import (
   benchmark,
   load,

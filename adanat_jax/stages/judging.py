@@ -18,9 +18,9 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
+from adanat_jax.learning import rewards
+from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models.clip import CLIPText
-from adanat_jax.rl import rewards
-from adanat_jax.rl.trainer import Judge, Labelled
 from adanat_jax.runtime import processes, sharding
 from adanat_jax.stages import adversarial, networks, reward_network
 from adanat_jax.stages.adversarial import Court

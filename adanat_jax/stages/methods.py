@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import actions, schedules, step as step_lib
-from adanat_jax.sampler import PolicyLike
+from adanat_jax.sampling.generator import PolicyLike
 from adanat_jax.types import PolicyValues
 
 # The grid over the hand-made family: 2 x 4 x 3 x 3 = 72 settings.

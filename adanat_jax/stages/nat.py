@@ -1,8 +1,8 @@
 """Stage `nat`: trains the masked-token transformer, NAT or ENAT, on tokens.
 
 The tokens are those of the digits, or of the set that stage `prepare` has
-written; conditions are classes or texts. `adanat_jax.pretraining` holds what is
-learned, `adanat_jax.stages.nat_scores` what is measured on the way.
+written; conditions are classes or texts. `learning.masked_tokens` holds what is
+learned, `nat_scores` what is measured on the way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import pretraining
 from adanat_jax.config_rules import (
   between,
   check,
@@ -27,12 +26,13 @@ from adanat_jax.config_rules import (
   positive_int,
   tuple_of,
 )
-from adanat_jax.data import clip_tokens, token_records
+from adanat_jax.data import clip_tokens, prepared
 from adanat_jax.data.examples import Examples
 from adanat_jax.errors import UserError
+from adanat_jax.learning import masked_tokens
+from adanat_jax.learning.masked_tokens import NatState
 from adanat_jax.models import denoisers
 from adanat_jax.models.denoisers import Network
-from adanat_jax.pretraining import NatState
 from adanat_jax.runtime import loop, processes, sharding
 from adanat_jax.stages import (
   datasets,
@@ -164,7 +164,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   module = training_module(config)
   text, frozen = _frozen(config, examples['train'])
   network = make_network(module, text[0] if text else None)
-  optimizer = pretraining.make_optimizer(
+  optimizer = masked_tokens.make_optimizer(
     section.num_steps,
     section.learning_rate,
     min(section.warmup_steps, section.num_steps // 2),
@@ -211,7 +211,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     workdir,
     'nat',
     initial=initial,
-    train_step=pretraining.make_train_step(
+    train_step=masked_tokens.make_train_step(
       network, optimizer, recipe_of(config), key=step_key
     ),
     batch_at=fit.Batches(
@@ -224,10 +224,10 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   )
 
 
-def recipe_of(config: Config) -> pretraining.Recipe:
+def recipe_of(config: Config) -> masked_tokens.Recipe:
   """How `config.nat` trains."""
   section = config.nat
-  return pretraining.Recipe(
+  return masked_tokens.Recipe(
     mask_token=config.tokenizer.codebook_size,
     mask_ratio=section.mask_ratio,
     beta=tuple(section.beta),
@@ -248,7 +248,7 @@ def training_module(config: Config) -> Network:
   )
 
 
-def make_network(module: Network, tower: Any = None) -> pretraining.Network:
+def make_network(module: Network, tower: Any = None) -> masked_tokens.Network:
   """A NAT or an ENAT as training takes it.
 
   Args:
@@ -278,13 +278,13 @@ def make_network(module: Network, tower: Any = None) -> pretraining.Network:
 
   reusing = encode if denoisers.reuses(module) else None
   if module.num_classes is not None:
-    return pretraining.Network(
+    return masked_tokens.Network(
       logits,
       encode=reusing,
       condition=lambda frozen, batch: batch['condition'],
       null=lambda frozen: module.num_classes,
     )
-  return pretraining.Network(
+  return masked_tokens.Network(
     logits,
     encode=reusing,
     condition=lambda frozen, batch: texts.conditions(
@@ -298,7 +298,7 @@ def _splits(config: Config, workdir: pathlib.Path) -> dict[str, Examples]:
   """The examples to learn from, and those held out if there are any."""
   splits = {'train': datasets.token_examples(config, workdir, 'train')}
   if not datasets.is_digits(config):
-    manifest = token_records.read_manifest(
+    manifest = prepared.read_manifest(
       datasets.prepared_directory(config, workdir)
     )
     held_out = manifest['splits'].get('test')
@@ -323,7 +323,7 @@ def _frozen(
   text = None
   params: Any = {}
   if (
-    isinstance(examples, token_records.PreparedExamples)
+    isinstance(examples, prepared.PreparedExamples)
     and examples.layout.state_width
   ):
     null = examples.null_states()

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import pretraining
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
+from adanat_jax.learning import masked_tokens
 from adanat_jax.models.denoisers import Network
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import methods, networks, scores
 from adanat_jax.types import Array
 
@@ -67,10 +67,10 @@ class HeldOutLoss:
 
     def draw(key: Array) -> Array:
       ratio_key, mask_key = jax.random.split(key)
-      ratio = pretraining.sample_mask_ratio(
+      ratio = masked_tokens.sample_mask_ratio(
         ratio_key, count, 'cosine', (1.0, 1.0)
       )
-      return pretraining.random_mask(mask_key, ratio, length)
+      return masked_tokens.random_mask(mask_key, ratio, length)
 
     # Not a global array: each process draws the same for itself.
     self._masked = np.asarray(jax.jit(draw)(key))
@@ -85,7 +85,7 @@ class HeldOutLoss:
         condition(frozen, rows),
       )[1]
       # A batch may be padding alone on some device, never altogether.
-      loss = pretraining.masked_cross_entropy(
+      loss = masked_tokens.masked_cross_entropy(
         logits, tokens, masked, 0.0, num_masked
       )
       return loss, num_masked

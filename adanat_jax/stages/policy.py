@@ -1,6 +1,6 @@
 """Stage `policy`: learns to schedule the frozen NAT, by PPO against a reward.
 
-Each iteration is `adanat_jax.rl.trainer`'s train step, in one jitted call.
+Each iteration is `adanat_jax.learning.policy`'s train step, in one jitted call.
 Generated images are of random classes, or of captions drawn by the step; the
 discriminator's real images are read as the training goes, in an order of their
 own. Every so often the images of the policy's mean actions are measured.
@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import ml_collections
 
+from adanat_jax.learning import agent as agent_lib, averaging, policy, ppo
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.rl import agent as agent_lib, averaging, ppo, trainer
 from adanat_jax.runtime import loop as loop_lib, sharding
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   adversarial,
   datasets,
@@ -131,7 +131,7 @@ def make_problem(
   tokenizer: VQGAN,
   frozen: Any,
   text: CLIPText | None = None,
-) -> trainer.Problem:
+) -> policy.Problem:
   """NAT and tokenizer, with the parameters `frozen` holds, as callables.
 
   Args:
@@ -149,7 +149,7 @@ def make_problem(
       {'params': tokenizer_params}, tokens, method='decode_tokens'
     )
 
-  problem = trainer.Problem(
+  problem = policy.Problem(
     denoiser,
     decode_images,
     nat.num_tokens,
@@ -222,9 +222,9 @@ def _train(
   actor_critic = make_actor_critic(config, which)
   residual = residual_of(config, which.num_steps)
 
-  def initial(frozen: Any) -> trainer.PolicyState:
+  def initial(frozen: Any) -> policy.PolicyState:
     params = initial_params(config, init_key)
-    state = trainer.PolicyState(
+    state = policy.PolicyState(
       params,
       ppo.make_optimizer(constants).init(params),
       court.initial(frozen['court'], judge_key) if court.initial else None,
@@ -232,9 +232,9 @@ def _train(
     return averaging.with_average(state, section.ema_decay)
 
   def train_step(
-    frozen: Any, state: trainer.PolicyState, batch: Any, iteration: Array
-  ) -> tuple[trainer.PolicyState, dict[str, Array]]:
-    step = trainer.make_train_step(
+    frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
+  ) -> tuple[policy.PolicyState, dict[str, Array]]:
+    step = policy.make_train_step(
       make_problem(nat, tokenizer, frozen, text[0] if text else None),
       actor_critic,
       residual,
@@ -246,7 +246,7 @@ def _train(
       fresh_rollouts=section.discriminator.fresh_rollouts,
       rollouts=rollout_config(config),
     )
-    prompts = trainer.Prompts(batch.get('rollouts'), batch.get('fresh'))
+    prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     step = averaging.averaging(step, section.ema_decay)
     return step(state, batch.get('real'), iteration, prompts)
 
@@ -297,7 +297,7 @@ def _evaluation(
   """Options of a training that is measured as it goes."""
   section = config.policy
 
-  def evaluate(state: trainer.PolicyState, iteration: int) -> dict[str, float]:
+  def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
     del iteration  # Every iterate is asked for the same, with the same noise.
     return scorer(
       generator,

@@ -22,9 +22,9 @@ from adanat_jax.config_rules import (
   tuple_of,
 )
 from adanat_jax.errors import UserError
+from adanat_jax.learning import policy, ppo
 from adanat_jax.models import denoisers
 from adanat_jax.models.discriminator import GROUP_SIZE
-from adanat_jax.rl import ppo, trainer
 from adanat_jax.stages import datasets, features, networks, reward_network
 from adanat_jax.stages.agents import KINDS, RESIDUALS
 
@@ -38,10 +38,10 @@ def ppo_config(config: ml_collections.ConfigDict) -> ppo.PPOConfig:
   return dataclasses.replace(ppo.PRESETS[config.policy.preset], **given)
 
 
-def rollout_config(config: ml_collections.ConfigDict) -> trainer.RolloutConfig:
+def rollout_config(config: ml_collections.ConfigDict) -> policy.RolloutConfig:
   """How `config.policy` keeps its rollouts."""
   section = config.policy
-  return trainer.RolloutConfig(
+  return policy.RolloutConfig(
     section.rollout_features, section.rollout_dtype, section.rollout_size
   )
 

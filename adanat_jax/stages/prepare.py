@@ -30,8 +30,8 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.config_rules import Rule, check, int_at_least
-from adanat_jax.data import token_records, token_writer
-from adanat_jax.data.records import RawSource
+from adanat_jax.data import prepared, prepared_writer
+from adanat_jax.data.sources.records import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import datasets, encoder as encoder_lib, shards, texts
@@ -86,10 +86,10 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   check_config(config)
   directory = datasets.prepared_directory(config, workdir)
   settings = encoder_lib.settings_of(config, workdir)
-  manifest = directory / token_records.MANIFEST_FILE
+  manifest = directory / prepared.MANIFEST_FILE
   if processes.from_first(manifest.is_file):
-    there = token_records.read_manifest(directory)
-    token_records.check_settings(directory, there['settings'], settings)
+    there = prepared.read_manifest(directory)
+    prepared.check_settings(directory, there['settings'], settings)
     processes.say(f'prepare: {directory} was finished before')
     return
   sources = {
@@ -138,7 +138,7 @@ def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
   files.make_directory(directory / 'shards')
   path = directory / SETTINGS_FILE
   if path.exists():
-    token_records.check_settings(directory, files.read_json(path), settings)
+    prepared.check_settings(directory, files.read_json(path), settings)
   else:
     files.write_json(path, dict(settings))
 
@@ -181,12 +181,12 @@ def _finish(
     ((states, _),) = jax.device_get(encoder.texts(texts.tokenize(config, [''])))
     buffer = io.BytesIO()
     np.save(buffer, states[0].astype(np.float32))
-    path = directory / token_records.NULL_STATES_FILE
+    path = directory / prepared.NULL_STATES_FILE
     files.write_bytes(path, buffer.getvalue())
   names = sources['train'].class_names
-  token_writer.write_metadata(directory, encoder.layout, names, facts)
+  prepared_writer.write_metadata(directory, encoder.layout, names, facts)
   files.write_json(
-    directory / token_records.MANIFEST_FILE,
+    directory / prepared.MANIFEST_FILE,
     {
       'settings': dict(settings),
       'layout': dataclasses.asdict(encoder.layout),

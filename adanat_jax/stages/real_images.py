@@ -13,8 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax import pixels as pixels_lib
-from adanat_jax.data import images as images_lib, prefetch
+from adanat_jax.data import images as images_lib, pixels as pixels_lib, prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import sharding

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import pixels as pixels_lib
-from adanat_jax.data import order
+from adanat_jax.data import order, pixels as pixels_lib
 from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures

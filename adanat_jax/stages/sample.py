@@ -19,7 +19,7 @@ from adanat_jax.decoding import published as published_tables
 from adanat_jax.errors import UserError
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
-from adanat_jax.sampler import PolicyLike
+from adanat_jax.sampling.generator import PolicyLike
 from adanat_jax.stages import load, texts
 from adanat_jax.types import PolicyValues
 

@@ -26,7 +26,7 @@ from adanat_jax.decoding import step as step_lib
 from adanat_jax.metrics import frechet
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.runtime import files, processes, sharding
-from adanat_jax.sampler import Generator, PolicyLike
+from adanat_jax.sampling.generator import Generator, PolicyLike
 from adanat_jax.stages import (
   datasets,
   features,

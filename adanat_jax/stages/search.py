@@ -26,7 +26,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax import searching
 from adanat_jax.config_rules import (
   check,
   choice,
@@ -35,13 +34,14 @@ from adanat_jax.config_rules import (
   positive,
   some_of,
 )
+from adanat_jax.learning import schedule_search
 from adanat_jax.runtime import files, ledger as ledger_lib, processes
 from adanat_jax.runtime.completion import (
   is_complete,
   mark_complete,
   read_complete,
 )
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import features, load, scores, search_training, searches
 
 Config = ml_collections.ConfigDict
@@ -78,7 +78,7 @@ def check_config(config: Config) -> None:
     },
   )
   if 'cma' in config.search.optimizers:
-    searching.require_cmaes()
+    schedule_search.require_cmaes()
   if config.search.rounds:
     search_training.check_config(config)
 
@@ -112,19 +112,19 @@ def _first_point(
   which: searches.Search,
   parent: pathlib.Path,
   ledger: ledger_lib.Ledger,
-) -> searching.Point:
+) -> schedule_search.Point:
   """Where a search starts; those of fewer steps are finished."""
   before = searches.before(config, which)
   if before is None:
-    return searching.first_point(which.num_steps)
+    return schedule_search.first_point(which.num_steps)
   path = parent / before.name / 'results.json'
 
   def stretched() -> list[float]:
     results = processes.from_first(lambda: files.read_json(path))
-    point = searching.point_of(
+    point = schedule_search.point_of(
       searches.table_of_lists(results['tables']['last']['searched'])
     )
-    return searching.stretched(point, which.num_steps).tolist()
+    return schedule_search.stretched(point, which.num_steps).tolist()
 
   # Kept: if the search of fewer steps is made longer, it ends elsewhere.
   return np.array(ledger.get('first', stretched), np.float64)
@@ -161,7 +161,7 @@ def _run(
     )
   points = {'start': first, 'last': found.last, 'best': found.best}
 
-  def fresh(point: searching.Point) -> dict[str, Any]:
+  def fresh(point: schedule_search.Point) -> dict[str, Any]:
     return known.get(tuple(point.tolist())) or objective.fresh(point)
 
   measured = {}
@@ -175,7 +175,7 @@ def _run(
     'best_distance_in_search': found.best_distance,
     'tables': {
       name: {
-        'searched': searches.table_lists(searching.table_of(point)),
+        'searched': searches.table_lists(schedule_search.table_of(point)),
         'table': searches.table_lists(objective.settled(point)),
         'fresh': measured[name],
       }

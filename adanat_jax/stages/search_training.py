@@ -27,12 +27,12 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax import searching
 from adanat_jax.config_rules import check, int_at_least, positive, tuple_of
 from adanat_jax.errors import UserError
+from adanat_jax.learning import schedule_search
 from adanat_jax.runtime import files, ledger as ledger_lib
 from adanat_jax.runtime.completion import is_complete, mark_complete
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   datasets,
   load,
@@ -123,7 +123,7 @@ class _Alternation:
     beta: Beta = tuple(self._config.nat.beta)
     trainings = [beta]
     objective = self._objective(beta)
-    point = searching.first_point(self._which.num_steps)
+    point = schedule_search.first_point(self._which.num_steps)
     begun = (objective, point)
     turns: list[dict[str, Any]] = []
     with searches.Rows(self._config, self._directory) as rows:
@@ -150,7 +150,7 @@ class _Alternation:
         if turn == section.rounds:
           break
         factor = _FACTOR ** (0.5 ** (turn // 2))
-        for other in searching.beta_directions(beta, turn % 2, factor):
+        for other in schedule_search.beta_directions(beta, turn % 2, factor):
           trainings.append(other)
           rival = self._objective(other)
           rivals = self._value(f'{turn}/{_numbers(other)}', rival, point)
@@ -179,7 +179,7 @@ class _Alternation:
     )
 
   def _value(
-    self, name: str, objective: searches.Objective, point: searching.Point
+    self, name: str, objective: searches.Objective, point: schedule_search.Point
   ) -> float:
     """The distance by which is decided what goes on.
 
@@ -192,8 +192,8 @@ class _Alternation:
 
   def _finish(
     self,
-    begun: tuple[searches.Objective, searching.Point],
-    ended: tuple[searches.Objective, searching.Point],
+    begun: tuple[searches.Objective, schedule_search.Point],
+    ended: tuple[searches.Objective, schedule_search.Point],
     beta: Beta,
     trainings: list[Beta],
     turns: list[dict[str, Any]],
@@ -207,7 +207,7 @@ class _Alternation:
       ('last', *ended),
     ):
       rows[name] = {
-        'searched': searches.table_lists(searching.table_of(point)),
+        'searched': searches.table_lists(schedule_search.table_of(point)),
         'table': searches.table_lists(objective.settled(point)),
         'fresh': self._ledger.get(
           f'fresh/{name}', functools.partial(objective.fresh, point)

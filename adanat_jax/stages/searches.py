@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax import searching
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.learning import schedule_search
 from adanat_jax.runtime import files, ledger as ledger_lib, processes
 from adanat_jax.runtime.metric_writer import MetricWriter, Progress
-from adanat_jax.sampler import Generator
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import networks, scores
 from adanat_jax.types import PolicyValues
 
@@ -76,8 +76,8 @@ class Found:
     best_distance: that distance.
   """
 
-  last: searching.Point
-  best: searching.Point
+  last: schedule_search.Point
+  best: schedule_search.Point
   best_distance: float
 
 
@@ -127,12 +127,14 @@ class Objective:
     self._generator = dataclasses.replace(generator, static_counts=False)
     self._scorer = scorer
 
-  def __call__(self, point: searching.Point, evaluation: int) -> float:
+  def __call__(self, point: schedule_search.Point, evaluation: int) -> float:
     """The distance by the noise of an evaluation."""
     count, seed = self._section.num_samples, self._which.seed(evaluation)
     return self._measure(point, count, seed)
 
-  def fresh(self, point: searching.Point, skipped: int = 0) -> dict[str, Any]:
+  def fresh(
+    self, point: schedule_search.Point, skipped: int = 0
+  ) -> dict[str, Any]:
     """Distances with noise that no search has seen.
 
     Args:
@@ -154,18 +156,20 @@ class Objective:
       'values': values,
     }
 
-  def settled(self, point: searching.Point) -> PolicyValues:
+  def settled(self, point: schedule_search.Point) -> PolicyValues:
     """The table of a point for any options of the step."""
-    return searching.settled(
-      searching.table_of(point), self._generator.nat.num_tokens
+    return schedule_search.settled(
+      schedule_search.table_of(point), self._generator.nat.num_tokens
     )
 
-  def _measure(self, point: searching.Point, count: int, seed: int) -> float:
+  def _measure(
+    self, point: schedule_search.Point, count: int, seed: int
+  ) -> float:
     # The table is an argument of the compiled decoder: nothing is compiled
     # from one point to the next.
     figures = self._scorer(
       self._generator,
-      searching.table_of(point),
+      schedule_search.table_of(point),
       num_steps=self._which.num_steps,
       options=step_lib.AUTONAT,
       num_samples=count,
@@ -191,13 +195,15 @@ class Rows:
   def __exit__(self, *unused: Any) -> None:
     self._writer.close()
 
-  def add(self, point: searching.Point, distance: float) -> dict[str, Any]:
+  def add(
+    self, point: schedule_search.Point, distance: float
+  ) -> dict[str, Any]:
     """Adds the row of the next evaluation, and returns it."""
     self._count += 1
     self._lowest = min(self._lowest, distance)
     row = {'distance': distance, 'lowest': self._lowest}
     self._writer.write(
-      self._count, row | table_lists(searching.table_of(point))
+      self._count, row | table_lists(schedule_search.table_of(point))
     )
     return row
 
@@ -208,7 +214,7 @@ def optimise(
   objective: Objective,
   ledger: ledger_lib.Ledger,
   rows: Rows,
-  first: searching.Point,
+  first: schedule_search.Point,
   count: int,
   part: int = 0,
 ) -> Found:
@@ -230,17 +236,17 @@ def optimise(
   """
   section = config.search
   if which.optimizer == 'cma':
-    spread = searching.Spread(**section.spread)
+    spread = schedule_search.Spread(**section.spread)
     if before(config, which):
       spread = spread.times(section.refinement)
-    proposals = searching.covariance_adaptation(
+    proposals = schedule_search.covariance_adaptation(
       first,
       spread,
       networks.order_seed(config, f'search/{which.name}/{part}'),
     )
   else:
-    proposals = searching.finite_differences(
-      first, searching.Descent(**section.descent)
+    proposals = schedule_search.finite_differences(
+      first, schedule_search.Descent(**section.descent)
     )
   progress = Progress(f'search {which.name}', count)
   best, best_distance = first, float('inf')
@@ -267,7 +273,7 @@ def optimise(
 
 
 def _evaluation(
-  objective: Objective, point: searching.Point, index: int
+  objective: Objective, point: schedule_search.Point, index: int
 ) -> dict[str, Any]:
   distance = objective(point, index)
   if not math.isfinite(distance):
@@ -278,7 +284,7 @@ def _evaluation(
   return {'point': point, 'distance': distance}
 
 
-def _agreed(point: searching.Point) -> searching.Point:
+def _agreed(point: schedule_search.Point) -> schedule_search.Point:
   """The point as process 0 has it: the last bit may differ between hosts."""
   return np.array(processes.from_first(point.tolist), np.float64)
 

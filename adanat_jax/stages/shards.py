@@ -20,9 +20,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax.data import images, token_records, token_writer
+from adanat_jax.data import images, prepared, prepared_writer
 from adanat_jax.data.prefetch import Prefetch
-from adanat_jax.data.records import RawSource
+from adanat_jax.data.sources.records import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, metric_writer
 from adanat_jax.stages import networks, texts
@@ -46,11 +46,11 @@ class Shard:
 
   @property
   def file_name(self) -> str:
-    return token_records.file_name(self.split, self.number, self.count)
+    return prepared.file_name(self.split, self.number, self.count)
 
   @property
   def marker_name(self) -> str:
-    return token_records.marker_name(self.split, self.number)
+    return prepared.marker_name(self.split, self.number)
 
   def is_done(self, directory: pathlib.Path) -> bool:
     """Whether both files are there; the marker is written after the records."""
@@ -258,14 +258,14 @@ class _Output:
     self._tallies = tallies
     self._progress = progress
     self._num_images = 0
-    self._writer: token_writer.ShardWriter | None = None
+    self._writer: prepared_writer.ShardWriter | None = None
     self._skipped: list[tuple[str, str]] = []
 
   def write(self, batch: Batch, encoded: tuple[Any, Any]) -> None:
     """Waits for the devices, writes the records, ends the shard if due."""
     if self._writer is None:
       self._skipped = []
-      self._writer = token_writer.ShardWriter(
+      self._writer = prepared_writer.ShardWriter(
         self._directory / batch.shard.file_name, self._layout
       )
     tally = self._tallies[batch.shard.split]
@@ -285,7 +285,7 @@ class _Output:
     if self._writer is not None:
       self._writer.discard()
 
-  def _end(self, shard: Shard, writer: token_writer.ShardWriter) -> None:
+  def _end(self, shard: Shard, writer: prepared_writer.ShardWriter) -> None:
     writer.publish()
     marker = self._directory / shard.marker_name
     temporary = marker.with_name(f'.{marker.name}.tmp')
@@ -301,10 +301,10 @@ class _Output:
 
 
 def _records(
-  layout: token_records.Layout, batch: Batch, tokens: Any, states: Any
+  layout: prepared.Layout, batch: Batch, tokens: Any, states: Any
 ) -> Iterator[dict[str, Any]]:
   """The records of a batch, from what the devices made of it."""
-  nothing = np.full((token_records.VIEWS, layout.num_tokens), -1, np.int16)
+  nothing = np.full((prepared.VIEWS, layout.num_tokens), -1, np.int16)
   if states is not None:
     states, embedding = map(np.concatenate, zip(*states, strict=True))
   for row, (place, facts) in enumerate(batch.rows):

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax import pixels
 from adanat_jax.config_rules import (
   between,
   check,
@@ -36,7 +35,7 @@ from adanat_jax.config_rules import (
   positive,
   tuple_of,
 )
-from adanat_jax.data import augment
+from adanat_jax.data import augment, pixels
 from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import completion, files, loop

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 import numpy as np
 
-from adanat_jax import operations
 from adanat_jax.decoding import buckets, published, step, unrolled
+from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT, SIZES
 from adanat_jax.report import style
 from adanat_jax.types import PolicyValues, TokenCounts

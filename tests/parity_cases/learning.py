@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from reference_arrays import Reference
 
-from adanat_jax.rl import ppo
+from adanat_jax.learning import ppo
 
 Outputs = Mapping[str, np.ndarray]
 

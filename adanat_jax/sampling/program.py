@@ -23,8 +23,8 @@ from adanat_jax.decoding import (
   step as step_lib,
   unrolled,
 )
+from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
-from adanat_jax.rl.agent import Agent
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
 

@@ -22,7 +22,11 @@ import jax.numpy as jnp
 import optax
 
 from adanat_jax.decoding import actions, loop
-from adanat_jax.rl import adversary, agent as agent_lib, ppo
+from adanat_jax.learning import (
+  agent as agent_lib,
+  discriminator as discriminator_lib,
+  ppo,
+)
 from adanat_jax.runtime import batch_parts, sharding
 from adanat_jax.types import (
   Array,
@@ -68,7 +72,7 @@ class PolicyState:
 
   params: Any
   opt_state: optax.OptState
-  adversary: adversary.AdversaryState | None
+  adversary: discriminator_lib.AdversaryState | None
 
 
 @dataclasses.dataclass(frozen=True)

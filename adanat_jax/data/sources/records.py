@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.data.raw_source import (
+from adanat_jax.data.sources.raw_source import (
   Place,
   RawExample,
   RawSource,
@@ -123,7 +123,7 @@ def digest(source: RawSource) -> str:
 
 
 def _loader(name: str) -> Callable[[Place], Any]:
-  return importlib.import_module(f'adanat_jax.data.{_MODULES[name]}').load
+  return importlib.import_module(f'adanat_jax.data.sources.{_MODULES[name]}').load
 
 
 def _has_validation(settings: SourceSettings) -> bool:

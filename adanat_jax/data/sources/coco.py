@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.data.image_folder import read_file
-from adanat_jax.data.raw_source import Names, Place, RawExample, printable
+from adanat_jax.data.sources.image_folder import read_file
+from adanat_jax.data.sources.raw_source import (
+  Names,
+  Place,
+  RawExample,
+  printable,
+)
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files
 

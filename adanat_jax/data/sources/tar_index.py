@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adanat_jax.data import index_file
-from adanat_jax.data.raw_source import Names, is_image
+from adanat_jax.data.sources import index_file
+from adanat_jax.data.sources.raw_source import Names, is_image
 from adanat_jax.errors import UserError
 
 _KIND = 'images of a tar 1'

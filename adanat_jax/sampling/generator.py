@@ -17,18 +17,18 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax import batch_decoder, operations, sampler_inputs
-from adanat_jax.batch_decoder import Plan, PolicyLike, Samples, decode_batch
 from adanat_jax.decoding import (
   buckets as buckets_lib,
   schedules,
   step as step_lib,
 )
 from adanat_jax.errors import UserError
-from adanat_jax.models import denoisers
-from adanat_jax.rl.agent import Agent
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models import denoisers, operations
 from adanat_jax.runtime import sharding
-from adanat_jax.sampler_inputs import Labels
+from adanat_jax.sampling import inputs, program
+from adanat_jax.sampling.inputs import Labels
+from adanat_jax.sampling.program import Plan, PolicyLike, Samples, decode_batch
 from adanat_jax.types import Array, PolicyValues, TokenCounts
 
 # Read here by those who use a generator.
@@ -127,14 +127,12 @@ class Generator:
     Raises:
       UserError: see `sample`.
     """
-    checked = sampler_inputs.checked_labels(
+    checked = inputs.checked_labels(
       labels, self.num_classes, self.null_condition, self.encode_captions
     )
     if tokens is not None:
       shape = (len(checked), self.nat.num_tokens)
-      tokens = sampler_inputs.checked_tokens(
-        tokens, shape, self.nat.codebook_size
-      )
+      tokens = inputs.checked_tokens(tokens, shape, self.nat.codebook_size)
     chosen, guided, options = self._resolve(policy, num_steps)
     return self.decode(
       chosen,
@@ -185,10 +183,10 @@ class Generator:
       rows = sharding.local_rows(index, mesh)
       batch = {'tokens': tokens[rows], 'labels': labels[rows]}
       batch = sharding.put_batch(batch, mesh)
-      steered = batch_decoder.rows_of(policy, rows, mesh)
+      steered = program.rows_of(policy, rows, mesh)
       part = self._decode_part(steered, batch, index[0], key, plan)
-      parts.append(batch_decoder.keep(sharding.gather(part), num_real))
-    return batch_decoder.join(parts)
+      parts.append(program.keep(sharding.gather(part), num_real))
+    return program.join(parts)
 
   def stream(
     self,
@@ -259,7 +257,7 @@ class Generator:
       UserError: for steps or a policy that this generator cannot do.
     """
     chosen = self._resolve(policy, num_steps)[0]
-    if not denoisers.reuses(self.nat) or batch_decoder.is_shared_table(chosen):
+    if not denoisers.reuses(self.nat) or program.is_shared_table(chosen):
       return self
     watched = dataclasses.replace(self, buckets={}).decode(
       chosen, labels, key, num_steps=num_steps, record=True
@@ -292,12 +290,12 @@ class Generator:
     """A plan with the counts that the network can make use of."""
     if not denoisers.reuses(self.nat):
       return plan
-    if not batch_decoder.is_shared_table(policy):
+    if not program.is_shared_table(policy):
       buckets = self.buckets.get(plan.num_steps, ())
       return dataclasses.replace(plan, buckets=buckets)
     if not self.static_counts:
       return plan
-    return batch_decoder.with_counts(self.nat, plan, policy, tokens, labels)
+    return program.with_counts(self.nat, plan, policy, tokens, labels)
 
   def _decode_part(
     self,

@@ -20,8 +20,8 @@ An image with several captions has several records: reading one would otherwise
 cost reading all of them. Beside these files are `manifest.json`, which is
 written last, and for texts whose states were stored `null_states.npy`.
 
-`adanat_jax.data.token_writer` writes them. What a reader holds in memory is one
-open file a shard, whatever the number of records.
+`data.prepared_writer` writes them. What a reader holds in memory is one open
+file a shard, whatever the number of records.
 """
 
 from __future__ import annotations

@@ -18,8 +18,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adanat_jax.data import index_file, tar_index
-from adanat_jax.data.raw_source import Place, RawExample, key_hash, printable
+from adanat_jax.data.sources import index_file, tar_index
+from adanat_jax.data.sources.raw_source import (
+  Place,
+  RawExample,
+  key_hash,
+  printable,
+)
 from adanat_jax.errors import UserError
 
 _KIND = 'tsv 1'

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax.rl.trainer import PolicyState
+from adanat_jax.learning.policy import PolicyState
 from adanat_jax.types import Array
 
 

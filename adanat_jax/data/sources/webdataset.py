@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.data import index_file, tar_index
-from adanat_jax.data.image_folder import check_classes
-from adanat_jax.data.raw_source import (
+from adanat_jax.data.sources import index_file, tar_index
+from adanat_jax.data.sources.image_folder import check_classes
+from adanat_jax.data.sources.raw_source import (
   IMAGE_SUFFIXES,
   Names,
   Place,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.data.raw_source import (
+from adanat_jax.data.sources.raw_source import (
   Names,
   Place,
   RawExample,

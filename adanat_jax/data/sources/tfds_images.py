@@ -19,7 +19,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from adanat_jax.data.raw_source import Place, RawExample, key_hash, printable
+from adanat_jax.data.sources.raw_source import (
+  Place,
+  RawExample,
+  key_hash,
+  printable,
+)
 from adanat_jax.errors import UserError
 
 # In the order of preference. Karpathy's and Li's three parts of COCO's val2014

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from adanat_jax.data import tar_index
-from adanat_jax.data.image_folder import check_classes
-from adanat_jax.data.raw_source import (
+from adanat_jax.data.sources import tar_index
+from adanat_jax.data.sources.image_folder import check_classes
+from adanat_jax.data.sources.raw_source import (
   Names,
   Place,
   RawExample,

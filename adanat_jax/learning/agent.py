@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.decoding import actions as actions_lib
-from adanat_jax.rl import ppo
+from adanat_jax.learning import ppo
 from adanat_jax.types import Array, Carry, Policy, PolicyAux, PolicyValues
 
 

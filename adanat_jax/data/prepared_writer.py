@@ -1,4 +1,4 @@
-"""Writes prepared sets, as `adanat_jax.data.token_records` describes them."""
+"""Writes prepared sets, as `adanat_jax.data.prepared` describes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from adanat_jax.data.token_records import NAME, Layout
+from adanat_jax.data.prepared import NAME, Layout
 from adanat_jax.errors import WriteError
 from adanat_jax.runtime import files
 

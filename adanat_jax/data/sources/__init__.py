@@ -1,0 +1,1 @@
+"""Raw images and captions, one file a format."""

@@ -1,0 +1,1 @@
+"""How each network, policy and schedule learns: one pure train step a file."""

@@ -1,0 +1,1 @@
+"""A trained generator, and the compiled program that it samples with."""
