@@ -25,13 +25,13 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from adanat_jax import (
-  config as config_lib,
-  config_rules,
-  workdir as workdir_lib,
-)
 from adanat_jax.data.sources import records
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  fields,
+  workdir as workdir_lib,
+)
 from adanat_jax.runtime import allocator, compile_cache, locks, processes
 
 # What config.mode may be, and the module that does it: `check_config(config)`
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
       ' (gcsfuse) or use a disk that all hosts share (Filestore, NFS)'
     )
   config = _CONFIG.value
-  config_rules.check(config, {'mode': config_rules.choice('all', *STAGES)})
+  fields.check(config, {'mode': fields.choice('all', *STAGES)})
   # Both before anything asks JAX for a device.
   allocator.keep_memory()
   processes.start(
@@ -123,8 +123,8 @@ def main(argv: Sequence[str]) -> None:
   workdir_lib.check_inputs(config)
   names: tuple[str, ...] = (config.mode,)
   if config.mode == 'all':
-    sources = config_rules.choice('digits', *records.SOURCES)
-    config_rules.check(config, {'data.source': sources})
+    sources = fields.choice('digits', *records.SOURCES)
+    fields.check(config, {'data.source': sources})
     names = STUDY if config.data.source == 'digits' else BENCHMARK
   elif config.mode == 'compare':
     names = COMPARISON

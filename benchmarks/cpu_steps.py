@@ -25,7 +25,7 @@ import jax
 import programs
 import running
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.models import layers
 from adanat_jax.runtime import allocator, timing
 

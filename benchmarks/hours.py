@@ -22,13 +22,17 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax import config as config_lib
 from adanat_jax.data import clip_tokens
+from adanat_jax.experiment import (
+  config as config_lib,
+  networks,
+  policy_rules,
+  texts,
+)
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
-from adanat_jax.stages import networks, policy_rules, texts
 
 # A forward, and its gradient by activations and by parameters.
 _TRAINING = 3

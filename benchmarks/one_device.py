@@ -23,7 +23,7 @@ import jax
 import programs
 import running
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import sharding, timing
 
 _REPEATS = flags.DEFINE_integer('repeats', 15, 'Rounds of each comparison.')

@@ -33,15 +33,15 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 import tables
 
-from adanat_jax import config as config_lib
 from adanat_jax.data import clip_tokens, prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources.raw_source import RawExample
+from adanat_jax.experiment import config as config_lib, encoder, networks
 from adanat_jax.models import operations
 from adanat_jax.runtime import checkpoint, completion, files, timing
-from adanat_jax.stages import encoder, networks, shards
+from adanat_jax.stages import shards
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 # Dense products in bfloat16 by the makers' data sheets, operations a second.

@@ -20,6 +20,7 @@ import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import actions
+from adanat_jax.experiment import adversarial_reward, networks
 from adanat_jax.learning import (
   agent as agent_lib,
   masked_tokens,
@@ -28,7 +29,7 @@ from adanat_jax.learning import (
 )
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
-from adanat_jax.stages import adversarial, nat as nat_stage, networks, policy
+from adanat_jax.stages import nat as nat_stage, policy
 
 _FROZEN_AXES = {'court': {'held_out': 0}}
 
@@ -324,7 +325,7 @@ def sampling_program(
   )
 
 
-def _court(config: ml_collections.ConfigDict) -> adversarial.Court:
+def _court(config: ml_collections.ConfigDict) -> adversarial_reward.Court:
   """The adversarial judge; for arrays that it loads, it gets their shapes."""
   trunk = networks.reward_module(config)
   size, channels = trunk.image_size, trunk.image_channels
@@ -338,10 +339,10 @@ def _court(config: ml_collections.ConfigDict) -> adversarial.Court:
   )
   with (
     mock.patch.object(networks, 'load_reward', lambda *_: (trunk, params)),
-    mock.patch.object(adversarial, 'real_examples', lambda *_: held_out),
+    mock.patch.object(adversarial_reward, 'real_examples', lambda *_: held_out),
   ):
     groups = policy.ppo_config(config).shuffle_groups
-    court = adversarial.court(config, pathlib.Path(), groups)
+    court = adversarial_reward.court(config, pathlib.Path(), groups)
   frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), court.frozen)
   return dataclasses.replace(court, frozen=frozen)
 

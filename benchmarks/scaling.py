@@ -28,10 +28,9 @@ import ml_collections
 import programs
 import tracing
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.models import operations
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import networks
 
 _NUM_DEVICES = flags.DEFINE_multi_integer(
   'devices', [8, 32, 256], 'Numbers of devices to compile for.'

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import config as config_lib
 from adanat_jax.decoding import actions, loop
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import operations
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.stages import networks
 from adanat_jax.types import Array
 
 # How many random numbers are drawn, and how far apart leaves start in them.

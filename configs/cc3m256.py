@@ -21,7 +21,7 @@ import pathlib
 
 import ml_collections
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 
 PRESETS = ('default', 'mini', 'tiny')
 

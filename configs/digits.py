@@ -22,7 +22,7 @@ import pathlib
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 
 PRESETS = ('default', 'full', 'relatives', 'pod', 'tiny')
 

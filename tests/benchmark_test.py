@@ -17,20 +17,14 @@ from evaluating import CONFIGS, COUNT, random_generator, tiny_config
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import config as config_lib
 from adanat_jax.decoding import published
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, load, networks
 from adanat_jax.learning.agent import Agent
+from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.runtime import files, handshake, processes
-from adanat_jax.stages import (
-  benchmark,
-  evaluate,
-  load,
-  methods,
-  networks,
-  scores,
-)
+from adanat_jax.stages import benchmark, evaluate, methods
 
 
 def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:

@@ -21,7 +21,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import hlo
 import programs
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import sharding
 
 _NUM_DEVICES = 8

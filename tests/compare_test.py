@@ -17,9 +17,15 @@ import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax import config as config_lib, main, workdir as workdir_lib
+from adanat_jax import main
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  load,
+  networks,
+  workdir as workdir_lib,
+)
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
@@ -30,9 +36,7 @@ from adanat_jax.stages import (
   compare,
   compare_costs as costs,
   contender,
-  load,
   methods as methods_lib,
-  networks,
   policy,
 )
 from adanat_jax.types import TokenCounts

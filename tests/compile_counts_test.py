@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib, fit, networks
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import fit, networks
 
 _CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 _OPTIMIZER = optax.adam(0.1)

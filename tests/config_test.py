@@ -8,8 +8,8 @@ import textwrap
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from adanat_jax import config as config_lib, config_rules, workdir
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, fields, workdir
 
 _TOY = """
 import ml_collections
@@ -218,50 +218,50 @@ class ClaimTest(absltest.TestCase):
 
 class RulesTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('seed', config_rules.positive_int, '0 is not allowed', '1 or more'),
-    ('mode', config_rules.choice('a', 'b'), "'all' is not", 'one of a, b'),
-    ('profile', config_rules.positive_int, 'False is not', 'an integer'),
-    ('nat.width', config_rules.between(0.0, 1.0), '64', 'from 0.0 to 1.0'),
+    ('seed', fields.positive_int, '0 is not allowed', '1 or more'),
+    ('mode', fields.choice('a', 'b'), "'all' is not", 'one of a, b'),
+    ('profile', fields.positive_int, 'False is not', 'an integer'),
+    ('nat.width', fields.between(0.0, 1.0), '64', 'from 0.0 to 1.0'),
     (
       'nat.betas',
-      config_rules.tuple_of(config_rules.non_negative, length=3),
+      fields.tuple_of(fields.non_negative, length=3),
       '(0.9, 0.99)',
       'a tuple of 3 elements, each a finite number',
     ),
     (
       'nat.betas',
-      config_rules.tuple_of(config_rules.positive_int),
+      fields.tuple_of(fields.positive_int),
       '(0.9, 0.99)',
       'a tuple of elements, each an integer',
     ),
     (
       'nat.betas',
-      config_rules.some_of(config_rules.positive_int),
+      fields.some_of(fields.positive_int),
       'at least one element and none twice, each an integer',
     ),
-    ('nat.width', config_rules.odd_int, '64', 'an odd integer'),
-    ('nat.none', config_rules.positive_int, 'config.nat.none is missing'),
+    ('nat.width', fields.odd_int, '64', 'an odd integer'),
+    ('nat.none', fields.positive_int, 'config.nat.none is missing'),
   )
   def test_broken_rule_names_field_value_and_allowed(self, name, rule, *parts):
     config = config_lib.load(_toy_file(self))
     with self.assertRaises(UserError) as caught:
-      config_rules.check(config, {name: rule})
+      fields.check(config, {name: rule})
     for part in (f'config.{name}', *parts):
       self.assertIn(part, str(caught.exception))
 
   def test_kept_rules_pass(self):
     rules = {
-      'nat.width': config_rules.positive_int,
-      'nat.learning_rate': config_rules.positive,
-      'nat.betas': config_rules.tuple_of(config_rules.between(0, 1), length=2),
-      'limit': config_rules.optional(config_rules.positive_int),
-      'profile': config_rules.boolean,
+      'nat.width': fields.positive_int,
+      'nat.learning_rate': fields.positive,
+      'nat.betas': fields.tuple_of(fields.between(0, 1), length=2),
+      'limit': fields.optional(fields.positive_int),
+      'profile': fields.boolean,
     }
-    config_rules.check(config_lib.load(_toy_file(self)), rules)
+    fields.check(config_lib.load(_toy_file(self)), rules)
 
   @parameterized.parameters(float('inf'), float('nan'), -1.0, True, 'x')
   def test_non_negative_refuses(self, value):
-    self.assertFalse(config_rules.non_negative.accepts(value))
+    self.assertFalse(fields.non_negative.accepts(value))
 
 
 if __name__ == '__main__':

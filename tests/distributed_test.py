@@ -20,8 +20,15 @@ from jax.experimental import multihost_utils
 import ml_collections
 import numpy as np
 
-from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.experiment import (
+  config as config_lib,
+  fit,
+  load,
+  networks,
+  rewards,
+)
+from adanat_jax.measuring.study import Measures
 from adanat_jax.runtime import (
   checkpoint_format,
   completion,
@@ -29,17 +36,7 @@ from adanat_jax.runtime import (
   processes,
   sharding,
 )
-from adanat_jax.stages import (
-  fit,
-  judges,
-  judging,
-  load,
-  nat,
-  networks,
-  policy,
-  tokenizer,
-)
-from adanat_jax.stages.measures import Measures
+from adanat_jax.stages import judges, nat, policy, tokenizer
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 STEPS = 10
@@ -162,7 +159,7 @@ def pieces(
     return len({str(index) for index in places})
 
   _, params = networks.load_nat(config, workdir)
-  court = judging.make_court('adversarial', config, workdir, 1)
+  court = rewards.make_court('adversarial', config, workdir, 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
   batch = fit.Batches(config, 'nat', examples, (16,))(0)['rows']
   return {

@@ -10,8 +10,8 @@ from absl import flags
 from absl.testing import absltest
 from PIL import Image
 
-from adanat_jax import config as config_lib
 from adanat_jax.convert.kinds import KINDS
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.main import BENCHMARK, STAGES, STUDY
 
 _ROOT = pathlib.Path(__file__).parents[1]

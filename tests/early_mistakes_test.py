@@ -7,10 +7,12 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import raw_files
 
-from adanat_jax import config as config_lib, main, workdir
+from adanat_jax import main
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, policy_rules, workdir
+from adanat_jax.measuring import features, sample_file
 from adanat_jax.runtime import files
-from adanat_jax.stages import features, policy_rules, sample_file, statistics
+from adanat_jax.stages import statistics
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 

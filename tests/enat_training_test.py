@@ -18,13 +18,13 @@ import numpy as np
 import optax
 import random_weights
 
-from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.enat import ENAT
 from adanat_jax.runtime import loop, sharding
-from adanat_jax.stages import nat as nat_stage, networks
+from adanat_jax.stages import nat as nat_stage
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 

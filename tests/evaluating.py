@@ -7,9 +7,8 @@ import pathlib
 import jax.numpy as jnp
 import random_weights
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import networks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 COUNT = 42

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.models import operations
 from adanat_jax.models.vqgan import VQGAN
 

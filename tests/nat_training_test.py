@@ -14,14 +14,14 @@ import optax
 from PIL import Image
 import random_weights
 
-from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, loop, metric_writer
-from adanat_jax.stages import nat as nat_stage, nat_scores, networks
+from adanat_jax.stages import nat as nat_stage, nat_scores
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 

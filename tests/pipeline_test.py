@@ -11,14 +11,13 @@ import weakref
 from absl.testing import absltest
 import numpy as np
 
-from adanat_jax import config as config_lib
 from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.prepared import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
+from adanat_jax.experiment import config as config_lib, fit
 from adanat_jax.runtime import files
-from adanat_jax.stages import fit
 
 # The benchmark is not part of the package.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))

@@ -14,22 +14,22 @@ import random_weights
 import raw_files
 import small_weights
 
-from adanat_jax import config as config_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import (
+  adversarial_reward,
+  config as config_lib,
+  datasets,
+  networks,
+  reward_network,
+  texts,
+)
 from adanat_jax.learning import averaging
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.runtime import checkpoint_format
 from adanat_jax.runtime.completion import read_complete
-from adanat_jax.stages import (
-  adversarial,
-  datasets,
-  networks,
-  policy,
-  reward_network,
-  texts,
-)
+from adanat_jax.stages import policy
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 TINY = {
@@ -278,7 +278,7 @@ class StageTest(parameterized.TestCase):
     config.policy.discriminator.learning_rate = 0.02
     config.policy.discriminator.reconstruct_real = False
     text = texts.load_text(config)
-    court = adversarial.court(config, self.root, 1, text)
+    court = adversarial_reward.court(config, self.root, 1, text)
     random = np.random.default_rng(0)
     images = np.where(np.arange(16)[:, None, None, None] % 2, 0.9, 0.1)
     images = images + 0.05 * random.random((16, 16, 16, 3))
@@ -339,7 +339,7 @@ class StageTest(parameterized.TestCase):
     config = self.classes.copy_and_resolve_references()
     config.policy.discriminator.held_out = 16
     with self.assertRaisesRegex(UserError, 'held_out is 16; there are only 8'):
-      adversarial.court(config, self.root, 1)
+      adversarial_reward.court(config, self.root, 1)
 
 
 class RewardInputsTest(absltest.TestCase):

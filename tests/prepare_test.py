@@ -27,14 +27,9 @@ import tensorflow_datasets as tfds
 from adanat_jax.data import images, pixels, prepared
 from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, encoder as encoder_lib, networks
 from adanat_jax.runtime import files, processes
-from adanat_jax.stages import (
-  datasets,
-  encoder as encoder_lib,
-  networks,
-  prepare,
-  shards,
-)
+from adanat_jax.stages import prepare, shards
 
 
 def keys_of(directory: pathlib.Path, split: str) -> list[str]:

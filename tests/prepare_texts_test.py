@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 
 from adanat_jax.data import prepared
 from adanat_jax.errors import UserError
-from adanat_jax.stages import datasets, prepare, texts
+from adanat_jax.experiment import datasets, texts
+from adanat_jax.stages import prepare
 
 
 class CaptionsTest(absltest.TestCase):

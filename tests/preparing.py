@@ -11,8 +11,7 @@ import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax import config as config_lib
-from adanat_jax.stages import networks
+from adanat_jax.experiment import config as config_lib, networks
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 

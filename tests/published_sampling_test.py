@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 import torch_files
 
-from adanat_jax import config as config_lib
 from adanat_jax.convert import (
   __main__ as cli,
   clip,
@@ -20,15 +19,16 @@ from adanat_jax.convert import (
   vqgan,
 )
 from adanat_jax.errors import UserError
-from adanat_jax.models.enat import SIZES
-from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.stages import (
+from adanat_jax.experiment import (
+  config as config_lib,
   datasets,
   load,
   networks,
-  sample,
   texts,
 )
+from adanat_jax.models.enat import SIZES
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.stages import sample
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = (

@@ -17,7 +17,7 @@ import raw_files
 import small_weights
 import tensorflow_datasets as tfds
 
-from adanat_jax import config as config_lib
+from adanat_jax.experiment import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 

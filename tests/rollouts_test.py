@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax import config as config_lib
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.learning import averaging, policy as policy_lib, ppo
 from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy

@@ -13,9 +13,9 @@ import numpy as np
 import random_weights
 import small_weights
 
+from adanat_jax.measuring import clip_score, features, provenance, scores
 from adanat_jax.models import clip, clip_image
 from adanat_jax.report.published_figures import BENCHMARKS
-from adanat_jax.stages import clip_score, features, provenance, scores
 
 
 class ConditionsTest(absltest.TestCase):

@@ -17,23 +17,21 @@ import numpy as np
 import random_weights
 import small_weights
 
-from adanat_jax import config as config_lib, workdir as workdir_lib
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  load,
+  networks,
+  workdir as workdir_lib,
+)
 from adanat_jax.learning import schedule_search
+from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, metric_writer
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import (
-  load,
-  nat as nat_stage,
-  networks,
-  sample,
-  scores,
-  search,
-  searches,
-)
+from adanat_jax.stages import nat as nat_stage, sample, search, searches
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 Scorer = scores.Scorer

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 import random_weights
 
+from adanat_jax.experiment import networks, texts
 from adanat_jax.runtime import checkpoint, completion
-from adanat_jax.stages import networks, texts
 
 
 def save(directory: pathlib.Path, **fields: Any) -> str:

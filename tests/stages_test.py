@@ -12,15 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.data import digits
+from adanat_jax.experiment import networks
+from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models.classifier import ConvClassifier
 from adanat_jax.runtime import ledger as ledger_lib
-from adanat_jax.stages import (
-  evaluate,
-  measures as measures_lib,
-  methods,
-  networks,
-  tokenizer,
-)
+from adanat_jax.stages import evaluate, methods, tokenizer
 from adanat_jax.types import PolicyValues
 
 T = 3

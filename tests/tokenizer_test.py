@@ -15,15 +15,11 @@ from PIL import Image
 import raw_files
 import raw_pictures
 
-from adanat_jax import config as config_lib
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.stages import (
-  networks,
-  tokenizer,
-  tokenizer_adversary,
-)
+from adanat_jax.stages import tokenizer, tokenizer_adversary
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Small programs, each run a few times: compiling takes the time.

@@ -19,16 +19,25 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import (
+from adanat_jax.decoding import published as tables, step as step_lib
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, load, networks
+from adanat_jax.experiment.fields import (
   boolean,
   check,
   choice,
   int_at_least,
   tuple_of,
 )
-from adanat_jax.decoding import published as tables, step as step_lib
-from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
+from adanat_jax.measuring import (
+  clip_score,
+  features,
+  provenance,
+  real_images,
+  scores,
+)
+from adanat_jax.measuring.sample_file import SampleFile
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import benchmark_table
@@ -36,18 +45,7 @@ from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.runtime import files, ledger as ledger_lib, processes
 from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import (
-  clip_score,
-  datasets,
-  features,
-  load,
-  methods as methods_lib,
-  networks,
-  provenance,
-  real_images,
-  scores,
-)
-from adanat_jax.stages.sample_file import SampleFile
+from adanat_jax.stages import methods as methods_lib
 
 Config = ml_collections.ConfigDict
 

@@ -28,24 +28,22 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax import config as config_lib
-from adanat_jax.config_rules import (
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib, networks, policy_rules
+from adanat_jax.experiment.fields import (
   check,
   choice,
   int_at_least,
   some_of,
   tuple_of,
 )
-from adanat_jax.errors import UserError
 from adanat_jax.report import comparison, trade_offs
 from adanat_jax.runtime import files, ledger as ledger_lib, processes, timing
 from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.stages import (
   compare_costs as costs,
   nat as nat_stage,
-  networks,
   policy as policy_stage,
-  policy_rules,
   search as search_stage,
   searches,
 )

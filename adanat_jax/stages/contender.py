@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike
 
 from adanat_jax.data import digits
 from adanat_jax.decoding import buckets as buckets_lib
+from adanat_jax.experiment import networks
 from adanat_jax.learning.agent import Agent
+from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.runtime import files, ledger as ledger_lib
@@ -23,9 +25,7 @@ from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   compare_costs as costs,
   evaluate,
-  measures as measures_lib,
   methods as methods_lib,
-  networks,
   policy as policy_stage,
   searches,
 )

@@ -24,18 +24,17 @@ import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adanat_jax.config_rules import check, choice, int_at_least
 from adanat_jax.data import digits
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import load, networks
+from adanat_jax.experiment.fields import check, choice, int_at_least
+from adanat_jax.measuring import study as measures_lib
 from adanat_jax.runtime import files, ledger as ledger_lib, processes, sharding
 from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator, Samples
 from adanat_jax.stages import (
   benchmark,
-  load,
-  measures as measures_lib,
   methods as methods_lib,
-  networks,
   policy as policy_stage,
 )
 from adanat_jax.types import PolicyValues

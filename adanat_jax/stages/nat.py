@@ -16,7 +16,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import (
+from adanat_jax.data import clip_tokens, prepared
+from adanat_jax.data.examples import Examples
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, fit, networks, texts
+from adanat_jax.experiment.fields import (
   between,
   check,
   choice,
@@ -26,22 +30,13 @@ from adanat_jax.config_rules import (
   positive_int,
   tuple_of,
 )
-from adanat_jax.data import clip_tokens, prepared
-from adanat_jax.data.examples import Examples
-from adanat_jax.errors import UserError
 from adanat_jax.learning import masked_tokens
 from adanat_jax.learning.masked_tokens import NatState
+from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
 from adanat_jax.models.denoisers import Network
 from adanat_jax.runtime import loop, processes, sharding
-from adanat_jax.stages import (
-  datasets,
-  features,
-  fit,
-  nat_scores,
-  networks,
-  texts,
-)
+from adanat_jax.stages import nat_scores
 from adanat_jax.types import Array, Cache
 
 Config = ml_collections.ConfigDict

@@ -20,12 +20,14 @@ import numpy as np
 
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
+from adanat_jax.experiment import networks
 from adanat_jax.learning import masked_tokens
+from adanat_jax.measuring import scores
 from adanat_jax.models.denoisers import Network
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import methods, networks, scores
+from adanat_jax.stages import methods
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

@@ -18,22 +18,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from adanat_jax.learning import agent as agent_lib, averaging, policy, ppo
-from adanat_jax.models import denoisers
-from adanat_jax.models.clip import CLIPText
-from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import loop as loop_lib, sharding
-from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import (
-  adversarial,
+from adanat_jax.experiment import (
+  adversarial_reward,
   datasets,
   fit,
-  judging,
   networks,
-  scores,
+  rewards,
   texts,
 )
-from adanat_jax.stages.agents import (
+from adanat_jax.experiment.policies import (
   RESIDUALS,
   Training,
   initial_params,
@@ -43,11 +36,18 @@ from adanat_jax.stages.agents import (
   residual_of,
   trainings,
 )
-from adanat_jax.stages.policy_rules import (
+from adanat_jax.experiment.policy_rules import (
   check_config,
   ppo_config,
   rollout_config,
 )
+from adanat_jax.learning import agent as agent_lib, averaging, policy, ppo
+from adanat_jax.measuring import scores
+from adanat_jax.models import denoisers
+from adanat_jax.models.clip import CLIPText
+from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import loop as loop_lib, sharding
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
 
 # What others need of this module; some of it is made elsewhere.
@@ -114,7 +114,7 @@ def make_batches(
   shape = section.updates, section.batch_size
   result = {}
   if has_discriminator:
-    real = adversarial.real_examples(config, workdir, 'train')
+    real = adversarial_reward.real_examples(config, workdir, 'train')
     result['real'] = fit.Batches(config, name, real, shape)
   if networks.is_text(config):
     prompts = datasets.prompts(config, workdir, 'train')
@@ -206,7 +206,7 @@ def _train(
   tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
   text = texts.load_text(config) if networks.is_text(config) else None
   constants = ppo_config(config)
-  court = judging.make_court(
+  court = rewards.make_court(
     which.reward, config, workdir, constants.shuffle_groups, text
   )
   frozen = {

@@ -29,12 +29,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import Rule, check, int_at_least
 from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.sources.records import RawSource
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
+from adanat_jax.experiment.fields import Rule, check, int_at_least
 from adanat_jax.runtime import files, processes
-from adanat_jax.stages import datasets, encoder as encoder_lib, shards, texts
+from adanat_jax.stages import shards
 
 Config = ml_collections.ConfigDict
 

@@ -14,8 +14,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import check, int_at_least
 from adanat_jax.data import digits
+from adanat_jax.experiment import networks
+from adanat_jax.experiment.fields import check, int_at_least
 from adanat_jax.report import (
   curves,
   document,
@@ -26,11 +27,7 @@ from adanat_jax.report import (
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
 from adanat_jax.runtime.completion import read_complete
-from adanat_jax.stages import (
-  methods as methods_lib,
-  networks,
-  policy as policy_stage,
-)
+from adanat_jax.stages import methods as methods_lib, policy as policy_stage
 from adanat_jax.stages.evaluate import Evaluation
 
 # Roles whose samples are shown side by side.

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.decoding import published as published_tables
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import load, texts
+from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
 from adanat_jax.sampling.generator import PolicyLike
-from adanat_jax.stages import load, texts
 from adanat_jax.types import PolicyValues
 
 

@@ -26,7 +26,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import (
+from adanat_jax.experiment import load
+from adanat_jax.experiment.fields import (
   check,
   choice,
   int_at_least,
@@ -35,6 +36,7 @@ from adanat_jax.config_rules import (
   some_of,
 )
 from adanat_jax.learning import schedule_search
+from adanat_jax.measuring import features, scores
 from adanat_jax.runtime import files, ledger as ledger_lib, processes
 from adanat_jax.runtime.completion import (
   is_complete,
@@ -42,7 +44,7 @@ from adanat_jax.runtime.completion import (
   read_complete,
 )
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import features, load, scores, search_training, searches
+from adanat_jax.stages import search_training, searches
 
 Config = ml_collections.ConfigDict
 

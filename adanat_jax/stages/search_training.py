@@ -27,20 +27,15 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax.config_rules import check, int_at_least, positive, tuple_of
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, load, networks
+from adanat_jax.experiment.fields import check, int_at_least, positive, tuple_of
 from adanat_jax.learning import schedule_search
+from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, ledger as ledger_lib
 from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import (
-  datasets,
-  load,
-  nat as nat_stage,
-  networks,
-  scores,
-  searches,
-)
+from adanat_jax.stages import nat as nat_stage, searches
 
 Config = ml_collections.ConfigDict
 Beta = tuple[float, float]

@@ -19,11 +19,12 @@ import numpy as np
 
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import networks
 from adanat_jax.learning import schedule_search
+from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, ledger as ledger_lib, processes
 from adanat_jax.runtime.metric_writer import MetricWriter, Progress
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import networks, scores
 from adanat_jax.types import PolicyValues
 
 Config = ml_collections.ConfigDict

@@ -24,9 +24,9 @@ from adanat_jax.data import images, prepared, prepared_writer
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.sources.records import RawSource
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import networks, texts
+from adanat_jax.experiment.encoder import Encoder
 from adanat_jax.runtime import files, metric_writer
-from adanat_jax.stages import networks, texts
-from adanat_jax.stages.encoder import Encoder
 
 Config = ml_collections.ConfigDict
 

@@ -20,12 +20,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import check, choice
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets
+from adanat_jax.experiment.fields import check, choice
+from adanat_jax.measuring import features, real_images
+from adanat_jax.measuring.features import FeatureNetwork
 from adanat_jax.metrics.frechet import Gaussian, MomentAccumulator
 from adanat_jax.runtime import digests, files, processes
-from adanat_jax.stages import datasets, features, real_images
-from adanat_jax.stages.features import FeatureNetwork
 
 Config = ml_collections.ConfigDict
 

@@ -26,7 +26,10 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax.config_rules import (
+from adanat_jax.data import augment, pixels
+from adanat_jax.data.examples import Examples
+from adanat_jax.experiment import datasets, fit, networks
+from adanat_jax.experiment.fields import (
   between,
   check,
   choice,
@@ -35,17 +38,9 @@ from adanat_jax.config_rules import (
   positive,
   tuple_of,
 )
-from adanat_jax.data import augment, pixels
-from adanat_jax.data.examples import Examples
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import completion, files, loop
-from adanat_jax.stages import (
-  datasets,
-  fit,
-  networks,
-  reconstruction,
-  tokenizer_adversary,
-)
+from adanat_jax.stages import reconstruction, tokenizer_adversary
 from adanat_jax.stages.reconstruction import perplexity
 from adanat_jax.stages.tokenizer_adversary import Adversary, DiscriminatorState
 from adanat_jax.types import Array

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax.config_rules import (
+from adanat_jax.errors import UserError
+from adanat_jax.experiment.fields import (
   between,
   boolean,
   check,
@@ -36,7 +37,6 @@ from adanat_jax.config_rules import (
   positive,
   tuple_of,
 )
-from adanat_jax.errors import UserError
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.types import Array
 

@@ -123,7 +123,9 @@ def digest(source: RawSource) -> str:
 
 
 def _loader(name: str) -> Callable[[Place], Any]:
-  return importlib.import_module(f'adanat_jax.data.sources.{_MODULES[name]}').load
+  return importlib.import_module(
+    f'adanat_jax.data.sources.{_MODULES[name]}'
+  ).load
 
 
 def _has_validation(settings: SourceSettings) -> bool:

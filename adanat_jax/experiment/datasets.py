@@ -15,21 +15,21 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import (
-  between,
-  boolean,
-  check,
-  choice,
-  int_at_least,
-)
 from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.data.prepared import PreparedExamples, check_settings
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources import records
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import encoder, networks, texts
+from adanat_jax.experiment.fields import (
+  between,
+  boolean,
+  check,
+  choice,
+  int_at_least,
+)
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import encoder, networks, texts
 
 Config = ml_collections.ConfigDict
 

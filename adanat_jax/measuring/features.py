@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.config_rules import check, choice, int_at_least
 from adanat_jax.data.images import ROUNDINGS as BYTE_ROUNDINGS, to_uint8
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment.fields import check, choice, int_at_least
+from adanat_jax.measuring import provenance
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import datasets, networks, provenance
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

@@ -19,9 +19,9 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
+from adanat_jax.experiment import networks
 from adanat_jax.metrics import frechet, pixels, precision_recall
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import networks
 
 MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')
 

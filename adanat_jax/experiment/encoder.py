@@ -18,9 +18,9 @@ import numpy as np
 
 from adanat_jax.data import clip_tokens, pixels as pixels_lib
 from adanat_jax.data.prepared import VIEWS, Layout
+from adanat_jax.experiment import networks, texts
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding, weights
-from adanat_jax.stages import networks, texts
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

@@ -23,18 +23,13 @@ import numpy as np
 
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.decoding import step as step_lib
+from adanat_jax.experiment import datasets, networks, texts
+from adanat_jax.measuring import features, provenance
 from adanat_jax.metrics import frechet
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.sampling.generator import Generator, PolicyLike
-from adanat_jax.stages import (
-  datasets,
-  features,
-  networks,
-  provenance,
-  statistics,
-  texts,
-)
+from adanat_jax.stages import statistics
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

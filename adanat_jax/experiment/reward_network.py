@@ -9,17 +9,17 @@ from __future__ import annotations
 import jax
 import ml_collections
 
-from adanat_jax.config_rules import (
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment.fields import (
   between,
   check,
   choice,
   int_at_least,
   tuple_of,
 )
-from adanat_jax.errors import UserError
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
-from adanat_jax.stages import datasets, networks
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

@@ -16,9 +16,9 @@ import numpy as np
 from adanat_jax.data import images as images_lib, pixels as pixels_lib, prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, networks
+from adanat_jax.measuring.features import FeatureNetwork
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import datasets, networks
-from adanat_jax.stages.features import FeatureNetwork
 
 Config = ml_collections.ConfigDict
 

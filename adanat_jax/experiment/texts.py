@@ -16,9 +16,9 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens
+from adanat_jax.experiment import networks
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import networks
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

@@ -18,12 +18,12 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
+from adanat_jax.experiment import adversarial_reward, networks, reward_network
+from adanat_jax.experiment.adversarial_reward import Court
 from adanat_jax.learning import rewards
 from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import processes, sharding
-from adanat_jax.stages import adversarial, networks, reward_network
-from adanat_jax.stages.adversarial import Court
 from adanat_jax.types import Array, Reward
 
 
@@ -115,7 +115,7 @@ def make_court(
     text: see `adversarial.court`.
   """
   if name == 'adversarial':
-    return adversarial.court(config, workdir, groups, text)
+    return adversarial_reward.court(config, workdir, groups, text)
   if name == 'frechet':
     return frechet_court(config, workdir)
   return pretrained_court(config, workdir)

@@ -21,8 +21,8 @@ import ml_collections
 from adanat_jax.data import prefetch
 from adanat_jax.data.examples import ArrayExamples, Examples, Rows
 from adanat_jax.data.order import epoch_batch
+from adanat_jax.experiment import networks
 from adanat_jax.runtime import loop, sharding
-from adanat_jax.stages import networks
 from adanat_jax.types import Array
 
 State = TypeVar('State')

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax.config_rules import check, choice
 from adanat_jax.data import clip_tokens
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import networks
+from adanat_jax.experiment.fields import check, choice
+from adanat_jax.measuring import provenance
+from adanat_jax.measuring.scores import Conditions
 from adanat_jax.models import clip_image
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import networks, provenance
-from adanat_jax.stages.scores import Conditions
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict

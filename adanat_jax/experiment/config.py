@@ -12,7 +12,7 @@ fields that the command line sets are looked up in the result, and only then
 absl parses the same command line for real.
 
 Values are checked by the stage that uses them, with the rules of
-`adanat_jax.config_rules`; `adanat_jax.workdir` keeps the config of a run.
+`experiment.fields`; `experiment.workdir` keeps the config of a run.
 """
 
 from __future__ import annotations

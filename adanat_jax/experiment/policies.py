@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax.decoding import actions
+from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib, ppo
 from adanat_jax.runtime import checkpoint, sharding
-from adanat_jax.stages import networks
 from adanat_jax.types import Array
 
 # The policy that sees the NAT's features, and the one that does not.

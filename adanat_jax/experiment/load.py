@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.config_rules import check, choice, int_at_least, tuple_of
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import networks, texts
+from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.learning.agent import Agent
 from adanat_jax.runtime import files
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import networks, policy as policy_stage, texts
+from adanat_jax.stages import policy as policy_stage
 from adanat_jax.types import Array
 
 

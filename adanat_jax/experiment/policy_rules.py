@@ -7,7 +7,9 @@ import math
 
 import ml_collections
 
-from adanat_jax.config_rules import (
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, networks, reward_network
+from adanat_jax.experiment.fields import (
   between,
   boolean,
   check,
@@ -21,12 +23,11 @@ from adanat_jax.config_rules import (
   some_of,
   tuple_of,
 )
-from adanat_jax.errors import UserError
+from adanat_jax.experiment.policies import KINDS, RESIDUALS
 from adanat_jax.learning import policy, ppo
+from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
 from adanat_jax.models.discriminator import GROUP_SIZE
-from adanat_jax.stages import datasets, features, networks, reward_network
-from adanat_jax.stages.agents import KINDS, RESIDUALS
 
 REWARDS = ('adversarial', 'frechet', 'pretrained')
 ITERATES = ('last', 'best', 'average')

@@ -15,8 +15,8 @@ import uuid
 
 import ml_collections
 
-from adanat_jax import config as config_lib
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.completion import is_complete
 

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 
-from adanat_jax import config as config_lib
-from adanat_jax.config_rules import check, choice
 from adanat_jax.data import clip_tokens, digits
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.fields import check, choice
 from adanat_jax.models.classifier import ConvClassifier
 from adanat_jax.models.denoisers import Network
 from adanat_jax.models.discriminator import DiscriminatorHeads

@@ -22,6 +22,7 @@ import optax
 from adanat_jax.data import pixels
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import datasets, networks, reward_network, texts
 from adanat_jax.learning import discriminator as discriminator_lib, rewards
 from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models import vit
@@ -33,7 +34,6 @@ from adanat_jax.models.discriminator import (
 )
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import datasets, networks, reward_network, texts
 from adanat_jax.types import Array, Condition, Reward
 
 Config = ml_collections.ConfigDict

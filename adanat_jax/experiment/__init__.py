@@ -1,0 +1,1 @@
+"""Where a config and a workdir become objects."""

@@ -1,0 +1,1 @@
+"""What generated and real images are measured by."""
