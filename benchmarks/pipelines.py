@@ -41,7 +41,7 @@ from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.experiment import config as config_lib, encoder, networks
 from adanat_jax.models import operations
 from adanat_jax.runtime import checkpoint, completion, files, timing
-from adanat_jax.stages import shards
+from adanat_jax.stages import prepare_shards
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 # Dense products in bfloat16 by the makers' data sheets, operations a second.
@@ -260,9 +260,9 @@ def prepare(size: int, directory: pathlib.Path) -> dict[str, Any]:
 
   def make(count: int) -> None:
     sources = {'train': Photographs(count)}
-    tallies = {'train': shards.Tally(config, 'train', count)}
-    cut = shards.cut(sources, count)
-    shards.make(config, directory, sources, cut, encode, tallies)
+    tallies = {'train': prepare_shards.Tally(config, 'train', count)}
+    cut = prepare_shards.cut(sources, count)
+    prepare_shards.make(config, directory, sources, cut, encode, tallies)
 
   files.make_directory(directory / 'shards')
   with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):

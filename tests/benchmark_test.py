@@ -24,7 +24,7 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.runtime import files, handshake, processes
-from adanat_jax.stages import benchmark, evaluate, methods
+from adanat_jax.stages import evaluate, evaluate_published, methods
 
 
 def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:
@@ -80,7 +80,9 @@ class BenchmarkTest(parameterized.TestCase):
       networks.stage_key(config, 'scores/0'),
       num_steps=2,
     ).images
-    real = benchmark.datasets.image_examples(config, self.workdir, 'train')
+    real = evaluate_published.datasets.image_examples(
+      config, self.workdir, 'train'
+    )
     expected = frechet_by_eigenvalues(
       boxes(images), boxes(real.arrays['images'])
     )
@@ -115,7 +117,7 @@ class BenchmarkTest(parameterized.TestCase):
 
   def test_every_published_schedule_has_a_label(self):
     for name, make in published.SCHEDULES.items():
-      method = benchmark._table(name, 8)
+      method = evaluate_published._table(name, 8)
       self.assertTrue(method.label)
       np.testing.assert_array_equal(
         method.policy.mask_ratio, make(8).mask_ratio
@@ -125,7 +127,9 @@ class BenchmarkTest(parameterized.TestCase):
     config = tiny_config(rounding='floor')
     results = self.evaluate(config)
     labels = np.arange(COUNT) % 2
-    real = benchmark.datasets.image_examples(config, self.workdir, 'train')
+    real = evaluate_published.datasets.image_examples(
+      config, self.workdir, 'train'
+    )
     reference = boxes(real.arrays['images'])
     names = [row['name'] for row in results['rows']]
     self.assertEqual(names, ['maskgit', 'residual'])

@@ -34,8 +34,8 @@ from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.runtime import files
 from adanat_jax.stages import (
   compare,
+  compare_contender,
   compare_costs as costs,
-  contender,
   methods as methods_lib,
   policy,
 )
@@ -135,7 +135,7 @@ class StageTest(parameterized.TestCase):
     cls.enterClassContext(mock.patch.object(policy, 'load_agent', load_agent))
     cls.enterClassContext(mock.patch.object(costs, 'seconds_of', timed))
     cls.directory = cls.workdir / 'compare'
-    rows, measure = [], contender.Contender._row
+    rows, measure = [], compare_contender.Contender._row
 
     def row(self, generator, method, num_steps, seed):
       rows.append((self._network, method.name, seed))
@@ -148,7 +148,7 @@ class StageTest(parameterized.TestCase):
         compare.run(cls.config, cls.workdir)
 
     with contextlib.redirect_stdout(io.StringIO()):
-      with mock.patch.object(contender.Contender, '_row', row):
+      with mock.patch.object(compare_contender.Contender, '_row', row):
         killed()
         # And again when all there is to do is to time it.
         dies = mock.Mock(side_effect=InterruptedError)

@@ -21,7 +21,7 @@ from adanat_jax.learning import masked_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, loop, metric_writer
-from adanat_jax.stages import nat as nat_stage, nat_scores
+from adanat_jax.stages import nat as nat_stage, nat_held_out
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 
@@ -68,7 +68,7 @@ class StageTest(absltest.TestCase):
     cls.workdir = pathlib.Path(cls().create_tempdir('stage').full_path)
     module = networks.tokenizer_module(cls.config)
     params = random_weights.random_variables(module, jnp.zeros((1, 16, 16, 1)))
-    measured = nat_scores.Samples.__call__
+    measured = nat_held_out.Samples.__call__
     cls.died = []
 
     def dies_once(samples, params, step):
@@ -83,7 +83,7 @@ class StageTest(absltest.TestCase):
       mock.patch.object(
         networks, 'load_tokenizer', return_value=(module, params['params'])
       ),
-      mock.patch.object(nat_scores.Samples, '__call__', dies_once),
+      mock.patch.object(nat_held_out.Samples, '__call__', dies_once),
     ):
       try:
         nat_stage.run(cls.config, cls.workdir)
@@ -150,11 +150,11 @@ class HeldOutLossTest(absltest.TestCase):
     everything = examples.take(np.arange(7))
     params = random_weights.random_variables(module, *everything.values())
     network = nat_stage.make_network(module)
-    measure = lambda: nat_scores.HeldOutLoss(
+    measure = lambda: nat_held_out.HeldOutLoss(
       config, module, network.condition, examples, jax.random.key(1)
     )(params['params'], {})
     whole = measure()
-    with mock.patch.object(nat_scores, '_TOKENS_AT_A_TIME', 3 * 16):
+    with mock.patch.object(nat_held_out, '_TOKENS_AT_A_TIME', 3 * 16):
       self.assertAlmostEqual(measure(), whole, 5)
     ratio_key, mask_key = jax.random.split(jax.random.key(1))
     ratio = masked_tokens.sample_mask_ratio(ratio_key, 7, 'cosine', (1.0, 1.0))

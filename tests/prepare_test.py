@@ -29,7 +29,7 @@ from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, networks
 from adanat_jax.runtime import files, processes
-from adanat_jax.stages import prepare, shards
+from adanat_jax.stages import prepare, prepare_shards
 
 
 def keys_of(directory: pathlib.Path, split: str) -> list[str]:
@@ -117,7 +117,9 @@ class ClassesTest(absltest.TestCase):
       datasets.token_examples(config, workdir, 'train')
     # What was made before stays, and counts when the run goes on.
     before = contents(workdir / 'prepare')
-    with mock.patch.object(shards, 'make', wraps=shards.make) as make:
+    with mock.patch.object(
+      prepare_shards, 'make', wraps=prepare_shards.make
+    ) as make:
       prepare.run(self.config, workdir)
     remaining = [shard.file_name for shard in make.call_args.args[3]]
     self.assertNotEmpty(set(before) - {'settings.json'})
@@ -155,7 +157,7 @@ class ClassesTest(absltest.TestCase):
     self.assertEqual(contents(workdir / 'prepare'), contents(self.set))
 
   def test_a_finished_set_is_left_alone_and_belongs_to_its_networks(self):
-    with mock.patch.object(shards, 'make') as make:
+    with mock.patch.object(prepare_shards, 'make') as make:
       prepare.run(self.config, self.root / 'whole')
     make.assert_not_called()
     other = self.root / 'other_tokenizer'
@@ -238,10 +240,12 @@ class ClassesTest(absltest.TestCase):
     self.directory = pathlib.Path(self.create_tempdir().full_path)
     (self.directory / 'shards').mkdir()
     everything = {'train': source}
-    tallies = {'train': shards.Tally(self.config, 'train', len(source))}
+    tallies = {'train': prepare_shards.Tally(self.config, 'train', len(source))}
     config = make_config(self.root, prepare__shard_size=len(source))
-    cut = shards.cut(everything, len(source))
-    shards.make(config, self.directory, everything, cut, encoder, tallies)
+    cut = prepare_shards.cut(everything, len(source))
+    prepare_shards.make(
+      config, self.directory, everything, cut, encoder, tallies
+    )
 
 
 class _Endless:

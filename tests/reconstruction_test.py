@@ -9,7 +9,7 @@ import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import reconstruction
+from adanat_jax.stages import tokenizer_reconstruction
 
 
 class Halves:
@@ -40,7 +40,9 @@ class ReconstructionTest(absltest.TestCase):
     super().setUpClass()
     cls.images = np.random.default_rng(0).random((11, 4, 4, 3), np.float32)
     cls.images **= np.linspace(0.2, 3, 11)[:, None, None, None]
-    cls.halves = reconstruction.Reconstruction(Halves(), sharding.make_mesh())
+    cls.halves = tokenizer_reconstruction.Reconstruction(
+      Halves(), sharding.make_mesh()
+    )
 
   def figures(self, images):
     """Of all images at once."""
@@ -62,7 +64,7 @@ class ReconstructionTest(absltest.TestCase):
     for pixels, most_asked in ((2**19, 11), (64, 4)):
       examples = Watched({'images': self.images})
       name = '_PIXELS_OF_A_DEVICE'
-      with mock.patch.object(reconstruction, name, pixels):
+      with mock.patch.object(tokenizer_reconstruction, name, pixels):
         found = self.halves.figures({}, {'all': examples}, 0)
       self.assertEqual(max(examples.asked), most_asked)
       self.assertEqual(set(found), {f'all_{name}' for name in expected})
@@ -70,14 +72,14 @@ class ReconstructionTest(absltest.TestCase):
         self.assertAlmostEqual(found[f'all_{key}'], value, 5)
 
   def test_some_stand_for_all(self):
-    index = reconstruction.chosen(11, 5)
+    index = tokenizer_reconstruction.chosen(11, 5)
     self.assertLen(set(index.tolist()), 5)
-    np.testing.assert_array_equal(index, reconstruction.chosen(11, 5))
+    np.testing.assert_array_equal(index, tokenizer_reconstruction.chosen(11, 5))
     examples = ArrayExamples({'images': self.images})
     found = self.halves.measure({}, 'test', examples, 5)
     expected = self.figures(self.images[index])
     self.assertAlmostEqual(found['error'], expected['error'], 5)
-    self.assertCountEqual(reconstruction.chosen(3, 5), range(3))
+    self.assertCountEqual(tokenizer_reconstruction.chosen(3, 5), range(3))
 
 
 if __name__ == '__main__':

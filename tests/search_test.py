@@ -31,7 +31,7 @@ from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, metric_writer
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import nat as nat_stage, sample, search, searches
+from adanat_jax.stages import nat as nat_stage, sample, search, search_common
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 Scorer = scores.Scorer
@@ -181,14 +181,14 @@ class StageTest(parameterized.TestCase):
       options=step_lib.AUTONAT,
     ).images
     path = self.workdir / 'start.json'
-    searches.write_table(path, tables['start'])
+    search_common.write_table(path, tables['start'])
     table = sample.read_table(str(path))
     np.testing.assert_array_equal(
       self.generator.sample(labels, 2, 5, table), images
     )
     for name in ('last', 'best'):
       table = sample.read_table(str(directory / f'{name}.json'))
-      self.assertEqual(searches.table_lists(table), tables[name]['table'])
+      self.assertEqual(search_common.table_lists(table), tables[name]['table'])
 
   @parameterized.parameters('cma', 'finite_differences')
   def test_killed_and_resumed(self, optimizer):
@@ -238,7 +238,7 @@ class StageTest(parameterized.TestCase):
     )
     ended, start = (
       schedule_search.point_of(
-        searches.table_of_lists(results['tables'][name]['searched'])
+        search_common.table_of_lists(results['tables'][name]['searched'])
       )
       for results, name in ((ended, 'last'), (start, 'start'))
     )

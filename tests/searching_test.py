@@ -16,7 +16,7 @@ import reference_arrays
 
 from adanat_jax.decoding import loop, published, schedules, step as step_lib
 from adanat_jax.learning import schedule_search
-from adanat_jax.stages import searches
+from adanat_jax.stages import search_common
 
 DATA = pathlib.Path(__file__).parent / 'data'
 
@@ -238,7 +238,7 @@ class CommonNoiseTest(absltest.TestCase):
     def first_steps(common_noise):
       steps = []
       for repetition in range(40):
-        which = searches.Search(2, 'finite_differences', common_noise, 0)
+        which = search_common.Search(2, 'finite_differences', common_noise, 0)
         which = dataclasses.replace(which, repetition=repetition)
         first = schedule_search.first_point(2)
         proposals = schedule_search.finite_differences(

@@ -10,7 +10,7 @@ def document(results: Mapping[str, Any]) -> str:
   """The whole page.
 
   Args:
-    results: what `stages.benchmark` writes to `results.json`.
+    results: what `stages.evaluate_published` writes to `results.json`.
 
   Returns:
     Markdown.

@@ -45,9 +45,9 @@ from adanat_jax.stages import (
   nat as nat_stage,
   policy as policy_stage,
   search as search_stage,
-  searches,
+  search_common,
 )
-from adanat_jax.stages.contender import Contender
+from adanat_jax.stages.compare_contender import Contender
 
 Config = ml_collections.ConfigDict
 
@@ -77,7 +77,9 @@ def check_config(config: Config) -> None:
       'evaluate.num_samples': int_at_least(100),
       'search.rounds': choice(0),
       # One of each: what is compared are schedules, not ways of finding them.
-      'search.optimizers': tuple_of(choice(*searches.OPTIMIZERS), length=1),
+      'search.optimizers': tuple_of(
+        choice(*search_common.OPTIMIZERS), length=1
+      ),
       'search.common_noise': tuple_of(choice('on', 'off'), length=1),
       'policy.rewards': tuple_of(choice(*policy_rules.REWARDS), length=1),
     },

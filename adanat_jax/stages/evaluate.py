@@ -1,6 +1,6 @@
 """Stage `evaluate`: compares schedules on the same NAT and tokenizer.
 
-Where `config.evaluate.protocol` is 'published', `stages.benchmark` does what
+Where `config.evaluate.protocol` is 'published', `evaluate_published` does what
 the benchmarks do instead. The study of the digits:
 
 1. Floors: what the measures give without any schedule to blame.
@@ -33,7 +33,7 @@ from adanat_jax.runtime import files, ledger as ledger_lib, processes, sharding
 from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator, Samples
 from adanat_jax.stages import (
-  benchmark,
+  evaluate_published,
   methods as methods_lib,
   policy as policy_stage,
 )
@@ -234,7 +234,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   """Raises UserError for values of `config.evaluate` that cannot work."""
   check(config, {'evaluate.protocol': choice('study', 'published')})
   if config.evaluate.protocol == 'published':
-    benchmark.check_config(config)
+    evaluate_published.check_config(config)
     return
   if config.data.source != 'digits':
     raise UserError(
@@ -265,7 +265,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """
   check_config(config)
   if config.evaluate.protocol == 'published':
-    benchmark.run(config, workdir)
+    evaluate_published.run(config, workdir)
     return
   directory = workdir / 'evaluate'
   if is_complete(directory):

@@ -36,7 +36,7 @@ from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
 from adanat_jax.models.denoisers import Network
 from adanat_jax.runtime import loop, processes, sharding
-from adanat_jax.stages import nat_scores
+from adanat_jax.stages import nat_held_out
 from adanat_jax.types import Array, Cache
 
 Config = ml_collections.ConfigDict
@@ -177,7 +177,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     return NatState(params, ema, optimizer.init(params))
 
   losses = {
-    _LOSSES[split]: nat_scores.HeldOutLoss(
+    _LOSSES[split]: nat_held_out.HeldOutLoss(
       config, module, network.condition, rows, test_key
     )
     for split, rows in examples.items()
@@ -190,7 +190,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   if section.evaluate_every:
     samples = None
     if section.sample_grid or section.frechet_samples:
-      samples = nat_scores.Samples(config, workdir, frozen, text)
+      samples = nat_held_out.Samples(config, workdir, frozen, text)
 
     def evaluate(state: NatState, step: int) -> Mapping[str, float]:
       found = figures(state)

@@ -35,7 +35,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
 from adanat_jax.experiment.fields import Rule, check, int_at_least
 from adanat_jax.runtime import files, processes
-from adanat_jax.stages import shards
+from adanat_jax.stages import prepare_shards
 
 Config = ml_collections.ConfigDict
 
@@ -106,7 +106,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
       ' images there; each host needs the same ones'
     )
   processes.from_first(lambda: _claim(directory, settings))
-  every = shards.cut(sources, config.prepare.shard_size)
+  every = prepare_shards.cut(sources, config.prepare.shard_size)
   done = processes.from_first(
     lambda: [i for i, shard in enumerate(every) if shard.is_done(directory)]
   )
@@ -116,12 +116,13 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     processes.say(f'prepare: {len(done)} of {len(every)} files are there')
   encoder = encoder_lib.Encoder(config, workdir, config.prepare.batch_size)
   tallies = {
-    split: shards.Tally(config, split, len(s)) for split, s in sources.items()
+    split: prepare_shards.Tally(config, split, len(s))
+    for split, s in sources.items()
   }
   for index in done:
     told = files.read_json(directory / every[index].marker_name)
     tallies[every[index].split].add(told['skipped'], news=False)
-  shards.make(config, directory, sources, mine, encoder, tallies)
+  prepare_shards.make(config, directory, sources, mine, encoder, tallies)
   processes.barrier()
   processes.from_first(
     lambda: _finish(config, directory, sources, every, encoder, settings)
@@ -148,7 +149,7 @@ def _finish(
   config: Config,
   directory: pathlib.Path,
   sources: Mapping[str, RawSource],
-  every: list[shards.Shard],
+  every: list[prepare_shards.Shard],
   encoder: encoder_lib.Encoder,
   settings: Mapping[str, Any],
 ) -> None:
@@ -169,7 +170,7 @@ def _finish(
   for split, source in sources.items():
     skipped = [item for told in facts[split] for item in told['skipped']]
     # Each process has counted its own alone.
-    shards.Tally(config, split, len(source)).add(skipped, news=False)
+    prepare_shards.Tally(config, split, len(source)).add(skipped, news=False)
     splits[split] = {
       'source': source.description,
       'has_images': source.has_images,

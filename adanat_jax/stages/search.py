@@ -14,7 +14,7 @@ results.json   both, and where the search began, measured again with noise that
                no search has seen: the lowest of many distances flatters itself
 
 Both tables are for `--config.sample.policy=table`. Where `search.rounds` is not
-0, NATs are trained too: `adanat_jax.stages.search_training`.
+0, NATs are trained too: `adanat_jax.stages.search_alternating`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from adanat_jax.runtime.completion import (
   read_complete,
 )
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import search_training, searches
+from adanat_jax.stages import search_alternating, search_common
 
 Config = ml_collections.ConfigDict
 
@@ -58,7 +58,7 @@ def check_config(config: Config) -> None:
       'evaluate.labels': choice(*features.LABELS),
       'evaluate.rounding': choice(*features.ROUNDINGS),
       'search.num_steps': some_of(int_at_least(1)),
-      'search.optimizers': some_of(choice(*searches.OPTIMIZERS)),
+      'search.optimizers': some_of(choice(*search_common.OPTIMIZERS)),
       'search.common_noise': some_of(choice('on', 'off')),
       'search.start': choice('published', 'fewer_steps'),
       'search.repetitions': int_at_least(1),
@@ -82,7 +82,7 @@ def check_config(config: Config) -> None:
   if 'cma' in config.search.optimizers:
     schedule_search.require_cmaes()
   if config.search.rounds:
-    search_training.check_config(config)
+    search_alternating.check_config(config)
 
 
 def run(config: Config, workdir: pathlib.Path) -> None:
@@ -99,24 +99,24 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   """
   check_config(config)
   if config.search.rounds:
-    search_training.run(config, workdir)
+    search_alternating.run(config, workdir)
     return
   generator = load.generator(config, workdir)
   scorer = scores.Scorer(config, workdir)
   known: dict[tuple[float, ...], dict[str, Any]] = {}
-  for which in searches.of(config):
+  for which in search_common.of(config):
     directory = workdir / 'search' / which.name
     _run(config, directory, which, generator, scorer, known)
 
 
 def _first_point(
   config: Config,
-  which: searches.Search,
+  which: search_common.Search,
   parent: pathlib.Path,
   ledger: ledger_lib.Ledger,
 ) -> schedule_search.Point:
   """Where a search starts; those of fewer steps are finished."""
-  before = searches.before(config, which)
+  before = search_common.before(config, which)
   if before is None:
     return schedule_search.first_point(which.num_steps)
   path = parent / before.name / 'results.json'
@@ -124,7 +124,7 @@ def _first_point(
   def stretched() -> list[float]:
     results = processes.from_first(lambda: files.read_json(path))
     point = schedule_search.point_of(
-      searches.table_of_lists(results['tables']['last']['searched'])
+      search_common.table_of_lists(results['tables']['last']['searched'])
     )
     return schedule_search.stretched(point, which.num_steps).tolist()
 
@@ -135,7 +135,7 @@ def _first_point(
 def _run(
   config: Config,
   directory: pathlib.Path,
-  which: searches.Search,
+  which: search_common.Search,
   generator: Generator,
   scorer: scores.Scorer,
   known: dict[tuple[float, ...], dict[str, Any]],
@@ -152,13 +152,13 @@ def _run(
       what is measured here.
   """
   count = config.search.evaluations
-  ledger = searches.open_ledger(config, which, directory)
+  ledger = search_common.open_ledger(config, which, directory)
   if is_complete(directory) and read_complete(directory)['step'] >= count:
     return
   first = _first_point(config, which, directory.parent, ledger)
-  objective = searches.Objective(config, which, generator, scorer)
-  with searches.Rows(config, directory) as rows:
-    found = searches.optimise(
+  objective = search_common.Objective(config, which, generator, scorer)
+  with search_common.Rows(config, directory) as rows:
+    found = search_common.optimise(
       config, which, objective, ledger, rows, first, count
     )
   points = {'start': first, 'last': found.last, 'best': found.best}
@@ -171,25 +171,27 @@ def _run(
     value = ledger.get(f'fresh/{name}/{count}', functools.partial(fresh, point))
     known[tuple(point.tolist())] = measured[name] = value
   results = {
-    **searches.about(config, which),
+    **search_common.about(config, which),
     'evaluations': count,
     'distance': scorer.distance_name(config.search.fresh_samples),
     'best_distance_in_search': found.best_distance,
     'tables': {
       name: {
-        'searched': searches.table_lists(schedule_search.table_of(point)),
-        'table': searches.table_lists(objective.settled(point)),
+        'searched': search_common.table_lists(schedule_search.table_of(point)),
+        'table': search_common.table_lists(objective.settled(point)),
         'fresh': measured[name],
       }
       for name, point in points.items()
     },
   }
   for name in ('last', 'best'):
-    searches.write_table(directory / f'{name}.json', results['tables'][name])
+    search_common.write_table(
+      directory / f'{name}.json', results['tables'][name]
+    )
   files.write_json(directory / 'results.json', results)
   figures = {name: values['mean'] for name, values in measured.items()}
   mark_complete(directory, count, figures)
-  searches.say(
+  search_common.say(
     f'{which.name}: '
     + ', '.join(f'{name} {value:.4g}' for name, value in figures.items())
     + f' with fresh noise; tables in {directory}'

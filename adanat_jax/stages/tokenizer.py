@@ -40,9 +40,9 @@ from adanat_jax.experiment.fields import (
 )
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import completion, files, loop
-from adanat_jax.stages import reconstruction, tokenizer_adversary
-from adanat_jax.stages.reconstruction import perplexity
+from adanat_jax.stages import tokenizer_adversary, tokenizer_reconstruction
 from adanat_jax.stages.tokenizer_adversary import Adversary, DiscriminatorState
+from adanat_jax.stages.tokenizer_reconstruction import perplexity
 from adanat_jax.types import Array
 
 # What a reconstruction's distance from its image is, over all of their values.
@@ -331,7 +331,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   section = config.tokenizer
   module = networks.tokenizer_module(config)
   splits = splits_of(config, workdir)
-  rebuilding = reconstruction.Reconstruction(module, networks.mesh_of(config))
+  rebuilding = tokenizer_reconstruction.Reconstruction(
+    module, networks.mesh_of(config)
+  )
   most, picture = section.measured_images, directory / 'reconstructions.png'
   if networks.is_converted(config, 'tokenizer'):
     _, params = networks.load_tokenizer(config, workdir)

@@ -27,7 +27,7 @@ from adanat_jax.stages import (
   evaluate,
   methods as methods_lib,
   policy as policy_stage,
-  searches,
+  search_common,
 )
 from adanat_jax.types import PolicyValues, TokenCounts
 
@@ -94,7 +94,7 @@ class Contender:
     num_tokens = self._generator.nat.num_tokens
     maskgit = methods_lib.hand_made(num_steps, num_tokens)[0]
     yield dataclasses.replace(maskgit, label='MaskGIT')
-    for which in searches.of(self._config):
+    for which in search_common.of(self._config):
       if which.num_steps == num_steps:
         yield self._searched(which)
     for training in policy_stage.trainings(self._config):
@@ -110,7 +110,7 @@ class Contender:
           reward=training.reward,
         )
 
-  def _searched(self, which: searches.Search) -> methods_lib.Method:
+  def _searched(self, which: search_common.Search) -> methods_lib.Method:
     """The best of a search's tables, measured with noise of their own.
 
     Which neither the search has seen nor the comparison sees. Where the search
@@ -124,7 +124,7 @@ class Contender:
       name='autonat',
       label='AutoNAT',
       role='tuned',
-      policy=searches.table_of_lists(tables[name]['table']),
+      policy=search_common.table_of_lists(tables[name]['table']),
       training=which.repetition,
       note=f'{name} table of {self._config.search.evaluations} evaluations',
     )

@@ -35,7 +35,7 @@ from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, ledger as ledger_lib
 from adanat_jax.runtime.completion import is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import nat as nat_stage, searches
+from adanat_jax.stages import nat as nat_stage, search_common
 
 Config = ml_collections.ConfigDict
 Beta = tuple[float, float]
@@ -83,7 +83,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   # Before anything is trained.
   networks.load_tokenizer(config, workdir)
   scorer = scores.Scorer(config, workdir)
-  for which in searches.of(config):
+  for which in search_common.of(config):
     directory = workdir / 'search' / f'alternating-{which.name}'
     search = _Alternation(config, workdir, directory, which, scorer)
     if not is_complete(directory):
@@ -98,7 +98,7 @@ class _Alternation:
     config: Config,
     workdir: pathlib.Path,
     directory: pathlib.Path,
-    which: searches.Search,
+    which: search_common.Search,
     scorer: scores.Scorer,
   ):
     self._config = config
@@ -107,7 +107,7 @@ class _Alternation:
     self._which = which
     self._scorer = scorer
     self._generator: Generator | None = None
-    self._ledger: ledger_lib.Ledger = searches.open_ledger(
+    self._ledger: ledger_lib.Ledger = search_common.open_ledger(
       config, which, directory
     )
 
@@ -121,9 +121,9 @@ class _Alternation:
     point = schedule_search.first_point(self._which.num_steps)
     begun = (objective, point)
     turns: list[dict[str, Any]] = []
-    with searches.Rows(self._config, self._directory) as rows:
+    with search_common.Rows(self._config, self._directory) as rows:
       for turn in range(section.rounds + 1):
-        found = searches.optimise(
+        found = search_common.optimise(
           *(self._config, self._which, objective, self._ledger, rows),
           *(point, share, turn),
         )
@@ -156,7 +156,7 @@ class _Alternation:
             break
     self._finish(begun, (objective, point), beta, trainings, turns)
 
-  def _objective(self, beta: Beta) -> searches.Objective:
+  def _objective(self, beta: Beta) -> search_common.Objective:
     """The NAT that a law gives, trained if it is not there yet."""
     directory = self._directory / f'nat-{_numbers(beta, "-")}'
     config = _training_config(self._config, self._workdir, beta)
@@ -169,12 +169,15 @@ class _Alternation:
       # The same modules: nothing is compiled for another NAT.
       _, params = networks.load_nat(config, directory)
       self._generator = dataclasses.replace(self._generator, nat_params=params)
-    return searches.Objective(
+    return search_common.Objective(
       self._config, self._which, self._generator, self._scorer
     )
 
   def _value(
-    self, name: str, objective: searches.Objective, point: schedule_search.Point
+    self,
+    name: str,
+    objective: search_common.Objective,
+    point: schedule_search.Point,
   ) -> float:
     """The distance by which is decided what goes on.
 
@@ -187,8 +190,8 @@ class _Alternation:
 
   def _finish(
     self,
-    begun: tuple[searches.Objective, schedule_search.Point],
-    ended: tuple[searches.Objective, schedule_search.Point],
+    begun: tuple[search_common.Objective, schedule_search.Point],
+    ended: tuple[search_common.Objective, schedule_search.Point],
     beta: Beta,
     trainings: list[Beta],
     turns: list[dict[str, Any]],
@@ -202,14 +205,14 @@ class _Alternation:
       ('last', *ended),
     ):
       rows[name] = {
-        'searched': searches.table_lists(schedule_search.table_of(point)),
-        'table': searches.table_lists(objective.settled(point)),
+        'searched': search_common.table_lists(schedule_search.table_of(point)),
+        'table': search_common.table_lists(objective.settled(point)),
         'fresh': self._ledger.get(
           f'fresh/{name}', functools.partial(objective.fresh, point)
         ),
       }
     results = {
-      **searches.about(self._config, self._which),
+      **search_common.about(self._config, self._which),
       'evaluations': self._config.search.evaluations,
       'distance': self._scorer.distance_name(self._config.search.fresh_samples),
       'first_beta': trainings[0],
@@ -219,7 +222,7 @@ class _Alternation:
       'turns': turns,
       'tables': rows,
     }
-    searches.write_table(self._directory / 'last.json', rows['last'])
+    search_common.write_table(self._directory / 'last.json', rows['last'])
     files.write_json(self._directory / 'results.json', results)
     figures = {name: row['fresh']['mean'] for name, row in rows.items()}
     mark_complete(self._directory, results['evaluations'], figures)
@@ -229,7 +232,7 @@ class _Alternation:
     )
 
   def _say(self, text: str) -> None:
-    searches.say(f'{self._directory.name}: {text}')
+    search_common.say(f'{self._directory.name}: {text}')
 
 
 def _training_config(config: Config, workdir: pathlib.Path, beta: Beta) -> Any:

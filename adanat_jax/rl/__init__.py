@@ -1,1 +1,0 @@
-"""Learning a policy: PPO, the learned policy, and its rewards."""
