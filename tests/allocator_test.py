@@ -5,11 +5,11 @@ import resource
 import sys
 
 from absl.testing import absltest, parameterized
-import children
 import jax
 import jax.numpy as jnp
 
 from adanat_jax.runtime import allocator
+from support import children
 
 _NUM_CALLS = 20
 

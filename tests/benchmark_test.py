@@ -12,8 +12,6 @@ import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-import children
-from evaluating import CONFIGS, COUNT, random_generator, tiny_config
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +23,8 @@ from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.runtime import files, handshake, processes
 from adanat_jax.stages import evaluate, evaluate_published, methods
+from support import children
+from support.evaluating import CONFIGS, COUNT, random_generator, tiny_config
 
 
 def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:

@@ -4,12 +4,11 @@ import pathlib
 import shutil
 
 from absl.testing import absltest, parameterized
-import raw_files
-import raw_pictures
 
 from adanat_jax.data import images
 from adanat_jax.data.sources import records
 from adanat_jax.data.sources.records import SourceSettings
+from support import raw_files, raw_pictures
 
 
 def setUpModule():

@@ -6,7 +6,6 @@ import io
 import math
 
 from absl.testing import absltest, parameterized
-from converting import CommandLineTest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from adanat_jax.convert import clip_image as convert, layout
 from adanat_jax.errors import UserError
 from adanat_jax.models import clip_image
 from adanat_jax.runtime import checkpoint
+from support.converting import CommandLineTest
 
 WIDTH, DEPTH, HEADS, MLP, JOINT, SIDE, PATCH = 16, 2, 4, 24, 6, 12, 4
 

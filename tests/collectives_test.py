@@ -12,9 +12,10 @@ import sys
 from typing import Any
 
 from absl.testing import absltest, parameterized
-import children
 import jax
 import jax.numpy as jnp
+
+from support import children
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 

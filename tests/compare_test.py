@@ -14,8 +14,6 @@ from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
-import random_weights
-import small_weights
 
 from adanat_jax import main
 from adanat_jax.decoding import step as step_lib
@@ -40,6 +38,7 @@ from adanat_jax.stages import (
   policy,
 )
 from adanat_jax.types import TokenCounts
+from support import random_weights, small_weights
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 # Little to compile.

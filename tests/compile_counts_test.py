@@ -7,7 +7,6 @@ import tempfile
 from typing import Any
 
 from absl.testing import absltest, parameterized
-import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ import optax
 
 from adanat_jax.experiment import config as config_lib, fit, networks
 from adanat_jax.runtime import sharding
+from support import children
 
 _CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 _OPTIMIZER = optax.adam(0.1)

@@ -4,8 +4,9 @@ import gc
 import os
 
 from absl import flags
-import children
 import pytest
+
+from support import children
 
 # These go first, so that at the end no worker waits for another that has one
 # of them still before it.

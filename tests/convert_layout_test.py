@@ -8,7 +8,6 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_weights import random_variables
 
 from adanat_jax.convert import (
   discriminator,
@@ -29,6 +28,7 @@ from adanat_jax.models import (
   vit as vit_model,
   vqgan as vqgan_model,
 )
+from support.random_weights import random_variables
 
 _IDS = np.zeros((1,), np.int32)
 

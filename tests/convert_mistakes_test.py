@@ -3,12 +3,12 @@
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-from converting import CommandLineTest, files_subset, weights_of
 import numpy as np
-import torch_files
 
 from adanat_jax.convert import __main__ as cli, files
 from adanat_jax.errors import UserError
+from support import torch_files
+from support.converting import CommandLineTest, files_subset, weights_of
 
 
 class ConvertMistakesTest(CommandLineTest):

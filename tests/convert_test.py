@@ -1,13 +1,11 @@
 """The converter: each kind there and back, its messages, its formats."""
 
 from absl.testing import absltest, parameterized
-from converting import CommandLineTest, files_subset, weights_of
 from flax import serialization, traverse_util
 import jax
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
-import torch_files
 
 from adanat_jax.convert import (
   __main__ as cli,
@@ -21,6 +19,8 @@ from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.runtime import checkpoint
+from support import torch_files
+from support.converting import CommandLineTest, files_subset, weights_of
 
 
 def adanat_checkpoint() -> dict[str, object]:

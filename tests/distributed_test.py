@@ -14,7 +14,6 @@ import sys
 from typing import Any
 
 from absl.testing import absltest
-import children
 import jax
 from jax.experimental import multihost_utils
 import ml_collections
@@ -37,6 +36,7 @@ from adanat_jax.runtime import (
   sharding,
 )
 from adanat_jax.stages import judges, nat, policy, tokenizer
+from support import children
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 STEPS = 10

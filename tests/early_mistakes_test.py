@@ -5,7 +5,6 @@ import pathlib
 
 from absl.testing import absltest, parameterized
 import numpy as np
-import raw_files
 
 from adanat_jax import main
 from adanat_jax.errors import UserError
@@ -13,6 +12,7 @@ from adanat_jax.experiment import config as config_lib, policy_rules, workdir
 from adanat_jax.measuring import features, sample_file
 from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
+from support import raw_files
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 

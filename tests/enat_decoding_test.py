@@ -11,12 +11,12 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_weights import random_variables
 
 from adanat_jax.decoding import buckets, loop, schedules, step, unrolled
 from adanat_jax.models import enat, operations
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.types import PolicyValues, TokenCounts
+from support.random_weights import random_variables
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 

@@ -9,19 +9,17 @@ import pathlib
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-import converting
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity_cases import suite
-from random_weights import random_variables
-import reference_arrays
-import torch_files
 
 from adanat_jax.convert import enat as convert
 from adanat_jax.errors import UserError
 from adanat_jax.models import enat, enat_blocks, layers, nat
 from adanat_jax.types import TokenCounts
+from parity_cases import suite
+from support import converting, reference_arrays, torch_files
+from support.random_weights import random_variables
 
 _MASK, _NUM_TOKENS = 7, 9
 _SMALL = enat.ENAT(_MASK, _NUM_TOKENS, 8, 2, 1, 2, num_classes=3)

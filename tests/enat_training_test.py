@@ -11,12 +11,10 @@ from unittest import mock
 
 from absl import logging
 from absl.testing import absltest, parameterized
-import children
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import random_weights
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
@@ -25,6 +23,7 @@ from adanat_jax.learning import masked_tokens
 from adanat_jax.models.enat import ENAT
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.stages import nat as nat_stage
+from support import children, random_weights
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 

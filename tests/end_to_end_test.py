@@ -11,7 +11,6 @@ import time
 
 from absl import logging
 from absl.testing import absltest
-import children
 import jax
 import matplotlib.image
 import numpy as np
@@ -20,6 +19,7 @@ import adanat_jax
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import checkpoint, checkpoint_format, files
 from adanat_jax.runtime.metric_writer import read_metrics
+from support import children
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAININGS = (

@@ -9,11 +9,11 @@ from typing import Any
 from absl import logging
 from absl.testing import absltest, parameterized
 import numpy as np
-import toy_training
-from toy_training import rows, train
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import checkpoint, loop
+from support import toy_training
+from support.toy_training import rows, train
 
 
 def setUpModule():

@@ -8,10 +8,10 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_weights import random_variables
 
 from adanat_jax.errors import UserError
 from adanat_jax.models import classifier, discriminator, vit, vqgan
+from support.random_weights import random_variables
 
 _KEY = jax.random.key(0)
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-import raw_pictures
 
 from adanat_jax.data import images
+from support import raw_pictures
 
 _ODD = raw_pictures.odd_files()
 

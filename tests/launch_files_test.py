@@ -9,8 +9,8 @@ import shutil
 import sys
 
 from absl.testing import absltest, parameterized
-import fake_gcloud
-import launching
+
+from support import fake_gcloud, launching
 
 _SCRIPTS = sorted(
   path.name for path in (launching.ROOT / 'launch').glob('*.sh')

@@ -6,7 +6,8 @@ import signal
 import time
 
 from absl.testing import absltest, parameterized
-import launching
+
+from support import launching
 
 _RUN = ('--config=configs/digits.py', "--config.sample.captions=('a fox',)")
 _RUN += ('--workdir=/mnt/shared/my runs/1',)

@@ -5,7 +5,8 @@ import pty
 import shlex
 
 from absl.testing import absltest, parameterized
-import launching
+
+from support import launching
 
 _WHERE = '--project=my-project --zone=us-central2-b'
 _TPUS = 'gcloud compute tpus'

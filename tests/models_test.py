@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_weights import random_variables
 
 from adanat_jax.errors import UserError
 from adanat_jax.models import (
@@ -21,6 +20,7 @@ from adanat_jax.models import (
   vit,
   vqgan,
 )
+from support.random_weights import random_variables
 
 _KEY = jax.random.key(0)
 

@@ -12,8 +12,6 @@ from absl import logging
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
-import toy_cluster
-import toy_training
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import (
@@ -23,6 +21,7 @@ from adanat_jax.runtime import (
   metric_writer,
   processes,
 )
+from support import toy_cluster, toy_training
 
 # The benchmark is not part of the package.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from PIL import Image
-import random_weights
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
@@ -22,6 +21,7 @@ from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, loop, metric_writer
 from adanat_jax.stages import nat as nat_stage, nat_held_out
+from support import random_weights
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 

@@ -19,11 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity_cases import suite
-import reference_arrays
 
 from adanat_jax.learning import ppo
 from adanat_jax.models import discriminator, layers, nat, policy, vit, vqgan
+from parity_cases import suite
+from support import reference_arrays
 
 _DATA = pathlib.Path(__file__).parent / 'data'
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)

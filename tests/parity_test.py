@@ -18,9 +18,10 @@ import sys
 from absl import flags
 from absl.testing import absltest
 import numpy as np
+
 from parity_cases import suite
 from parity_cases.tolerances import SHARPER, TOLERANCES
-import reference_arrays
+from support import reference_arrays
 
 _DIRECTORY = flags.DEFINE_string(
   'reference_dir',

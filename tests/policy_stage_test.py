@@ -6,13 +6,9 @@ import shutil
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
-import random_weights
-import raw_files
-import small_weights
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
@@ -30,6 +26,7 @@ from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.runtime import checkpoint_format
 from adanat_jax.runtime.completion import read_complete
 from adanat_jax.stages import policy
+from support import compiling, random_weights, raw_files, small_weights
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 TINY = {

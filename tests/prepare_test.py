@@ -15,13 +15,9 @@ import tracemalloc
 from unittest import mock
 
 from absl.testing import absltest
-import children
 import jax
 import jax.numpy as jnp
 import numpy as np
-from preparing import contents, make_config, write_tokenizer
-import raw_files
-import raw_pictures
 import tensorflow_datasets as tfds
 
 from adanat_jax.data import images, pixels, prepared
@@ -30,6 +26,8 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, networks
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import prepare, prepare_shards
+from support import children, raw_files, raw_pictures
+from support.preparing import contents, make_config, write_tokenizer
 
 
 def keys_of(directory: pathlib.Path, split: str) -> list[str]:

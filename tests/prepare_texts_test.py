@@ -7,15 +7,14 @@ from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
-from preparing import make_config, tokenize, write_tokenizer
-import raw_files
-import small_weights
 import tensorflow_datasets as tfds
 
 from adanat_jax.data import prepared
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, texts
 from adanat_jax.stages import prepare
+from support import raw_files, small_weights
+from support.preparing import make_config, tokenize, write_tokenizer
 
 
 class CaptionsTest(absltest.TestCase):

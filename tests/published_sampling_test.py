@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-import torch_files
 
 from adanat_jax.convert import (
   __main__ as cli,
@@ -29,6 +28,7 @@ from adanat_jax.experiment import (
 from adanat_jax.models.enat import SIZES
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.stages import sample
+from support import torch_files
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = (

@@ -4,12 +4,12 @@ import pathlib
 
 from absl.testing import absltest
 import numpy as np
-import raw_files
 
 from adanat_jax.data import images
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources import records
 from adanat_jax.errors import UserError
+from support import raw_files
 
 
 class RawImagesTest(absltest.TestCase):

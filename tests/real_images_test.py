@@ -12,12 +12,10 @@ import subprocess
 import sys
 
 from absl.testing import absltest, parameterized
-import children
-import raw_files
-import small_weights
 import tensorflow_datasets as tfds
 
 from adanat_jax.experiment import config as config_lib
+from support import children, raw_files, small_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -10,11 +10,9 @@ from typing import Any
 from unittest import mock
 
 from absl.testing import absltest
-import children
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_weights import random_variables
 
 from adanat_jax.decoding import buckets, schedules, unrolled
 from adanat_jax.errors import UserError
@@ -26,6 +24,8 @@ from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
+from support import children
+from support.random_weights import random_variables
 
 N, K, C, T = 9, 6, 3, 3
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1], np.int32)

@@ -6,16 +6,15 @@ import pathlib
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-from evaluating import tiny_config
 import jax
 import jax.numpy as jnp
 import numpy as np
-import random_weights
-import small_weights
 
 from adanat_jax.measuring import clip_score, features, provenance, scores
 from adanat_jax.models import clip, clip_image
 from adanat_jax.report.published_figures import BENCHMARKS
+from support import random_weights, small_weights
+from support.evaluating import tiny_config
 
 
 class ConditionsTest(absltest.TestCase):

@@ -14,8 +14,6 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-import random_weights
-import small_weights
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import step as step_lib
@@ -32,6 +30,7 @@ from adanat_jax.runtime import files, metric_writer
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import nat as nat_stage, sample, search, search_common
+from support import random_weights, small_weights
 
 DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 Scorer = scores.Scorer

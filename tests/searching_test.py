@@ -11,12 +11,12 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-from parity_cases import suite
-import reference_arrays
 
 from adanat_jax.decoding import loop, published, schedules, step as step_lib
 from adanat_jax.learning import schedule_search
 from adanat_jax.stages import search_common
+from parity_cases import suite
+from support import reference_arrays
 
 DATA = pathlib.Path(__file__).parent / 'data'
 

@@ -7,15 +7,14 @@ from typing import Any
 
 from absl import logging
 from absl.testing import absltest
-import children
 import jax
 from jax.sharding import PartitionSpec
 import numpy as np
-import toy_training
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.runtime.checkpoint import Checkpointer
+from support import children, toy_training
 
 RULES = (('kernel$', PartitionSpec(None, 'fsdp')),)
 NUM_STEPS = 12

@@ -7,12 +7,11 @@ import shutil
 import tarfile
 
 from absl.testing import absltest, parameterized
-import raw_files
-import raw_pictures
 
 from adanat_jax.data.sources import records
 from adanat_jax.data.sources.records import SourceSettings
 from adanat_jax.errors import UserError
+from support import raw_files, raw_pictures
 
 
 def setUpModule():

@@ -9,13 +9,12 @@ import tarfile
 
 from absl.testing import absltest, parameterized
 import numpy as np
-import raw_files
-import raw_pictures
 
 from adanat_jax.data import images
 from adanat_jax.data.sources import records, tar_index
 from adanat_jax.data.sources.records import SourceSettings
 from adanat_jax.errors import UserError, WriteError
+from support import raw_files, raw_pictures
 
 
 def setUpModule():

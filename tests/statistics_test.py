@@ -13,13 +13,13 @@ from absl import logging
 from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
-import raw_files
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.measuring import features, real_images
 from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
+from support import raw_files
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 

@@ -6,20 +6,18 @@ import shutil
 import tempfile
 
 from absl.testing import absltest, parameterized
-import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from PIL import Image
-import raw_files
-import raw_pictures
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.stages import tokenizer, tokenizer_adversary
+from support import compiling, raw_files, raw_pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Small programs, each run a few times: compiling takes the time.

@@ -11,11 +11,11 @@ import zipfile
 from absl.testing import absltest, parameterized
 import ml_dtypes
 import numpy as np
-import torch_files
-from torch_files import Call, Global, Raw, Tensor
 
 from adanat_jax.convert import pickle_machine, torch_reader
 from adanat_jax.errors import UserError
+from support import torch_files
+from support.torch_files import Call, Global, Raw, Tensor
 
 DATA = pathlib.Path(__file__).parent / 'data'
 SAVERS = {'zip': torch_files.save_zip, 'legacy': torch_files.save_legacy}

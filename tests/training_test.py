@@ -16,11 +16,11 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
-import toy_training
-from toy_training import rows, train
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import checkpoint, loop
+from support import toy_training
+from support.toy_training import rows, train
 
 
 def run(directory: pathlib.Path, death: str = 'none') -> tuple[int | None, str]:

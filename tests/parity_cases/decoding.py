@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference_arrays import Reference
 
 from adanat_jax import types
 from adanat_jax.convert import nat
 from adanat_jax.decoding import actions, loop, schedules, step
+from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
 

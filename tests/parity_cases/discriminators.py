@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from reference_arrays import Reference
 
 from adanat_jax.convert import discriminator, layout, vit
 from adanat_jax.models import discriminator as model, vit as vit_model
+from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
 

@@ -13,12 +13,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference_arrays import Reference
 
 from adanat_jax.convert import enat as convert
 from adanat_jax.decoding import loop, schedules, unrolled
 from adanat_jax.models import enat
 from adanat_jax.types import TokenCounts
+from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
 

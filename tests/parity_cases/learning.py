@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from reference_arrays import Reference
 
 from adanat_jax.learning import ppo
+from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
 

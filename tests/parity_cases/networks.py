@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from reference_arrays import Reference
 
 from adanat_jax.convert import discriminator, layout, nat, policy, vqgan
 from adanat_jax.models import discriminator as discriminator_model
+from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
 

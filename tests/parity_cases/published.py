@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference_arrays import Reference
 
 from adanat_jax.convert import (
   clip,
@@ -19,6 +18,7 @@ from adanat_jax.decoding import loop, schedules, step
 from adanat_jax.metrics import frechet, inception_score
 from adanat_jax.models import inception as inception_model
 from adanat_jax.models.maskgit import MASK_ID, MaskGITTransformer
+from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
 

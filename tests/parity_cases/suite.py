@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from reference_arrays import Reference
 
 from parity_cases import (
   decoding,
@@ -20,6 +19,7 @@ from parity_cases import (
   published,
 )
 from parity_cases.tolerances import TOLERANCES
+from support.reference_arrays import Reference
 
 CASES = {
   **networks.CASES,

@@ -8,12 +8,12 @@ import pathlib
 
 from absl.testing import parameterized
 import numpy as np
-import reference_arrays
 from safetensors.numpy import load_file
 
 from adanat_jax.convert import __main__ as cli
+from support import reference_arrays
 
-DATA = pathlib.Path(__file__).parent / 'data'
+DATA = pathlib.Path(__file__).parents[1] / 'data'
 
 
 def weights_of(name: str) -> dict[str, np.ndarray]:

@@ -220,7 +220,7 @@ def start(
 ) -> multiprocessing.process.BaseProcess:
   """Starts `main` in a process of its own."""
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['toy_training'])
+  context.set_forkserver_preload(['support.toy_training'])
   process = context.Process(
     target=main, args=(directory, num_steps, death, output), daemon=True
   )

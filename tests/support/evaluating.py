@@ -5,12 +5,12 @@ from __future__ import annotations
 import pathlib
 
 import jax.numpy as jnp
-import random_weights
 
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.sampling.generator import Generator
+from support import random_weights
 
-CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 COUNT = 42
 
 

@@ -21,7 +21,6 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
-import toy_training
 
 from adanat_jax import main
 from adanat_jax.errors import UserError
@@ -35,6 +34,7 @@ from adanat_jax.runtime import (
   processes,
   sharding,
 )
+from support import toy_training
 
 CONFIG = """
 import ml_collections
@@ -189,7 +189,7 @@ def _child(
   jax.config.update('jax_num_cpu_devices', num_devices)
   if file_limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-  main.STAGES = dict.fromkeys(main.STAGES, 'toy_cluster')
+  main.STAGES = dict.fromkeys(main.STAGES, 'support.toy_cluster')
   try:
     main.run()
   finally:
@@ -217,7 +217,7 @@ def start(
     file_limit: no file may grow over so many bytes; 0 for no limit.
   """
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['toy_cluster'])
+  context.set_forkserver_preload(['support.toy_cluster'])
   process = context.Process(
     target=_child,
     args=(arguments, death, num_devices, file_limit, output),

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import random_weights
-import small_weights
 
 from adanat_jax.experiment import config as config_lib, networks
+from support import random_weights, small_weights
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
 
 def make_config(

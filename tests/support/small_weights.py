@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import random_weights
 
 from adanat_jax.experiment import networks, texts
 from adanat_jax.runtime import checkpoint, completion
+from support import random_weights
 
 
 def save(directory: pathlib.Path, **fields: Any) -> str:

@@ -21,9 +21,10 @@ import pathlib
 import tarfile
 
 import numpy as np
-import raw_pictures
 import scipy.io
 import tensorflow_datasets as tfds
+
+from support import raw_pictures
 
 # Four of ImageNet's, in the order of its synsets. The numbers of its devkit are
 # in another order, as theirs are.

@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 from absl.testing import absltest
-import fake_gcloud
 
-ROOT = pathlib.Path(__file__).parents[1]
+from support import fake_gcloud
+
+ROOT = pathlib.Path(__file__).parents[2]
 NAMES = {
   'PROJECT': 'my-project',
   'ZONE': 'us-central2-b',

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 
-_FLAGS = pathlib.Path(__file__).with_name('data') / 'gcloud_flags.json'
+_FLAGS = pathlib.Path(__file__).parents[1] / 'data' / 'gcloud_flags.json'
 _WORKERS = 2
 
 

@@ -1,0 +1,1 @@
+"""What several tests share: small data, weights, processes, and machines."""
