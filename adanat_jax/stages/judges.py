@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax.data import augment, digits
+from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import fit, networks
 from adanat_jax.experiment.fields import between, check, choice, int_at_least
+from adanat_jax.learning import augment
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.types import Array
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax.data import augment, pixels
+from adanat_jax.data import pixels
 from adanat_jax.data.examples import Examples
 from adanat_jax.experiment import datasets, fit, networks
 from adanat_jax.experiment.fields import (
@@ -38,6 +38,7 @@ from adanat_jax.experiment.fields import (
   positive,
   tuple_of,
 )
+from adanat_jax.learning import augment
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import completion, files, loop
 from adanat_jax.stages import tokenizer_adversary, tokenizer_reconstruction
