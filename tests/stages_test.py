@@ -13,10 +13,11 @@ import numpy as np
 
 from adanat_jax.data import digits
 from adanat_jax.experiment import networks
+from adanat_jax.learning import vq
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models.classifier import ConvClassifier
 from adanat_jax.runtime import ledger as ledger_lib
-from adanat_jax.stages import evaluate, methods, tokenizer
+from adanat_jax.stages import evaluate, methods
 from adanat_jax.types import PolicyValues
 
 T = 3
@@ -30,11 +31,11 @@ def tiny_config():
   return module.get_config('tiny')
 
 
-class TokenizerTest(absltest.TestCase):
+class CodebookTest(absltest.TestCase):
   def test_codebook_follows_the_encodings(self):
     # Decay 1/2. Code 0 gets 1, 3, 5: count (2 + 3) / 2, sum (2 + 9) / 2; code
     # 1 gets 7: count (2 + 1) / 2, sum (8 + 7) / 2.
-    counts, sums = tokenizer.update_codebook(
+    counts, sums = vq.update_codebook(
       jnp.float32([2, 2]),
       jnp.float32([[2], [8]]),
       jnp.float32([[1], [3], [5], [7]]),
@@ -45,13 +46,13 @@ class TokenizerTest(absltest.TestCase):
     np.testing.assert_allclose(counts, [2.5, 1.5])
     np.testing.assert_allclose(sums, [[5.5], [7.5]])
 
-  def test_unused_codes_are_revived(self):
-    # The even share is 4 / 2 = 2. Code 1 falls to 0.15 < 0.2: it starts anew
+  def test_unused_codes_restart(self):
+    # The even share is 4 / 2 = 2. Code 1 falls to 0.15 < 0.2: it restarts
     # at an encoding. At 0.25 it would stay.
     encodings = jnp.float32([[1], [3], [5], [7]])
-    revived = set()
+    restarted = set()
     for seed in range(12):
-      counts, sums = tokenizer.update_codebook(
+      counts, sums = vq.update_codebook(
         jnp.float32([4, 0.3]),
         jnp.float32([[4], [9]]),
         encodings,
@@ -61,10 +62,10 @@ class TokenizerTest(absltest.TestCase):
       )
       np.testing.assert_allclose(counts, [4, 2])
       np.testing.assert_allclose(sums[0], [10])
-      revived.add(float(sums[1, 0] / counts[1]))
-    self.assertContainsSubset(revived, {1.0, 3.0, 5.0, 7.0})
-    self.assertGreater(len(revived), 1)
-    counts, sums = tokenizer.update_codebook(
+      restarted.add(float(sums[1, 0] / counts[1]))
+    self.assertContainsSubset(restarted, {1.0, 3.0, 5.0, 7.0})
+    self.assertGreater(len(restarted), 1)
+    counts, sums = vq.update_codebook(
       jnp.float32([4, 0.5]),
       jnp.float32([[4], [9]]),
       encodings,
@@ -82,7 +83,7 @@ class TokenizerTest(absltest.TestCase):
       # exp(-(3/4 ln 3/4 + 1/4 ln 1/4)) = 4 / 3^(3/4)
       ([3, 1], 4 / 3**0.75),
     ):
-      got = float(tokenizer.perplexity(jnp.array(usage)))
+      got = float(vq.perplexity(jnp.array(usage)))
       self.assertAlmostEqual(got, expected, 5)
 
 

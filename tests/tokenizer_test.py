@@ -1,4 +1,4 @@
-"""Tokenizers of real images: streamed, and judged by patches."""
+"""Tokenizers: the adversarial loss, a train step, the stage on real images."""
 
 import json
 import pathlib
@@ -14,9 +14,10 @@ from PIL import Image
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.learning import patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.stages import tokenizer, tokenizer_adversary
+from adanat_jax.stages import tokenizer
 from support import compiling, raw_files, raw_pictures
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -26,6 +27,17 @@ FAST = {'xla_backend_optimization_level': 0}
 
 def fast(function):
   return jax.jit(function, compiler_options=FAST)
+
+
+def adversarial_loss(optimizer, **options):
+  module = PatchDiscriminator(base_width=4, num_levels=1, num_groups=2)
+  return patch_gan.AdversarialLoss(
+    init=lambda key: module.init(key, jnp.zeros((1, 8, 8, 3)))['params'],
+    logits=lambda params, images: module.apply({'params': params}, images),
+    optimizer=optimizer,
+    adaptive=True,
+    **options,
+  )
 
 
 def pictures(count, side=8):
@@ -38,35 +50,30 @@ class PatchDiscriminatorTest(absltest.TestCase):
     module = PatchDiscriminator(base_width=4, num_levels=2, num_groups=2)
     images = jnp.asarray(pictures(3, 15))
     params = fast(module.init)(jax.random.key(0), images)
-    judge = fast(module.apply)
-    logits = judge(params, images)
+    apply = fast(module.apply)
+    logits = apply(params, images)
     # 15 pixels are halved twice, rounded up: 8, then 4.
     self.assertEqual(logits.shape, (3, 4, 4))
     others = images.at[1:].set(0.0)
-    np.testing.assert_allclose(logits[0], judge(params, others)[0], atol=1e-6)
+    np.testing.assert_allclose(logits[0], apply(params, others)[0], atol=1e-6)
     self.assertGreater(float(np.abs(logits[0] - logits[1]).max()), 1e-4)
 
 
-class AdversaryTest(parameterized.TestCase):
+class AdversarialLossTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.images = jnp.asarray(pictures(4))
     cls.rebuilt = jnp.full_like(cls.images, 0.5)
     cls.towards = 0.01 * (cls.rebuilt - cls.images)
-    cls.adversary = tokenizer_adversary.Adversary(
-      module=PatchDiscriminator(base_width=4, num_levels=1, num_groups=2),
-      optimizer=optax.adam(0.02),
-      weight=0.5,
-      adaptive=True,
-      learns_from=3,
-      answers_from=5,
+    cls.adversarial = adversarial_loss(
+      optax.adam(0.02), weight=0.5, trains_from=3, used_from=5
     )
-    cls.state = cls.adversary.initial_state((8, 8, 3), jax.random.key(1))
+    cls.state = cls.adversarial.initial_state(jax.random.key(1))
 
     @fast
     def step(state, number):
-      return cls.adversary.step(
+      return cls.adversarial.step(
         state, cls.images, cls.rebuilt, cls.towards, optax.tree.norm, number
       )
 
@@ -74,12 +81,10 @@ class AdversaryTest(parameterized.TestCase):
 
   def test_hinge_loss(self):
     # Real: 1 - 2 < 0 counts 0, 1 - 0.5; fake: 1 + 0, 1 - 3 < 0 counts 0.
-    loss = tokenizer_adversary.hinge_loss(
-      jnp.float32([2, 0.5]), jnp.float32([0, -3])
-    )
+    loss = patch_gan.hinge_loss(jnp.float32([2, 0.5]), jnp.float32([0, -3]))
     self.assertAlmostEqual(float(loss), ((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
 
-  def test_first_it_is_idle_then_learns_then_is_answered(self):
+  def test_first_it_is_skipped_then_learns_then_is_used(self):
     state, push, metrics = self.step(self.state, 2)
     jax.tree.map(np.testing.assert_array_equal, state, self.state)
     self.assertEqual(float(jnp.abs(push).max()), 0)
@@ -106,10 +111,8 @@ class AdversaryTest(parameterized.TestCase):
 
   def test_the_push_leads_to_what_looks_real(self):
     _, push, _ = self.step(self.state, 5)
-    judge = lambda x: self.adversary.module.apply(
-      {'params': self.state.params}, x
-    ).mean()
-    self.assertGreater(judge(self.rebuilt - push), judge(self.rebuilt))
+    logit = lambda x: self.adversarial.logits(self.state.params, x).mean()
+    self.assertGreater(logit(self.rebuilt - push), logit(self.rebuilt))
 
   def test_learns_to_tell_images_from_reconstructions(self):
     state, losses = self.state, []
@@ -133,37 +136,33 @@ class TrainStepTest(absltest.TestCase):
       num_groups=2,
     )
     cls.images = jnp.asarray(pictures(4))
-    adversary = tokenizer_adversary.Adversary(
-      PatchDiscriminator(base_width=4, num_levels=1, num_groups=2),
-      optax.sgd(0.1),
-      weight=0.7,
-      adaptive=True,
-      learns_from=1,
-      answers_from=2,
+    adversarial = adversarial_loss(
+      optax.sgd(0.1), weight=0.7, trains_from=1, used_from=2
     )
+    cls.network = tokenizer.make_autoencoder(cls.module, (8, 8, 3))
     optimizer = optax.sgd(1.0)
     make = fast(
-      lambda: tokenizer.initial_state(
-        cls.module, optimizer, (8, 8, 3), jax.random.key(1), adversary
+      lambda: vq.initial_state(
+        cls.network, optimizer, jax.random.key(1), adversarial
       )
     )
     cls.before = make()
     alone = cls.before.replace(adversary=None)
     plain = cls.train_step(optimizer, None, alone)
-    judged = cls.train_step(optimizer, adversary, cls.before)
-    cls.operations = [step.cost_analysis()['flops'] for step in (plain, judged)]
+    used = cls.train_step(optimizer, adversarial, cls.before)
+    cls.operations = [step.cost_analysis()['flops'] for step in (plain, used)]
     one, two = jnp.int32(1), jnp.int32(2)
     cls.after = {
       'plain': plain(alone, cls.images, one),
-      'waiting': judged(cls.before, cls.images, one),
-      'judged': judged(cls.before, cls.images, two),
+      'waiting': used(cls.before, cls.images, one),
+      'used': used(cls.before, cls.images, two),
     }
 
   @classmethod
-  def train_step(cls, optimizer, adversary, state):
+  def train_step(cls, optimizer, adversarial, state):
     step = fast(
-      tokenizer.make_train_step(
-        cls.module,
+      vq.make_train_step(
+        cls.network,
         optimizer,
         key=jax.random.key(0),
         warmup_steps=0,
@@ -171,7 +170,7 @@ class TrainStepTest(absltest.TestCase):
         codebook_decay=0.9,
         max_shift=0,
         error='absolute',
-        adversary=adversary,
+        adversarial=adversarial,
       )
     )
     return step.lower(state, cls.images, jnp.int32(0)).compile()
@@ -180,7 +179,7 @@ class TrainStepTest(absltest.TestCase):
     state, _ = self.after[name]
     return jax.tree.map(np.subtract, self.before.params, state.params)
 
-  def test_without_an_answer_the_gradient_is_the_plain_one(self):
+  def test_until_it_is_used_the_gradient_is_the_plain_one(self):
     plain, waiting = self.gradient('plain'), self.gradient('waiting')
     for half in ('encoder', 'decoder'):
       jax.tree.map(
@@ -190,28 +189,28 @@ class TrainStepTest(absltest.TestCase):
       )
     self.assertIsNone(self.after['plain'][0].adversary)
 
-  def test_the_answer_at_the_last_layer_has_its_share_of_the_gradient(self):
-    # Nothing but the answer sets the two apart, and both are as long there as
-    # the reconstruction error's gradient times 1 and 0.7: the codes' pull ends
-    # at the encoder.
+  def test_at_the_last_layer_it_has_its_share_of_the_gradient(self):
+    # The two differ by the adversarial gradient alone. There it is 0.7 times as
+    # long as the reconstruction error's, which is all of the plain one: the
+    # commitment ends at the encoder.
     last = lambda name: self.gradient(name)['decoder']['conv_out']['kernel']
     plain = last('plain')
-    answer = last('judged') - plain
-    share = optax.tree.norm(answer) / optax.tree.norm(plain)
+    adversarial = last('used') - plain
+    share = optax.tree.norm(adversarial) / optax.tree.norm(plain)
     self.assertAlmostEqual(float(share), 0.7, delta=0.01)
 
-  def test_the_answer_reaches_the_encoder(self):
+  def test_it_reaches_the_encoder(self):
     first = lambda name: self.gradient(name)['encoder']['conv_in']['kernel']
-    change = optax.tree.norm(first('judged') - first('plain'))
+    change = optax.tree.norm(first('used') - first('plain'))
     self.assertGreater(float(change), 1e-3)
 
-  def test_the_answers_share_costs_no_second_gradient(self):
-    plain, judged = self.operations
+  def test_its_share_costs_no_second_gradient(self):
+    plain, used = self.operations
     # One more gradient of the tokenizer would be two thirds more.
-    self.assertBetween(judged / plain, 1.01, 1.4)
+    self.assertBetween(used / plain, 1.01, 1.4)
 
   def test_error_and_loss(self):
-    _, metrics = self.after['judged']
+    _, metrics = self.after['used']
     rebuild = fast(lambda params, x: self.module.apply({'params': params}, x))
     rebuilt = rebuild(self.before.params, self.images)
     error = float(np.abs(rebuilt - self.images).mean())

@@ -1,21 +1,19 @@
-"""Stage `judges`: trains the networks that look at images.
+"""Stage `judges`: trains two classifiers of the ten digits.
 
-Two networks classify the ten digits and are kept apart on purpose:
+They are kept apart on purpose:
 
   measure  a convolutional network; evaluation reads its features. Nothing is
            ever optimised against it.
   reward   a vision transformer with another seed and other augmentation; the
            discriminator's heads, the Fréchet reward and the pre-trained reward
-           stand on it.
+           read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import pathlib
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -26,61 +24,9 @@ from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import fit, networks
 from adanat_jax.experiment.fields import between, check, choice, int_at_least
-from adanat_jax.learning import augment
+from adanat_jax.learning import classifier
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.types import Array
-
-
-@struct.dataclass
-class JudgeState:
-  """What the training of a classifier carries from step to step."""
-
-  params: Any
-  opt_state: optax.OptState
-
-
-# (params, images, dropout key or None) -> logits
-Apply = Callable[[Any, Array, Array | None], Array]
-
-
-def make_train_step(
-  apply: Apply,
-  optimizer: optax.GradientTransformation,
-  *,
-  key: Array,
-  max_shift: int,
-  noise: float,
-  cutout: int,
-) -> Callable[[JudgeState, Any, Array], tuple[JudgeState, Any]]:
-  """Returns `(state, batch, step) -> (state, metrics)`, not yet jitted.
-
-  The batch holds `images` float32[B, H, W, C] and `labels` int32[B].
-  """
-
-  def train_step(
-    state: JudgeState, batch: dict[str, Array], step: Array
-  ) -> tuple[JudgeState, dict[str, Array]]:
-    keys = jax.random.split(jax.random.fold_in(key, step), 4)
-    images = augment.shift(keys[0], batch['images'], max_shift)
-    images = augment.cutout(keys[1], images, cutout)
-    images = augment.add_noise(keys[2], images, noise)
-
-    def loss_fn(params: Any) -> tuple[Array, Array]:
-      logits = apply(params, images, keys[3])
-      loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch['labels']
-      ).mean()
-      return loss, (logits.argmax(-1) == batch['labels']).mean()
-
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
-    )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {'loss': loss, 'accuracy': accuracy}
-    return JudgeState(params, opt_state), metrics
-
-  return train_step
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -109,7 +55,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Trains both judges, each until its `num_steps`.
+  """Trains both classifiers, each until its `num_steps`.
 
   Args:
     config: the whole config; `judges`, `data` and `seed` are read.
@@ -143,9 +89,9 @@ def _train(
   workdir: pathlib.Path,
   name: str,
   module: Any,
-  apply: Apply,
+  apply: classifier.Apply,
 ) -> None:
-  """Trains one judge unless it is complete."""
+  """Trains one classifier unless it is complete."""
   if loop.is_complete(workdir / 'judges' / name):
     return
   section = config.judges[name]
@@ -157,11 +103,11 @@ def _train(
   )
   image_shape = data.train_images.shape[1:]
 
-  def initial(frozen: Any) -> JudgeState:
+  def initial(frozen: Any) -> classifier.ClassifierState:
     params = module.init(init_key, jnp.zeros((1, *image_shape)))['params']
-    return JudgeState(params, optimizer.init(params))
+    return classifier.ClassifierState(params, optimizer.init(params))
 
-  train_step = make_train_step(
+  train_step = classifier.make_train_step(
     apply,
     optimizer,
     key=step_key,
@@ -170,7 +116,7 @@ def _train(
     cutout=section.cutout,
   )
 
-  def figures(state: JudgeState) -> dict[str, float]:
+  def figures(state: classifier.ClassifierState) -> dict[str, float]:
     logits = jax.jit(lambda p, x: apply(p, x, None))(
       state.params, data.test_images
     )

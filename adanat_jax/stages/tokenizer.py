@@ -1,26 +1,14 @@
 """Stage `tokenizer`: trains the VQ autoencoder that turns images into tokens.
 
-1. For a first share of the steps, `warmup_fraction`, it is a plain
-   autoencoder.
-2. Then the codebook is set to encodings of one batch, and images are rebuilt
-   from codes, with straight-through gradients to the encoder.
-3. The codebook follows the encodings by moving averages; a code that falls
-   out of use is revived at a random encoding of the batch.
-4. If it is asked for, a discriminator of patches joins in later
-   (`adanat_jax.stages.tokenizer_adversary`).
-
-Quantisation as in van den Oord et al. 2017 (VQ-VAE), appendix A.1; reviving
-as in Dhariwal et al. 2020 (Jukebox), section 3.1.
+What is learned, and how: `adanat_jax.learning.vq`, with the adversarial loss of
+`adanat_jax.learning.patch_gan` if the config gives it a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-import functools
 import pathlib
 from typing import Any
 
-from flax import struct
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -28,9 +16,11 @@ import optax
 
 from adanat_jax.data import pixels
 from adanat_jax.data.examples import Examples
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, fit, networks
 from adanat_jax.experiment.fields import (
   between,
+  boolean,
   check,
   choice,
   int_at_least,
@@ -38,224 +28,11 @@ from adanat_jax.experiment.fields import (
   positive,
   tuple_of,
 )
-from adanat_jax.learning import augment
+from adanat_jax.learning import patch_gan, vq
+from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import completion, files, loop
-from adanat_jax.stages import tokenizer_adversary, tokenizer_reconstruction
-from adanat_jax.stages.tokenizer_adversary import Adversary, DiscriminatorState
-from adanat_jax.stages.tokenizer_reconstruction import perplexity
-from adanat_jax.types import Array
-
-# What a reconstruction's distance from its image is, over all of their values.
-ERRORS: Mapping[str, Callable[[Array], Array]] = {
-  'squared': jnp.square,
-  'absolute': jnp.abs,
-}
-
-
-@struct.dataclass
-class TokenizerState:
-  """What tokenizer training carries from step to step.
-
-  Attributes:
-    params: of the VQGAN.
-    opt_state: of the optimizer.
-    code_counts: moving average of how many encodings each code got.
-    code_sums: moving average of the sum of those encodings.
-    adversary: the discriminator, if there is one.
-  """
-
-  params: Any
-  opt_state: optax.OptState
-  code_counts: Array  # float32[K]
-  code_sums: Array  # float32[K, C]
-  adversary: DiscriminatorState | None = None
-
-
-def update_codebook(
-  counts: Array,
-  sums: Array,
-  encodings: Array,
-  ids: Array,
-  key: Array,
-  decay: float,
-) -> tuple[Array, Array]:
-  """One step of the codebook's moving averages, reviving unused codes.
-
-  Args:
-    counts: float32[K].
-    sums: float32[K, C].
-    encodings: float32[M, C].
-    ids: int32[M], nearest code of each encoding.
-    key: chooses the encodings at which unused codes are revived.
-    decay: of the averages.
-
-  Returns:
-    New counts and sums. A code that gets less than a tenth of its even share
-    starts anew at a random encoding, with its even share.
-  """
-  share = encodings.shape[0] / counts.shape[0]
-  assigned = jax.nn.one_hot(ids, counts.shape[0])
-  counts = decay * counts + (1 - decay) * assigned.sum(0)
-  sums = decay * sums + (1 - decay) * (assigned.T @ encodings)
-  fresh = _random_rows(key, encodings, counts.shape[0])
-  unused = counts < 0.1 * share
-  return (
-    jnp.where(unused, share, counts),
-    jnp.where(unused[:, None], share * fresh, sums),
-  )
-
-
-def _random_rows(key: Array, rows: Array, count: int) -> Array:
-  index = jax.random.choice(
-    key, rows.shape[0], (count,), replace=count > rows.shape[0]
-  )
-  return rows[index]
-
-
-def make_train_step(
-  module: VQGAN,
-  optimizer: optax.GradientTransformation,
-  *,
-  key: Array,
-  warmup_steps: int,
-  commitment: float,
-  codebook_decay: float,
-  max_shift: int,
-  error: str = 'squared',
-  adversary: Adversary | None = None,
-) -> Callable[[TokenizerState, Array, Array], tuple[TokenizerState, Any]]:
-  """Returns `(state, images, step) -> (state, metrics)`, not yet jitted.
-
-  Args:
-    module: the VQGAN.
-    optimizer: of its parameters.
-    key: of all that is random while it trains.
-    warmup_steps: first step in which images are rebuilt from codes.
-    commitment: weight of the encoder's pull towards its codes.
-    codebook_decay: of the codebook's moving averages.
-    max_shift: images are moved by up to so many pixels.
-    error: one of `ERRORS`.
-    adversary: how reconstructions are judged, if they are.
-  """
-
-  def rebuild(
-    params: Any, images: Array, quantized: Array
-  ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    encoding = module.apply({'params': params}, images, method='encode')
-    codes, ids = module.apply({'params': params}, encoding, method='quantize')
-    codes = jax.lax.stop_gradient(codes)
-    through = encoding + quantized * jax.lax.stop_gradient(codes - encoding)
-    images_out = module.apply({'params': params}, through, method='decode')
-    pull = jnp.mean((encoding - codes) ** 2)
-    return (images_out, pull), (encoding, ids)
-
-  def error_of(images_out: Array, images: Array) -> Array:
-    return jnp.mean(ERRORS[error](images_out - images))
-
-  def plain_gradients(
-    state: TokenizerState, images: Array, quantized: Array, step: Array
-  ) -> tuple[Any, Array, Array, tuple[Array, Array], None, dict[str, Array]]:
-    del step
-
-    def loss_fn(params: Any) -> tuple[Array, Any]:
-      (images_out, pull), seen = rebuild(params, images, quantized)
-      distance = error_of(images_out, images)
-      return distance + quantized * commitment * pull, (distance, pull, seen)
-
-    (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    return grads, *aux, None, {}
-
-  def judged_gradients(
-    state: TokenizerState, images: Array, quantized: Array, step: Array
-  ) -> tuple[Any, Array, Array, tuple[Array, Array], Any, dict[str, Array]]:
-    assert adversary is not None and state.adversary is not None
-    (images_out, pull), pull_back, seen = jax.vjp(
-      functools.partial(rebuild, images=images, quantized=quantized),
-      state.params,
-      has_aux=True,
-    )
-
-    def last_layer_norm(by_images: Array) -> Array:
-      # All else that is pulled back is not read, and the compiler drops it.
-      (grads,) = pull_back((by_images, jnp.zeros_like(pull)))
-      return optax.tree.norm(grads['decoder']['conv_out']['kernel'])
-
-    distance, towards = jax.value_and_grad(error_of)(images_out, images)
-    judge, push, metrics = adversary.step(
-      state.adversary, images, images_out, towards, last_layer_norm, step
-    )
-    (grads,) = pull_back((towards + push, quantized * commitment))
-    return grads, distance, pull, seen, judge, metrics
-
-  gradients = plain_gradients if adversary is None else judged_gradients
-
-  def train_step(
-    state: TokenizerState, images: Array, step: Array
-  ) -> tuple[TokenizerState, dict[str, Array]]:
-    shift_key, start_key, revive_key = jax.random.split(
-      jax.random.fold_in(key, step), 3
-    )
-    images = augment.shift(shift_key, images, max_shift)
-    quantized = (step >= warmup_steps).astype(jnp.float32)
-    grads, distance, pull, (encoding, ids), judge, metrics = gradients(
-      state, images, quantized, step
-    )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-
-    encodings = encoding.reshape(-1, encoding.shape[-1])
-    num_codes = state.code_counts.shape[0]
-    share = encodings.shape[0] / num_codes
-    start = _random_rows(start_key, encodings, num_codes)
-    counts, sums = update_codebook(
-      state.code_counts,
-      state.code_sums,
-      encodings,
-      ids.reshape(-1),
-      revive_key,
-      codebook_decay,
-    )
-    # Before codes are used, the codebook is drawn anew from every batch.
-    unset = step < warmup_steps
-    counts = jnp.where(unset, share, counts)
-    sums = jnp.where(unset, share * start, sums)
-    params = {**params, 'codebook': sums / counts[:, None]}
-    state = TokenizerState(params, opt_state, counts, sums, judge)
-    usage = jnp.bincount(ids.reshape(-1), length=num_codes)
-    return state, {
-      # Without what the discriminator says: that is no measure of progress.
-      'loss': distance + quantized * commitment * pull,
-      'error': distance,
-      'commitment': pull,
-      'perplexity': perplexity(usage),
-      **metrics,
-    }
-
-  return train_step
-
-
-def initial_state(
-  module: VQGAN,
-  optimizer: optax.GradientTransformation,
-  image_shape: tuple[int, ...],
-  key: Array,
-  adversary: Adversary | None = None,
-) -> TokenizerState:
-  """A new state for images of `image_shape` (H, W, C)."""
-  params = module.init(key, jnp.zeros((1, *image_shape)))['params']
-  codebook = params['codebook']
-  judge = None
-  if adversary is not None:
-    judge = adversary.initial_state(image_shape, jax.random.fold_in(key, 1))
-  return TokenizerState(
-    params=params,
-    opt_state=optimizer.init(params),
-    code_counts=jnp.ones(codebook.shape[0]),
-    # A copy: the train state is donated, and no buffer may be given twice.
-    code_sums=codebook + 0.0,
-    adversary=judge,
-  )
+from adanat_jax.stages import tokenizer_reconstruction
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -278,7 +55,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'tokenizer.batch_size': int_at_least(1),
       'tokenizer.learning_rate': positive,
       'tokenizer.betas': tuple_of(between(0.0, 1.0), length=2),
-      'tokenizer.error': choice(*ERRORS),
+      'tokenizer.error': choice(*vq.ERRORS),
       'tokenizer.warmup_fraction': between(0.0, 1.0),
       'tokenizer.commitment': non_negative,
       'tokenizer.codebook_decay': between(0.0, 1.0),
@@ -287,7 +64,34 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     },
   )
   networks.check_batches(config, {'tokenizer.batch_size': 1})
-  tokenizer_adversary.check_config(config)
+  _check_adversarial(config)
+
+
+def _check_adversarial(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError for `config.tokenizer.adversarial` that cannot work."""
+  name = 'tokenizer.adversarial'
+  check(config, {f'{name}.weight': non_negative})
+  section = config.tokenizer.adversarial
+  if not section.weight:
+    return
+  check(
+    config,
+    {
+      f'{name}.adaptive': boolean,
+      f'{name}.start_fraction': between(0.0, 1.0),
+      f'{name}.lead_fraction': between(0.0, 1.0),
+      f'{name}.num_levels': int_at_least(1),
+      f'{name}.base_width': int_at_least(1),
+      f'{name}.num_groups': int_at_least(1),
+      f'{name}.learning_rate': positive,
+      f'{name}.betas': tuple_of(between(0.0, 1.0), length=2),
+    },
+  )
+  if section.base_width % section.num_groups:
+    raise UserError(
+      f'config.{name}.num_groups={section.num_groups}: give one that divides'
+      f' base_width={section.base_width}'
+    )
 
 
 def splits_of(
@@ -295,13 +99,13 @@ def splits_of(
 ) -> dict[str, Examples]:
   """Images to train on and, if there are any, those to measure on, by split.
 
-  Mirror images are images: they are learnt from and measured.
+  Mirror images count as images of their own, in training and in measuring.
 
   Raises:
     UserError: naming the field that does not lead to images.
   """
   names = [*datasets.SPLITS]
-  # What CC3M is validated on is captions alone: there is nothing to rebuild.
+  # CC3M's validation split has captions alone: there is nothing to rebuild.
   if not (
     datasets.is_digits(config) or datasets.raw_source(config, 'test').has_images
   ):
@@ -312,11 +116,51 @@ def splits_of(
   }
 
 
+def make_autoencoder(
+  module: VQGAN, image_shape: tuple[int, ...]
+) -> vq.Autoencoder:
+  """The tokenizer of images of `image_shape` (H, W, C), as functions."""
+
+  def method(name: str) -> Any:
+    return lambda params, x: module.apply({'params': params}, x, method=name)
+
+  return vq.Autoencoder(
+    init=lambda key: module.init(key, jnp.zeros((1, *image_shape)))['params'],
+    encode=method('encode'),
+    quantize=method('quantize'),
+    decode=method('decode'),
+    last_layer=lambda params: params['decoder']['conv_out']['kernel'],
+  )
+
+
+def make_adversarial_loss(
+  config: ml_collections.ConfigDict, image_shape: tuple[int, ...]
+) -> patch_gan.AdversarialLoss | None:
+  """The adversarial loss of a config, None where its weight is 0."""
+  section = config.tokenizer.adversarial
+  if not section.weight:
+    return None
+  module = PatchDiscriminator(
+    section.base_width, section.num_levels, section.num_groups
+  )
+  num_steps = config.tokenizer.num_steps
+  trains_from = int(section.start_fraction * num_steps)
+  return patch_gan.AdversarialLoss(
+    init=lambda key: module.init(key, jnp.zeros((1, *image_shape)))['params'],
+    logits=lambda params, images: module.apply({'params': params}, images),
+    optimizer=optax.adam(section.learning_rate, *section.betas),
+    weight=section.weight,
+    adaptive=section.adaptive,
+    trains_from=trains_from,
+    used_from=trains_from + int(section.lead_fraction * num_steps),
+  )
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Trains the tokenizer and draws originals beside reconstructions.
 
-  One that was converted is only measured, so that it can be looked at before
-  anything stands on it.
+  A converted tokenizer is only measured, so that its quality can be checked
+  before a NAT is trained on it.
 
   Args:
     config: the whole config; `tokenizer`, `data` and `seed` are read.
@@ -351,10 +195,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     ),
     *section.betas,
   )
-  adversary = tokenizer_adversary.of_config(config)
+  shape = (config.data.image_size,) * 2 + (module.image_channels,)
+  network = make_autoencoder(module, shape)
+  adversarial = make_adversarial_loss(config, shape)
   init_key, step_key = jax.random.split(networks.stage_key(config, 'tokenizer'))
-  train_step = make_train_step(
-    module,
+  train_step = vq.make_train_step(
+    network,
     optimizer,
     key=step_key,
     warmup_steps=int(section.warmup_fraction * section.num_steps),
@@ -362,16 +208,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     codebook_decay=section.codebook_decay,
     max_shift=section.max_shift,
     error=section.error,
-    adversary=adversary,
+    adversarial=adversarial,
   )
-  shape = (config.data.image_size,) * 2 + (module.image_channels,)
 
-  def evaluate(state: TokenizerState, step: int) -> dict[str, float]:
+  def evaluate(state: vq.TokenizerState, step: int) -> dict[str, float]:
     del step
     last = list(splits)[-1]
     return rebuilding.measure(state.params, last, splits[last], most, picture)
 
-  def figures(state: TokenizerState) -> dict[str, float]:
+  def figures(state: vq.TokenizerState) -> dict[str, float]:
     return rebuilding.figures(state.params, splits, most, picture)
 
   evaluated = section.evaluate_every > 0
@@ -379,8 +224,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     config,
     workdir,
     'tokenizer',
-    initial=lambda frozen: initial_state(
-      module, optimizer, shape, init_key, adversary
+    initial=lambda frozen: vq.initial_state(
+      network, optimizer, init_key, adversarial
     ),
     train_step=lambda frozen, state, batch, step: train_step(
       state, pixels.to_unit(batch['images']), step

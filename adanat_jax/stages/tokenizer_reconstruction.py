@@ -19,6 +19,7 @@ import numpy as np
 
 from adanat_jax.data import order, pixels as pixels_lib
 from adanat_jax.data.examples import Examples
+from adanat_jax.learning.vq import perplexity
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.report import pictures
 from adanat_jax.runtime import sharding
@@ -30,12 +31,6 @@ _NUM_DRAWN = 16
 # A line of the picture is not wider, and digits are drawn larger.
 _WIDTH_OF_A_LINE = 2048
 _LARGEST_SCALE = 3
-
-
-def perplexity(usage: Array) -> Array:
-  """exp(entropy) of code frequencies, in codes; `usage` is [K] counts."""
-  share = usage / usage.sum()
-  return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
 
 
 class Reconstruction:

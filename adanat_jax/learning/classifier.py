@@ -1,0 +1,80 @@
+"""Training a classifier of augmented images: one step.
+
+Shape letters: `B` samples, `H`, `W`, `C` an image, `L` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from flax import struct
+import jax
+import optax
+
+from adanat_jax.learning import augment
+from adanat_jax.types import Array
+
+# (params, images float32[B, H, W, C], dropout key or None) -> float32[B, L]
+Apply: TypeAlias = Callable[[Any, Array, Array | None], Array]
+
+
+@struct.dataclass
+class ClassifierState:
+  """What the training of a classifier carries from step to step.
+
+  Attributes:
+    params: of the network.
+    opt_state: of the optimizer.
+  """
+
+  params: Any
+  opt_state: optax.OptState
+
+
+def make_train_step(
+  apply: Apply,
+  optimizer: optax.GradientTransformation,
+  *,
+  key: Array,
+  max_shift: int,
+  noise: float,
+  cutout: int,
+) -> Callable[[ClassifierState, Any, Array], tuple[ClassifierState, Any]]:
+  """Returns `(state, batch, step) -> (state, metrics)`, not yet jitted.
+
+  The batch holds `images` float32[B, H, W, C] in [0, 1] and `labels` int32[B].
+
+  Args:
+    apply: the network.
+    optimizer: of its parameters.
+    key: everything random follows from it and the step.
+    max_shift: images are shifted by up to this many pixels.
+    noise: standard deviation of the noise that is added.
+    cutout: side of the square that is blanked, in pixels; 0 for none.
+  """
+
+  def train_step(
+    state: ClassifierState, batch: dict[str, Array], step: Array
+  ) -> tuple[ClassifierState, dict[str, Array]]:
+    keys = jax.random.split(jax.random.fold_in(key, step), 4)
+    images = augment.shift(keys[0], batch['images'], max_shift)
+    images = augment.cutout(keys[1], images, cutout)
+    images = augment.add_noise(keys[2], images, noise)
+
+    def loss_fn(params: Any) -> tuple[Array, Array]:
+      logits = apply(params, images, keys[3])
+      loss = optax.softmax_cross_entropy_with_integer_labels(
+        logits, batch['labels']
+      ).mean()
+      return loss, (logits.argmax(-1) == batch['labels']).mean()
+
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {'loss': loss, 'accuracy': accuracy}
+    return ClassifierState(params, opt_state), metrics
+
+  return train_step
