@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from adanat_jax.data.sources import records
+from adanat_jax.data.sources import registry
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
   workdir_lib.check_inputs(config)
   names: tuple[str, ...] = (config.mode,)
   if config.mode == 'all':
-    sources = fields.choice('digits', *records.SOURCES)
+    sources = fields.choice('digits', *registry.SOURCES)
     fields.check(config, {'data.source': sources})
     names = STUDY if config.data.source == 'digits' else BENCHMARK
   elif config.mode == 'compare':

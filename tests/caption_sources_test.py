@@ -6,8 +6,8 @@ import shutil
 from absl.testing import absltest, parameterized
 
 from adanat_jax.data import images
-from adanat_jax.data.sources import records
-from adanat_jax.data.sources.records import SourceSettings
+from adanat_jax.data.sources import registry
+from adanat_jax.data.sources.raw_source import SourceSettings
 from support import raw_files, raw_pictures
 
 
@@ -41,7 +41,7 @@ def _coco_settings():
 
 
 def _read(settings, split='train'):
-  source = records.open_source(settings, split)
+  source = registry.open_source(settings, split)
   return [source[index] for index in range(len(source))]
 
 
@@ -105,7 +105,7 @@ class CaptionsTest(parameterized.TestCase):
       rows = ['"' + text.replace('"', '""') + '",http://x' for text in texts]
     path = _root / 'cc3m' / 'prompts.tsv'
     path.write_bytes(layout.format('\n'.join(rows)).encode())
-    source = records.open_source(_settings('cc3m_tsv', path), 'train')
+    source = registry.open_source(_settings('cc3m_tsv', path), 'train')
     self.assertFalse(source.has_images)
     self.assertEqual([source[i].captions[0] for i in range(5)], texts)
 
@@ -128,7 +128,7 @@ class CaptionsTest(parameterized.TestCase):
       contents[f'x.y/{number}.PNG'] = raw_pictures.jpeg(number)
       contents[f'x.y/{number}.cls'] = f'{2 - number}\n'.encode()
     path.write_bytes(raw_files.tar_of({'readme.md': b'-', **contents}))
-    source = records.open_source(_settings('webdataset', path), 'train')
+    source = registry.open_source(_settings('webdataset', path), 'train')
     found = {source[i].key: source[i].label for i in range(len(source))}
     self.assertEqual(found, {'x.y/0': 2, 'x.y/1': 1, 'x.y/2': 0})
     self.assertEqual(source.class_names, ('0', '1', '2'))
@@ -138,7 +138,7 @@ class CaptionsTest(parameterized.TestCase):
 class TfdsTest(absltest.TestCase):
   def test_imagenet(self):
     settings = _settings('tfds', _tfds.path, tfds_name='imagenet2012')
-    source = records.open_source(settings, 'train')
+    source = registry.open_source(settings, 'train')
     self.assertEqual(source.class_names, raw_files.SYNSETS)
     for example in _read(settings):
       number = int(example.key.split('_')[1].split('.')[0])

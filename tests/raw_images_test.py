@@ -7,7 +7,8 @@ import numpy as np
 
 from adanat_jax.data import images
 from adanat_jax.data.raw_images import RawImages
-from adanat_jax.data.sources import records
+from adanat_jax.data.sources import registry
+from adanat_jax.data.sources.raw_source import SourceSettings
 from adanat_jax.errors import UserError
 from support import raw_files
 
@@ -19,8 +20,8 @@ class RawImagesTest(absltest.TestCase):
 
   def open(self, corrupt=False):
     found = raw_files.image_folder(self.folder, per_class=3, corrupt=corrupt)
-    settings = records.SourceSettings('image_folder', str(found.path))
-    return found, records.open_source(settings, 'train')
+    settings = SourceSettings('image_folder', str(found.path))
+    return found, registry.open_source(settings, 'train')
 
   def test_rows_are_what_the_files_hold(self):
     found, source = self.open()
@@ -72,10 +73,10 @@ class RawImagesTest(absltest.TestCase):
 
   def test_captions_go_round_with_the_index(self):
     coco = raw_files.coco(self.folder)
-    settings = records.SourceSettings(
+    settings = SourceSettings(
       'coco', str(coco.path), annotations=str(coco.annotations)
     )
-    source = records.open_source(settings, 'train')
+    source = registry.open_source(settings, 'train')
     asked = []
 
     def tokenize(captions):
@@ -89,12 +90,12 @@ class RawImagesTest(absltest.TestCase):
 
   def test_captions_alone_are_no_images(self):
     table = raw_files.cc3m_prompts(self.folder)
-    settings = records.SourceSettings(
+    settings = SourceSettings(
       'cc3m_tsv',
       str(raw_files.cc3m_tsv(self.folder / 'train').path),
       validation_path=str(table.path),
     )
-    source = records.open_source(settings, 'test')
+    source = registry.open_source(settings, 'test')
     with self.assertRaisesRegex(
       UserError, 'cc3m_val.tsv holds captions and no'
     ):

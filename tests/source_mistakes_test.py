@@ -8,8 +8,8 @@ import tarfile
 
 from absl.testing import absltest, parameterized
 
-from adanat_jax.data.sources import records
-from adanat_jax.data.sources.records import SourceSettings
+from adanat_jax.data.sources import registry
+from adanat_jax.data.sources.raw_source import SourceSettings
 from adanat_jax.errors import UserError
 from support import raw_files, raw_pictures
 
@@ -34,7 +34,7 @@ class MistakesTest(parameterized.TestCase):
       for name, value in fields.items()
     }
     with self.assertRaises(UserError) as caught:
-      records.open_source(SourceSettings(source, str(path), **fields), split)
+      registry.open_source(SourceSettings(source, str(path), **fields), split)
     message = str(caught.exception)
     self.assertNotIn('\n', message)
     self.assertRegex(message, r'config\.data\.')
@@ -47,7 +47,7 @@ class MistakesTest(parameterized.TestCase):
     )
     self._check('data.path is empty', 'image_folder', '')
 
-  @parameterized.parameters(*records.SOURCES)
+  @parameterized.parameters(*registry.SOURCES)
   def test_a_path_that_is_not_there(self, source):
     fields = {'annotations': 'x.json', 'tfds_name': 'imagenet2012'}
     self._check(
@@ -87,7 +87,7 @@ class MistakesTest(parameterized.TestCase):
     settings = SourceSettings(
       'image_folder', str(_folder.path), condition='class', num_classes=3
     )
-    self.assertLen(records.open_source(settings, 'train'), 12)
+    self.assertLen(registry.open_source(settings, 'train'), 12)
 
   def test_folders(self):
     check = lambda expected, path, *split, **fields: self._check(
@@ -221,9 +221,9 @@ class MistakesTest(parameterized.TestCase):
       num_classes=5,
     )
     # The classes of validation images are those of the training images.
-    self.assertLen(records.open_source(settings('fewer.tar'), 'test'), 2)
+    self.assertLen(registry.open_source(settings('fewer.tar'), 'test'), 2)
     with self.assertRaisesRegex(UserError, "more.tar: the class '5' is not"):
-      records.open_source(settings('more.tar'), 'test')
+      registry.open_source(settings('more.tar'), 'test')
     path.write_bytes(raw_files.tar_of({'1.txt': b'alone'}))
     check('no images in 1 tars', path)
 

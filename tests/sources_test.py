@@ -11,8 +11,8 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from adanat_jax.data import images
-from adanat_jax.data.sources import records, tar_index
-from adanat_jax.data.sources.records import SourceSettings
+from adanat_jax.data.sources import registry, tar_index
+from adanat_jax.data.sources.raw_source import SourceSettings
 from adanat_jax.errors import UserError, WriteError
 from support import raw_files, raw_pictures
 
@@ -68,7 +68,7 @@ def _all_settings():
 
 
 def _read(settings, split='train'):
-  source = records.open_source(settings, split)
+  source = registry.open_source(settings, split)
   return [source[index] for index in range(len(source))]
 
 
@@ -77,10 +77,10 @@ def _labels(settings, split='train'):
 
 
 class EverySourceTest(parameterized.TestCase):
-  @parameterized.parameters(*records.SOURCES)
+  @parameterized.parameters(*registry.SOURCES)
   def test_is_what_a_source_is(self, name):
     settings = _all_settings()[name]
-    train, test = (records.open_source(settings, s) for s in records.SPLITS)
+    train, test = (registry.open_source(settings, s) for s in registry.SPLITS)
     examples = [train[index] for index in range(len(train))]
     keys = [example.key for example in examples]
     self.assertLen(set(keys), len(train))
@@ -102,23 +102,23 @@ class EverySourceTest(parameterized.TestCase):
     with self.assertRaises(IndexError):
       train[len(train)]
 
-  @parameterized.parameters(*records.SOURCES)
+  @parameterized.parameters(*registry.SOURCES)
   def test_threads_read_alike(self, name):
-    source = records.open_source(_all_settings()[name], 'train')
+    source = registry.open_source(_all_settings()[name], 'train')
     expected = [source[index] for index in range(len(source))]
     order = np.random.default_rng(0).integers(0, len(source), 200).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
       for index, found in zip(order, pool.map(source.__getitem__, order)):  # noqa: B905
         self.assertEqual(found, expected[index])
 
-  @parameterized.parameters(*records.SOURCES)
+  @parameterized.parameters(*registry.SOURCES)
   def test_opened_again_it_is_the_same(self, name):
     settings = _all_settings()[name]
     self.assertEqual(_read(settings), _read(settings))
 
   def test_tensorflow_is_not_needed(self):
     for settings in _all_settings().values():
-      records.open_source(settings, 'train')
+      registry.open_source(settings, 'train')
     self.assertNotIn('tensorflow', sys.modules)
 
 
@@ -141,7 +141,7 @@ class ImageFolderTest(absltest.TestCase):
 
   def test_without_class_folders_there_is_one_class(self):
     folder = raw_files.image_folder(_root / 'flat', num_classes=0)
-    source = records.open_source(
+    source = registry.open_source(
       _settings('image_folder', folder.path), 'train'
     )
     self.assertLen(source, 4)
@@ -157,7 +157,7 @@ class ImageFolderTest(absltest.TestCase):
   def test_a_file_that_went_away_is_found_when_it_is_decoded(self):
     root = _root / 'going'
     shutil.copytree(_folder.path / 'class_1', root)
-    source = records.open_source(_settings('image_folder', root), 'train')
+    source = registry.open_source(_settings('image_folder', root), 'train')
     (root / source[0].key).unlink()
     with self.assertRaises(images.CorruptImageError):
       images.decode(source[0].image, 16)
@@ -207,7 +207,7 @@ class ImageNetTarTest(absltest.TestCase):
   def test_the_folder_that_holds_the_official_files(self):
     root = _imagenet.train.parent
     settings = _imagenet_settings(path=root, validation_path=root)
-    for split in records.SPLITS:
+    for split in registry.SPLITS:
       self.assertEqual(
         _read(settings, split), _read(_imagenet_settings(), split)
       )
@@ -273,7 +273,7 @@ class HeldOutTest(absltest.TestCase):
   def test_splits_share_nothing_and_lack_nothing(self):
     whole = _labels(_settings('image_folder', _folder.path))
     settings = _settings('image_folder', _folder.path, held_out=5)
-    train, test = (_labels(settings, split) for split in records.SPLITS)
+    train, test = (_labels(settings, split) for split in registry.SPLITS)
     self.assertLen(test, 5)
     self.assertEqual({**train, **test}, whole)
     self.assertLen(train, len(whole) - 5)
@@ -303,7 +303,7 @@ class HeldOutTest(absltest.TestCase):
     settings = _settings('image_folder', _folder.path, held_out=count)
     expected = f'config.data.held_out={count}: give a number below {count}'
     with self.assertRaisesRegex(UserError, expected):
-      records.open_source(settings, 'test')
+      registry.open_source(settings, 'test')
 
 
 if __name__ == '__main__':

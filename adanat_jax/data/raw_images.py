@@ -17,7 +17,7 @@ import numpy as np
 
 from adanat_jax.data import images
 from adanat_jax.data.examples import Rows
-from adanat_jax.data.sources.records import RawExample, RawSource
+from adanat_jax.data.sources.raw_source import RawExample, RawSource
 from adanat_jax.errors import UserError
 
 # A source in which so many neighbours cannot be read has another fault.
@@ -44,7 +44,7 @@ class RawImages:
     """Opens nothing yet.
 
     Args:
-      source: see `adanat_jax.data.sources.records`.
+      source: see `adanat_jax.data.sources.registry`.
       image_size: side of the square images, in pixels.
       apply_orientation: turn photographs upright by their EXIF tag.
       mirrored: whether each image also counts left-right mirrored.

@@ -19,7 +19,8 @@ from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.data.prepared import PreparedExamples, check_settings
 from adanat_jax.data.raw_images import RawImages
-from adanat_jax.data.sources import records
+from adanat_jax.data.sources import registry
+from adanat_jax.data.sources.raw_source import RawSource, SourceSettings
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import encoder, networks, texts
 from adanat_jax.experiment.fields import (
@@ -43,7 +44,7 @@ def is_digits(config: Config) -> bool:
 
 def check_config(config: Config) -> None:
   """Raises UserError for values of `config.data` that cannot work."""
-  check(config, {'data.source': choice('digits', *records.SOURCES)})
+  check(config, {'data.source': choice('digits', *registry.SOURCES)})
   if is_digits(config):
     check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
     return
@@ -90,14 +91,14 @@ def has_validation(config: Config) -> bool:
   return config.data.source == 'tfds'
 
 
-def raw_source(config: Config, split: str) -> records.RawSource:
+def raw_source(config: Config, split: str) -> RawSource:
   """The raw images of a split.
 
   Raises:
     UserError: naming the field that does not lead to such images.
   """
   data = config.data
-  settings = records.SourceSettings(
+  settings = SourceSettings(
     source=data.source,
     path=data.path,
     validation_path=data.validation_path,
@@ -108,7 +109,7 @@ def raw_source(config: Config, split: str) -> records.RawSource:
     condition=data.condition,
     num_classes=0 if networks.is_text(config) else data.num_classes,
   )
-  return records.open_source(settings, split)
+  return registry.open_source(settings, split)
 
 
 def image_examples(

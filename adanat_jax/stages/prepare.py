@@ -30,7 +30,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import prepared, prepared_writer
-from adanat_jax.data.sources.records import RawSource
+from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
 from adanat_jax.experiment.fields import Rule, check, int_at_least

@@ -22,7 +22,7 @@ import numpy as np
 
 from adanat_jax.data import images, prepared, prepared_writer
 from adanat_jax.data.prefetch import Prefetch
-from adanat_jax.data.sources.records import RawSource
+from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks, texts
 from adanat_jax.experiment.encoder import Encoder

@@ -73,7 +73,7 @@ class SourceSettings:
   """The fields of `config.data` that lead to images.
 
   Attributes:
-    source: one of `records.SOURCES`.
+    source: one of `registry.SOURCES`.
     path: the training images: folder, file, glob or tfds' data_dir.
     validation_path: the same for the validation images; '' to set some apart.
     tfds_name: the data set's name, for source 'tfds'.

@@ -25,15 +25,6 @@ from adanat_jax.data.sources.raw_source import (
 )
 from adanat_jax.errors import UserError
 
-__all__ = [
-  'SOURCES',
-  'SPLITS',
-  'RawExample',
-  'RawSource',
-  'SourceSettings',
-  'open_source',
-]
-
 # Each is read by `load` of a module of its own, which is imported when it is
 # asked for: not everyone has all the libraries that they need.
 _MODULES = {
