@@ -78,10 +78,10 @@ def program(
       keys=batch.keys,
       mask_token=module.codebook_size,
     )
-    gathering = denoisers.gathering(module, params)
+    gathering = denoisers.make_gathering(module, params)
     if way == 'static':
       return unrolled.decode(gathering, subject.table, **common).tokens
-    denoiser, policy = denoisers.of(module, params), _adaptive(agent, batch)
+    denoiser, policy = denoisers.make(module, params), _adaptive(agent, batch)
     if way == 'buckets':
       denoiser = buckets.bucketed(
         gathering, denoiser, bounds, module.codebook_size

@@ -137,7 +137,7 @@ class Photographs:
 
 
 def write_set(
-  directory: pathlib.Path, layout: prepared.Layout, count: int
+  directory: pathlib.Path, layout: prepared.RecordLayout, count: int
 ) -> None:
   """Writes a prepared set of random numbers, in eight files."""
   rng = np.random.default_rng(0)
@@ -171,9 +171,9 @@ def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
   if case == 'images':
     return RawImages(Photographs(count), 256)
   layouts = {
-    'tokens': prepared.Layout(256, num_classes=1000),
-    'tokens and states': prepared.Layout(256, 0, 77, 1280, 1280),
-    'tokens and ids': prepared.Layout(256, 0, 77),
+    'tokens': prepared.RecordLayout(256, num_classes=1000),
+    'tokens and states': prepared.RecordLayout(256, 0, 77, 1280, 1280),
+    'tokens and ids': prepared.RecordLayout(256, 0, 77),
   }
   write_set(directory, layouts[case], count)
   return prepared.PreparedExamples(directory, 'train')

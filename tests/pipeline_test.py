@@ -134,7 +134,7 @@ class PrefetchTest(absltest.TestCase):
       self.assertIsNone(first())
 
 
-LAYOUT = prepared.Layout(num_tokens=4, num_classes=100)
+LAYOUT = prepared.RecordLayout(num_tokens=4, num_classes=100)
 
 
 def write_set(directory: pathlib.Path, sizes: tuple[int, ...]) -> None:

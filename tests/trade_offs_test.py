@@ -9,7 +9,7 @@ from adanat_jax.report import comparison, trade_offs
 
 
 def _point(num_steps, distance, operations, seconds=1.0):
-  return trade_offs.Point(num_steps, distance, 0.0, operations, seconds)
+  return trade_offs.CostPoint(num_steps, distance, 0.0, operations, seconds)
 
 
 class TradeOffsTest(parameterized.TestCase):

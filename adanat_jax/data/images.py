@@ -27,7 +27,7 @@ _FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _MOST_PIXELS = 1 << 27
 
 # NumPy's or JAX's.
-Array = TypeVar('Array')
+AnyArray = TypeVar('AnyArray')
 
 
 class CorruptImageError(ValueError):
@@ -89,7 +89,7 @@ def to_unit(pixels: np.ndarray) -> np.ndarray:
   return pixels.astype(np.float32) / np.float32(255)
 
 
-def to_uint8(images: Array, rounding: str = 'floor') -> Array:
+def to_uint8(images: AnyArray, rounding: str = 'floor') -> AnyArray:
   """From [0, 1] to uint8, as generated images are written.
 
   Both conventions are in published use, and figures differ between them:

@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 import weakref
 
-Batch = TypeVar('Batch')
+BatchT = TypeVar('BatchT')
 
 
-class Prefetch(Generic[Batch]):
+class Prefetch(Generic[BatchT]):
   """`batch_at`, ahead of time: a function of the step, as `batch_at` is.
 
   Steps are expected one after another. Any other may be asked for, and costs
@@ -30,7 +30,7 @@ class Prefetch(Generic[Batch]):
 
   def __init__(
     self,
-    batch_at: Callable[[int], Batch],
+    batch_at: Callable[[int], BatchT],
     *,
     depth: int = 2,
     num_threads: int | None = None,
@@ -55,14 +55,14 @@ class Prefetch(Generic[Batch]):
     self._pool = concurrent.futures.ThreadPoolExecutor(
       num_threads or depth, thread_name_prefix='prefetch'
     )
-    self._futures: dict[int, concurrent.futures.Future[Batch]] = {}
+    self._futures: dict[int, concurrent.futures.Future[BatchT]] = {}
     self._lock = threading.Lock()
     # Whoever drops this without closing it leaves no threads behind.
     self._shutdown = weakref.finalize(
       self, self._pool.shutdown, wait=False, cancel_futures=True
     )
 
-  def __call__(self, step: int) -> Batch:
+  def __call__(self, step: int) -> BatchT:
     """Returns `batch_at(step)`, and begins the batches of the next steps.
 
     Raises:
@@ -93,7 +93,7 @@ class Prefetch(Generic[Batch]):
     self._shutdown.detach()
     self._pool.shutdown(wait=True, cancel_futures=True)
 
-  def __enter__(self) -> Prefetch[Batch]:
+  def __enter__(self) -> Prefetch[BatchT]:
     return self
 
   def __exit__(

@@ -51,7 +51,7 @@ _READER_BUFFER = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RecordLayout:
   """The fields of a record and their shapes.
 
   Attributes:
@@ -100,7 +100,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     `settings`, what decided about its contents, by the names of the config's
-    fields; `layout`, see `Layout`; and for each of `splits` its `source`,
+    fields; `layout`, see `RecordLayout`; and for each of `splits` its `source`,
     counts, what was left out, and `shards`, the records in each file.
 
   Raises:
@@ -164,7 +164,7 @@ class PreparedExamples:
     """
     self.directory = pathlib.Path(directory)
     self.manifest = read_manifest(self.directory)
-    self.layout = Layout(**self.manifest['layout'])
+    self.layout = RecordLayout(**self.manifest['layout'])
     splits = self.manifest['splits']
     if split not in splits:
       raise UserError(
@@ -280,7 +280,7 @@ class PreparedExamples:
 
 
 def _fields(
-  layout: Layout, with_tokens: bool
+  layout: RecordLayout, with_tokens: bool
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
   """Type and shape of what `PreparedExamples.take` returns."""
   fields: dict[str, tuple[Any, tuple[int, ...]]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from adanat_jax.data.prepared import NAME, Layout
+from adanat_jax.data.prepared import NAME, RecordLayout
 from adanat_jax.errors import WriteError
 from adanat_jax.runtime import files
 
@@ -29,7 +29,7 @@ class ShardWriter:
   same.
   """
 
-  def __init__(self, path: pathlib.Path, layout: Layout):
+  def __init__(self, path: pathlib.Path, layout: RecordLayout):
     """Opens a temporary file beside `path`, over what a killed run left."""
     self.num_records = 0
     self.num_bytes = 0
@@ -93,7 +93,7 @@ class ShardWriter:
 
 def write_metadata(
   directory: pathlib.Path,
-  layout: Layout,
+  layout: RecordLayout,
   class_names: Sequence[str] | None,
   shards: Mapping[str, Sequence[Mapping[str, int]]],
 ) -> None:
@@ -140,7 +140,7 @@ def write_metadata(
 
 
 def _features(
-  layout: Layout, class_names: Sequence[str] | None
+  layout: RecordLayout, class_names: Sequence[str] | None
 ) -> tfds.features.FeaturesDict:
   """The fields as tfds has them, arrays as their bytes."""
   fields: dict[str, Any] = {

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens, pixels as pixels_lib
-from adanat_jax.data.prepared import VIEWS, Layout
+from adanat_jax.data.prepared import VIEWS, RecordLayout
 from adanat_jax.experiment import networks, texts
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding, weights
@@ -127,13 +127,13 @@ def _digest(config: Config, workdir: pathlib.Path, section: str) -> str:
   return weights.digest(workdir / section, 'params')
 
 
-def layout_of(config: Config) -> Layout:
+def layout_of(config: Config) -> RecordLayout:
   """What is stored of an image, by the config."""
   num_tokens = networks.grid_size(config) ** 2
   if not networks.is_text(config):
-    return Layout(num_tokens, num_classes=networks.num_classes(config))
+    return RecordLayout(num_tokens, num_classes=networks.num_classes(config))
   stored = config.data.text_embeddings == 'store'
-  return Layout(
+  return RecordLayout(
     num_tokens,
     text_length=clip_tokens.NUM_POSITIONS,
     state_width=config.text.width if stored else 0,

@@ -25,7 +25,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.fields import check, choice
 from adanat_jax.models.classifier import ConvClassifier
-from adanat_jax.models.denoisers import Network
+from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.discriminator import DiscriminatorHeads
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
@@ -116,7 +116,7 @@ def tokenizer_module(config: Config) -> VQGAN:
   )
 
 
-def nat_module(config: Config) -> Network:
+def nat_module(config: Config) -> DenoiserModule:
   """The network of `config.nat` for the tokens of `config.tokenizer`.
 
   Raises:
@@ -249,7 +249,9 @@ def load_tokenizer(config: Config, workdir: pathlib.Path) -> tuple[VQGAN, Any]:
   return module, _load(config, workdir, 'tokenizer', 'params', module, image)
 
 
-def load_nat(config: Config, workdir: pathlib.Path) -> tuple[Network, Any]:
+def load_nat(
+  config: Config, workdir: pathlib.Path
+) -> tuple[DenoiserModule, Any]:
   """The network of `config.nat` and the moving average of its parameters."""
   module = nat_module(config)
   tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)

@@ -48,7 +48,7 @@ _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-class Layer(nn.Module):
+class CLIPLayer(nn.Module):
   """Attention and MLP, each normalised before and added after.
 
   Attributes:
@@ -145,7 +145,7 @@ class CLIPText(nn.Module):
     x = words[ids] + positions[None, : ids.shape[1]]
     x = x.astype(self.dtype)
     for i in range(self.depth):
-      x = Layer(
+      x = CLIPLayer(
         self.num_heads,
         self.mlp_width,
         self.activation,

@@ -110,7 +110,7 @@ class CLIPImage(nn.Module):
     x = x + positions[None].astype(self.dtype)
     x = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='norm_before')(x)
     for i in range(self.depth):
-      x = clip.Layer(
+      x = clip.CLIPLayer(
         self.num_heads,
         self.mlp_width,
         self.activation,

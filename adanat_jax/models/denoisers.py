@@ -22,15 +22,15 @@ from adanat_jax.types import (
   TokenCounts,
 )
 
-Network: TypeAlias = NAT | ENAT
+DenoiserModule: TypeAlias = NAT | ENAT
 
 
-def reuses(module: Network) -> bool:
+def reuses(module: DenoiserModule) -> bool:
   """Whether the network takes what it can from the step before."""
   return isinstance(module, ENAT)
 
 
-def of(module: Network, params: Any) -> Denoiser:
+def make(module: DenoiserModule, params: Any) -> Denoiser:
   """The network as a denoiser for any policy.
 
   An ENAT runs its blocks at every position and masks the attention: each sample
@@ -52,7 +52,7 @@ def of(module: Network, params: Any) -> Denoiser:
   return denoiser
 
 
-def gathering(module: ENAT, params: Any) -> GatheringDenoiser:
+def make_gathering(module: ENAT, params: Any) -> GatheringDenoiser:
   """An ENAT as a denoiser that is told how many tokens it will find.
 
   Args:
@@ -76,7 +76,7 @@ def gathering(module: ENAT, params: Any) -> GatheringDenoiser:
 
 
 def empty_cache(
-  module: Network, batch_size: int, text_length: int = 0
+  module: DenoiserModule, batch_size: int, text_length: int = 0
 ) -> Cache:
   """What a network is given at the first step.
 

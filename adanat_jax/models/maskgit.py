@@ -26,7 +26,7 @@ MASK_ID = -1
 _gelu = functools.partial(nn.gelu, approximate=True)
 
 
-class Layer(nn.Module):
+class MaskGITLayer(nn.Module):
   """Attention and MLP, each followed by a sum and a normalisation.
 
   Attributes:
@@ -102,7 +102,9 @@ class MaskGITTransformer(nn.Module):
     self.embedding_norm = norm()
     self.embedding_dropout = nn.Dropout(self.dropout_rate)
     self.layers = [
-      Layer(self.num_heads, self.mlp_width, self.dropout_rate, self.dtype)
+      MaskGITLayer(
+        self.num_heads, self.mlp_width, self.dropout_rate, self.dtype
+      )
       for _ in range(self.depth)
     ]
     self.head = layers.Dense(

@@ -129,7 +129,7 @@ class _Half(nn.Module):
     return GroupNorm(self.num_groups, self.dtype, name='norm_out')(x)
 
 
-class Encoder(_Half):
+class ImageEncoder(_Half):
   """Images to a grid of vectors."""
 
   conv_downsample: bool = False
@@ -161,7 +161,7 @@ class Encoder(_Half):
     return self._conv(self._norm(x), self.code_width, 1, 'conv_out')
 
 
-class Decoder(_Half):
+class ImageDecoder(_Half):
   """A grid of vectors to images."""
 
   @nn.compact
@@ -216,8 +216,8 @@ class VQGAN(nn.Module):
       self.image_channels,
       self.dtype,
     )
-    self.encoder = Encoder(*sizes, conv_downsample=self.conv_downsample)
-    self.decoder = Decoder(*sizes)
+    self.encoder = ImageEncoder(*sizes, conv_downsample=self.conv_downsample)
+    self.decoder = ImageDecoder(*sizes)
     self.codebook = self.param(
       'codebook', _codebook_init, (self.codebook_size, self.code_width)
     )

@@ -23,8 +23,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from adanat_jax.report import results as reading, style, tables, trade_offs
-
-Results = Mapping[str, Any]
+from adanat_jax.report.results import Results
 
 _UNITS = {
   'operations': ('M operations', 1e-6),
@@ -144,7 +143,7 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
   style.save(path, figure)
 
 
-def _groups(results: Results) -> list[list[reading.Entry]]:
+def _groups(results: Results) -> list[list[reading.MethodResult]]:
   """The trainings of each schedule on each network at each T."""
   return [
     entries

@@ -229,8 +229,8 @@ def _draw_floors(axes: Axes, floors: Mapping[str, float]) -> None:
 def save_values_plot(
   path: str | os.PathLike[str],
   results: reading.Results,
-  learned: Sequence[reading.Entry],
-  schedules: Sequence[reading.Entry],
+  learned: Sequence[reading.MethodResult],
+  schedules: Sequence[reading.MethodResult],
 ) -> None:
   """Draws the four values at each step: learned against hand-made.
 
@@ -346,7 +346,7 @@ def _write_right(axes: Axes, height: float, text: str) -> None:
   )  # fmt: skip
 
 
-def _entry_label(entry: reading.Entry) -> str:
+def _entry_label(entry: reading.MethodResult) -> str:
   training = entry.get('training')
   return entry['label'] + (f' (training {training + 1})' if training else '')
 

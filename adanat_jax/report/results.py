@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-Entry = Mapping[str, Any]
+MethodResult = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 HAND_MADE = 'hand-made'
@@ -70,7 +70,7 @@ class Pooled:
   between: float
 
 
-def role_of(entry: Entry) -> str:
+def role_of(entry: MethodResult) -> str:
   """One of `ROLES`: what the entry says, else what its name tells."""
   if 'role' in entry:
     return entry['role']
@@ -94,7 +94,9 @@ def names(results: Results, num_steps: int | None = None) -> list[str]:
   )
 
 
-def entries_of(results: Results, name: str, num_steps: int) -> list[Entry]:
+def entries_of(
+  results: Results, name: str, num_steps: int
+) -> list[MethodResult]:
   """All trainings of one method at one T."""
   return [
     entry
@@ -108,7 +110,7 @@ def label_of(results: Results, name: str) -> str:
   return next(e['label'] for e in results['methods'] if e['name'] == name)
 
 
-def pool(entries: Sequence[Entry], measure: str) -> Pooled | None:
+def pool(entries: Sequence[MethodResult], measure: str) -> Pooled | None:
   """One measure over several trainings; None if nobody measured it."""
   trainings = [
     np.asarray(entry['measures'][measure]['values'], np.float64)

@@ -80,7 +80,7 @@ def floor_table(results: Results) -> str:
   return markdown_table(header, rows)
 
 
-def values_table(entries: Sequence[reading.Entry]) -> str:
+def values_table(entries: Sequence[reading.MethodResult]) -> str:
   """The four values at each step: mean ± standard deviation over samples.
 
   Args:
@@ -230,11 +230,11 @@ def _italic(results: Results, name: str) -> str:
   return f'*{reading.label_of(results, name)}*'
 
 
-def _first(results: Results, name: str) -> reading.Entry:
+def _first(results: Results, name: str) -> reading.MethodResult:
   return next(e for e in results['methods'] if e['name'] == name)
 
 
-def _best(entries: Sequence[reading.Entry], measure: str) -> str:
+def _best(entries: Sequence[reading.MethodResult], measure: str) -> str:
   """The best mean of a column, as it is printed."""
   means = [
     float(entry['measures'][measure]['mean'])

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.report import results as reading
-
-Results = Mapping[str, Any]
+from adanat_jax.report.results import Results
 
 MEASURE = 'frechet'
 COSTS = ('operations', 'seconds')
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class CostPoint:
   """A schedule on a network at one T, trainings pooled.
 
   Attributes:
@@ -43,7 +42,7 @@ class Point:
     return self.operations if name == 'operations' else self.seconds
 
 
-def points(results: Results, network: str, schedule: str) -> list[Point]:
+def points(results: Results, network: str, schedule: str) -> list[CostPoint]:
   """The points of a schedule on a network, T rising."""
   found = []
   for num_steps in reading.all_num_steps(results):
@@ -53,7 +52,7 @@ def points(results: Results, network: str, schedule: str) -> list[Point]:
       continue
     taken = [entry['paths'][entry['path']] for entry in entries]
     found.append(
-      Point(
+      CostPoint(
         num_steps,
         pooled.mean,
         pooled.std if math.isfinite(pooled.std) else 0.0,
@@ -65,7 +64,7 @@ def points(results: Results, network: str, schedule: str) -> list[Point]:
 
 
 def distance_at(
-  curve: Sequence[Point], cost: str, value: float
+  curve: Sequence[CostPoint], cost: str, value: float
 ) -> float | None:
   """The distance of a schedule at a cost, along its points.
 
@@ -89,7 +88,9 @@ def distance_at(
   return float(np.interp(math.log(value), np.log(costs), distances))
 
 
-def cost_at(curve: Sequence[Point], cost: str, distance: float) -> float | None:
+def cost_at(
+  curve: Sequence[CostPoint], cost: str, distance: float
+) -> float | None:
   """The least cost at which a schedule comes to a distance, see `distance_at`.
 
   Args:
@@ -145,7 +146,7 @@ def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
 
 def entries_of(
   results: Results, network: str, schedule: str, num_steps: int
-) -> list[reading.Entry]:
+) -> list[reading.MethodResult]:
   """All trainings of a schedule on a network at one T."""
   return [
     entry

@@ -62,7 +62,7 @@ class Generator:
     encode_captions: turns captions into conditions, float32[B, L, C].
   """
 
-  nat: denoisers.Network
+  nat: denoisers.DenoiserModule
   nat_params: Any
   tokenizer: Any
   tokenizer_params: Any

@@ -72,7 +72,7 @@ class Plan:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def decode_tokens(
-  nat: denoisers.Network,
+  nat: denoisers.DenoiserModule,
   plan: Plan,
   nat_params: Any,
   policy: PolicyLike,
@@ -108,16 +108,16 @@ def decode_tokens(
   if plan.counts is not None:
     assert isinstance(policy, PolicyValues)
     decoded = unrolled.decode(
-      denoisers.gathering(nat, nat_params),
+      denoisers.make_gathering(nat, nat_params),
       policy,
       counts=plan.counts,
       **shared,
     )
     return _without_features(decoded)
-  denoiser = denoisers.of(nat, nat_params)
+  denoiser = denoisers.make(nat, nat_params)
   if plan.buckets:
     denoiser = buckets_lib.bucketed(
-      denoisers.gathering(nat, nat_params),
+      denoisers.make_gathering(nat, nat_params),
       denoiser,
       plan.buckets,
       nat.codebook_size,
@@ -152,7 +152,7 @@ def _without_features(decoded: loop.Decoded) -> loop.Decoded:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def decode_batch(
-  nat: denoisers.Network,
+  nat: denoisers.DenoiserModule,
   tokenizer: Any,
   plan: Plan,
   nat_params: Any,
@@ -192,7 +192,7 @@ def is_shared_table(policy: PolicyLike) -> TypeGuard[PolicyValues]:
 
 
 def with_counts(
-  nat: denoisers.Network,
+  nat: denoisers.DenoiserModule,
   plan: Plan,
   table: PolicyValues,
   tokens: np.ndarray,

@@ -34,7 +34,7 @@ from adanat_jax.learning import masked_tokens
 from adanat_jax.learning.masked_tokens import NatState
 from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
-from adanat_jax.models.denoisers import Network
+from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.runtime import loop, processes, sharding
 from adanat_jax.stages import nat_held_out
 from adanat_jax.types import Array, Cache
@@ -235,7 +235,7 @@ def recipe_of(config: Config) -> masked_tokens.Recipe:
   )
 
 
-def training_module(config: Config) -> Network:
+def training_module(config: Config) -> DenoiserModule:
   """The network of `config.nat` in the type in which it trains."""
   section = config.nat
   return networks.nat_module(config).clone(
@@ -243,7 +243,9 @@ def training_module(config: Config) -> Network:
   )
 
 
-def make_network(module: Network, tower: Any = None) -> masked_tokens.Network:
+def make_network(
+  module: DenoiserModule, tower: Any = None
+) -> masked_tokens.Network:
   """A NAT or an ENAT as training takes it.
 
   Args:
@@ -331,7 +333,7 @@ def _frozen(
   return text, {'null': null, 'text': params}
 
 
-def _one_example(config: Config, module: Network) -> tuple[Array, Array]:
+def _one_example(config: Config, module: DenoiserModule) -> tuple[Array, Array]:
   """Tokens and a condition in the shapes that the network takes."""
   tokens = jnp.zeros((1, module.num_tokens), jnp.int32)
   if not networks.is_text(config):

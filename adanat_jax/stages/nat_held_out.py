@@ -23,7 +23,7 @@ from adanat_jax.data.order import epoch_batch
 from adanat_jax.experiment import networks
 from adanat_jax.learning import masked_tokens
 from adanat_jax.measuring import scores
-from adanat_jax.models.denoisers import Network
+from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling.generator import Generator
@@ -43,7 +43,7 @@ class HeldOutLoss:
   def __init__(
     self,
     config: Config,
-    module: Network,
+    module: DenoiserModule,
     condition: Callable[[Any, dict[str, Array]], Array],
     examples: Examples,
     key: Array,
@@ -53,7 +53,7 @@ class HeldOutLoss:
     Args:
       config: the whole config; `nat.validation_examples` is read.
       module: the network.
-      condition: see `pretraining.Network`.
+      condition: see `masked_tokens.Network`.
       examples: of a split; which of them, no parameter or step decides.
       key: of the masks.
     """

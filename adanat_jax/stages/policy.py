@@ -127,7 +127,7 @@ def make_batches(
 
 
 def make_problem(
-  nat: denoisers.Network,
+  nat: denoisers.DenoiserModule,
   tokenizer: VQGAN,
   frozen: Any,
   text: CLIPText | None = None,
@@ -141,7 +141,7 @@ def make_problem(
       the tower, and the states of the empty text.
     text: the tower.
   """
-  denoiser = denoisers.of(nat, sharding.whole(frozen['nat']))
+  denoiser = denoisers.make(nat, sharding.whole(frozen['nat']))
   tokenizer_params = sharding.whole(frozen['tokenizer'])
 
   def decode_images(tokens: Array) -> Array:

@@ -301,7 +301,7 @@ class _Output:
 
 
 def _records(
-  layout: prepared.Layout, batch: Batch, tokens: Any, states: Any
+  layout: prepared.RecordLayout, batch: Batch, tokens: Any, states: Any
 ) -> Iterator[dict[str, Any]]:
   """The records of a batch, from what the devices made of it."""
   nothing = np.full((prepared.VIEWS, layout.num_tokens), -1, np.int16)

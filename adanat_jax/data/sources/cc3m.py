@@ -20,8 +20,8 @@ import numpy as np
 
 from adanat_jax.data.sources import index_file, tar_index
 from adanat_jax.data.sources.raw_source import (
-  Place,
   RawExample,
+  SplitPath,
   key_hash,
   printable,
 )
@@ -42,7 +42,7 @@ class CaptionedTable:
   has_captions = True
   has_images = True
 
-  def __init__(self, path: pathlib.Path, index: index_file.Arrays):
+  def __init__(self, path: pathlib.Path, index: index_file.IndexArrays):
     """Takes the table and its `_index`."""
     self._path = path
     self._offsets = index['offsets']
@@ -77,7 +77,7 @@ class CaptionTable:
   def __init__(
     self,
     path: pathlib.Path,
-    index: index_file.Arrays,
+    index: index_file.IndexArrays,
     column: int,
     separator: str,
   ):
@@ -102,43 +102,45 @@ class CaptionTable:
     return np.fromiter(keys, np.uint64, len(self))
 
 
-def load(place: Place) -> CaptionedTable | CaptionTable:
+def load(split: SplitPath) -> CaptionedTable | CaptionTable:
   """Finds the lines of a table.
 
   Args:
-    place: its path.
+    split: its path.
 
   Raises:
     UserError: if it is not there, is empty, or has other columns.
   """
-  path = pathlib.Path(place.path).expanduser()
+  path = pathlib.Path(split.path).expanduser()
   if not path.is_file():
     what = 'a folder' if path.is_dir() else 'no such file'
-    raise UserError(f'{place.path_field}: {what}; give a TSV file')
+    raise UserError(f'{split.path_field}: {what}; give a TSV file')
   with path.open('rb') as file:
     first = file.readline(_LONGEST_FIRST_LINE).rstrip(b'\r\n')
   tabs = first.count(b'\t')
   if tabs == 3:
-    return CaptionedTable(path, _index(place, path, skip=False))
+    return CaptionedTable(path, _index(split, path, skip=False))
   separator = '\t' if tabs else ','
   fields = _split(first.decode('utf-8', 'replace'), separator)
   header = tuple(name.strip().lower() for name in fields)
   has_header = set(_COLUMNS) <= set(header)
   if not has_header and tabs != 1:
     raise UserError(
-      f'{place.path_field}: its first line has {tabs + 1} columns; give'
+      f'{split.path_field}: its first line has {tabs + 1} columns; give'
       ' <key>.jpg, number, caption and base64 image, or caption and url,'
       ' separated by tabs'
     )
   column = header.index('caption') if has_header else 0
-  index = _index(place, path, skip=has_header)
+  index = _index(split, path, skip=has_header)
   return CaptionTable(path, index, column, separator)
 
 
-def _index(place: Place, path: pathlib.Path, skip: bool) -> index_file.Arrays:
+def _index(
+  split: SplitPath, path: pathlib.Path, skip: bool
+) -> index_file.IndexArrays:
   """Where lines begin, int64[n + 1], and the hash of their keys, uint64[n]."""
 
-  def build() -> index_file.Arrays:
+  def build() -> index_file.IndexArrays:
     with path.open('rb', buffering=1 << 22) as file:
       begin = len(file.readline()) if skip else 0
       rows = np.fromiter(
@@ -150,7 +152,7 @@ def _index(place: Place, path: pathlib.Path, skip: bool) -> index_file.Arrays:
 
   index = index_file.cached(path, f'{_KIND} {skip}', build)
   if not len(index['hashes']):
-    raise UserError(f'{place.path_field}: no lines in it')
+    raise UserError(f'{split.path_field}: no lines in it')
   return index
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from adanat_jax.data.sources.image_folder import read_file
 from adanat_jax.data.sources.raw_source import (
   Names,
-  Place,
   RawExample,
+  SplitPath,
   printable,
 )
 from adanat_jax.errors import UserError
@@ -70,36 +70,36 @@ class CocoCaptions:
     return self._names.hashes()
 
 
-def load(place: Place) -> CocoCaptions:
+def load(split: SplitPath) -> CocoCaptions:
   """Reads the captions of a split.
 
   Args:
-    place: its images, e.g. train2014, and annotations, e.g.
+    split: its images, e.g. train2014, and annotations, e.g.
       captions_train2014.json.
 
   Raises:
     UserError: if one of them is not there or not what it should be.
   """
-  folder = pathlib.Path(place.path).expanduser()
+  folder = pathlib.Path(split.path).expanduser()
   if not folder.is_dir():
     raise UserError(
-      f'{place.path_field}: no such folder; give the images, such as train2014'
+      f'{split.path_field}: no such folder; give the images, such as train2014'
     )
-  if not place.annotations:
+  if not split.annotations:
     raise UserError(
-      f'{place.annotations_field.rstrip("=")} is empty: give the captions, such'
+      f'{split.annotations_field.rstrip("=")} is empty: give the captions, such'
       ' as annotations/captions_train2014.json'
     )
-  images, captions = _read(place)
+  images, captions = _read(split)
   with_captions = {
     number: name for number, name in images.items() if captions.get(number)
   }
   if not with_captions:
-    raise UserError(f'{place.annotations_field}: no image has a caption')
+    raise UserError(f'{split.annotations_field}: no image has a caption')
   first = next(iter(with_captions.values()))
   if not (folder / first).is_file():
     raise UserError(
-      f'{place.path_field}: {first} of {place.annotations} is not in it; give'
+      f'{split.path_field}: {first} of {split.annotations} is not in it; give'
       ' the folder of these images'
     )
   texts = [captions[number] for number in with_captions]
@@ -112,12 +112,12 @@ def load(place: Place) -> CocoCaptions:
   )
 
 
-def _read(place: Place) -> tuple[dict[int, str], dict[int, list[str]]]:
+def _read(split: SplitPath) -> tuple[dict[int, str], dict[int, list[str]]]:
   """The file names of images, and their captions, by the images' numbers."""
   try:
-    content = files.read_json(pathlib.Path(place.annotations).expanduser())
+    content = files.read_json(pathlib.Path(split.annotations).expanduser())
   except UserError as error:
-    raise UserError(f'{place.annotations_field}: {error}') from error
+    raise UserError(f'{split.annotations_field}: {error}') from error
   captions: dict[int, list[str]] = {}
   try:
     images = {row['id']: row['file_name'] for row in content['images']}
@@ -125,7 +125,7 @@ def _read(place: Place) -> tuple[dict[int, str], dict[int, list[str]]]:
       captions.setdefault(row['image_id'], []).append(row['caption'].strip())
   except (KeyError, TypeError, AttributeError) as error:
     raise UserError(
-      f'{place.annotations_field}: no captions of COCO; give'
+      f'{split.annotations_field}: no captions of COCO; give'
       ' captions_train2014.json or a file like it'
     ) from error
   return images, captions

@@ -12,8 +12,8 @@ import numpy as np
 
 from adanat_jax.data.sources.raw_source import (
   Names,
-  Place,
   RawExample,
+  SplitPath,
   is_image,
   printable,
 )
@@ -57,25 +57,25 @@ class ImageFolder:
     return self._names.hashes()
 
 
-def load(place: Place) -> ImageFolder:
+def load(split: SplitPath) -> ImageFolder:
   """Lists a folder.
 
   Args:
-    place: its path. The classes of validation images are those of `path`.
+    split: its path. The classes of validation images are those of `path`.
 
   Raises:
     UserError: if it is not there, holds no images or is laid out otherwise.
   """
-  root = _existing(place)
+  root = _existing(split)
   folders = _class_folders(root)
   if not folders:
-    return _load_flat(place, root)
-  _check_layout(place, root, folders)
+    return _load_flat(split, root)
+  _check_layout(split, root, folders)
   classes = folders
-  if place.is_validation:
-    training = Place(place.settings)
+  if split.is_validation:
+    training = SplitPath(split.settings)
     classes = _class_folders(_existing(training))
-    check_classes(place, folders, classes)
+    check_classes(split, folders, classes)
   numbers = {name: label for label, name in enumerate(classes)}
   labels = array.array('i')
 
@@ -87,7 +87,7 @@ def load(place: Place) -> ImageFolder:
         yield f'{folder}/{name}'
       if len(labels) == before:
         raise UserError(
-          f'{place.path_field}: the class folder {folder!r} holds no images'
+          f'{split.path_field}: the class folder {folder!r} holds no images'
         )
 
   table = Names.of(names())
@@ -95,14 +95,14 @@ def load(place: Place) -> ImageFolder:
 
 
 def check_classes(
-  place: Place, found: tuple[str, ...], classes: tuple[str, ...]
+  split: SplitPath, found: tuple[str, ...], classes: tuple[str, ...]
 ) -> None:
   """Refuses validation images of classes that the training images lack."""
   unknown = sorted(set(found) - set(classes))
   if unknown:
     raise UserError(
-      f'{place.path_field}: the class {unknown[0]!r} is not one of the'
-      f' {len(classes)} of config.data.path={place.settings.path}'
+      f'{split.path_field}: the class {unknown[0]!r} is not one of the'
+      f' {len(classes)} of config.data.path={split.settings.path}'
     )
 
 
@@ -114,27 +114,29 @@ def read_file(path: pathlib.Path) -> bytes:
     return b''
 
 
-def _load_flat(place: Place, root: pathlib.Path) -> ImageFolder:
-  if place.is_validation and _class_folders(_existing(Place(place.settings))):
+def _load_flat(split: SplitPath, root: pathlib.Path) -> ImageFolder:
+  if split.is_validation and _class_folders(
+    _existing(SplitPath(split.settings))
+  ):
     raise UserError(
-      f'{place.path_field}: no class folders here, as config.data.path='
-      f'{place.settings.path} has'
+      f'{split.path_field}: no class folders here, as config.data.path='
+      f'{split.settings.path} has'
     )
   names = Names.of(_images_below(root))
   if not names:
     raise UserError(
-      f'{place.path_field}: no image in this folder; give one of images, or of'
+      f'{split.path_field}: no image in this folder; give one of images, or of'
       ' a folder for each class'
     )
   labels = np.zeros(len(names), np.int32)
   return ImageFolder(root, names, labels, ('images',))
 
 
-def _existing(place: Place) -> pathlib.Path:
-  root = pathlib.Path(place.path).expanduser()
+def _existing(split: SplitPath) -> pathlib.Path:
+  root = pathlib.Path(split.path).expanduser()
   if not root.is_dir():
     what = 'is a file' if root.exists() else 'no such folder'
-    raise UserError(f'{place.path_field}: {what}; give a folder of images')
+    raise UserError(f'{split.path_field}: {what}; give a folder of images')
   return root
 
 
@@ -150,12 +152,12 @@ def _class_folders(root: pathlib.Path) -> tuple[str, ...]:
 
 
 def _check_layout(
-  place: Place, root: pathlib.Path, folders: tuple[str, ...]
+  split: SplitPath, root: pathlib.Path, folders: tuple[str, ...]
 ) -> None:
   splits = [name for name in folders if name.lower() in _SPLITS]
   if len(splits) == len(folders):
     raise UserError(
-      f'{place.path_field}: {", ".join(splits)} look like splits, not classes;'
+      f'{split.path_field}: {", ".join(splits)} look like splits, not classes;'
       f' give {root / splits[0]}'
     )
   with os.scandir(root) as entries:
@@ -166,7 +168,7 @@ def _check_layout(
     )
   if loose:
     raise UserError(
-      f'{place.path_field}: {len(loose)} images such as {loose[0]} lie beside'
+      f'{split.path_field}: {len(loose)} images such as {loose[0]} lie beside'
       f' {len(folders)} class folders; move them into one or away'
     )
 

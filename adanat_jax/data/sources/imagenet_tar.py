@@ -25,8 +25,8 @@ from adanat_jax.data.sources import tar_index
 from adanat_jax.data.sources.image_folder import check_classes
 from adanat_jax.data.sources.raw_source import (
   Names,
-  Place,
   RawExample,
+  SplitPath,
   printable,
 )
 from adanat_jax.errors import UserError
@@ -81,41 +81,41 @@ class TarImages:
     return self._names.hashes()
 
 
-def load(place: Place) -> TarImages:
+def load(split: SplitPath) -> TarImages:
   """Finds the images in the tars of a split.
 
   Args:
-    place: its tar, or the folder with the class tars. Validation images that
+    split: its tar, or the folder with the class tars. Validation images that
       lie in no class folders have their classes from the devkit, at
       `annotations` or beside them.
 
   Raises:
     UserError: if the tars, the images in them or their classes are missing.
   """
-  prefixes = _tars(place)
+  prefixes = _tars(split)
   paths = list(prefixes)
   tars = [
-    tar_index.index_images(path, place.path_field, prefix)
+    tar_index.index_images(path, split.path_field, prefix)
     for path, prefix in prefixes.items()
   ]
   names = Names.joined([tar.names for tar in tars])
   if not names:
-    raise UserError(f'{place.path_field}: no images in {paths[0].name}')
+    raise UserError(f'{split.path_field}: no images in {paths[0].name}')
   folders = tuple(sorted({name for tar in tars for name in tar.folders}))
   if '' not in folders:
     classes = folders
-    if place.is_validation:
-      classes = _training_classes(place)
-      check_classes(place, folders, classes)
+    if split.is_validation:
+      classes = _training_classes(split)
+      check_classes(split, folders, classes)
     labels = np.concatenate([_numbers(tar, classes) for tar in tars])
-  elif place.is_validation and len(folders) == 1:
-    classes = _training_classes(place)
-    labels = _devkit_labels(place, paths[0], names, classes)
+  elif split.is_validation and len(folders) == 1:
+    classes = _training_classes(split)
+    labels = _devkit_labels(split, paths[0], names, classes)
   else:
     loose = next(name for name in names if '/' not in name)
     raise UserError(
-      f'{place.path_field}: {loose} is in no class folder; give'
-      f' ILSVRC2012_img_{"val" if place.is_validation else "train"}.tar or a'
+      f'{split.path_field}: {loose} is in no class folder; give'
+      f' ILSVRC2012_img_{"val" if split.is_validation else "train"}.tar or a'
       ' tar of class folders'
     )
   places = [
@@ -125,19 +125,19 @@ def load(place: Place) -> TarImages:
   return TarImages(paths, names, np.concatenate(places), labels, classes)
 
 
-def _tars(place: Place) -> dict[pathlib.Path, str]:
+def _tars(split: SplitPath) -> dict[pathlib.Path, str]:
   """The tars of a split, each with what comes before the names in it."""
-  path = pathlib.Path(place.path).expanduser()
+  path = pathlib.Path(split.path).expanduser()
   if not path.is_dir():
     return {path: ''}
-  official = 'img_val' if place.is_validation else 'img_train'
+  official = 'img_val' if split.is_validation else 'img_train'
   if (whole := path / f'ILSVRC2012_{official}.tar').is_file():
     return {whole: ''}
   # A tar of one class is named after it.
   tars = {tar: f'{tar.stem}/' for tar in sorted(path.glob('n*.tar'))}
   if not tars:
     raise UserError(
-      f'{place.path_field}: neither {whole.name} nor class tars such as'
+      f'{split.path_field}: neither {whole.name} nor class tars such as'
       ' n01440764.tar in this folder'
     )
   return tars
@@ -149,18 +149,18 @@ def _numbers(tar: tar_index.TarIndex, classes: tuple[str, ...]) -> np.ndarray:
   return np.array([numbers[name] for name in tar.folders], np.int32)[tar.folder]
 
 
-def _training_classes(place: Place) -> tuple[str, ...]:
-  return load(Place(place.settings)).class_names or ()
+def _training_classes(split: SplitPath) -> tuple[str, ...]:
+  return load(SplitPath(split.settings)).class_names or ()
 
 
 def _devkit_labels(
-  place: Place, tar: pathlib.Path, names: Names, classes: tuple[str, ...]
+  split: SplitPath, tar: pathlib.Path, names: Names, classes: tuple[str, ...]
 ) -> np.ndarray:
   """The labels of validation images, which are numbered from 1, int32[n]."""
-  devkit = _find_devkit(place, tar)
-  truth, synsets = _read_devkit(place, devkit)
+  devkit = _find_devkit(split, tar)
+  truth, synsets = _read_devkit(split, devkit)
   used = tuple(sorted({synsets[number] for number in truth}))
-  check_classes(place, used, classes)
+  check_classes(split, used, classes)
   numbers = {name: label for label, name in enumerate(classes)}
   labels = []
   for name in names:
@@ -168,19 +168,19 @@ def _devkit_labels(
     number = int(digits[1]) if digits else 0
     if not 1 <= number <= len(truth):
       raise UserError(
-        f'{place.path_field}: {name} is not one of the {len(truth)} images of'
+        f'{split.path_field}: {name} is not one of the {len(truth)} images of'
         f' {devkit}'
       )
     labels.append(numbers[synsets[truth[number - 1]]])
   return np.array(labels, np.int32)
 
 
-def _find_devkit(place: Place, tar: pathlib.Path) -> pathlib.Path:
+def _find_devkit(split: SplitPath, tar: pathlib.Path) -> pathlib.Path:
   """The devkit: its tar, or the folder it was unpacked to."""
-  if place.annotations:
-    path = pathlib.Path(place.annotations).expanduser()
+  if split.annotations:
+    path = pathlib.Path(split.annotations).expanduser()
     if not path.exists():
-      raise UserError(f'{place.annotations_field}: no such file')
+      raise UserError(f'{split.annotations_field}: no such file')
     return path
   for name in (f'{_DEVKIT}.tar.gz', _DEVKIT):
     if (path := tar.parent / name).exists():
@@ -192,12 +192,12 @@ def _find_devkit(place: Place, tar: pathlib.Path) -> pathlib.Path:
 
 
 def _read_devkit(
-  place: Place, devkit: pathlib.Path
+  split: SplitPath, devkit: pathlib.Path
 ) -> tuple[list[int], dict[int, str]]:
   """The devkit's class of each validation image, and its classes' synsets."""
-  where = place.annotations_field
-  if not place.annotations:
-    where = f'{place.path_field}: {devkit}'
+  where = split.annotations_field
+  if not split.annotations:
+    where = f'{split.path_field}: {devkit}'
   found = dict.fromkeys((_TRUTH, _META), b'')
   if devkit.is_dir():
     for path in devkit.rglob('*'):

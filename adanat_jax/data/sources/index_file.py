@@ -20,14 +20,14 @@ import numpy as np
 from adanat_jax.errors import WriteError
 from adanat_jax.runtime import files
 
-Arrays = dict[str, np.ndarray]
+IndexArrays = dict[str, np.ndarray]
 
 _SIGNATURE = 'signature'
 
 
 def cached(
   path: pathlib.Path, kind: str, build: Callable[[], Mapping[str, np.ndarray]]
-) -> Arrays:
+) -> IndexArrays:
   """Returns the index of a file, made now or before.
 
   Args:
@@ -56,7 +56,7 @@ def cached(
   return arrays
 
 
-def _read(place: pathlib.Path, signature: str) -> Arrays | None:
+def _read(place: pathlib.Path, signature: str) -> IndexArrays | None:
   """Returns the arrays of an index, or None if it is not this file's."""
   try:
     with place.open('rb') as file, np.load(file, allow_pickle=False) as arrays:

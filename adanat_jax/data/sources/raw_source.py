@@ -97,7 +97,7 @@ class SourceSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SplitPath:
   """Where the images of one split are, and which fields say so.
 
   Attributes:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.data.sources.raw_source import (
-  Place,
   RawExample,
   RawSource,
   SourceSettings,
+  SplitPath,
 )
 from adanat_jax.errors import UserError
 
@@ -89,13 +89,13 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
     )
   load = _loader(settings.source)
   if split == 'train' or not _has_validation(settings):
-    source = load(Place(settings))
+    source = load(SplitPath(settings))
     if not _has_validation(settings):
       source = _part(source, settings, split)
   else:
-    source = load(Place(settings, is_validation=True))
+    source = load(SplitPath(settings, is_validation=True))
   own = split != 'train' and settings.validation_path
-  _check_fits(source, settings, Place(settings, bool(own)).path_field)
+  _check_fits(source, settings, SplitPath(settings, bool(own)).path_field)
   source.description = {
     'source': settings.source,
     'path': _path_of(settings, split),
@@ -113,7 +113,7 @@ def digest(source: RawSource) -> str:
   return hashlib.blake2b(keys, digest_size=8).hexdigest()
 
 
-def _loader(name: str) -> Callable[[Place], Any]:
+def _loader(name: str) -> Callable[[SplitPath], Any]:
   return importlib.import_module(
     f'adanat_jax.data.sources.{_MODULES[name]}'
   ).load

@@ -74,7 +74,7 @@ def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
     UserError: if it is not there, no whole tar, or compressed.
   """
 
-  def build() -> index_file.Arrays:
+  def build() -> index_file.IndexArrays:
     offsets, sizes, folder = (array.array('q') for _ in range(3))
     numbers: dict[str, int] = {}
 

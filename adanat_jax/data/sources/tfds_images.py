@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from adanat_jax.data.sources.raw_source import (
-  Place,
   RawExample,
+  SplitPath,
   key_hash,
   printable,
 )
@@ -48,12 +48,12 @@ class TfdsImages:
 
   has_images = True
 
-  def __init__(self, builder: Any, split: str, features: _Features):
+  def __init__(self, builder: Any, split_name: str, features: _Features):
     """Opens it.
 
     Args:
       builder: the read-only builder.
-      split: in tfds' language.
+      split_name: in tfds' language.
       features: the names of its features.
     """
     info = builder.info.features
@@ -63,8 +63,8 @@ class TfdsImages:
       for name in info
       if _is(info[name], tfds.features.Image)
     }
-    self._data = builder.as_data_source(split, decoders=decoders)
-    self._name = f'{builder.info.name}/{split}'
+    self._data = builder.as_data_source(split_name, decoders=decoders)
+    self._name = f'{builder.info.name}/{split_name}'
     self._features = features
     self.has_captions = bool(features.captions)
     self.class_names = (
@@ -72,7 +72,7 @@ class TfdsImages:
     )
     self.description: dict[str, Any] = {
       'tfds': builder.info.full_name,
-      'tfds_split': split,
+      'tfds_split': split_name,
     }
 
   def __len__(self) -> int:
@@ -99,11 +99,11 @@ class TfdsImages:
     return np.fromiter(map(key_hash, keys), np.uint64, len(self))
 
 
-def load(place: Place) -> TfdsImages:
+def load(split: SplitPath) -> TfdsImages:
   """Opens a split of a prepared data set.
 
   Args:
-    place: its data_dir, or the directory of the data set itself; the name is
+    split: its data_dir, or the directory of the data set itself; the name is
       `tfds_name`. Without a `validation_path`, validation images come from the
       validation split of the same data set.
 
@@ -111,46 +111,46 @@ def load(place: Place) -> TfdsImages:
     UserError: if it is not prepared there, cannot be read without TensorFlow,
       or has no images with labels or captions.
   """
-  place = _with_path(place)
-  builder = _builder(place)
+  split = _with_path(split)
+  builder = _builder(split)
   splits = builder.info.splits
-  names = _VALIDATION_SPLITS if place.is_validation else ('train',)
+  names = _VALIDATION_SPLITS if split.is_validation else ('train',)
   usable = (s for s in names if all(part in splits for part in s.split('+')))
-  split = next(usable, None)
-  if split is None:
-    wanted = 'validation' if place.is_validation else 'train'
+  split_name = next(usable, None)
+  if split_name is None:
+    wanted = 'validation' if split.is_validation else 'train'
     raise UserError(
-      f'{place.path_field}: {builder.info.name} has the splits'
+      f'{split.path_field}: {builder.info.name} has the splits'
       f' {", ".join(sorted(splits))}, none for {wanted}; set'
       ' config.data.held_out to set training images apart'
     )
-  features = _find_features(place, builder)
+  features = _find_features(split, builder)
   try:
-    return TfdsImages(builder, split, features)
+    return TfdsImages(builder, split_name, features)
   except (NotImplementedError, ValueError) as error:
     kind = builder.info.file_format
     raise UserError(
-      f'{place.path_field}: {builder.info.name} is prepared as'
+      f'{split.path_field}: {builder.info.name} is prepared as'
       f' {getattr(kind, "value", kind)}, which cannot be read without'
       " TensorFlow; prepare it with file_format='array_record'"
     ) from error
 
 
-def _with_path(place: Place) -> Place:
-  """The place with a path, if it is the one of the training images."""
-  if place.path:
-    return place
-  settings = place.settings
+def _with_path(split: SplitPath) -> SplitPath:
+  """The split with a path, if it is the one of the training images."""
+  if split.path:
+    return split
+  settings = split.settings
   same = dataclasses.replace(settings, validation_path=settings.path)
-  return dataclasses.replace(place, settings=same)
+  return dataclasses.replace(split, settings=same)
 
 
-def _builder(place: Place) -> Any:
+def _builder(split: SplitPath) -> Any:
   """The read-only builder of what is at a path."""
-  path = pathlib.Path(place.path).expanduser()
-  name = place.settings.tfds_name
+  path = pathlib.Path(split.path).expanduser()
+  name = split.settings.tfds_name
   if not path.is_dir():
-    raise UserError(f'{place.path_field}: no such folder; give the data_dir')
+    raise UserError(f'{split.path_field}: no such folder; give the data_dir')
   if (path / 'dataset_info.json').is_file():
     return tfds.builder_from_directory(path)
   if not name:
@@ -164,12 +164,12 @@ def _builder(place: Place) -> Any:
   except (tfds.core.DatasetNotFoundError, ValueError) as error:
     raise UserError(
       f'config.data.tfds_name={name}: not prepared below'
-      f' {place.path_field}; prepare it with tensorflow_datasets first, with'
+      f' {split.path_field}; prepare it with tensorflow_datasets first, with'
       " file_format='array_record'"
     ) from error
 
 
-def _find_features(place: Place, builder: Any) -> _Features:
+def _find_features(split: SplitPath, builder: Any) -> _Features:
   """What of a data set's features is the image, and what it shows."""
   info = builder.info.features
   images = [name for name in info if _is(info[name], tfds.features.Image)]

@@ -24,8 +24,8 @@ from adanat_jax.data.sources.image_folder import check_classes
 from adanat_jax.data.sources.raw_source import (
   IMAGE_SUFFIXES,
   Names,
-  Place,
   RawExample,
+  SplitPath,
   printable,
 )
 from adanat_jax.errors import UserError
@@ -92,18 +92,18 @@ class WebDataset:
     return self._shards.names.hashes()
 
 
-def load(place: Place) -> WebDataset:
+def load(split: SplitPath) -> WebDataset:
   """Finds the images of a split.
 
   Args:
-    place: a folder of tars, a glob such as cc3m/*.tar, a range such as
+    split: a folder of tars, a glob such as cc3m/*.tar, a range such as
       cc3m/{00000..00331}.tar, or one tar.
 
   Raises:
     UserError: if there are none, or one of them is damaged.
   """
-  paths = _paths(place)
-  parts = [_shard(place, path) for path in paths]
+  paths = _paths(split)
+  parts = [_shard(split, path) for path in paths]
   tables = [Names(part['names'].tobytes(), part['ends']) for part in parts]
 
   def joined(name: str) -> np.ndarray:
@@ -119,32 +119,32 @@ def load(place: Place) -> WebDataset:
     joined('label'),
   )
   if not len(shards.names):
-    raise UserError(f'{place.path_field}: no images in {len(paths)} tars')
+    raise UserError(f'{split.path_field}: no images in {len(paths)} tars')
   unlabelled = np.flatnonzero(shards.label < 0)
   if 0 < len(unlabelled) < len(shards.names):
     raise UserError(
-      f'{place.path_field}: {shards.names[int(unlabelled[0])]} has no class'
+      f'{split.path_field}: {shards.names[int(unlabelled[0])]} has no class'
       ' (cls), others have'
     )
-  return WebDataset(shards, _classes(place, int(shards.label.max()) + 1))
+  return WebDataset(shards, _classes(split, int(shards.label.max()) + 1))
 
 
-def _classes(place: Place, count: int) -> tuple[str, ...] | None:
+def _classes(split: SplitPath, count: int) -> tuple[str, ...] | None:
   """Names of the classes: those of the training images, `count` for labels."""
   if not count:
     return None
   found = tuple(map(str, range(count)))
-  if not place.is_validation:
+  if not split.is_validation:
     return found
-  classes = load(Place(place.settings)).class_names
+  classes = load(SplitPath(split.settings)).class_names
   if classes is not None:
-    check_classes(place, found, classes)
+    check_classes(split, found, classes)
   return classes
 
 
-def _paths(place: Place) -> list[pathlib.Path]:
+def _paths(split: SplitPath) -> list[pathlib.Path]:
   """The tars that a path stands for, sorted."""
-  path = pathlib.Path(place.path).expanduser()
+  path = pathlib.Path(split.path).expanduser()
   if path.is_dir():
     paths = sorted(path.glob('*.tar'))
   elif found := _BRACES.search(str(path)):
@@ -164,17 +164,17 @@ def _paths(place: Place) -> list[pathlib.Path]:
     paths = sorted(anchor.glob(str(pattern)))
   if not paths:
     raise UserError(
-      f'{place.path_field}: no tar files there; give a folder of them, or a'
+      f'{split.path_field}: no tar files there; give a folder of them, or a'
       ' pattern such as cc3m/*.tar or cc3m/{00000..00331}.tar'
     )
   return paths
 
 
-def _shard(place: Place, path: pathlib.Path) -> index_file.Arrays:
+def _shard(split: SplitPath, path: pathlib.Path) -> index_file.IndexArrays:
   """The index of one shard: the arrays of `_Shards` without `shard`."""
-  field = place.path_field
+  field = split.path_field
 
-  def build() -> index_file.Arrays:
+  def build() -> index_file.IndexArrays:
     members = tar_index.scan(path, field)
     rows = [
       row
