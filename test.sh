@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What CI runs: style, types, tests. Arguments go to pytest, for example
-#   ./test.sh tests/config_test.py -k preset
+#   ./test.sh tests/experiment_config_test.py -k preset
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

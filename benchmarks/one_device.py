@@ -5,7 +5,7 @@
 compiles sampling and the training steps of the digits twice, without a mesh and
 on the mesh of one device that every stage uses, and runs the two in turn. They
 must be within 10 % of each other, and their programs have the same instructions
-(tests/collectives_test.py).
+(tests/benchmarks_collectives_test.py).
 """
 
 from __future__ import annotations

@@ -12,17 +12,17 @@ from support import children
 # of them still before it.
 _LONGEST = (
   'end_to_end_test',
-  'real_images_test',
-  'multiprocess_test',
-  'distributed_test',
-  'collectives_test',
-  'policy_stage_test',
-  'prepare_test',
-  'tokenizer_test',
+  'end_to_end_real_images_test',
+  'runtime_processes_test',
+  'stages_distributed_test',
+  'benchmarks_collectives_test',
+  'stages_policy_test',
+  'stages_prepare_test',
+  'stages_tokenizer_test',
   'parity_test',
-  'training_test',
-  'search_test',
-  'nat_training_test',
+  'runtime_loop_test',
+  'stages_search_test',
+  'stages_nat_test',
 )
 
 # Processes that tests start inherit it. `XLA_FLAGS= ./test.sh` compiles as for

@@ -103,7 +103,7 @@ TOLERANCES: dict[str, Tolerance] = {
 # Mistakes (regular expression) that may hide below a tolerance, because the
 # file's outputs hardly depend on them: the test that catches them.
 SHARPER: dict[str, str] = {
-  r'antialias=True': 'inception_test.py, PrepareTest',
+  r'antialias=True': 'models_inception_test.py, PrepareTest',
   r'.*\beps\b.*': 'parity_mistakes_test.py, LayerAloneTest.test_epsilons',
   r'.*tanh GELU.*': 'parity_mistakes_test.py, LayerAloneTest.test_gelu',
 }
