@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from adanat_jax.data import images, pixels, prepared
+from adanat_jax.data import images, prepared
 from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, networks
@@ -87,8 +87,10 @@ class ClassesTest(absltest.TestCase):
   def test_bytes_become_the_numbers_that_decoding_gives(self):
     # On the device as on the host, where the compiler would rather multiply.
     levels = np.arange(256, dtype=np.uint8)
-    on_device = jax.jit(pixels.to_unit)(levels)
-    np.testing.assert_array_equal(on_device, images.to_unit(levels))
+    on_device = jax.jit(images.to_unit)(levels)
+    divided = levels.astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(on_device, divided)
+    np.testing.assert_array_equal(images.to_unit(levels), divided)
 
   def test_corrupt_files_are_named_and_counted_and_left_out(self):
     manifest = prepared.read_manifest(self.set)

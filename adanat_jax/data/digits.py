@@ -18,15 +18,6 @@ from sklearn import datasets
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 
-__all__ = [
-  'CONDITION_NAMES',
-  'DigitsData',
-  'condition_of',
-  'epoch_batch',
-  'load',
-  'num_conditions',
-]
-
 SOURCE_SIZE = 8
 TRAIN_FRACTION = 0.8
 

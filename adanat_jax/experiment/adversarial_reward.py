@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from adanat_jax.data import pixels
+from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks, reward_network, texts
@@ -115,7 +115,7 @@ class _Discriminator:
 
   def real(self, frozen: Any, batch: Mapping[str, Array]) -> Labelled:
     """Real images and what they show, as the discriminator takes them."""
-    images = pixels.to_unit(batch['images'])
+    images = images_lib.to_unit(batch['images'])
     if self.tokenizer is not None:
       params = sharding.whole(frozen['tokenizer'])
       images = _rebuild(self.tokenizer, params, images)

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
-from adanat_jax.data import clip_tokens, pixels as pixels_lib
+from adanat_jax.data import clip_tokens, images as images_lib
 from adanat_jax.data.prepared import VIEWS, RecordLayout
 from adanat_jax.experiment import networks, texts
 from adanat_jax.models.vqgan import VQGAN
@@ -152,7 +152,7 @@ def tokens_of(module: VQGAN, params: Any, pixels: Array) -> Array:
   Returns:
     int16[B, 2, N].
   """
-  images = pixels_lib.to_unit(pixels)
+  images = images_lib.to_unit(pixels)
   # Stacked, not concatenated: each device keeps both views of its images.
   both = jnp.stack([images, images[:, :, ::-1]], axis=1)
   flat = sharding.split_batch(both.reshape(-1, *images.shape[1:]))

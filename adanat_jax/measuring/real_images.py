@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax.data import images as images_lib, pixels as pixels_lib, prefetch
+from adanat_jax.data import images as images_lib, prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
@@ -134,7 +134,7 @@ def measured(
     return images.take(index[places % len(index)])
 
   apply = jax.jit(
-    lambda params, x: network.apply(params, pixels_lib.to_unit(x))[0]
+    lambda params, x: network.apply(params, images_lib.to_unit(x))[0]
   )
 
   def gathered(batch: int, found: Any, is_read: Any) -> tuple[Any, Any]:

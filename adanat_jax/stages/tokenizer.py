@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adanat_jax.data import pixels
+from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import Examples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, fit, networks
@@ -228,7 +228,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       network, optimizer, init_key, adversarial
     ),
     train_step=lambda frozen, state, batch, step: train_step(
-      state, pixels.to_unit(batch['images']), step
+      state, images_lib.to_unit(batch['images']), step
     ),
     batch_at=fit.Batches(
       config, 'tokenizer', splits['train'], (section.batch_size,)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax.data import order, pixels as pixels_lib
+from adanat_jax.data import images as images_lib, order
 from adanat_jax.data.examples import Examples
 from adanat_jax.learning.vq import perplexity
 from adanat_jax.models.vqgan import VQGAN
@@ -43,7 +43,7 @@ class Reconstruction:
 
     @jax.jit
     def rebuild(variables: Any, images: Array) -> tuple[Array, Array, Array]:
-      images = pixels_lib.to_unit(images)
+      images = images_lib.to_unit(images)
       tokens = module.apply(variables, images, method='tokenize')
       rebuilt = module.apply(variables, tokens, method='decode_tokens')
       return images, tokens, rebuilt
