@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from jax._src.clusters import cloud_tpu_cluster
 
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import cluster, handshake
+from adanat_jax.runtime import handshake, processes
 
 FACTS = {'jax': '0.10.2', 'config.width': '8'}
 
@@ -124,8 +124,10 @@ class RendezvousTest(absltest.TestCase):
 
 
 class ClusterTest(parameterized.TestCase):
-  def find(self, mode: str = 'auto', *given: Any) -> cluster.Cluster | None:
-    return cluster.find(mode, *(given or (None, None, None)), timeout=5)
+  def find(self, mode: str = 'auto', *given: Any) -> processes.Cluster | None:
+    return processes.find_cluster(
+      mode, *(given or (None, None, None)), timeout=5
+    )
 
   def test_no_cluster(self):
     self.assertIsNone(self.find())
@@ -137,7 +139,7 @@ class ClusterTest(parameterized.TestCase):
 
   def test_what_is_given(self):
     found = self.find('auto', 'worker-0:8476', 4, 3)
-    self.assertEqual(found, cluster.Cluster('worker-0:8476', 4, 3))
+    self.assertEqual(found, processes.Cluster('worker-0:8476', 4, 3))
 
   @parameterized.parameters(
     ('worker-0', 4, 3, 'HOST:PORT is needed'),
@@ -167,7 +169,7 @@ class ClusterTest(parameterized.TestCase):
         'SLURM_PROCID': '1',
         'SLURM_LOCALID': '0',
       },
-      cluster.Cluster('gpu07:61441', 2, 1, (0,)),
+      processes.Cluster('gpu07:61441', 2, 1, (0,)),
     ),
     (
       'open_mpi',
@@ -177,7 +179,7 @@ class ClusterTest(parameterized.TestCase):
         'OMPI_COMM_WORLD_RANK': '1',
         'OMPI_COMM_WORLD_LOCAL_RANK': '1',
       },
-      cluster.Cluster('10.96.0.1:62624', 2, 1, (1,)),
+      processes.Cluster('10.96.0.1:62624', 2, 1, (1,)),
     ),
     (
       'tpu',
@@ -188,11 +190,11 @@ class ClusterTest(parameterized.TestCase):
         'MEGASCALE_NUM_SLICES': '',
         'MEGASCALE_SLICE_ID': '',
       },
-      cluster.Cluster('localhost:8482', 2, 1),
+      processes.Cluster('localhost:8482', 2, 1),
     ),
   )
   def test_found_in_the_environment(
-    self, template: dict[str, str], expected: cluster.Cluster
+    self, template: dict[str, str], expected: processes.Cluster
   ):
     self.enter_context(
       absltest.mock.patch.object(
