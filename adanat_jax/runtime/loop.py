@@ -33,10 +33,12 @@ import time
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import files, metric_writer, processes, state_layout
+from adanat_jax.runtime import files, leaves, metric_writer, processes, sharding
 from adanat_jax.runtime.checkpoint import Checkpointer, NonFiniteError
 from adanat_jax.runtime.completion import (
   COMPLETE_FILE,
@@ -44,7 +46,6 @@ from adanat_jax.runtime.completion import (
   mark_complete,
   read_complete,
 )
-from adanat_jax.runtime.loop_record import Metrics, Record, require_finite
 from adanat_jax.runtime.metric_writer import EVAL_PREFIX, TIME_PREFIX
 from adanat_jax.runtime.stopping import Interrupted, StopSignals, StopVote
 
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 State = TypeVar('State')
+Metrics = Mapping[str, Any]
 
 
 def run_loop(
@@ -137,7 +139,7 @@ def run_loop(
   if best_of and best_of[0].startswith(EVAL_PREFIX) and evaluate is None:
     raise UserError(f'{name}: best_of is {best_of[0]}, nothing is evaluated')
   directory = files.make_directory(directory)
-  state = state_layout.without_weak_types(state)
+  state = _without_weak_types(state)
   meta = {'name': name, 'config': dict(config_for_meta or {})}
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
@@ -187,7 +189,7 @@ def run_loop(
     stack.callback(progress.close)
     if first_step:
       progress.say(f'{name}: goes on after step {first_step} of {num_steps}')
-    record = Record(name, writer, progress, log_every, num_steps)
+    record = _Record(name, writer, progress, log_every, num_steps)
     finished = first_step
 
     def save(finished: int, *, hold_row: bool = False) -> None:
@@ -205,7 +207,7 @@ def run_loop(
       figures = processes.from_first(
         lambda: {EVAL_PREFIX + key: float(x) for key, x in found.items()}
       )
-      require_finite(name, finished, figures)
+      _require_finite(name, finished, figures)
       checkpoints.score({finished: figures})
       seconds = time.monotonic() - begun
       record.pause(seconds)
@@ -222,15 +224,15 @@ def run_loop(
         write_evaluation(first_step)
       for step in range(first_step, num_steps):
         trace.before(step, state)
-        batch, index = state_layout.put((batch_at(step), np.int32(step)))
-        before = state_layout.abstract(state) if step == first_step else None
+        batch, index = _put((batch_at(step), np.int32(step)))
+        before = _abstract(state) if step == first_step else None
         with (
           jax.transfer_guard_host_to_device(transfer_guard),
           jax.profiler.StepTraceAnnotation(name, step_num=step),
         ):
           state, metrics = train_step(state, batch, index)
         if before is not None:
-          state_layout.check_same_layout(before, state_layout.abstract(state))
+          _check_same_layout(before, _abstract(state))
         record.add(step + 1, metrics)
         if on_step is not None:
           on_step(state, step + 1)
@@ -285,6 +287,106 @@ def _remove_marker(directory: pathlib.Path) -> None:
     path.unlink()
 
 
+class _Record:
+  """Checks metrics one step late, and writes the rows that are due.
+
+  Attributes:
+    latest: metrics of the last step that was checked.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    writer: metric_writer.MetricWriter,
+    progress: metric_writer.Progress,
+    log_every: int,
+    num_steps: int,
+  ):
+    """Starts the clock.
+
+    Args:
+      name: the stage's name in messages.
+      writer: what rows go to.
+      progress: what shows them.
+      log_every: a row is due after this many steps, the first, and the last.
+      num_steps: total number of steps.
+    """
+    self._name = name
+    self._writer = writer
+    self._progress = progress
+    self._log_every = log_every
+    self._num_steps = num_steps
+    self.latest: Metrics = {}
+    self._waiting: tuple[int, Metrics] | None = None
+    self._checked: tuple[int, Metrics] | None = None
+    self._row_time = self._start = time.monotonic()
+    self._row_step: int | None = None
+
+  def add(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a step in flight, deals with the one before."""
+    self.flush()
+    self._waiting = (step, metrics)
+
+  def flush(self) -> None:
+    """Checks what is waiting and writes its row if one is due."""
+    self.check()
+    self.write()
+
+  def check(self) -> None:
+    """Waits for the last step's metrics and checks them.
+
+    Raises:
+      NonFiniteError: if one of them is not finite.
+    """
+    if self._waiting is None:
+      return
+    step, on_device = self._waiting
+    self._waiting = None
+    metrics = jax.device_get(dict(on_device))
+    _require_finite(self._name, step, metrics)
+    self.latest = metrics
+    self._checked = (step, metrics)
+
+  def take(self, step: int, metrics: Metrics) -> None:
+    """Takes metrics that were checked by an earlier run."""
+    self._checked = (step, metrics)
+
+  def write(self, figures: Metrics | None = None) -> None:
+    """Writes the row of the step that was checked last, once.
+
+    Args:
+      figures: what else is known of that step; its row is then due.
+    """
+    if self._checked is None:
+      return
+    step, metrics = self._checked
+    self._checked = None
+    due = step in (1, self._num_steps) or step % self._log_every == 0
+    if figures or due:
+      metrics = {**metrics, **(figures or {})}
+      self._writer.write(step, {**metrics, **self._times(step)})
+      self._progress.update(step, metrics)
+    else:
+      self._progress.update(step)
+
+  def pause(self, seconds: float) -> None:
+    """Leaves a pause between steps out of the next row's rate."""
+    self._row_time += seconds
+
+  def _times(self, step: int) -> dict[str, float]:
+    """Returns seconds since the run's start, and per step since the last row.
+
+    The first row of a run also holds the compilation and gives no rate.
+    """
+    now = time.monotonic()
+    times = {metric_writer.TIME_PREFIX + 'elapsed': now - self._start}
+    if self._row_step is not None and step > self._row_step:
+      seconds = (now - self._row_time) / (step - self._row_step)
+      times[metric_writer.TIME_PREFIX + 'seconds_per_step'] = seconds
+    self._row_time, self._row_step = now, step
+    return times
+
+
 class _Trace:
   """A jax.profiler trace of the steps `first <= step < last`, of process 0."""
 
@@ -316,3 +418,103 @@ class _Trace:
   def _stop(self) -> None:
     jax.profiler.stop_trace()
     self._running = False
+
+
+def _without_weak_types(state: State) -> State:
+  """Makes every leaf an array of a fixed type.
+
+  A Python number in a state is weakly typed: it would promote differently
+  before and after a restore, and the two runs would differ.
+  """
+
+  def fix(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.aval.weak_type:
+      return leaf
+    return _put(np.asarray(leaf, dtype=jnp.result_type(leaf)))
+
+  return jax.tree.map(fix, state)
+
+
+def _put(tree: Any) -> Any:
+  """Puts host arrays beside the arrays that a step works on.
+
+  Args:
+    tree: host arrays, equal in all processes, and global arrays, which stay.
+
+  Returns:
+    The tree as arrays; those from the host are on all devices of the ambient
+    mesh, or on the default device where there is neither a mesh nor another
+    process.
+  """
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    if not processes.is_shared():
+      return jax.device_put(tree)
+    mesh = sharding.make_mesh()
+  everywhere = NamedSharding(mesh, PartitionSpec())
+
+  def place(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array):
+      return leaf
+    if not processes.is_shared():
+      return jax.device_put(leaf, everywhere)
+    # `device_put` would compare the processes' values, at every step.
+    return jax.make_array_from_process_local_data(everywhere, np.asarray(leaf))
+
+  return jax.tree.map(place, tree)
+
+
+def _check_same_layout(before: Any, after: Any) -> None:
+  """Raises if a step changes the state's layout.
+
+  A restored state has the layout of the initial one: if a step returned
+  another, the runs with and without a restart would be different programs.
+
+  Args:
+    before: abstract leaves (see `_abstract`) of the state a step took.
+    after: the same of the state it returned.
+  """
+  for path in [*before, *after]:
+    old, new = before.get(path), after.get(path)
+    if (
+      old is None
+      or new is None
+      or (old.shape, old.dtype, old.weak_type)
+      != (new.shape, new.dtype, new.weak_type)
+      or not old.sharding.is_equivalent_to(new.sharding, len(old.shape))
+    ):
+      raise ValueError(
+        'train_step must return a state of the layout it takes (dtype, shape, '
+        f'no weak type, sharding): {path} was {old}, is {new}'
+      )
+
+
+def _abstract(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the leaves by name without their numbers."""
+  return {
+    path: jax.ShapeDtypeStruct(
+      leaf.shape,
+      leaf.dtype,
+      sharding=leaf.sharding,
+      weak_type=leaf.aval.weak_type,
+    )
+    for path, leaf in leaves.by_name(state).items()
+  }
+
+
+def _require_finite(name: str, step: int, metrics: Metrics) -> None:
+  """Raises NonFiniteError if a metric is not finite, and names it."""
+  for key, value in metrics.items():
+    if not np.isfinite(np.asarray(value, np.float64)).all():
+      raise NonFiniteError(
+        f'{name}: {key} is {_short(value)} at step {step}; the run '
+        'is stopped, the last checkpoint is kept'
+      )
+
+
+def _short(value: Any) -> str:
+  """Returns a number as text, or how many of an array's are not finite."""
+  array = np.asarray(value, np.float64)
+  if array.ndim == 0:
+    return str(array)
+  return f'not finite in {np.sum(~np.isfinite(array))} of {array.size} places'
