@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from adanat_jax.runtime import checkpoint, checkpoint_format
-from adanat_jax.runtime.completion import (
+from adanat_jax.runtime.journal import (
   COMPLETE_FILE,
   is_complete,
   read_complete,

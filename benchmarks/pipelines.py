@@ -40,7 +40,7 @@ from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.experiment import config as config_lib, encoder, networks
 from adanat_jax.models import operations
-from adanat_jax.runtime import checkpoint, completion, files, timing
+from adanat_jax.runtime import checkpoint, files, journal, timing
 from adanat_jax.stages import prepare_shards
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -254,7 +254,7 @@ def prepare(size: int, directory: pathlib.Path) -> dict[str, Any]:
   with checkpoint.Checkpointer(directory / 'tokenizer') as checkpointer:
     checkpointer.save(0, {'params': params}, {})
     checkpointer.wait()
-  completion.mark_complete(directory / 'tokenizer', 0, {})
+  journal.mark_complete(directory / 'tokenizer', 0, {})
   encode = encoder.Encoder(config, directory, config.prepare.batch_size)
   result: dict[str, Any] = {}
 

@@ -151,7 +151,7 @@ class ConvertMistakesTest(CommandLineTest):
     torch_files.save_zip(path, arrays)
     with (
       mock.patch.object(
-        cli.completion, 'mark_complete', side_effect=KeyboardInterrupt
+        cli.journal, 'mark_complete', side_effect=KeyboardInterrupt
       ),
       mock.patch.object(cli.shutil, 'rmtree'),
       self.assertRaises(KeyboardInterrupt),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import checkpoint, checkpoint_format, completion, leaves
+from adanat_jax.runtime import checkpoint, checkpoint_format, journal, leaves
 
 
 class Moments(NamedTuple):
@@ -69,7 +69,7 @@ def save(directory: pathlib.Path, *steps: int, **options: Any) -> None:
   with checkpoint.Checkpointer(directory, **options) as checkpoints:
     for step in steps:
       checkpoints.save(step, make_state(step), {'config': {'seed': step}})
-  completion.mark_complete(directory, steps[-1], {})
+  journal.mark_complete(directory, steps[-1], {})
 
 
 def restore(directory: pathlib.Path) -> checkpoint.Restored | None:

@@ -30,7 +30,7 @@ from adanat_jax.experiment import (
 from adanat_jax.measuring.study import Measures
 from adanat_jax.runtime import (
   checkpoint_format,
-  completion,
+  journal,
   metric_writer,
   processes,
   sharding,
@@ -224,7 +224,7 @@ def run(
 
 def layouts(directory: pathlib.Path) -> dict[str, str]:
   """Layouts by name of all leaves of a stage's last checkpoint."""
-  step = completion.read_complete(directory)['step']
+  step = journal.read_complete(directory)['step']
   path = directory / 'checkpoints' / str(step)
   return checkpoint_format.layouts(checkpoint_format.read(path))
 

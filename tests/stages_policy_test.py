@@ -24,7 +24,7 @@ from adanat_jax.learning import averaging
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.runtime import checkpoint_format
-from adanat_jax.runtime.completion import read_complete
+from adanat_jax.runtime.journal import read_complete
 from adanat_jax.stages import policy
 from support import compiling, random_weights, raw_files, small_weights
 

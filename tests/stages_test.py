@@ -16,7 +16,7 @@ from adanat_jax.experiment import networks
 from adanat_jax.learning import vq
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models.classifier import ConvClassifier
-from adanat_jax.runtime import ledger as ledger_lib
+from adanat_jax.runtime.journal import Ledger
 from adanat_jax.stages import evaluate, methods
 from adanat_jax.types import PolicyValues
 
@@ -94,7 +94,7 @@ class LedgerTest(absltest.TestCase):
 
     def fill(path):
       made = []
-      ledger = ledger_lib.Ledger(path)
+      ledger = Ledger(path)
       values = {
         name: ledger.get(name, lambda n=name: made.append(n) or pieces[n])
         for name in pieces

@@ -28,9 +28,9 @@ from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import (
   checkpoint,
-  completion,
   digests,
   files as plain_files,
+  journal,
 )
 
 
@@ -145,7 +145,7 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
       # need not stay in memory beside it.
       del value, converted
       checkpointer.wait()
-    completion.mark_complete(partial, 0, {'parameters': count})
+    journal.mark_complete(partial, 0, {'parameters': count})
     with plain_files.writing(path):
       partial.replace(path)
   finally:

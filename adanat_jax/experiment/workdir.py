@@ -18,7 +18,7 @@ import ml_collections
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import files, processes
-from adanat_jax.runtime.completion import is_complete
+from adanat_jax.runtime.journal import is_complete
 
 CONFIG_FILE = 'config.json'
 

@@ -12,7 +12,7 @@ import pathlib
 from typing import Any
 
 from adanat_jax.runtime import checkpoint_format
-from adanat_jax.runtime.completion import is_complete, read_complete
+from adanat_jax.runtime.journal import is_complete, read_complete
 
 # SHA-256 of the published files. Inception-v3 is the file of pytorch-fid, which
 # torch-fidelity publishes too; the first digits stand in its name. CLIP's are

@@ -40,7 +40,7 @@ import numpy as np
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, leaves, metric_writer, processes, sharding
 from adanat_jax.runtime.checkpoint import Checkpointer, NonFiniteError
-from adanat_jax.runtime.completion import (
+from adanat_jax.runtime.journal import (
   COMPLETE_FILE,
   is_complete,
   mark_complete,

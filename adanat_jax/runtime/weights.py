@@ -8,7 +8,7 @@ from typing import Any
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import checkpoint_format
-from adanat_jax.runtime.completion import (
+from adanat_jax.runtime.journal import (
   COMPLETE_FILE,
   is_complete,
   read_complete,

@@ -38,8 +38,8 @@ from adanat_jax.experiment.fields import (
   tuple_of,
 )
 from adanat_jax.report import comparison, trade_offs
-from adanat_jax.runtime import files, ledger as ledger_lib, processes, timing
-from adanat_jax.runtime.completion import is_complete, mark_complete
+from adanat_jax.runtime import files, processes, timing
+from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
 from adanat_jax.stages import (
   compare_costs as costs,
   nat as nat_stage,
@@ -194,7 +194,7 @@ def _train(config: Config, directory: pathlib.Path) -> None:
     stage.run(config, directory)
 
 
-def _open_ledger(config: Config, directory: pathlib.Path) -> ledger_lib.Ledger:
+def _open_ledger(config: Config, directory: pathlib.Path) -> Ledger:
   """What was measured so far.
 
   A workdir may go on with another search, a comparison may not: its tables
@@ -203,7 +203,7 @@ def _open_ledger(config: Config, directory: pathlib.Path) -> ledger_lib.Ledger:
   Raises:
     UserError: if it was begun with other settings.
   """
-  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  ledger = Ledger(directory / 'ledger.jsonl')
   ours = {
     f'{section}.{name}': value
     for section in ('compare', 'search')

@@ -20,7 +20,8 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
-from adanat_jax.runtime import files, ledger as ledger_lib
+from adanat_jax.runtime import files
+from adanat_jax.runtime.journal import Ledger
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   compare_costs as costs,
@@ -42,7 +43,7 @@ class Contender:
     network: str,
     config: Config,
     directory: pathlib.Path,
-    ledger: ledger_lib.Ledger,
+    ledger: Ledger,
   ):
     """Loads what the network's stages have made.
 

@@ -29,8 +29,8 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import load, networks
 from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import study as measures_lib
-from adanat_jax.runtime import files, ledger as ledger_lib, processes, sharding
-from adanat_jax.runtime.completion import is_complete, mark_complete
+from adanat_jax.runtime import files, processes, sharding
+from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator, Samples
 from adanat_jax.stages import (
   evaluate_published,
@@ -166,7 +166,7 @@ class Evaluation:
     )
 
   def entry(
-    self, method: methods_lib.Method, num_steps: int, ledger: ledger_lib.Ledger
+    self, method: methods_lib.Method, num_steps: int, ledger: Ledger
   ) -> dict[str, Any]:
     """All seeds of a method, as `results.json` has it."""
     name = f'T{num_steps}/{method.name}/{method.training}'
@@ -274,7 +274,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   for which in trainings:
     networks.require(workdir, f'policy/{which.name}')
   evaluation = Evaluation(config, workdir)
-  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  ledger = Ledger(directory / 'ledger.jsonl')
   num_tokens = evaluation.generator.nat.num_tokens
 
   _say('floors')

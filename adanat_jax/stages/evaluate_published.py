@@ -42,8 +42,8 @@ from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import benchmark_table
 from adanat_jax.report.published_figures import BENCHMARKS
-from adanat_jax.runtime import files, ledger as ledger_lib, processes
-from adanat_jax.runtime.completion import is_complete, mark_complete
+from adanat_jax.runtime import files, processes
+from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import methods as methods_lib
 
@@ -114,7 +114,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   if is_complete(directory):
     return
   evaluation = Evaluation(config, workdir)
-  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  ledger = Ledger(directory / 'ledger.jsonl')
   rows = []
   for method, num_steps in evaluation.methods():
     name = f'{method.name}-T{num_steps}'

@@ -26,7 +26,7 @@ from adanat_jax.report import (
 )
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
-from adanat_jax.runtime.completion import read_complete
+from adanat_jax.runtime.journal import read_complete
 from adanat_jax.stages import methods as methods_lib, policy as policy_stage
 from adanat_jax.stages.evaluate import Evaluation
 

@@ -37,8 +37,9 @@ from adanat_jax.experiment.fields import (
 )
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import features, scores
-from adanat_jax.runtime import files, ledger as ledger_lib, processes
-from adanat_jax.runtime.completion import (
+from adanat_jax.runtime import files, processes
+from adanat_jax.runtime.journal import (
+  Ledger,
   is_complete,
   mark_complete,
   read_complete,
@@ -113,7 +114,7 @@ def _first_point(
   config: Config,
   which: search_common.Search,
   parent: pathlib.Path,
-  ledger: ledger_lib.Ledger,
+  ledger: Ledger,
 ) -> schedule_search.Point:
   """Where a search starts; those of fewer steps are finished."""
   before = search_common.before(config, which)

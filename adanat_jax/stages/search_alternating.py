@@ -32,8 +32,8 @@ from adanat_jax.experiment import datasets, load, networks
 from adanat_jax.experiment.fields import check, int_at_least, positive, tuple_of
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
-from adanat_jax.runtime import files, ledger as ledger_lib
-from adanat_jax.runtime.completion import is_complete, mark_complete
+from adanat_jax.runtime import files
+from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import nat as nat_stage, search_common
 
@@ -107,9 +107,7 @@ class _Alternation:
     self._which = which
     self._scorer = scorer
     self._generator: Generator | None = None
-    self._ledger: ledger_lib.Ledger = search_common.open_ledger(
-      config, which, directory
-    )
+    self._ledger: Ledger = search_common.open_ledger(config, which, directory)
 
   def run(self) -> None:
     """Searches, and writes what was found."""

@@ -22,7 +22,8 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
-from adanat_jax.runtime import files, ledger as ledger_lib, processes
+from adanat_jax.runtime import files, processes
+from adanat_jax.runtime.journal import Ledger
 from adanat_jax.runtime.metric_writer import MetricWriter, Progress
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
@@ -213,7 +214,7 @@ def optimise(
   config: Config,
   which: Search,
   objective: Objective,
-  ledger: ledger_lib.Ledger,
+  ledger: Ledger,
   rows: Rows,
   first: schedule_search.Point,
   count: int,
@@ -292,13 +293,13 @@ def _agreed(point: schedule_search.Point) -> schedule_search.Point:
 
 def open_ledger(
   config: Config, which: Search, directory: pathlib.Path
-) -> ledger_lib.Ledger:
+) -> Ledger:
   """What was evaluated so far.
 
   Raises:
     UserError: if it was begun with other settings.
   """
-  ledger = ledger_lib.Ledger(directory / 'ledger.jsonl')
+  ledger = Ledger(directory / 'ledger.jsonl')
   ours = files.to_json(about(config, which))
   theirs = ledger.get('about', lambda: ours)
   for name, value in ours.items():

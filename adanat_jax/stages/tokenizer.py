@@ -31,7 +31,7 @@ from adanat_jax.experiment.fields import (
 from adanat_jax.learning import patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import completion, files, loop
+from adanat_jax.runtime import files, journal, loop
 from adanat_jax.stages import tokenizer_reconstruction
 
 
@@ -184,7 +184,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     _, params = networks.load_tokenizer(config, workdir)
     files.make_directory(directory)
     found = rebuilding.figures(params, splits, most, picture)
-    completion.mark_complete(directory, 0, found)
+    journal.mark_complete(directory, 0, found)
     return
   optimizer = optax.adam(
     optax.warmup_cosine_decay_schedule(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax.experiment import networks, texts
-from adanat_jax.runtime import checkpoint, completion
+from adanat_jax.runtime import checkpoint, journal
 from support import random_weights
 
 
@@ -19,7 +19,7 @@ def save(directory: pathlib.Path, **fields: Any) -> str:
   with checkpoint.Checkpointer(directory) as checkpointer:
     checkpointer.save(0, fields, {'converted': {'files': ['random']}})
     checkpointer.wait()
-  completion.mark_complete(directory, 0, {})
+  journal.mark_complete(directory, 0, {})
   return str(directory)
 
 

@@ -28,8 +28,8 @@ from adanat_jax.runtime import (
   checkpoint,
   checkpoint_format,
   handshake,
+  journal,
   leaves,
-  ledger,
   loop,
   processes,
   sharding,
@@ -113,7 +113,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   with jax.set_mesh(mesh):
     check_loaded(workdir / 'toy', state, mesh)
   # Each would say something else; what process 0 has written counts for all.
-  kept = ledger.Ledger(workdir / 'toy/ledger.jsonl')
+  kept = journal.Ledger(workdir / 'toy/ledger.jsonl')
   print(f'process {kept.get("who", jax.process_index)} keeps the ledger')
 
 
