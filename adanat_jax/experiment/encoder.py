@@ -20,7 +20,7 @@ from adanat_jax.data import clip_tokens, images as images_lib
 from adanat_jax.data.prepared import VIEWS, RecordLayout
 from adanat_jax.experiment import networks, texts
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import sharding, weights
+from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
@@ -122,9 +122,9 @@ def settings_of(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
 def _digest(config: Config, workdir: pathlib.Path, section: str) -> str:
   """Names the parameters of a network without reading them."""
   if networks.is_converted(config, section):
-    return weights.digest(config[section].init_from, 'params')
+    return checkpoint.digest_params(config[section].init_from, 'params')
   networks.require(workdir, section)
-  return weights.digest(workdir / section, 'params')
+  return checkpoint.digest_params(workdir / section, 'params')
 
 
 def layout_of(config: Config) -> RecordLayout:

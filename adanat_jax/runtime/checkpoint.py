@@ -16,32 +16,34 @@ one of them cannot read is damaged for all.
 Weights of a finished stage are read by `load_params`, which writes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
+import logging as python_logging
 import os
 import pathlib
+import threading
 from typing import Any
 
 from absl import logging
 import orbax.checkpoint as ocp
 
 from adanat_jax.errors import UserError, WriteError
-from adanat_jax.runtime import (
-  checkpoint_format,
-  files,
-  leaves,
-  processes,
-  save_barrier,
+from adanat_jax.runtime import checkpoint_format, files, leaves, processes
+from adanat_jax.runtime.journal import (
+  COMPLETE_FILE,
+  is_complete,
+  read_complete,
 )
 from adanat_jax.runtime.metric_writer import EVAL_PREFIX
-from adanat_jax.runtime.weights import load_params
 
-__all__ = ['Checkpointer', 'NonFiniteError', 'Restored', 'load_params']
+# A save may take so long; that a process failed or died is noticed otherwise.
+_TIMEOUT_SECONDS = 1200
 
-
-# One for all: a filter that is there already is not added again.
-_WITHOUT_TRACES = save_barrier.WithoutTraces()
+_instances = itertools.count()
 
 
 class NonFiniteError(UserError):
@@ -95,10 +97,8 @@ class Checkpointer:
     )
     logging.get_absl_logger().addFilter(_WITHOUT_TRACES)
     waiting = ocp.options.AsyncOptions(
-      timeout_secs=save_barrier.TIMEOUT_SECONDS,
-      barrier_sync_fn=(
-        save_barrier.SaveBarrier() if processes.is_shared() else None
-      ),
+      timeout_secs=_TIMEOUT_SECONDS,
+      barrier_sync_fn=(_SaveBarrier() if processes.is_shared() else None),
     )
     self._manager = ocp.CheckpointManager(
       self._path,
@@ -194,7 +194,7 @@ class Checkpointer:
     Raises:
       UserError: in every process, if one could not write its part.
     """
-    with files.writing(self._path), save_barrier.own_errors():
+    with files.writing(self._path), _own_errors():
       self._manager.wait_until_finished()
 
   def restore(self, target: Any) -> Restored | None:
@@ -248,7 +248,7 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for the last save and frees the threads."""
-    with files.writing(self._path), save_barrier.own_errors():
+    with files.writing(self._path), _own_errors():
       self._manager.close()
 
   def __enter__(self) -> 'Checkpointer':
@@ -324,3 +324,163 @@ class _Best:
         f'{", ".join(sorted(metrics)) or "none"}'
       )
     self._scores[step] = self._sign * float(metrics[self._metric])
+
+
+def load_params(
+  directory: str | os.PathLike[str],
+  field: str,
+  target: Any = None,
+  *,
+  best: bool = False,
+) -> Any:
+  """Reads one field of a finished stage's last state, and nothing else of it.
+
+  Args:
+    directory: the stage's directory (the one that holds `checkpoints`).
+    field: name of the state's field, e.g. 'ema'; '/' goes deeper.
+    target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
+      with and whose shardings it gets; None takes nested dicts as saved, of a
+      field that holds nothing but dicts. What has no sharding goes to every
+      device of the ambient mesh, or to the first device where there is none.
+    best: take the checkpoint that the training's `best_of` chose instead of the
+      last one, where one was chosen.
+
+  Returns:
+    The field's pytree of arrays.
+
+  Raises:
+    UserError: if the stage has not finished, has no such field, or if shapes
+      differ from `target`, or if the checkpoint is damaged.
+  """
+  path = _last_checkpoint(directory, best)
+  try:
+    return checkpoint_format.read_field(path, field, target)
+  except checkpoint_format.DamagedError as error:
+    raise _damaged(path, error) from error
+
+
+def digest_params(directory: str | os.PathLike[str], field: str) -> str:
+  """Names the numbers of one field of a finished stage's last state.
+
+  Only what the checkpoint says of its leaves is read, not the leaves.
+
+  Args:
+    directory: as for `load_params`.
+    field: as for `load_params`.
+
+  Returns:
+    16 hexadecimal digits: of the leaves' names, shapes, types and checksums,
+    which are the same wherever the numbers are.
+
+  Raises:
+    UserError: as `load_params`.
+  """
+  path = _last_checkpoint(directory)
+  try:
+    meta = checkpoint_format.together(
+      path, lambda: checkpoint_format.read(path)
+    )
+  except checkpoint_format.DamagedError as error:
+    raise _damaged(path, error) from error
+  told = {
+    name: [layout, checkpoint_format.checksums(meta, field)[name]]
+    for name, layout in checkpoint_format.layouts(meta, field).items()
+  }
+  if not told:
+    raise UserError(f'{path}: no field {field!r}')
+  text = json.dumps(told, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _WithoutTraces(python_logging.Filter):
+  """Keeps Orbax's traces of an error off the terminal, which is raised too."""
+
+  def filter(self, record: python_logging.LogRecord) -> bool:
+    """Returns whether a line is to be shown."""
+    return not (record.exc_info and 'orbax' in record.pathname)
+
+
+class _SavedInPartError(OSError):
+  """Another process could not write its part of a checkpoint."""
+
+
+class _SaveBarrier:
+  """What `orbax.checkpoint.AsyncOptions` wants as `barrier_sync_fn`.
+
+  Orbax's threads wait for each other in the middle of a save, when all have
+  written, and at its end. A process that could not write goes straight to the
+  end and waits there for the others, who wait for it in the middle: until a
+  time-out of 20 minutes. Here the waits are counted, and everybody tells for
+  what he waits. Where that is not the same thing, somebody has failed, and all
+  go on at once, to an error.
+
+  All processes must make theirs in the same order. Orbax waits for one thing
+  after the other, from whatever thread.
+  """
+
+  def __init__(self) -> None:
+    self._place = f'adanat_jax/save/{next(_instances)}'
+    self._lock = threading.Lock()
+    self._count = 0
+    self._failed = False
+
+  def __call__(self, *, key: str, timeout_ms: int) -> None:
+    """Waits until all have come here.
+
+    Args:
+      key: for what.
+      timeout_ms: how long.
+
+    Raises:
+      _SavedInPartError: if another process has come to another key, and ever
+        after.
+    """
+    with self._lock:
+      if not self._failed:
+        keys = processes.exchange(
+          f'{self._place}/{self._count}/', key, timeout_ms
+        )
+        self._count += 1
+        self._failed = len(set(keys)) > 1
+      if self._failed:
+        raise _SavedInPartError(
+          'another process could not write its part of a checkpoint'
+        )
+
+
+# One for all: a filter that is there already is not added again.
+_WITHOUT_TRACES = _WithoutTraces()
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+  """Raises what this process has failed with, if it is the one that failed."""
+  try:
+    yield
+  except _SavedInPartError as error:
+    own: BaseException = error
+    while isinstance(own, _SavedInPartError) and own.__context__ is not None:
+      own = own.__context__
+    raise own from None
+
+
+def _last_checkpoint(
+  directory: str | os.PathLike[str], best: bool = False
+) -> pathlib.Path:
+  directory = pathlib.Path(directory).absolute()
+  if not is_complete(directory):
+    raise UserError(
+      f'{directory}: no finished training here ({COMPLETE_FILE} is missing); '
+      'run this stage first'
+    )
+  marker = read_complete(directory)
+  step = marker.get('best', marker)['step'] if best else marker['step']
+  return directory / 'checkpoints' / str(step)
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+  return UserError(
+    f'{path}: this checkpoint is damaged ({error}); delete '
+    f'{path.parents[1] / COMPLETE_FILE} and run the stage again: it goes on'
+    ' from the last good one'
+  )
