@@ -32,7 +32,7 @@ from adanat_jax.experiment import (
   fields,
   workdir as workdir_lib,
 )
-from adanat_jax.runtime import allocator, compile_cache, locks, processes
+from adanat_jax.runtime import environment, locks, processes
 
 # What config.mode may be, and the module that does it: `check_config(config)`
 # refuses what cannot work, `run(config, workdir)` does the rest.
@@ -64,7 +64,7 @@ _CACHE = flags.DEFINE_enum(
 )
 _CACHE_DIR = flags.DEFINE_string(
   'jax_cache_dir',
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', compile_cache.DEFAULT_DIRECTORY),
+  os.environ.get('JAX_COMPILATION_CACHE_DIR', environment.CACHE_DIRECTORY),
   'Where to keep them; nobody else may be able to write there.',
 )
 _DISTRIBUTED = flags.DEFINE_enum(
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
   config = _CONFIG.value
   fields.check(config, {'mode': fields.choice('all', *STAGES)})
   # Both before anything asks JAX for a device.
-  allocator.keep_memory()
+  environment.keep_memory()
   processes.start(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR_ADDRESS.value,
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
     facts={f'config.{k}': v for k, v in config_lib.fields(config)},
   )
   if _CACHE.value == 'on':
-    compile_cache.enable(_CACHE_DIR.value)
+    environment.enable_cache(_CACHE_DIR.value)
   workdir_lib.check_inputs(config)
   names: tuple[str, ...] = (config.mode,)
   if config.mode == 'all':

@@ -3,7 +3,7 @@
   python benchmarks/cpu_steps.py --output=cpu_steps.json
 
 times a training step of the digits' NAT in four processes in turn: with
-`allocator.keep_memory` and without, with `layers.Dense` and with flax's.
+`environment.keep_memory` and without, with `layers.Dense` and with flax's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import running
 
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.models import layers
-from adanat_jax.runtime import allocator, timing
+from adanat_jax.runtime import environment, timing
 
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often each process is run.')
 _STEPS = flags.DEFINE_integer('steps', 20, 'Timed steps of a process.')
@@ -44,7 +44,7 @@ def measure(case: str) -> dict[str, float]:
   """Of one step: seconds, the processors' seconds, page faults."""
   memory, products = case.split()
   if memory == 'kept':
-    assert allocator.keep_memory()
+    assert environment.keep_memory()
   if products == 'stacked':
     layers.Dense.__call__ = nn.Dense.__call__  # type: ignore[method-assign]
   program = programs.nat_program(config_lib.load(str(_CONFIG)))

@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.runtime import allocator
+from adanat_jax.runtime import environment
 from support import children
 
 _NUM_CALLS = 20
@@ -17,7 +17,7 @@ _NUM_CALLS = 20
 def _faults_a_call(keep: bool) -> float:
   """Page faults of a program with 64 MB of scratch memory, in this process."""
   if keep:
-    assert allocator.keep_memory()
+    assert environment.keep_memory()
   program = jax.jit(lambda x: (x @ x.T) @ x)
   x = jnp.ones((4096, 4))
   # What is kept grows until it holds all that is in use at once.
@@ -42,7 +42,7 @@ class AllocatorTest(parameterized.TestCase):
     before = jax.config.jax_platforms
     self.addCleanup(jax.config.update, 'jax_platforms', before)
     jax.config.update('jax_platforms', platforms)
-    self.assertEqual(allocator._is_cpu(), expected)
+    self.assertEqual(environment._is_cpu(), expected)
 
   def test_an_accelerators_plugin_counts_as_a_device(self):
     before = jax.config.jax_platforms
@@ -51,14 +51,14 @@ class AllocatorTest(parameterized.TestCase):
     found = ['jax_plugins']
     self.enter_context(
       absltest.mock.patch.object(
-        allocator.importlib.util,
+        environment.importlib.util,
         'find_spec',
         lambda name: name if name in found else None,
       )
     )
-    self.assertFalse(allocator._is_cpu())
+    self.assertFalse(environment._is_cpu())
     found.clear()
-    self.assertTrue(allocator._is_cpu())
+    self.assertTrue(environment._is_cpu())
 
 
 if __name__ == '__main__':

@@ -9,17 +9,17 @@ import zlib
 
 from absl.testing import absltest
 
-from adanat_jax.runtime import compile_cache
+from adanat_jax.runtime import environment
 
 # Prints the bits of a small training-like computation.
 _COMPUTE = """
 import sys
 import jax
 import jax.numpy as jnp
-from adanat_jax import compile_cache
+from adanat_jax.runtime import environment
 
 if len(sys.argv) > 1:
-  compile_cache.enable(sys.argv[1])
+  environment.enable_cache(sys.argv[1])
 
 @jax.jit
 def run(key):
@@ -85,18 +85,18 @@ class CompileCacheTest(absltest.TestCase):
     damaged = self.directory / 'jit_f-00-cache'
     (self.directory / 'jit_g-00-cache').write_bytes(zlib.compress(b'program'))
     damaged.write_bytes(zlib.compress(b'program')[:-3])
-    self.assertEqual(compile_cache.delete_damaged(self.directory), 1)
+    self.assertEqual(environment.delete_damaged(self.directory), 1)
     self.assertFalse(damaged.exists())
     damaged.write_bytes(b'')
-    self.assertEqual(compile_cache.delete_damaged(self.directory), 1)
+    self.assertEqual(environment.delete_damaged(self.directory), 1)
     damaged.write_bytes(b'')
     os.utime(damaged, (1, 1))
-    self.assertEqual(compile_cache.delete_damaged(self.directory), 0)
+    self.assertEqual(environment.delete_damaged(self.directory), 0)
 
   def test_directory_that_cannot_be_made_is_done_without(self):
     blocked = self.directory / 'file'
     blocked.write_text('')
-    self.assertIsNone(compile_cache.enable(str(blocked)))
+    self.assertIsNone(environment.enable_cache(str(blocked)))
 
 
 if __name__ == '__main__':
