@@ -32,7 +32,7 @@ from adanat_jax.experiment import (
   fields,
   workdir as workdir_lib,
 )
-from adanat_jax.runtime import environment, locks, processes
+from adanat_jax.runtime import environment, files, processes
 
 # What config.mode may be, and the module that does it: `check_config(config)`
 # refuses what cannot work, `run(config, workdir)` does the rest.
@@ -152,7 +152,7 @@ def _hold(
   # Workdirs may share prepared tokens.
   shared = config.data.get('prepared') if name == 'prepare' else ''
   place = pathlib.Path(shared or workdir)
-  held = locks.only_one(
+  held = files.only_one(
     place,
     name,
     f'{place}: another run on this machine is at the stage {name} there; wait'

@@ -10,7 +10,7 @@ import textwrap
 
 from absl.testing import absltest
 
-from adanat_jax.runtime import locks
+from adanat_jax.runtime import files
 
 _CONFIG = """
 import ml_collections
@@ -114,7 +114,7 @@ class MainTest(absltest.TestCase):
     )
 
   def test_a_second_run_of_a_stage_is_refused(self):
-    mine = locks.only_one(self.directory / 'w', 'nat', 'somebody else is here')
+    mine = files.only_one(self.directory / 'w', 'nat', 'somebody else is here')
     with mine:
       self.assert_one_line(
         self._run_toy('--config.mode=nat'), 'another run', 'the stage nat'

@@ -11,11 +11,14 @@ nothing; `adanat_jax.runtime.processes` has the rules.
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
+import hashlib
 import json
 import math
 import os
 import pathlib
 import re
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -151,6 +154,47 @@ def to_json(value: Any) -> Any:
     return int(array)
   # The text of a float32 is '0.1' where its value is 0.100000001490...
   return to_json(float(str(array[()])))
+
+
+@contextlib.contextmanager
+def only_one(
+  directory: pathlib.Path, part: str, message: str
+) -> Iterator[None]:
+  """Holds a part of a directory while the context lasts.
+
+  Two runs on one machine do not write the same files: the second one would
+  delete saves of the first while they are written. The lock is a file of this
+  machine, not of the disk that holds the run: the kernel gives it back however
+  a process ends, and a machine that is gone leaves none behind. So runs on
+  other machines are not seen.
+
+  Args:
+    directory: where the files are.
+    part: which of them, a name; nothing of it need exist.
+    message: what to tell whoever comes second.
+
+  Raises:
+    UserError: with that message, if another process holds it.
+  """
+  name = hashlib.sha256(f'{directory.resolve()}\n{part}'.encode()).hexdigest()
+  path = pathlib.Path(tempfile.gettempdir(), f'adanat_jax-{name[:16]}.lock')
+  try:
+    file = path.open('a')
+  except OSError:
+    # Of another user, or there is no place for it: as without locks.
+    yield
+    return
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(message) from None
+    except OSError:
+      pass  # This place has no locks.
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
 
 
 def _sync_directory(path: pathlib.Path) -> None:
