@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+import hashlib
 import io
 import pathlib
 import shutil
@@ -28,7 +29,6 @@ from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import (
   checkpoint,
-  digests,
   files as plain_files,
   journal,
 )
@@ -74,6 +74,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _count(tree: Any) -> int:
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def _sha256_of(path: str) -> str:
+  with pathlib.Path(path).open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _check_output(path: pathlib.Path, ending: str) -> None:
@@ -131,7 +136,7 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
     'kind': name,
     'files': [pathlib.Path(i).name for i in inputs],
     # Figures are named after published weights only if these are they.
-    'sha256': {pathlib.Path(i).name: digests.sha256_of(i) for i in inputs},
+    'sha256': {pathlib.Path(i).name: _sha256_of(i) for i in inputs},
     'parameters': count,
     'notes': lines,
   }

@@ -12,6 +12,7 @@ memory does not depend on their number, and a run that was killed goes on.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import pathlib
@@ -26,7 +27,7 @@ from adanat_jax.experiment.fields import check, choice
 from adanat_jax.measuring import features, real_images
 from adanat_jax.measuring.features import FeatureNetwork
 from adanat_jax.metrics.frechet import Gaussian, MomentAccumulator
-from adanat_jax.runtime import digests, files, processes
+from adanat_jax.runtime import files, processes
 
 Config = ml_collections.ConfigDict
 
@@ -110,7 +111,8 @@ def _about(path: pathlib.Path) -> dict[str, Any]:
   """The hash of a file of moments, and what its manifest says, if any."""
   manifest = path.with_suffix('.json')
   about = files.read_json(manifest) if manifest.is_file() else {}
-  digest = digests.sha256_of(path)
+  with path.open('rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
   if about and about.get('sha256') != digest:
     raise UserError(
       f'{path}: is not the file that {manifest.name} beside it describes; '
@@ -227,7 +229,7 @@ def _finish(
   data = _npz(arrays)
   # The moments last: where they are, the manifest is.
   manifest = {
-    'sha256': digests.sha256_of_bytes(data),
+    'sha256': hashlib.sha256(data).hexdigest(),
     'made of': {**about, 'counted': moments.count, 'unreadable': skipped},
   }
   files.write_json(path.with_suffix('.json'), manifest)
