@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import checkpoint, loop
+from adanat_jax.runtime import checkpoint, journal, stopping
 from support import toy_training
 from support.toy_training import rows, train
 
@@ -54,7 +54,7 @@ class EvaluationsTest(parameterized.TestCase):
     # The best of them stays, and is what is loaded if that is asked for.
     steps = {p.name for p in (self.directory / 'checkpoints').iterdir()}
     self.assertEqual(steps, {'8', '20', '23'})
-    best = loop.read_complete(self.directory)['best']
+    best = journal.read_complete(self.directory)['best']
     self.assertEqual(best, {'step': 8, 'metric': 'eval/dip', 'value': 0.0})
     row = next(row for row in rows(self.directory) if row['step'] == 8)
     params = checkpoint.load_params(self.directory, 'params', best=True)
@@ -96,7 +96,7 @@ class EvaluationsTest(parameterized.TestCase):
     for _ in range(6):
       try:
         train(broken, evaluate=evaluate, batch_at=batch_at, **options)
-      except (InterruptedError, loop.Interrupted) as error:
+      except (InterruptedError, stopping.Interrupted) as error:
         ends.append(getattr(error, 'step', 0))
     self.assertEqual(ends, [0, 9, 0, 16, 0])
     self.assertEqual(figures, expected)

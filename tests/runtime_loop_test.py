@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import checkpoint, loop
+from adanat_jax.runtime import checkpoint, journal, stopping
 from support import toy_training
 from support.toy_training import rows, train
 
@@ -63,7 +63,7 @@ class TrainingTest(parameterized.TestCase):
         self.assertEqual(exit_status, status, output)
         self.assertIn(words, output)
         self.assertNotIn('done', output)
-        self.assertFalse(loop.is_complete(broken))
+        self.assertFalse(journal.is_complete(broken))
     exit_status, output = run(broken)
     self.assertEqual(exit_status, 0, output)
     self.assertIn('goes on after step 23 of 23', output)
@@ -87,7 +87,7 @@ class TrainingTest(parameterized.TestCase):
         signal.raise_signal(signal.SIGTERM)
       return toy_training.batch_at(step)
 
-    with self.assertRaises(loop.Interrupted) as caught:
+    with self.assertRaises(stopping.Interrupted) as caught:
       train(self.directory, batch_at=batch_at)
     self.assertEqual(caught.exception.code, 143)
     self.assertEqual(caught.exception.step, 5)
@@ -98,7 +98,7 @@ class TrainingTest(parameterized.TestCase):
     thread = threading.Thread(target=train, args=(self.directory,))
     thread.start()
     thread.join(timeout=60)
-    self.assertTrue(loop.is_complete(self.directory))
+    self.assertTrue(journal.is_complete(self.directory))
 
   def test_a_complete_stage_is_not_repeated_and_can_be_prolonged(self):
     first = train(self.directory, num_steps=10)
@@ -113,7 +113,7 @@ class TrainingTest(parameterized.TestCase):
     self.assertTrue(all(x.is_deleted() for x in jax.tree.leaves(state)))
     whole = train(self.directory / 'whole', num_steps=14)
     np.testing.assert_array_equal(longer.params['bias'], whole.params['bias'])
-    self.assertEqual(loop.read_complete(self.directory)['step'], 14)
+    self.assertEqual(journal.read_complete(self.directory)['step'], 14)
     with self.assertRaisesRegex(UserError, 'step 14, but only 7 steps'):
       train(self.directory, num_steps=7)
 
@@ -151,7 +151,7 @@ class TrainingTest(parameterized.TestCase):
       return state, metrics
 
     with self.assertRaisesRegex(
-      loop.NonFiniteError,
+      checkpoint.NonFiniteError,
       f'toy: bias is not finite in 1 of 4 places at step {bad};',
     ):
       train(self.directory, train_step=train_step, transfer_guard='allow')
@@ -160,7 +160,7 @@ class TrainingTest(parameterized.TestCase):
     self.assertEqual(written[-1] if written else None, row)
     steps = {p.name for p in (self.directory / 'checkpoints').iterdir()}
     self.assertEqual(steps, saved)
-    self.assertFalse(loop.is_complete(self.directory))
+    self.assertFalse(journal.is_complete(self.directory))
 
   def test_a_state_that_is_not_finite_is_not_saved(self):
     inner = toy_training.train_step_of()
@@ -173,12 +173,12 @@ class TrainingTest(parameterized.TestCase):
       return state, metrics
 
     with self.assertRaisesRegex(
-      loop.NonFiniteError, 'after step 10: params/bias holds NaN or inf'
+      checkpoint.NonFiniteError, 'after step 10: params/bias holds NaN or inf'
     ):
       train(self.directory, train_step=train_step, transfer_guard='allow')
     steps = {p.name for p in (self.directory / 'checkpoints').iterdir()}
     self.assertEqual(steps, {'5'})
-    self.assertFalse(loop.is_complete(self.directory))
+    self.assertFalse(journal.is_complete(self.directory))
 
   def test_a_step_that_changes_the_layout_is_refused(self):
     state = {'count': jnp.zeros((), jnp.int32)}
@@ -238,7 +238,7 @@ class TrainingTest(parameterized.TestCase):
         train(self.directory, **options)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    self.assertFalse(loop.is_complete(self.directory))
+    self.assertFalse(journal.is_complete(self.directory))
     train(self.directory, **options)
     self.assertIn('goes on after step 5 of 10', self.output.getvalue())
     self.assertEqual(

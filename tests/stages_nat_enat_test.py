@@ -21,7 +21,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.enat import ENAT
-from adanat_jax.runtime import loop, sharding
+from adanat_jax.runtime import journal, sharding
 from adanat_jax.stages import nat as nat_stage
 from support import children, random_weights
 
@@ -300,7 +300,7 @@ class StageTest(parameterized.TestCase):
     module, params = networks.load_nat(config, workdir)
     self.assertIsInstance(module, ENAT)
     self.assertIn('carry_over', params)
-    figures = loop.read_complete(workdir / 'nat')['figures']
+    figures = journal.read_complete(workdir / 'nat')['figures']
     # ln 128 is what knowing nothing costs.
     self.assertBetween(figures['test_loss'], 4.0, np.log(128) + 0.5)
 

@@ -19,7 +19,7 @@ from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
-from adanat_jax.runtime import checkpoint, loop, metric_writer
+from adanat_jax.runtime import checkpoint, journal, metric_writer
 from adanat_jax.stages import nat as nat_stage, nat_held_out
 from support import random_weights
 
@@ -113,7 +113,7 @@ class StageTest(absltest.TestCase):
 
   def test_the_last_figures_are_those_of_the_finished_stage(self):
     last = metric_writer.read_metrics(self.workdir / 'nat')[-1]
-    figures = loop.read_complete(self.workdir / 'nat')['figures']
+    figures = journal.read_complete(self.workdir / 'nat')['figures']
     self.assertEqual(figures, {name: last[f'eval/{name}'] for name in figures})
     self.assertLen(figures, 2)
 

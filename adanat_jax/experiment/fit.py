@@ -110,11 +110,11 @@ def fit(
       end, however it comes.
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
-    final_figures: see `training.run_loop`.
+    final_figures: see `loop.run_loop`.
     best_of: `(metric, 'min' or 'max')`, by which `config.keep_best` chooses;
       None to keep no best one.
     keep_best: keep the best checkpoint whatever the config says.
-    **options: of `training.run_loop`, before those of the config.
+    **options: of `loop.run_loop`, before those of the config.
 
   Returns:
     The state after `num_steps` steps.

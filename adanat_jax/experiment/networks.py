@@ -32,7 +32,7 @@ from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vit import VisionTransformer
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import checkpoint, loop, sharding
+from adanat_jax.runtime import checkpoint, journal, sharding
 
 Config = ml_collections.ConfigDict
 
@@ -225,7 +225,7 @@ def loop_options(
 
   Args:
     config: the whole config.
-    best_of: which checkpoint is the best, see `training.run_loop`.
+    best_of: which checkpoint is the best, see `loop.run_loop`.
     keep_best: keep it whatever the config says.
   """
   return dict(
@@ -356,7 +356,7 @@ def param_shapes(config: Config, module: Any, *inputs: Any) -> Any:
 
 def is_complete(workdir: pathlib.Path, stage: str) -> bool:
   """Whether a stage of this workdir has finished."""
-  return loop.is_complete(workdir / stage)
+  return journal.is_complete(workdir / stage)
 
 
 def require(workdir: pathlib.Path, stage: str, hint: str = '') -> None:

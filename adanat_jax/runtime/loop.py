@@ -49,15 +49,6 @@ from adanat_jax.runtime.journal import (
 from adanat_jax.runtime.metric_writer import EVAL_PREFIX, TIME_PREFIX
 from adanat_jax.runtime.stopping import Interrupted, StopSignals, StopVote
 
-# What stages need of this module; some of it is made elsewhere.
-__all__ = [
-  'Interrupted',
-  'NonFiniteError',
-  'is_complete',
-  'read_complete',
-  'run_loop',
-]
-
 State = TypeVar('State')
 Metrics = Mapping[str, Any]
 

@@ -25,7 +25,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import fit, networks
 from adanat_jax.experiment.fields import between, check, choice, int_at_least
 from adanat_jax.learning import classifier
-from adanat_jax.runtime import loop, sharding
+from adanat_jax.runtime import journal, sharding
 from adanat_jax.types import Array
 
 
@@ -92,7 +92,7 @@ def _train(
   apply: classifier.Apply,
 ) -> None:
   """Trains one classifier unless it is complete."""
-  if loop.is_complete(workdir / 'judges' / name):
+  if journal.is_complete(workdir / 'judges' / name):
     return
   section = config.judges[name]
   data = digits.load(config.data.image_size)

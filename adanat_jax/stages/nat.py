@@ -35,7 +35,7 @@ from adanat_jax.learning.masked_tokens import NatState
 from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
 from adanat_jax.models.denoisers import DenoiserModule
-from adanat_jax.runtime import loop, processes, sharding
+from adanat_jax.runtime import processes, sharding
 from adanat_jax.stages import nat_held_out
 from adanat_jax.types import Array, Cache
 
@@ -152,7 +152,9 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     UserError: for tokens that are missing or a value that is not allowed.
   """
   check_config(config)
-  if networks.is_converted(config, 'nat') or loop.is_complete(workdir / 'nat'):
+  if networks.is_converted(config, 'nat') or networks.is_complete(
+    workdir, 'nat'
+  ):
     return
   section = config.nat
   examples = _splits(config, workdir)

@@ -46,7 +46,7 @@ from adanat_jax.measuring import scores
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import loop as loop_lib, sharding
+from adanat_jax.runtime import journal, sharding
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
 
@@ -84,7 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   if networks.is_converted(config, 'policy'):
     return
   for which in trainings(config):
-    if not loop_lib.is_complete(workdir / 'policy' / which.name):
+    if not journal.is_complete(workdir / 'policy' / which.name):
       train(config, workdir, which)
 
 

@@ -31,7 +31,7 @@ from adanat_jax.experiment.fields import (
 from adanat_jax.learning import patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import files, journal, loop
+from adanat_jax.runtime import files, journal
 from adanat_jax.stages import tokenizer_reconstruction
 
 
@@ -171,7 +171,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """
   check_config(config)
   directory = workdir / 'tokenizer'
-  if loop.is_complete(directory):
+  if journal.is_complete(directory):
     return
   section = config.tokenizer
   module = networks.tokenizer_module(config)

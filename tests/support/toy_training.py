@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax.runtime import checkpoint, leaves, loop, metric_writer
+from adanat_jax.runtime import checkpoint, journal, leaves, loop, metric_writer
 
 BATCH, WIDTH, OUTPUTS = 8, 16, 4
 NUM_STEPS = 23
@@ -181,7 +181,7 @@ def assert_same_run(
   for name in ours:
     np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
   test.assertEqual(rows(one), rows(other))
-  test.assertEqual(loop.read_complete(one), loop.read_complete(other))
+  test.assertEqual(journal.read_complete(one), journal.read_complete(other))
 
 
 def main(
