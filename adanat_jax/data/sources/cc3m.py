@@ -14,13 +14,14 @@ import binascii
 from collections.abc import Iterator
 import csv
 import pathlib
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from adanat_jax.data.sources import index_file, tar_index
 from adanat_jax.data.sources.raw_source import (
   RawExample,
+  RawSource,
   SplitPath,
   key_hash,
   printable,
@@ -35,74 +36,7 @@ _COLUMNS = ('caption', 'url')
 _LONGEST_FIRST_LINE = 1 << 27
 
 
-class CaptionedTable:
-  """Lines with a name, a caption and an image; see `RawSource`."""
-
-  class_names: tuple[str, ...] | None = None
-  has_captions = True
-  has_images = True
-
-  def __init__(self, path: pathlib.Path, index: index_file.IndexArrays):
-    """Takes the table and its `_index`."""
-    self._path = path
-    self._offsets = index['offsets']
-    self._hashes = index['hashes']
-    self.description: dict[str, Any] = {}
-
-  def __len__(self) -> int:
-    return len(self._hashes)
-
-  def __getitem__(self, index: int) -> RawExample:
-    fields = _line(self._path, self._offsets, index).split(b'\t')
-    key = _text(fields[0]) or f'line {index + 1}'
-    if len(fields) != 4:
-      # A broken line, which shows when its image is decoded.
-      return RawExample(key, b'', captions=('',))
-    return RawExample(key, _unpack(fields[3]), captions=(_text(fields[2]),))
-
-  def key_hashes(self) -> np.ndarray:
-    return self._hashes
-
-
-class CaptionTable:
-  """Lines with a caption and an address; see `RawSource`.
-
-  Keys are the numbers of the captions, from 0. There are no images.
-  """
-
-  class_names: tuple[str, ...] | None = None
-  has_captions = True
-  has_images = False
-
-  def __init__(
-    self,
-    path: pathlib.Path,
-    index: index_file.IndexArrays,
-    column: int,
-    separator: str,
-  ):
-    """Takes the table, its `_index`, and where captions stand in a line."""
-    self._path = path
-    self._offsets = index['offsets']
-    self._column = column
-    self._separator = separator
-    self.description: dict[str, Any] = {}
-
-  def __len__(self) -> int:
-    return len(self._offsets) - 1
-
-  def __getitem__(self, index: int) -> RawExample:
-    line = _line(self._path, self._offsets, index).decode('utf-8', 'replace')
-    fields = _split(line, self._separator)
-    caption = fields[self._column] if self._column < len(fields) else ''
-    return RawExample(str(index), b'', captions=(caption.strip(),))
-
-  def key_hashes(self) -> np.ndarray:
-    keys = (key_hash(str(index).encode()) for index in range(len(self)))
-    return np.fromiter(keys, np.uint64, len(self))
-
-
-def load(split: SplitPath) -> CaptionedTable | CaptionTable:
+def load(split: SplitPath) -> RawSource:
   """Finds the lines of a table.
 
   Args:
@@ -111,7 +45,7 @@ def load(split: SplitPath) -> CaptionedTable | CaptionTable:
   Raises:
     UserError: if it is not there, is empty, or has other columns.
   """
-  path = pathlib.Path(split.path).expanduser()
+  path = split.location
   if not path.is_file():
     what = 'a folder' if path.is_dir() else 'no such file'
     raise UserError(f'{split.path_field}: {what}; give a TSV file')
@@ -119,7 +53,7 @@ def load(split: SplitPath) -> CaptionedTable | CaptionTable:
     first = file.readline(_LONGEST_FIRST_LINE).rstrip(b'\r\n')
   tabs = first.count(b'\t')
   if tabs == 3:
-    return CaptionedTable(path, _index(split, path, skip=False))
+    return _with_images(path, _index(split, path, skip=False))
   separator = '\t' if tabs else ','
   fields = _split(first.decode('utf-8', 'replace'), separator)
   header = tuple(name.strip().lower() for name in fields)
@@ -132,7 +66,43 @@ def load(split: SplitPath) -> CaptionedTable | CaptionTable:
     )
   column = header.index('caption') if has_header else 0
   index = _index(split, path, skip=has_header)
-  return CaptionTable(path, index, column, separator)
+  return _captions_alone(path, index['offsets'], column, separator)
+
+
+def _with_images(
+  path: pathlib.Path, index: index_file.IndexArrays
+) -> RawSource:
+  """Lines with a name, a caption and an image."""
+
+  def read(i: int) -> RawExample:
+    fields = _line(path, index['offsets'], i).split(b'\t')
+    key = _text(fields[0]) or f'line {i + 1}'
+    if len(fields) != 4:
+      # A broken line: decoding its image will fail.
+      return RawExample(key, b'', captions=('',))
+    return RawExample(key, _unpack(fields[3]), captions=(_text(fields[2]),))
+
+  hashes = index['hashes']
+  return RawSource(len(hashes), read, lambda: hashes, has_captions=True)
+
+
+def _captions_alone(
+  path: pathlib.Path, offsets: np.ndarray, column: int, separator: str
+) -> RawSource:
+  """Lines with a caption and an address; keys are their numbers, from 0."""
+  count = len(offsets) - 1
+
+  def read(i: int) -> RawExample:
+    line = _line(path, offsets, i).decode('utf-8', 'replace')
+    fields = _split(line, separator)
+    caption = fields[column] if column < len(fields) else ''
+    return RawExample(str(i), b'', captions=(caption.strip(),))
+
+  def hashes() -> np.ndarray:
+    keys = (key_hash(str(i).encode()) for i in range(count))
+    return np.fromiter(keys, np.uint64, count)
+
+  return RawSource(count, read, hashes, has_captions=True, has_images=False)
 
 
 def _index(
@@ -162,8 +132,6 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _line(path: pathlib.Path, offsets: np.ndarray, index: int) -> bytes:
-  # A row past the end is the caller's mistake; -1 must not read backwards.
-  index = range(len(offsets) - 1)[index]
   begin, end = int(offsets[index]), int(offsets[index + 1])
   return tar_index.read_range(path, begin, end - begin).rstrip(b'\r\n')
 
@@ -180,7 +148,7 @@ def _text(field: bytes) -> str:
 
 
 def _unpack(field: bytes) -> bytes:
-  """A file from base64; empty if it is none."""
+  """A file from base64; empty if it is damaged."""
   try:
     return binascii.a2b_base64(
       field.strip().translate(_TO_STANDARD), strict_mode=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from adanat_jax.data.sources.image_folder import read_file
 from adanat_jax.data.sources.raw_source import (
   Names,
   RawExample,
+  RawSource,
   SplitPath,
   printable,
 )
@@ -18,60 +18,11 @@ from adanat_jax.errors import UserError
 from adanat_jax.runtime import files
 
 
-class CocoCaptions:
-  """Images in the order of the JSON file, with all captions of each.
-
-  See `RawSource`. Images that have no caption are left out.
-  """
-
-  class_names: tuple[str, ...] | None = None
-  has_captions = True
-  has_images = True
-
-  def __init__(
-    self,
-    folder: pathlib.Path,
-    names: Names,
-    captions: Names,
-    ends: np.ndarray,
-    without: int,
-  ):
-    """Takes where the images are and what they show.
-
-    Args:
-      folder: the images.
-      names: their file names.
-      captions: image after image.
-      ends: int64[n], where each image's captions end among `captions`.
-      without: how many images were left out.
-    """
-    self._folder = folder
-    self._names = names
-    self._captions = captions
-    self._ends = ends
-    self.description: dict[str, Any] = {
-      'captions': len(captions),
-      'images_without_captions': without,
-    }
-
-  def __len__(self) -> int:
-    return len(self._names)
-
-  def __getitem__(self, index: int) -> RawExample:
-    name = self._names[index]
-    begin = int(self._ends[index - 1]) if index else 0
-    return RawExample(
-      printable(name),
-      read_file(self._folder / name),
-      captions=tuple(self._captions[begin : int(self._ends[index])]),
-    )
-
-  def key_hashes(self) -> np.ndarray:
-    return self._names.hashes()
-
-
-def load(split: SplitPath) -> CocoCaptions:
+def load(split: SplitPath) -> RawSource:
   """Reads the captions of a split.
+
+  Images come in the order of the JSON file, each with all its captions; those
+  without a caption are left out.
 
   Args:
     split: its images, e.g. train2014, and annotations, e.g.
@@ -80,7 +31,7 @@ def load(split: SplitPath) -> CocoCaptions:
   Raises:
     UserError: if one of them is not there or not what it should be.
   """
-  folder = pathlib.Path(split.path).expanduser()
+  folder = split.location
   if not folder.is_dir():
     raise UserError(
       f'{split.path_field}: no such folder; give the images, such as train2014'
@@ -102,13 +53,27 @@ def load(split: SplitPath) -> CocoCaptions:
       f'{split.path_field}: {first} of {split.annotations} is not in it; give'
       ' the folder of these images'
     )
-  texts = [captions[number] for number in with_captions]
-  return CocoCaptions(
-    folder,
-    Names.of(with_captions.values()),
-    Names.of(text for some in texts for text in some),
-    np.cumsum([len(some) for some in texts]),
-    len(images) - len(with_captions),
+  of_images = [captions[number] for number in with_captions]
+  names = Names.pack(with_captions.values())
+  texts = Names.pack(text for some in of_images for text in some)
+  ends = np.cumsum([0, *map(len, of_images)])
+
+  def read(i: int) -> RawExample:
+    return RawExample(
+      printable(names[i]),
+      read_file(folder / names[i]),
+      captions=tuple(texts[int(ends[i]) : int(ends[i + 1])]),
+    )
+
+  return RawSource(
+    len(names),
+    read,
+    names.hashes,
+    has_captions=True,
+    description={
+      'captions': len(texts),
+      'images_without_captions': len(images) - len(names),
+    },
   )
 
 

@@ -6,59 +6,29 @@ import array
 from collections.abc import Iterator
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from adanat_jax.data.sources.raw_source import (
   Names,
   RawExample,
+  RawSource,
   SplitPath,
   is_image,
   printable,
 )
 from adanat_jax.errors import UserError
 
-# Folders of these names hold classes, they are none.
+# Folders of these names hold class folders and are not classes.
 _SPLITS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test'})
 
 
-class ImageFolder:
-  """The images below a folder, ordered by class and name; see `RawSource`.
+def load(split: SplitPath) -> RawSource:
+  """Lists the images below a folder, ordered by class and name.
 
   As torchvision's ImageFolder, which the published code uses: each folder
   below the root is a class, numbered by its place in their sorted order, and
   holds images at any depth. A folder of images alone is one class.
-  """
-
-  has_captions = False
-  has_images = True
-
-  def __init__(
-    self, root: pathlib.Path, names: Names, labels: np.ndarray, classes: Any
-  ):
-    """Takes the names relative to the root and their labels int32[n]."""
-    self._root = root
-    self._names = names
-    self._labels = labels
-    self.class_names: tuple[str, ...] | None = tuple(classes)
-    self.description: dict[str, Any] = {'classes': len(self.class_names)}
-
-  def __len__(self) -> int:
-    return len(self._names)
-
-  def __getitem__(self, index: int) -> RawExample:
-    name = self._names[index]
-    return RawExample(
-      printable(name), read_file(self._root / name), int(self._labels[index])
-    )
-
-  def key_hashes(self) -> np.ndarray:
-    return self._names.hashes()
-
-
-def load(split: SplitPath) -> ImageFolder:
-  """Lists a folder.
 
   Args:
     split: its path. The classes of validation images are those of `path`.
@@ -73,8 +43,7 @@ def load(split: SplitPath) -> ImageFolder:
   _check_layout(split, root, folders)
   classes = folders
   if split.is_validation:
-    training = SplitPath(split.settings)
-    classes = _class_folders(_existing(training))
+    classes = _class_folders(_existing(split.training))
     check_classes(split, folders, classes)
   numbers = {name: label for label, name in enumerate(classes)}
   labels = array.array('i')
@@ -90,8 +59,8 @@ def load(split: SplitPath) -> ImageFolder:
           f'{split.path_field}: the class folder {folder!r} holds no images'
         )
 
-  table = Names.of(names())
-  return ImageFolder(root, table, np.array(labels, np.int32), classes)
+  table = Names.pack(names())
+  return _source(root, table, np.array(labels, np.int32), classes)
 
 
 def check_classes(
@@ -107,33 +76,52 @@ def check_classes(
 
 
 def read_file(path: pathlib.Path) -> bytes:
-  """A file's bytes; none if it is gone, which shows when it is decoded."""
+  """A file's bytes; none if it is gone, which decoding reports."""
   try:
     return path.read_bytes()
   except FileNotFoundError:
     return b''
 
 
-def _load_flat(split: SplitPath, root: pathlib.Path) -> ImageFolder:
-  if split.is_validation and _class_folders(
-    _existing(SplitPath(split.settings))
-  ):
+def _load_flat(split: SplitPath, root: pathlib.Path) -> RawSource:
+  if split.is_validation and _class_folders(_existing(split.training)):
     raise UserError(
       f'{split.path_field}: no class folders here, as config.data.path='
       f'{split.settings.path} has'
     )
-  names = Names.of(_images_below(root))
+  names = Names.pack(_images_below(root))
   if not names:
     raise UserError(
       f'{split.path_field}: no image in this folder; give one of images, or of'
       ' a folder for each class'
     )
   labels = np.zeros(len(names), np.int32)
-  return ImageFolder(root, names, labels, ('images',))
+  return _source(root, names, labels, ('images',))
+
+
+def _source(
+  root: pathlib.Path,
+  names: Names,
+  labels: np.ndarray,
+  classes: tuple[str, ...],
+) -> RawSource:
+  """Images by their names relative to the root, with labels int32[n]."""
+
+  def read(i: int) -> RawExample:
+    name = names[i]
+    return RawExample(printable(name), read_file(root / name), int(labels[i]))
+
+  return RawSource(
+    len(names),
+    read,
+    names.hashes,
+    classes,
+    description={'classes': len(classes)},
+  )
 
 
 def _existing(split: SplitPath) -> pathlib.Path:
-  root = pathlib.Path(split.path).expanduser()
+  root = split.location
   if not root.is_dir():
     what = 'is a file' if root.exists() else 'no such folder'
     raise UserError(f'{split.path_field}: {what}; give a folder of images')

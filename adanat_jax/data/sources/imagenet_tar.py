@@ -16,7 +16,6 @@ import io
 import pathlib
 import re
 import tarfile
-from typing import Any
 
 import numpy as np
 import scipy.io
@@ -26,6 +25,7 @@ from adanat_jax.data.sources.image_folder import check_classes
 from adanat_jax.data.sources.raw_source import (
   Names,
   RawExample,
+  RawSource,
   SplitPath,
   printable,
 )
@@ -36,53 +36,8 @@ _TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
 _META = 'meta.mat'
 
 
-class TarImages:
-  """Images in tars, in the order of the tars; see `RawSource`."""
-
-  has_captions = False
-  has_images = True
-
-  def __init__(
-    self,
-    paths: list[pathlib.Path],
-    names: Names,
-    places: np.ndarray,
-    labels: np.ndarray,
-    classes: tuple[str, ...],
-  ):
-    """Takes the tars, and for each image where it is.
-
-    Args:
-      paths: the tars.
-      names: the images.
-      places: int64[n, 3], the tar's number, offset and size.
-      labels: int32[n].
-      classes: their names.
-    """
-    self._paths = paths
-    self._names = names
-    self._places = places
-    self._labels = labels
-    self.class_names: tuple[str, ...] | None = classes
-    self.description: dict[str, Any] = {'classes': len(classes)}
-
-  def __len__(self) -> int:
-    return len(self._names)
-
-  def __getitem__(self, index: int) -> RawExample:
-    tar, offset, size = self._places[index].tolist()
-    return RawExample(
-      printable(self._names[index]),
-      tar_index.read_range(self._paths[tar], offset, size),
-      int(self._labels[index]),
-    )
-
-  def key_hashes(self) -> np.ndarray:
-    return self._names.hashes()
-
-
-def load(split: SplitPath) -> TarImages:
-  """Finds the images in the tars of a split.
+def load(split: SplitPath) -> RawSource:
+  """Finds the images in the tars of a split, in the order of the tars.
 
   Args:
     split: its tar, or the folder with the class tars. Validation images that
@@ -98,7 +53,7 @@ def load(split: SplitPath) -> TarImages:
     tar_index.index_images(path, split.path_field, prefix)
     for path, prefix in prefixes.items()
   ]
-  names = Names.joined([tar.names for tar in tars])
+  names = Names.join([tar.names for tar in tars])
   if not names:
     raise UserError(f'{split.path_field}: no images in {paths[0].name}')
   folders = tuple(sorted({name for tar in tars for name in tar.folders}))
@@ -118,16 +73,29 @@ def load(split: SplitPath) -> TarImages:
       f' ILSVRC2012_img_{"val" if split.is_validation else "train"}.tar or a'
       ' tar of class folders'
     )
-  places = [
+  # int64[n, 3]: the tar's number, offset and size of an image.
+  ranges = np.concatenate([
     np.stack([np.full_like(tar.offsets, number), tar.offsets, tar.sizes], 1)
     for number, tar in enumerate(tars)
-  ]
-  return TarImages(paths, names, np.concatenate(places), labels, classes)
+  ])  # fmt: skip
+
+  def read(i: int) -> RawExample:
+    tar, offset, size = ranges[i].tolist()
+    image = tar_index.read_range(paths[tar], offset, size)
+    return RawExample(printable(names[i]), image, int(labels[i]))
+
+  return RawSource(
+    len(names),
+    read,
+    names.hashes,
+    classes,
+    description={'classes': len(classes)},
+  )
 
 
 def _tars(split: SplitPath) -> dict[pathlib.Path, str]:
   """The tars of a split, each with what comes before the names in it."""
-  path = pathlib.Path(split.path).expanduser()
+  path = split.location
   if not path.is_dir():
     return {path: ''}
   official = 'img_val' if split.is_validation else 'img_train'
@@ -150,7 +118,7 @@ def _numbers(tar: tar_index.TarIndex, classes: tuple[str, ...]) -> np.ndarray:
 
 
 def _training_classes(split: SplitPath) -> tuple[str, ...]:
-  return load(SplitPath(split.settings)).class_names or ()
+  return load(split.training).class_names or ()
 
 
 def _devkit_labels(

@@ -1,17 +1,18 @@
-"""What a source of raw images is, and what all of them share.
+"""Raw images by their index: the type that every format's `load` returns.
 
-A source knows where its images are and reads one when it is asked for it: what
-it holds in memory is an index (names, offsets), never contents.
+A source knows where its images are and reads one when asked for it. It holds an
+index in memory (names, offsets), never contents.
 """
 
 from __future__ import annotations
 
 import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 import os
-from typing import Any, Protocol, overload
+import pathlib
+from typing import Any, overload
 
 import numpy as np
 
@@ -19,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(
   '.bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()
 )
 
-# File names are bytes; those that are no UTF-8 must survive too.
+# File names are bytes; those that are not UTF-8 must survive too.
 _ERRORS = 'surrogateescape'
 
 
@@ -30,7 +31,7 @@ class RawExample:
   Attributes:
     key: its name, unique in its source and the same on every machine.
     image: the file's bytes; empty if they are missing or cannot be unpacked,
-      and in sources that hold captions alone.
+      and in lists of captions alone.
     label: the class, from 0; None in sources without classes.
     captions: what it shows; at least one in sources with captions, '' where
       the image has none.
@@ -42,35 +43,42 @@ class RawExample:
   captions: tuple[str, ...] = ()
 
 
-class RawSource(Protocol):
+@dataclasses.dataclass(frozen=True)
+class RawSource:
   """Images by their index, in any order, from several threads at once.
 
   Attributes:
+    size: number of images.
+    read: reads the image at an index in [0, size). It does not raise for a file
+      that is gone or broken; decoding finds that.
+    key_hashes: makes a hash of each key, uint64[size], without reading any
+      image.
     class_names: the classes in the order of their labels; None if there are
       none.
-    has_captions: whether its images have captions.
+    has_captions: whether the images have captions.
     has_images: False for lists of captions alone.
-    description: what identifies the source in a manifest; JSON types.
+    description: identifies the source in a manifest; JSON types.
   """
 
-  class_names: tuple[str, ...] | None
-  has_captions: bool
-  has_images: bool
-  description: dict[str, Any]
+  size: int
+  read: Callable[[int], RawExample]
+  key_hashes: Callable[[], np.ndarray]
+  class_names: tuple[str, ...] | None = None
+  has_captions: bool = False
+  has_images: bool = True
+  description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
-    """How many there are."""
+    return self.size
 
   def __getitem__(self, index: int) -> RawExample:
-    """Reads one; a file that is gone or broken is found when it is decoded."""
-
-  def key_hashes(self) -> np.ndarray:
-    """A hash of each key, uint64[n], without reading any image."""
+    # An index past the end is the caller's mistake, and raises IndexError.
+    return self.read(range(self.size)[index])
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
-  """The fields of `config.data` that lead to images.
+  """The fields of `config.data` that say where images are.
 
   Attributes:
     source: one of `registry.SOURCES`.
@@ -110,15 +118,15 @@ class SplitPath:
 
   @property
   def path(self) -> str:
-    settings = self.settings
-    return settings.validation_path if self.is_validation else settings.path
+    return getattr(self.settings, f'{self._prefix}path')
+
+  @property
+  def location(self) -> pathlib.Path:
+    return pathlib.Path(self.path).expanduser()
 
   @property
   def annotations(self) -> str:
-    settings = self.settings
-    if self.is_validation:
-      return settings.validation_annotations
-    return settings.annotations
+    return getattr(self.settings, f'{self._prefix}annotations')
 
   @property
   def path_field(self) -> str:
@@ -129,12 +137,16 @@ class SplitPath:
     return f'config.data.{self._prefix}annotations={self.annotations}'
 
   @property
+  def training(self) -> SplitPath:
+    return SplitPath(self.settings)
+
+  @property
   def _prefix(self) -> str:
     return 'validation_' if self.is_validation else ''
 
 
 class Names(Sequence[str]):
-  """Strings in one block of bytes: a tenth of what a list of them would take.
+  """Strings in one block of bytes: a tenth of the memory of a list of them.
 
   Attributes:
     blob: all of them, UTF-8, without anything between them.
@@ -142,12 +154,12 @@ class Names(Sequence[str]):
   """
 
   def __init__(self, blob: bytes, ends: np.ndarray):
-    """Takes what another table's attributes were."""
+    """Takes the attributes of a table that `pack` made."""
     self.blob = blob
     self.ends = np.asarray(ends, np.int64)
 
   @classmethod
-  def of(cls, names: Iterable[str]) -> Names:
+  def pack(cls, names: Iterable[str]) -> Names:
     """Makes a table of any strings."""
     blob, ends = bytearray(), array.array('q')
     for name in names:
@@ -156,8 +168,8 @@ class Names(Sequence[str]):
     return cls(bytes(blob), np.array(ends, np.int64))
 
   @classmethod
-  def joined(cls, tables: Sequence[Names]) -> Names:
-    """Puts tables after each other."""
+  def join(cls, tables: Sequence[Names]) -> Names:
+    """Makes one table of several, in their order."""
     starts = np.cumsum([0, *(len(table.blob) for table in tables)])
     ends = [
       table.ends + start
@@ -191,7 +203,7 @@ class Names(Sequence[str]):
 
 
 def key_hash(key: bytes) -> int:
-  """A 64-bit hash of a key that is the same everywhere and for ever."""
+  """A 64-bit hash of a key, the same on every machine."""
   return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), 'little')
 
 
@@ -201,7 +213,7 @@ def printable(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-  """Whether a file's name is that of an image, and of none that is hidden."""
+  """Whether the name has an image suffix and is not hidden."""
   base = name.rpartition('/')[2]
   suffix = os.path.splitext(base)[1].lower()
   return suffix in IMAGE_SUFFIXES and not base.startswith('.')

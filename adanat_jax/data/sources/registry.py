@@ -1,32 +1,30 @@
-"""Raw images with labels or captions, wherever they come from.
+"""The formats of raw images with labels or captions, and opening one.
 
   source = open_source(SourceSettings('image_folder', 'photos'), 'train')
   source[0].image  # the bytes of a file; `images.decode` makes pixels of them
 
-A source that has no validation images of its own gives up some: those whose
-keys have the smallest hashes. They are the same ones on every machine and in
-every run, and still almost the same ones after images were added.
+Where a source has no validation images of its own, those whose keys have the
+smallest hashes are set apart. They are the same on every machine and in every
+run, and almost the same after images were added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 import hashlib
 import importlib
-from typing import Any
 
 import numpy as np
 
 from adanat_jax.data.sources.raw_source import (
-  RawExample,
   RawSource,
   SourceSettings,
   SplitPath,
 )
 from adanat_jax.errors import UserError
 
-# Each is read by `load` of a module of its own, which is imported when it is
-# asked for: not everyone has all the libraries that they need.
+# The module whose `load` reads each. It is imported when asked for: not
+# everyone has all the libraries that they need.
 _MODULES = {
   'image_folder': 'image_folder',
   'imagenet_tar': 'imagenet_tar',
@@ -37,28 +35,6 @@ _MODULES = {
 }
 SOURCES = tuple(_MODULES)
 SPLITS = ('train', 'test')
-
-
-class Subset:
-  """Some of a source's images; see `RawSource`."""
-
-  def __init__(self, source: RawSource, index: np.ndarray):
-    """Takes those at `index`, int64[n]."""
-    self._source = source
-    self._index = index
-    self.class_names = source.class_names
-    self.has_captions = source.has_captions
-    self.has_images = source.has_images
-    self.description = dict(source.description)
-
-  def __len__(self) -> int:
-    return len(self._index)
-
-  def __getitem__(self, index: int) -> RawExample:
-    return self._source[int(self._index[index])]
-
-  def key_hashes(self) -> np.ndarray:
-    return self._source.key_hashes()[self._index]
 
 
 def open_source(settings: SourceSettings, split: str) -> RawSource:
@@ -87,24 +63,26 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
     raise UserError(
       f'config.data.path is empty: give the images of source {settings.source}'
     )
-  load = _loader(settings.source)
-  if split == 'train' or not _has_validation(settings):
-    source = load(SplitPath(settings))
-    if not _has_validation(settings):
-      source = _part(source, settings, split)
-  else:
-    source = load(SplitPath(settings, is_validation=True))
-  own = split != 'train' and settings.validation_path
-  _check_fits(source, settings, SplitPath(settings, bool(own)).path_field)
-  source.description = {
+  # tfds has its validation images under the same path.
+  same_path = settings.source == 'tfds' and not settings.held_out
+  has_validation = bool(settings.validation_path) or same_path
+  is_test = split == 'test'
+  module = f'adanat_jax.data.sources.{_MODULES[settings.source]}'
+  load = importlib.import_module(module).load
+  source: RawSource = load(SplitPath(settings, is_test and has_validation))
+  if not has_validation:
+    source = _part(source, settings, split)
+  where = SplitPath(settings, is_test and bool(settings.validation_path))
+  _check_fits(source, settings, where.path_field)
+  description = {
     'source': settings.source,
-    'path': _path_of(settings, split),
+    'path': where.path,
     'split': split,
     'examples': len(source),
     'keys': digest(source),
     **source.description,
   }
-  return source
+  return dataclasses.replace(source, description=description)
 
 
 def digest(source: RawSource) -> str:
@@ -113,28 +91,8 @@ def digest(source: RawSource) -> str:
   return hashlib.blake2b(keys, digest_size=8).hexdigest()
 
 
-def _loader(name: str) -> Callable[[SplitPath], Any]:
-  return importlib.import_module(
-    f'adanat_jax.data.sources.{_MODULES[name]}'
-  ).load
-
-
-def _has_validation(settings: SourceSettings) -> bool:
-  """Whether the validation images are a set of their own."""
-  if settings.validation_path:
-    return True
-  # tfds has them under the same path.
-  return settings.source == 'tfds' and not settings.held_out
-
-
-def _path_of(settings: SourceSettings, split: str) -> str:
-  if split == 'test' and settings.validation_path:
-    return settings.validation_path
-  return settings.path
-
-
 def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
-  """The images that are, or are not, set apart."""
+  """The images that are set apart for validation, or the others."""
   held_out = settings.held_out
   if not held_out:
     if split == 'train':
@@ -148,10 +106,16 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
       f'config.data.held_out={held_out}: give a number below {len(source)},'
       f' the images of config.data.path={settings.path}'
     )
-  # Ties are broken by the place, so that no image is in both splits.
-  order = np.argsort(source.key_hashes(), kind='stable')
-  chosen = order[:held_out] if split == 'test' else order[held_out:]
-  return Subset(source, np.sort(chosen))
+  # Equal hashes keep their order, so that no image is in both splits.
+  hashes = source.key_hashes()
+  order = np.argsort(hashes, kind='stable')
+  index = np.sort(order[:held_out] if split == 'test' else order[held_out:])
+  return dataclasses.replace(
+    source,
+    size=len(index),
+    read=lambda i: source.read(int(index[i])),
+    key_hashes=lambda: hashes[index],
+  )
 
 
 def _check_fits(

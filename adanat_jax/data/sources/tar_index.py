@@ -1,4 +1,4 @@
-"""Where the files in a tar are, and reading one of them without the others."""
+"""Finds the files in a tar, and reads one of them without the others."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
         sizes.append(member.size)
         yield name
 
-    table = Names.of(names())
-    folders = Names.of(numbers)
+    table = Names.pack(names())
+    folders = Names.pack(numbers)
     return {
       'names': np.frombuffer(table.blob, np.uint8),
       'ends': table.ends,
@@ -154,10 +154,10 @@ def scan(path: pathlib.Path, field: str) -> Iterator[Member]:
 
 
 def read_range(path: pathlib.Path, offset: int, size: int) -> bytes:
-  """Reads a piece of a file; less if it ends before, none if it is gone.
+  """Reads part of a file; less if it ends before, nothing if it is gone.
 
-  The file is opened for each piece: threads share no position, and thousands
-  of shards would not all be allowed to stay open.
+  The file is opened for each call: threads share no position, and the system
+  would not let thousands of shards stay open.
   """
   try:
     with path.open('rb', buffering=0) as file:
@@ -172,10 +172,10 @@ def _members(
   """Yields the files of the tar that is at [begin, end) of a file."""
   file.seek(begin)
   try:
-    # It counts offsets from the beginning of the file, wherever it starts.
+    # Offsets are counted from the beginning of the file.
     with tarfile.open(fileobj=file, mode='r:') as tar:
       while (info := tar.next()) is not None:
-        # It would keep a kilobyte for each file it has seen.
+        # tarfile would keep a kilobyte for each file that it has read.
         tar.members.clear()  # type: ignore[attr-defined]
         if info.offset_data + info.size > end:
           raise UserError(
@@ -187,8 +187,8 @@ def _members(
       stopped = tar.offset
   except tarfile.TarError as error:
     raise UserError(f'{where} is not a whole tar ({error})') from error
-  # It takes anything that is no header for the end; the end is zeros, or, by
-  # careless writers, nothing.
+  # tarfile takes any block that is not a header for the end; valid ends are
+  # zeros or the end of the file.
   file.seek(stopped)
   rest = file.read(min(tarfile.BLOCKSIZE, end - stopped))
   if rest.strip(b'\0'):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from adanat_jax.data.sources.raw_source import (
   RawExample,
+  RawSource,
   SplitPath,
   key_hash,
   printable,
@@ -35,7 +35,7 @@ _FILE_NAMES = ('file_name', 'image/filename', 'filename')
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-  """The names of the features that are read; '' for those there are not."""
+  """The names of the features that are read; '' where there is none."""
 
   image: str
   label: str
@@ -43,63 +43,7 @@ class _Features:
   file_name: str
 
 
-class TfdsImages:
-  """A split of a prepared data set; see `RawSource`."""
-
-  has_images = True
-
-  def __init__(self, builder: Any, split_name: str, features: _Features):
-    """Opens it.
-
-    Args:
-      builder: the read-only builder.
-      split_name: in tfds' language.
-      features: the names of its features.
-    """
-    info = builder.info.features
-    # The files as they are, also of images beside the one that is read.
-    decoders = {
-      name: tfds.decode.SkipDecoding()
-      for name in info
-      if _is(info[name], tfds.features.Image)
-    }
-    self._data = builder.as_data_source(split_name, decoders=decoders)
-    self._name = f'{builder.info.name}/{split_name}'
-    self._features = features
-    self.has_captions = bool(features.captions)
-    self.class_names = (
-      tuple(info[features.label].names) if features.label else None
-    )
-    self.description: dict[str, Any] = {
-      'tfds': builder.info.full_name,
-      'tfds_split': split_name,
-    }
-
-  def __len__(self) -> int:
-    return len(self._data)
-
-  def __getitem__(self, index: int) -> RawExample:
-    row: Mapping[str, Any] = self._data[range(len(self))[index]]
-    names = self._features
-    captions = row[names.captions] if names.captions else ()
-    if isinstance(captions, Mapping):
-      captions = captions['text']
-    return RawExample(
-      printable(_text(row[names.file_name]))
-      if names.file_name
-      else f'{self._name}/{index}',
-      bytes(row[names.image]),
-      int(row[names.label]) if names.label else None,
-      tuple(_text(caption) for caption in np.atleast_1d(captions)),
-    )
-
-  def key_hashes(self) -> np.ndarray:
-    # Names are in the records; reading them all would take an hour.
-    keys = (f'{self._name}/{index}'.encode() for index in range(len(self)))
-    return np.fromiter(map(key_hash, keys), np.uint64, len(self))
-
-
-def load(split: SplitPath) -> TfdsImages:
+def load(split: SplitPath) -> RawSource:
   """Opens a split of a prepared data set.
 
   Args:
@@ -126,7 +70,7 @@ def load(split: SplitPath) -> TfdsImages:
     )
   features = _find_features(split, builder)
   try:
-    return TfdsImages(builder, split_name, features)
+    return _source(builder, split_name, features)
   except (NotImplementedError, ValueError) as error:
     kind = builder.info.file_format
     raise UserError(
@@ -134,6 +78,48 @@ def load(split: SplitPath) -> TfdsImages:
       f' {getattr(kind, "value", kind)}, which cannot be read without'
       " TensorFlow; prepare it with file_format='array_record'"
     ) from error
+
+
+def _source(builder: Any, split_name: str, names: _Features) -> RawSource:
+  """Opens a split, named in tfds' language."""
+  info = builder.info.features
+  # Encoded files, also of images beside the one that is read.
+  decoders = {
+    name: tfds.decode.SkipDecoding()
+    for name in info
+    if isinstance(info[name], tfds.features.Image)
+  }
+  data = builder.as_data_source(split_name, decoders=decoders)
+  prefix = f'{builder.info.name}/{split_name}'
+
+  def read(i: int) -> RawExample:
+    row: Mapping[str, Any] = data[i]
+    key = f'{prefix}/{i}'
+    if names.file_name:
+      key = printable(_text(row[names.file_name]))
+    captions = row[names.captions] if names.captions else ()
+    if isinstance(captions, Mapping):
+      captions = captions['text']
+    return RawExample(
+      key,
+      bytes(row[names.image]),
+      int(row[names.label]) if names.label else None,
+      tuple(_text(caption) for caption in np.atleast_1d(captions)),
+    )
+
+  def hashes() -> np.ndarray:
+    # Names are in the records; reading them all would take an hour.
+    keys = (key_hash(f'{prefix}/{i}'.encode()) for i in range(len(data)))
+    return np.fromiter(keys, np.uint64, len(data))
+
+  return RawSource(
+    len(data),
+    read,
+    hashes,
+    tuple(info[names.label].names) if names.label else None,
+    has_captions=bool(names.captions),
+    description={'tfds': builder.info.full_name, 'tfds_split': split_name},
+  )
 
 
 def _with_path(split: SplitPath) -> SplitPath:
@@ -147,7 +133,7 @@ def _with_path(split: SplitPath) -> SplitPath:
 
 def _builder(split: SplitPath) -> Any:
   """The read-only builder of what is at a path."""
-  path = pathlib.Path(split.path).expanduser()
+  path = split.location
   name = split.settings.tfds_name
   if not path.is_dir():
     raise UserError(f'{split.path_field}: no such folder; give the data_dir')
@@ -170,12 +156,12 @@ def _builder(split: SplitPath) -> Any:
 
 
 def _find_features(split: SplitPath, builder: Any) -> _Features:
-  """What of a data set's features is the image, and what it shows."""
+  """Finds the features that hold the image and what it shows."""
   info = builder.info.features
-  images = [name for name in info if _is(info[name], tfds.features.Image)]
+  images = [n for n in info if isinstance(info[n], tfds.features.Image)]
   image = 'image' if 'image' in images else next(iter(images), '')
   label = 'label' if 'label' in info else ''
-  if label and not _is(info[label], tfds.features.ClassLabel):
+  if label and not isinstance(info[label], tfds.features.ClassLabel):
     label = ''
   captions = next((n for n in ('captions', 'caption') if n in info), '')
   if not image or not (label or captions):
@@ -185,10 +171,6 @@ def _find_features(split: SplitPath, builder: Any) -> _Features:
     )
   file_name = next((name for name in _FILE_NAMES if name in info), '')
   return _Features(image, label, captions, file_name)
-
-
-def _is(feature: Any, kind: type) -> bool:
-  return isinstance(feature, kind)
 
 
 def _text(value: bytes | str) -> str:

@@ -10,7 +10,6 @@ where there is one, is a number in `cls`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -25,6 +24,7 @@ from adanat_jax.data.sources.raw_source import (
   IMAGE_SUFFIXES,
   Names,
   RawExample,
+  RawSource,
   SplitPath,
   printable,
 )
@@ -35,65 +35,8 @@ _NO_CAPTION, _PLAIN, _IN_JSON = 0, 1, 2
 _BRACES = re.compile(r'\{(\d+)\.\.(\d+)\}')
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shards:
-  """The images of all shards, one after the other.
-
-  Attributes:
-    paths: the tars.
-    names: the images' keys.
-    shard: int32[n], the number of the tar.
-    image: int64[n, 2], offset and size of the image.
-    caption: int64[n, 2], of the file with the caption.
-    kind: int8[n], what that file is.
-    label: int32[n], -1 where there is none.
-  """
-
-  paths: list[pathlib.Path]
-  names: Names
-  shard: np.ndarray
-  image: np.ndarray
-  caption: np.ndarray
-  kind: np.ndarray
-  label: np.ndarray
-
-
-class WebDataset:
-  """Images in the order of the shards; see `RawSource`."""
-
-  has_images = True
-
-  def __init__(self, shards: _Shards, class_names: tuple[str, ...] | None):
-    """Takes the index of all shards, and what their labels number."""
-    self._shards = shards
-    self.has_captions = bool(shards.kind.any())
-    self.class_names = class_names
-    self.description: dict[str, Any] = {'shards': len(shards.paths)}
-
-  def __len__(self) -> int:
-    return len(self._shards.names)
-
-  def __getitem__(self, index: int) -> RawExample:
-    shards = self._shards
-    path = shards.paths[int(shards.shard[index])]
-    label = int(shards.label[index])
-    captions: tuple[str, ...] = ()
-    if self.has_captions:
-      text = tar_index.read_range(path, *shards.caption[index].tolist())
-      captions = (_caption(text, int(shards.kind[index])),)
-    return RawExample(
-      printable(shards.names[index]),
-      tar_index.read_range(path, *shards.image[index].tolist()),
-      label if label >= 0 else None,
-      captions,
-    )
-
-  def key_hashes(self) -> np.ndarray:
-    return self._shards.names.hashes()
-
-
-def load(split: SplitPath) -> WebDataset:
-  """Finds the images of a split.
+def load(split: SplitPath) -> RawSource:
+  """Finds the images of a split, in the order of the shards.
 
   Args:
     split: a folder of tars, a glob such as cc3m/*.tar, a range such as
@@ -105,28 +48,43 @@ def load(split: SplitPath) -> WebDataset:
   paths = _paths(split)
   parts = [_shard(split, path) for path in paths]
   tables = [Names(part['names'].tobytes(), part['ends']) for part in parts]
-
-  def joined(name: str) -> np.ndarray:
-    return np.concatenate([part[name] for part in parts])
-
-  shards = _Shards(
-    paths,
-    Names.joined(tables),
-    np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, tables))),
-    joined('image'),
-    joined('caption'),
-    joined('kind'),
-    joined('label'),
-  )
-  if not len(shards.names):
+  names = Names.join(tables)
+  if not names:
     raise UserError(f'{split.path_field}: no images in {len(paths)} tars')
-  unlabelled = np.flatnonzero(shards.label < 0)
-  if 0 < len(unlabelled) < len(shards.names):
+  # int32[n], the number of an image's tar.
+  shards = np.repeat(np.arange(len(parts), dtype=np.int32), [*map(len, tables)])
+  images, captions, kinds, labels = (
+    np.concatenate([part[name] for part in parts])
+    for name in ('image', 'caption', 'kind', 'label')
+  )
+  unlabelled = np.flatnonzero(labels < 0)
+  if 0 < len(unlabelled) < len(names):
     raise UserError(
-      f'{split.path_field}: {shards.names[int(unlabelled[0])]} has no class'
-      ' (cls), others have'
+      f'{split.path_field}: {names[int(unlabelled[0])]} has no class (cls),'
+      ' others have'
     )
-  return WebDataset(shards, _classes(split, int(shards.label.max()) + 1))
+  has_captions = bool(kinds.any())
+
+  def read(i: int) -> RawExample:
+    path, label = paths[shards[i]], int(labels[i])
+    text = b''
+    if has_captions:
+      text = tar_index.read_range(path, *captions[i].tolist())
+    return RawExample(
+      printable(names[i]),
+      tar_index.read_range(path, *images[i].tolist()),
+      label if label >= 0 else None,
+      (_caption(text, int(kinds[i])),) if has_captions else (),
+    )
+
+  return RawSource(
+    len(names),
+    read,
+    names.hashes,
+    _classes(split, int(labels.max()) + 1),
+    has_captions,
+    description={'shards': len(paths)},
+  )
 
 
 def _classes(split: SplitPath, count: int) -> tuple[str, ...] | None:
@@ -136,7 +94,7 @@ def _classes(split: SplitPath, count: int) -> tuple[str, ...] | None:
   found = tuple(map(str, range(count)))
   if not split.is_validation:
     return found
-  classes = load(SplitPath(split.settings)).class_names
+  classes = load(split.training).class_names
   if classes is not None:
     check_classes(split, found, classes)
   return classes
@@ -144,7 +102,7 @@ def _classes(split: SplitPath, count: int) -> tuple[str, ...] | None:
 
 def _paths(split: SplitPath) -> list[pathlib.Path]:
   """The tars that a path stands for, sorted."""
-  path = pathlib.Path(split.path).expanduser()
+  path = split.location
   if path.is_dir():
     paths = sorted(path.glob('*.tar'))
   elif found := _BRACES.search(str(path)):
@@ -171,7 +129,13 @@ def _paths(split: SplitPath) -> list[pathlib.Path]:
 
 
 def _shard(split: SplitPath, path: pathlib.Path) -> index_file.IndexArrays:
-  """The index of one shard: the arrays of `_Shards` without `shard`."""
+  """The index of one shard.
+
+  Returns:
+    `names` and `ends` of the keys (see `Names`); `image` and `caption`,
+    int64[n, 2], offset and size of these files; `kind` int8[n] of the caption;
+    `label` int32[n], -1 where there is none.
+  """
   field = split.path_field
 
   def build() -> index_file.IndexArrays:
@@ -181,7 +145,7 @@ def _shard(split: SplitPath, path: pathlib.Path) -> index_file.IndexArrays:
       for key, files in itertools.groupby(members, lambda m: _key(m.name)[0])
       if (row := _row(field, path, key, list(files))) is not None
     ]
-    names = Names.of(row[0] for row in rows)
+    names = Names.pack(row[0] for row in rows)
     return {
       'names': np.frombuffer(names.blob, np.uint8),
       'ends': names.ends,
