@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import functools
 import sys
 import time
@@ -73,30 +73,3 @@ def interleaved(
     repeats,
     go_on,
   )
-
-
-class Peak:
-  """The fastest float32 product of two square matrices seen so far."""
-
-  def __init__(self, sizes: Sequence[int] = (1024, 2048, 4096)):
-    self._product = jax.jit(lambda a, b: a @ b)
-    self._best = dict.fromkeys(sizes, 0.0)
-
-  def look(self, repeats: int) -> None:
-    """Measures every size, once unmeasured and then `repeats` times."""
-    for size in self._best:
-      matrix = jax.random.normal(jax.random.key(size), (size, size))
-      call = timed(lambda x=matrix: self._product(x, x))
-      call()
-      seconds = min(call()[0] for _ in range(repeats))
-      self._best[size] = max(self._best[size], 2 * size**3 / seconds)
-
-  @property
-  def by_size(self) -> dict[int, float]:
-    """Operations per second at each size."""
-    return dict(self._best)
-
-  @property
-  def best(self) -> float:
-    """Operations per second."""
-    return max(self._best.values())

@@ -10,7 +10,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import subjects
+import programs
 
 import adanat_jax
 from adanat_jax.decoding import actions, buckets, loop, step, unrolled
@@ -137,7 +137,7 @@ def published(
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
   tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
   features = jax.ShapeDtypeStruct((*tokens.shape, module.width), jnp.float32)
-  weights = lambda network, *inputs: subjects.random_params(
+  weights = lambda network, *inputs: programs.random_arrays(
     jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
   )
 

@@ -1,6 +1,7 @@
-"""Training steps to be compiled, and their inputs, by shape alone.
+"""Sampling and training steps to be compiled, and their inputs.
 
-Nothing is allocated: published sizes can be compiled on a laptop.
+Programs are given by shape alone, nothing is allocated: published sizes can be
+compiled on a laptop. `random_arrays` and `runner` are for those that are run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from adanat_jax.learning import (
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
 from adanat_jax.stages import nat as nat_stage, policy
+
+# How many random numbers are drawn, and how far apart leaves start in them.
+_NUM_RANDOM = 2**20
+_STRIDE = 7919
 
 _FROZEN_AXES = {'court': {'held_out': 0}}
 
@@ -79,7 +84,7 @@ class Program:
 
 
 class PolicyTraining:
-  """The first policy training of a config, whole and in phases.
+  """The first policy training of a config.
 
   Attributes:
     ppo: its constants.
@@ -137,12 +142,12 @@ class PolicyTraining:
       donated=1,
     )
 
-  def phases(self) -> dict[str, Program]:
-    """What an iteration does one after the other, each by itself."""
+  def update(self) -> Program:
+    """PPO's part of an iteration: epochs of gradients on what was collected."""
     size = self._config.policy.batch_size
     weights = jnp.ones(self._residual.shape)
 
-    def collect(frozen: Any, params: Any, size: int = size) -> Any:
+    def collect(frozen: Any, params: Any) -> Any:
       return policy_lib.collect(
         self._problem(frozen),
         agent_lib.Agent(params, self._residual, self._actor_critic),
@@ -153,10 +158,6 @@ class PolicyTraining:
         weights=weights,
         config=self._rollouts,
       )
-
-    def reward(frozen: Any, state: Any, images: Any, condition: Any) -> Any:
-      judge = self._court.judge(frozen['court'])
-      return judge.reward(state.adversary)(images, condition, _key())
 
     def update(frozen: Any, state: Any, experience: Any, returns: Any) -> Any:
       rollout = ppo.Rollout(
@@ -180,46 +181,13 @@ class PolicyTraining:
         config=self.ppo,
       )
 
-    def learn(
-      frozen: Any, state: Any, real: Any, images: Any, condition: Any
-    ) -> Any:
-      def fresh(key: Any, update: Any) -> Any:
-        del update
-        return collect(frozen, state.params, judge.fakes_per_update)[1:]
-
-      judge = self._court.judge(frozen['court'])
-      return judge.learn(
-        state.adversary, real, (images, condition), fresh, _key()
-      )
-
-    frozen, state = self.frozen, self.state
-    experience, images, condition = jax.eval_shape(
-      collect, frozen, state.params
+    experience, _, _ = jax.eval_shape(collect, self.frozen, self.state.params)
+    return Program(
+      update,
+      (self.frozen, self.state, experience, experience.aux.value),
+      (_FROZEN_AXES, None, 1, 1),
+      1,
     )
-    returns = experience.aux.value
-    return {
-      'collect': Program(
-        collect, (frozen, state.params), (_FROZEN_AXES, None), ()
-      ),
-      'reward': Program(
-        reward,
-        (frozen, state, images, condition),
-        (_FROZEN_AXES, None, 0, 0),
-        (),
-      ),
-      'update': Program(
-        update,
-        (frozen, state, experience, returns),
-        (_FROZEN_AXES, None, 1, 1),
-        1,
-      ),
-      'learn': Program(
-        learn,
-        (frozen, state, self._real, images, condition),
-        (_FROZEN_AXES, None, 1, 0, 0),
-        1,
-      ),
-    }
 
   def _images(self, *lead: int) -> jax.ShapeDtypeStruct:
     side = self._config.data.image_size
@@ -362,3 +330,47 @@ def _labels(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _params(module: Any, *inputs: jax.ShapeDtypeStruct) -> Any:
   return jax.eval_shape(module.init, _key(), *inputs)['params']
+
+
+def random_arrays(shapes: Any, seed: int = 0) -> Any:
+  """Weights that keep activations in a normal range; all else is 0.
+
+  Matrices and kernels are N(0, 0.02^2), scales of norms 1. The numbers are
+  drawn once and repeat in large kernels: drawing all of them, and compiling a
+  generator for each shape, would take longer than sampling.
+
+  Args:
+    shapes: pytree of `jax.ShapeDtypeStruct`.
+    seed: of the weights, and the key where the tree has one.
+  """
+  normal = 0.02 * jax.random.normal(jax.random.key(seed), (_NUM_RANDOM,))
+  drawn = np.asarray(normal)
+  leaves, tree = jax.tree.flatten_with_path(shapes)
+
+  def make(index: int, path: Any, leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key(seed)
+    if leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating):
+      start = index * _STRIDE % (_NUM_RANDOM // 2)
+      value = np.resize(drawn[start:], leaf.shape)
+    else:
+      is_scale = getattr(path[-1], 'key', None) == 'scale'
+      value = np.full(leaf.shape, int(is_scale))
+    return jnp.asarray(value, leaf.dtype)
+
+  made = [make(index, *item) for index, item in enumerate(leaves)]
+  return jax.tree.unflatten(tree, made)
+
+
+def runner(program: Program, compiled: Any) -> Callable[[], Any]:
+  """Runs a compiled program; a training step goes on from its last result."""
+  arguments = list(random_arrays(program.arguments))
+
+  def run() -> Any:
+    # A copy to a compiled program's place costs nothing on the same device.
+    result = compiled(*arguments)
+    if program.donated != ():
+      arguments[program.donated] = result[0]
+    return result
+
+  return run

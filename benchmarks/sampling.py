@@ -22,6 +22,7 @@ from absl import app, flags, logging
 import clock
 import jax
 import jax.numpy as jnp
+import programs
 import subjects
 import tables
 
@@ -96,7 +97,7 @@ def measure(
   """
   clock.say(f'{subject.label}: weights and programs')
   shapes = subject.shapes()
-  params = subjects.random_params(shapes)
+  params = programs.random_arrays(shapes)
   decode_images = jax.jit(subject.apply('decoder'))
   calls: dict[tuple[Any, ...], clock.Timed] = {}
   steps = sorted({(case[0], case[2]) for case in plan.cases})
@@ -258,7 +259,7 @@ def check_rows() -> list[dict[str, int | bool]]:
   # The loop does not know how large the network is: a small one will do.
   subject = dataclasses.replace(subject, nat=subject.nat.clone(depth=2))
   shapes = subject.shapes()
-  params = subjects.random_params(shapes)
+  params = programs.random_arrays(shapes)
   result: list[dict[str, int | bool]] = []
   for num_steps, guided in ((4, False), (4, True)):
     rows = subjects.count_rows(subject, params, batch_size, num_steps, guided)
@@ -272,6 +273,33 @@ def check_rows() -> list[dict[str, int | bool]]:
       {'num_steps': num_steps, 'guided': guided, 'forwards_a_sample': forwards}
     )
   return result
+
+
+class Peak:
+  """The fastest float32 product of two square matrices seen so far."""
+
+  def __init__(self, sizes: Sequence[int] = (1024, 2048, 4096)):
+    self._product = jax.jit(lambda a, b: a @ b)
+    self._best = dict.fromkeys(sizes, 0.0)
+
+  def look(self, repeats: int) -> None:
+    """Measures every size, once unmeasured and then `repeats` times."""
+    for size in self._best:
+      matrix = jax.random.normal(jax.random.key(size), (size, size))
+      call = clock.timed(lambda x=matrix: self._product(x, x))
+      call()
+      seconds = min(call()[0] for _ in range(repeats))
+      self._best[size] = max(self._best[size], 2 * size**3 / seconds)
+
+  @property
+  def by_size(self) -> dict[int, float]:
+    """Operations per second at each size."""
+    return dict(self._best)
+
+  @property
+  def best(self) -> float:
+    """Operations per second."""
+    return max(self._best.values())
 
 
 def benchmark(
@@ -291,7 +319,7 @@ def benchmark(
     'forwards': check_rows(),
   }
   clock.say('peak')
-  peak = clock.Peak()
+  peak = Peak()
   peak.look(peak_repeats)
   result['models'] = {
     name: measure(subjects.SUBJECTS[name](), plan, deadline)

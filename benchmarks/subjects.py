@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adanat_jax.decoding import actions, loop
 from adanat_jax.experiment import config as config_lib, networks
@@ -19,10 +18,6 @@ from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.types import Array
-
-# How many random numbers are drawn, and how far apart leaves start in them.
-_NUM_RANDOM = 2**20
-_STRIDE = 7919
 
 _DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 
@@ -175,33 +170,6 @@ def nat_l() -> Subject:
 
 
 SUBJECTS = {'digits': digits, 'nat_l': nat_l}
-
-
-def random_params(shapes: Any, seed: int = 0) -> Any:
-  """Weights that keep activations in a normal range.
-
-  Matrices and kernels are N(0, 0.02^2), scales of norms 1, the rest 0. The
-  numbers are drawn once and repeat in large kernels: drawing all of them, and
-  compiling a generator for each shape, would take longer than sampling.
-
-  Args:
-    shapes: pytree of `jax.ShapeDtypeStruct`.
-    seed: of the weights.
-  """
-  normal = 0.02 * jax.random.normal(jax.random.key(seed), (_NUM_RANDOM,))
-  drawn = np.asarray(normal)
-  leaves, tree = jax.tree.flatten_with_path(shapes)
-  result = []
-  for index, (path, leaf) in enumerate(leaves):
-    if leaf.ndim > 1:
-      start = index * _STRIDE % (_NUM_RANDOM // 2)
-      value = np.resize(drawn[start:], leaf.shape)
-    elif getattr(path[-1], 'key', None) == 'scale':
-      value = np.ones(leaf.shape, np.float32)
-    else:
-      value = np.zeros(leaf.shape, np.float32)
-    result.append(jax.device_put(value))
-  return jax.tree.unflatten(tree, result)
 
 
 def count_rows(

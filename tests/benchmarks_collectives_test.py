@@ -98,7 +98,7 @@ def several_devices() -> dict[str, Any]:
     'published': exchanges(published.whole()),
     'cut': exchanges(cut.whole()),
     # Only what shuffles: compiling takes the time.
-    'shuffled': exchanges(shuffled.phases()['update']),
+    'shuffled': exchanges(shuffled.update()),
     'nat': exchanges(programs.nat_program(config_of())),
     'nat, cut': exchanges(programs.nat_program(config_of(**_CUT))),
     'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),

@@ -23,6 +23,7 @@ from adanat_jax.runtime import timing
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
+import programs
 import sampling
 import subjects
 import tables
@@ -152,7 +153,7 @@ class SamplingTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.params = subjects.random_params(_SMALL.shapes())
+    cls.params = programs.random_arrays(_SMALL.shapes())
 
   @parameterized.product(num_steps=(1, 3), guided=(False, True))
   def test_forwards(self, num_steps, guided):
