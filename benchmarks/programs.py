@@ -21,7 +21,12 @@ import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import actions
-from adanat_jax.experiment import adversarial_reward, networks
+from adanat_jax.experiment import (
+  adversarial_reward,
+  networks,
+  policies,
+  policy_rules,
+)
 from adanat_jax.learning import (
   agent as agent_lib,
   masked_tokens,
@@ -30,7 +35,7 @@ from adanat_jax.learning import (
 )
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
-from adanat_jax.stages import nat as nat_stage, policy
+from adanat_jax.stages import nat as nat_stage, policy as policy_stage
 
 # How many random numbers are drawn, and how far apart leaves start in them.
 _NUM_RANDOM = 2**20
@@ -96,16 +101,16 @@ class PolicyTraining:
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
-    self._which = policy.trainings(config)[0]
+    self._which = policies.trainings(config)[0]
     self._nat = networks.nat_module(config)
     self._tokenizer = networks.tokenizer_module(config)
     self._court = _court(config)
-    self.ppo = policy.ppo_config(config)
-    self._rollouts = policy.rollout_config(config)
-    self._actor_critic = policy.make_actor_critic(config, self._which)
+    self.ppo = policy_rules.ppo_config(config)
+    self._rollouts = policy_rules.rollout_config(config)
+    self._actor_critic = policies.make_actor_critic(config, self._which)
     self.num_steps = self._which.num_steps
     self.image = self._images()
-    self._residual = policy.residual_of(config, self._which.num_steps)
+    self._residual = policies.residual_of(config, self._which.num_steps)
     section = config.policy.discriminator
     batch = section.updates, section.batch_size
     self._real = {'images': self._images(*batch), 'condition': _labels(*batch)}
@@ -194,10 +199,10 @@ class PolicyTraining:
     return _shape(*lead, side, side, networks.image_channels(self._config))
 
   def _problem(self, frozen: Any) -> policy_lib.Problem:
-    return policy.make_problem(self._nat, self._tokenizer, frozen)
+    return policy_stage.make_problem(self._nat, self._tokenizer, frozen)
 
   def _initial(self, frozen: Any) -> policy_lib.PolicyState:
-    params = policy.initial_params(self._config, _key())
+    params = policies.initial_params(self._config, _key())
     return policy_lib.PolicyState(
       params,
       ppo.make_optimizer(self.ppo).init(params),
@@ -245,13 +250,13 @@ def sampling_program(
     networks.nat_module(config),
     networks.tokenizer_module(config),
   )
-  which = policy.trainings(config)[0]
+  which = policies.trainings(config)[0]
   side, channels = config.data.image_size, networks.image_channels(config)
   tokens = _shape(batch_size, nat.num_tokens, dtype=int)
   agent = agent_lib.Agent(
-    jax.eval_shape(lambda: policy.initial_params(config, _key())),
+    jax.eval_shape(lambda: policies.initial_params(config, _key())),
     _shape(which.num_steps, actions.NUM_ACTIONS),
-    policy.make_actor_critic(config, which),
+    policies.make_actor_critic(config, which),
   )
 
   def sample(
@@ -309,7 +314,7 @@ def _court(config: ml_collections.ConfigDict) -> adversarial_reward.Court:
     mock.patch.object(networks, 'load_reward', lambda *_: (trunk, params)),
     mock.patch.object(adversarial_reward, 'real_examples', lambda *_: held_out),
   ):
-    groups = policy.ppo_config(config).shuffle_groups
+    groups = policy_rules.ppo_config(config).shuffle_groups
     court = adversarial_reward.court(config, pathlib.Path(), groups)
   frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), court.frozen)
   return dataclasses.replace(court, frozen=frozen)

@@ -22,6 +22,7 @@ from adanat_jax.experiment import (
   config as config_lib,
   load,
   networks,
+  policies,
   workdir as workdir_lib,
 )
 from adanat_jax.learning.agent import Agent
@@ -35,7 +36,6 @@ from adanat_jax.stages import (
   compare_contender,
   compare_costs as costs,
   methods as methods_lib,
-  policy,
 )
 from adanat_jax.types import TokenCounts
 from support import random_weights, small_weights
@@ -103,7 +103,7 @@ def save_networks(config, workdir):
         ('actor', 'critic'), networks.policy_modules(ours), strict=True
       )
     }
-    for which in policy.trainings(ours):
+    for which in policies.trainings(ours):
       small_weights.save(directory / 'policy' / which.name, params=agents)
 
 
@@ -123,7 +123,7 @@ class StageTest(parameterized.TestCase):
     cls.config = small_config()
     save_networks(cls.config, cls.workdir)
     # An agent that is loaded again would be compiled again.
-    known, loaded = {}, policy.load_agent
+    known, loaded = {}, policies.load_agent
 
     def load_agent(config, workdir, which):
       key = workdir, which
@@ -131,7 +131,7 @@ class StageTest(parameterized.TestCase):
         known[key] = loaded(config, workdir, which)
       return known[key]
 
-    cls.enterClassContext(mock.patch.object(policy, 'load_agent', load_agent))
+    cls.enterClassContext(mock.patch.object(policies, 'load_agent', load_agent))
     cls.enterClassContext(mock.patch.object(costs, 'seconds_of', timed))
     cls.directory = cls.workdir / 'compare'
     rows, measure = [], compare_contender.Contender._row

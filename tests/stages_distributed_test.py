@@ -25,6 +25,7 @@ from adanat_jax.experiment import (
   fit,
   load,
   networks,
+  policies,
   rewards,
 )
 from adanat_jax.measuring.study import Measures
@@ -48,7 +49,7 @@ STAGES = {
     'policy/adversarial-adaptive-T2-0',
   ),
 }
-WHICH = policy.Training('adversarial', 2, True, 0)
+WHICH = policies.Training('adversarial', 2, True, 0)
 # Metrics that hang on which side of a threshold a number falls.
 THRESHOLDS = ('accuracy', 'clip_fraction', 'time')
 

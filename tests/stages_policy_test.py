@@ -17,6 +17,7 @@ from adanat_jax.experiment import (
   config as config_lib,
   datasets,
   networks,
+  policies,
   reward_network,
   texts,
 )
@@ -153,7 +154,7 @@ class StageTest(parameterized.TestCase):
     policy.check_config(config)
     policy.run(config, workdir)
     # Published configs train the adaptive policy alone.
-    (which,) = policy.trainings(config)
+    (which,) = policies.trainings(config)
     directory = workdir / 'policy' / which.name
     rows = self.rows(directory)
     self.assertLen(rows, 3)
@@ -174,7 +175,7 @@ class StageTest(parameterized.TestCase):
     found = {}
     for iterate in ('best', 'last'):
       config.policy.iterate = iterate
-      found[iterate] = policy.load_agent(config, workdir, which).params
+      found[iterate] = policies.load_agent(config, workdir, which).params
     for iterate, at in (('best', step), ('last', 3)):
       path = directory / 'checkpoints' / str(at)
       jax.tree.map(
@@ -184,13 +185,13 @@ class StageTest(parameterized.TestCase):
       )
     config.policy.iterate = 'average'
     with self.assertRaisesRegex(UserError, "no field 'average'"):
-      policy.load_agent(config, workdir, which)
+      policies.load_agent(config, workdir, which)
     config.policy.iterate = 'best'
 
   def test_captions_resume_to_the_bit(self):
     config, workdir = self.captions, self.root / 'run-captions'
     policy.run(config, workdir)
-    (which,) = policy.trainings(config)
+    (which,) = policies.trainings(config)
     directory = workdir / 'policy' / which.name
     again = self.root / 'again' / 'policy' / which.name
     shutil.copytree(directory, again)
@@ -209,7 +210,7 @@ class StageTest(parameterized.TestCase):
       lambda *x: np.testing.assert_allclose(
         x[0], x[1] / 4 + 3 * x[2] / 4, rtol=1e-5, atol=1e-7
       ),
-      policy.load_agent(config, self.root / 'again', which).params,
+      policies.load_agent(config, self.root / 'again', which).params,
       read(2, 'average'),
       read(3, 'params'),
     )
@@ -228,21 +229,21 @@ class StageTest(parameterized.TestCase):
     self.enter_context(
       mock.patch.object(policy.scores, 'Scorer', lambda *_: scorer)
     )
-    policy.train(config, self.root / 'nothing', policy.trainings(config)[0])
+    policy.train(config, self.root / 'nothing', policies.trainings(config)[0])
     state = averaging.AveragedState('params', None, None, 'average')
     fit.call_args.kwargs['evaluate'](state, 1)
     self.assertEqual(scorer.call_args.args[1].params, field)
     self.assertEqual(fit.call_args.kwargs['keep_best'], iterate == 'best')
     # The best of an adversarial reward is that of the weakest discriminator.
     config.policy.update(evaluate_every=0, iterate='last')
-    policy.train(config, self.root / 'nothing', policy.trainings(config)[0])
+    policy.train(config, self.root / 'nothing', policies.trainings(config)[0])
     self.assertIsNone(fit.call_args.kwargs['best_of'])
 
   def test_a_workdir_of_an_older_version(self):
     config = self.classes.copy_and_resolve_references()
     with config.unlocked():
       del config.policy.iterate, config.policy.ema_decay
-    self.assertEqual(policy.iterate_field(config), 'params')
+    self.assertEqual(policies.iterate_field(config), 'params')
 
   def test_batches_are_a_function_of_the_step(self):
     config = self.captions.copy_and_resolve_references()

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import networks, texts
+from adanat_jax.experiment import networks, policies, texts
 from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.learning.agent import Agent
 from adanat_jax.runtime import files
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import policy as policy_stage
 from adanat_jax.types import Array
 
 
@@ -79,10 +78,10 @@ def agents(
   if networks.is_converted(config, 'policy'):
     return _converted_agent(config)
   found: dict[int, Agent] = {}
-  for which in policy_stage.trainings(config):
+  for which in policies.trainings(config):
     finished = networks.is_complete(workdir, f'policy/{which.name}')
     if which.adaptive and finished and which.num_steps not in found:
-      found[which.num_steps] = policy_stage.load_agent(config, workdir, which)
+      found[which.num_steps] = policies.load_agent(config, workdir, which)
   return found
 
 
@@ -93,7 +92,7 @@ def _converted_agent(config: ml_collections.ConfigDict) -> dict[int, Agent]:
     config,
     {
       'policy.num_steps': tuple_of(int_at_least(1), length=1),
-      'policy.residual': choice(*policy_stage.RESIDUALS),
+      'policy.residual': choice(*policies.RESIDUALS),
     },
   )
   (num_steps,) = config.policy.num_steps
@@ -111,5 +110,5 @@ def _converted_agent(config: ml_collections.ConfigDict) -> dict[int, Agent]:
     mean = actor.apply({'params': params}, features.astype(jnp.float32), step)
     return mean, jnp.zeros(features.shape[0])
 
-  residual = policy_stage.residual_of(config, num_steps)
+  residual = policies.residual_of(config, num_steps)
   return {num_steps: Agent(params, residual, actor_alone)}

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from adanat_jax.data import digits
 from adanat_jax.decoding import buckets as buckets_lib
-from adanat_jax.experiment import networks
+from adanat_jax.experiment import networks, policies
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models import operations
@@ -27,7 +27,6 @@ from adanat_jax.stages import (
   compare_costs as costs,
   evaluate,
   methods as methods_lib,
-  policy as policy_stage,
   search_common,
 )
 from adanat_jax.types import PolicyValues, TokenCounts
@@ -98,15 +97,13 @@ class Contender:
     for which in search_common.of(self._config):
       if which.num_steps == num_steps:
         yield self._searched(which)
-    for training in policy_stage.trainings(self._config):
+    for training in policies.trainings(self._config):
       if training.num_steps == num_steps:
         yield methods_lib.Method(
           name='adanat',
           label='AdaNAT',
           role='adaptive',
-          policy=policy_stage.load_agent(
-            self._config, self._directory, training
-          ),
+          policy=policies.load_agent(self._config, self._directory, training),
           training=training.index,
           reward=training.reward,
         )

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 
 from adanat_jax.data import digits
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import load, networks
+from adanat_jax.experiment import load, networks, policies
 from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.runtime import files, processes, sharding
@@ -35,7 +35,6 @@ from adanat_jax.sampling.generator import Generator, Samples
 from adanat_jax.stages import (
   evaluate_published,
   methods as methods_lib,
-  policy as policy_stage,
 )
 from adanat_jax.types import PolicyValues
 
@@ -128,11 +127,9 @@ class Evaluation:
     images = self.sample(method, num_steps, 'grid', count).images
     return {**setting, 'frechet': self.measures.distance(images)}
 
-  def learned(
-    self, which: policy_stage.Training
-  ) -> Iterator[methods_lib.Method]:
+  def learned(self, which: policies.Training) -> Iterator[methods_lib.Method]:
     """A learned policy and, if adaptive, its mean and its shuffled actions."""
-    agent = policy_stage.load_agent(self.config, self.workdir, which)
+    agent = policies.load_agent(self.config, self.workdir, which)
     kind = 'adanat' if which.adaptive else 'learned-non-adaptive'
     method = methods_lib.Method(
       name=f'{kind}-{which.reward}',
@@ -270,7 +267,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   directory = workdir / 'evaluate'
   if is_complete(directory):
     return
-  trainings = policy_stage.trainings(config)
+  trainings = policies.trainings(config)
   for which in trainings:
     networks.require(workdir, f'policy/{which.name}')
   evaluation = Evaluation(config, workdir)

@@ -27,11 +27,9 @@ from adanat_jax.experiment import (
   texts,
 )
 from adanat_jax.experiment.policies import (
-  RESIDUALS,
   Training,
   initial_params,
   iterate_field,
-  load_agent,
   make_actor_critic,
   residual_of,
   trainings,
@@ -49,24 +47,6 @@ from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import journal, sharding
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
-
-# What others need of this module; some of it is made elsewhere.
-__all__ = [
-  'RESIDUALS',
-  'Training',
-  'check_config',
-  'initial_params',
-  'iterate_field',
-  'load_agent',
-  'make_actor_critic',
-  'make_problem',
-  'ppo_config',
-  'residual_of',
-  'rollout_config',
-  'run',
-  'train',
-  'trainings',
-]
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.experiment import networks
+from adanat_jax.experiment import networks, policies
 from adanat_jax.experiment.fields import check, int_at_least
 from adanat_jax.report import (
   curves,
@@ -27,7 +27,7 @@ from adanat_jax.report import (
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
 from adanat_jax.runtime.journal import read_complete
-from adanat_jax.stages import methods as methods_lib, policy as policy_stage
+from adanat_jax.stages import methods as methods_lib
 from adanat_jax.stages.evaluate import Evaluation
 
 # Roles whose samples are shown side by side.
@@ -184,7 +184,7 @@ def all_methods(
   methods.append(
     methods_lib.of_setting(best, num_steps, num_tokens, grid['evaluations'])
   )
-  for which in policy_stage.trainings(evaluation.config):
+  for which in policies.trainings(evaluation.config):
     if which.num_steps == num_steps:
       methods.extend(evaluation.learned(which))
   return methods
@@ -238,7 +238,7 @@ def _plotted(
         'Trainings of a method are pooled.',
       )
     )
-  for which in policy_stage.trainings(config):
+  for which in policies.trainings(config):
     rows = metric_writer.read_metrics(workdir / 'policy' / which.name)
     if which.adaptive and which.index == 0 and rows:
       name = f'training-{which.name}.png'
