@@ -13,7 +13,11 @@ import optax
 
 from adanat_jax.decoding import actions, loop
 from adanat_jax.learning import ppo
-from adanat_jax.learning.agent import Agent, non_adaptive
+from adanat_jax.learning.agent import (
+  Agent,
+  gaussian_log_prob,
+  non_adaptive,
+)
 from adanat_jax.models.policy import PolicyNetwork
 
 # T steps, B trajectories, N tokens, D width, K codes, A actions.
@@ -167,7 +171,7 @@ class HandComputedTest(parameterized.TestCase):
     # (1 - 0) / 0.5 = 2: -2 - ln(2 pi) / 2 - ln 0.5; and the same without -2.
     at_mean = -0.5 * math.log(2 * math.pi) + math.log(2)
     action, mean = jnp.float32([1.0, 3.0]), jnp.float32([0.0, 3.0])
-    density = functools.partial(ppo.gaussian_log_prob, action, mean, 0.5)
+    density = functools.partial(gaussian_log_prob, action, mean, 0.5)
     self.assertAlmostEqual(float(density()), 2 * at_mean - 2, 5)
     self.assertAlmostEqual(float(density(jnp.array([1, 0]))), at_mean - 2, 5)
     # 3 entries of std 0.5: 3 (ln(2 pi e) / 2 - ln 2).
@@ -277,7 +281,7 @@ class UpdateTest(parameterized.TestCase):
     )
     mean = mean.reshape(T, B, A)
     action = mean + rollout.actions
-    log_probs = ppo.gaussian_log_prob(action, mean, 0.5)
+    log_probs = gaussian_log_prob(action, mean, 0.5)
     rollout = rollout.replace(actions=action, log_probs=log_probs)
     config = ppo.PPOConfig(num_minibatches=4)
     deviation = lambda r: run_update(r, config)[2]['first_ratio_deviation']
@@ -351,7 +355,7 @@ class UpdateTest(parameterized.TestCase):
     rollout = make_rollout(
       observations=jnp.ones((T, B, N, D)),
       actions=action,
-      log_probs=ppo.gaussian_log_prob(action, jnp.ones(A), 0.5),
+      log_probs=gaussian_log_prob(action, jnp.ones(A), 0.5),
       returns=sign + 3.0,
       values=jnp.full((T, B), 3.0),
     )
@@ -383,7 +387,7 @@ class UpdateTest(parameterized.TestCase):
     _, explored, _ = ask(actor_critic, 0.5)
     # Each sample draws for itself.
     self.assertLen(np.unique(explored.action - mean), B * A)
-    expected = ppo.gaussian_log_prob(explored.action, mean, 0.5)
+    expected = gaussian_log_prob(explored.action, mean, 0.5)
     np.testing.assert_allclose(explored.log_prob, expected, rtol=1e-4)
     unseeing = non_adaptive(actor_critic, T)
     blind = ask(unseeing)[1].action

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 from absl.testing import absltest, parameterized
@@ -185,6 +188,33 @@ class ReadTableTest(parameterized.TestCase):
       sample.read_table('nowhere.json')
     with self.assertRaisesRegex(UserError, 'needs config.sample.table'):
       sample.read_table('')
+
+
+class ImportTest(parameterized.TestCase):
+  @parameterized.parameters(
+    'adanat_jax.sampling.generator', 'adanat_jax.experiment.load'
+  )
+  def test_a_generator_needs_no_training(self, module):
+    code = f'import sys, {module}; print(*sys.modules)'
+    loaded = subprocess.run(
+      [sys.executable, '-c', code],
+      env={
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+      },
+      capture_output=True,
+      check=True,
+      text=True,
+    ).stdout.split()
+    self.assertIn(module, loaded)
+    unwanted = (
+      'adanat_jax.learning.ppo',
+      'adanat_jax.stages',
+      'sklearn',
+      'tensorflow_datasets',
+    )
+    self.assertNoCommonElements(loaded, unwanted)
 
 
 if __name__ == '__main__':

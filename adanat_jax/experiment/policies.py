@@ -17,7 +17,7 @@ import ml_collections
 
 from adanat_jax.decoding import actions
 from adanat_jax.experiment import networks
-from adanat_jax.learning import agent as agent_lib, ppo
+from adanat_jax.learning import agent as agent_lib
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
 
@@ -68,7 +68,7 @@ def trainings(config: ml_collections.ConfigDict) -> list[Training]:
 
 def make_actor_critic(
   config: ml_collections.ConfigDict, which: Training
-) -> ppo.ActorCritic:
+) -> agent_lib.ActorCritic:
   """Both policy networks of a training as one function."""
   actor, critic = networks.policy_modules(config)
 

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+import math
+from typing import Any, TypeAlias
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
 from adanat_jax.decoding import actions as actions_lib
-from adanat_jax.learning import ppo
 from adanat_jax.types import Array, Carry, Policy, PolicyAux, PolicyValues
+
+# (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])
+# PPO may pass what features are computed from in place of features.
+ActorCritic: TypeAlias = Callable[[Any, Any, Array], tuple[Array, Array]]
+
+
+def gaussian_log_prob(
+  action: Array, mean: Array, std: Array | float, weights: Array | float = 1.0
+) -> Array:
+  """Log-density of `action` under `N(mean, std^2 I)`, summed over entries.
+
+  Args:
+    action: float32[..., A].
+    mean: float32[..., A].
+    std: standard deviation of every entry.
+    weights: float32[A] or broadcastable; entries of weight 0 do not count.
+
+  Returns:
+    float32[...].
+  """
+  normalised = (action - mean) / std
+  log_prob = -0.5 * (normalised**2 + math.log(2 * math.pi)) - jnp.log(std)
+  return (weights * log_prob).sum(-1)
 
 
 @struct.dataclass
@@ -25,7 +49,7 @@ class Agent:
 
   params: Any
   residual: Array  # float32[T, A]
-  actor_critic: ppo.ActorCritic = struct.field(pytree_node=False)
+  actor_critic: ActorCritic = struct.field(pytree_node=False)
 
   def policy(
     self,
@@ -52,7 +76,7 @@ class Agent:
         normal = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(keys)
         action = mean + std * normal
         counted = 1.0 if weights is None else weights[step]
-        log_prob = ppo.gaussian_log_prob(action, mean, std, counted)
+        log_prob = gaussian_log_prob(action, mean, std, counted)
       residual = self.residual[step]
       values = actions_lib.values_from_action(action, residual[None])
       return values, PolicyAux(action, log_prob, value), carry
@@ -60,9 +84,7 @@ class Agent:
     return policy
 
 
-def non_adaptive(
-  actor_critic: ppo.ActorCritic, num_steps: int
-) -> ppo.ActorCritic:
+def non_adaptive(actor_critic: ActorCritic, num_steps: int) -> ActorCritic:
   """The same networks blind to the image: zeros in place of the features.
 
   All samples of a step are then alike: the networks run on one row a step.

@@ -248,8 +248,8 @@ def collect(
 
 
 def learner_of(
-  problem: Problem, actor_critic: ppo.ActorCritic, config: RolloutConfig
-) -> ppo.ActorCritic:
+  problem: Problem, actor_critic: agent_lib.ActorCritic, config: RolloutConfig
+) -> agent_lib.ActorCritic:
   """The networks as PPO gives them observations."""
   denoiser = _rounded(problem.denoiser, config.dtype)
 
@@ -277,7 +277,7 @@ def learner_of(
 
 def make_train_step(
   problem: Problem,
-  actor_critic: ppo.ActorCritic,
+  actor_critic: agent_lib.ActorCritic,
   residual: Array,
   judge: Judge,
   config: ppo.PPOConfig,

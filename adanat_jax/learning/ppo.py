@@ -18,10 +18,9 @@ iterations, in which the published rate of 1e-5 could not act.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import chex
 from flax import struct
@@ -29,12 +28,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adanat_jax.learning.agent import ActorCritic, gaussian_log_prob
 from adanat_jax.runtime import batch_parts
 from adanat_jax.types import Array
-
-# (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])
-# Learning may give it, for features, what features are computed from.
-ActorCritic: TypeAlias = Callable[[Any, Any, Array], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,25 +114,6 @@ class Rollout:
   values: Array  # float32[T, B]
   returns: Array  # float32[T, B]
   weights: Array  # float32[T, A]
-
-
-def gaussian_log_prob(
-  action: Array, mean: Array, std: Array | float, weights: Array | float = 1.0
-) -> Array:
-  """Log-density of `action` under `N(mean, std^2 I)`, summed over entries.
-
-  Args:
-    action: float32[..., A].
-    mean: float32[..., A].
-    std: standard deviation of every entry.
-    weights: float32[A] or broadcastable; entries of weight 0 do not count.
-
-  Returns:
-    float32[...].
-  """
-  normalised = (action - mean) / std
-  log_prob = -0.5 * (normalised**2 + math.log(2 * math.pi)) - jnp.log(std)
-  return (weights * log_prob).sum(-1)
 
 
 def gaussian_entropy(std: Array | float, num_entries: Array | int) -> Array:

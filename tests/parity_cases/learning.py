@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from adanat_jax.learning import ppo
+from adanat_jax.learning import agent as agent_lib, ppo
 from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
@@ -37,7 +37,7 @@ def ppo_update(reference: Reference) -> Outputs:
     return ppo.ppo_loss(*now, rollout, std, constants)[0]
 
   grads = jax.grad(loss, argnums=(0, 1))(given['actor_mean'], given['values'])
-  log_probs = ppo.gaussian_log_prob(
+  log_probs = agent_lib.gaussian_log_prob(
     given['old_actions'], given['actor_mean'], std
   )
   entropy = ppo.gaussian_entropy(std, 1).sum()
