@@ -2,6 +2,7 @@
 
 from absl.testing import absltest, parameterized
 import numpy as np
+from sklearn import datasets
 
 from adanat_jax.data import digits, order
 from adanat_jax.errors import UserError
@@ -31,7 +32,7 @@ class DigitsTest(parameterized.TestCase):
   def test_splits_hold_every_image_once(self):
     data = digits.load(image_size=8)
     both = np.concatenate([data.train_images, data.test_images])
-    source = digits.datasets.load_digits().images / 16.0
+    source = datasets.load_digits().images / 16.0
 
     def flat(images):
       rows = images.reshape(1797, -1).astype(np.float32)

@@ -13,7 +13,6 @@ Digits", UCI Machine Learning Repository; the copy inside scikit-learn.
 import dataclasses
 
 import numpy as np
-from sklearn import datasets
 
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
@@ -67,6 +66,9 @@ def load(image_size: int = 16, seed: int = 0) -> DigitsData:
     )
   if seed < 0:
     raise UserError(f'seed of the digits is {seed}; it must be 0 or more')
+  # Here, as only the digits need it, and it takes a second to import.
+  from sklearn import datasets  # pylint: disable=import-outside-toplevel
+
   source = datasets.load_digits()
   labels = source.target.astype(np.int32)
   images = _resize(source.images / 16.0, image_size)[..., None]
