@@ -13,7 +13,7 @@ __all__ = ['load']
 def __getattr__(name: str) -> Any:
   """Imports `load` when it is first asked for: `main` must set JAX up first."""
   if name == 'load':
-    from adanat_jax.experiment.load import load
+    from adanat_jax.experiment.experiment import load
 
     return load
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -32,10 +32,11 @@ from adanat_jax.experiment import (
   fields,
   workdir as workdir_lib,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import environment, files, processes
 
-# What config.mode may be, and the module that does it: `check_config(config)`
-# refuses what cannot work, `run(config, workdir)` does the rest.
+# What config.mode may be, and the module that does it: `check_config`
+# refuses what cannot work, `run` does the rest; both take an `Experiment`.
 STAGES = {
   'tokenizer': 'adanat_jax.stages.tokenizer',
   'judges': 'adanat_jax.stages.judges',
@@ -128,18 +129,19 @@ def main(argv: Sequence[str]) -> None:
     names = STUDY if config.data.source == 'digits' else BENCHMARK
   elif config.mode == 'compare':
     names = COMPARISON
+  workdir = pathlib.Path(_WORKDIR.value)
   stages = [importlib.import_module(STAGES[name]) for name in names]
   for stage in stages:
     # All of them before the first: nobody waits hours for the last one's no.
-    stage.check_config(config)
-  workdir = pathlib.Path(_WORKDIR.value)
+    stage.check_config(Experiment(config, workdir))
   workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   )
   for name, stage in zip(names, stages, strict=True):
     with contextlib.ExitStack() as stack:
       _hold(stack, config, workdir, name)
-      stage.run(config, workdir)
+      # One for each stage: its networks leave the devices with it.
+      stage.run(Experiment(config, workdir))
   processes.finish()
 
 

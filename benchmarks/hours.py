@@ -27,8 +27,8 @@ from adanat_jax.experiment import (
   config as config_lib,
   networks,
   policy_rules,
-  texts,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
@@ -66,7 +66,7 @@ class Costs:
     self.text = 0
     if length:
       ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-      self.text = _counted(texts.text_module(config), ids)
+      self.text = _counted(networks.text_module(config), ids)
     self.judge, self.heads = _judge(config)
     num_steps = config.policy.num_steps[0]
     self.sample = operations.sampling_operations(
@@ -124,7 +124,7 @@ def stages(
   """
   cost = Costs(config)
   result: dict[str, float] = {}
-  if not networks.is_converted(config, 'tokenizer'):
+  if not Experiment(config, 'unused').is_converted('tokenizer'):
     result['tokenizer'] = _tokenizer(config, cost)
   stored = networks.is_text(config) and config.data.text_embeddings == 'store'
   # Each image and its mirror image.
@@ -132,7 +132,7 @@ def stages(
     2 * cost.encoder + stored * num_captions * cost.text
   )
   computed = 0 if stored else cost.text
-  if not networks.is_converted(config, 'nat'):
+  if not Experiment(config, 'unused').is_converted('nat'):
     nat = config.nat
     result['nat'] = (
       nat.num_steps
@@ -142,7 +142,7 @@ def stages(
     every = nat.frechet_every or nat.num_steps
     measured = nat.num_steps // every * nat.frechet_samples
     result['nat, distances'] = measured * cost.measured
-  if not networks.is_converted(config, 'policy'):
+  if not Experiment(config, 'unused').is_converted('policy'):
     policy = config.policy
     result['policy'] = _policy(config, cost, computed)
     every = policy.evaluate_every

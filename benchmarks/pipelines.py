@@ -39,6 +39,7 @@ from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.experiment import config as config_lib, encoder, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models import operations
 from adanat_jax.runtime import checkpoint, files, journal, timing
 from adanat_jax.stages import prepare_shards
@@ -255,14 +256,15 @@ def prepare(size: int, directory: pathlib.Path) -> dict[str, Any]:
     checkpointer.save(0, {'params': params}, {})
     checkpointer.wait()
   journal.mark_complete(directory / 'tokenizer', 0, {})
-  encode = encoder.Encoder(config, directory, config.prepare.batch_size)
+  experiment = Experiment(config, directory)
+  encode = encoder.Encoder(experiment, config.prepare.batch_size)
   result: dict[str, Any] = {}
 
   def make(count: int) -> None:
     sources = {'train': Photographs(count)}
-    tallies = {'train': prepare_shards.Tally(config, 'train', count)}
+    tallies = {'train': prepare_shards.Tally(experiment, 'train', count)}
     cut = prepare_shards.cut(sources, count)
-    prepare_shards.make(config, directory, sources, cut, encode, tallies)
+    prepare_shards.make(experiment, directory, sources, cut, encode, tallies)
 
   files.make_directory(directory / 'shards')
   with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):

@@ -27,6 +27,7 @@ from adanat_jax.experiment import (
   policies,
   policy_rules,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import (
   agent as agent_lib,
   masked_tokens,
@@ -101,16 +102,20 @@ class PolicyTraining:
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
-    self._which = policies.trainings(config)[0]
+    self._which = policies.trainings(Experiment(config, 'unused'))[0]
     self._nat = networks.nat_module(config)
     self._tokenizer = networks.tokenizer_module(config)
     self._court = _court(config)
     self.ppo = policy_rules.ppo_config(config)
     self._rollouts = policy_rules.rollout_config(config)
-    self._actor_critic = policies.make_actor_critic(config, self._which)
+    self._actor_critic = policies.make_actor_critic(
+      Experiment(config, 'unused'), self._which
+    )
     self.num_steps = self._which.num_steps
     self.image = self._images()
-    self._residual = policies.residual_of(config, self._which.num_steps)
+    self._residual = policies.residual_of(
+      Experiment(config, 'unused'), self._which.num_steps
+    )
     section = config.policy.discriminator
     batch = section.updates, section.batch_size
     self._real = {'images': self._images(*batch), 'condition': _labels(*batch)}
@@ -202,7 +207,7 @@ class PolicyTraining:
     return policy_stage.make_problem(self._nat, self._tokenizer, frozen)
 
   def _initial(self, frozen: Any) -> policy_lib.PolicyState:
-    params = policies.initial_params(self._config, _key())
+    params = policies.initial_params(Experiment(self._config, 'unused'), _key())
     return policy_lib.PolicyState(
       params,
       ppo.make_optimizer(self.ppo).init(params),
@@ -212,7 +217,7 @@ class PolicyTraining:
 
 def nat_program(config: ml_collections.ConfigDict) -> Program:
   """One step of NAT training."""
-  module = nat_stage.training_module(config)
+  module = nat_stage.training_module(Experiment(config, 'unused'))
   section = config.nat
   optimizer = masked_tokens.make_optimizer(
     section.num_steps,
@@ -250,13 +255,15 @@ def sampling_program(
     networks.nat_module(config),
     networks.tokenizer_module(config),
   )
-  which = policies.trainings(config)[0]
+  which = policies.trainings(Experiment(config, 'unused'))[0]
   side, channels = config.data.image_size, networks.image_channels(config)
   tokens = _shape(batch_size, nat.num_tokens, dtype=int)
   agent = agent_lib.Agent(
-    jax.eval_shape(lambda: policies.initial_params(config, _key())),
+    jax.eval_shape(
+      lambda: policies.initial_params(Experiment(config, 'unused'), _key())
+    ),
     _shape(which.num_steps, actions.NUM_ACTIONS),
-    policies.make_actor_critic(config, which),
+    policies.make_actor_critic(Experiment(config, 'unused'), which),
   )
 
   def sample(
@@ -311,11 +318,11 @@ def _court(config: ml_collections.ConfigDict) -> adversarial_reward.Court:
     }
   )
   with (
-    mock.patch.object(networks, 'load_reward', lambda *_: (trunk, params)),
+    mock.patch.object(Experiment, 'network', lambda *_: (trunk, params)),
     mock.patch.object(adversarial_reward, 'real_examples', lambda *_: held_out),
   ):
     groups = policy_rules.ppo_config(config).shuffle_groups
-    court = adversarial_reward.court(config, pathlib.Path(), groups)
+    court = adversarial_reward.court(Experiment(config, pathlib.Path()), groups)
   frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), court.frozen)
   return dataclasses.replace(court, frozen=frozen)
 

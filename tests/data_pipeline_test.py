@@ -17,6 +17,7 @@ from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.prepared import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
 from adanat_jax.experiment import config as config_lib, fit
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files
 
 # The benchmark is not part of the package.
@@ -251,7 +252,7 @@ class PreparedExamplesTest(absltest.TestCase):
 
     def read(steps):
       examples = PreparedExamples(self.directory, 'train')
-      batches = fit.Batches(config, 'nat', examples, (8,))
+      batches = fit.Batches(Experiment(config, 'unused'), 'nat', examples, (8,))
       try:
         return [np.asarray(batches(step)['tokens']) for step in steps]
       finally:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from adanat_jax.convert.kinds import KINDS
 from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.main import BENCHMARK, STAGES, STUDY
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -76,7 +77,9 @@ def check_stages(config):
   if config.mode == 'all':
     names = STUDY if config.data.source == 'digits' else BENCHMARK
   for name in names:
-    importlib.import_module(STAGES[name]).check_config(config)
+    importlib.import_module(STAGES[name]).check_config(
+      Experiment(config, 'unused')
+    )
 
 
 class DocsTest(absltest.TestCase):

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax.experiment import config as config_lib, fit, networks
+from adanat_jax.experiment import config as config_lib, fit
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import sharding
 from support import children
 
@@ -53,10 +54,9 @@ def train(num_steps: int, directory: str) -> dict[str, list[int]]:
     params = optax.apply_updates(params, updates)
     return (params, opt_state, key), {'loss': loss}
 
-  mesh = networks.mesh_of(config)
+  mesh = Experiment(config, 'unused').mesh
   fit.fit(
-    config,
-    pathlib.Path(directory),
+    Experiment(config, pathlib.Path(directory)),
     'line',
     initial=initial,
     train_step=train_step,

@@ -12,6 +12,7 @@ import numpy as np
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import averaging, policy as policy_lib, ppo
 from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy
@@ -282,19 +283,22 @@ class ConfigTest(parameterized.TestCase):
   def test_refuses(self, field, value, words):
     config = config_lib.load(f'{_DIGITS}:tiny', {field: value})
     with self.assertRaises(UserError) as caught:
-      policy.check_config(config)
+      policy.check_config(Experiment(config, 'unused'))
     self.assertIn(words, str(caught.exception))
 
   def test_accepts(self):
     policy.check_config(
-      config_lib.load(
-        f'{_DIGITS}:tiny',
-        {
-          'policy.ppo.micro_batches': 2,
-          'policy.ppo.shuffle_groups': 4,
-          'policy.rollout_size': 8,
-          'policy.rollout_features': 'recompute',
-        },
+      Experiment(
+        config_lib.load(
+          f'{_DIGITS}:tiny',
+          {
+            'policy.ppo.micro_batches': 2,
+            'policy.ppo.shuffle_groups': 4,
+            'policy.rollout_size': 8,
+            'policy.rollout_features': 'recompute',
+          },
+        ),
+        'unused',
       )
     )
 

@@ -35,15 +35,16 @@ from adanat_jax import main
 from adanat_jax.errors import UserError
 
 def run(name):
-  def stage(config, workdir):
-    print(name, config.width, workdir.name, flush=True)
+  def stage(experiment):
+    config = experiment.config
+    print(name, config.width, experiment.workdir.name, flush=True)
     if name == 'nat' and config.seed == 1:
       raise UserError('nat/done is missing:\\nrun config.mode=nat')
     if name == 'nat' and config.seed == 2:
       raise KeyboardInterrupt
 
-  def check_config(config):
-    if name == 'report' and config.seed == 3:
+  def check_config(experiment):
+    if name == 'report' and experiment.config.seed == 3:
       raise UserError('config.seed is 3; the report does not like it')
 
   return types.SimpleNamespace(run=stage, check_config=check_config)
@@ -137,7 +138,8 @@ class MainTest(absltest.TestCase):
       self._run(stubbed=False), '--config=FILE is missing', '--workdir='
     )
     self.assert_one_line(
-      self._run(f'--config={self.config}'), '--workdir=DIR is missing'
+      self._run(f'--config={self.config}'),
+      '--workdir=DIR is missing',
     )
     self.assert_one_line(
       self._run_toy('--config.mode=trian', stubbed=False),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import clip_score, features, provenance, scores
 from adanat_jax.models import clip, clip_image
 from adanat_jax.report.published_figures import BENCHMARKS
@@ -19,7 +20,9 @@ from support.evaluating import tiny_config
 
 class ConditionsTest(absltest.TestCase):
   def conditions(self, **fields):
-    return scores.Conditions(tiny_config(**fields), pathlib.Path('unused'))
+    return scores.Conditions(
+      Experiment(tiny_config(**fields), pathlib.Path('unused'))
+    )
 
   def test_labels(self):
     np.testing.assert_array_equal(
@@ -112,13 +115,13 @@ class ClipScoreTest(absltest.TestCase):
       mock.patch.dict(clip_image.TOWERS, {'ViT-L/14': towers}),
       mock.patch.object(clip_score.clip_tokens, 'tokenize', tokenize),
       mock.patch.object(
-        clip_score.networks,
+        Experiment,
         'load_converted',
-        lambda config, section, *_: params[section.split('.')[-1]],
+        lambda self, section, *_: params[section.split('.')[-1]],
       ),
     ):
       observer = clip_score.ClipScore(
-        tiny_config(), conditions, np.array([1, 0])
+        Experiment(tiny_config(), 'unused'), conditions, np.array([1, 0])
       )
       given = observer.inputs(np.arange(2))
     np.testing.assert_array_equal(given, ids[::-1])
@@ -140,9 +143,9 @@ class FeaturesTest(parameterized.TestCase):
     images = np.zeros((1, 16, 16, 3), np.float32)
     images[0, 2:4, 4:6, 1] = 1.0
     images[0, 0, 0, 2] = 1.0
-    found, logits = features.load(tiny_config(), pathlib.Path('unused')).apply(
-      {}, images
-    )
+    found, logits = features.load(
+      Experiment(tiny_config(), pathlib.Path('unused'))
+    ).apply({}, images)
     self.assertIsNone(logits)
     grid = found.reshape(8, 8, 3)
     self.assertEqual(grid[1, 2].tolist(), [0, 1, 0])
@@ -162,8 +165,8 @@ class FeaturesTest(parameterized.TestCase):
 
     with (
       mock.patch.object(features, 'InceptionV3', Fake),
-      mock.patch.object(features.networks, 'param_shapes'),
-      mock.patch.object(features.networks, 'load_converted', lambda *_: {}),
+      mock.patch.object(Experiment, 'param_shapes'),
+      mock.patch.object(Experiment, 'load_converted', lambda *_: {}),
       mock.patch.object(
         features.provenance,
         'source_of',
@@ -171,7 +174,7 @@ class FeaturesTest(parameterized.TestCase):
       ),
     ):
       network = features.load(
-        tiny_config(network='inception'), pathlib.Path('unused')
+        Experiment(tiny_config(network='inception'), pathlib.Path('unused'))
       )
       found = network.apply({}, jnp.zeros((2, 16, 16, 1)))
     self.assertEqual(found, ('pool3', 'unbiased'))

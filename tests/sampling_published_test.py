@@ -21,10 +21,10 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
   datasets,
-  load,
   networks,
   texts,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models.enat import SIZES
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.stages import sample
@@ -134,7 +134,7 @@ class PublishedSamplingTest(parameterized.TestCase):
     config = self.load_config(
       'in256', **overrides, **{'sample.classes': (3, 999, 3)}
     )
-    sample.run(config, self.folder)
+    sample.run(Experiment(config, self.folder))
     written = sorted(p.name for p in (self.folder / 'sample').iterdir())
     self.assertEqual(
       written,
@@ -145,7 +145,7 @@ class PublishedSamplingTest(parameterized.TestCase):
         'grid.png',
       ],
     )
-    generator = load.generator(config, self.folder)
+    generator = Experiment(config, self.folder).generator()
     jax.tree.map(np.testing.assert_array_equal, generator.nat_params, params)
     images = [
       np.asarray(Image.open(self.folder / 'sample' / name), np.int32)
@@ -174,11 +174,11 @@ class PublishedSamplingTest(parameterized.TestCase):
       **overrides,
       **{'sample.classes': (1,), 'sample.policy': 'autonat_large'},
     )
-    sample.run(config, self.folder)
+    sample.run(Experiment(config, self.folder))
     self.assertTrue((self.folder / 'sample' / '00000-class1.png').is_file())
     config.sample.policy = 'learned'
     with self.assertRaisesRegex(UserError, 'no policy was learned'):
-      sample.run(config, self.folder)
+      sample.run(Experiment(config, self.folder))
 
   def test_enat_with_its_schedule(self):
     small = {'nat.encoder_depth': 1, 'sample.classes': (1, 7)}
@@ -187,17 +187,17 @@ class PublishedSamplingTest(parameterized.TestCase):
     overrides, params = self.weights(config, jnp.zeros(1, jnp.int32))
     config = self.load_config('in512_enat', **small, **overrides)
     self.assertEqual(config.sample.policy, 'enat_512')
-    sample.run(config, self.folder)
+    sample.run(Experiment(config, self.folder))
     images = [
       np.asarray(Image.open(self.folder / 'sample' / name), np.int32)
       for name in ('00000-class1.png', '00001-class7.png')
     ]
     self.assertGreater(np.abs(images[0] - images[1]).max(), 3)
-    _, loaded = networks.load_nat(config, self.folder)
+    _, loaded = Experiment(config, self.folder).network('nat')
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     config.nat.decoder_depth = 1
     with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):
-      networks.load_nat(config, self.folder)
+      Experiment(config, self.folder).network('nat')
 
   def test_enat_with_a_policy_within_buckets(self):
     small = {'nat.encoder_depth': 1, 'nat.decoder_depth': 1}
@@ -209,7 +209,9 @@ class PublishedSamplingTest(parameterized.TestCase):
     for num_buckets in (0, 2):
       small['sample.num_buckets'] = num_buckets
       small['sample.output'] = str(self.folder / str(num_buckets))
-      sample.run(self.load_config('in256_enat', **small), self.folder)
+      sample.run(
+        Experiment(self.load_config('in256_enat', **small), self.folder)
+      )
       written = sorted((self.folder / str(num_buckets)).iterdir())
       self.assertLen(written, 3)
       pictures.append([np.asarray(Image.open(p), np.int32) for p in written])
@@ -221,7 +223,7 @@ class PublishedSamplingTest(parameterized.TestCase):
   def test_captions(self):
     config = self.load_config('cc3m256', **TEXT)
     overrides, _ = self.weights(config, jnp.zeros((1, 77, 16)))
-    tower = texts.text_module(config)
+    tower = networks.text_module(config)
     overrides['text.init_from'] = self.converted(
       'clip_text',
       clip.to_torch(random_params(tower, jnp.zeros((1, 77), jnp.int32))),
@@ -232,16 +234,18 @@ class PublishedSamplingTest(parameterized.TestCase):
       **overrides,
       **{'sample.captions': ('a cat', 'a dog'), 'sample.policy': 'adagen'},
     )
-    sample.run(config, self.folder)
+    sample.run(Experiment(config, self.folder))
     written = sorted(p.name for p in (self.folder / 'sample').iterdir())
     self.assertEqual(
       written, ['00000-text0.png', '00001-text1.png', 'grid.png']
     )
-    states = texts.encode_captions(config, ['a cat', 'a dog'])
+    states = texts.caption_encoder(Experiment(config, 'unused'))(
+      ['a cat', 'a dog']
+    )
     self.assertEqual(states.shape, (2, 77, 16))
     self.assertGreater(np.ptp(states[0] - states[1]), 0.01)
     # As a library: captions are as good as their states.
-    generator = load.generator(config, self.folder)
+    generator = Experiment(config, self.folder).generator()
     decode = lambda texts: generator.generate(texts, 2, 0, 'hand-made').tokens
     np.testing.assert_array_equal(decode(['a cat', 'a dog']), decode(states))
     with self.assertRaisesRegex(UserError, r'int64\[1\]; give a list of capt'):
@@ -249,7 +253,7 @@ class PublishedSamplingTest(parameterized.TestCase):
 
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):
-      sample.run(self.load_config('in256'), self.folder)
+      sample.run(Experiment(self.load_config('in256'), self.folder))
     overrides, _ = self.weights(
       self.load_config('in256'), jnp.zeros(1, jnp.int32)
     )
@@ -257,13 +261,13 @@ class PublishedSamplingTest(parameterized.TestCase):
     config.policy.init_from = config.nat.init_from
     config.policy.num_steps = (4, 8)
     with self.assertRaisesRegex(UserError, r'policy\.num_steps.* 1 elements'):
-      sample.run(config, self.folder)
+      sample.run(Experiment(config, self.folder))
     config.nat.width = 48
     with self.assertRaisesRegex(UserError, 'is expected'):
-      sample.run(config, self.folder)
+      sample.run(Experiment(config, self.folder))
     config.nat.init_from = str(self.folder / 'nowhere')
     with self.assertRaisesRegex(UserError, r'config\.nat\.init_from.*nowhere'):
-      sample.run(config, self.folder)
+      sample.run(Experiment(config, self.folder))
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -366,7 +370,7 @@ class ConfigsTest(parameterized.TestCase):
     config = config_lib.load(str(CONFIGS / f'{name}.py') + f':{preset}')
     self.assertEqual(config.mode, 'all')
     with self.assertRaisesRegex(UserError, r'config\.data\.path is empty'):
-      datasets.check_config(config)
+      datasets.check_config(Experiment(config, 'unused'))
 
 
 if __name__ == '__main__':

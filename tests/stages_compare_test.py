@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 
+import adanat_jax
 from adanat_jax import main
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
-  load,
   networks,
   policies,
   workdir as workdir_lib,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
@@ -89,8 +90,8 @@ def save_networks(config, workdir):
   ):
     small_weights.save(workdir / stage, params=params(module, image))
   for network in compare.NETWORKS:
-    ours = compare.network_config(config, workdir, network)
-    nat = networks.nat_module(ours)
+    ours = compare.network_experiment(Experiment(config, workdir), network)
+    nat = networks.nat_module(ours.config)
     tokens = jnp.zeros((1, nat.num_tokens), jnp.int32)
     directory = workdir / 'compare' / network
     small_weights.save(
@@ -100,7 +101,7 @@ def save_networks(config, workdir):
     agents = {
       name: params(module, features, 0)
       for name, module in zip(
-        ('actor', 'critic'), networks.policy_modules(ours), strict=True
+        ('actor', 'critic'), networks.policy_modules(ours.config), strict=True
       )
     }
     for which in policies.trainings(ours):
@@ -125,10 +126,10 @@ class StageTest(parameterized.TestCase):
     # An agent that is loaded again would be compiled again.
     known, loaded = {}, policies.load_agent
 
-    def load_agent(config, workdir, which):
-      key = workdir, which
+    def load_agent(experiment, which):
+      key = experiment.workdir, which
       if key not in known:
-        known[key] = loaded(config, workdir, which)
+        known[key] = loaded(experiment, which)
       return known[key]
 
     cls.enterClassContext(mock.patch.object(policies, 'load_agent', load_agent))
@@ -144,7 +145,7 @@ class StageTest(parameterized.TestCase):
 
     def killed():
       with cls().assertRaises(InterruptedError):
-        compare.run(cls.config, cls.workdir)
+        compare.run(Experiment(cls.config, cls.workdir))
 
     with contextlib.redirect_stdout(io.StringIO()):
       with mock.patch.object(compare_contender.Contender, '_row', row):
@@ -153,7 +154,7 @@ class StageTest(parameterized.TestCase):
         dies = mock.Mock(side_effect=InterruptedError)
         with mock.patch.object(costs, 'seconds_of', dies):
           killed()
-      compare.run(cls.config, cls.workdir)
+      compare.run(Experiment(cls.config, cls.workdir))
     cls.rows = rows
     cls.results = files.read_json(cls.directory / 'results.json')
 
@@ -169,7 +170,7 @@ class StageTest(parameterized.TestCase):
     try:
       # What was trained and searched stays, all else is measured again.
       with contextlib.redirect_stdout(io.StringIO()):
-        compare.run(self.config, self.workdir)
+        compare.run(Experiment(self.config, self.workdir))
       again = files.read_json(self.directory / 'results.json')
     finally:
       for name, content in before.items():
@@ -231,13 +232,13 @@ class StageTest(parameterized.TestCase):
 
   def test_each_network_is_a_workdir(self):
     for network, kind in (('nat', NAT), ('enat', ENAT)):
-      generator = load.load(self.directory / network)
+      generator = adanat_jax.load(self.directory / network)
       self.assertIsInstance(generator.nat, kind)
       self.assertEqual(list(generator.agents), [2])
 
   def test_what_is_finished_is_left_alone(self):
     with mock.patch.object(compare, '_train', None):
-      compare.run(self.config, self.workdir)
+      compare.run(Experiment(self.config, self.workdir))
     workdir_lib.claim(self.workdir / 'claimed', self.config, {})
     other = small_config(compare__batch_size=10)
     workdir_lib.claim(self.workdir / 'claimed', other, {})
@@ -245,7 +246,7 @@ class StageTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       UserError, 'config.compare.batch_size=20 and not 10'
     ):
-      compare.run(other, self.workdir)
+      compare.run(Experiment(other, self.workdir))
 
 
 class CostsTest(parameterized.TestCase):
@@ -354,7 +355,7 @@ class MistakesTest(parameterized.TestCase):
   )
   def test_they_are_one_line(self, fields, part):
     with self.assertRaises(UserError) as caught:
-      compare.check_config(small_config(**fields))
+      compare.check_config(Experiment(small_config(**fields), 'unused'))
     self.assertIn(part, str(caught.exception))
     self.assertNotIn('\n', str(caught.exception))
 
@@ -363,28 +364,28 @@ class MistakesTest(parameterized.TestCase):
     with config.unlocked():
       config.compare.enat.depths = 3
     with self.assertRaisesRegex(UserError, 'config.compare.enat.depths'):
-      compare.check_config(config)
+      compare.check_config(Experiment(config, 'unused'))
 
   def test_networks_that_are_there_already(self):
     config = small_config()
     with config.unlocked():
       config.nat.init_from = 'weights/nat'
     with self.assertRaisesRegex(UserError, "nat.init_from='weights/nat' is"):
-      compare.check_config(config)
+      compare.check_config(Experiment(config, 'unused'))
 
   def test_the_preset_and_its_stages(self):
     config = config_lib.load(f'{DIGITS}:relatives')
     self.assertEqual(config.mode, 'compare')
-    compare.check_config(config)
+    compare.check_config(Experiment(config, 'unused'))
     self.assertEqual(main.COMPARISON, ('tokenizer', 'judges', 'compare'))
     workdir = pathlib.Path(self.create_tempdir().full_path)
     with self.assertRaisesRegex(UserError, '--config.mode=tokenizer'):
-      compare.run(config, workdir)
+      compare.run(Experiment(config, workdir))
     # The NAT is that of the default job: nothing but what it reads differs.
-    ours = compare.network_config(config, workdir, 'nat')
+    ours = compare.network_experiment(Experiment(config, workdir), 'nat')
     default = config_lib.load(str(DIGITS))
     self.assertEqual(
-      {k: v for k, v in ours.nat.items() if k != 'init_from'},
+      {k: v for k, v in ours.config.nat.items() if k != 'init_from'},
       dict(default.nat.items()),
     )
 

@@ -23,11 +23,10 @@ from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.experiment import (
   config as config_lib,
   fit,
-  load,
-  networks,
   policies,
   rewards,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.study import Measures
 from adanat_jax.runtime import (
   checkpoint_format,
@@ -79,16 +78,16 @@ def run_stage(
 ) -> None:
   """Runs one of `STAGES`."""
   if name == 'policy':
-    policy.train(config, workdir, WHICH)
+    policy.train(Experiment(config, workdir), WHICH)
   else:
-    nat.run(config, workdir)
+    nat.run(Experiment(config, workdir))
 
 
 def base(workdir: pathlib.Path) -> dict[str, Any]:
   """Runs every stage on one device."""
   config = config_of(1)
-  tokenizer.run(config, workdir)
-  judges.run(config, workdir)
+  tokenizer.run(Experiment(config, workdir))
+  judges.run(Experiment(config, workdir))
   for name in STAGES:
     run_stage(name, config, workdir)
   return {'sample': sample(config, workdir)}
@@ -98,14 +97,14 @@ def sample(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Tokens of 13 images, batches of 8: the last one is padded."""
-  generator = load.generator(config, workdir)
+  generator = Experiment(config, workdir).generator()
   labels = np.arange(13) % 2
   learned = generator.generate(labels, 2, record=True)
   return {
     'learned': learned.tokens.tolist(),
     'hand-made': generator.generate(labels, 3, 1, 'hand-made').tokens.tolist(),
     'guidance': learned.trajectory.values.guidance_scale.tolist(),
-    'distance': Measures(config, workdir).distance(learned.images),
+    'distance': Measures(Experiment(config, workdir)).distance(learned.images),
   }
 
 
@@ -113,7 +112,7 @@ def tokens_on_some_devices(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> list[Any]:
   """Tokens of the learned policy on 1, 2 and 4 of this process's devices."""
-  generator = load.generator(config, workdir)
+  generator = Experiment(config, workdir).generator()
   tokens = []
   for count in (1, 2, 4):
     mesh = sharding.make_mesh(devices=jax.devices()[:count])
@@ -159,10 +158,12 @@ def pieces(
     places = array.sharding.devices_indices_map(array.shape).values()
     return len({str(index) for index in places})
 
-  _, params = networks.load_nat(config, workdir)
-  court = rewards.make_court('adversarial', config, workdir, 1)
+  _, params = Experiment(config, workdir).network('nat')
+  court = rewards.make_court('adversarial', Experiment(config, workdir), 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
-  batch = fit.Batches(config, 'nat', examples, (16,))(0)['rows']
+  batch = fit.Batches(Experiment(config, 'unused'), 'nat', examples, (16,))(0)[
+    'rows'
+  ]
   return {
     'batch': count(batch),
     'held out': count(court.frozen['held_out']['images']),

@@ -9,6 +9,7 @@ import numpy as np
 from adanat_jax import main
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, policy_rules, workdir
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, sample_file
 from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
@@ -21,7 +22,9 @@ def check_all(config):
   """What `main` does before the first stage of mode `all` runs."""
   workdir.check_inputs(config)
   for name in main.BENCHMARK:
-    importlib.import_module(main.STAGES[name]).check_config(config)
+    importlib.import_module(main.STAGES[name]).check_config(
+      Experiment(config, 'unused')
+    )
 
 
 class EarlyMistakesTest(parameterized.TestCase):
@@ -86,24 +89,28 @@ class EarlyMistakesTest(parameterized.TestCase):
     fields = {'policy.discriminator.batch_size': 9}
     digits = f'{CONFIGS / "digits.py"}:tiny'
     with self.assertRaisesRegex(UserError, r'discriminator\.batch_size is 9'):
-      policy_rules.check_config(config_lib.load(digits, fields))
+      policy_rules.check_config(
+        Experiment(config_lib.load(digits, fields), 'unused')
+      )
     fields |= {'policy.rewards': ('frechet',)}
-    policy_rules.check_config(config_lib.load(digits, fields))
+    policy_rules.check_config(
+      Experiment(config_lib.load(digits, fields), 'unused')
+    )
 
   def test_moments_of_other_images_are_not_taken(self):
     config = self.load()
-    network = features.load(config, self.folder)
+    network = features.load(Experiment(config, self.folder))
     path = self.folder / 'moments.npz'
-    statistics.make(config, self.folder, network, 'train', path)
+    statistics.make(Experiment(config, self.folder), network, 'train', path)
     before = path.read_bytes()
-    statistics.make(config, self.folder, network, 'train', path)
+    statistics.make(Experiment(config, self.folder), network, 'train', path)
     self.assertEqual(path.read_bytes(), before)
     other = raw_files.image_folder(self.folder / 'other', per_class=5)
     config.data.path = str(other.path)
     with self.assertRaisesRegex(UserError, 'its path is .*raw.* instead of'):
-      statistics.make(config, self.folder, network, 'train', path)
+      statistics.make(Experiment(config, self.folder), network, 'train', path)
     with self.assertRaisesRegex(UserError, 'its split is .train. instead of'):
-      statistics.make(config, self.folder, network, 'test', path)
+      statistics.make(Experiment(config, self.folder), network, 'test', path)
 
   def test_samples_are_written_in_any_order_and_again(self):
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)

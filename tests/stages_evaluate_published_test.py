@@ -17,7 +17,8 @@ import numpy as np
 
 from adanat_jax.decoding import published
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, load, networks
+from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
@@ -56,13 +57,13 @@ class BenchmarkTest(parameterized.TestCase):
     super().setUp()
     self.enter_context(contextlib.redirect_stdout(io.StringIO()))
     self.enter_context(
-      mock.patch.object(load, 'generator', lambda *_: self.generator)
+      mock.patch.object(Experiment, 'generator', lambda *_: self.generator)
     )
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
 
   def evaluate(self, config, workdir=None):
     directory = workdir or self.workdir
-    evaluate.run(config, directory)
+    evaluate.run(Experiment(config, directory))
     return files.read_json(directory / 'evaluate/results.json')
 
   def test_enat_by_its_published_schedule(self):
@@ -71,17 +72,17 @@ class BenchmarkTest(parameterized.TestCase):
     )
     config.nat.update(network='enat', encoder_depth=1, decoder_depth=1)
     generator = random_generator(config)
-    with mock.patch.object(load, 'generator', lambda *_: generator):
+    with mock.patch.object(Experiment, 'generator', lambda *_: generator):
       (row,) = self.evaluate(config)['rows']
     self.assertEqual(row['label'], "ENAT's hand-made")
     images = generator.decode(
       published.enat_256(2),
       np.arange(COUNT) % 2,
-      networks.stage_key(config, 'scores/0'),
+      Experiment(config, 'unused').key('scores/0'),
       num_steps=2,
     ).images
     real = evaluate_published.datasets.image_examples(
-      config, self.workdir, 'train'
+      Experiment(config, self.workdir), 'train'
     )
     expected = frechet_by_eigenvalues(
       boxes(images), boxes(real.arrays['images'])
@@ -105,7 +106,7 @@ class BenchmarkTest(parameterized.TestCase):
       return measure(scorer, generator, *args, **options)
 
     with (
-      mock.patch.object(load, 'generator', lambda *_: generator),
+      mock.patch.object(Experiment, 'generator', lambda *_: generator),
       mock.patch.object(scores.Scorer, 'tally', spy),
     ):
       for num_buckets in (0, 3):
@@ -128,7 +129,7 @@ class BenchmarkTest(parameterized.TestCase):
     results = self.evaluate(config)
     labels = np.arange(COUNT) % 2
     real = evaluate_published.datasets.image_examples(
-      config, self.workdir, 'train'
+      Experiment(config, self.workdir), 'train'
     )
     reference = boxes(real.arrays['images'])
     names = [row['name'] for row in results['rows']]
@@ -141,7 +142,7 @@ class BenchmarkTest(parameterized.TestCase):
       images = self.generator.decode(
         method.policy,
         labels,
-        networks.stage_key(config, 'scores/0'),
+        Experiment(config, 'unused').key('scores/0'),
         num_steps=2,
         guided=method.guided,
         options=method.options,
@@ -277,14 +278,14 @@ class BenchmarkTest(parameterized.TestCase):
         return {'sum': params * images.mean((1, 2, 3)) * inputs}
 
     policy = methods.hand_made(2, self.generator.nat.num_tokens)[0].policy
-    scorer = scores.Scorer(config, self.workdir)
+    scorer = scores.Scorer(Experiment(config, self.workdir))
     tally = scorer.tally(
       self.generator, policy, num_steps=2, observers=(Observer(),)
     )
     images = self.generator.decode(
       policy,
       scorer.conditions.of(COUNT, 0),
-      networks.stage_key(config, 'scores/0'),
+      Experiment(config, 'unused').key('scores/0'),
       num_steps=2,
     ).images
     expected = 2 * images.mean((1, 2, 3)) * np.arange(COUNT)
@@ -309,13 +310,13 @@ class BenchmarkTest(parameterized.TestCase):
   )
   def test_mistakes_are_named_before_anything_runs(self, fields, words):
     with self.assertRaisesRegex(UserError, words):
-      evaluate.check_config(tiny_config(**fields))
+      evaluate.check_config(Experiment(tiny_config(**fields), 'unused'))
 
   def test_a_study_is_of_digits(self):
     config = config_lib.load(f'{CONFIGS}/in256.py:mini')
     config.evaluate.protocol = 'study'
     with self.assertRaisesRegex(UserError, 'protocol=study.*image_folder'):
-      evaluate.check_config(config)
+      evaluate.check_config(Experiment(config, 'unused'))
 
   def test_moments_of_another_network(self):
     path = self.workdir / 'moments.npz'
@@ -334,8 +335,8 @@ def _child(root: str, process: str, port: str) -> None:
   )
   config = tiny_config(policies=('maskgit',))
   generator = random_generator(config)
-  with mock.patch.object(load, 'generator', lambda *_: generator):
-    evaluate.run(config, pathlib.Path(root) / 'together')
+  with mock.patch.object(Experiment, 'generator', lambda *_: generator):
+    evaluate.run(Experiment(config, pathlib.Path(root) / 'together'))
   processes.finish()
 
 

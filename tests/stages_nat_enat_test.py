@@ -18,7 +18,8 @@ import optax
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.enat import ENAT
 from adanat_jax.runtime import journal, sharding
@@ -291,13 +292,13 @@ class StageTest(parameterized.TestCase):
     with (
       contextlib.redirect_stdout(io.StringIO()),
       mock.patch.object(
-        nat_stage.datasets,
-        'token_examples',
+        Experiment,
+        'examples',
         return_value=ArrayExamples(rows),
       ),
     ):
-      nat_stage.run(config, workdir)
-    module, params = networks.load_nat(config, workdir)
+      nat_stage.run(Experiment(config, workdir))
+    module, params = Experiment(config, workdir).network('nat')
     self.assertIsInstance(module, ENAT)
     self.assertIn('carry_over', params)
     figures = journal.read_complete(workdir / 'nat')['figures']
@@ -321,13 +322,13 @@ class StageTest(parameterized.TestCase):
   )
   def test_a_config_that_cannot_work(self, changes, message):
     with self.assertRaisesRegex(UserError, message):
-      nat_stage.check_config(_config(**changes))
+      nat_stage.check_config(Experiment(_config(**changes), 'unused'))
 
   def test_converted_weights_need_no_reuse(self):
     config = _config(reuse_probability=0.0)
     with config.unlocked():
       config.nat.init_from = 'weights'
-    nat_stage.check_config(config)
+    nat_stage.check_config(Experiment(config, 'unused'))
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from PIL import Image
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
@@ -81,14 +82,14 @@ class StageTest(absltest.TestCase):
     with (
       contextlib.redirect_stdout(io.StringIO()),
       mock.patch.object(
-        networks, 'load_tokenizer', return_value=(module, params['params'])
+        Experiment, 'network', return_value=(module, params['params'])
       ),
       mock.patch.object(nat_held_out.Samples, '__call__', dies_once),
     ):
       try:
-        nat_stage.run(cls.config, cls.workdir)
+        nat_stage.run(Experiment(cls.config, cls.workdir))
       except InterruptedError:
-        nat_stage.run(cls.config, cls.workdir)
+        nat_stage.run(Experiment(cls.config, cls.workdir))
 
   def test_figures_stand_in_the_rows(self):
     rows = {
@@ -151,7 +152,11 @@ class HeldOutLossTest(absltest.TestCase):
     params = random_weights.random_variables(module, *everything.values())
     network = nat_stage.make_network(module)
     measure = lambda: nat_held_out.HeldOutLoss(
-      config, module, network.condition, examples, jax.random.key(1)
+      Experiment(config, 'unused'),
+      module,
+      network.condition,
+      examples,
+      jax.random.key(1),
     )(params['params'], {})
     whole = measure()
     with mock.patch.object(nat_held_out, '_TOKENS_AT_A_TIME', 3 * 16):
@@ -237,7 +242,7 @@ class MistakesTest(parameterized.TestCase):
   )
   def test_a_config_that_cannot_work(self, changes, message):
     with self.assertRaisesRegex(UserError, message):
-      nat_stage.check_config(small_config(**changes))
+      nat_stage.check_config(Experiment(small_config(**changes), 'unused'))
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from adanat_jax.experiment import (
   reward_network,
   texts,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import averaging
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
@@ -151,10 +152,10 @@ class StageTest(parameterized.TestCase):
 
   def test_classes(self):
     config, workdir = self.classes, self.root / 'run-classes'
-    policy.check_config(config)
-    policy.run(config, workdir)
+    policy.check_config(Experiment(config, 'unused'))
+    policy.run(Experiment(config, workdir))
     # Published configs train the adaptive policy alone.
-    (which,) = policies.trainings(config)
+    (which,) = policies.trainings(Experiment(config, 'unused'))
     directory = workdir / 'policy' / which.name
     rows = self.rows(directory)
     self.assertLen(rows, 3)
@@ -175,7 +176,9 @@ class StageTest(parameterized.TestCase):
     found = {}
     for iterate in ('best', 'last'):
       config.policy.iterate = iterate
-      found[iterate] = policies.load_agent(config, workdir, which).params
+      found[iterate] = policies.load_agent(
+        Experiment(config, workdir), which
+      ).params
     for iterate, at in (('best', step), ('last', 3)):
       path = directory / 'checkpoints' / str(at)
       jax.tree.map(
@@ -185,19 +188,19 @@ class StageTest(parameterized.TestCase):
       )
     config.policy.iterate = 'average'
     with self.assertRaisesRegex(UserError, "no field 'average'"):
-      policies.load_agent(config, workdir, which)
+      policies.load_agent(Experiment(config, workdir), which)
     config.policy.iterate = 'best'
 
   def test_captions_resume_to_the_bit(self):
     config, workdir = self.captions, self.root / 'run-captions'
-    policy.run(config, workdir)
-    (which,) = policies.trainings(config)
+    policy.run(Experiment(config, workdir))
+    (which,) = policies.trainings(Experiment(config, 'unused'))
     directory = workdir / 'policy' / which.name
     again = self.root / 'again' / 'policy' / which.name
     shutil.copytree(directory, again)
     (again / 'complete.json').unlink()
     shutil.rmtree(again / 'checkpoints' / '3')
-    policy.run(config, self.root / 'again')
+    policy.run(Experiment(config, self.root / 'again'))
     self.assertEqual(self.sums(again, 3), self.sums(directory, 3))
     self.assertEqual(self.rows(again), self.rows(directory))
     self.assertNotEqual(self.sums(again, 2), self.sums(again, 3))
@@ -210,7 +213,9 @@ class StageTest(parameterized.TestCase):
       lambda *x: np.testing.assert_allclose(
         x[0], x[1] / 4 + 3 * x[2] / 4, rtol=1e-5, atol=1e-7
       ),
-      policies.load_agent(config, self.root / 'again', which).params,
+      policies.load_agent(
+        Experiment(config, self.root / 'again'), which
+      ).params,
       read(2, 'average'),
       read(3, 'params'),
     )
@@ -229,28 +234,36 @@ class StageTest(parameterized.TestCase):
     self.enter_context(
       mock.patch.object(policy.scores, 'Scorer', lambda *_: scorer)
     )
-    policy.train(config, self.root / 'nothing', policies.trainings(config)[0])
+    policy.train(
+      Experiment(config, self.root / 'nothing'),
+      policies.trainings(Experiment(config, 'unused'))[0],
+    )
     state = averaging.AveragedState('params', None, None, 'average')
     fit.call_args.kwargs['evaluate'](state, 1)
     self.assertEqual(scorer.call_args.args[1].params, field)
     self.assertEqual(fit.call_args.kwargs['keep_best'], iterate == 'best')
     # The best of an adversarial reward is that of the weakest discriminator.
     config.policy.update(evaluate_every=0, iterate='last')
-    policy.train(config, self.root / 'nothing', policies.trainings(config)[0])
+    policy.train(
+      Experiment(config, self.root / 'nothing'),
+      policies.trainings(Experiment(config, 'unused'))[0],
+    )
     self.assertIsNone(fit.call_args.kwargs['best_of'])
 
   def test_a_workdir_of_an_older_version(self):
     config = self.classes.copy_and_resolve_references()
     with config.unlocked():
       del config.policy.iterate, config.policy.ema_decay
-    self.assertEqual(policies.iterate_field(config), 'params')
+    self.assertEqual(
+      policies.iterate_field(Experiment(config, 'unused')), 'params'
+    )
 
   def test_batches_are_a_function_of_the_step(self):
     config = self.captions.copy_and_resolve_references()
     config.policy.discriminator.fresh_rollouts = True
     size = config.policy.batch_size
     read = lambda: policy.make_batches(
-      config, self.root, 'policy/x', has_discriminator=True
+      Experiment(config, self.root), 'policy/x', has_discriminator=True
     )
     batches = read()
     seen = {k: [part(step) for step in range(3)] for k, part in batches.items()}
@@ -275,8 +288,8 @@ class StageTest(parameterized.TestCase):
     config = self.captions.copy_and_resolve_references()
     config.policy.discriminator.learning_rate = 0.02
     config.policy.discriminator.reconstruct_real = False
-    text = texts.load_text(config)
-    court = adversarial_reward.court(config, self.root, 1, text)
+    text = Experiment(config, 'unused').network('text')
+    court = adversarial_reward.court(Experiment(config, self.root), 1, text)
     random = np.random.default_rng(0)
     images = np.where(np.arange(16)[:, None, None, None] % 2, 0.9, 0.1)
     images = images + 0.05 * random.random((16, 16, 16, 3))
@@ -322,22 +335,22 @@ class StageTest(parameterized.TestCase):
     config = getattr(self, name).copy_and_resolve_references()
     config.update_from_flattened_dict({field: value})
     with self.assertRaises(UserError) as caught:
-      policy.check_config(config)
+      policy.check_config(Experiment(config, 'unused'))
     self.assertIn(words, str(caught.exception))
     self.assertNotIn('\n', str(caught.exception))
 
   def test_a_converted_policy_needs_no_reward(self):
     config = self.classes.copy_and_resolve_references()
     config.policy.init_from, config.judges.reward.init_from = 'somewhere', ''
-    policy.check_config(config)
-    policy.run(config, self.root / 'nothing')
+    policy.check_config(Experiment(config, 'unused'))
+    policy.run(Experiment(config, self.root / 'nothing'))
     self.assertFalse((self.root / 'nothing').exists())
 
   def test_more_held_out_images_than_there_are(self):
     config = self.classes.copy_and_resolve_references()
     config.policy.discriminator.held_out = 16
     with self.assertRaisesRegex(UserError, 'held_out is 16; there are only 8'):
-      adversarial_reward.court(config, self.root, 1)
+      adversarial_reward.court(Experiment(config, self.root), 1)
 
 
 class RewardInputsTest(absltest.TestCase):
@@ -349,7 +362,9 @@ class RewardInputsTest(absltest.TestCase):
     mean, std = np.float32(vit.IMAGENET_MEAN), np.float32(vit.IMAGENET_STD)
     self.normalised = (np.asarray(self.images) - mean) / std
     self.inputs = jax.jit(
-      lambda images, key: reward_network.inputs(self.config, images, key)
+      lambda images, key: reward_network.inputs(
+        Experiment(self.config, 'unused'), images, key
+      )
     )
 
   def window_of(self, seen):
@@ -376,18 +391,22 @@ class RewardInputsTest(absltest.TestCase):
     self.assertGreater(len(set(windows)), 4)
 
   def test_without_a_key_or_larger_images_nothing_is_cropped(self):
-    seen = reward_network.inputs(self.config, self.images)
+    seen = reward_network.inputs(Experiment(self.config, 'unused'), self.images)
     self.assertIsNone(self.window_of(seen))
     small = self.images[:, :24, :24]
     np.testing.assert_allclose(
-      reward_network.inputs(self.config, small, jax.random.key(0)),
+      reward_network.inputs(
+        Experiment(self.config, 'unused'), small, jax.random.key(0)
+      ),
       self.normalised[:, :24, :24],
       atol=1e-5,
     )
 
   def test_digits_are_centred(self):
     config = config_lib.load(str(CONFIGS / 'digits.py'))
-    seen = reward_network.inputs(config, self.images, jax.random.key(0))
+    seen = reward_network.inputs(
+      Experiment(config, 'unused'), self.images, jax.random.key(0)
+    )
     np.testing.assert_array_equal(seen, 2 * self.images - 1)
 
 

@@ -23,7 +23,8 @@ import tensorflow_datasets as tfds
 from adanat_jax.data import images, prepared
 from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, encoder as encoder_lib, networks
+from adanat_jax.experiment import datasets, encoder as encoder_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import prepare, prepare_shards
 from support import children, raw_files, raw_pictures
@@ -48,7 +49,7 @@ class ClassesTest(absltest.TestCase):
     cls.config = make_config(cls.root)
     write_tokenizer(cls.root / 'tokenizer', cls.config)
     with cls().assertLogs('absl', 'WARNING') as logs:
-      prepare.run(cls.config, cls.root / 'whole')
+      prepare.run(Experiment(cls.config, cls.root / 'whole'))
     cls.log = '\n'.join(logs.output)
     cls.set = cls.root / 'whole' / 'prepare'
 
@@ -67,7 +68,7 @@ class ClassesTest(absltest.TestCase):
     self.assertNotIn('tensorflow', sys.modules)
 
   def test_tokens_are_those_of_each_image_and_its_mirror_image(self):
-    module, params = networks.load_tokenizer(self.config, self.root)
+    module, params = Experiment(self.config, self.root).network('tokenizer')
     tokenize = jax.jit(
       lambda params, x: module.apply({'params': params}, x, method='tokenize')
     )
@@ -110,17 +111,17 @@ class ClassesTest(absltest.TestCase):
     with self.assertRaisesRegex(
       UserError, r'2 of the 28 images .* class_2/.*max_corrupt_share=0.05'
     ):
-      prepare.run(config, workdir)
+      prepare.run(Experiment(config, workdir))
     self.assertFalse((workdir / 'prepare' / 'manifest.json').exists())
     self.assertEmpty(list((workdir / 'prepare').glob('.*')))
     with self.assertRaisesRegex(UserError, 'no prepared tokens here'):
-      datasets.token_examples(config, workdir, 'train')
+      datasets.token_examples(Experiment(config, workdir), 'train')
     # What was made before stays, and counts when the run goes on.
     before = contents(workdir / 'prepare')
     with mock.patch.object(
       prepare_shards, 'make', wraps=prepare_shards.make
     ) as make:
-      prepare.run(self.config, workdir)
+      prepare.run(Experiment(self.config, workdir))
     remaining = [shard.file_name for shard in make.call_args.args[3]]
     self.assertNotEmpty(set(before) - {'settings.json'})
     self.assertEmpty(set(before) & set(remaining))
@@ -153,12 +154,12 @@ class ClassesTest(absltest.TestCase):
     self.assertLen(markers, 2)
     self.assertLen(records, 4)
     self.assertNotIn('manifest.json', left)
-    prepare.run(self.config, workdir)
+    prepare.run(Experiment(self.config, workdir))
     self.assertEqual(contents(workdir / 'prepare'), contents(self.set))
 
   def test_a_finished_set_is_left_alone_and_belongs_to_its_networks(self):
     with mock.patch.object(prepare_shards, 'make') as make:
-      prepare.run(self.config, self.root / 'whole')
+      prepare.run(Experiment(self.config, self.root / 'whole'))
     make.assert_not_called()
     other = self.root / 'other_tokenizer'
     if not other.exists():
@@ -170,9 +171,11 @@ class ClassesTest(absltest.TestCase):
     ):
       config = make_config(self.root, **{field: value})
       for use in (
-        lambda config=config: prepare.run(config, self.root / 'whole'),
+        lambda config=config: prepare.run(
+          Experiment(config, self.root / 'whole')
+        ),
         lambda config=config: datasets.token_examples(
-          config, self.root / 'whole', 'train'
+          Experiment(config, self.root / 'whole'), 'train'
         ),
       ):
         with self.assertRaisesRegex(UserError, names):
@@ -184,7 +187,7 @@ class ClassesTest(absltest.TestCase):
     (directory / 'manifest.json').unlink()
     config = make_config(self.root, data__held_out=5)
     with self.assertRaisesRegex(UserError, 'train.examples is 28 there and 29'):
-      prepare.run(config, self.root / 'changed')
+      prepare.run(Experiment(config, self.root / 'changed'))
 
   def test_a_damaged_file_is_made_anew_as_its_message_says(self):
     directory = self.root / 'damaged' / 'prepare'
@@ -199,7 +202,7 @@ class ClassesTest(absltest.TestCase):
       examples.take(np.arange(12))
     (directory / 'manifest.json').unlink()
     (directory / prepared.marker_name('train', 1)).unlink()
-    prepare.run(self.config, self.root / 'damaged')
+    prepare.run(Experiment(self.config, self.root / 'damaged'))
     self.assertEqual(contents(directory), contents(self.set))
 
   def test_mistakes_are_told_before_the_first_stage(self):
@@ -211,10 +214,12 @@ class ClassesTest(absltest.TestCase):
       ('data.source', 'digits', 'need no preparation'),
     ):
       with self.assertRaisesRegex(UserError, message):
-        prepare.check_config(make_config(self.root, **{field: value}))
+        prepare.check_config(
+          Experiment(make_config(self.root, **{field: value}), 'unused')
+        )
 
   def test_memory_does_not_grow_with_the_number_of_images(self):
-    encoder = encoder_lib.Encoder(self.config, self.root, 4)
+    encoder = encoder_lib.Encoder(Experiment(self.config, self.root), 4)
     self._peak(encoder, _Endless(12))  # Whatever is made once.
     peaks = [self._peak(encoder, _Endless(count)) for count in (60, 240)]
     # Peaks vary with the threads by batches, not with the set: all images
@@ -240,11 +245,20 @@ class ClassesTest(absltest.TestCase):
     self.directory = pathlib.Path(self.create_tempdir().full_path)
     (self.directory / 'shards').mkdir()
     everything = {'train': source}
-    tallies = {'train': prepare_shards.Tally(self.config, 'train', len(source))}
+    tallies = {
+      'train': prepare_shards.Tally(
+        Experiment(self.config, 'unused'), 'train', len(source)
+      )
+    }
     config = make_config(self.root, prepare__shard_size=len(source))
     cut = prepare_shards.cut(everything, len(source))
     prepare_shards.make(
-      config, self.directory, everything, cut, encoder, tallies
+      Experiment(config, 'unused'),
+      self.directory,
+      everything,
+      cut,
+      encoder,
+      tallies,
     )
 
 
@@ -299,7 +313,7 @@ def _child(root: str, process: str, port: str) -> None:
 
   files.publish = kill_when_due
   directory = pathlib.Path(root)
-  prepare.run(make_config(directory), directory / 'killed')
+  prepare.run(Experiment(make_config(directory), directory / 'killed'))
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from adanat_jax.data import prepared
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, texts
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.stages import prepare
 from support import raw_files, small_weights
 from support.preparing import make_config, tokenize, write_tokenizer
@@ -50,8 +51,8 @@ class CaptionsTest(absltest.TestCase):
       **weights,
     )
     with mock.patch.object(texts, 'tokenize', tokenize):
-      prepare.run(cls.config, cls.root / 'stored')
-      prepare.run(cls.without_images, cls.root / 'computed')
+      prepare.run(Experiment(cls.config, cls.root / 'stored'))
+      prepare.run(Experiment(cls.without_images, cls.root / 'computed'))
 
   def test_every_caption_has_a_record_with_its_states(self):
     directory = self.root / 'stored' / 'prepare'
@@ -68,12 +69,12 @@ class CaptionsTest(absltest.TestCase):
       },
     )
     examples = datasets.token_examples(
-      self.config, self.root / 'stored', 'train'
+      Experiment(self.config, self.root / 'stored'), 'train'
     )
     self.assertLen(examples, 2 * len(source))
     places = np.array([0, len(source) - 1])
     rows = examples.take(places)
-    module, params = texts.load_text(self.config)
+    module, params = Experiment(self.config, 'unused').network('text')
     ids = tokenize(None, [source[i]['caption'].decode() for i in places])
     states, embedding = texts.conditions(module, params, {'ids': ids})
     np.testing.assert_allclose(rows['states'], states, rtol=2e-3, atol=2e-3)
@@ -85,7 +86,7 @@ class CaptionsTest(absltest.TestCase):
       self.root / 'stored' / 'prepare', 'train'
     )
     with mock.patch.object(texts, 'tokenize', tokenize):
-      expected = texts.null_states(self.config)
+      expected = texts.null_states(Experiment(self.config, 'unused'))
     np.testing.assert_allclose(
       examples.null_states(), expected, rtol=2e-3, atol=2e-3
     )
@@ -101,7 +102,9 @@ class CaptionsTest(absltest.TestCase):
 
   def test_captions_alone_can_be_asked_for_but_have_no_tokens(self):
     workdir = self.root / 'computed'
-    prompts = datasets.prompts(self.without_images, workdir, 'test')
+    prompts = Experiment(self.without_images, workdir).examples(
+      'test', 'prompts'
+    )
     self.assertLen(prompts, len(self.prompts))
     captions = prompts.captions(np.arange(len(prompts)))
     self.assertEqual(captions, [text for (text,) in self.prompts.values()])

@@ -20,10 +20,10 @@ from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
-  load,
   networks,
   workdir as workdir_lib,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, metric_writer
@@ -110,7 +110,7 @@ class StageTest(parameterized.TestCase):
     # Its settings are those of all searches here.
     directory = pathlib.Path(cls().create_tempdir('scorer').full_path)
     with contextlib.redirect_stdout(io.StringIO()):
-      cls.scorer = Scorer(config, directory)
+      cls.scorer = Scorer(Experiment(config, directory))
 
   def setUp(self):
     super().setUp()
@@ -122,8 +122,8 @@ class StageTest(parameterized.TestCase):
 
   def search(self, config, workdir=None):
     """Runs the stage on the random networks."""
-    with mock.patch.object(load, 'generator', lambda *_: self.generator):
-      search.run(config, workdir or self.workdir)
+    with mock.patch.object(Experiment, 'generator', lambda *_: self.generator):
+      search.run(Experiment(config, workdir or self.workdir))
 
   def test_what_a_search_leaves(self):
     config = tiny_config(search__common_noise=('on', 'off'))
@@ -311,7 +311,7 @@ class StageTest(parameterized.TestCase):
   )
   def test_mistakes_are_one_line(self, fields, part):
     with self.assertRaises(UserError) as caught:
-      search.check_config(tiny_config(**fields))
+      search.check_config(Experiment(tiny_config(**fields), 'unused'))
     self.assertIn(part, str(caught.exception))
     self.assertNotIn('\n', str(caught.exception))
 
@@ -320,11 +320,11 @@ class StageTest(parameterized.TestCase):
       mock.patch.dict(sys.modules, {'cmaes': None}),
       self.assertRaisesRegex(UserError, r"^optimizer 'cma' needs .*\[search\]"),
     ):
-      search.check_config(tiny_config())
+      search.check_config(Experiment(tiny_config(), 'unused'))
 
   def test_missing_nat_is_named(self):
     with self.assertRaisesRegex(UserError, '--config.mode=nat'):
-      search.run(tiny_config(), self.workdir)
+      search.run(Experiment(tiny_config(), self.workdir))
 
   def test_training_and_schedule_take_turns(self):
     config = tiny_config(
@@ -334,7 +334,7 @@ class StageTest(parameterized.TestCase):
       nat__batch_size=8,
     )
     with self.assertRaisesRegex(UserError, '--config.mode=tokenizer'):
-      search.run(config, self.workdir)
+      search.run(Experiment(config, self.workdir))
     small_weights.save(self.workdir / 'tokenizer', params=self.tokenizer_params)
     # Killed when it comes to the second NAT.
     dies = Dies(nat_stage.run, 1)
@@ -346,15 +346,13 @@ class StageTest(parameterized.TestCase):
     )
     with (
       mock.patch.object(nat_stage, 'run', lambda *a: dies(*a)),
-      mock.patch.object(
-        nat_stage.datasets, 'token_examples', lambda *_: examples
-      ),
+      mock.patch.object(Experiment, 'examples', lambda *_: examples),
     ):
       with self.assertRaises(InterruptedError):
-        search.run(config, self.workdir)
+        search.run(Experiment(config, self.workdir))
       before = (self.workdir / 'search').glob('*/ledger.jsonl')
       before = next(before).read_text()
-      search.run(config, self.workdir)
+      search.run(Experiment(config, self.workdir))
     directory = self.workdir / 'search/alternating-T2-cma-on-0'
     after = (directory / 'ledger.jsonl').read_text()
     self.assertStartsWith(after, before)

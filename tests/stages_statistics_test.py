@@ -16,6 +16,7 @@ from PIL import Image
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, real_images
 from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
@@ -66,7 +67,7 @@ class StatisticsTest(parameterized.TestCase):
     return np.stack(rows)
 
   def test_moments_are_those_of_a_direct_computation(self):
-    statistics.run(self.config(), self.workdir)
+    statistics.run(Experiment(self.config(), self.workdir))
     path = self.workdir / 'statistics/train-pixels.npz'
     expected = self.boxes()
     with np.load(path) as file:
@@ -88,7 +89,7 @@ class StatisticsTest(parameterized.TestCase):
 
   def test_a_killed_run_goes_on_to_the_same_bytes(self):
     config = self.config()
-    statistics.run(config, self.workdir / 'whole')
+    statistics.run(Experiment(config, self.workdir / 'whole'))
     update = statistics.MomentAccumulator.update
     counted = []
 
@@ -102,7 +103,7 @@ class StatisticsTest(parameterized.TestCase):
       mock.patch.object(statistics.MomentAccumulator, 'update', killed),
       self.assertRaises(KeyboardInterrupt),
     ):
-      statistics.run(config, self.workdir / 'cut')
+      statistics.run(Experiment(config, self.workdir / 'cut'))
     name = 'statistics/train-pixels'
     self.assertFalse((self.workdir / f'cut/{name}.npz').exists())
     read = []
@@ -112,7 +113,7 @@ class StatisticsTest(parameterized.TestCase):
       '_decode',
       lambda self, index: read.append(index) or decode(self, index),
     ):
-      statistics.run(config, self.workdir / 'cut')
+      statistics.run(Experiment(config, self.workdir / 'cut'))
     self.assertEqual(min(read), 12)  # Three batches of four were kept.
     for suffix in ('npz', 'json'):
       self.assertEqual(
@@ -125,10 +126,10 @@ class StatisticsTest(parameterized.TestCase):
     config = self.config()
     path = self.workdir / 'mine.npz'
     config.statistics.output = str(path)
-    statistics.run(config, self.workdir)
+    statistics.run(Experiment(config, self.workdir))
     config.evaluate.statistics = str(path)
-    network = features.load(config, self.workdir)
-    reference = statistics.reference(config, self.workdir, network)
+    network = features.load(Experiment(config, self.workdir))
+    reference = statistics.reference(Experiment(config, self.workdir), network)
     self.assertEqual(reference.description['file'], 'mine.npz')
     self.assertEqual(
       reference.description['made of']['counted'], len(self.found.labels)
@@ -139,7 +140,7 @@ class StatisticsTest(parameterized.TestCase):
     # A manifest of another file describes nothing.
     np.savez(path, mu=np.zeros(192), sigma=np.eye(192))
     with self.assertRaisesRegex(UserError, 'not the file that mine.json'):
-      statistics.reference(config, self.workdir, network)
+      statistics.reference(Experiment(config, self.workdir), network)
 
   def test_converted_moments_are_read_too(self):
     path = self.workdir / 'theirs.npz'
@@ -152,14 +153,14 @@ class StatisticsTest(parameterized.TestCase):
     ):
       config = self.config()
       config.data.max_corrupt_share = 0.01
-      statistics.run(config, self.workdir)
+      statistics.run(Experiment(config, self.workdir))
     self.assertFalse(list(self.workdir.glob('statistics/*.npz')))
 
   def test_features_of_some_images(self):
     config = self.config()
-    network = features.load(config, self.workdir)
+    network = features.load(Experiment(config, self.workdir))
     found = real_images.some_features(
-      config, self.workdir, network, 'train', 10**6
+      Experiment(config, self.workdir), network, 'train', 10**6
     )
     self.assertLen(found, len(self.found.labels))
     order = lambda x: x[np.lexsort(x.T)]
@@ -181,12 +182,12 @@ class StatisticsTest(parameterized.TestCase):
     config.data.path = str(raw_files.cc3m_tsv(self.workdir, count=2).path)
     prompts = raw_files.cc3m_prompts(self.workdir).path
     config.data.validation_path = str(prompts)
-    features.check_config(config)
+    features.check_config(Experiment(config, 'unused'))
     config.evaluate.reference_split = 'test'
     with self.assertRaisesRegex(UserError, 'test split.*captions alone'):
-      features.check_config(config)
+      features.check_config(Experiment(config, 'unused'))
     with self.assertRaisesRegex(UserError, 'captions alone'):
-      real_images.RealImages(config, self.workdir, 'test')
+      real_images.RealImages(Experiment(config, self.workdir), 'test')
 
   def test_too_few_images_to_measure_with(self):
     few = raw_files.image_folder(
@@ -196,7 +197,7 @@ class StatisticsTest(parameterized.TestCase):
     config.data.path = str(few.path)
     config.data.num_classes = 1
     with self.assertRaisesRegex(UserError, 'train split has 3 .*at least 4'):
-      statistics.run(config, self.workdir / 'run')
+      statistics.run(Experiment(config, self.workdir / 'run'))
 
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, 'no such file of moments'):
@@ -204,11 +205,11 @@ class StatisticsTest(parameterized.TestCase):
     config = self.config()
     config.statistics.output = 'moments.txt'
     with self.assertRaisesRegex(UserError, 'moments.txt.*npz'):
-      statistics.check_config(config)
+      statistics.check_config(Experiment(config, 'unused'))
     config = self.config()
     config.statistics.split = 'all'
     with self.assertRaisesRegex(UserError, 'split.*train, test'):
-      statistics.check_config(config)
+      statistics.check_config(Experiment(config, 'unused'))
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.experiment import networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import vq
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models.classifier import ConvClassifier
@@ -137,7 +137,7 @@ class MethodsTest(absltest.TestCase):
   def test_no_seed_serves_two_purposes(self):
     # Of an Evaluation only what chooses keys; the rest is not there.
     evaluation = object.__new__(evaluate.Evaluation)
-    evaluation.config = tiny_config()
+    evaluation.experiment = Experiment(tiny_config(), 'unused')
     keys = []
     images = np.zeros((4, 1))
 
@@ -203,9 +203,11 @@ class MeasuresTest(absltest.TestCase):
     params = jax.jit(module.init)(jax.random.key(0), data.train_images[:1])
     config = tiny_config()
     with mock.patch.object(
-      networks, 'load_measure', return_value=(module, params['params'])
+      Experiment, 'network', return_value=(module, params['params'])
     ):
-      measures = measures_lib.Measures(config, pathlib.Path('unused'))
+      measures = measures_lib.Measures(
+        Experiment(config, pathlib.Path('unused'))
+      )
     condition = lambda labels: digits.condition_of(labels, 'parity')
     itself = measures(data.train_images, condition(data.train_labels))
     held_out = measures(data.test_images, condition(data.test_labels))

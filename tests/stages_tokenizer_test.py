@@ -13,7 +13,8 @@ import optax
 from PIL import Image
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
@@ -242,7 +243,7 @@ class StageTest(parameterized.TestCase):
     }
     cls.config = cls.load({})
     cls.workdir = directory / 'run'
-    tokenizer.run(cls.config, cls.workdir)
+    tokenizer.run(Experiment(cls.config, cls.workdir))
 
   @classmethod
   def load(cls, changes):
@@ -279,20 +280,22 @@ class StageTest(parameterized.TestCase):
     self.assertBetween(coloured.sum(), 80, 96)
 
   def test_goes_on_where_it_was_bit_for_bit(self):
-    _, params = networks.load_tokenizer(self.config, self.workdir)
+    _, params = Experiment(self.config, self.workdir).network('tokenizer')
     rows = self.rows()
     directory = self.workdir / 'tokenizer'
     shutil.rmtree(directory / 'checkpoints/8')
     (directory / 'complete.json').unlink()
-    tokenizer.run(self.config, self.workdir)
-    _, again = networks.load_tokenizer(self.config, self.workdir)
+    tokenizer.run(Experiment(self.config, self.workdir))
+    _, again = Experiment(self.config, self.workdir).network('tokenizer')
     jax.tree.map(np.testing.assert_array_equal, params, again)
     self.assertEqual(rows, self.rows())
 
   def test_a_converted_tokenizer_is_measured(self):
     workdir = self.workdir.with_name('converted')
     there = str(self.workdir / 'tokenizer')
-    tokenizer.run(self.load({'tokenizer.init_from': there}), workdir)
+    tokenizer.run(
+      Experiment(self.load({'tokenizer.init_from': there}), workdir)
+    )
     self.assertEqual(self.read('complete.json', workdir)['step'], 0)
     figures = lambda *where: self.read('complete.json', *where)['figures']
     self.assertEqual(figures(workdir), figures())
@@ -310,7 +313,7 @@ class StageTest(parameterized.TestCase):
   )
   def test_mistakes(self, name, value, message):
     with self.assertRaisesRegex(UserError, message):
-      tokenizer.check_config(self.load({name: value}))
+      tokenizer.check_config(Experiment(self.load({name: value}), 'unused'))
 
   def test_captions_alone_are_nothing_to_measure_on(self):
     root = self.workdir.parent
@@ -322,7 +325,7 @@ class StageTest(parameterized.TestCase):
         'data.validation_path': str(raw_files.cc3m_prompts(root / 'list').path),
       },
     )
-    splits = tokenizer.splits_of(config, self.workdir)
+    splits = tokenizer.splits_of(Experiment(config, self.workdir))
     self.assertEqual(set(splits), {'train'})
     # Six images, both ways round.
     self.assertLen(splits['train'], 12)
@@ -330,7 +333,7 @@ class StageTest(parameterized.TestCase):
   def test_without_images_to_measure_on_it_does_not_begin(self):
     workdir = self.workdir.with_name('nothing')
     with self.assertRaisesRegex(UserError, 'data.held_out'):
-      tokenizer.run(self.load({'data.held_out': 0}), workdir)
+      tokenizer.run(Experiment(self.load({'data.held_out': 0}), workdir))
     self.assertFalse((workdir / 'tokenizer').exists())
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import optax
 from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, networks, reward_network, texts
+from adanat_jax.experiment import networks, reward_network, texts
 from adanat_jax.learning import discriminator as discriminator_lib, rewards
 from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models import vit
@@ -35,6 +34,9 @@ from adanat_jax.models.discriminator import (
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array, Condition, Reward
+
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
 
 Config = ml_collections.ConfigDict
 
@@ -56,9 +58,7 @@ class Court:
   )
 
 
-def real_examples(
-  config: Config, workdir: pathlib.Path, split: str
-) -> Examples:
+def real_examples(experiment: Experiment, split: str) -> Examples:
   """What the discriminator is to take for real: images and what they show.
 
   With `reconstruct_real` they go through the tokenizer, as generated ones do:
@@ -66,14 +66,12 @@ def real_examples(
   apart by it rewards nothing. Images in memory have been through it here,
   others go when they are read.
   """
-  examples = datasets.image_examples(
-    config, workdir, split, mirrored=split == 'train'
-  )
-  if not config.policy.discriminator.reconstruct_real:
+  examples = experiment.examples(split, 'images', mirrored=split == 'train')
+  if not experiment.config.policy.discriminator.reconstruct_real:
     return examples
   if not isinstance(examples, ArrayExamples):
     return examples
-  module, params = networks.load_tokenizer(config, workdir)
+  module, params = experiment.network('tokenizer')
   rebuilt = jax.jit(_rebuild, static_argnums=0)(
     module, params, examples.arrays['images']
   )
@@ -92,14 +90,14 @@ class _Discriminator:
   """The networks, as functions of the arrays that no training changes.
 
   Attributes:
-    config: the whole config.
+    experiment: of this run.
     trunk: the frozen network.
     heads: what learns.
     text: the tower that reads captions; None for classes.
     tokenizer: what real images go through when they are read, if anything.
   """
 
-  config: Config
+  experiment: Experiment
   trunk: vit.VisionTransformer
   heads: DiscriminatorHeads
   text: CLIPText | None
@@ -109,7 +107,7 @@ class _Discriminator:
     self, frozen: Any, images: Array, key: Array | None
   ) -> tuple[Array, ...]:
     """What the heads read of images."""
-    inputs = reward_network.inputs(self.config, images, key)
+    inputs = reward_network.inputs(self.experiment, images, key)
     variables = {'params': sharding.whole(frozen['reward'])}
     return self.trunk.apply(variables, inputs).features
 
@@ -142,7 +140,7 @@ class _Discriminator:
 
   def initial(self, frozen: Any, key: Array) -> tuple[Any, Any]:
     """New parameters of the heads, and their spectral vectors."""
-    side = self.config.data.image_size
+    side = self.experiment.config.data.image_size
     # What parameters are does not depend on what they are shown.
     shape = (GROUP_SIZE, side, side, self.trunk.image_channels)
     if self.text is None:
@@ -154,22 +152,20 @@ class _Discriminator:
     spectral = variables['spectral']
     # The published code starts from random vectors, so that its first rewards
     # have random sign and scale (0 iterations here).
-    for _ in range(self.config.policy.discriminator.spectral_warmup):
+    for _ in range(self.experiment.config.policy.discriminator.spectral_warmup):
       spectral = advance_spectral(variables['params'], spectral)
     return variables['params'], spectral
 
 
 def court(
-  config: Config,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   groups: int,
   text: tuple[CLIPText, Any] | None = None,
 ) -> Court:
   """A projected discriminator on the frozen reward network, trained in turn.
 
   Args:
-    config: the whole config.
-    workdir: its reward network must be trained, unless it is converted.
+    experiment: its reward network is trained or converted.
     groups: generated images are dealt out to the updates within this many
       equal parts of the batch, so that none moves between as many devices.
     text: the text tower and its parameters, where images have captions.
@@ -177,19 +173,20 @@ def court(
   Raises:
     UserError: for a network or images that are not there.
   """
+  config = experiment.config
   section = config.policy.discriminator
   optimizer = optax.adam(section.learning_rate, b1=0.5, b2=0.999)
-  trunk, trunk_params = networks.load_reward(config, workdir)
+  trunk, trunk_params = experiment.network('reward')
   frozen = {'reward': trunk_params}
   if section.held_out:
-    frozen['held_out'] = _held_out(config, workdir)
+    frozen['held_out'] = _held_out(experiment)
   if text is not None:
     frozen['text'] = text[1]
   tokenizer = None
-  if section.reconstruct_real and not datasets.is_digits(config):
-    tokenizer, frozen['tokenizer'] = networks.load_tokenizer(config, workdir)
+  if section.reconstruct_real and not experiment.is_digits:
+    tokenizer, frozen['tokenizer'] = experiment.network('tokenizer')
   discriminator = _Discriminator(
-    config,
+    experiment,
     trunk,
     networks.discriminator_module(config),
     text[0] if text is not None else None,
@@ -208,10 +205,10 @@ def court(
   return Court(frozen, judge, initial)
 
 
-def _held_out(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def _held_out(experiment: Experiment) -> dict[str, Any]:
   """Test images on which the discriminator's accuracy is told."""
-  count = config.policy.discriminator.held_out
-  examples = real_examples(config, workdir, 'test')
+  count = experiment.config.policy.discriminator.held_out
+  examples = real_examples(experiment, 'test')
   if count > len(examples):
     raise UserError(
       f'config.policy.discriminator.held_out is {count}; there are only'
@@ -221,7 +218,7 @@ def _held_out(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
   if not isinstance(examples, ArrayExamples):
     # Files may be sorted by class.
     index = index * len(examples) // count
-  mesh = networks.mesh_of(config)
+  mesh = experiment.mesh
   return sharding.put_batch(
     dict[str, Any](examples.take(sharding.local_rows(index, mesh))), mesh
   )
@@ -234,7 +231,7 @@ def _judge(
   groups: int,
 ) -> Judge:
   """The discriminator as a reward, and its learning; traced."""
-  section = discriminator.config.policy.discriminator
+  section = discriminator.experiment.config.policy.discriminator
   heads = discriminator.logits
 
   def score(

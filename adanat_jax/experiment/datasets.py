@@ -9,7 +9,7 @@ that stage `prepare` has written.
 from __future__ import annotations
 
 import functools
-import pathlib
+from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
@@ -32,20 +32,19 @@ from adanat_jax.experiment.fields import (
 )
 from adanat_jax.runtime import sharding
 
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
+
 Config = ml_collections.ConfigDict
 
 SPLITS = ('train', 'test')
 
 
-def is_digits(config: Config) -> bool:
-  """Whether the images are scikit-learn's digits."""
-  return config.data.source == 'digits'
-
-
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.data` that cannot work."""
+  config = experiment.config
   check(config, {'data.source': choice('digits', *registry.SOURCES)})
-  if is_digits(config):
+  if experiment.is_digits:
     check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
     return
   check(
@@ -72,32 +71,30 @@ def check_config(config: Config) -> None:
     )
 
 
-def prepared_directory(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-  """Where stage `prepare` writes, and where tokens are read from."""
-  return pathlib.Path(config.data.prepared or workdir / 'prepare')
-
-
-def path_of(config: Config, split: str) -> str:
+def path_of(experiment: Experiment, split: str) -> str:
   """Where the raw images of a split are."""
-  data = config.data
+  data = experiment.config.data
   return (split == 'test' and data.validation_path) or data.path
 
 
-def has_validation(config: Config) -> bool:
+def has_validation(experiment: Experiment) -> bool:
   """Whether the config leads to validation images."""
-  if is_digits(config) or config.data.held_out or config.data.validation_path:
+  config = experiment.config
+  if (
+    experiment.is_digits or config.data.held_out or config.data.validation_path
+  ):
     return True
   # tfds has them under the same path.
   return config.data.source == 'tfds'
 
 
-def raw_source(config: Config, split: str) -> RawSource:
+def raw_source(experiment: Experiment, split: str) -> RawSource:
   """The raw images of a split.
 
   Raises:
     UserError: naming the field that does not lead to such images.
   """
-  data = config.data
+  data = experiment.config.data
   settings = SourceSettings(
     source=data.source,
     path=data.path,
@@ -107,14 +104,13 @@ def raw_source(config: Config, split: str) -> RawSource:
     validation_annotations=data.validation_annotations,
     held_out=data.held_out,
     condition=data.condition,
-    num_classes=0 if networks.is_text(config) else data.num_classes,
+    num_classes=0 if experiment.is_text else data.num_classes,
   )
   return registry.open_source(settings, split)
 
 
 def image_examples(
-  config: Config,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   split: str,
   *,
   mirrored: bool = False,
@@ -122,8 +118,7 @@ def image_examples(
   """Images with what they show.
 
   Args:
-    config: the whole config.
-    workdir: of this run; unused by sources that need no preparation.
+    experiment: of this run.
     split: 'train' or 'test'.
     mirrored: whether mirror images count too; never those of digits.
 
@@ -134,26 +129,24 @@ def image_examples(
   Raises:
     UserError: see `raw_source`.
   """
-  del workdir
-  if is_digits(config):
-    images, labels = _digits(config, split)
+  config = experiment.config
+  if experiment.is_digits:
+    images, labels = _digits(experiment, split)
     return ArrayExamples({'images': images, 'condition': labels})
   return RawImages(
-    raw_source(config, split),
+    raw_source(experiment, split),
     config.data.image_size,
     apply_orientation=config.data.apply_orientation,
     mirrored=mirrored,
     tokenize=(
-      functools.partial(texts.tokenize, config)
-      if networks.is_text(config)
+      functools.partial(texts.tokenize, experiment)
+      if experiment.is_text
       else None
     ),
   )
 
 
-def token_examples(
-  config: Config, workdir: pathlib.Path, split: str
-) -> Examples:
+def token_examples(experiment: Experiment, split: str) -> Examples:
   """Token grids with what they show.
 
   Returns:
@@ -163,23 +156,26 @@ def token_examples(
   Raises:
     UserError: if the tokens are not prepared, or by another tokenizer.
   """
-  if not is_digits(config):
-    return _prepared(config, workdir, split)
-  images, labels = _digits(config, split)
-  tokenizer, params = networks.load_tokenizer(config, workdir)
+  if not experiment.is_digits:
+    return _prepared(experiment, split)
+  images, labels = _digits(experiment, split)
+  tokenizer, params = experiment.network('tokenizer')
   tokenize = jax.jit(functools.partial(tokenizer.apply, method='tokenize'))
   tokens = sharding.gather(tokenize({'params': params}, images))
   return ArrayExamples({'tokens': tokens, 'condition': labels})
 
 
-def prompts(config: Config, workdir: pathlib.Path, split: str) -> Examples:
+def prompts(experiment: Experiment, split: str) -> Examples:
   """What generated images are asked to show: `token_examples` less tokens."""
-  if not is_digits(config):
-    return _prepared(config, workdir, split, with_tokens=False)
-  return ArrayExamples({'condition': _digits(config, split)[1]})
+  if not experiment.is_digits:
+    return _prepared(experiment, split, with_tokens=False)
+  return ArrayExamples({'condition': _digits(experiment, split)[1]})
 
 
-def _digits(config: Config, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _digits(
+  experiment: Experiment, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+  config = experiment.config
   data = digits.load(config.data.image_size)
   images, labels = (
     (data.train_images, data.train_labels)
@@ -190,16 +186,15 @@ def _digits(config: Config, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepared(
-  config: Config,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   split: str,
   with_tokens: bool = True,
 ) -> Examples:
-  directory = prepared_directory(config, workdir)
+  directory = experiment.prepared_directory
   examples = PreparedExamples(directory, split, with_tokens=with_tokens)
   check_settings(
     directory,
     examples.manifest['settings'],
-    encoder.settings_of(config, workdir),
+    encoder.settings_of(experiment),
   )
   return examples

@@ -7,8 +7,7 @@ its own devices and no process waits for another one.
 from __future__ import annotations
 
 import functools
-import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,13 @@ import numpy as np
 
 from adanat_jax.data import clip_tokens, images as images_lib
 from adanat_jax.data.prepared import VIEWS, RecordLayout
-from adanat_jax.experiment import networks, texts
+from adanat_jax.experiment import texts
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
+
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
 
 Config = ml_collections.ConfigDict
 
@@ -33,25 +35,24 @@ class Encoder:
   once, and what an image becomes does not depend on how many came with it.
   """
 
-  def __init__(self, config: Config, workdir: pathlib.Path, batch_size: int):
+  def __init__(self, experiment: Experiment, batch_size: int):
     """Loads the networks; with several processes all must do it.
 
     Args:
-      config: the whole config.
-      workdir: of this run.
+      experiment: of this run.
       batch_size: images, and captions, that are encoded at once.
 
     Raises:
       UserError: if a network is neither converted nor trained.
     """
     self.batch_size = batch_size
-    self.layout = layout_of(config)
+    self.layout = layout_of(experiment)
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
-    tokenizer, params = networks.load_tokenizer(config, workdir)
+    tokenizer, params = experiment.network('tokenizer')
     self._tokenizer_params = self._here(params)
     self._tokenize = jax.jit(functools.partial(tokens_of, tokenizer))
     if self.layout.state_width:
-      tower, params = texts.load_text(config)
+      tower, params = experiment.network('text')
       self._text_params = self._here(params)
       self._encode = jax.jit(functools.partial(_encode, tower))
 
@@ -97,41 +98,45 @@ class Encoder:
     return jax.device_put(sharding.gather(params), everywhere)
 
 
-def settings_of(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def settings_of(experiment: Experiment) -> dict[str, Any]:
   """What decides about a set besides its images, by the fields' names.
 
   Raises:
     UserError: if a network is neither converted nor trained.
   """
+  config = experiment.config
   data = config.data
   settings = {
     f'data.{name}': data[name]
     for name in ('source', 'image_size', 'apply_orientation', 'condition')
   }
   settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size
-  settings['tokenizer'] = _digest(config, workdir, 'tokenizer')
-  if networks.is_text(config):
+  settings['tokenizer'] = _digest(experiment, 'tokenizer')
+  if experiment.is_text:
     settings['data.text_embeddings'] = data.text_embeddings
     if data.text_embeddings == 'store':
-      settings['text'] = _digest(config, workdir, 'text')
+      settings['text'] = _digest(experiment, 'text')
   else:
     settings['data.num_classes'] = data.num_classes
   return settings
 
 
-def _digest(config: Config, workdir: pathlib.Path, section: str) -> str:
+def _digest(experiment: Experiment, section: str) -> str:
   """Names the parameters of a network without reading them."""
-  if networks.is_converted(config, section):
-    return checkpoint.digest_params(config[section].init_from, 'params')
-  networks.require(workdir, section)
-  return checkpoint.digest_params(workdir / section, 'params')
+  if experiment.is_converted(section):
+    return checkpoint.digest_params(
+      experiment.config[section].init_from, 'params'
+    )
+  experiment.require(section)
+  return checkpoint.digest_params(experiment.workdir / section, 'params')
 
 
-def layout_of(config: Config) -> RecordLayout:
+def layout_of(experiment: Experiment) -> RecordLayout:
   """What is stored of an image, by the config."""
-  num_tokens = networks.grid_size(config) ** 2
-  if not networks.is_text(config):
-    return RecordLayout(num_tokens, num_classes=networks.num_classes(config))
+  config = experiment.config
+  num_tokens = experiment.num_tokens
+  if not experiment.is_text:
+    return RecordLayout(num_tokens, num_classes=experiment.num_classes)
   stored = config.data.text_embeddings == 'store'
   return RecordLayout(
     num_tokens,

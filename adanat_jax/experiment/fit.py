@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import math
-import pathlib
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-import ml_collections
 
 from adanat_jax.data import prefetch
 from adanat_jax.data.examples import ArrayExamples, Examples, Rows
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.experiment import networks
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.types import Array
+
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
 
 State = TypeVar('State')
 
@@ -36,7 +36,7 @@ class Batches:
 
   def __init__(
     self,
-    config: ml_collections.ConfigDict,
+    experiment: Experiment,
     name: str,
     examples: Examples,
     shape: tuple[int, ...],
@@ -44,13 +44,13 @@ class Batches:
     """Reads nothing yet.
 
     Args:
-      config: the whole config; its seed and mesh are read.
+      experiment: its seed and mesh are read.
       name: of the training, which has an order of its own.
       examples: what is read.
       shape: (B,), or (U, B) for several batches a step.
     """
-    self._mesh = networks.mesh_of(config)
-    self._seed = networks.order_seed(config, name)
+    self._mesh = experiment.mesh
+    self._seed = experiment.order_seed(name)
     self._examples = examples
     self._shape = shape
     self._ahead = (
@@ -82,8 +82,7 @@ class Batches:
 
 
 def fit(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   name: str,
   *,
   initial: Callable[[Any], State],
@@ -101,8 +100,7 @@ def fit(
   """Trains from the newest checkpoint, or from the start, to `num_steps`.
 
   Args:
-    config: the whole config; its mesh and the options of loops are read.
-    workdir: gets `<name>/`.
+    experiment: its workdir gets `<name>/`.
     name: of the training, its directory in the workdir.
     initial: `frozen -> state`, traced.
     train_step: `(frozen, state, batch, step) -> (state, metrics)`, traced.
@@ -119,7 +117,7 @@ def fit(
   Returns:
     The state after `num_steps` steps.
   """
-  mesh = networks.mesh_of(config)
+  mesh = experiment.mesh
   with contextlib.ExitStack() as stack:
     if isinstance(batch_at, Batches):
       stack.callback(batch_at.close)
@@ -134,9 +132,9 @@ def fit(
       state,
       functools.partial(compiled, frozen),
       batch_at,
-      directory=workdir / name,
+      directory=experiment.workdir / name,
       name=name,
       num_steps=num_steps,
       final_figures=final_figures,
-      **{**networks.loop_options(config, best_of, keep_best), **options},
+      **{**experiment.loop_options(best_of, keep_best), **options},
     )

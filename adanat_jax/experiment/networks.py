@@ -1,30 +1,22 @@
 """The networks that a config asks for, and where their parameters are.
 
-Each `*_module` builds a network from its section of the config; each `load_*`
-also reads its parameters: from the checkpoint that the section's `init_from`
-names, as `python -m adanat_jax.convert` wrote it, or else from what a finished
-stage left in the workdir. It says which stage to run if there is neither.
+Each `*_module` builds a network from its section of the config; `load` also
+reads its parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-import functools
-import pathlib
-from typing import Any
-import zlib
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import ml_collections
 
 from adanat_jax.data import clip_tokens, digits
 from adanat_jax.decoding import actions
-from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.fields import check, choice
 from adanat_jax.models.classifier import ConvClassifier
+from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.discriminator import DiscriminatorHeads
 from adanat_jax.models.enat import ENAT
@@ -32,43 +24,14 @@ from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vit import VisionTransformer
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import checkpoint, journal, sharding
+from adanat_jax.runtime import checkpoint
+
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
 
 Config = ml_collections.ConfigDict
 
-
-def mesh_of(config: Config) -> Mesh:
-  """The mesh of `config.mesh`, over all devices of all processes.
-
-  Raises:
-    UserError: if `mesh.fsdp` does not divide the number of devices.
-  """
-  try:
-    return sharding.make_mesh(fsdp=config.mesh.fsdp)
-  except UserError as error:
-    raise UserError(f'config.mesh.{error}') from error
-
-
-def check_batches(config: Config, multiples: Mapping[str, int]) -> None:
-  """Refuses batches that cannot be split evenly over the devices.
-
-  Args:
-    config: the whole config.
-    multiples: for each dotted field what every device's share of it must be a
-      multiple of: 8 where samples share statistics in groups of 8.
-
-  Raises:
-    UserError: naming the field.
-  """
-  num_devices = mesh_of(config).size
-  for name, multiple in multiples.items():
-    size: Any = functools.reduce(getattr, name.split('.'), config)
-    if size % (multiple * num_devices):
-      raise UserError(
-        f'config.{name} is {size}; it must be a multiple of'
-        f' {multiple * num_devices}: {num_devices} devices take equal shares'
-        + (f', in groups of {multiple}' if multiple > 1 else '')
-      )
+_TEXT_LENGTH = clip_tokens.NUM_POSITIONS
 
 
 def is_text(config: Config) -> bool:
@@ -146,6 +109,19 @@ def nat_module(config: Config) -> DenoiserModule:
   )
 
 
+def text_module(config: Config) -> CLIPText:
+  """CLIP's text tower of `config.text`."""
+  section = config.text
+  return CLIPText(
+    section.width,
+    section.depth,
+    section.num_heads,
+    section.mlp_width,
+    section.projection_width,
+    section.activation,
+  )
+
+
 def measuring_module(config: Config) -> ConvClassifier:
   """The convolutional classifier that measures, `config.judges.measure`."""
   section = config.judges.measure
@@ -204,166 +180,54 @@ def centred(images: jax.Array) -> jax.Array:
   return 2.0 * images - 1.0
 
 
-def stage_key(config: Config, name: str) -> jax.Array:
-  """The typed key of one training or evaluation, by its name."""
-  return jax.random.fold_in(
-    jax.random.key(config.seed), order_seed(config, name)
-  )
+# Where the parameters of each network are: its section of the config, which is
+# also its directory in the workdir, and their name in the checkpoint.
+_SECTIONS = {
+  'tokenizer': ('tokenizer', 'params'),
+  'nat': ('nat', 'ema'),
+  'measure': ('judges.measure', 'params'),
+  'reward': ('judges.reward', 'params'),
+  'text': ('text', 'params'),
+}
 
 
-def order_seed(config: Config, name: str) -> int:
-  """A number for the data order of one training, by its name."""
-  return zlib.crc32(f'{config.seed}/{name}'.encode())
-
-
-def loop_options(
-  config: Config,
-  best_of: tuple[str, str] | None = ('loss', 'min'),
-  keep_best: bool = False,
-) -> dict[str, Any]:
-  """What every training loop takes from the top of the config.
-
-  Args:
-    config: the whole config.
-    best_of: which checkpoint is the best, see `loop.run_loop`.
-    keep_best: keep it whatever the config says.
-  """
-  return dict(
-    log_every=config.log_every,
-    save_every=config.save_every,
-    keep_every=config.keep_every or None,
-    best_of=best_of if config.keep_best or keep_best else None,
-    config_for_meta=config_lib.to_dict(config),
-    profile=tuple(config.profile),
-    tensorboard=config.tensorboard,
-  )
-
-
-def load_tokenizer(config: Config, workdir: pathlib.Path) -> tuple[VQGAN, Any]:
-  """The tokenizer and its trained parameters."""
-  module = tokenizer_module(config)
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct(
-    (1, size, size, module.image_channels), jnp.float32
-  )
-  return module, _load(config, workdir, 'tokenizer', 'params', module, image)
-
-
-def load_nat(
-  config: Config, workdir: pathlib.Path
-) -> tuple[DenoiserModule, Any]:
-  """The network of `config.nat` and the moving average of its parameters."""
-  module = nat_module(config)
-  tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
-  if is_text(config):
-    length = clip_tokens.NUM_POSITIONS
-    condition = jax.ShapeDtypeStruct(
-      (1, length, config.text.width), jnp.float32
-    )
-  else:
-    condition = jax.ShapeDtypeStruct((1,), jnp.int32)
-  params = _load(config, workdir, 'nat', 'ema', module, tokens, condition)
-  return module, params
-
-
-def load_measure(
-  config: Config, workdir: pathlib.Path
-) -> tuple[ConvClassifier, Any]:
-  """The measuring network and its parameters."""
-  module = measuring_module(config)
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
-  return module, _load(
-    config, workdir, 'judges/measure', 'params', module, image
-  )
-
-
-def load_reward(
-  config: Config, workdir: pathlib.Path
-) -> tuple[VisionTransformer, Any]:
-  """The reward network and its parameters."""
-  module = reward_module(config)
-  size = module.image_size
-  image = jax.ShapeDtypeStruct(
-    (1, size, size, module.image_channels), jnp.float32
-  )
-  return module, _load(
-    config, workdir, 'judges/reward', 'params', module, image
-  )
-
-
-def _load(
-  config: Config,
-  workdir: pathlib.Path,
-  stage: str,
-  field: str,
-  module: Any,
-  *inputs: jax.ShapeDtypeStruct,
-) -> Any:
-  """Parameters of a network, in the shapes that the config gives."""
-  shapes = param_shapes(config, module, *inputs)
-  section = stage.replace('/', '.')
-  if is_converted(config, section):
-    return load_converted(config, section, field, shapes)
-  if 'init_from' in _section(config, section):
+def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
+  """Builds a network and reads its parameters; see `Experiment.network`."""
+  section, field = _SECTIONS[name]
+  module, inputs = _module_and_inputs(experiment.config, name)
+  shapes = experiment.param_shapes(module, *inputs)
+  # No stage trains the text tower.
+  if experiment.is_converted(section) or name == 'text':
+    return module, experiment.load_converted(section, field, shapes)
+  hint = ''
+  if 'init_from' in experiment.field(section):
     hint = f', or name converted weights by config.{section}.init_from'
-    require(workdir, stage, hint)
-  else:
-    require(workdir, stage)
-  return checkpoint.load_params(workdir / stage, field, shapes)
+  stage = section.replace('.', '/')
+  experiment.require(stage, hint)
+  directory = experiment.workdir / stage
+  return module, checkpoint.load_params(directory, field, shapes)
 
 
-def is_converted(config: Config, section: str) -> bool:
-  """Whether a section, 'nat' or 'judges.reward', names a checkpoint."""
-  return bool(_section(config, section).get('init_from', ''))
+def _module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
+  """A network, and the shapes of one example that it is applied to."""
+  image = lambda side, channels: _shape((1, side, side, channels))
+  side = config.data.image_size
+  if name == 'tokenizer':
+    tokenizer = tokenizer_module(config)
+    return tokenizer, [image(side, tokenizer.image_channels)]
+  if name == 'measure':
+    return measuring_module(config), [image(side, 1)]
+  if name == 'reward':
+    reward = reward_module(config)
+    return reward, [image(reward.image_size, reward.image_channels)]
+  if name == 'text':
+    return text_module(config), [_shape((1, _TEXT_LENGTH), jnp.int32)]
+  nat = nat_module(config)
+  condition = _shape((1,), jnp.int32)
+  if is_text(config):
+    condition = _shape((1, _TEXT_LENGTH, config.text.width))
+  return nat, [_shape((1, nat.num_tokens), jnp.int32), condition]
 
 
-def load_converted(
-  config: Config, section: str, field: str, shapes: Any
-) -> Any:
-  """The parameters in the checkpoint that a section names by `init_from`.
-
-  Args:
-    config: the whole config.
-    section: dotted name of the section.
-    field: of the checkpoint: `'params'`, `'ema'`.
-    shapes: from `param_shapes`.
-
-  Raises:
-    UserError: if the section names none, or one of other shapes.
-  """
-  directory = _section(config, section).get('init_from', '')
-  if not directory:
-    raise UserError(
-      f'config.{section}.init_from is empty; give the directory that'
-      ' python -m adanat_jax.convert wrote (docs/weights.md)'
-    )
-  try:
-    return checkpoint.load_params(directory, field, shapes)
-  except UserError as error:
-    raise UserError(f'config.{section}.init_from: {error}') from error
-
-
-def _section(config: Config, name: str) -> Config:
-  return functools.reduce(getattr, name.split('.'), config)
-
-
-def param_shapes(config: Config, module: Any, *inputs: Any) -> Any:
-  """A module's parameters as `jax.ShapeDtypeStruct`s, placed on the mesh."""
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
-  return sharding.placed(shapes, mesh_of(config))
-
-
-def is_complete(workdir: pathlib.Path, stage: str) -> bool:
-  """Whether a stage of this workdir has finished."""
-  return journal.is_complete(workdir / stage)
-
-
-def require(workdir: pathlib.Path, stage: str, hint: str = '') -> None:
-  """Raises UserError unless a stage of this workdir is complete."""
-  if not is_complete(workdir, stage):
-    mode = stage.split('/')[0]
-    raise UserError(
-      f'{workdir / stage} holds no finished training; run --config.mode={mode}'
-      f' with this workdir first{hint}'
-    )
+def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+  return jax.ShapeDtypeStruct(shape, dtype)

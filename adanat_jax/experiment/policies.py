@@ -8,18 +8,20 @@ one of the two.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from adanat_jax.decoding import actions
 from adanat_jax.experiment import networks
+from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
+
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
 
 # The policy that sees the NAT's features, and the one that does not.
 KINDS = ('adaptive', 'constant')
@@ -53,9 +55,9 @@ class Training:
     return f'{self.reward}-{kind}-T{self.num_steps}-{self.index}'
 
 
-def trainings(config: ml_collections.ConfigDict) -> list[Training]:
+def trainings(experiment: Experiment) -> list[Training]:
   """All trainings that a config asks for, in the order of its kinds."""
-  section = config.policy
+  section = experiment.config.policy
   return [
     Training(reward, num_steps, kind == 'adaptive', index)
     for reward in section.rewards
@@ -67,10 +69,10 @@ def trainings(config: ml_collections.ConfigDict) -> list[Training]:
 
 
 def make_actor_critic(
-  config: ml_collections.ConfigDict, which: Training
+  experiment: Experiment, which: Training
 ) -> agent_lib.ActorCritic:
   """Both policy networks of a training as one function."""
-  actor, critic = networks.policy_modules(config)
+  actor, critic = networks.policy_modules(experiment.config)
 
   def actor_critic(
     params: Any, features: Array, step: Array
@@ -84,11 +86,11 @@ def make_actor_critic(
   return agent_lib.non_adaptive(actor_critic, which.num_steps)
 
 
-def initial_params(config: ml_collections.ConfigDict, key: Array) -> Any:
+def initial_params(experiment: Experiment, key: Array) -> Any:
   """New parameters of actor and critic."""
+  config = experiment.config
   actor, critic = networks.policy_modules(config)
-  num_tokens = networks.grid_size(config) ** 2
-  features = jnp.zeros((1, num_tokens, config.nat.width))
+  features = jnp.zeros((1, experiment.num_tokens, config.nat.width))
   actor_key, critic_key = jax.random.split(key)
   return {
     'actor': actor.init(actor_key, features, 0)['params'],
@@ -96,40 +98,79 @@ def initial_params(config: ml_collections.ConfigDict, key: Array) -> Any:
   }
 
 
-def residual_of(config: ml_collections.ConfigDict, num_steps: int) -> Array:
+def residual_of(experiment: Experiment, num_steps: int) -> Array:
   """The schedule a zero action stands for, float32[T, A]."""
-  return RESIDUALS[config.policy.residual](num_steps)
+  return RESIDUALS[experiment.config.policy.residual](num_steps)
 
 
-def iterate_field(config: ml_collections.ConfigDict) -> str:
+def iterate_field(experiment: Experiment) -> str:
   """Which field of a training's state is measured, and used afterwards."""
   # A workdir of an older version may say nothing of iterates: it has the last.
-  averaged = config.policy.get('iterate', 'last') == 'average'
+  averaged = experiment.config.policy.get('iterate', 'last') == 'average'
   return 'average' if averaged else 'params'
 
 
-def load_agent(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, which: Training
-) -> agent_lib.Agent:
+def load_agent(experiment: Experiment, which: Training) -> agent_lib.Agent:
   """The iterate of a finished training that `config.policy.iterate` names.
 
   Raises:
     UserError: if the training has not finished or has other shapes.
   """
   stage = f'policy/{which.name}'
-  networks.require(workdir, stage)
+  experiment.require(stage)
   shapes = sharding.placed(
-    jax.eval_shape(lambda key: initial_params(config, key), jax.random.key(0)),
-    networks.mesh_of(config),
+    jax.eval_shape(
+      lambda key: initial_params(experiment, key), jax.random.key(0)
+    ),
+    experiment.mesh,
   )
   params = checkpoint.load_params(
-    workdir / stage,
-    iterate_field(config),
+    experiment.workdir / stage,
+    iterate_field(experiment),
     shapes,
-    best=config.policy.get('iterate', 'last') == 'best',
+    best=experiment.config.policy.get('iterate', 'last') == 'best',
   )
   return agent_lib.Agent(
     params,
-    residual_of(config, which.num_steps),
-    make_actor_critic(config, which),
+    residual_of(experiment, which.num_steps),
+    make_actor_critic(experiment, which),
   )
+
+
+def agents(experiment: Experiment) -> dict[int, agent_lib.Agent]:
+  """The learned policies by number of steps: converted, or of the workdir."""
+  if experiment.is_converted('policy'):
+    return _converted_agent(experiment)
+  found: dict[int, agent_lib.Agent] = {}
+  for which in trainings(experiment):
+    finished = experiment.is_complete(f'policy/{which.name}')
+    if which.adaptive and finished and which.num_steps not in found:
+      found[which.num_steps] = load_agent(experiment, which)
+  return found
+
+
+def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
+  """The published policy, at its number of steps."""
+  # A policy belongs to one number of steps and to one schedule.
+  config = experiment.config
+  check(
+    config,
+    {
+      'policy.num_steps': tuple_of(int_at_least(1), length=1),
+      'policy.residual': choice(*RESIDUALS),
+    },
+  )
+  (num_steps,) = config.policy.num_steps
+  actor, _ = networks.policy_modules(config)
+  features = jnp.zeros((1, experiment.num_tokens, config.nat.width))
+  shapes = experiment.param_shapes(actor, features, jnp.zeros(1, jnp.int32))
+  params = experiment.load_converted('policy', 'params/actor', shapes)
+
+  def actor_alone(
+    params: Any, features: Array, step: Array
+  ) -> tuple[Array, Array]:
+    mean = actor.apply({'params': params}, features.astype(jnp.float32), step)
+    return mean, jnp.zeros(features.shape[0])
+
+  residual = residual_of(experiment, num_steps)
+  return {num_steps: agent_lib.Agent(params, residual, actor_alone)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import ml_collections
 
@@ -29,6 +30,9 @@ from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
 from adanat_jax.models.discriminator import GROUP_SIZE
 
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
+
 REWARDS = ('adversarial', 'frechet', 'pretrained')
 ITERATES = ('last', 'best', 'average')
 
@@ -47,8 +51,9 @@ def rollout_config(config: ml_collections.ConfigDict) -> policy.RolloutConfig:
   )
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.policy` that cannot work."""
+  config = experiment.config
   check(
     config,
     {
@@ -56,7 +61,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.residual': choice(*RESIDUALS),
     },
   )
-  if networks.is_converted(config, 'policy'):
+  if experiment.is_converted('policy'):
     return
   check(
     config,
@@ -101,16 +106,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'policy.discriminator.reconstruct_real': boolean,
     },
   )
-  networks.check_batches(config, {'policy.batch_size': GROUP_SIZE})
-  if has_discriminator(config):
-    networks.check_batches(
-      config,
+  experiment.check_batches({'policy.batch_size': GROUP_SIZE})
+  if has_discriminator(experiment):
+    experiment.check_batches(
       {
         'policy.discriminator.batch_size': GROUP_SIZE,
         'policy.discriminator.held_out': GROUP_SIZE,
       },
     )
-    _check_held_out(config)
+    _check_held_out(experiment)
   if config.policy.rollout_features == 'recompute' and denoisers.reuses(
     networks.nat_module(config)
   ):
@@ -118,11 +122,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'config.policy.rollout_features=recompute needs config.nat.network=nat:'
       ' what an ENAT sees depends on the steps before; give store'
     )
-  _check_parts(config)
-  reward_network.check_config(config)
+  _check_parts(experiment)
+  reward_network.check_config(experiment)
   if config.policy.evaluate_every:
     try:
-      features.check_config(config)
+      features.check_config(experiment)
     except UserError as error:
       raise UserError(
         f'{error}; config.policy.evaluate_every=0 measures nothing while the'
@@ -140,15 +144,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def has_discriminator(config: ml_collections.ConfigDict) -> bool:
+def has_discriminator(experiment: Experiment) -> bool:
   """Whether any of the rewards learns."""
-  return 'adversarial' in config.policy.rewards
+  return 'adversarial' in experiment.config.policy.rewards
 
 
-def _check_held_out(config: ml_collections.ConfigDict) -> None:
+def _check_held_out(experiment: Experiment) -> None:
   """Raises UserError if validation images are wanted and there are none."""
-  held_out = config.policy.discriminator.held_out
-  if held_out and not datasets.has_validation(config):
+  held_out = experiment.config.policy.discriminator.held_out
+  if held_out and not datasets.has_validation(experiment):
     raise UserError(
       f'config.policy.discriminator.held_out is {held_out}, and there are no'
       ' validation images: give config.data.validation_path or'
@@ -156,10 +160,11 @@ def _check_held_out(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def _check_parts(config: ml_collections.ConfigDict) -> None:
+def _check_parts(experiment: Experiment) -> None:
   """Raises UserError for batches that PPO or rollouts cannot cut evenly."""
+  config = experiment.config
   section, constants = config.policy, ppo_config(config)
-  devices = networks.mesh_of(config).size
+  devices = experiment.mesh.size
   minibatches, parts = constants.num_minibatches, constants.micro_batches
   groups = constants.shuffle_groups if minibatches > 1 else 1
   multiple = minibatches * parts * math.lcm(groups, devices)
@@ -170,7 +175,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
       f' {parts} micro-batches, drawn from {groups} groups on {devices} devices'
     )
   sizes = {'batch_size': section.batch_size}
-  if has_discriminator(config):
+  if has_discriminator(experiment):
     sizes['discriminator.batch_size'] = section.discriminator.batch_size
   for name, size in sizes.items():
     if size % constants.shuffle_groups:
@@ -180,7 +185,7 @@ def _check_parts(config: ml_collections.ConfigDict) -> None:
       )
   size = section.rollout_size
   wholes = [section.batch_size]
-  if has_discriminator(config) and section.discriminator.fresh_rollouts:
+  if has_discriminator(experiment) and section.discriminator.fresh_rollouts:
     wholes.append(section.discriminator.batch_size)
   if size % devices or any(
     size and whole % min(size, whole) for whole in wholes

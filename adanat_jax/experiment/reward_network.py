@@ -6,11 +6,13 @@ DINO's ViT-S/16 at 224 pixels (LeapLabTHU/AdaNAT libs/discriminator.py).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import ml_collections
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment import networks
 from adanat_jax.experiment.fields import (
   between,
   check,
@@ -22,11 +24,15 @@ from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.types import Array
 
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
+
 Config = ml_collections.ConfigDict
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for a reward network that cannot judge the images."""
+  config = experiment.config
   section = config.judges.reward
   check(
     config,
@@ -48,7 +54,7 @@ def check_config(config: Config) -> None:
       f'config.judges.reward.image_size is {size}; with normalisation=centred'
       f' images stay as they are, of {config.data.image_size} pixels'
     )
-  if datasets.is_digits(config):
+  if experiment.is_digits:
     if section.normalisation == 'imagenet':
       raise UserError(
         'config.judges.reward.normalisation=imagenet is of three colours; the'
@@ -62,21 +68,23 @@ def check_config(config: Config) -> None:
         f' give adversarial for config.data.source={config.data.source}'
       )
   sections = {'judges.reward': 'dino'}
-  if networks.is_text(config):
+  if experiment.is_text:
     sections['text'] = 'clip_text'
   for name, kind in sections.items():
-    if not networks.is_converted(config, name):
+    if not experiment.is_converted(name):
       raise UserError(
         f'config.{name}.init_from is empty; give the directory that python -m'
         f' adanat_jax.convert --kind={kind} wrote (docs/weights.md)'
       )
 
 
-def inputs(config: Config, images: Array, key: Array | None = None) -> Array:
+def inputs(
+  experiment: Experiment, images: Array, key: Array | None = None
+) -> Array:
   """Images as the reward network of `config.judges.reward` takes them.
 
   Args:
-    config: the whole config.
+    experiment: of this run.
     images: float32[B, H, W, C] in [0, 1].
     key: decides whether larger images are cropped, and where: all of a batch
       alike, as published. None averages them down.
@@ -84,6 +92,7 @@ def inputs(config: Config, images: Array, key: Array | None = None) -> Array:
   Returns:
     float32[B, S, S, C], S being the side that the network sees.
   """
+  config = experiment.config
   section = config.judges.reward
   if section.normalisation == 'centred':
     return networks.centred(images)

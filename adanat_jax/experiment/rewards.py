@@ -9,22 +9,23 @@ compiled function would hold them as constants.
 from __future__ import annotations
 
 import functools
-import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.experiment import adversarial_reward, networks, reward_network
+from adanat_jax.experiment import adversarial_reward, reward_network
 from adanat_jax.experiment.adversarial_reward import Court
 from adanat_jax.learning import rewards
 from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import processes, sharding
 from adanat_jax.types import Array, Reward
+
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
 
 
 def _learn_nothing(
@@ -39,16 +40,14 @@ def _unlearned(reward: Reward) -> Judge:
   return Judge(lambda state: reward, _learn_nothing)
 
 
-def frechet_court(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> Court:
+def frechet_court(experiment: Experiment) -> Court:
   """Each sample's influence on the distance in the reward's features."""
-  module, params = networks.load_reward(config, workdir)
-  data = digits.load(config.data.image_size)
+  module, params = experiment.network('reward')
+  data = digits.load(experiment.config.data.image_size)
 
   def features(params: Any, images: Array) -> Array:
     variables = {'params': sharding.whole(params)}
-    inputs = reward_network.inputs(config, images)
+    inputs = reward_network.inputs(experiment, images)
     return module.apply(variables, inputs).cls
 
   real = sharding.gather(jax.jit(features)(params, data.train_images))
@@ -72,25 +71,23 @@ def frechet_court(
       'mean': np.asarray(mean, np.float32),
       'covariance': np.asarray(covariance, np.float32),
     },
-    networks.mesh_of(config),
+    experiment.mesh,
   )
   return Court({'reward': params, **statistics}, judge)
 
 
-def pretrained_court(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> Court:
+def pretrained_court(experiment: Experiment) -> Court:
   """The reward network's log-probability of the asked condition."""
-  module, params = networks.load_reward(config, workdir)
-  classes = digits.condition_of(np.arange(10), config.data.condition)
+  module, params = experiment.network('reward')
+  classes = digits.condition_of(np.arange(10), experiment.config.data.condition)
 
   def judge(frozen: Any) -> Judge:
     def log_probs(images: Array) -> Array:
-      inputs = reward_network.inputs(config, images)
+      inputs = reward_network.inputs(experiment, images)
       variables = {'params': sharding.whole(frozen['reward'])}
       out = module.apply(variables, inputs).outputs
       # The network knows ten digits; a condition's probability is their sum.
-      members = jax.nn.one_hot(classes, networks.num_classes(config))
+      members = jax.nn.one_hot(classes, experiment.num_classes)
       return jnp.log(jax.nn.softmax(out) @ members + 1e-6)
 
     return _unlearned(rewards.pretrained_reward(log_probs))
@@ -100,8 +97,7 @@ def pretrained_court(
 
 def make_court(
   name: str,
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   groups: int,
   text: tuple[CLIPText, Any] | None = None,
 ) -> Court:
@@ -109,13 +105,12 @@ def make_court(
 
   Args:
     name: of the reward; the last two judge the digits alone.
-    config: the whole config.
-    workdir: holds the reward network, unless it is converted.
+    experiment: its reward network is trained or converted.
     groups: see `adversarial.court`.
     text: see `adversarial.court`.
   """
   if name == 'adversarial':
-    return adversarial_reward.court(config, workdir, groups, text)
+    return adversarial_reward.court(experiment, groups, text)
   if name == 'frechet':
-    return frechet_court(config, workdir)
-  return pretrained_court(config, workdir)
+    return frechet_court(experiment)
+  return pretrained_court(experiment)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,43 +16,21 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens
-from adanat_jax.experiment import networks
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
+if TYPE_CHECKING:
+  from adanat_jax.experiment.experiment import Experiment
+
 Config = ml_collections.ConfigDict
 
 
-def text_module(config: Config) -> CLIPText:
-  """CLIP's text tower of `config.text`."""
-  section = config.text
-  return CLIPText(
-    section.width,
-    section.depth,
-    section.num_heads,
-    section.mlp_width,
-    section.projection_width,
-    section.activation,
-  )
-
-
-def load_text(config: Config) -> tuple[CLIPText, Any]:
-  """The text tower and its parameters.
-
-  Raises:
-    UserError: if `config.text.init_from` names no tower of these sizes.
-  """
-  module = text_module(config)
-  ids = jax.ShapeDtypeStruct((1, clip_tokens.NUM_POSITIONS), jnp.int32)
-  return module, networks.load_converted(
-    config, 'text', 'params', networks.param_shapes(config, module, ids)
-  )
-
-
-def tokenize(config: Config, captions: Sequence[str]) -> np.ndarray:
+def tokenize(experiment: Experiment, captions: Sequence[str]) -> np.ndarray:
   """Token ids of captions, int32[B, 77], as the tower reads them."""
-  return clip_tokens.tokenize(captions, vocabulary=config.text.tokenizer)
+  return clip_tokens.tokenize(
+    captions, vocabulary=experiment.config.text.tokenizer
+  )
 
 
 def conditions(
@@ -77,33 +55,25 @@ def conditions(
   return out.states, out.pooled
 
 
-def encode_captions(config: Config, captions: Sequence[str]) -> np.ndarray:
-  """What a text-conditional NAT reads of captions, float32[B, 77, D].
-
-  Raises:
-    UserError: if there is no tokenizer or no text tower.
-  """
-  return caption_encoder(config)(captions)
-
-
 def caption_encoder(
-  config: Config, text: tuple[CLIPText, Any] | None = None
+  experiment: Experiment,
 ) -> Callable[[Sequence[str]], np.ndarray]:
-  """`encode_captions` for many calls: the first one loads the tower.
+  """Returns what turns captions into conditions, for many calls.
 
-  Args:
-    config: the whole config.
-    text: `load_text(config)` if the caller has it already.
+  Returns:
+    `captions -> float32[B, 77, D]`, the states that a text-conditional NAT
+    reads. Its first call loads the text tower. It raises UserError if there is
+    no tokenizer or no text tower.
   """
 
   @functools.cache
   def tower() -> tuple[Any, Callable[[Any, Array], Array]]:
-    module, params = text or load_text(config)
+    module, params = experiment.network('text')
     apply = lambda params, ids: module.apply({'params': params}, ids).states
     return params, jax.jit(apply)
 
   def encode(captions: Sequence[str]) -> np.ndarray:
-    ids = tokenize(config, captions)
+    ids = tokenize(experiment, captions)
     params, apply = tower()
     # One at a time, so that a caption's states do not depend on the others.
     rows = [apply(params, jnp.asarray(row)[None]) for row in ids]
@@ -112,8 +82,6 @@ def caption_encoder(
   return encode
 
 
-def null_states(
-  config: Config, text: tuple[CLIPText, Any] | None = None
-) -> np.ndarray:
+def null_states(experiment: Experiment) -> np.ndarray:
   """The null condition: the states of the empty caption, float32[77, D]."""
-  return caption_encoder(config, text)([''])[0]
+  return caption_encoder(experiment)([''])[0]

@@ -15,7 +15,7 @@ import numpy as np
 
 from adanat_jax.data import clip_tokens
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice
 from adanat_jax.measuring import provenance
 from adanat_jax.measuring.scores import Conditions
@@ -28,17 +28,16 @@ Config = ml_collections.ConfigDict
 SECTIONS = ('text', 'image')
 
 
-def is_wanted(config: Config) -> bool:
+def is_wanted(experiment: Experiment) -> bool:
   """Whether there are captions, and a CLIP to compare images with."""
-  return networks.is_text(config) and networks.is_converted(
-    config, 'evaluate.clip.image'
-  )
+  return experiment.is_text and experiment.is_converted('evaluate.clip.image')
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.evaluate.clip` that cannot work."""
+  config = experiment.config
   check(config, {'evaluate.clip.tower': choice(*clip_image.TOWERS)})
-  if is_wanted(config) and not config.evaluate.clip.text.init_from:
+  if is_wanted(experiment) and not config.evaluate.clip.text.init_from:
     raise UserError(
       'config.evaluate.clip.text.init_from is empty; give the text tower beside'
       ' that of config.evaluate.clip.image.init_from, or neither'
@@ -49,20 +48,20 @@ class ClipScore:
   """The measure of each image; an `Observer` of `scores`."""
 
   def __init__(
-    self, config: Config, conditions: Conditions, chosen: np.ndarray
+    self, experiment: Experiment, conditions: Conditions, chosen: np.ndarray
   ):
     """Loads both towers.
 
     Args:
-      config: the whole config; `evaluate.clip` is read.
+      experiment: `evaluate.clip` is read.
       conditions: of the samples.
       chosen: the number of each sample's caption, from `conditions.of`.
 
     Raises:
       UserError: for weights that are not there or of another tower.
     """
-    section = config.evaluate.clip
-    self._mesh = networks.mesh_of(config)
+    section = experiment.config.evaluate.clip
+    self._mesh = experiment.mesh
     self._conditions = conditions
     self._chosen = chosen
     self._vocabulary = section.tokenizer
@@ -71,12 +70,12 @@ class ClipScore:
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     shapes = {
-      'text': networks.param_shapes(config, self._text, ids),
-      'image': networks.param_shapes(config, self._image, image),
+      'text': experiment.param_shapes(self._text, ids),
+      'image': experiment.param_shapes(self._image, image),
     }
     self.params: Any = {
-      name: networks.load_converted(
-        config, f'evaluate.clip.{name}', 'params', shapes[name]
+      name: experiment.load_converted(
+        f'evaluate.clip.{name}', 'params', shapes[name]
       )
       for name in SECTIONS
     }

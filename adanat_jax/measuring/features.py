@@ -19,6 +19,7 @@ import ml_collections
 from adanat_jax.data.images import ROUNDINGS as BYTE_ROUNDINGS, to_uint8
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import provenance
 from adanat_jax.models.inception import InceptionV3
@@ -53,8 +54,9 @@ class FeatureNetwork:
   source: dict[str, str]
   is_published: bool = False
 
-  def num_features(self, config: Config) -> int:
+  def num_features(self, experiment: Experiment) -> int:
     """d, for the images of a config."""
+    config = experiment.config
     side, channels = config.data.image_size, networks.image_channels(config)
     image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     found, _ = jax.eval_shape(self.apply, self.params, image)
@@ -69,17 +71,18 @@ class FeatureNetwork:
     }
 
 
-def check_config(config: Config, needs_reference: bool = True) -> None:
+def check_config(experiment: Experiment, needs_reference: bool = True) -> None:
   """Refuses fields of `config.evaluate` that no score can be had with.
 
   Args:
-    config: the whole config.
+    experiment: of this run.
     needs_reference: whether there must be moments to start from, or images to
       make them of.
 
   Raises:
     UserError: naming the field.
   """
+  config = experiment.config
   check(
     config,
     {
@@ -108,11 +111,12 @@ def check_config(config: Config, needs_reference: bool = True) -> None:
       f' multiple of {_PIXELS_SIDE}'
     )
   if needs_reference:
-    _check_reference(config)
+    _check_reference(experiment)
 
 
-def _check_reference(config: Config) -> None:
+def _check_reference(experiment: Experiment) -> None:
   """Refuses a config of which no moments of real images can be had."""
+  config = experiment.config
   section = config.evaluate
   check(config, {'evaluate.reference_split': choice(*datasets.SPLITS)})
   path = section.statistics
@@ -120,12 +124,10 @@ def _check_reference(config: Config) -> None:
     raise UserError(f'config.evaluate.statistics={path}: there is no such file')
   if path:
     return
-  datasets.check_config(config)
+  datasets.check_config(experiment)
   # The only source that may have no images, but their captions.
   split, source = section.reference_split, config.data.source
-  if source == 'cc3m_tsv' and not (
-    datasets.raw_source(config, split).has_images
-  ):
+  if source == 'cc3m_tsv' and not (experiment.raw_source(split).has_images):
     raise UserError(
       f'config.evaluate.statistics is empty, and the {split} split of'
       f' config.data.source={source} holds captions alone: give a file of'
@@ -133,17 +135,17 @@ def _check_reference(config: Config) -> None:
     )
 
 
-def load(config: Config, workdir: pathlib.Path) -> FeatureNetwork:
+def load(experiment: Experiment) -> FeatureNetwork:
   """The network that `config.evaluate.network` names.
 
   Raises:
     UserError: if its weights are not there.
   """
-  name = config.evaluate.network
+  name = experiment.config.evaluate.network
   if name == 'inception':
-    return _inception(config)
+    return _inception(experiment)
   if name == 'measure':
-    module, params = networks.load_measure(config, workdir)
+    module, params = experiment.network('measure')
     return FeatureNetwork(
       name, params, lambda p, x: module.apply({'params': p}, x), {}
     )
@@ -174,13 +176,13 @@ def to_bytes(images: Array, rounding: str) -> Array:
   return to_uint8(images, 'nearest' if rounding == 'none' else rounding)
 
 
-def _inception(config: Config) -> FeatureNetwork:
+def _inception(experiment: Experiment) -> FeatureNetwork:
   module = InceptionV3()
   image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
-  shapes = networks.param_shapes(config, module, image)
+  shapes = experiment.param_shapes(module, image)
   section = 'evaluate.inception'
-  params = networks.load_converted(config, section, 'params', shapes)
-  source = provenance.source_of(config.evaluate.inception.init_from)
+  params = experiment.load_converted(section, 'params', shapes)
+  source = provenance.source_of(experiment.config.evaluate.inception.init_from)
 
   def apply(params: Any, images: Array) -> tuple[Array, Array]:
     if images.shape[-1] == 1:

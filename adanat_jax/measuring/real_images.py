@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import concurrent.futures
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -16,7 +15,7 @@ import numpy as np
 from adanat_jax.data import images as images_lib, prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.features import FeatureNetwork
 from adanat_jax.runtime import sharding
 
@@ -29,23 +28,24 @@ _FEWEST = 4
 class RealImages:
   """The images of a split as they are: not mirrored, captions unread."""
 
-  def __init__(self, config: Config, workdir: pathlib.Path, split: str):
+  def __init__(self, experiment: Experiment, split: str):
     """Opens the source.
 
     Raises:
       UserError: if there is none, or it has no images or too few.
     """
-    self._config = config
+    self._experiment = experiment
     self._digits = None
-    if datasets.is_digits(config):
-      self._digits = datasets.image_examples(config, workdir, split)
+    if experiment.is_digits:
+      self._digits = experiment.examples(split, 'images')
       self.description: dict[str, Any] = {'source': 'digits', 'split': split}
       return
-    self._source = datasets.raw_source(config, split)
+    self._source = experiment.raw_source(split)
     if not self._source.has_images:
       raise UserError(
-        f'config.data: the {split} split of source {config.data.source} holds'
-        ' captions alone; give moments of images by config.evaluate.statistics'
+        f'config.data: the {split} split of source'
+        f' {experiment.config.data.source} holds captions alone; give'
+        ' moments of images by config.evaluate.statistics'
       )
     if len(self) < _FEWEST:
       raise UserError(
@@ -74,7 +74,7 @@ class RealImages:
       images = self._digits.take(index)['images']
       return {'images': images, 'is_read': np.ones(len(index), bool)}
     found = list(self._pool.map(self._decode, index.tolist()))
-    side = self._config.data.image_size
+    side = self._experiment.config.data.image_size
     black = np.zeros((side, side, 3), np.uint8)
     pixels = np.stack([black if image is None else image for image in found])
     return {
@@ -83,7 +83,7 @@ class RealImages:
     }
 
   def _decode(self, index: int) -> np.ndarray | None:
-    data = self._config.data
+    data = self._experiment.config.data
     example = self._source[index]
     try:
       return images_lib.decode(
@@ -97,7 +97,7 @@ class RealImages:
     """Raises UserError if more images cannot be read than the config allows."""
     if self._digits is not None:
       return
-    limit = self._config.data.max_corrupt_share
+    limit = self._experiment.config.data.max_corrupt_share
     if skipped > limit * len(self):
       raise UserError(
         f'{skipped} of {len(self)} images cannot be read, more than'
@@ -106,7 +106,7 @@ class RealImages:
 
 
 def measured(
-  config: Config,
+  experiment: Experiment,
   network: FeatureNetwork,
   images: RealImages,
   index: np.ndarray,
@@ -116,7 +116,7 @@ def measured(
   Each process reads its part, and gets the features of all.
 
   Args:
-    config: the whole config.
+    experiment: of this run.
     network: what measures.
     images: the images.
     index: which of them, int[n], in which order.
@@ -124,8 +124,8 @@ def measured(
   Yields:
     float32[b, d], and bool[b]: False for images that cannot be read.
   """
-  mesh = networks.mesh_of(config)
-  size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
+  mesh = experiment.mesh
+  size = -(-experiment.config.evaluate.batch_size // mesh.size) * mesh.size
   num_batches = -(-len(index) // size)
 
   def rows_at(batch: int) -> dict[str, np.ndarray]:
@@ -157,8 +157,7 @@ def measured(
 
 
 def some_features(
-  config: Config,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   network: FeatureNetwork,
   split: str,
   count: int,
@@ -168,13 +167,13 @@ def some_features(
   Raises:
     UserError: if too many images cannot be read.
   """
-  images = RealImages(config, workdir, split)
+  images = RealImages(experiment, split)
   count = min(count, len(images))
-  seed = networks.order_seed(config, 'evaluate/real')
+  seed = experiment.order_seed('evaluate/real')
   index = epoch_batch(0, count, len(images), seed)
   parts = [
     found[is_read]
-    for found, is_read in measured(config, network, images, index)
+    for found, is_read in measured(experiment, network, images, index)
   ]
   result = np.concatenate(parts)
   images.check_share(count - len(result))

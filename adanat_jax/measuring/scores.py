@@ -23,7 +23,8 @@ import numpy as np
 
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.decoding import step as step_lib
-from adanat_jax.experiment import datasets, networks, texts
+from adanat_jax.experiment import texts
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, provenance
 from adanat_jax.metrics import frechet
 from adanat_jax.metrics.tally import SampleTally
@@ -66,25 +67,23 @@ class Images(Protocol):
 class Conditions:
   """What the samples of a set are asked to show, by their number."""
 
-  def __init__(self, config: Config, workdir: pathlib.Path, text: Any = None):
+  def __init__(self, experiment: Experiment):
     """Opens the validation captions, where there are captions.
 
     Args:
-      config: the whole config.
-      workdir: of this run.
-      text: `texts.load_text(config)` if the caller has it already.
+      experiment: of this run.
 
     Raises:
       UserError: if there are no captions, or no text tower to read them.
     """
-    self._config = config
-    self._mesh = networks.mesh_of(config)
+    self._experiment = experiment
+    self._mesh = experiment.mesh
     self._prompts: Any = None
     self._tower: tuple[Any, Any] = (None, None)
-    if networks.is_text(config):
-      self._prompts = datasets.prompts(config, workdir, 'test')
+    if experiment.is_text:
+      self._prompts = experiment.examples('test', 'prompts')
       if 'ids' in self._prompts.take(np.zeros(1, np.int64)):
-        self._tower = text or texts.load_text(config)
+        self._tower = experiment.network('text')
       module: Any = self._tower[0]
       self._states = jax.jit(
         lambda params, batch: texts.conditions(module, params, batch)[0]
@@ -104,11 +103,11 @@ class Conditions:
     Returns:
       int32[count].
     """
-    number = networks.order_seed(self._config, f'scores/{seed}/conditions')
+    number = self._experiment.order_seed(f'scores/{seed}/conditions')
     if self._prompts is not None:
       return epoch_batch(0, count, len(self._prompts), number)
-    num_classes = networks.num_classes(self._config)
-    if self._config.evaluate.labels == 'balanced':
+    num_classes = self._experiment.num_classes
+    if self._experiment.config.evaluate.labels == 'balanced':
       return np.arange(count, dtype=np.int32) % num_classes
     random = np.random.Generator(np.random.PCG64(number))
     return random.integers(0, num_classes, count, np.int32)
@@ -137,24 +136,22 @@ class Conditions:
 class Scorer:
   """Measures what a generator makes against real images."""
 
-  def __init__(self, config: Config, workdir: pathlib.Path, text: Any = None):
+  def __init__(self, experiment: Experiment):
     """Loads the network that measures, and the moments of real images.
 
     Where no moments are named and none were made, they are made now.
 
     Args:
-      config: the whole config; `evaluate` and `data` are read.
-      workdir: of this run.
-      text: see `Conditions`.
+      experiment: `evaluate` and `data` are read.
 
     Raises:
       UserError: for a network, moments or captions that are not there.
     """
-    self._config = config
-    self._mesh = networks.mesh_of(config)
-    self.network = features.load(config, workdir)
-    self.reference = statistics.reference(config, workdir, self.network)
-    self.conditions = Conditions(config, workdir, text)
+    self._experiment = experiment
+    self._mesh = experiment.mesh
+    self.network = features.load(experiment)
+    self.reference = statistics.reference(experiment, self.network)
+    self.conditions = Conditions(experiment)
     self._measures: dict[Any, Any] = {}
 
   def distance_name(self, num_samples: int | None = None) -> str:
@@ -250,7 +247,7 @@ class Scorer:
       policy,
       lambda index: self.conditions.batch(chosen[index]),
       count,
-      networks.stage_key(self._config, f'scores/{seed}'),
+      self._experiment.key(f'scores/{seed}'),
       num_steps=num_steps,
       guided=guided,
       options=options,
@@ -267,7 +264,10 @@ class Scorer:
         images.write(int(index[0]), found['images'])
       tally.update(found['features'], found.get('logits'), found['values'])
       unsaved += len(index)
-      if unsaved >= self._config.evaluate.save_every or tally.count == count:
+      if (
+        unsaved >= self._experiment.config.evaluate.save_every
+        or tally.count == count
+      ):
         unsaved = 0
         kept.save(tally)
     return tally
@@ -288,7 +288,7 @@ class Scorer:
 
   def _count(self, num_samples: int | None) -> int:
     return (
-      self._config.evaluate.num_samples
+      self._experiment.config.evaluate.num_samples
       if num_samples is None
       else (num_samples)
     )
@@ -299,7 +299,7 @@ class Scorer:
 
   def _measure(self, observers: tuple[Observer, ...], keep: bool) -> Any:
     """A function of sample numbers and images that measures on the mesh."""
-    network, rounding = self.network, self._config.evaluate.rounding
+    network, rounding = self.network, self._experiment.config.evaluate.rounding
     params = (network.params, [observer.params for observer in observers])
 
     def traced(params: Any, images: Array, inputs: Any) -> dict[str, Any]:

@@ -12,14 +12,12 @@ The reference is always the whole training split.
 from __future__ import annotations
 
 import functools
-import pathlib
 
 import jax
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.experiment import networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.metrics import frechet, pixels, precision_recall
 from adanat_jax.runtime import sharding
 
@@ -29,9 +27,10 @@ MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')
 class Measures:
   """The measuring network and the reference, ready to measure."""
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+  def __init__(self, experiment: Experiment):
     """Loads the measuring network and describes the training images."""
-    module, params = networks.load_measure(config, workdir)
+    config = experiment.config
+    module, params = experiment.network('measure')
     data = digits.load(config.data.image_size)
     self._kind = config.data.condition
     apply = jax.jit(lambda params, x: module.apply({'params': params}, x))

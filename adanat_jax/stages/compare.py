@@ -29,7 +29,8 @@ from typing import Any
 import ml_collections
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, networks, policy_rules
+from adanat_jax.experiment import config as config_lib, policy_rules
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import (
   check,
   choice,
@@ -60,8 +61,9 @@ _SHARED = {
 }
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values with which nothing can be compared."""
+  config = experiment.config
   check(
     config,
     {
@@ -91,14 +93,14 @@ def check_config(config: Config) -> None:
         f'config.compare.enat.{name}: config.nat has no such field to replace'
       )
   for name in ('nat', 'policy'):
-    if networks.is_converted(config, name):
+    if experiment.is_converted(name):
       raise UserError(
         f'config.{name}.init_from={config[name].init_from!r} is not allowed in'
         ' mode compare, which trains its networks alike; leave it empty'
       )
-  networks.check_batches(config, {'compare.batch_size': 1})
+  experiment.check_batches({'compare.batch_size': 1})
   for network in section.networks:
-    ours = network_config(config, pathlib.Path(), network)
+    ours = network_experiment(experiment, network)
     try:
       for stage in (nat_stage, search_stage, policy_stage):
         stage.check_config(ours)
@@ -108,61 +110,59 @@ def check_config(config: Config) -> None:
       raise UserError(f'{error}, as config.compare.enat has it') from error
 
 
-def network_config(
-  config: Config, workdir: pathlib.Path, network: str
-) -> Config:
-  """The config of one network's stages, in a directory of its own.
+def network_experiment(experiment: Experiment, network: str) -> Experiment:
+  """The experiment of one network, in a directory of its own.
 
   Args:
-    config: the whole config.
-    workdir: of the run, which has the tokenizer and the judges.
+    experiment: of this run, whose workdir has the tokenizer and the judges.
     network: 'nat', or 'enat', of which `compare.enat` says how it differs.
   """
-  result = Config(config.to_dict())
+  config = experiment.config
+  result = ml_collections.ConfigDict(config.to_dict())
   if network == 'enat':
     result.nat.update(config.compare.enat.to_dict())
   result.nat.network = network
   for name, stage in _SHARED.items():
-    if not networks.is_converted(config, name):
+    if not experiment.is_converted(name):
       section: Any = functools.reduce(getattr, name.split('.'), result)
-      section.init_from = str(workdir.absolute() / stage)
+      section.init_from = str(experiment.workdir.absolute() / stage)
   steps = tuple(sorted(config.compare.num_steps))
   result.search.num_steps = steps
   result.policy.update(num_steps=steps, kinds=('adaptive',))
-  return result
+  return Experiment(result, experiment.workdir / 'compare' / network)
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Trains what is missing, measures, times, and writes the comparison.
 
   Args:
-    config: the whole config; `compare` says what is compared.
-    workdir: tokenizer and judges must be complete; gets `compare/`.
+    experiment: tokenizer and judges must be complete; gets `compare/`.
 
   Raises:
     UserError: for a missing stage, a value that is not allowed, or a comparison
       that was begun with other settings.
   """
-  check_config(config)
-  directory = workdir / 'compare'
+  config = experiment.config
+  check_config(experiment)
+  directory = experiment.workdir / 'compare'
   # Also of a finished one: it is not that of other settings.
-  ledger = _open_ledger(config, directory)
+  ledger = _open_ledger(experiment, directory)
   if is_complete(directory):
     return
   for name, stage in _SHARED.items():
-    if not networks.is_converted(config, name):
-      networks.require(workdir, stage)
+    if not experiment.is_converted(name):
+      experiment.require(stage)
   ours = {
-    network: network_config(config, workdir, network)
+    network: network_experiment(experiment, network)
     for network in config.compare.networks
   }
-  for network, section in ours.items():
+  for network, part in ours.items():
     _say(f'{network}: trainings and searches')
-    _train(section, directory / network)
-  results: dict[str, Any] = {'settings': _settings(config), 'methods': []}
+    _train(part)
+  results: dict[str, Any] = {'settings': _settings(experiment), 'methods': []}
   calls: dict[str, Callable[[int], None]] = {}
-  for network, section in ours.items():
-    contender = Contender(network, section, directory / network, ledger)
+  for network, part in ours.items():
+    contender = Contender(network, part, ledger)
     results['settings'][network.upper()] = contender.sizes()
     results.setdefault('floors', contender.floors())
     for num_steps in sorted(config.compare.num_steps):
@@ -171,7 +171,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         results['methods'].append(contender.entry(method, num_steps))
         calls |= contender.calls(method, num_steps)
   _say(f'{config.compare.timing_rounds} rounds of timing')
-  timed = ledger.get('timing', lambda: _timing(config, calls))
+  timed = ledger.get('timing', lambda: _timing(experiment, calls))
   results['machine'] = timed['machine']
   for entry in results['methods']:
     for path, figures in entry['paths'].items():
@@ -184,17 +184,21 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   _say(f'tables in {directory / "comparison.md"}')
 
 
-def _train(config: Config, directory: pathlib.Path) -> None:
+def _train(experiment: Experiment) -> None:
   """Makes one network, its tables and its policies, as far as missing."""
-  files.make_directory(directory)
+  directory = files.make_directory(experiment.workdir)
   # With it the directory is a workdir that `adanat_jax.load` reads.
-  record = {'source': '', 'overrides': {}, 'config': config_lib.to_dict(config)}
+  record = {
+    'source': '',
+    'overrides': {},
+    'config': config_lib.to_dict(experiment.config),
+  }
   files.write_json(directory / 'config.json', record)
   for stage in (nat_stage, search_stage, policy_stage):
-    stage.run(config, directory)
+    stage.run(experiment)
 
 
-def _open_ledger(config: Config, directory: pathlib.Path) -> Ledger:
+def _open_ledger(experiment: Experiment, directory: pathlib.Path) -> Ledger:
   """What was measured so far.
 
   A workdir may go on with another search, a comparison may not: its tables
@@ -207,7 +211,7 @@ def _open_ledger(config: Config, directory: pathlib.Path) -> Ledger:
   ours = {
     f'{section}.{name}': value
     for section in ('compare', 'search')
-    for name, value in config_lib.fields(config[section])
+    for name, value in config_lib.fields(experiment.config[section])
   }
   ours = files.to_json(ours)
   theirs = ledger.get('about', lambda: ours)
@@ -221,10 +225,10 @@ def _open_ledger(config: Config, directory: pathlib.Path) -> Ledger:
 
 
 def _timing(
-  config: Config, calls: dict[str, Callable[[int], None]]
+  experiment: Experiment, calls: dict[str, Callable[[int], None]]
 ) -> dict[str, Any]:
   """Seconds of an image by method and path, and the machine they belong to."""
-  section = config.compare
+  section = experiment.config.compare
   machine = timing.machine()
   images = section.batch_size * section.timing_batches
   measured = costs.seconds_of(calls, section.timing_rounds)
@@ -237,8 +241,9 @@ def _timing(
   }
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(experiment: Experiment) -> dict[str, Any]:
   """What a reader of the figures has to know."""
+  config = experiment.config
   section = config.compare
   return {
     'condition': config.data.condition,

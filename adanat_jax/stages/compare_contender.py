@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 from adanat_jax.data import digits
 from adanat_jax.decoding import buckets as buckets_lib
 from adanat_jax.experiment import networks, policies
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models import operations
@@ -40,23 +40,21 @@ class Contender:
   def __init__(
     self,
     network: str,
-    config: Config,
-    directory: pathlib.Path,
+    experiment: Experiment,
     ledger: Ledger,
   ):
     """Loads what the network's stages have made.
 
     Args:
       network: its name.
-      config: of its stages.
-      directory: its own.
+      experiment: its own.
       ledger: of the comparison.
     """
+    config = experiment.config
     self._network = network
-    self._config = config
-    self._directory = directory
+    self._experiment = experiment
     self._ledger = ledger
-    self._evaluation = evaluate.Evaluation(config, directory)
+    self._evaluation = evaluate.Evaluation(experiment)
     self._generator: Generator = dataclasses.replace(
       self._evaluation.generator, batch_size=config.compare.batch_size
     )
@@ -78,9 +76,9 @@ class Contender:
 
   def floors(self) -> dict[str, dict[str, float]]:
     """Measures of real images that nothing was trained on."""
-    data = digits.load(self._config.data.image_size)
+    data = digits.load(self._experiment.config.data.image_size)
     condition = digits.condition_of(
-      data.test_labels, self._config.data.condition
+      data.test_labels, self._experiment.config.data.condition
     )
     return {
       'held-out images': self._ledger.get(
@@ -94,16 +92,16 @@ class Contender:
     num_tokens = self._generator.nat.num_tokens
     maskgit = methods_lib.hand_made(num_steps, num_tokens)[0]
     yield dataclasses.replace(maskgit, label='MaskGIT')
-    for which in search_common.of(self._config):
+    for which in search_common.of(self._experiment):
       if which.num_steps == num_steps:
         yield self._searched(which)
-    for training in policies.trainings(self._config):
+    for training in policies.trainings(self._experiment):
       if training.num_steps == num_steps:
         yield methods_lib.Method(
           name='adanat',
           label='AdaNAT',
           role='adaptive',
-          policy=policies.load_agent(self._config, self._directory, training),
+          policy=policies.load_agent(self._experiment, training),
           training=training.index,
           reward=training.reward,
         )
@@ -115,16 +113,17 @@ class Contender:
     began is one of them: at the lowest of its distances it may have fitted no
     more than its noise.
     """
-    path = self._directory / 'search' / which.name / 'results.json'
+    path = self._experiment.workdir / 'search' / which.name / 'results.json'
     tables = files.read_json(path)['tables']
     name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
+    evaluations = self._experiment.config.search.evaluations
     return methods_lib.Method(
       name='autonat',
       label='AutoNAT',
       role='tuned',
       policy=search_common.table_of_lists(tables[name]['table']),
       training=which.repetition,
-      note=f'{name} table of {self._config.search.evaluations} evaluations',
+      note=f'{name} table of {evaluations} evaluations',
     )
 
   def _key(self, method: methods_lib.Method, num_steps: int) -> str:
@@ -142,10 +141,10 @@ class Contender:
       # Samples that no measure sees.
       found = self._generator.with_buckets(
         method.policy,
-        self._evaluation.labels(self._config.evaluate.num_samples),
-        networks.stage_key(self._config, 'compare/buckets'),
+        self._evaluation.labels(self._experiment.config.evaluate.num_samples),
+        self._experiment.key('compare/buckets'),
         num_steps=num_steps,
-        num_buckets=self._config.compare.num_buckets,
+        num_buckets=self._experiment.config.compare.num_buckets,
       )
       return list(found.buckets[num_steps])
 
@@ -157,7 +156,7 @@ class Contender:
     """A method as `results.json` has it, but for the seconds."""
     generator = self._generator_of(method, num_steps)
     key = self._key(method, num_steps)
-    seeds = list(range(self._config.evaluate.num_seeds))
+    seeds = list(range(self._experiment.config.evaluate.num_seeds))
     rows = [
       self._ledger.get(
         f'{key}/{seed}',
@@ -184,7 +183,7 @@ class Contender:
       'training': method.training,
       'guided': method.guided,
       'seeds': seeds,
-      'samples_per_seed': self._config.evaluate.num_samples,
+      'samples_per_seed': self._experiment.config.evaluate.num_samples,
       'measures': {
         measure: _summary([row['measures'][measure] for row in rows])
         for measure in measures_lib.MEASURES
@@ -224,7 +223,7 @@ class Contender:
         method,
         num_steps,
         path,
-        self._config.compare.timing_batches,
+        self._experiment.config.compare.timing_batches,
       )
       for path in costs.paths_of(generator, method)
     }
@@ -237,12 +236,14 @@ class Contender:
     seed: int,
   ) -> dict[str, Any]:
     """What is measured of one seed."""
-    labels = self._evaluation.labels(self._config.evaluate.num_samples)
+    labels = self._evaluation.labels(
+      self._experiment.config.evaluate.num_samples
+    )
     samples = generator.decode(
       method.policy,
       labels,
       # The same noise for every method and network, and that of `evaluate`.
-      networks.stage_key(self._config, f'evaluate/seed-{seed}'),
+      self._experiment.key(f'evaluate/seed-{seed}'),
       num_steps=num_steps,
       guided=method.guided,
       options=method.options,

@@ -16,17 +16,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike
 
 from adanat_jax.data import digits
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import load, networks, policies
+from adanat_jax.experiment import policies
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.runtime import files, processes, sharding
@@ -49,16 +48,15 @@ def _apply(module: Any, method: str, params: Any, inputs: Any) -> Any:
 class Evaluation:
   """The networks of a workdir, and one way to sample and measure for all."""
 
-  def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+  def __init__(self, experiment: Experiment):
     """Loads everything that evaluation needs.
 
     Raises:
       UserError: naming the stage that has to be run first.
     """
-    self.config = config
-    self.workdir = workdir
-    self.generator: Generator = load.generator(config, workdir)
-    self.measures = measures_lib.Measures(config, workdir)
+    self.experiment = experiment
+    self.generator: Generator = experiment.generator()
+    self.measures = measures_lib.Measures(experiment)
 
   def labels(self, count: int) -> np.ndarray:
     """Balanced conditions, int32[count]."""
@@ -76,7 +74,7 @@ class Evaluation:
     return self.generator.decode(
       method.policy,
       self.labels(count),
-      networks.stage_key(self.config, f'evaluate/{seed}'),
+      self.experiment.key(f'evaluate/{seed}'),
       num_steps=num_steps,
       guided=method.guided,
       options=method.options,
@@ -93,7 +91,7 @@ class Evaluation:
 
   def floors(self) -> dict[str, dict[str, float]]:
     """Measures of real images, reconstructions, and of the NAT alone."""
-    config, measure = self.config, self.measures
+    config, measure = self.experiment.config, self.measures
     data = digits.load(config.data.image_size)
     condition = lambda labels: digits.condition_of(
       labels, config.data.condition
@@ -116,11 +114,11 @@ class Evaluation:
 
   @property
   def _count(self) -> int:
-    return self.config.evaluate.num_samples
+    return self.experiment.config.evaluate.num_samples
 
   def grid_row(self, setting: dict[str, Any], num_steps: int) -> dict[str, Any]:
     """One setting of the grid and its distance."""
-    count = self.config.evaluate.grid_samples
+    count = self.experiment.config.evaluate.grid_samples
     method = methods_lib.of_setting(
       setting, num_steps, self.generator.nat.num_tokens, 0
     )
@@ -129,7 +127,7 @@ class Evaluation:
 
   def learned(self, which: policies.Training) -> Iterator[methods_lib.Method]:
     """A learned policy and, if adaptive, its mean and its shuffled actions."""
-    agent = policies.load_agent(self.config, self.workdir, which)
+    agent = policies.load_agent(self.experiment, which)
     kind = 'adanat' if which.adaptive else 'learned-non-adaptive'
     method = methods_lib.Method(
       name=f'{kind}-{which.reward}',
@@ -167,7 +165,7 @@ class Evaluation:
   ) -> dict[str, Any]:
     """All seeds of a method, as `results.json` has it."""
     name = f'T{num_steps}/{method.name}/{method.training}'
-    seeds = list(range(self.config.evaluate.num_seeds))
+    seeds = list(range(self.experiment.config.evaluate.num_seeds))
     rows = [
       ledger.get(
         f'{name}/{seed}', functools.partial(self._row, method, num_steps, seed)
@@ -227,11 +225,12 @@ def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
   return {'mean': array.mean(1).tolist(), 'std': array.std(1).tolist()}
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.evaluate` that cannot work."""
+  config = experiment.config
   check(config, {'evaluate.protocol': choice('study', 'published')})
   if config.evaluate.protocol == 'published':
-    evaluate_published.check_config(config)
+    evaluate_published.check_config(experiment)
     return
   if config.data.source != 'digits':
     raise UserError(
@@ -250,33 +249,33 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Measures every method of the config.
 
   Args:
-    config: the whole config.
-    workdir: all trainings must be complete; gets `evaluate/`.
+    experiment: its trainings are complete; its workdir gets `evaluate/`.
 
   Raises:
     UserError: for a missing stage or a value that is not allowed.
   """
-  check_config(config)
+  config = experiment.config
+  check_config(experiment)
   if config.evaluate.protocol == 'published':
-    evaluate_published.run(config, workdir)
+    evaluate_published.run(experiment)
     return
-  directory = workdir / 'evaluate'
+  directory = experiment.workdir / 'evaluate'
   if is_complete(directory):
     return
-  trainings = policies.trainings(config)
+  trainings = policies.trainings(experiment)
   for which in trainings:
-    networks.require(workdir, f'policy/{which.name}')
-  evaluation = Evaluation(config, workdir)
+    experiment.require(f'policy/{which.name}')
+  evaluation = Evaluation(experiment)
   ledger = Ledger(directory / 'ledger.jsonl')
   num_tokens = evaluation.generator.nat.num_tokens
 
   _say('floors')
   results: dict[str, Any] = {
-    'settings': _settings(config),
+    'settings': _settings(experiment),
     'floors': ledger.get('floors', evaluation.floors),
     'methods': [],
     'grid': [],
@@ -318,8 +317,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   mark_complete(directory, len(results['methods']), {})
 
 
-def _settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _settings(experiment: Experiment) -> dict[str, Any]:
   """What a reader of the figures has to know."""
+  config = experiment.config
   section = config.evaluate
   return {
     'condition': config.data.condition,

@@ -21,7 +21,8 @@ import numpy as np
 
 from adanat_jax.decoding import published as tables, step as step_lib
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, load, networks
+from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import (
   boolean,
   check,
@@ -67,9 +68,10 @@ _WATCHED_BATCHES = 8
 _NEIGHBOURS = 3
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.evaluate` that cannot work."""
-  features.check_config(config)
+  config = experiment.config
+  features.check_config(experiment)
   check(
     config,
     {
@@ -90,30 +92,29 @@ def check_config(config: Config) -> None:
     )
   if compared:
     # Real images are needed.
-    datasets.check_config(config)
+    datasets.check_config(experiment)
   for name in config.evaluate.policies:
     if name in tables.SCHEDULES:
       for num_steps in config.policy.num_steps:
         tables.SCHEDULES[name](num_steps)
-  clip_score.check_config(config)
+  clip_score.check_config(experiment)
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Measures every policy of the config.
 
   Args:
-    config: the whole config.
-    workdir: its networks are trained, or converted ones are named; gets
+    experiment: its networks are trained or converted; its workdir gets
       `evaluate/`.
 
   Raises:
     UserError: for a missing network, policy, or file of moments.
   """
-  check_config(config)
-  directory = workdir / 'evaluate'
+  check_config(experiment)
+  directory = experiment.workdir / 'evaluate'
   if is_complete(directory):
     return
-  evaluation = Evaluation(config, workdir)
+  evaluation = Evaluation(experiment)
   ledger = Ledger(directory / 'ledger.jsonl')
   rows = []
   for method, num_steps in evaluation.methods():
@@ -139,23 +140,24 @@ def _say(text: str) -> None:
 class Evaluation:
   """The networks of a config, and what they are measured against."""
 
-  def __init__(self, config: Config, workdir: pathlib.Path):
+  def __init__(self, experiment: Experiment):
     """Loads everything, and makes the moments of real images if need be.
 
     Raises:
       UserError: naming what is missing.
     """
-    self.config = config
-    self.workdir = workdir
-    self.generator: Generator = load.generator(config, workdir)
+    self.experiment = experiment
+    self.generator: Generator = experiment.generator()
     # Before anything that takes long: a policy may not be there.
     self._methods = self._find_methods()
-    self.scorer = scores.Scorer(config, workdir)
-    self._count: int = config.evaluate.num_samples
+    self.scorer = scores.Scorer(experiment)
+    self._count: int = experiment.config.evaluate.num_samples
     self._clip = None
-    if clip_score.is_wanted(config):
+    if clip_score.is_wanted(experiment):
       chosen = self.scorer.conditions.of(self._count, _SEED)
-      self._clip = clip_score.ClipScore(config, self.scorer.conditions, chosen)
+      self._clip = clip_score.ClipScore(
+        experiment, self.scorer.conditions, chosen
+      )
 
   def methods(self) -> list[tuple[methods_lib.Method, int]]:
     """The policies, each with its number of steps."""
@@ -163,14 +165,14 @@ class Evaluation:
 
   def _find_methods(self) -> list[tuple[methods_lib.Method, int]]:
     found = []
-    for num_steps in sorted(set(self.config.policy.num_steps)):
+    for num_steps in sorted(set(self.experiment.config.policy.num_steps)):
       hand_made = {
         method.name: method
         for method in methods_lib.hand_made(
           num_steps, self.generator.nat.num_tokens
         )
       }
-      for name in self.config.evaluate.policies:
+      for name in self.experiment.config.evaluate.policies:
         if name in hand_made:
           method = hand_made[name]
         elif name in tables.SCHEDULES:
@@ -183,9 +185,9 @@ class Evaluation:
   def _learned(self, num_steps: int) -> methods_lib.Method:
     if num_steps not in self.generator.agents:
       raise UserError(
-        f'{self.workdir} holds no learned policy for {num_steps} steps: run'
-        ' --config.mode=policy first, name converted weights by'
-        ' config.policy.init_from, or leave learned out of'
+        f'{self.experiment.workdir} holds no learned policy for'
+        f' {num_steps} steps: run --config.mode=policy first, name converted'
+        ' weights by config.policy.init_from, or leave learned out of'
         ' config.evaluate.policies'
       )
     return methods_lib.Method(
@@ -202,7 +204,7 @@ class Evaluation:
       num_steps: T.
       directory: keeps what was counted so far, and the samples if asked for.
     """
-    section = self.config.evaluate
+    section = self.experiment.config.evaluate
     images = None
     if section.save_npz:
       images = SampleFile(directory, self._sample_shape(), self._labels())
@@ -239,17 +241,17 @@ class Evaluation:
     self, method: methods_lib.Method, num_steps: int
   ) -> Generator:
     """The generator, with the buckets that an adaptive policy of ENAT gets."""
-    num_buckets = self.config.evaluate.num_buckets
+    num_buckets = self.experiment.config.evaluate.num_buckets
     if not num_buckets or not isinstance(method.policy, Agent):
       return self.generator
     watched = min(
-      self._count, _WATCHED_BATCHES * self.config.evaluate.batch_size
+      self._count, _WATCHED_BATCHES * self.experiment.config.evaluate.batch_size
     )
     chosen = self.scorer.conditions.of(watched, _SEED + 1)
     return self.generator.with_buckets(
       method.policy,
       self.scorer.conditions.on_hosts(chosen),
-      networks.stage_key(self.config, 'evaluate/buckets'),
+      self.experiment.key('evaluate/buckets'),
       num_steps=num_steps,
       num_buckets=num_buckets,
     )
@@ -276,14 +278,17 @@ class Evaluation:
 
   def _real_features(self) -> np.ndarray | None:
     """Features of real images, float32[n, d], in process 0; made once."""
-    count = self.config.evaluate.precision_recall
+    count = self.experiment.config.evaluate.precision_recall
     if not count:
       return None
-    split = self.config.evaluate.reference_split
-    path = self.workdir / 'evaluate' / f'real-{split}.npy'
+    split = self.experiment.config.evaluate.reference_split
+    path = self.experiment.workdir / 'evaluate' / f'real-{split}.npy'
     if not processes.from_first(path.is_file):
       found = real_images.some_features(
-        self.config, self.workdir, self.scorer.network, split, count
+        self.experiment,
+        self.scorer.network,
+        split,
+        count,
       )
       buffer = io.BytesIO()
       np.save(buffer, found)
@@ -291,17 +296,22 @@ class Evaluation:
     return np.load(path) if processes.process_index() == 0 else None
 
   def _labels(self) -> np.ndarray | None:
-    if networks.is_text(self.config):
+    if self.experiment.is_text:
       return None
     return self.scorer.conditions.of(self._count, _SEED)
 
   def _sample_shape(self) -> tuple[int, int, int, int]:
-    side = self.config.data.image_size
-    return self._count, side, side, networks.image_channels(self.config)
+    side = self.experiment.config.data.image_size
+    return (
+      self._count,
+      side,
+      side,
+      networks.image_channels(self.experiment.config),
+    )
 
   def about(self) -> dict[str, Any]:
     """What a reader of the figures has to know."""
-    config, section = self.config, self.config.evaluate
+    config, section = self.experiment.config, self.experiment.config.evaluate
     benchmark = BENCHMARKS.get(section.benchmark)
     is_text = networks.is_text(config)
     settings: dict[str, Any] = {
@@ -333,12 +343,12 @@ class Evaluation:
     result = {}
     for name in ('tokenizer', 'nat', 'policy'):
       result[name] = 'trained in this workdir'
-      if networks.is_converted(self.config, name):
-        source = provenance.source_of(self.config[name].init_from)
+      if self.experiment.is_converted(name):
+        source = provenance.source_of(self.experiment.config[name].init_from)
         given = ', '.join(f'{file} {digest}' for file, digest in source.items())
         result[name] = given or 'converted, hash unknown'
       elif name == 'policy':
-        result[name] += f', the {self.config.policy.iterate} iterate'
+        result[name] += f', the {self.experiment.config.policy.iterate} iterate'
     return result
 
 

@@ -11,26 +11,26 @@ They are kept apart on purpose:
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import fit, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import between, check, choice, int_at_least
 from adanat_jax.learning import classifier
-from adanat_jax.runtime import journal, sharding
+from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.judges` that cannot work."""
+  config = experiment.config
   if config.data.source != 'digits':
     raise UserError(
       f'config.data.source is {config.data.source}; mode=judges trains networks'
@@ -49,22 +49,22 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         f'judges.{name}.cutout': int_at_least(0),
       },
     )
-  networks.check_batches(
-    config, {'judges.measure.batch_size': 1, 'judges.reward.batch_size': 1}
+  experiment.check_batches(
+    {'judges.measure.batch_size': 1, 'judges.reward.batch_size': 1}
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Trains both classifiers, each until its `num_steps`.
 
   Args:
-    config: the whole config; `judges`, `data` and `seed` are read.
-    workdir: gets `judges/measure` and `judges/reward`.
+    experiment: its workdir gets `judges/measure` and `judges/reward`.
 
   Raises:
     UserError: for a value that is not allowed.
   """
-  check_config(config)
+  config = experiment.config
+  check_config(experiment)
   measure, reward = (
     networks.measuring_module(config),
     networks.reward_module(config),
@@ -80,23 +80,23 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     variables = {'params': sharding.whole(params)}
     return reward.apply(variables, networks.centred(images)).outputs
 
-  _train(config, workdir, 'measure', measure, apply_measure)
-  _train(config, workdir, 'reward', reward, apply_reward)
+  _train(experiment, 'measure', measure, apply_measure)
+  _train(experiment, 'reward', reward, apply_reward)
 
 
 def _train(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   name: str,
   module: Any,
   apply: classifier.Apply,
 ) -> None:
   """Trains one classifier unless it is complete."""
-  if journal.is_complete(workdir / 'judges' / name):
+  config = experiment.config
+  if experiment.is_complete(f'judges/{name}'):
     return
   section = config.judges[name]
   data = digits.load(config.data.image_size)
-  key = networks.stage_key(config, f'judges/{name}')
+  key = experiment.key(f'judges/{name}')
   init_key, step_key = jax.random.split(key)
   optimizer = optax.adam(
     optax.cosine_decay_schedule(section.learning_rate, section.num_steps)
@@ -124,13 +124,12 @@ def _train(
     return {'test_accuracy': float(right.mean())}
 
   fit.fit(
-    config,
-    workdir,
+    experiment,
     f'judges/{name}',
     initial=initial,
     train_step=lambda frozen, *arguments: train_step(*arguments),
     batch_at=fit.Batches(
-      config,
+      experiment,
       f'judges/{name}',
       ArrayExamples({'images': data.train_images, 'labels': data.train_labels}),
       (section.batch_size,),

@@ -8,7 +8,6 @@ learned, `nat_scores` what is measured on the way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import pathlib
 from typing import Any
 
 import jax
@@ -19,7 +18,8 @@ import numpy as np
 from adanat_jax.data import clip_tokens, prepared
 from adanat_jax.data.examples import Examples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, fit, networks, texts
+from adanat_jax.experiment import fit, networks, texts
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import (
   between,
   check,
@@ -47,8 +47,9 @@ SCHEDULES = ('maskgit', 'residual', 'guidance-3')
 _LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.nat` that cannot work."""
+  config = experiment.config
   check(
     config,
     {
@@ -95,15 +96,15 @@ def check_config(config: Config) -> None:
       f'config.nat.num_heads is {section.num_heads}; give a divisor of'
       f' config.nat.width, which is {section.width}'
     )
-  _check_reuse(config)
+  _check_reuse(experiment)
   if config.data.source != 'digits' and not section.validation_examples:
     raise UserError(
       'config.nat.validation_examples is 0, which is for small data: give how'
       ' many images of each split the loss is measured on'
     )
-  networks.check_batches(config, {'nat.batch_size': section.micro_batches})
+  experiment.check_batches({'nat.batch_size': section.micro_batches})
   if section.evaluate_every and section.frechet_samples:
-    features.check_config(config)
+    features.check_config(experiment)
   if section.frechet_samples == 1:
     raise UserError(
       'config.nat.frechet_samples is 1; give 0 or at least 2: one image has no'
@@ -117,8 +118,9 @@ def check_config(config: Config) -> None:
     )
 
 
-def _check_reuse(config: Config) -> None:
+def _check_reuse(experiment: Experiment) -> None:
   """Raises UserError where network and training do not go together."""
+  config = experiment.config
   section = config.nat
   if section.network == 'nat':
     if section.reuse_probability:
@@ -132,34 +134,31 @@ def _check_reuse(config: Config) -> None:
     {'nat.encoder_depth': positive_int, 'nat.decoder_depth': positive_int},
   )
   # Converted weights are not trained.
-  if not section.reuse_probability and not networks.is_converted(config, 'nat'):
+  if not section.reuse_probability and not experiment.is_converted('nat'):
     raise UserError(
       'config.nat.reuse_probability is 0; give more with'
       ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
     )
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Trains the NAT, from its newest checkpoint if there is one.
 
   Args:
-    config: the whole config; `nat`, `tokenizer`, `data`, `seed` and for texts
-      `text` are read, and `sample` and `evaluate` for what is generated.
-    workdir: of the digits the tokenizer, of other images the prepared tokens
-      must be there; gets `nat/`.
+    experiment: its tokenizer is trained (the digits) or its tokens are
+      prepared (other images); its workdir gets `nat/`.
 
   Raises:
     UserError: for tokens that are missing or a value that is not allowed.
   """
-  check_config(config)
-  if networks.is_converted(config, 'nat') or networks.is_complete(
-    workdir, 'nat'
-  ):
+  config = experiment.config
+  check_config(experiment)
+  if experiment.is_converted('nat') or experiment.is_complete('nat'):
     return
   section = config.nat
-  examples = _splits(config, workdir)
-  module = training_module(config)
-  text, frozen = _frozen(config, examples['train'])
+  examples = _splits(experiment)
+  module = training_module(experiment)
+  text, frozen = _frozen(experiment, examples['train'])
   network = make_network(module, text[0] if text else None)
   optimizer = masked_tokens.make_optimizer(
     section.num_steps,
@@ -169,18 +168,16 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     section.weight_decay,
     tuple(section.betas),
   )
-  init_key, step_key, test_key = jax.random.split(
-    networks.stage_key(config, 'nat'), 3
-  )
+  init_key, step_key, test_key = jax.random.split(experiment.key('nat'), 3)
 
   def initial(frozen: Any) -> NatState:
-    params = module.init(init_key, *_one_example(config, module))['params']
+    params = module.init(init_key, *_one_example(experiment, module))['params']
     ema = jax.tree.map(jnp.copy, params)
     return NatState(params, ema, optimizer.init(params))
 
   losses = {
     _LOSSES[split]: nat_held_out.HeldOutLoss(
-      config, module, network.condition, rows, test_key
+      experiment, module, network.condition, rows, test_key
     )
     for split, rows in examples.items()
   }
@@ -192,7 +189,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   if section.evaluate_every:
     samples = None
     if section.sample_grid or section.frechet_samples:
-      samples = nat_held_out.Samples(config, workdir, frozen, text)
+      samples = nat_held_out.Samples(experiment, frozen)
 
     def evaluate(state: NatState, step: int) -> Mapping[str, float]:
       found = figures(state)
@@ -204,15 +201,14 @@ def run(config: Config, workdir: pathlib.Path) -> None:
       'best_of': (f'eval/{_LOSSES[list(examples)[-1]]}', 'min'),
     }
   fit.fit(
-    config,
-    workdir,
+    experiment,
     'nat',
     initial=initial,
     train_step=masked_tokens.make_train_step(
       network, optimizer, recipe_of(config), key=step_key
     ),
     batch_at=fit.Batches(
-      config, 'nat', examples['train'], (section.batch_size,)
+      experiment, 'nat', examples['train'], (section.batch_size,)
     ),
     num_steps=section.num_steps,
     frozen=frozen,
@@ -237,8 +233,9 @@ def recipe_of(config: Config) -> masked_tokens.Recipe:
   )
 
 
-def training_module(config: Config) -> DenoiserModule:
+def training_module(experiment: Experiment) -> DenoiserModule:
   """The network of `config.nat` in the type in which it trains."""
+  config = experiment.config
   section = config.nat
   return networks.nat_module(config).clone(
     dtype=jnp.dtype(section.training_dtype or section.dtype)
@@ -293,13 +290,11 @@ def make_network(
   )
 
 
-def _splits(config: Config, workdir: pathlib.Path) -> dict[str, Examples]:
+def _splits(experiment: Experiment) -> dict[str, Examples]:
   """The examples to learn from, and those held out if there are any."""
-  splits = {'train': datasets.token_examples(config, workdir, 'train')}
-  if not datasets.is_digits(config):
-    manifest = prepared.read_manifest(
-      datasets.prepared_directory(config, workdir)
-    )
+  splits = {'train': experiment.examples('train')}
+  if not experiment.is_digits:
+    manifest = prepared.read_manifest(experiment.prepared_directory)
     held_out = manifest['splits'].get('test')
     if held_out is None or not held_out['has_images']:
       processes.say(
@@ -307,17 +302,17 @@ def _splits(config: Config, workdir: pathlib.Path) -> dict[str, Examples]:
         ' measured (config.data.validation_path, config.data.held_out)'
       )
       return splits
-  return splits | {'test': datasets.token_examples(config, workdir, 'test')}
+  return splits | {'test': experiment.examples('test')}
 
 
 def _frozen(
-  config: Config, examples: Examples
+  experiment: Experiment, examples: Examples
 ) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
   """The text tower where it is needed, and what the compiled step reads.
 
   The null condition of texts is what the tower says of the empty caption.
   """
-  if not networks.is_text(config):
+  if not experiment.is_text:
     return None, {}
   text = None
   params: Any = {}
@@ -327,18 +322,18 @@ def _frozen(
   ):
     null = examples.null_states()
   else:
-    text = texts.load_text(config)
-    null, params = texts.null_states(config, text), text[1]
-  null = sharding.shard_state(
-    np.asarray(null, np.float32), networks.mesh_of(config)
-  )
+    text = experiment.network('text')
+    null, params = texts.null_states(experiment), text[1]
+  null = sharding.shard_state(np.asarray(null, np.float32), experiment.mesh)
   return text, {'null': null, 'text': params}
 
 
-def _one_example(config: Config, module: DenoiserModule) -> tuple[Array, Array]:
+def _one_example(
+  experiment: Experiment, module: DenoiserModule
+) -> tuple[Array, Array]:
   """Tokens and a condition in the shapes that the network takes."""
   tokens = jnp.zeros((1, module.num_tokens), jnp.int32)
-  if not networks.is_text(config):
+  if not experiment.is_text:
     return tokens, jnp.zeros(1, jnp.int32)
-  states = (1, clip_tokens.NUM_POSITIONS, config.text.width)
+  states = (1, clip_tokens.NUM_POSITIONS, experiment.config.text.width)
   return tokens, jnp.zeros(states)

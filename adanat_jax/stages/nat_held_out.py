@@ -10,7 +10,6 @@ picture, and every so often to the Fréchet distance on a small budget.
 from __future__ import annotations
 
 from collections.abc import Callable
-import pathlib
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.experiment import networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.measuring import scores
 from adanat_jax.models.denoisers import DenoiserModule
@@ -42,7 +42,7 @@ class HeldOutLoss:
 
   def __init__(
     self,
-    config: Config,
+    experiment: Experiment,
     module: DenoiserModule,
     condition: Callable[[Any, dict[str, Array]], Array],
     examples: Examples,
@@ -51,17 +51,17 @@ class HeldOutLoss:
     """Chooses the examples and draws their masks, once for all.
 
     Args:
-      config: the whole config; `nat.validation_examples` is read.
+      experiment: `nat.validation_examples` is read.
       module: the network.
       condition: see `masked_tokens.Network`.
       examples: of a split; which of them, no parameter or step decides.
       key: of the masks.
     """
-    self._mesh = networks.mesh_of(config)
+    self._mesh = experiment.mesh
     self._examples = examples
-    limit = config.nat.validation_examples
+    limit = experiment.config.nat.validation_examples
     if 0 < limit < len(examples):
-      seed = networks.order_seed(config, 'nat/validation')
+      seed = experiment.order_seed('nat/validation')
       self._index = epoch_batch(0, limit, len(examples), seed)
     else:
       self._index = np.arange(len(examples))
@@ -119,41 +119,34 @@ class HeldOutLoss:
 class Samples:
   """What a NAT in training generates: a picture, and how far it is off."""
 
-  def __init__(
-    self, config: Config, workdir: pathlib.Path, frozen: Any, text: Any
-  ):
+  def __init__(self, experiment: Experiment, frozen: Any):
     """Loads what images are made and measured with.
 
     Args:
-      config: the whole config; `nat` and `evaluate` are read.
-      workdir: of this run; pictures go to `nat/samples`.
+      experiment: of this run; pictures go to `nat/samples` of its workdir.
       frozen: `null` holds the null condition of texts.
-      text: `texts.load_text(config)`, None where no captions are encoded.
 
     Raises:
       UserError: for a network or a file that is not there.
     """
+    config = experiment.config
     section = config.nat
-    self._config = config
+    self._experiment = experiment
     self._module = networks.nat_module(config)
-    self._tokenizer = networks.load_tokenizer(config, workdir)
-    self._null = (
-      sharding.gather(frozen['null']) if networks.is_text(config) else None
-    )
+    self._tokenizer = experiment.network('tokenizer')
+    self._null = sharding.gather(frozen['null']) if experiment.is_text else None
     self._num_steps = section.sample_num_steps
     (self._method,) = (
       method
       for method in methods.hand_made(self._num_steps, self._module.num_tokens)
       if method.name == section.sample_schedule
     )
-    self._directory = workdir / 'nat' / 'samples'
+    self._directory = experiment.workdir / 'nat' / 'samples'
     self._scorer = None
     if section.frechet_samples:
-      self._scorer = scores.Scorer(config, workdir, text)
+      self._scorer = scores.Scorer(experiment)
     self._conditions = (
-      self._scorer.conditions
-      if self._scorer
-      else scores.Conditions(config, workdir, text)
+      self._scorer.conditions if self._scorer else scores.Conditions(experiment)
     )
 
   def __call__(self, params: Any, step: int) -> dict[str, float]:
@@ -167,9 +160,12 @@ class Samples:
       Figures by their names, none if no distance is due.
     """
     generator = self._generator(params)
-    if self._config.nat.sample_grid:
+    if self._experiment.config.nat.sample_grid:
       self._picture(generator, step)
-    every, last = self._config.nat.frechet_every, self._config.nat.num_steps
+    every, last = (
+      self._experiment.config.nat.frechet_every,
+      self._experiment.config.nat.num_steps,
+    )
     due = step == last or (every and step % every == 0)
     if self._scorer is None or not due:
       return {}
@@ -179,32 +175,32 @@ class Samples:
       num_steps=self._num_steps,
       guided=self._method.guided,
       options=self._method.options,
-      num_samples=self._config.nat.frechet_samples,
+      num_samples=self._experiment.config.nat.frechet_samples,
     )
 
   def _generator(self, params: Any) -> Generator:
-    is_text = networks.is_text(self._config)
+    is_text = self._experiment.is_text
     return Generator(
       self._module,
       params,
       *self._tokenizer,
-      0 if is_text else networks.num_classes(self._config),
+      0 if is_text else self._experiment.num_classes,
       {},
-      self._config.evaluate.batch_size,
+      self._experiment.config.evaluate.batch_size,
       self._null,
-      networks.mesh_of(self._config),
+      self._experiment.mesh,
     )
 
   def _picture(self, generator: Generator, step: int) -> None:
     """Writes a picture of the same conditions and noise at every step."""
-    count = self._config.nat.sample_grid
+    count = self._experiment.config.nat.sample_grid
     chosen = self._conditions.of(count, 0)
     images = []
     for index, part in generator.stream(
       self._method.policy,
       lambda index: self._conditions.batch(chosen[index]),
       count,
-      networks.stage_key(self._config, 'nat/samples'),
+      self._experiment.key('nat/samples'),
       num_steps=self._num_steps,
       guided=self._method.guided,
       options=self._method.options,
@@ -214,5 +210,5 @@ class Samples:
       files.make_directory(self._directory) / f'{step:07d}.png',
       np.concatenate(images),
       columns=int(np.ceil(np.sqrt(count))),
-      scale=max(1, 64 // self._config.data.image_size),
+      scale=max(1, 64 // self._experiment.config.data.image_size),
     )

@@ -12,20 +12,17 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 
 from adanat_jax.experiment import (
   adversarial_reward,
-  datasets,
   fit,
-  networks,
   rewards,
   texts,
 )
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.policies import (
   Training,
   initial_params,
@@ -44,33 +41,31 @@ from adanat_jax.measuring import scores
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import journal, sharding
+from adanat_jax.runtime import sharding
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Trains every policy that the config asks for.
 
   Args:
-    config: the whole config; `policy` and what its networks need are read.
-    workdir: tokenizer, NAT and reward network must be complete, where they are
-      not converted; gets `policy/<training>/`.
+    experiment: its tokenizer, NAT and reward network are trained or
+      converted; its workdir gets `policy/<training>/`.
 
   Raises:
     UserError: for a missing stage or a value that is not allowed.
   """
-  check_config(config)
-  if networks.is_converted(config, 'policy'):
+  check_config(experiment)
+  if experiment.is_converted('policy'):
     return
-  for which in trainings(config):
-    if not journal.is_complete(workdir / 'policy' / which.name):
-      train(config, workdir, which)
+  for which in trainings(experiment):
+    if not experiment.is_complete(f'policy/{which.name}'):
+      train(experiment, which)
 
 
 def make_batches(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   name: str,
   *,
   has_discriminator: bool,
@@ -78,8 +73,7 @@ def make_batches(
   """What each iteration of a training reads, each part in its own order.
 
   Args:
-    config: the whole config.
-    workdir: of this run.
+    experiment: of this run.
     name: of the training.
     has_discriminator: whether real images are wanted.
 
@@ -90,19 +84,20 @@ def make_batches(
   Raises:
     UserError: for images or prepared captions that are not there.
   """
+  config = experiment.config
   section = config.policy.discriminator
   shape = section.updates, section.batch_size
   result = {}
   if has_discriminator:
-    real = adversarial_reward.real_examples(config, workdir, 'train')
-    result['real'] = fit.Batches(config, name, real, shape)
-  if networks.is_text(config):
-    prompts = datasets.prompts(config, workdir, 'train')
+    real = adversarial_reward.real_examples(experiment, 'train')
+    result['real'] = fit.Batches(experiment, name, real, shape)
+  if experiment.is_text:
+    prompts = experiment.examples('train', 'prompts')
     result['rollouts'] = fit.Batches(
-      config, f'{name}/rollouts', prompts, (config.policy.batch_size,)
+      experiment, f'{name}/rollouts', prompts, (config.policy.batch_size,)
     )
     if has_discriminator and section.fresh_rollouts:
-      result['fresh'] = fit.Batches(config, f'{name}/fresh', prompts, shape)
+      result['fresh'] = fit.Batches(experiment, f'{name}/fresh', prompts, shape)
   return result
 
 
@@ -148,46 +143,40 @@ def make_problem(
   )
 
 
-def train(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, which: Training
-) -> None:
+def train(experiment: Experiment, which: Training) -> None:
   """Trains one policy, from its newest checkpoint if there is one."""
   with contextlib.ExitStack() as stack:
     # First: what is not there is told before anything takes long.
     batches = make_batches(
-      config,
-      workdir,
+      experiment,
       f'policy/{which.name}',
       has_discriminator=which.reward == 'adversarial',
     )
     for part in batches.values():
       stack.callback(part.close)
     _train(
-      config,
-      workdir,
+      experiment,
       which,
       lambda step: {name: part(step) for name, part in batches.items()},
     )
 
 
 def _train(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   which: Training,
   batch_at: Callable[[int], dict[str, Any]],
 ) -> None:
   """Trains one policy on what `make_batches` reads."""
+  config = experiment.config
   section = config.policy
   name = f'policy/{which.name}'
-  init_key, judge_key, step_key = jax.random.split(
-    networks.stage_key(config, name), 3
-  )
-  nat, nat_params = networks.load_nat(config, workdir)
-  tokenizer, tokenizer_params = networks.load_tokenizer(config, workdir)
-  text = texts.load_text(config) if networks.is_text(config) else None
+  init_key, judge_key, step_key = jax.random.split(experiment.key(name), 3)
+  nat, nat_params = experiment.network('nat')
+  tokenizer, tokenizer_params = experiment.network('tokenizer')
+  text = experiment.network('text') if experiment.is_text else None
   constants = ppo_config(config)
   court = rewards.make_court(
-    which.reward, config, workdir, constants.shuffle_groups, text
+    which.reward, experiment, constants.shuffle_groups, text
   )
   frozen = {
     'nat': nat_params,
@@ -196,14 +185,14 @@ def _train(
   }
   null = None
   if text is not None:
-    null = texts.null_states(config, text)
-    mesh = networks.mesh_of(config)
+    null = texts.null_states(experiment)
+    mesh = experiment.mesh
     frozen |= {'text': text[1], 'null': sharding.shard_state(null, mesh)}
-  actor_critic = make_actor_critic(config, which)
-  residual = residual_of(config, which.num_steps)
+  actor_critic = make_actor_critic(experiment, which)
+  residual = residual_of(experiment, which.num_steps)
 
   def initial(frozen: Any) -> policy.PolicyState:
-    params = initial_params(config, init_key)
+    params = initial_params(experiment, init_key)
     state = policy.PolicyState(
       params,
       ppo.make_optimizer(constants).init(params),
@@ -246,14 +235,15 @@ def _train(
       # What the devices hold while the policy explores.
       section.rollout_size or config.evaluate.batch_size,
       null,
-      networks.mesh_of(config),
+      experiment.mesh,
     )
     as_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
-    scorer = scores.Scorer(config, workdir, text)
-    options = _evaluation(config, scorer, generator, as_agent, which.num_steps)
+    scorer = scores.Scorer(experiment)
+    options = _evaluation(
+      experiment, scorer, generator, as_agent, which.num_steps
+    )
   fit.fit(
-    config,
-    workdir,
+    experiment,
     name,
     initial=initial,
     train_step=train_step,
@@ -268,20 +258,20 @@ def _train(
 
 
 def _evaluation(
-  config: ml_collections.ConfigDict,
+  experiment: Experiment,
   scorer: scores.Scorer,
   generator: Generator,
   as_agent: Callable[[Any], agent_lib.Agent],
   num_steps: int,
 ) -> dict[str, Any]:
   """Options of a training that is measured as it goes."""
-  section = config.policy
+  section = experiment.config.policy
 
   def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
     del iteration  # Every iterate is asked for the same, with the same noise.
     return scorer(
       generator,
-      as_agent(getattr(state, iterate_field(config))),
+      as_agent(getattr(state, iterate_field(experiment))),
       num_steps=num_steps,
       num_samples=section.evaluate_samples,
     )

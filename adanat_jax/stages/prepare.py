@@ -33,6 +33,7 @@ from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import Rule, check, int_at_least
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import prepare_shards
@@ -44,17 +45,17 @@ SETTINGS_FILE = 'settings.json'
 _MAX_LAG_SECONDS = 60.0
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values that cannot work."""
-  if datasets.is_digits(config):
+  if experiment.is_digits:
     raise UserError(
       "config.data.source is 'digits', which need no preparation; mode=prepare"
       ' is for images in files (configs/in256.py)'
     )
-  datasets.check_config(config)
+  datasets.check_config(experiment)
   devices = jax.local_device_count()
   check(
-    config,
+    experiment.config,
     {
       'prepare.batch_size': Rule(
         f'a positive multiple of the {devices} devices of a process',
@@ -72,21 +73,22 @@ def check_config(config: Config) -> None:
   )
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Prepares all splits, or what is missing of them.
 
   Args:
-    config: the whole config; `data`, `prepare` and the networks are read.
-    workdir: of this run; `config.data.prepared` may lead elsewhere.
+    experiment: its tokenizer is trained or converted; its workdir gets
+      `prepare/`, unless `config.data.prepared` leads elsewhere.
 
   Raises:
     UserError: for a value that is not allowed, raw images that are not there,
       a directory that holds something else, or too many images that cannot be
       read.
   """
-  check_config(config)
-  directory = datasets.prepared_directory(config, workdir)
-  settings = encoder_lib.settings_of(config, workdir)
+  config = experiment.config
+  check_config(experiment)
+  directory = experiment.prepared_directory
+  settings = encoder_lib.settings_of(experiment)
   manifest = directory / prepared.MANIFEST_FILE
   if processes.from_first(manifest.is_file):
     there = prepared.read_manifest(directory)
@@ -94,7 +96,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     processes.say(f'prepare: {directory} was finished before')
     return
   sources = {
-    split: datasets.raw_source(config, split) for split in _splits(config)
+    split: experiment.raw_source(split) for split in _splits(experiment)
   }
   settings['prepare.shard_size'] = config.prepare.shard_size
   for split, source in sources.items():
@@ -114,25 +116,25 @@ def run(config: Config, workdir: pathlib.Path) -> None:
   mine = todo[processes.process_index() :: processes.process_count()]
   if done:
     processes.say(f'prepare: {len(done)} of {len(every)} files are there')
-  encoder = encoder_lib.Encoder(config, workdir, config.prepare.batch_size)
+  encoder = encoder_lib.Encoder(experiment, config.prepare.batch_size)
   tallies = {
-    split: prepare_shards.Tally(config, split, len(s))
+    split: prepare_shards.Tally(experiment, split, len(s))
     for split, s in sources.items()
   }
   for index in done:
     told = files.read_json(directory / every[index].marker_name)
     tallies[every[index].split].add(told['skipped'], news=False)
-  prepare_shards.make(config, directory, sources, mine, encoder, tallies)
+  prepare_shards.make(experiment, directory, sources, mine, encoder, tallies)
   processes.barrier()
   processes.from_first(
-    lambda: _finish(config, directory, sources, every, encoder, settings)
+    lambda: _finish(experiment, directory, sources, every, encoder, settings)
   )
   processes.wait_until_seen(manifest)
 
 
-def _splits(config: Config) -> tuple[str, ...]:
+def _splits(experiment: Experiment) -> tuple[str, ...]:
   """The training images, and the validation images where there are some."""
-  return datasets.SPLITS if datasets.has_validation(config) else ('train',)
+  return datasets.SPLITS if datasets.has_validation(experiment) else ('train',)
 
 
 def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -146,7 +148,7 @@ def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def _finish(
-  config: Config,
+  experiment: Experiment,
   directory: pathlib.Path,
   sources: Mapping[str, RawSource],
   every: list[prepare_shards.Shard],
@@ -170,7 +172,9 @@ def _finish(
   for split, source in sources.items():
     skipped = [item for told in facts[split] for item in told['skipped']]
     # Each process has counted its own alone.
-    prepare_shards.Tally(config, split, len(source)).add(skipped, news=False)
+    prepare_shards.Tally(experiment, split, len(source)).add(
+      skipped, news=False
+    )
     splits[split] = {
       'source': source.description,
       'has_images': source.has_images,
@@ -180,7 +184,9 @@ def _finish(
       'shards': [told['records'] for told in facts[split]],
     }
   if encoder.layout.state_width:
-    ((states, _),) = jax.device_get(encoder.texts(texts.tokenize(config, [''])))
+    ((states, _),) = jax.device_get(
+      encoder.texts(texts.tokenize(experiment, ['']))
+    )
     buffer = io.BytesIO()
     np.save(buffer, states[0].astype(np.float32))
     path = directory / prepared.NULL_STATES_FILE

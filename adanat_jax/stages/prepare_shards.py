@@ -24,8 +24,9 @@ from adanat_jax.data import images, prepared, prepared_writer
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import networks, texts
+from adanat_jax.experiment import texts
 from adanat_jax.experiment.encoder import Encoder
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, metric_writer
 
 Config = ml_collections.ConfigDict
@@ -95,9 +96,9 @@ def cut(sources: Mapping[str, RawSource], shard_size: int) -> list[Shard]:
 class Tally:
   """Counts the images of a split that cannot be read, and names them."""
 
-  def __init__(self, config: Config, split: str, num_images: int):
+  def __init__(self, experiment: Experiment, split: str, num_images: int):
     """Starts at none, of `num_images`."""
-    self._share = config.data.max_corrupt_share
+    self._share = experiment.config.data.max_corrupt_share
     self._split = split
     self._num_images = num_images
     self.count = 0
@@ -123,7 +124,7 @@ class Tally:
 
 
 def make(
-  config: Config,
+  experiment: Experiment,
   directory: pathlib.Path,
   sources: Mapping[str, RawSource],
   shards: list[Shard],
@@ -133,7 +134,7 @@ def make(
   """Makes this process's shards.
 
   Args:
-    config: the whole config.
+    experiment: of this run.
     directory: where to.
     sources: the raw images of each split.
     shards: what to make.
@@ -143,6 +144,7 @@ def make(
   Raises:
     UserError: if that is too much.
   """
+  config = experiment.config
   with contextlib.ExitStack() as stack:
     threads = config.prepare.num_threads or os.cpu_count() or 1
     pool = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
@@ -156,7 +158,7 @@ def make(
       first = min(shard.first + place * encoder.batch_size, shard.last)
       last = min(first + encoder.batch_size, shard.last)
       source = sources[shard.split]
-      batch = _decode(config, source, shard, range(first, last), pool)
+      batch = _decode(experiment, source, shard, range(first, last), pool)
       batch.is_last = place == per_shard - 1
       return batch
 
@@ -184,13 +186,14 @@ def make(
 
 
 def _decode(
-  config: Config,
+  experiment: Experiment,
   source: RawSource,
   shard: Shard,
   places: range,
   pool: concurrent.futures.Executor,
 ) -> Batch:
   """Reads and decodes some images of a shard, by several threads."""
+  config = experiment.config
   size = config.data.image_size
   orient = config.data.apply_orientation
 
@@ -219,7 +222,7 @@ def _decode(
     if reason:
       batch.skipped.append((about.key, reason))
       continue
-    if networks.is_text(config):
+    if experiment.is_text:
       facts = [{'caption': caption} for caption in about.captions]
       captions += about.captions
     else:
@@ -231,7 +234,7 @@ def _decode(
   if pixels:
     batch.pixels = np.stack(pixels)
   if captions:
-    batch.ids = texts.tokenize(config, captions)
+    batch.ids = texts.tokenize(experiment, captions)
   return batch
 
 

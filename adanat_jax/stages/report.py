@@ -11,11 +11,11 @@ import pathlib
 import shlex
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.experiment import networks, policies
+from adanat_jax.experiment import policies
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, int_at_least
 from adanat_jax.report import (
   curves,
@@ -34,10 +34,10 @@ from adanat_jax.stages.evaluate import Evaluation
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.report` that cannot work."""
   check(
-    config,
+    experiment.config,
     {
       'report.images_per_class': int_at_least(1),
       'report.revealed_samples': int_at_least(1),
@@ -45,33 +45,32 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Writes `report/report.md`, `report/results.json` and the pictures.
 
   Args:
-    config: the whole config.
-    workdir: `evaluate/` must be complete; gets `report/`.
+    experiment: its evaluation is complete; its workdir gets `report/`.
 
   Raises:
     UserError: if there is no evaluation yet.
   """
-  check_config(config)
-  networks.require(workdir, 'evaluate')
-  directory = files.make_directory(workdir / 'report')
-  results = files.read_json(workdir / 'evaluate' / 'results.json')
+  check_config(experiment)
+  experiment.require('evaluate')
+  directory = files.make_directory(experiment.workdir / 'report')
+  results = files.read_json(experiment.workdir / 'evaluate' / 'results.json')
   shown = [
-    *_drawn(config, workdir, directory, results),
-    *_plotted(config, workdir, directory, results),
+    *_drawn(experiment, directory, results),
+    *_plotted(experiment, directory, results),
   ]
   files.write_json(
     directory / 'results.json',
-    {**results, 'training': _trained(config, workdir)},
+    {**results, 'training': _trained(experiment)},
   )
   text = document.compose(
     results,
     shown,
     'AdaNAT on handwritten digits',
-    _command(workdir),
+    _command(experiment.workdir),
   )
   files.write_text(directory / 'report.md', text)
   processes.say(f'report: {directory / "report.md"}')
@@ -90,16 +89,16 @@ def _command(workdir: pathlib.Path) -> str:
 
 
 def _drawn(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   directory: pathlib.Path,
   results: dict[str, Any],
 ) -> list[Picture]:
   """Pictures of samples, and of one decode step by step, at each T."""
-  evaluation = Evaluation(config, workdir)
+  config = experiment.config
+  evaluation = Evaluation(experiment)
   names = digits.CONDITION_NAMES[config.data.condition]
   shown = []
-  reconstructions = workdir / 'tokenizer' / 'reconstructions.png'
+  reconstructions = experiment.workdir / 'tokenizer' / 'reconstructions.png'
   if reconstructions.is_file():
     files.write_bytes(
       directory / 'reconstructions.png', reconstructions.read_bytes()
@@ -152,7 +151,7 @@ def _draw_reveal(
   path: pathlib.Path,
 ) -> None:
   """One picture of a few samples, a column a step."""
-  count = evaluation.config.report.revealed_samples
+  count = evaluation.experiment.config.report.revealed_samples
   samples = evaluation.sample(method, num_steps, 'report', count, record=True)
   trajectory = samples.trajectory
   assert trajectory is not None  # It was asked for.
@@ -162,7 +161,7 @@ def _draw_reveal(
   tokens = trajectory.sampled.reshape(-1, trajectory.sampled.shape[-1])
   images = evaluation.images_of(tokens)
   images = images.reshape(num_steps, count, *images.shape[1:])
-  names = digits.CONDITION_NAMES[evaluation.config.data.condition]
+  names = digits.CONDITION_NAMES[evaluation.experiment.config.data.condition]
   labels = evaluation.labels(count)
   pictures.save_reveal(
     path,
@@ -184,19 +183,19 @@ def all_methods(
   methods.append(
     methods_lib.of_setting(best, num_steps, num_tokens, grid['evaluations'])
   )
-  for which in policies.trainings(evaluation.config):
+  for which in policies.trainings(evaluation.experiment):
     if which.num_steps == num_steps:
       methods.extend(evaluation.learned(which))
   return methods
 
 
 def _plotted(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   directory: pathlib.Path,
   results: dict[str, Any],
 ) -> list[Picture]:
   """Plots of distances, of learned values, and of the trainings."""
+  config = experiment.config
   shown = []
   for num_steps in sorted(set(config.policy.num_steps)):
     entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
@@ -238,8 +237,10 @@ def _plotted(
         'Trainings of a method are pooled.',
       )
     )
-  for which in policies.trainings(config):
-    rows = metric_writer.read_metrics(workdir / 'policy' / which.name)
+  for which in policies.trainings(experiment):
+    rows = metric_writer.read_metrics(
+      experiment.workdir / 'policy' / which.name
+    )
     if which.adaptive and which.index == 0 and rows:
       name = f'training-{which.name}.png'
       curves.save_training_plot(
@@ -255,12 +256,10 @@ def _plotted(
   return shown
 
 
-def _trained(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> dict[str, Any]:
+def _trained(experiment: Experiment) -> dict[str, Any]:
   """The final figures of the trainings that came before."""
   result = {}
   for stage in ('tokenizer', 'judges/measure', 'judges/reward', 'nat'):
-    networks.require(workdir, stage)
-    result[stage] = read_complete(workdir / stage)['figures']
+    experiment.require(stage)
+    result[stage] = read_complete(experiment.workdir / stage)['figures']
   return result

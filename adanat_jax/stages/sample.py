@@ -6,17 +6,16 @@ python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits \
 
 from __future__ import annotations
 
-import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from adanat_jax.decoding import published as published_tables
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import load, texts
+from adanat_jax.experiment import texts
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
@@ -24,10 +23,10 @@ from adanat_jax.sampling.generator import PolicyLike
 from adanat_jax.types import PolicyValues
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.sample` that cannot work."""
   check(
-    config,
+    experiment.config,
     {
       'sample.classes': tuple_of(int_at_least(0)),
       'sample.images_per_class': int_at_least(1),
@@ -41,25 +40,24 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Samples, writes `grid.png` and the single images, prints images a second.
 
   Args:
-    config: the whole config; `sample` says what to do.
-    workdir: the NAT, and for `learned` a policy, must be trained.
+    experiment: its NAT, and for `learned` a policy, is trained or converted.
 
   Raises:
     UserError: for a class, policy or table that cannot be sampled.
   """
-  check_config(config)
-  section = config.sample
-  generator = load.generator(config, workdir)
+  check_config(experiment)
+  section = experiment.config.sample
+  generator = experiment.generator()
   policy: str | PolicyLike = section.policy
   if policy == 'table':
     policy = read_table(section.table)
   elif policy in published_tables.SCHEDULES:
     policy = published_tables.SCHEDULES[policy](section.num_steps)
-  names, labels = conditions_of(config)
+  names, labels = conditions_of(experiment)
   if section.num_buckets:
     generator = generator.with_buckets(
       policy,
@@ -77,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   sample(section.seed + 1)
   seconds = time.perf_counter() - start
 
-  output = files.make_directory(section.output or workdir / 'sample')
+  output = files.make_directory(section.output or experiment.workdir / 'sample')
   for index, (name, image) in enumerate(zip(names, images, strict=True)):
     pictures.save_image(output / f'{index:05d}-{name}.png', image)
   columns = min(section.images_per_class, 16)
@@ -90,17 +88,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def conditions_of(
-  config: ml_collections.ConfigDict,
+  experiment: Experiment,
 ) -> tuple[list[str], np.ndarray]:
   """The conditions to sample, and what names them in the files.
 
   Returns:
     Names, and int32[B] class ids or, for texts, float32[B, L, C] states.
   """
+  config = experiment.config
   count = config.sample.images_per_class
   captions = config.sample.get('captions')
   if captions:
-    states = texts.encode_captions(config, captions)
+    states = texts.caption_encoder(experiment)(captions)
     names = [f'text{i}' for i in range(len(captions))]
     return np.repeat(names, count).tolist(), np.repeat(states, count, axis=0)
   classes = np.repeat(np.asarray(config.sample.classes, np.int32), count)

@@ -26,7 +26,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.experiment import load
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import (
   check,
   choice,
@@ -50,9 +50,10 @@ from adanat_jax.stages import search_alternating, search_common
 Config = ml_collections.ConfigDict
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.search` that cannot work."""
-  features.check_config(config)
+  config = experiment.config
+  features.check_config(experiment)
   check(
     config,
     {
@@ -83,41 +84,40 @@ def check_config(config: Config) -> None:
   if 'cma' in config.search.optimizers:
     schedule_search.require_cmaes()
   if config.search.rounds:
-    search_alternating.check_config(config)
+    search_alternating.check_config(experiment)
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Makes every search of the config.
 
   Args:
-    config: the whole config; `search`, and `evaluate` for the distance.
-    workdir: its networks are trained, or converted ones are named; gets
+    experiment: its networks are trained or converted; its workdir gets
       `search/`.
 
   Raises:
     UserError: for a missing network, a value that is not allowed, or a search
       that was begun with other settings.
   """
-  check_config(config)
-  if config.search.rounds:
-    search_alternating.run(config, workdir)
+  check_config(experiment)
+  if experiment.config.search.rounds:
+    search_alternating.run(experiment)
     return
-  generator = load.generator(config, workdir)
-  scorer = scores.Scorer(config, workdir)
+  generator = experiment.generator()
+  scorer = scores.Scorer(experiment)
   known: dict[tuple[float, ...], dict[str, Any]] = {}
-  for which in search_common.of(config):
-    directory = workdir / 'search' / which.name
-    _run(config, directory, which, generator, scorer, known)
+  for which in search_common.of(experiment):
+    directory = experiment.workdir / 'search' / which.name
+    _run(experiment, directory, which, generator, scorer, known)
 
 
 def _first_point(
-  config: Config,
+  experiment: Experiment,
   which: search_common.Search,
   parent: pathlib.Path,
   ledger: Ledger,
 ) -> schedule_search.Point:
   """Where a search starts; those of fewer steps are finished."""
-  before = search_common.before(config, which)
+  before = search_common.before(experiment, which)
   if before is None:
     return schedule_search.first_point(which.num_steps)
   path = parent / before.name / 'results.json'
@@ -134,7 +134,7 @@ def _first_point(
 
 
 def _run(
-  config: Config,
+  experiment: Experiment,
   directory: pathlib.Path,
   which: search_common.Search,
   generator: Generator,
@@ -144,7 +144,7 @@ def _run(
   """One search, and what it found measured again.
 
   Args:
-    config: the whole config.
+    experiment: of this run.
     directory: of this search.
     which: the search.
     generator: what decodes.
@@ -152,15 +152,16 @@ def _run(
     known: what points gave with fresh noise, which all searches share; gets
       what is measured here.
   """
+  config = experiment.config
   count = config.search.evaluations
-  ledger = search_common.open_ledger(config, which, directory)
+  ledger = search_common.open_ledger(experiment, which, directory)
   if is_complete(directory) and read_complete(directory)['step'] >= count:
     return
-  first = _first_point(config, which, directory.parent, ledger)
-  objective = search_common.Objective(config, which, generator, scorer)
-  with search_common.Rows(config, directory) as rows:
+  first = _first_point(experiment, which, directory.parent, ledger)
+  objective = search_common.Objective(experiment, which, generator, scorer)
+  with search_common.Rows(experiment, directory) as rows:
     found = search_common.optimise(
-      config, which, objective, ledger, rows, first, count
+      experiment, which, objective, ledger, rows, first, count
     )
   points = {'start': first, 'last': found.last, 'best': found.best}
 
@@ -172,7 +173,7 @@ def _run(
     value = ledger.get(f'fresh/{name}/{count}', functools.partial(fresh, point))
     known[tuple(point.tolist())] = measured[name] = value
   results = {
-    **search_common.about(config, which),
+    **search_common.about(experiment, which),
     'evaluations': count,
     'distance': scorer.distance_name(config.search.fresh_samples),
     'best_distance_in_search': found.best_distance,

@@ -28,7 +28,7 @@ from typing import Any
 import ml_collections
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, load, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, int_at_least, positive, tuple_of
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
@@ -45,8 +45,9 @@ Beta = tuple[float, float]
 _FACTOR = 2.0
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values that cannot work."""
+  config = experiment.config
   section = config.search
   check(
     config,
@@ -67,25 +68,25 @@ def check_config(config: Config) -> None:
       ' there are none of with other NATs: give published, or'
       ' config.search.rounds=0'
     )
-  nat_stage.check_config(_training_config(config, pathlib.Path(), (1.0, 1.0)))
+  nat_stage.check_config(_training(experiment, experiment.workdir, (1.0, 1.0)))
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Makes every search of the config, with trainings.
 
   Args:
-    config: the whole config.
-    workdir: the tokenizer must be there; gets `search/alternating-*/`.
+    experiment: its tokenizer is trained or converted; its workdir gets
+      `search/alternating-*/`.
 
   Raises:
     UserError: see `search.run`.
   """
   # Before anything is trained.
-  networks.load_tokenizer(config, workdir)
-  scorer = scores.Scorer(config, workdir)
-  for which in search_common.of(config):
-    directory = workdir / 'search' / f'alternating-{which.name}'
-    search = _Alternation(config, workdir, directory, which, scorer)
+  experiment.network('tokenizer')
+  scorer = scores.Scorer(experiment)
+  for which in search_common.of(experiment):
+    directory = experiment.workdir / 'search' / f'alternating-{which.name}'
+    search = _Alternation(experiment, directory, which, scorer)
     if not is_complete(directory):
       search.run()
 
@@ -95,34 +96,40 @@ class _Alternation:
 
   def __init__(
     self,
-    config: Config,
-    workdir: pathlib.Path,
+    experiment: Experiment,
     directory: pathlib.Path,
     which: search_common.Search,
     scorer: scores.Scorer,
   ):
-    self._config = config
-    self._workdir = workdir
+    self._experiment = experiment
     self._directory = directory
     self._which = which
     self._scorer = scorer
     self._generator: Generator | None = None
-    self._ledger: Ledger = search_common.open_ledger(config, which, directory)
+    self._ledger: Ledger = search_common.open_ledger(
+      experiment, which, directory
+    )
 
   def run(self) -> None:
     """Searches, and writes what was found."""
-    section = self._config.search
+    section = self._experiment.config.search
     share = section.evaluations // (section.rounds + 1)
-    beta: Beta = tuple(self._config.nat.beta)
+    beta: Beta = tuple(self._experiment.config.nat.beta)
     trainings = [beta]
     objective = self._objective(beta)
     point = schedule_search.first_point(self._which.num_steps)
     begun = (objective, point)
     turns: list[dict[str, Any]] = []
-    with search_common.Rows(self._config, self._directory) as rows:
+    with search_common.Rows(self._experiment, self._directory) as rows:
       for turn in range(section.rounds + 1):
         found = search_common.optimise(
-          *(self._config, self._which, objective, self._ledger, rows),
+          *(
+            self._experiment,
+            self._which,
+            objective,
+            self._ledger,
+            rows,
+          ),
           *(point, share, turn),
         )
         # Each of the three may be the one that goes on: also the old one, if
@@ -157,18 +164,18 @@ class _Alternation:
   def _objective(self, beta: Beta) -> search_common.Objective:
     """The NAT that a law gives, trained if it is not there yet."""
     directory = self._directory / f'nat-{_numbers(beta, "-")}'
-    config = _training_config(self._config, self._workdir, beta)
-    if not networks.is_complete(directory, 'nat'):
+    training = _training(self._experiment, directory, beta)
+    if not training.is_complete('nat'):
       self._say(f'Beta{_numbers(beta)}: training')
-    nat_stage.run(config, directory)
+    nat_stage.run(training)
     if self._generator is None:
-      self._generator = load.generator(config, directory)
+      self._generator = training.generator()
     else:
       # The same modules: nothing is compiled for another NAT.
-      _, params = networks.load_nat(config, directory)
+      _, params = training.network('nat')
       self._generator = dataclasses.replace(self._generator, nat_params=params)
     return search_common.Objective(
-      self._config, self._which, self._generator, self._scorer
+      self._experiment, self._which, self._generator, self._scorer
     )
 
   def _value(
@@ -210,9 +217,11 @@ class _Alternation:
         ),
       }
     results = {
-      **search_common.about(self._config, self._which),
-      'evaluations': self._config.search.evaluations,
-      'distance': self._scorer.distance_name(self._config.search.fresh_samples),
+      **search_common.about(self._experiment, self._which),
+      'evaluations': self._experiment.config.search.evaluations,
+      'distance': self._scorer.distance_name(
+        self._experiment.config.search.fresh_samples
+      ),
       'first_beta': trainings[0],
       'last_beta': beta,
       'last_nat': f'nat-{_numbers(beta, "-")}',
@@ -233,14 +242,17 @@ class _Alternation:
     search_common.say(f'{self._directory.name}: {text}')
 
 
-def _training_config(config: Config, workdir: pathlib.Path, beta: Beta) -> Any:
-  """The config of a short training in a directory of its own.
+def _training(
+  experiment: Experiment, directory: pathlib.Path, beta: Beta
+) -> Experiment:
+  """A short training in a directory of its own.
 
   Args:
-    config: the whole config.
-    workdir: of the run, which has the tokenizer and the prepared tokens.
+    experiment: of this run, which has the tokenizer and the prepared tokens.
+    directory: of the training.
     beta: the law of its mask ratios.
   """
+  config = experiment.config
   result = ml_collections.ConfigDict(config.to_dict())
   result.nat.update(
     mask_ratio='beta',
@@ -249,13 +261,15 @@ def _training_config(config: Config, workdir: pathlib.Path, beta: Beta) -> Any:
     evaluate_every=0,
     init_from='',
   )
-  if not networks.is_converted(config, 'tokenizer'):
-    result.tokenizer.init_from = str(workdir.absolute() / 'tokenizer')
-  if not datasets.is_digits(config):
-    result.data.prepared = str(datasets.prepared_directory(config, workdir))
+  if not experiment.is_converted('tokenizer'):
+    result.tokenizer.init_from = str(
+      experiment.workdir.absolute() / 'tokenizer'
+    )
+  if not experiment.is_digits:
+    result.data.prepared = str(experiment.prepared_directory)
   # Policies were learned for another NAT.
   result.policy.init_from = ''
-  return result
+  return Experiment(result, directory)
 
 
 def _numbers(beta: Beta, between: str = ', ') -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, processes
@@ -83,9 +83,9 @@ class Found:
   best_distance: float
 
 
-def of(config: Config) -> list[Search]:
+def of(experiment: Experiment) -> list[Search]:
   """All searches of a config."""
-  section = config.search
+  section = experiment.config.search
   return [
     Search(*chosen)
     for chosen in itertools.product(
@@ -97,8 +97,9 @@ def of(config: Config) -> list[Search]:
   ]
 
 
-def before(config: Config, which: Search) -> Search | None:
+def before(experiment: Experiment, which: Search) -> Search | None:
   """The search of fewer steps where this one starts, if there is one."""
+  config = experiment.config
   fewer = [t for t in config.search.num_steps if t < which.num_steps]
   if config.search.start == 'published' or not fewer:
     return None
@@ -110,7 +111,7 @@ class Objective:
 
   def __init__(
     self,
-    config: Config,
+    experiment: Experiment,
     which: Search,
     generator: Generator,
     scorer: scores.Scorer,
@@ -118,12 +119,12 @@ class Objective:
     """Samples nothing yet.
 
     Args:
-      config: the whole config; `search` is read.
+      experiment: `search` is read.
       which: the search.
       generator: what decodes.
       scorer: what measures.
     """
-    self._section = config.search
+    self._section = experiment.config.search
     self._which = which
     # An ENAT would be compiled anew for the counts of every point.
     self._generator = dataclasses.replace(generator, static_counts=False)
@@ -183,10 +184,10 @@ class Objective:
 class Rows:
   """The metrics of a search; told again on resuming, they come out the same."""
 
-  def __init__(self, config: Config, directory: pathlib.Path):
+  def __init__(self, experiment: Experiment, directory: pathlib.Path):
     """Opens the metrics, empty."""
     self._writer = MetricWriter(
-      directory, first_step=0, tensorboard=config.tensorboard
+      directory, first_step=0, tensorboard=experiment.config.tensorboard
     )
     self._count = 0
     self._lowest = float('inf')
@@ -211,7 +212,7 @@ class Rows:
 
 
 def optimise(
-  config: Config,
+  experiment: Experiment,
   which: Search,
   objective: Objective,
   ledger: Ledger,
@@ -223,7 +224,7 @@ def optimise(
   """Lets an optimizer measure `count` points.
 
   Args:
-    config: the whole config; `search` is read.
+    experiment: `search` is read.
     which: the search.
     objective: what is measured.
     ledger: keeps each evaluation as soon as it is made.
@@ -236,15 +237,15 @@ def optimise(
     UserError: if the ledger's evaluations are not those that the optimizer asks
       for, as another version of it might.
   """
-  section = config.search
+  section = experiment.config.search
   if which.optimizer == 'cma':
     spread = schedule_search.Spread(**section.spread)
-    if before(config, which):
+    if before(experiment, which):
       spread = spread.times(section.refinement)
     proposals = schedule_search.covariance_adaptation(
       first,
       spread,
-      networks.order_seed(config, f'search/{which.name}/{part}'),
+      experiment.order_seed(f'search/{which.name}/{part}'),
     )
   else:
     proposals = schedule_search.finite_differences(
@@ -292,7 +293,7 @@ def _agreed(point: schedule_search.Point) -> schedule_search.Point:
 
 
 def open_ledger(
-  config: Config, which: Search, directory: pathlib.Path
+  experiment: Experiment, which: Search, directory: pathlib.Path
 ) -> Ledger:
   """What was evaluated so far.
 
@@ -300,7 +301,7 @@ def open_ledger(
     UserError: if it was begun with other settings.
   """
   ledger = Ledger(directory / 'ledger.jsonl')
-  ours = files.to_json(about(config, which))
+  ours = files.to_json(about(experiment, which))
   theirs = ledger.get('about', lambda: ours)
   for name, value in ours.items():
     if theirs.get(name) != value:
@@ -311,16 +312,16 @@ def open_ledger(
   return ledger
 
 
-def about(config: Config, which: Search) -> dict[str, Any]:
+def about(experiment: Experiment, which: Search) -> dict[str, Any]:
   """What a search depends on besides the rest of the config.
 
   The number of evaluations is none of it, unless several schedules share them:
   a search may be made longer.
   """
-  section = config.search
+  section = experiment.config.search
   names = ['start', 'num_samples', 'fresh_seeds', 'fresh_samples']
   names.append('spread' if which.optimizer == 'cma' else 'descent')
-  if before(config, which):
+  if before(experiment, which):
     names.append('refinement')
   if section.rounds:
     names += ['evaluations', 'rounds', 'training_steps']

@@ -23,6 +23,7 @@ import numpy as np
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice
 from adanat_jax.measuring import features, real_images
 from adanat_jax.measuring.features import FeatureNetwork
@@ -45,11 +46,12 @@ class Reference:
   description: dict[str, Any]
 
 
-def check_config(config: Config) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values that statistics cannot be made with."""
-  features.check_config(config, needs_reference=False)
+  config = experiment.config
+  features.check_config(experiment, needs_reference=False)
   check(config, {'statistics.split': choice(*datasets.SPLITS)})
-  datasets.check_config(config)
+  datasets.check_config(experiment)
   path = config.statistics.output
   if path and pathlib.Path(path).suffix != '.npz':
     raise UserError(
@@ -57,32 +59,33 @@ def check_config(config: Config) -> None:
     )
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Writes the moments of the split `config.statistics.split`.
 
   Args:
-    config: the whole config; `data`, `statistics` and `evaluate.network` are
-      read.
-    workdir: gets `statistics/`.
+    experiment: its workdir gets `statistics/`.
 
   Raises:
     UserError: for a missing network or images that are not there.
   """
-  check_config(config)
+  config = experiment.config
+  check_config(experiment)
   split = config.statistics.split
-  network = features.load(config, workdir)
-  path = config.statistics.output or path_of(config, workdir, split)
-  make(config, workdir, network, split, pathlib.Path(path))
+  network = features.load(experiment)
+  path = config.statistics.output or path_of(experiment, split)
+  make(experiment, network, split, pathlib.Path(path))
 
 
-def path_of(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
+def path_of(experiment: Experiment, split: str) -> pathlib.Path:
   """Where the moments of a split are kept unless they are put elsewhere."""
-  return workdir / 'statistics' / f'{split}-{config.evaluate.network}.npz'
+  return (
+    experiment.workdir
+    / 'statistics'
+    / f'{split}-{experiment.config.evaluate.network}.npz'
+  )
 
 
-def reference(
-  config: Config, workdir: pathlib.Path, network: FeatureNetwork
-) -> Reference:
+def reference(experiment: Experiment, network: FeatureNetwork) -> Reference:
   """What `config.evaluate` measures distances from.
 
   The file `evaluate.statistics`; where none is named, the moments of
@@ -91,14 +94,15 @@ def reference(
   Raises:
     UserError: if the file is not there, or of another network.
   """
+  config = experiment.config
   path = pathlib.Path(config.evaluate.statistics)
   if not config.evaluate.statistics:
     split = config.evaluate.reference_split
-    path = path_of(config, workdir, split)
-    make(config, workdir, network, split, path)
+    path = path_of(experiment, split)
+    make(experiment, network, split, path)
     processes.wait_until_seen(path)
   gaussian = read(path)
-  width = network.num_features(config)
+  width = network.num_features(experiment)
   if len(gaussian.mean) != width:
     raise UserError(
       f'{path}: moments of {len(gaussian.mean)} features;'
@@ -146,8 +150,7 @@ def read(path: pathlib.Path) -> Gaussian:
 
 
 def make(
-  config: Config,
-  workdir: pathlib.Path,
+  experiment: Experiment,
   network: FeatureNetwork,
   split: str,
   path: pathlib.Path,
@@ -155,8 +158,7 @@ def make(
   """Writes the moments of a split, unless the file is there already.
 
   Args:
-    config: the whole config.
-    workdir: of this run.
+    experiment: of this run.
     network: what measures the images.
     split: 'train' or 'test'.
     path: the .npz file; what was counted so far is kept beside it.
@@ -164,16 +166,17 @@ def make(
   Raises:
     UserError: if too many images cannot be read.
   """
+  config = experiment.config
   about: dict[str, Any] = {
     **network.description(),
     'split': split,
     'image size': config.data.image_size,
   }
   if processes.from_first(path.is_file):
-    processes.from_first(lambda: _check_same(config, path, about))
+    processes.from_first(lambda: _check_same(experiment, path, about))
     return
   files.make_directory(path.parent)
-  images = real_images.RealImages(config, workdir, split)
+  images = real_images.RealImages(experiment, split)
   about['images'] = images.description
   processes.say(f'statistics: {path.name}, {len(images)} images')
   partial = path.with_name(f'{path.name}.partial')
@@ -183,7 +186,9 @@ def make(
   )
   unsaved = 0
   index = np.arange(done, len(images))
-  for found, is_read in real_images.measured(config, network, images, index):
+  for found, is_read in real_images.measured(
+    experiment, network, images, index
+  ):
     done += len(found)
     unsaved += len(found)
     skipped += int((~is_read).sum())
@@ -199,15 +204,15 @@ def make(
 
 
 def _check_same(
-  config: Config, path: pathlib.Path, about: dict[str, Any]
+  experiment: Experiment, path: pathlib.Path, about: dict[str, Any]
 ) -> None:
   """Refuses moments that are there already and are of something else."""
   manifest = path.with_suffix('.json')
   made_of = files.read_json(manifest)['made of'] if manifest.is_file() else {}
   there = {name: made_of.get(name) for name in about}
-  if 'path' in config.data:
+  if 'path' in experiment.config.data:
     # The images themselves are not looked at: they may be gone by now.
-    about = {**about, 'path': datasets.path_of(config, about['split'])}
+    about = {**about, 'path': datasets.path_of(experiment, about['split'])}
     there['path'] = made_of.get('images', {}).get('path')
   different = [name for name in about if there[name] != about[name]]
   if different:

@@ -6,18 +6,17 @@ What is learned, and how: `adanat_jax.learning.vq`, with the adversarial loss of
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import Examples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, fit, networks
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import (
   between,
   boolean,
@@ -35,9 +34,10 @@ from adanat_jax.runtime import files, journal
 from adanat_jax.stages import tokenizer_reconstruction
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.tokenizer` that cannot work."""
-  datasets.check_config(config)
+  config = experiment.config
+  datasets.check_config(experiment)
   check(
     config,
     {
@@ -45,7 +45,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'tokenizer.measured_images': int_at_least(0),
     },
   )
-  if networks.is_converted(config, 'tokenizer'):
+  if experiment.is_converted('tokenizer'):
     return
   check(
     config,
@@ -63,12 +63,13 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       'tokenizer.evaluate_every': int_at_least(0),
     },
   )
-  networks.check_batches(config, {'tokenizer.batch_size': 1})
-  _check_adversarial(config)
+  experiment.check_batches({'tokenizer.batch_size': 1})
+  _check_adversarial(experiment)
 
 
-def _check_adversarial(config: ml_collections.ConfigDict) -> None:
+def _check_adversarial(experiment: Experiment) -> None:
   """Raises UserError for `config.tokenizer.adversarial` that cannot work."""
+  config = experiment.config
   name = 'tokenizer.adversarial'
   check(config, {f'{name}.weight': non_negative})
   section = config.tokenizer.adversarial
@@ -94,9 +95,7 @@ def _check_adversarial(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def splits_of(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> dict[str, Examples]:
+def splits_of(experiment: Experiment) -> dict[str, Examples]:
   """Images to train on and, if there are any, those to measure on, by split.
 
   Mirror images count as images of their own, in training and in measuring.
@@ -106,13 +105,10 @@ def splits_of(
   """
   names = [*datasets.SPLITS]
   # CC3M's validation split has captions alone: there is nothing to rebuild.
-  if not (
-    datasets.is_digits(config) or datasets.raw_source(config, 'test').has_images
-  ):
+  if not (experiment.is_digits or experiment.raw_source('test').has_images):
     names.remove('test')
   return {
-    name: datasets.image_examples(config, workdir, name, mirrored=True)
-    for name in names
+    name: experiment.examples(name, 'images', mirrored=True) for name in names
   }
 
 
@@ -134,9 +130,10 @@ def make_autoencoder(
 
 
 def make_adversarial_loss(
-  config: ml_collections.ConfigDict, image_shape: tuple[int, ...]
+  experiment: Experiment, image_shape: tuple[int, ...]
 ) -> patch_gan.AdversarialLoss | None:
   """The adversarial loss of a config, None where its weight is 0."""
+  config = experiment.config
   section = config.tokenizer.adversarial
   if not section.weight:
     return None
@@ -156,32 +153,30 @@ def make_adversarial_loss(
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """Trains the tokenizer and draws originals beside reconstructions.
 
   A converted tokenizer is only measured, so that its quality can be checked
   before a NAT is trained on it.
 
   Args:
-    config: the whole config; `tokenizer`, `data` and `seed` are read.
-    workdir: gets `tokenizer/`.
+    experiment: its workdir gets `tokenizer/`.
 
   Raises:
     UserError: for a value that is not allowed.
   """
-  check_config(config)
-  directory = workdir / 'tokenizer'
-  if journal.is_complete(directory):
+  config = experiment.config
+  check_config(experiment)
+  directory = experiment.workdir / 'tokenizer'
+  if experiment.is_complete('tokenizer'):
     return
   section = config.tokenizer
   module = networks.tokenizer_module(config)
-  splits = splits_of(config, workdir)
-  rebuilding = tokenizer_reconstruction.Reconstruction(
-    module, networks.mesh_of(config)
-  )
+  splits = splits_of(experiment)
+  rebuilding = tokenizer_reconstruction.Reconstruction(module, experiment.mesh)
   most, picture = section.measured_images, directory / 'reconstructions.png'
-  if networks.is_converted(config, 'tokenizer'):
-    _, params = networks.load_tokenizer(config, workdir)
+  if experiment.is_converted('tokenizer'):
+    _, params = experiment.network('tokenizer')
     files.make_directory(directory)
     found = rebuilding.figures(params, splits, most, picture)
     journal.mark_complete(directory, 0, found)
@@ -197,8 +192,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   )
   shape = (config.data.image_size,) * 2 + (module.image_channels,)
   network = make_autoencoder(module, shape)
-  adversarial = make_adversarial_loss(config, shape)
-  init_key, step_key = jax.random.split(networks.stage_key(config, 'tokenizer'))
+  adversarial = make_adversarial_loss(experiment, shape)
+  init_key, step_key = jax.random.split(experiment.key('tokenizer'))
   train_step = vq.make_train_step(
     network,
     optimizer,
@@ -221,8 +216,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
   evaluated = section.evaluate_every > 0
   fit.fit(
-    config,
-    workdir,
+    experiment,
     'tokenizer',
     initial=lambda frozen: vq.initial_state(
       network, optimizer, init_key, adversarial
@@ -231,7 +225,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       state, images_lib.to_unit(batch['images']), step
     ),
     batch_at=fit.Batches(
-      config, 'tokenizer', splits['train'], (section.batch_size,)
+      experiment, 'tokenizer', splits['train'], (section.batch_size,)
     ),
     num_steps=section.num_steps,
     evaluate=evaluate if evaluated else None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.experiment import networks, texts
+from adanat_jax.experiment import networks
 from adanat_jax.runtime import checkpoint, journal
 from support import random_weights
 
@@ -37,6 +37,6 @@ def reward(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
 
 def text(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
   """The text tower that a config asks for."""
-  module = texts.text_module(config)
+  module = networks.text_module(config)
   ids = jnp.zeros((1, 77), jnp.int32)
   return save(root / 'text', params=_params(module, ids))

@@ -19,11 +19,11 @@ from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-import ml_collections
 import numpy as np
 
 from adanat_jax import main
 from adanat_jax.errors import UserError
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import (
   checkpoint,
   checkpoint_format,
@@ -49,15 +49,16 @@ RULES = (('kernel$', PartitionSpec(None, 'fsdp')),)
 _death = ''
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(experiment: Experiment) -> None:
   """Finds nothing wrong."""
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def run(experiment: Experiment) -> None:
   """The toy stage: `toy_training` on a mesh over all processes.
 
   With seed 1, process 1 alone finds a mistake.
   """
+  config, workdir = experiment.config, experiment.workdir
   if config.seed == 1 and jax.process_index() == 1:
     raise UserError('only process 1 sees this')
   mesh = sharding.make_mesh(fsdp=min(4, jax.device_count()))

@@ -1,0 +1,298 @@
+"""A config and a workdir as objects, each made once.
+
+  experiment = Experiment(config, workdir)
+  nat, params = experiment.network('nat')
+  examples = experiment.examples('train', 'tokens')
+  generator = experiment.generator()
+
+This is where a ConfigDict stops: what lies below takes arguments, and what lies
+above takes an `Experiment`, reads its config and hands the values down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import functools
+import math
+import os
+import pathlib
+from typing import Any, Literal
+import zlib
+
+import jax
+from jax.sharding import Mesh
+import ml_collections
+
+from adanat_jax.data.examples import Examples
+from adanat_jax.data.sources.raw_source import RawSource
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  datasets,
+  networks,
+  policies,
+  texts,
+)
+from adanat_jax.runtime import checkpoint, files, journal, sharding
+from adanat_jax.sampling.generator import Generator
+
+
+class Experiment:
+  """What a config and a workdir stand for.
+
+  A network is loaded when it is first asked for, and kept.
+
+  Attributes:
+    config: the whole config.
+    workdir: the directory of the run.
+  """
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]
+  ):
+    """Reads nothing yet."""
+    self.config = config
+    self.workdir = pathlib.Path(workdir)
+    self._networks: dict[str, tuple[Any, Any]] = {}
+
+  @classmethod
+  def of_workdir(cls, workdir: str | os.PathLike[str]) -> Experiment:
+    """The experiment that made a workdir, on the devices that are here now.
+
+    Raises:
+      UserError: if the directory holds no config.
+    """
+    path = pathlib.Path(workdir) / 'config.json'
+    if not path.is_file():
+      raise UserError(f'{workdir} is no workdir: it has no config.json')
+    config = ml_collections.ConfigDict(files.read_json(path)['config'])
+    # How the training was divided says nothing of the devices here.
+    fsdp = config.get('mesh', {}).get('fsdp', 1)
+    config.mesh = {'fsdp': math.gcd(fsdp, jax.device_count())}
+    return cls(config, workdir)
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh of `config.mesh`, over all devices of all processes.
+
+    Raises:
+      UserError: if `mesh.fsdp` does not divide the number of devices.
+    """
+    try:
+      return sharding.make_mesh(fsdp=self.config.mesh.fsdp)
+    except UserError as error:
+      raise UserError(f'config.mesh.{error}') from error
+
+  def key(self, name: str) -> jax.Array:
+    """The typed key of one training or evaluation, by its name."""
+    return jax.random.fold_in(
+      jax.random.key(self.config.seed), self.order_seed(name)
+    )
+
+  def order_seed(self, name: str) -> int:
+    """The seed of the data order of one training, by its name."""
+    return zlib.crc32(f'{self.config.seed}/{name}'.encode())
+
+  @property
+  def is_digits(self) -> bool:
+    """Whether the images are scikit-learn's digits."""
+    return self.config.data.source == 'digits'
+
+  @property
+  def is_text(self) -> bool:
+    """Whether the NAT is conditioned on texts instead of classes."""
+    return networks.is_text(self.config)
+
+  @property
+  def num_classes(self) -> int:
+    """How many classes there are, the null condition not counted.
+
+    Raises:
+      UserError: if the condition is of no known kind, or texts.
+    """
+    return networks.num_classes(self.config)
+
+  @property
+  def num_tokens(self) -> int:
+    """N, the tokens of an image."""
+    return networks.grid_size(self.config) ** 2
+
+  @property
+  def prepared_directory(self) -> pathlib.Path:
+    """Where stage `prepare` writes, and where tokens are read from."""
+    return pathlib.Path(self.config.data.prepared or self.workdir / 'prepare')
+
+  def is_complete(self, stage: str) -> bool:
+    """Whether a stage of this workdir has finished."""
+    return journal.is_complete(self.workdir / stage)
+
+  def require(self, stage: str, hint: str = '') -> None:
+    """Raises UserError unless a stage of this workdir is complete."""
+    if not self.is_complete(stage):
+      mode = stage.split('/')[0]
+      raise UserError(
+        f'{self.workdir / stage} holds no finished training; run'
+        f' --config.mode={mode} with this workdir first{hint}'
+      )
+
+  def field(self, name: str) -> Any:
+    """A field or a section by its dotted name, such as 'judges.reward'."""
+    return functools.reduce(getattr, name.split('.'), self.config)
+
+  def is_converted(self, section: str) -> bool:
+    """Whether a section names pretrained weights by `init_from`."""
+    return bool(self.field(section).get('init_from', ''))
+
+  def load_converted(self, section: str, name: str, shapes: Any) -> Any:
+    """The pretrained parameters that a section names by `init_from`.
+
+    Args:
+      section: dotted name of the section.
+      name: of the parameters in the checkpoint: `'params'`, `'ema'`.
+      shapes: from `param_shapes`.
+
+    Raises:
+      UserError: if the section names none, or parameters of other shapes.
+    """
+    directory = self.field(section).get('init_from', '')
+    if not directory:
+      raise UserError(
+        f'config.{section}.init_from is empty; give the directory that'
+        ' python -m adanat_jax.convert wrote (docs/weights.md)'
+      )
+    try:
+      return checkpoint.load_params(directory, name, shapes)
+    except UserError as error:
+      raise UserError(f'config.{section}.init_from: {error}') from error
+
+  def param_shapes(self, module: Any, *inputs: Any) -> Any:
+    """A module's parameters as `jax.ShapeDtypeStruct`s, placed on the mesh."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
+    return sharding.placed(shapes, self.mesh)
+
+  def network(self, name: str) -> tuple[Any, Any]:
+    """A network and its parameters.
+
+    The parameters come from the checkpoint that the section's `init_from`
+    names, as `python -m adanat_jax.convert` wrote it, or else from what a
+    finished stage left in the workdir.
+
+    Args:
+      name: `tokenizer`; `nat` (the moving average of its parameters); `measure`
+        and `reward`, the classifiers of stage `judges`; or `text`.
+
+    Returns:
+      The Flax module, and its parameters as global arrays.
+
+    Raises:
+      UserError: if there are none; it names the stage to run first.
+    """
+    if name not in self._networks:
+      self._networks[name] = networks.load(self, name)
+    return self._networks[name]
+
+  def raw_source(self, split: str) -> RawSource:
+    """The files of a split's raw images; see `datasets.raw_source`."""
+    return datasets.raw_source(self, split)
+
+  def examples(
+    self,
+    split: str,
+    what: Literal['tokens', 'images', 'prompts'] = 'tokens',
+    *,
+    mirrored: bool = False,
+  ) -> Examples:
+    """The examples of a split.
+
+    Args:
+      split: 'train' or 'test'.
+      what: `tokens` int32[N] or `images` float32[H, W, C] in [0, 1], each with
+        the condition they show, or `prompts`, the conditions alone. See
+        `datasets` for the names of the arrays.
+      mirrored: whether mirror images count too; never those of digits.
+
+    Raises:
+      UserError: if there are none, or tokens were made by another tokenizer.
+    """
+    if what == 'images':
+      return datasets.image_examples(self, split, mirrored=mirrored)
+    if what == 'prompts':
+      return datasets.prompts(self, split)
+    return datasets.token_examples(self, split)
+
+  def check_batches(self, multiples: Mapping[str, int]) -> None:
+    """Refuses batches that cannot be split evenly over the devices.
+
+    Args:
+      multiples: for each dotted field what every device's share of it must be
+        a multiple of: 8 where samples share statistics in groups of 8.
+
+    Raises:
+      UserError: naming the field.
+    """
+    devices = self.mesh.size
+    for name, multiple in multiples.items():
+      size = self.field(name)
+      if size % (multiple * devices):
+        raise UserError(
+          f'config.{name} is {size}; it must be a multiple of'
+          f' {multiple * devices}: {devices} devices take equal shares'
+          + (f', in groups of {multiple}' if multiple > 1 else '')
+        )
+
+  def loop_options(
+    self,
+    best_of: tuple[str, str] | None = ('loss', 'min'),
+    keep_best: bool = False,
+  ) -> dict[str, Any]:
+    """What every training loop takes from the top of the config.
+
+    Args:
+      best_of: which checkpoint is the best, see `runtime.loop.run_loop`.
+      keep_best: keep it whatever the config says.
+    """
+    config = self.config
+    return dict(
+      log_every=config.log_every,
+      save_every=config.save_every,
+      keep_every=config.keep_every or None,
+      best_of=best_of if config.keep_best or keep_best else None,
+      config_for_meta=config_lib.to_dict(config),
+      profile=tuple(config.profile),
+      tensorboard=config.tensorboard,
+    )
+
+  def generator(self) -> Generator:
+    """The NAT with its tokenizer and learned policies.
+
+    Where several policies were learned for the same number of steps, the first
+    training of the first reward is taken.
+
+    Raises:
+      UserError: if a network is neither converted nor trained.
+    """
+    return Generator(
+      *self.network('nat'),
+      *self.network('tokenizer'),
+      0 if self.is_text else self.num_classes,
+      policies.agents(self),
+      self.config.evaluate.batch_size,
+      texts.null_states(self) if self.is_text else None,
+      self.mesh,
+      encode_captions=texts.caption_encoder(self) if self.is_text else None,
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Generator:
+  """Loads what a workdir has trained.
+
+  Args:
+    path: the workdir of `python -m adanat_jax.main`.
+
+  Returns:
+    The NAT with its tokenizer and every policy that has been learned.
+
+  Raises:
+    UserError: if this is no workdir, or its NAT has not been trained.
+  """
+  return Experiment.of_workdir(path).generator()
