@@ -142,7 +142,8 @@ def main(argv: Sequence[str]) -> None:
       _hold(stack, config, workdir, name)
       # One for each stage: its networks leave the devices with it.
       stage.run(Experiment(config, workdir))
-  processes.finish()
+  # JAX waits for the others at exit too, but not longer than the time-out.
+  processes.barrier()
 
 
 def _hold(

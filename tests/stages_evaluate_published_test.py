@@ -337,7 +337,7 @@ def _child(root: str, process: str, port: str) -> None:
   generator = random_generator(config)
   with mock.patch.object(Experiment, 'generator', lambda *_: generator):
     evaluate.run(Experiment(config, pathlib.Path(root) / 'together'))
-  processes.finish()
+  processes.barrier()
 
 
 if __name__ == '__main__':

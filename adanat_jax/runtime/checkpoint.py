@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import logging as python_logging
 import os
 import pathlib
 import threading
@@ -95,7 +94,7 @@ class Checkpointer:
     self._path = files.make_directory(
       pathlib.Path(directory).absolute() / 'checkpoints'
     )
-    logging.get_absl_logger().addFilter(_WITHOUT_TRACES)
+    logging.get_absl_logger().addFilter(_without_traces)
     waiting = ocp.options.AsyncOptions(
       timeout_secs=_TIMEOUT_SECONDS,
       barrier_sync_fn=(_SaveBarrier() if processes.is_shared() else None),
@@ -352,11 +351,8 @@ def load_params(
     UserError: if the stage has not finished, has no such field, or if shapes
       differ from `target`, or if the checkpoint is damaged.
   """
-  path = _last_checkpoint(directory, best)
-  try:
+  with _last_checkpoint(directory, best) as path:
     return checkpoint_format.read_field(path, field, target)
-  except checkpoint_format.DamagedError as error:
-    raise _damaged(path, error) from error
 
 
 def digest_params(directory: str | os.PathLike[str], field: str) -> str:
@@ -375,29 +371,20 @@ def digest_params(directory: str | os.PathLike[str], field: str) -> str:
   Raises:
     UserError: as `load_params`.
   """
-  path = _last_checkpoint(directory)
-  try:
+  with _last_checkpoint(directory) as path:
     meta = checkpoint_format.together(
       path, lambda: checkpoint_format.read(path)
     )
-  except checkpoint_format.DamagedError as error:
-    raise _damaged(path, error) from error
-  told = {
-    name: [layout, checkpoint_format.checksums(meta, field)[name]]
-    for name, layout in checkpoint_format.layouts(meta, field).items()
-  }
-  if not told:
+  leaves_of_field = checkpoint_format.below(meta, field)
+  if not leaves_of_field:
     raise UserError(f'{path}: no field {field!r}')
-  text = json.dumps(told, sort_keys=True)
+  text = json.dumps(leaves_of_field, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class _WithoutTraces(python_logging.Filter):
+def _without_traces(record: Any) -> bool:
   """Keeps Orbax's traces of an error off the terminal, which is raised too."""
-
-  def filter(self, record: python_logging.LogRecord) -> bool:
-    """Returns whether a line is to be shown."""
-    return not (record.exc_info and 'orbax' in record.pathname)
+  return not (record.exc_info and 'orbax' in record.pathname)
 
 
 class _SavedInPartError(OSError):
@@ -448,10 +435,6 @@ class _SaveBarrier:
         )
 
 
-# One for all: a filter that is there already is not added again.
-_WITHOUT_TRACES = _WithoutTraces()
-
-
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
   """Raises what this process has failed with, if it is the one that failed."""
@@ -464,9 +447,11 @@ def _own_errors() -> Iterator[None]:
     raise own from None
 
 
+@contextlib.contextmanager
 def _last_checkpoint(
   directory: str | os.PathLike[str], best: bool = False
-) -> pathlib.Path:
+) -> Iterator[pathlib.Path]:
+  """A finished stage's checkpoint, to be read; damage is a UserError."""
   directory = pathlib.Path(directory).absolute()
   if not is_complete(directory):
     raise UserError(
@@ -475,12 +460,12 @@ def _last_checkpoint(
     )
   marker = read_complete(directory)
   step = marker.get('best', marker)['step'] if best else marker['step']
-  return directory / 'checkpoints' / str(step)
-
-
-def _damaged(path: pathlib.Path, error: Exception) -> UserError:
-  return UserError(
-    f'{path}: this checkpoint is damaged ({error}); delete '
-    f'{path.parents[1] / COMPLETE_FILE} and run the stage again: it goes on'
-    ' from the last good one'
-  )
+  path = directory / 'checkpoints' / str(step)
+  try:
+    yield path
+  except checkpoint_format.DamagedError as error:
+    raise UserError(
+      f'{path}: this checkpoint is damaged ({error}); delete '
+      f'{directory / COMPLETE_FILE} and run the stage again: it goes on from'
+      ' the last good one'
+    ) from error

@@ -79,12 +79,22 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 def layouts(meta: Mapping[str, Any], field: str = '') -> dict[str, str]:
   """Returns the layouts of the leaves below `field` ('': of all leaves)."""
-  return {name: leaf[0] for name, leaf in _below(meta, field).items()}
+  return {name: leaf[0] for name, leaf in below(meta, field).items()}
 
 
 def checksums(meta: Mapping[str, Any], field: str = '') -> dict[str, int]:
   """Returns the checksums of the leaves below `field` ('': of all leaves)."""
-  return {name: leaf[1] for name, leaf in _below(meta, field).items()}
+  return {name: leaf[1] for name, leaf in below(meta, field).items()}
+
+
+def below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
+  """Returns `[layout, checksum]` by name of the leaves below `field`."""
+  prefix = f'{field}/' if field else ''
+  return {
+    name.removeprefix(prefix): leaf
+    for name, leaf in meta['leaves'].items()
+    if name.startswith(prefix)
+  }
 
 
 def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
@@ -208,18 +218,15 @@ def together(path: pathlib.Path, load: Callable[[], T]) -> T:
   cause: Exception | None = None
   mistake = damage = ''
   try:
-    for pause in _PAUSES:
+    for pause in (*_PAUSES, None):
       try:
         with quiet():
           value = load()
         break
       except Exception as error:
-        if not _may_pass(error):
+        if pause is None or not _may_pass(error):
           raise
         time.sleep(pause)
-    else:
-      with quiet():
-        value = load()
   except MemoryError:
     raise
   except UserError as error:
@@ -293,16 +300,6 @@ def _restore(path: pathlib.Path, handler: Any, args: Any = None) -> Any:
   """Reads one item of a checkpoint."""
   with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
     return reader.restore(path, *(() if args is None else (args,)))
-
-
-def _below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
-  """Returns the remembered leaves whose names start with `field`, cut off."""
-  prefix = f'{field}/' if field else ''
-  return {
-    name.removeprefix(prefix): leaf
-    for name, leaf in meta['leaves'].items()
-    if name.startswith(prefix)
-  }
 
 
 def _checksum(meta: Mapping[str, Any]) -> int:

@@ -199,13 +199,9 @@ def only_one(
 
 def _sync_directory(path: pathlib.Path) -> None:
   """Makes a rename in `path` durable, where the system can."""
-  try:
+  with contextlib.suppress(OSError):
     handle = os.open(path, os.O_RDONLY)
-  except OSError:
-    return
-  try:
-    os.fsync(handle)
-  except OSError:
-    pass
-  finally:
-    os.close(handle)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)

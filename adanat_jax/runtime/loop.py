@@ -293,15 +293,6 @@ class _Record:
     log_every: int,
     num_steps: int,
   ):
-    """Starts the clock.
-
-    Args:
-      name: the stage's name in messages.
-      writer: what rows go to.
-      progress: what shows them.
-      log_every: a row is due after this many steps, the first, and the last.
-      num_steps: total number of steps.
-    """
     self._name = name
     self._writer = writer
     self._progress = progress
@@ -315,13 +306,9 @@ class _Record:
 
   def add(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a step in flight, deals with the one before."""
-    self.flush()
-    self._waiting = (step, metrics)
-
-  def flush(self) -> None:
-    """Checks what is waiting and writes its row if one is due."""
     self.check()
     self.write()
+    self._waiting = (step, metrics)
 
   def check(self) -> None:
     """Waits for the last step's metrics and checks them.

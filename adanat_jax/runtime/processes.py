@@ -16,7 +16,7 @@ How files are written, everywhere in this package:
   by a barrier, and by a look of every process that it sees it.
 
 When a process dies, the others notice: at once where a collective breaks off
-(CPU, GPU), at the latest after `heartbeat_seconds`, when JAX ends them.
+(CPU, GPU), at the latest after a third of the time-out, when JAX ends them.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,11 +74,6 @@ class Cluster:
   local_device_ids: tuple[int, ...] | None = None
 
 
-def heartbeat_seconds(timeout: float) -> int:
-  """How long a process may be silent before JAX ends the others."""
-  return max(10, int(timeout / 3))
-
-
 def start(
   mode: str = 'auto',
   *,
@@ -108,22 +103,9 @@ def start(
   global _timeout
   if timeout < 1:
     raise UserError(f'--distributed_timeout={timeout}: at least 1 s is needed')
-  if mode == 'local':
-    for flag, value in (
-      ('coordinator_address', coordinator_address),
-      ('num_processes', num_processes),
-      ('process_id', process_id),
-    ):
-      if value is not None:
-        raise UserError(
-          f'--{flag}={value}: --distributed=local is one process that needs no '
-          'other; give one of these flags'
-        )
-    found: Cluster | None = Cluster(f'localhost:{handshake.free_port()}', 1, 0)
-  else:
-    found = find_cluster(
-      mode, coordinator_address, num_processes, process_id, timeout
-    )
+  found = find_cluster(
+    mode, coordinator_address, num_processes, process_id, timeout
+  )
   if found is None:
     return
   handshake.meet(
@@ -153,11 +135,10 @@ def start(
     local_device_ids=found.local_device_ids,
     cluster_detection_method='deactivate',
     initialization_timeout=int(timeout),
-    heartbeat_timeout_seconds=heartbeat_seconds(timeout),
+    heartbeat_timeout_seconds=max(10, int(timeout / 3)),
     shutdown_timeout_seconds=int(timeout),
   )
-  table = process_table()
-  say(table)
+  say(process_table())
 
 
 def find_cluster(
@@ -174,7 +155,7 @@ def find_cluster(
   have to be given.
 
   Args:
-    mode: 'auto', 'on' or 'off'.
+    mode: one of `MODES`, see `start`.
     coordinator_address: HOST:PORT of process 0, if it is given.
     num_processes: how many there are, if it is given.
     process_id: this one's number, if it is given.
@@ -186,9 +167,21 @@ def find_cluster(
   Raises:
     UserError: naming what is missing or does not fit.
   """
-  address = coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
   if mode == 'off':
     return None
+  if mode == 'local':
+    for flag, value in (
+      ('coordinator_address', coordinator_address),
+      ('num_processes', num_processes),
+      ('process_id', process_id),
+    ):
+      if value is not None:
+        raise UserError(
+          f'--{flag}={value}: --distributed=local is one process that needs no '
+          'other; give one of these flags'
+        )
+    return Cluster(f'localhost:{handshake.free_port()}', 1, 0)
+  address = coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
   local_device_ids = None
   if None in (address, num_processes, process_id):
     try:
@@ -366,14 +359,6 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def finish() -> None:
-  """Waits for all at the end of a program, however long they still work.
-
-  JAX waits too when a process exits, but not longer than the time-out.
-  """
-  barrier()
-
-
 def leave(status: int) -> NoReturn:
   """Ends this process after an error, without waiting for the others.
 
@@ -439,10 +424,6 @@ def _client() -> Any:
   return distributed.global_state.client
 
 
-def _barrier(name: str) -> None:
-  _client().wait_at_barrier(name, _WHILE_THEY_LIVE_MS)
-
-
 def _wait_for(key: str) -> str:
   return _client().blocking_key_value_get(key, _WHILE_THEY_LIVE_MS)
 
@@ -471,7 +452,7 @@ def _begin(what: str) -> str:
 
 def _leave_off(place: str) -> None:
   """Deletes what was exchanged, once all have read it."""
-  _barrier(f'{place}read')
+  _client().wait_at_barrier(f'{place}read', _WHILE_THEY_LIVE_MS)
   if process_index() == 0:
     _client().key_value_delete(place)
 

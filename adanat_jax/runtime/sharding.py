@@ -7,7 +7,6 @@ before a step, and the compiler puts in the communication.
 """
 
 from collections.abc import Callable, Sequence
-import math
 import re
 from typing import Any, TypeVar
 
@@ -91,17 +90,14 @@ def state_shardings(
   shardings = []
   for name, leaf in leaves.by_name(state).items():
     sharding = NamedSharding(mesh, spec_of(name, rules))
-    sizes = [
-      math.prod(mesh.shape[axis] for axis in _axes_of(entry))
-      for entry in sharding.spec
-    ]
-    if len(sizes) > len(leaf.shape) or any(
-      length % size for length, size in zip(leaf.shape, sizes, strict=False)
-    ):
+    try:
+      sharding.check_compatible_aval(leaf.shape)
+      sharding.shard_shape(leaf.shape)
+    except ValueError as error:
       raise UserError(
         f'{name}: {leaves.layout(leaf)} cannot be split as {sharding.spec} '
         f'over the mesh {dict(mesh.shape)}; another fsdp is needed'
-      )
+      ) from error
     shardings.append(sharding)
   return jax.tree.unflatten(jax.tree.structure(state), shardings)
 
@@ -222,10 +218,7 @@ def split_batch(tree: Tree, axis: int = 0) -> Tree:
     The same numbers; the very tree where `jax.set_mesh` has set no mesh, or
     one of a single device.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return tree
-  return jax.lax.with_sharding_constraint(tree, _batch_spec(axis))
+  return _constrain(tree, _batch_spec(axis))
 
 
 def whole(params: Tree) -> Tree:
@@ -235,10 +228,7 @@ def whole(params: Tree) -> Tree:
   itself the compiler may split activations the way the parameters are split.
   The gradient comes back in the parameters' own places.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return params
-  return jax.lax.with_sharding_constraint(params, PartitionSpec())
+  return _constrain(params, PartitionSpec())
 
 
 def gather(tree: Tree) -> Tree:
@@ -248,13 +238,14 @@ def gather(tree: Tree) -> Tree:
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def _constrain(tree: Tree, spec: PartitionSpec) -> Tree:
+  """Inside jit: gives every array this spec, where several devices are."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, spec)
+
+
 def _batch_spec(axis: int) -> PartitionSpec:
   """Returns the spec that splits one axis over both axes of the mesh."""
   return PartitionSpec(*[None] * axis, AXES)
-
-
-def _axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """Returns the mesh axes that one entry of a spec names."""
-  if entry is None:
-    return ()
-  return (entry,) if isinstance(entry, str) else entry
