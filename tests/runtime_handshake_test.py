@@ -59,7 +59,7 @@ class RendezvousTest(absltest.TestCase):
 
   def test_nobody_presides(self):
     (told,) = self.meet((1, FACTS), num=2, timeout=0.5)
-    self.assertRegex(told, r'no answer of process 0 at localhost:\d+ within')
+    self.assertRegex(told, r'no answer from process 0 at localhost:\d+ within')
     self.assertIn('Connection refused', told)
 
   def test_strangers_are_passed_over(self):
@@ -111,7 +111,7 @@ class RendezvousTest(absltest.TestCase):
 
       thread = threading.Thread(target=answer, daemon=True)
       thread.start()
-      with self.assertRaisesRegex(UserError, 'no answer of process 0'):
+      with self.assertRaisesRegex(UserError, 'no answer from process 0'):
         handshake.meet(f'localhost:{port}', 2, 1, FACTS, 0.5)
 
   def test_a_port_in_use(self):

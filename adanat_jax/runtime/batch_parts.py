@@ -1,15 +1,15 @@
-"""Parts of a batch, made so that every sample stays on its device.
+"""Splits a batch into parts without moving samples between devices.
 
-A batch that is split over devices is cut in two ways which exchange nothing:
+There are two ways:
 
-- *in turn*: part `j` of `m` takes every m-th sample from `j` on. The samples
-  of a device are a run of the batch, so each device gives as many, in order.
-- *within groups*: the batch is cut into equal consecutive groups, and a part
-  takes as many samples of each. Where the number of devices divides the number
-  of groups, a group lies on one device and samples are drawn there.
+- *strided*: part `j` of `m` takes every m-th sample, starting at `j`. A device
+  holds consecutive samples of the batch, so each device contributes equally.
+- *within groups*: the batch consists of equal consecutive groups, and a part
+  takes the same number of samples from each. If the number of devices divides
+  the number of groups, each group lies on one device.
 
-Neither asks how many devices there are, so that the result does not depend on
-it. Shape letters: `T` steps, `B` samples, `G` groups.
+Neither depends on the number of devices, so neither does the result.
+Shape letters: `T` steps, `B` samples, `G` groups.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from adanat_jax.types import Array
 def shuffled_rows(
   key: Array, batch_size: int, *, groups: int, parts: int
 ) -> Array:
-  """Deals a batch into parts at random, each with a like share of each group.
+  """Assigns the samples of each group to parts, at random and evenly.
 
   Args:
-    key: of the shuffle; one group is shuffled by the key itself.
+    key: of the shuffle; a single group is shuffled by the key itself.
     batch_size: B, a multiple of `groups * parts`.
     groups: G.
-    parts: how many.
+    parts: number of parts.
 
   Returns:
-    int32[parts, G, B / (G * parts)]: which rows of each group a part takes.
+    int32[parts, G, B / (G * parts)]: the rows of each group in each part.
   """
   chex.assert_is_divisible(batch_size, groups * parts)
   size = batch_size // groups
@@ -47,7 +47,7 @@ def shuffled_rows(
 
 
 def pick(tree: Any, rows: Array) -> Any:
-  """The samples of one part of `shuffled_rows`.
+  """Takes the samples of one part of `shuffled_rows`.
 
   Args:
     tree: arrays [T, B, ...].
@@ -69,12 +69,12 @@ def pick(tree: Any, rows: Array) -> Any:
 
 
 def every(tree: Any, start: Array, parts: int, axis: int) -> Any:
-  """Every `parts`-th sample from `start` on.
+  """Takes every `parts`-th sample, starting at `start`.
 
   Args:
     tree: arrays whose `axis` is B, a multiple of `parts`.
     start: int32[], below `parts`.
-    parts: how many parts the batch is cut into.
+    parts: number of parts of the batch.
     axis: of the batch.
   """
 
@@ -89,16 +89,16 @@ def every(tree: Any, start: Array, parts: int, axis: int) -> Any:
 
 
 def in_turn(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
-  """`function(inputs)`, one part of the batch after the other.
+  """Computes `function(inputs)` on one part of the batch after the other.
 
-  Only what a part needs while it is computed is held at once; its results are
-  written into their places, not put together afterwards.
+  Intermediate values exist for one part at a time, and each part's results are
+  written in place.
 
   Args:
-    function: from arrays [B, ...] to arrays [T, B, ...] of any such B, each
-      sample by itself.
+    function: maps arrays [B, ...] to arrays [T, B, ...], for any B and each
+      sample independently.
     inputs: arrays [B, ...].
-    parts: how many; divides B.
+    parts: number of parts; divides B.
   """
   if parts == 1:
     return function(inputs)
@@ -128,10 +128,9 @@ def in_turn(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
 
 
 def flatten_steps(tree: Any) -> Any:
-  """Arrays [T, B, ...] as [T * B, ...], in an order that moves no sample.
+  """Reshapes arrays [T, B, ...] to [T * B, ...] without moving samples.
 
-  On one device that is step by step. On several, a device keeps its samples:
-  its first step, its second, ... then those of the next device.
+  The order is device, step, sample: on one device, step by step.
   """
 
   def flatten(x: Array) -> Array:
@@ -144,10 +143,10 @@ def flatten_steps(tree: Any) -> Any:
 
 
 def repeat_steps(tree: Any, num_steps: int) -> Any:
-  """Samples as they stand beside `flatten_steps` of their steps.
+  """Repeats samples for each step, in the order of `flatten_steps`.
 
   Args:
-    tree: arrays [B, ...], themselves from `flatten_steps` of one step.
+    tree: arrays [B, ...], in the order of `flatten_steps` of one step.
     num_steps: T.
 
   Returns:
@@ -173,6 +172,6 @@ def unflatten_steps(tree: Any, num_steps: int) -> Any:
 
 
 def _num_devices() -> int:
-  """Size of the ambient mesh, 1 without one."""
+  """Returns the size of the ambient mesh, 1 without one."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else mesh.size

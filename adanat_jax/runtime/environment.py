@@ -1,23 +1,15 @@
-"""What a process asks of its surroundings before JAX starts: cache and memory.
+"""What a process sets up before JAX starts: memory and the compilation cache.
 
-The compilation cache. A cached program is the same machine code that compiling
-again would give, so the cache changes how soon a run starts and nothing else.
-Two things could break that, and are dealt with here:
+A cached program is the same machine code that compiling again would give, so
+the cache changes how soon a run starts and nothing else. Two things could break
+that:
 
 * A program compiled for one kind of processor may run on another that shares
-  the home directory. Each kind of processor has a directory of its own.
-* JAX writes an entry in place. A run that is killed while it writes leaves half
-  an entry; JAX takes it for a miss, warns, and never replaces it, so every
-  later run would warn and compile again. Entries that are newer than the last
-  look at them are read once at the start, and the damaged ones deleted.
-
-glibc's allocator, told to keep what it has where the CPU is the device.
-
-XLA asks for a program's scratch memory anew at every call, hundreds of MB for a
-training step. By default glibc maps a request of that size freshly and unmaps
-it afterwards, and the kernel hands out zeroed pages one fault at a time, at
-every step. docs/benchmarks.md has what that costs. What a process frees it now
-keeps for its next request, so it stays at the most memory it has ever used.
+  the home directory. So each kind of processor has its own directory.
+* JAX writes an entry in place. A run killed while it writes leaves half an
+  entry; JAX treats it as a miss, warns, and never replaces it, so every later
+  run would warn and compile again. So a run first reads the entries that are
+  newer than the last check, and deletes the damaged ones.
 """
 
 from __future__ import annotations
@@ -34,13 +26,12 @@ import jax
 
 CACHE_DIRECTORY = '~/.cache/adanat_jax'
 
-# Programs that compile faster than this are not worth a file each, unless JAX's
-# own variable says otherwise.
+# Programs that compile faster are not worth a file each. JAX's own variable,
+# where it is set, takes precedence.
 _MIN_COMPILE_SECONDS = 0.5
 _MIN_COMPILE_VARIABLE = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 _STAMP = '.looked_at'
 _ZSTANDARD = b'\x28\xb5\x2f\xfd'
-
 
 # mallopt's names in glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -51,20 +42,26 @@ _PLUGINS = ('jax_plugins', 'libtpu')
 
 
 def keep_memory() -> bool:
-  """Makes this process keep freed memory, if its device is the CPU.
+  """Stops glibc from returning freed memory to the kernel, on the CPU.
 
-  Has to come before JAX is asked for a device: threads that have an arena of
-  their own by then keep it, and such arenas give memory back whatever is set.
+  XLA allocates a program's scratch memory anew at every call, hundreds of MB
+  for a training step. By default glibc maps such a block and unmaps it
+  afterwards, and the kernel zeroes its pages, one fault at a time, at every
+  step; docs/benchmarks.md has the cost. With this setting the process reuses
+  what it frees, so its size stays at its peak.
+
+  Call it before JAX is asked for a device: a thread that already has its own
+  arena keeps it, and such arenas return memory regardless.
 
   Returns:
-    Whether it does: not with an accelerator, whose memory is not glibc's and
-    whose host has better uses for its own, and not without glibc.
+    Whether the setting is made: not with an accelerator, whose memory is not
+    glibc's, and not without glibc.
   """
   if platform.libc_ver()[0] != 'glibc' or not _is_cpu():
     return False
   mallopt = ctypes.CDLL(None).mallopt
   return bool(
-    # One arena; nothing of it is mapped apart; its end is not given back.
+    # One arena, no separate mappings, and no trimming of the heap's end.
     mallopt(_M_ARENA_MAX, 1)
     and mallopt(_M_MMAP_MAX, 0)
     and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -72,15 +69,15 @@ def keep_memory() -> bool:
 
 
 def enable_cache(directory: str) -> pathlib.Path | None:
-  """Turns the cache on, before anything is compiled.
+  """Turns the compilation cache on. Call it before anything is compiled.
 
   Args:
-    directory: a directory that nobody else can write to: whoever can, can run
-      code here. `gs://` addresses are handed to JAX as they are.
+    directory: where nobody else may write: whoever can, can run code here.
+      `gs://` addresses are passed to JAX unchanged.
 
   Returns:
-    The directory in use, or None if it cannot be written to: then nothing is
-    cached, and nothing else changes.
+    The local directory in use; None for an address, or if the directory cannot
+    be written, in which case nothing is cached.
   """
   if _MIN_COMPILE_VARIABLE not in os.environ:
     jax.config.update(_MIN_COMPILE_VARIABLE.lower(), _MIN_COMPILE_SECONDS)
@@ -98,9 +95,9 @@ def enable_cache(directory: str) -> pathlib.Path | None:
 
 
 def processor_tag() -> str:
-  """A name for this kind of processor: its family and a hash of its features.
+  """Names this kind of processor: its family and a hash of its features.
 
-  Linux lists the features in /proc/cpuinfo; elsewhere the name has to do.
+  Linux lists the features in /proc/cpuinfo; elsewhere the hash is of the name.
   """
   features = platform.processor()
   try:
@@ -115,22 +112,22 @@ def processor_tag() -> str:
 
 
 def delete_damaged(directory: pathlib.Path) -> int:
-  """Deletes entries that were cut short; returns how many.
+  """Deletes truncated entries and returns their number.
 
   Only entries written since the last call are read. An entry that another
-  process is writing at this moment looks cut short too; deleting it costs one
+  process is just writing looks truncated too; deleting it costs one
   compilation.
   """
   stamp = directory / _STAMP
   since = stamp.stat().st_mtime_ns if stamp.exists() else 0
-  # Before the look, so that an entry written meanwhile is looked at next time.
+  # First, so that an entry written during this check is read by the next.
   stamp.touch()
   damaged = 0
   for entry in directory.glob('*-cache'):
     try:
       if entry.stat().st_mtime_ns < since or _is_whole(entry.read_bytes()):
         continue
-    except FileNotFoundError:  # Another process came first.
+    except FileNotFoundError:  # Another process deleted it.
       continue
     entry.unlink(missing_ok=True)
     damaged += 1
@@ -138,7 +135,7 @@ def delete_damaged(directory: pathlib.Path) -> int:
 
 
 def _is_whole(entry: bytes) -> bool:
-  """Whether an entry can be unpacked. zstandard, an option of JAX, goes by."""
+  """Whether an entry decompresses; zstandard entries are assumed intact."""
   if entry.startswith(_ZSTANDARD):
     return True
   try:
@@ -149,7 +146,7 @@ def _is_whole(entry: bytes) -> bool:
 
 
 def _is_cpu() -> bool:
-  """Whether JAX will run on the CPU, told without starting it."""
+  """Whether JAX will run on the CPU, found without starting JAX."""
   platforms = jax.config.values['jax_platforms']
   if platforms:
     return platforms == 'cpu'

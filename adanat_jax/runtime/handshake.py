@@ -1,15 +1,15 @@
-"""Processes meet before JAX connects them: who is missing, and who differs.
+"""Checks, before JAX connects the processes, that all are there and agree.
 
-JAX's own connecting aborts a process from C++ when another one does not come,
-with a stack trace that does not say which. So every process first meets the
-others over the same address and port, in plain TCP and before JAX uses it:
+If a process is missing, JAX aborts the others from C++ with a stack trace that
+does not name it. So the processes first talk over plain TCP, at the address
+that JAX will use:
 
-  1. process 0 listens; the others connect, again and again until the time is
-     up, and say who they are: number, host, versions, config;
-  2. when all have come, or the time is up, process 0 judges: nobody is missing
-     or there twice, and all say the same;
-  3. it answers everybody with the same one line, empty if all is well, and
-     closes the port for JAX.
+  1. process 0 listens; the others try to connect until the time is up, and
+     introduce themselves: number, host, and facts such as versions;
+  2. once all are connected or the time is up, process 0 checks that none is
+     missing or duplicated and that all facts agree;
+  3. it sends all the same one-line verdict, empty if all is well, and frees
+     the port for JAX.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,20 @@ import time
 from adanat_jax.errors import UserError
 
 _HELLO = 'adanat_jax'
-# How long one attempt to connect, or one sentence of the other side, may take.
+# The time-out of one attempt to connect, and of one message.
 _PATIENCE_SECONDS = 5.0
-_MAX_SENTENCE = 1 << 22
+_MAX_MESSAGE = 1 << 22
 _MAX_SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Attendee:
-  """What a process says of itself.
+  """How a process introduces itself.
 
   Attributes:
     process: its number.
     host: the name of its machine.
-    facts: what has to be the same in all processes, by name.
+    facts: what must be the same in all processes, by name.
   """
 
   process: int
@@ -53,17 +53,17 @@ def meet(
   facts: Mapping[str, str],
   timeout: float,
 ) -> None:
-  """Returns once all processes have come and agree.
+  """Returns once all processes have met and agree.
 
   Args:
     address: HOST:PORT of process 0; the port is free again afterwards.
-    num_processes: how many there have to be.
+    num_processes: number of processes.
     process: this one's number, 0 to `num_processes` - 1.
-    facts: what has to be the same in all processes, by name.
+    facts: what must be the same in all processes, by name.
     timeout: seconds to wait for the others.
 
   Raises:
-    UserError: in every process that came, the same line.
+    UserError: in every process that came, with the same message.
   """
   if num_processes == 1:
     return
@@ -78,11 +78,11 @@ def meet(
 
 
 def judge(attendees: Sequence[Attendee], num_processes: int, where: str) -> str:
-  """Returns what is wrong with those who came, in one line; '' if nothing.
+  """Returns what is wrong with the attendees, in one line; '' if nothing.
 
   Args:
-    attendees: those who came, process 0 first.
-    num_processes: how many there have to be.
+    attendees: the processes that came, process 0 first.
+    num_processes: number of processes expected.
     where: the address and the time-out, for the message.
   """
   by_number: dict[int, Attendee] = {}
@@ -109,8 +109,8 @@ def judge(attendees: Sequence[Attendee], num_processes: int, where: str) -> str:
     if len(problems) > len(shown):
       shown.append(f'and {len(problems) - len(shown)} more')
     return (
-      f'processes do not fit together: {"; ".join(shown)}. Start the same '
-      'command with the same code and libraries everywhere'
+      f'the processes differ: {"; ".join(shown)}. Start the same command with '
+      'the same code and libraries on every host'
     )
   missing = [str(i) for i in range(num_processes) if i not in by_number]
   if missing:
@@ -118,13 +118,13 @@ def judge(attendees: Sequence[Attendee], num_processes: int, where: str) -> str:
     return (
       f'only {len(by_number)} of {num_processes} processes came to {where}, '
       f'missing: {text}. Start the same command on every host (gcloud: '
-      '--worker=all), and check that each reaches this address'
+      '--worker=all), and check that each can reach this address'
     )
   return ''
 
 
 def free_port() -> int:
-  """Returns a TCP port of this machine that nobody uses."""
+  """Returns an unused TCP port of this machine."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return probe.getsockname()[1]
@@ -137,7 +137,7 @@ def _preside(
   deadline: float,
   timeout: float,
 ) -> str:
-  """Process 0's part; returns the verdict that all were told."""
+  """Process 0's part; returns the verdict that it sent to all."""
   with contextlib.ExitStack() as stack:
     listener = stack.enter_context(_listen(address, num_processes))
     guests: list[tuple[socket.socket, Attendee]] = []
@@ -152,7 +152,7 @@ def _preside(
         break
       stack.enter_context(connection)
       attendee = _introduction(connection)
-      # One that was started again has left its first connection behind.
+      # A process that was restarted has left its first connection closed.
       guests = [guest for guest in guests if _is_open(guest[0])]
       if attendee is None:
         connection.close()
@@ -165,10 +165,10 @@ def _preside(
     )
     for connection, _ in guests:
       with contextlib.suppress(OSError):
-        _say(connection, {'verdict': verdict})
+        _send(connection, {'verdict': verdict})
     for connection, _ in guests:
-      # The side that closes first keeps the port busy for a while: let it be
-      # theirs, JAX needs ours.
+      # The side that closes first keeps its port busy for a while. That must
+      # be theirs: JAX needs ours.
       with contextlib.suppress(OSError):
         connection.settimeout(_PATIENCE_SECONDS)
         connection.recv(1)
@@ -176,7 +176,7 @@ def _preside(
 
 
 def _attend(address: str, us: Attendee, deadline: float, timeout: float) -> str:
-  """The others' part; returns the verdict of process 0."""
+  """The other processes' part; returns the verdict of process 0."""
   host, port = split_address(address)
   reason = 'no answer'
   while (remaining := deadline - time.monotonic()) > 0:
@@ -184,20 +184,20 @@ def _attend(address: str, us: Attendee, deadline: float, timeout: float) -> str:
       with socket.create_connection(
         (host, port), timeout=min(remaining, _PATIENCE_SECONDS)
       ) as connection:
-        _say(connection, {'hello': _HELLO, **dataclasses.asdict(us)})
-        # Process 0 may have been started later: its time is not up yet.
+        _send(connection, {'hello': _HELLO, **dataclasses.asdict(us)})
+        # Process 0 may have been started later and wait longer.
         connection.settimeout(timeout + _PATIENCE_SECONDS)
-        answer = _hear(connection)
+        answer = _receive(connection)
         if answer is not None and 'verdict' in answer:
           return answer['verdict']
-        reason = 'what answers is not this program'
+        reason = 'another program answers there'
     except OSError as error:
       reason = error.strerror or str(error)
     time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
   return (
-    f'{us} got no answer of process 0 at {address} within {timeout:g} s '
-    f'({reason}): check --coordinator_address, that process 0 is started, and '
-    'that no firewall closes the port'
+    f'{us} got no answer from process 0 at {address} within {timeout:g} s '
+    f'({reason}): check --coordinator_address, that process 0 is running, and '
+    'that no firewall blocks the port'
   )
 
 
@@ -232,10 +232,10 @@ def _listen(address: str, backlog: int) -> socket.socket:
 
 
 def _introduction(connection: socket.socket) -> Attendee | None:
-  """Hears who has connected; None if it is none of us."""
+  """Reads who has connected; None if it is not one of our processes."""
   connection.settimeout(_PATIENCE_SECONDS)
   try:
-    said = _hear(connection)
+    said = _receive(connection)
   except OSError:
     return None
   if said is None or said.pop('hello', None) != _HELLO:
@@ -247,12 +247,12 @@ def _introduction(connection: socket.socket) -> Attendee | None:
     or not isinstance(facts, dict)
   ):
     return None
-  # Whatever else another version of this program may say: its facts tell.
+  # Another version of this program may send more; its facts differ anyway.
   return Attendee(process, host, {k: str(v) for k, v in facts.items()})
 
 
 def _is_open(connection: socket.socket) -> bool:
-  """Returns whether the other side has not hung up."""
+  """Returns whether the other side has not closed the connection."""
   connection.setblocking(False)
   try:
     return connection.recv(1, socket.MSG_PEEK) != b''
@@ -264,20 +264,20 @@ def _is_open(connection: socket.socket) -> bool:
     connection.setblocking(True)
 
 
-def _say(connection: socket.socket, sentence: Mapping[str, object]) -> None:
-  connection.sendall(json.dumps(sentence).encode() + b'\n')
+def _send(connection: socket.socket, message: Mapping[str, object]) -> None:
+  connection.sendall(json.dumps(message).encode() + b'\n')
 
 
-def _hear(connection: socket.socket) -> dict | None:
-  """Returns one JSON line; None for anything else."""
-  heard = b''
-  while not heard.endswith(b'\n') and len(heard) < _MAX_SENTENCE:
+def _receive(connection: socket.socket) -> dict | None:
+  """Returns the object in one JSON line; None for anything else."""
+  data = b''
+  while not data.endswith(b'\n') and len(data) < _MAX_MESSAGE:
     piece = connection.recv(1 << 16)
-    heard += piece
-    if not piece or not heard.startswith(b'{'):
+    data += piece
+    if not piece or not data.startswith(b'{'):
       break
   try:
-    sentence = json.loads(heard)
+    message = json.loads(data)
   except ValueError:
     return None
-  return sentence if isinstance(sentence, dict) else None
+  return message if isinstance(message, dict) else None

@@ -1,14 +1,14 @@
-"""What a stage has finished: its pieces of work, and in the end all of it.
+"""Records what a stage has finished: pieces of work, then the whole stage.
 
-Ledger: a file of finished pieces of work, so that a killed stage goes on. One
-JSON line a piece: its name and its value. A line that was cut off by a kill is
-dropped, and that piece is done again; pieces are deterministic, so the file
-ends the same. With several processes, all make each piece together, process 0
-keeps it, and all go on with the value that process 0 has kept.
+The ledger lets a killed stage continue. It has one JSON line per finished piece
+of work, with its name and value. A line that a kill truncated is dropped and
+its piece repeated; pieces are deterministic, so the file ends the same. With
+several processes all compute each piece together, process 0 writes it, and all
+use the value that process 0 wrote.
 
-Marker: `complete.json`, written last and in one step. With several processes,
-all call `mark_complete`, and no process sees the marker before all have come to
-it, or goes on before it sees it: whatever they decide by it, they decide alike.
+The marker `complete.json` is written last, atomically. With several processes
+all call `mark_complete`; none sees the marker before all have arrived, and none
+continues before it sees the marker. So all decide alike by it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ COMPLETE_FILE = 'complete.json'
 
 
 class Ledger:
-  """Values by name, kept in a file as they are made."""
+  """Values by name, written to a file as they are computed."""
 
   def __init__(self, path: pathlib.Path):
-    """Reads what an earlier run has finished."""
+    """Reads the pieces that an earlier run finished."""
     files.make_directory(path.parent)
     self._path = path
     self._values: dict[str, Any] = processes.from_first(self._read)
 
   def get(self, name: str, make: Callable[[], Any]) -> Any:
-    """The value of a piece, made by `make` if no run has finished it yet.
+    """Returns a piece's value, from `make` if no run has finished it yet.
 
     Args:
       name: identifies the piece.
-      make: returns what JSON can hold; numbers are read back exactly.
+      make: returns a JSON value; numbers are read back exactly.
     """
     if name not in self._values:
       value = files.to_json(make())
@@ -48,7 +48,7 @@ class Ledger:
     return self._values[name]
 
   def _read(self) -> dict[str, Any]:
-    """Reads the whole lines, and drops the rest from the file."""
+    """Reads the lines up to the first damaged one and drops the rest."""
     if not self._path.exists():
       return {}
     values = {}
@@ -66,7 +66,7 @@ class Ledger:
     return values
 
   def _append(self, name: str, value: Any) -> Any:
-    """Puts a piece on the disk, and returns it."""
+    """Writes a piece to the disk and returns its value."""
     with files.writing(self._path), self._path.open('a') as file:
       file.write(json.dumps({'name': name, 'value': value}) + '\n')
       file.flush()
@@ -85,8 +85,8 @@ def mark_complete(
   Args:
     directory: the stage's directory.
     step: its last step.
-    figures: of its last state.
-    best: step, metric and value of its best checkpoint, where one is kept.
+    figures: results of its last state.
+    best: step, metric and value of its best checkpoint, if one is kept.
   """
   path = pathlib.Path(directory) / COMPLETE_FILE
   marker = {'step': step, 'figures': dict(figures)}
@@ -103,5 +103,5 @@ def is_complete(directory: str | os.PathLike[str]) -> bool:
 
 
 def read_complete(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns what `mark_complete` wrote: `step`, `figures` and maybe `best`."""
+  """Reads the marker: `step`, `figures` and, where one is kept, `best`."""
   return files.read_json(pathlib.Path(directory) / COMPLETE_FILE)

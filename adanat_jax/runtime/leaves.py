@@ -1,7 +1,7 @@
-"""Leaves of a state by name: their layouts, their checksums, what differs.
+"""Names, layouts and checksums of a pytree's leaves.
 
 A leaf's name is its path, e.g. 'params/block_0/kernel'. Its layout is its type
-and shape as one text, e.g. 'float32[2,3]'.
+and shape as one string, e.g. 'float32[2,3]'.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ import numpy as np
 
 from adanat_jax.errors import UserError
 
-# Constants of the checksum: position's multiplier; shifts and multipliers.
+# The checksum's constants: the position's factor; shifts and factors.
 _GOLDEN = 2654435761
 _ROUNDS = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """What a checkpoint remembers of a leaf.
+  """What a checkpoint records of a leaf.
 
   Attributes:
     layout: type and shape, e.g. 'float32[2,3]'.
-    checksum: of its bits, 32 bits wide.
+    checksum: of its bits; 32 bits wide.
     finite: whether it holds neither NaN nor infinity.
   """
 
@@ -48,32 +48,29 @@ def layout(leaf: Any) -> str:
 
 
 def examine(tree: Any) -> dict[str, Leaf]:
-  """Reads every leaf once and returns what is to remember of it.
+  """Computes layout, checksum and finiteness of every leaf.
 
   The checksum is the sum modulo 2^32 of a hash (MurmurHash3's finaliser) of
   each element's bits and position: a change of any one element changes it, the
-  order of summation does not, and a sharded array needs no gathering.
+  order of summation does not, and a sharded array need not be gathered.
 
   Args:
     tree: arrays of any shape and type, typed PRNG keys included.
-
-  Returns:
-    What is to remember, by name.
   """
   named = by_name(tree)
   on_cpu = jax.default_backend() == 'cpu'
 
   def digest(leaf: jax.Array | np.ndarray) -> tuple[Any, Any]:
-    # Where the host holds all the numbers, it is done before a program for each
-    # shape would be compiled.
+    # Where the host has all elements, NumPy is faster than compiling a program
+    # for each shape.
     if isinstance(leaf, np.ndarray) or (on_cpu and leaf.is_fully_addressable):
       return _digest_on_host(leaf)
     if on_cpu and leaf.is_fully_replicated:
       return _digest_on_host(leaf.addressable_data(0))
     return _digest_on_device(leaf)
 
-  # One at a time: programs that talk to other processes must not overlap, or
-  # the processes may wait for each other's in different orders.
+  # One at a time: if programs with collectives overlapped, processes could run
+  # them in different orders and block each other.
   digests = [jax.device_get(digest(leaf)) for leaf in named.values()]
   return {
     name: Leaf(layout(leaf), int(checksum), bool(finite))
@@ -89,10 +86,10 @@ def check_layout(where: object, saved: Mapping[str, str], target: Any) -> None:
   Args:
     where: the checkpoint, for the message.
     saved: layout by name, as saved.
-    target: the pytree that is to be filled.
+    target: the pytree to restore into.
 
   Raises:
-    UserError: naming the first leaf that differs, its layout and the expected.
+    UserError: names the first leaf that differs and both layouts.
   """
   expected = {name: layout(leaf) for name, leaf in by_name(target).items()}
   for name in [*expected, *saved]:
@@ -105,11 +102,11 @@ def check_layout(where: object, saved: Mapping[str, str], target: Any) -> None:
 
 
 def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
-  """Raises ValueError if a leaf's checksum is not the saved one.
+  """Raises ValueError if a leaf's checksum differs from the saved one.
 
-  An array that is split over processes is summed by all of them together; of
-  one that each holds whole, or one host reads for itself, each computes its
-  own. So one process may find a difference that the others do not.
+  All processes together compute the checksum of an array that is split over
+  them; each computes its own for an array that it holds whole. So one process
+  may find a difference that the others do not.
   """
   for name, leaf in examine(tree).items():
     if leaf.checksum != saved[name]:
@@ -117,7 +114,7 @@ def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
 
 
 def nested(saved: Mapping[str, str]) -> dict[str, Any]:
-  """Builds nested dicts of abstract arrays.
+  """Builds nested dicts of abstract arrays from names and layouts.
 
   Args:
     saved: layout by name, e.g. `{'a/b': 'float32[2,3]'}`.
@@ -162,7 +159,7 @@ def _digest_on_device(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _digest_on_host(leaf: jax.Array | np.ndarray) -> tuple[int, bool]:
-  """Returns the same as `_digest_on_device`, compiling nothing."""
+  """Returns the same as `_digest_on_device`, without compiling."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
   array = np.ascontiguousarray(leaf).reshape(-1)
@@ -171,7 +168,7 @@ def _digest_on_host(leaf: jax.Array | np.ndarray) -> tuple[int, bool]:
   bits = min(8 * array.dtype.itemsize, 32)
   all_words = array.view(f'uint{bits}')
   checksum = 0
-  # In pieces that stay in the cache.
+  # In pieces that fit the processor's cache.
   for start in range(0, all_words.size, 1 << 15):
     words = all_words[start : start + (1 << 15)].astype(np.uint32)
     position = np.arange(start, start + words.size, dtype=np.uint32)

@@ -1,10 +1,9 @@
-"""Where a run's numbers go: JSON lines, TensorBoard, and the terminal.
+"""Writes a run's metrics as JSON lines, to TensorBoard, and to the terminal.
 
-`metrics.jsonl` is the record: one row a line, only ever appended to, flushed
-after every row, and safe to cut at any line. On resume it is cut back to the
-restored step, so that no step stands in it twice. TensorBoard files are
-written beside it where tensorboardX is installed. The terminal gets a progress
-bar, or plain lines when the output is a file.
+`metrics.jsonl` is the record: one row a line, append-only, flushed after every
+row, and valid when cut at any line. On resume it is cut back to the restored
+step, so that no step occurs twice. TensorBoard files are written beside it if
+tensorboardX is installed. A terminal gets a progress bar, a file plain lines.
 """
 
 from collections.abc import Mapping
@@ -37,11 +36,11 @@ class MetricWriter:
     first_step: int = 0,
     tensorboard: bool = True,
   ):
-    """Opens the record and cuts it back to the step the run goes on from.
+    """Opens `metrics.jsonl` and drops the rows after `first_step`.
 
     Args:
-      directory: the stage's directory; created when missing.
-      first_step: number of finished steps; rows of later steps are dropped.
+      directory: the stage's directory; created if missing.
+      first_step: number of finished steps.
       tensorboard: also write TensorBoard files, if tensorboardX is importable.
     """
     self._file: TextIO | None = None
@@ -62,12 +61,12 @@ class MetricWriter:
     Args:
       step: number of finished steps; must not decrease from row to row.
       metrics: scalars and small arrays by name. Keys that start with `time/`
-        hold wall-clock figures, which differ from run to run.
+        hold wall-clock times, which differ from run to run.
     """
     if self._file is None:
       return
     if 'step' in metrics:
-      raise ValueError("'step' is the row's own key, no metric's name")
+      raise ValueError("no metric may be named 'step', the row's own key")
     row = files.to_json({'step': step, **metrics})
     with files.writing(self._file.name):
       self._file.write(json.dumps(row, allow_nan=False) + '\n')
@@ -85,7 +84,7 @@ class MetricWriter:
             self._board.add_scalar(f'{name}/{suffix}', float(item), step)
 
   def sync(self) -> None:
-    """Puts all rows on the disk: called before a checkpoint of their steps."""
+    """Flushes all rows to the disk; called before their step is saved."""
     if self._file is not None:
       with files.writing(self._file.name):
         os.fsync(self._file.fileno())
@@ -93,7 +92,7 @@ class MetricWriter:
   def close(self) -> None:
     """Closes the files; further writes do nothing."""
     if self._file is not None:
-      # What could not be written was told by `write`.
+      # `write` has already reported what could not be written.
       with contextlib.suppress(OSError):
         self._file.close()
       self._file = None
@@ -103,11 +102,11 @@ class MetricWriter:
 
 
 def cut_back(path: str | os.PathLike[str], step: int) -> None:
-  """Drops rows after `step`, half-written lines and lines that are no rows.
+  """Drops the rows after `step`, truncated lines, and lines without a row.
 
   Args:
-    path: a `metrics.jsonl`; nothing happens when it does not exist.
-    step: the last step whose row may stay.
+    path: a `metrics.jsonl`, which need not exist.
+    step: the last step whose row is kept.
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -123,7 +122,7 @@ def cut_back(path: str | os.PathLike[str], step: int) -> None:
 
 
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the whole rows of a stage's `metrics.jsonl`, oldest first."""
+  """Returns the complete rows of a stage's `metrics.jsonl`, oldest first."""
   path = pathlib.Path(directory) / 'metrics.jsonl'
   if not path.exists():
     return []
@@ -132,7 +131,7 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 class Progress:
-  """A progress bar on a terminal, plain lines elsewhere, process 0 only."""
+  """A progress bar on a terminal, else plain lines; process 0 only."""
 
   def __init__(
     self,
@@ -147,8 +146,8 @@ class Progress:
     Args:
       name: shown before the numbers, e.g. the stage.
       num_steps: total number of steps.
-      first_step: number of steps that are finished already.
-      seconds_between_lines: least time between two plain lines.
+      first_step: number of steps finished by earlier runs.
+      seconds_between_lines: minimum time between two plain lines.
     """
     self._name = name
     self._num_steps = num_steps
@@ -171,7 +170,7 @@ class Progress:
 
     Args:
       step: number of finished steps.
-      metrics: numbers to show beside it (scalars; the first four are shown).
+      metrics: of which the first four scalars are shown.
     """
     if not self._shown:
       return
@@ -183,7 +182,7 @@ class Progress:
       return
     now = time.monotonic()
     if self._timed_from is None:
-      # The first step holds the compilation and would spoil the rate.
+      # The first step includes compilation, which would distort the rate.
       self._timed_from, self._start = step, now
     if now - self._last_line < self._seconds and step < self._num_steps:
       return
@@ -196,7 +195,7 @@ class Progress:
     print('  '.join([*parts, text]).rstrip(), flush=True)
 
   def say(self, line: str) -> None:
-    """Prints one line without tearing the bar."""
+    """Prints one line without breaking the bar."""
     if not self._shown:
       return
     if self._bar is not None:
@@ -205,7 +204,7 @@ class Progress:
       print(line, flush=True)
 
   def close(self) -> None:
-    """Ends the bar."""
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()
       self._bar = None
@@ -232,10 +231,9 @@ def _describe(metrics: Mapping[str, Any]) -> str:
 
 
 def _step_of(line: bytes, default: int) -> int:
-  """Returns the step of a row, or `default` for a line that is no row.
+  """Returns the step of a row, or `default` if the line holds no row.
 
-  A last line without its end is none, even if it happens to be valid: the
-  number at its end may be cut.
+  A last line without a newline does not count, even if it is valid JSON.
   """
   if not line.endswith(b'\n'):
     return default
@@ -247,7 +245,7 @@ def _step_of(line: bytes, default: int) -> int:
 
 
 def _open_board(path: pathlib.Path, first_step: int) -> Any:
-  """Returns a tensorboardX writer, or None where it is not installed."""
+  """Returns a tensorboardX writer, or None if it is not installed."""
   try:
     import tensorboardX  # pylint: disable=import-outside-toplevel
   except ImportError:

@@ -1,8 +1,8 @@
-"""Being asked to stop: SIGTERM and Ctrl-C as a flag, and how a run leaves.
+"""Stopping a run on SIGTERM or Ctrl-C, after the same step in all processes.
 
-With several processes one of them may be asked, or several at different
-moments; they have to stop after the same step all the same, or they would wait
-for each other for ever. `StopVote` has them agree.
+The signal may reach one process only, or several at different moments. If they
+stopped after different steps they would wait for each other forever, so
+`StopVote` makes them agree.
 """
 
 import functools
@@ -20,14 +20,14 @@ from adanat_jax.runtime import processes
 
 
 class Interrupted(SystemExit):
-  """The run was asked to stop, has saved, and leaves.
+  """The run was asked to stop, has saved its state, and exits.
 
-  Its exit code is 143 after SIGTERM and 130 after Ctrl-C. It passes through
-  `except Exception`, so that no stage goes on by mistake.
+  The exit code is 143 after SIGTERM and 130 after Ctrl-C. As a SystemExit it
+  passes through `except Exception`, so that no stage continues by mistake.
   """
 
   def __init__(self, signal_number: int, step: int):
-    """Keeps what asked for the stop, and how many steps were finished."""
+    """Takes the signal's number and the number of finished steps."""
     super().__init__(128 + signal_number)
     self.signal_number = signal_number
     self.step = step
@@ -36,13 +36,12 @@ class Interrupted(SystemExit):
 class StopSignals:
   """Turns SIGTERM and Ctrl-C into a flag that a loop reads between steps.
 
-  Only the first signal is held back. The second meets the earlier handlers,
-  which are also given back at the end: it ends the process as it would have
-  without us. Outside the main thread Python allows no handlers, and nothing is
-  done.
+  The first signal, and the end of the context, restore the earlier handlers:
+  a second signal ends the process as usual. Outside the main thread Python
+  allows no handlers, and this class does nothing.
 
   Attributes:
-    requested: number of the signal that came, 0 while none has.
+    requested: number of the signal that arrived, 0 before.
   """
 
   def __init__(self) -> None:
@@ -56,14 +55,14 @@ class StopSignals:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._give_back()
+    self._restore_handlers()
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
     del frame
     self.requested = number
-    self._give_back()
+    self._restore_handlers()
 
-  def _give_back(self) -> None:
+  def _restore_handlers(self) -> None:
     while self._earlier:
       number, handler = self._earlier.popitem()
       # None: a handler that was not installed from Python.
@@ -71,22 +70,22 @@ class StopSignals:
 
 
 class StopVote:
-  """After every step, what the processes together were asked to do.
+  """Lets the processes agree, after every step, on whether to stop.
 
-  Each casts the number of the signal that it was sent, 0 for none, and the
-  largest counts. The result is a number on the devices like any metric, and is
-  read one step later, when it has been computed anyway: nothing waits for it.
-  One process alone needs no vote and learns of a signal at once.
+  Each votes with the number of the signal that it received, 0 for none, and
+  the largest wins. The result is computed on the devices like any metric and
+  read one step later, so nothing waits for it. A single process needs no vote
+  and reacts at once.
   """
 
   def __init__(self) -> None:
     self._cast: jax.Array | None = None
 
   def after_step(self, requested: int) -> int:
-    """Casts a vote; returns the result of the step before.
+    """Casts a vote and returns the result of the step before.
 
     Args:
-      requested: number of the signal that this process was sent, or 0.
+      requested: number of the signal that this process received, or 0.
 
     Returns:
       The number of a signal, or 0; the same in all processes.
@@ -97,7 +96,7 @@ class StopVote:
     return 0 if earlier is None else int(earlier)
 
   def at_end(self, requested: int) -> int:
-    """Returns the result of the votes still out and of a last one."""
+    """Returns the result of all votes, including a last one."""
     if not processes.is_shared():
       return requested
     return max(self.after_step(requested), self.after_step(0))

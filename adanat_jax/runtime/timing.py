@@ -21,19 +21,19 @@ def interleaved(
   num_rounds: int,
   go_on: Callable[[int, float], bool] = lambda number, seconds: True,
 ) -> dict[Name, list[Measured]]:
-  """Measures every call in turn, in rounds.
+  """Measures the calls alternately, in rounds.
 
-  What disturbs the machine for a while then disturbs all calls alike. Every
-  other round goes backwards, so that none always follows the same one.
+  A disturbance of the machine then affects all calls alike. Every other round
+  runs backwards, so that no call always follows the same one.
 
   Args:
-    calls: warmed up; each returns what it measured.
-    num_rounds: at most so many.
-    go_on: is told after each round how many there were and how many seconds
-      this one took; False ends it.
+    calls: each returns its measurement; they must be warmed up.
+    num_rounds: the maximum number of rounds.
+    go_on: called after each round with the number of rounds so far and the
+      seconds that this one took; returns False to stop.
 
   Returns:
-    What each call measured, one entry a round.
+    Each call's measurements, one a round.
   """
   result: dict[Name, list[Measured]] = {name: [] for name in calls}
   for number in range(num_rounds):
@@ -47,7 +47,7 @@ def interleaved(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-  """Median, lowest, highest, and all of them."""
+  """Returns median, minimum, maximum, and the values themselves."""
   return {
     'median': statistics.median(values),
     'low': min(values),
@@ -57,7 +57,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-  """What the seconds belong to."""
+  """Describes the machine that was timed."""
   try:
     cores = len(os.sched_getaffinity(0))
   except AttributeError:  # Not on this system.
