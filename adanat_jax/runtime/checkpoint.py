@@ -1,19 +1,17 @@
-"""Checkpoints: what is saved, how it is checked, in which order it is used.
+"""Saves and restores the checkpoints of a stage, in a thin layer over Orbax.
 
-A thin layer over Orbax. A checkpoint is one directory
-`<stage>/checkpoints/<step>` that holds `state`, the whole train state, and
-`meta` (see `checkpoint_meta`). It becomes visible in one rename, after
-everything in it is written.
+A checkpoint is one directory `<stage>/checkpoints/<step>` with the items
+`state`, the whole train state, and `meta` (see `checkpoint_format`). It becomes
+visible by one rename, after all of it is written.
 
 Order of restoring, used by `adanat_jax.runtime.loop.run_loop`:
   1. the newest checkpoint of the stage's own directory;
-  2. if that one is damaged, it is named in a warning, moved to
+  2. if that one is damaged, a warning names it, it is moved to
      `checkpoints.damaged`, and the one before it is used;
-  3. if there is none, the state the caller has initialised.
-A checkpoint may be restored onto another number of devices or processes than
-saved it. With several processes each reads its own part, and a checkpoint that
-one of them cannot read is damaged for all.
-Weights of a finished stage are read by `load_params`, which writes nothing.
+  3. if there is none, the caller's initial state.
+The number of devices or processes may differ from that when saving. Each
+process reads its own part; a checkpoint that one cannot read counts as damaged
+for all. `load_params` reads weights of a finished stage and writes nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,19 +37,19 @@ from adanat_jax.runtime.journal import (
 )
 from adanat_jax.runtime.metric_writer import EVAL_PREFIX
 
-# A save may take so long; that a process failed or died is noticed otherwise.
+# How long a save may take; failed or dead processes are noticed earlier.
 _TIMEOUT_SECONDS = 1200
 
 _instances = itertools.count()
 
 
 class NonFiniteError(UserError):
-  """A number of a run became NaN or infinite."""
+  """A metric or a state became NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """What a checkpoint holds: `step` finished steps, the state, the meta."""
+  """A restored checkpoint: number of finished steps, state and meta."""
 
   step: int
   state: Any
@@ -69,16 +67,16 @@ class Checkpointer:
     keep_every: int | None = None,
     best_of: tuple[str, str] | None = None,
   ):
-    """Opens `<directory>/checkpoints` and removes half-written ones.
+    """Opens `<directory>/checkpoints` and removes half-written checkpoints.
 
     Args:
-      directory: the stage's directory; created when missing.
-      max_to_keep: how many of the newest checkpoints stay, at least 2: the
-        older is what a damaged newest one is replaced by.
-      keep_every: checkpoints of steps that this divides stay too.
-      best_of: `(metric, 'min' or 'max')`: the checkpoint with the smallest or
-        the largest value of this metric stays too. Metrics `eval/...` are
-        learned by `score`, all others by `save`.
+      directory: the stage's directory; created if missing.
+      max_to_keep: number of newest checkpoints to keep, at least 2: the older
+        replaces the newest if that is damaged.
+      keep_every: also keep the checkpoints of steps divisible by this.
+      best_of: `(metric, 'min' or 'max')`: also keep the checkpoint with the
+        smallest or largest value of this metric. `score` gets the values of
+        metrics `eval/...`, `save` those of all others.
     """
     if max_to_keep < 2:
       raise UserError(f'max_to_keep: {max_to_keep} given, at least 2 is needed')
@@ -123,13 +121,13 @@ class Checkpointer:
     Args:
       step: number of finished steps.
       state: a pytree of arrays; typed PRNG keys are fine.
-      meta: what JSON can hold; see `checkpoint_meta` for what is added.
-      metrics: of this step, kept in the meta; `best_of` chooses by them.
+      meta: JSON values by name; `checkpoint_format.build` adds more.
+      metrics: of this step; kept in the meta, and read by `best_of`.
 
     Raises:
       NonFiniteError: if a leaf holds NaN or infinity. Nothing is saved.
-      UserError: if this or the save before it cannot be written, or if the
-        metric of `best_of` is none of `metrics`.
+      UserError: if this checkpoint or the one before it cannot be written, or
+        if `metrics` lacks the metric of `best_of`.
     """
     metrics = dict(metrics or {})
     if self._best is not None and not self._best.is_evaluated:
@@ -157,32 +155,32 @@ class Checkpointer:
       raise RuntimeError(f'{self._path}: step {step} was not saved')
 
   def score(self, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
-    """Learns by what `best_of` chooses, where that is measured after saving.
+    """Takes the values of an `eval/...` metric, measured after saving.
 
     Args:
-      evaluations: figures `eval/...` by step.
+      evaluations: metrics `eval/...` by step.
 
     Raises:
-      UserError: if the metric of `best_of` is none of them.
+      UserError: if they lack the metric of `best_of`.
     """
     if self._best is not None and self._best.is_evaluated:
       for step, figures in evaluations.items():
         self._best.add(step, figures)
 
   def best(self) -> dict[str, Any] | None:
-    """Step, metric and value of the best checkpoint that is there.
+    """Returns step, metric and value of the best checkpoint.
 
-    None without `best_of`, and before anything is known.
+    None without `best_of`, and before a value is known.
     """
     if self._best is None:
       return None
-    return self._best.of(self._manager.all_steps())
+    return self._best.choose(self._manager.all_steps())
 
   def _check_permission(self) -> None:
-    """Raises WriteError if no checkpoint could be created.
+    """Raises WriteError if no checkpoint can be created.
 
-    Process 0 creates it, in the background, and Orbax lets the others wait for
-    it for ten minutes: better that all know before.
+    Process 0 creates it in the background; if that fails, Orbax lets the other
+    processes wait ten minutes. So all check first.
     """
     if not os.access(self._path, os.W_OK | os.X_OK):
       raise WriteError(f'{self._path}: cannot be written: Permission denied')
@@ -191,7 +189,7 @@ class Checkpointer:
     """Blocks until the last save is on the disk.
 
     Raises:
-      UserError: in every process, if one could not write its part.
+      UserError: in all processes, if one could not write its part.
     """
     with files.writing(self._path), _own_errors():
       self._manager.wait_until_finished()
@@ -222,11 +220,11 @@ class Checkpointer:
     return None
 
   def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
-    """Moves a damaged checkpoint out of the way, so its step can be saved."""
+    """Moves a damaged checkpoint away, so that its step can be saved again."""
     damaged = self._path.with_name('checkpoints.damaged')
 
     def move() -> None:
-      # An earlier one of the same step stays, it may be worth something.
+      # Do not overwrite an earlier damaged one of the same step.
       names = itertools.chain(
         (path.name,), (f'{path.name}-{i}' for i in itertools.count(2))
       )
@@ -257,16 +255,16 @@ class Checkpointer:
     try:
       self.close()
     except UserError:
-      # What went wrong first tells more than a save that fails because of it.
+      # The first error says more than a save that fails because of it.
       if kind is None:
         raise
 
 
 class _Best:
-  """Orbax's preservation policy that keeps one checkpoint, the best.
+  """A preservation policy for Orbax that keeps the best checkpoint.
 
-  Orbax has one of its own, which keeps the metric in a file beside the state
-  and refuses to open the directory when that file is damaged.
+  Orbax's own policy stores the metric in a file beside the state and does not
+  open the directory if that file is damaged.
   """
 
   def __init__(self, metric: str, mode: str):
@@ -280,13 +278,13 @@ class _Best:
   def should_preserve(
     self, checkpoints: Sequence[Any], *, context: Any
   ) -> list[bool]:
-    """Tells for each checkpoint whether it is the best of them."""
+    """Returns for each checkpoint whether it is the best of them."""
     del context
     best = self._best_step([checkpoint.step for checkpoint in checkpoints])
     return [checkpoint.step == best for checkpoint in checkpoints]
 
-  def of(self, steps: Sequence[int]) -> dict[str, Any] | None:
-    """The best of these steps, with the metric's name and value."""
+  def choose(self, steps: Sequence[int]) -> dict[str, Any] | None:
+    """Returns the best of these steps, with the metric's name and value."""
     step = self._best_step(steps)
     if step is None:
       return None
@@ -295,11 +293,11 @@ class _Best:
 
   def _best_step(self, steps: Sequence[int]) -> int | None:
     known = [step for step in steps if step in self._scores]
-    # Of equal ones the newest.
+    # The newest of equal ones.
     return min(known, key=lambda s: (self._scores[s], -s), default=None)
 
   def look_up(self, steps: Sequence[int], directory: pathlib.Path) -> None:
-    """Learns how good the checkpoints are that are there."""
+    """Reads the metric of the existing checkpoints."""
 
     def read() -> list[tuple[int, float]]:
       found = []
@@ -308,7 +306,7 @@ class _Best:
           with checkpoint_format.quiet():
             metrics = checkpoint_format.read(directory / str(step))['metrics']
           found.append((step, float(metrics[self._metric])))
-        except Exception:  # Damaged: `restore` says so when it comes to it.
+        except Exception:  # Damaged: `restore` reports it if it gets there.
           continue
       return found
 
@@ -316,7 +314,7 @@ class _Best:
       self._scores[step] = self._sign * value
 
   def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Learns how good the checkpoint is that is about to be saved."""
+    """Takes the metric of the checkpoint of `step`."""
     if self._metric not in metrics:
       raise UserError(
         f'best_of: {self._metric!r} is no metric of step {step}; there are '
@@ -332,41 +330,40 @@ def load_params(
   *,
   best: bool = False,
 ) -> Any:
-  """Reads one field of a finished stage's last state, and nothing else of it.
+  """Reads one field of a finished stage's last state, and no other.
 
   Args:
-    directory: the stage's directory (the one that holds `checkpoints`).
-    field: name of the state's field, e.g. 'ema'; '/' goes deeper.
-    target: pytree of arrays or `jax.ShapeDtypeStruct`s the field must agree
-      with and whose shardings it gets; None takes nested dicts as saved, of a
-      field that holds nothing but dicts. What has no sharding goes to every
-      device of the ambient mesh, or to the first device where there is none.
-    best: take the checkpoint that the training's `best_of` chose instead of the
-      last one, where one was chosen.
+    directory: the stage's directory, which holds `checkpoints`.
+    field: name of the state's field, e.g. 'ema'; 'a/b' is the field `b` of `a`.
+    target: pytree of arrays or `jax.ShapeDtypeStruct`s that the field must
+      match and whose shardings it gets; None for nested dicts as saved, if the
+      field consists of dicts. A leaf without a sharding is replicated over the
+      ambient mesh, or put on the first device if there is no mesh.
+    best: read the checkpoint that the training's `best_of` chose, if any,
+      instead of the last.
 
   Returns:
     The field's pytree of arrays.
 
   Raises:
-    UserError: if the stage has not finished, has no such field, or if shapes
-      differ from `target`, or if the checkpoint is damaged.
+    UserError: if the stage has not finished or has no such field, if the field
+      differs from `target`, or if the checkpoint is damaged.
   """
   with _last_checkpoint(directory, best) as path:
     return checkpoint_format.read_field(path, field, target)
 
 
 def digest_params(directory: str | os.PathLike[str], field: str) -> str:
-  """Names the numbers of one field of a finished stage's last state.
+  """Returns a digest of one field of a finished stage's last state.
 
-  Only what the checkpoint says of its leaves is read, not the leaves.
+  It reads the checkpoint's meta only, not the arrays.
 
   Args:
     directory: as for `load_params`.
     field: as for `load_params`.
 
   Returns:
-    16 hexadecimal digits: of the leaves' names, shapes, types and checksums,
-    which are the same wherever the numbers are.
+    16 hexadecimal digits, a hash of the leaves' names, layouts and checksums.
 
   Raises:
     UserError: as `load_params`.
@@ -375,15 +372,15 @@ def digest_params(directory: str | os.PathLike[str], field: str) -> str:
     meta = checkpoint_format.together(
       path, lambda: checkpoint_format.read(path)
     )
-  leaves_of_field = checkpoint_format.below(meta, field)
-  if not leaves_of_field:
+  saved = checkpoint_format.below(meta, field)
+  if not saved:
     raise UserError(f'{path}: no field {field!r}')
-  text = json.dumps(leaves_of_field, sort_keys=True)
+  text = json.dumps(saved, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _without_traces(record: Any) -> bool:
-  """Keeps Orbax's traces of an error off the terminal, which is raised too."""
+  """A log filter: Orbax's traces are not shown, as the error is raised too."""
   return not (record.exc_info and 'orbax' in record.pathname)
 
 
@@ -392,17 +389,17 @@ class _SavedInPartError(OSError):
 
 
 class _SaveBarrier:
-  """What `orbax.checkpoint.AsyncOptions` wants as `barrier_sync_fn`.
+  """A `barrier_sync_fn` for Orbax that ends at once if a process has failed.
 
   Orbax's threads wait for each other in the middle of a save, when all have
-  written, and at its end. A process that could not write goes straight to the
-  end and waits there for the others, who wait for it in the middle: until a
-  time-out of 20 minutes. Here the waits are counted, and everybody tells for
-  what he waits. Where that is not the same thing, somebody has failed, and all
-  go on at once, to an error.
+  written, and at its end. A process that could not write skips to the end and
+  waits there for the others, while they wait for it in the middle, until the
+  time-out of 20 minutes. Here the waits are numbered, and at each the processes
+  announce what they are waiting for. If the announcements differ, one has
+  failed, and all raise at once.
 
-  All processes must make theirs in the same order. Orbax waits for one thing
-  after the other, from whatever thread.
+  All processes must create their barriers in the same order. Orbax waits for
+  one thing at a time, from any thread.
   """
 
   def __init__(self) -> None:
@@ -412,15 +409,15 @@ class _SaveBarrier:
     self._failed = False
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
-    """Waits until all have come here.
+    """Waits until all processes have called with the same key.
 
     Args:
-      key: for what.
+      key: what to wait for.
       timeout_ms: how long.
 
     Raises:
-      _SavedInPartError: if another process has come to another key, and ever
-        after.
+      _SavedInPartError: if another process waits for another key, and at every
+        later call.
     """
     with self._lock:
       if not self._failed:
@@ -437,7 +434,7 @@ class _SaveBarrier:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-  """Raises what this process has failed with, if it is the one that failed."""
+  """Raises this process's own error instead of the barrier's, if it has one."""
   try:
     yield
   except _SavedInPartError as error:
@@ -451,7 +448,7 @@ def _own_errors() -> Iterator[None]:
 def _last_checkpoint(
   directory: str | os.PathLike[str], best: bool = False
 ) -> Iterator[pathlib.Path]:
-  """A finished stage's checkpoint, to be read; damage is a UserError."""
+  """Yields a finished stage's checkpoint; turns damage into a UserError."""
   directory = pathlib.Path(directory).absolute()
   if not is_complete(directory):
     raise UserError(
@@ -466,6 +463,6 @@ def _last_checkpoint(
   except checkpoint_format.DamagedError as error:
     raise UserError(
       f'{path}: this checkpoint is damaged ({error}); delete '
-      f'{directory / COMPLETE_FILE} and run the stage again: it goes on from'
+      f'{directory / COMPLETE_FILE} and run the stage again: it continues from'
       ' the last good one'
     ) from error

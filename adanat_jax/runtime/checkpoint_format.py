@@ -1,12 +1,13 @@
-"""The `meta` item of a checkpoint, and reading checkpoints by it.
+"""Reads and verifies checkpoints by means of their `meta` item.
 
-`meta` is a JSON file beside the state: the step, the config, the versions of
-the libraries, layout and checksum of every leaf, and a checksum of itself.
+`meta` is a JSON file beside the state. It holds what the caller keeps, the
+step, the versions of the libraries, layout and checksum of every leaf, and a
+checksum of itself.
 
-Every process reads for itself, without Orbax's barriers: one that finds damage
-would leave the others waiting there. Afterwards they tell each other what they
-found, and once more when the checksums are compared, so that all come to the
-same end.
+Every process reads independently, without Orbax's barriers: a process that
+found damage would leave the others waiting there. After reading, and again
+after comparing checksums, the processes exchange their results, so that all
+succeed or all fail.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,22 +32,22 @@ from adanat_jax.runtime import files, leaves, processes
 
 T = TypeVar('T')
 
-# Seconds to wait before each new attempt, where the system refused a read.
+# Seconds to wait before each new attempt after a failed read.
 _PAUSES = (0.1, 0.5, 2.0)
 
 
 class DamagedError(Exception):
-  """A checkpoint that cannot be read, or does not hold what was saved."""
+  """A checkpoint cannot be read, or does not hold what was saved."""
 
 
 def build(
   step: int, given: Mapping[str, Any], examined: Mapping[str, leaves.Leaf]
 ) -> dict[str, Any]:
-  """Returns the whole meta item.
+  """Builds the meta item.
 
   Args:
     step: number of finished steps.
-    given: what the caller wants to keep, e.g. the config.
+    given: what the caller wants to keep; JSON values by name.
     examined: the state's leaves by name.
   """
   meta = {
@@ -65,7 +66,7 @@ def build(
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Reads and checks the meta item of the checkpoint directory `path`.
+  """Reads and verifies the meta item of the checkpoint directory `path`.
 
   Raises:
     ValueError, OSError: if it is missing or damaged.
@@ -78,12 +79,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def layouts(meta: Mapping[str, Any], field: str = '') -> dict[str, str]:
-  """Returns the layouts of the leaves below `field` ('': of all leaves)."""
+  """Returns the layouts of the leaves below `field` ('': all leaves)."""
   return {name: leaf[0] for name, leaf in below(meta, field).items()}
 
 
 def checksums(meta: Mapping[str, Any], field: str = '') -> dict[str, int]:
-  """Returns the checksums of the leaves below `field` ('': of all leaves)."""
+  """Returns the checksums of the leaves below `field` ('': all leaves)."""
   return {name: leaf[1] for name, leaf in below(meta, field).items()}
 
 
@@ -98,7 +99,7 @@ def below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
-  """Reads and checks a whole checkpoint.
+  """Reads and verifies a whole checkpoint.
 
   Args:
     path: the checkpoint's directory.
@@ -109,7 +110,7 @@ def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     The state and the meta item.
 
   Raises:
-    DamagedError: in all processes, if it cannot be read in one of them.
+    DamagedError: in all processes, if one of them cannot read it.
     UserError: if it has other leaves, shapes or types than `target`.
   """
 
@@ -124,8 +125,8 @@ def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
     return state, meta
 
   state, meta = together(path, load)
-  # The digest of an array that processes share takes all of them: it has to
-  # wait until each has read its part.
+  # All processes compute the checksum of a shared array together, so each must
+  # have read its part.
   together(path, lambda: leaves.check_bits(state, checksums(meta)))
   return state, meta
 
@@ -133,20 +134,20 @@ def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
 def read_field(
   path: pathlib.Path, field: str, target: Any = None
 ) -> dict[str, Any]:
-  """Reads and checks one field of the state in a checkpoint.
+  """Reads and verifies one field of the state in a checkpoint.
 
   Args:
     path: the checkpoint's directory.
     field: the field's name; 'a/b' is the field `b` of the field `a`.
-    target: as for `read_state`, in the field's structure; None takes nested
+    target: as for `read_state`, in the field's structure; None for nested
       dicts as saved.
 
   Returns:
     The field's pytree of arrays; other fields are not read.
 
   Raises:
-    DamagedError: in all processes, if it cannot be read in one of them.
-    UserError: if there is no such field, or another one than `target`.
+    DamagedError: in all processes, if one of them cannot read it.
+    UserError: if there is no such field, or it differs from `target`.
   """
 
   def load() -> tuple[Any, dict[str, Any]]:
@@ -182,9 +183,9 @@ def abstract(target: Any) -> Any:
   """Returns `jax.ShapeDtypeStruct`s that all have a sharding.
 
   Args:
-    target: arrays or `jax.ShapeDtypeStruct`s. A leaf without a sharding goes
-      to every device of the ambient mesh, or to the first device of this
-      process: never where those were that saved it, they may not exist here.
+    target: arrays or `jax.ShapeDtypeStruct`s. A leaf without a sharding is
+      replicated over the ambient mesh, or put on this process's first device.
+      Its devices when it was saved may not exist here.
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
@@ -206,12 +207,12 @@ def abstract(target: Any) -> Any:
 def together(path: pathlib.Path, load: Callable[[], T]) -> T:
   """Calls `load` in every process, and fails in all if it fails in one.
 
-  A read that the system refuses is tried again, a few seconds long: on a
-  network file system that passes, and the checkpoint may be a good one.
+  Errors of the operating system are retried for a few seconds: on a network
+  file system they may pass, and the checkpoint may be good.
 
   Raises:
-    UserError: if it raised one, or if reading is not permitted.
-    DamagedError: if it raised anything else: Orbax reports damage as many
+    UserError: if `load` raised one, or if reading is not permitted.
+    DamagedError: if `load` raised anything else: Orbax reports damage by many
       types, plain Exception among them.
   """
   value: T | None = None
@@ -248,8 +249,8 @@ def together(path: pathlib.Path, load: Callable[[], T]) -> T:
 def quiet() -> Iterator[None]:
   """Keeps Orbax's own traces of a damaged file off the terminal.
 
-  They come from tasks and coroutines beside the one that raises, and are told
-  when these are collected; the exception itself is reported by the caller.
+  They come from other tasks and coroutines than the one that raises, and are
+  printed when these are collected; the caller reports the exception itself.
   """
   loggers = [logging.getLogger(name) for name in ('asyncio', 'absl')]
   levels = [logger.level for logger in loggers]
@@ -267,7 +268,7 @@ def quiet() -> Iterator[None]:
         traceback.clear_frames(chained.__traceback__)
         chained = chained.__cause__ or chained.__context__
       gc.collect()
-      time.sleep(0.02)  # Reads in flight end in other threads.
+      time.sleep(0.02)  # Other threads finish their reads.
       raise
     finally:
       sys.unraisablehook = hook
@@ -276,20 +277,20 @@ def quiet() -> Iterator[None]:
 
 
 def _may_pass(error: Exception) -> bool:
-  """Whether the system refused to read, in Python or in TensorStore."""
+  """Whether the operating system failed to read, not the checkpoint."""
   if isinstance(error, PermissionError):
     return False
   return isinstance(error, OSError) or 'os_error_code' in str(error)
 
 
 def _in_short(error: Exception) -> str:
-  """Returns the beginning of an error's first line, with its type."""
+  """Returns an error's type and the beginning of its first line."""
   first = (str(error) or 'no message').splitlines()[0]
   return f'{type(error).__name__}: {first[:120]}'
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-  """Options by which this process waits for no other one."""
+  """Returns options by which this process waits for no other."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index, active_processes={index}
@@ -303,5 +304,5 @@ def _restore(path: pathlib.Path, handler: Any, args: Any = None) -> Any:
 
 
 def _checksum(meta: Mapping[str, Any]) -> int:
-  """Returns a checksum of a meta item that the order of keys leaves alone."""
+  """Returns a checksum of a meta item, independent of the order of keys."""
   return zlib.crc32(json.dumps(meta, sort_keys=True).encode('utf-8'))

@@ -1,11 +1,11 @@
-"""Files that are either whole or not there.
+"""Writes files atomically, and locks what only one run may write.
 
-Every figure, picture and marker of a run is written by these functions: the
-bytes go to a temporary file in the same directory, are flushed to the disk and
-then renamed over the old file, so that a reader, or the next start after a
-kill at any moment, sees the old content or the new, never half of one.
+Every figure, picture and marker of a run is written here: the bytes go to a
+temporary file in the same directory, are flushed to the disk, and the file is
+renamed over the old one. So a reader, or the next start after a kill, sees
+either the old content or the new, never half of one.
 
-With several processes, process 0 writes and for the others the same call does
+With several processes, process 0 writes and the other processes' calls do
 nothing; `adanat_jax.runtime.processes` has the rules.
 """
 
@@ -45,14 +45,14 @@ def make_directory(path: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Turns what the system says against writing `path` into a WriteError."""
+  """Turns an operating system's error on writing `path` into a WriteError."""
   try:
     yield
   except OSError as error:
     reason = error.strerror or str(error)
     raise WriteError(f'{path}: cannot be written: {reason}') from error
   except ValueError as error:
-    # TensorStore's way: '...: No space left on device [os_error_code='28']'.
+    # TensorStore writes '...: No space left on device [os_error_code='28']'.
     found = re.search(r"([^:\[]+) \[os_error_code='\d+'", str(error))
     if found is None:
       raise
@@ -60,11 +60,11 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-  """Writes `data` to `path` in one atomic step (see the module docstring)."""
+  """Writes `data` to `path` atomically (see the module docstring)."""
   if processes.process_index() != 0:
     return
   path = pathlib.Path(path)
-  # A fixed name: what a killed run left is overwritten, not piled up.
+  # A fixed name: what a killed run left is overwritten.
   temporary = path.with_name(f'.{path.name}.tmp')
   with writing(path):
     temporary.write_bytes(data)
@@ -74,9 +74,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def publish(
   temporary: str | os.PathLike[str], path: str | os.PathLike[str]
 ) -> None:
-  """Puts a finished temporary file in its place, in one durable step.
+  """Renames a finished temporary file to `path`, atomically and durably.
 
-  This any process may do, with files that are its own.
+  Any process may call this for its own files.
   """
   path = pathlib.Path(path)
   with writing(path):
@@ -90,26 +90,18 @@ def publish(
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes `text` as UTF-8 to `path` in one atomic step."""
+  """Writes `text` as UTF-8 to `path` atomically."""
   write_bytes(path, text.encode('utf-8'))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes `value` as indented, valid JSON to `path` in one atomic step.
-
-  Arrays become lists and numbers that JSON does not know (NaN, infinities)
-  become strings, as `to_json` has it.
-
-  Args:
-    path: the file to write.
-    value: dicts, lists, strings, numbers, booleans, None and arrays.
-  """
+  """Writes `to_json(value)` as indented JSON to `path` atomically."""
   text = json.dumps(to_json(value), indent=2, allow_nan=False)
   write_text(path, text + '\n')
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-  """Reads a JSON file; a missing or broken one is a UserError naming it."""
+  """Reads a JSON file; raises UserError if it is missing or invalid."""
   path = pathlib.Path(path)
   try:
     return json.loads(path.read_text(encoding='utf-8'))
@@ -120,12 +112,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def to_json(value: Any) -> Any:
-  """Turns a value into what strict JSON can hold.
+  """Converts a value to strict JSON.
 
-  Floating-point numbers narrower than 64 bits are written with just enough
-  digits to give the same number back in their own type, NaN and infinities as
-  the strings 'nan', 'inf' and '-inf', arrays as nested lists, paths and other
-  objects as their text.
+  A float narrower than 64 bits gets just the digits that restore it in its own
+  type. NaN and infinities become the strings 'nan', 'inf' and '-inf', arrays
+  become nested lists, and paths and other objects their text.
 
   Args:
     value: any nesting of dicts, lists, tuples, scalars and arrays.
@@ -152,7 +143,7 @@ def to_json(value: Any) -> Any:
     return bool(array)
   if np.issubdtype(array.dtype, np.integer):
     return int(array)
-  # The text of a float32 is '0.1' where its value is 0.100000001490...
+  # The text of a float32 is '0.1' although its value is 0.100000001490...
   return to_json(float(str(array[()])))
 
 
@@ -160,28 +151,27 @@ def to_json(value: Any) -> Any:
 def only_one(
   directory: pathlib.Path, part: str, message: str
 ) -> Iterator[None]:
-  """Holds a part of a directory while the context lasts.
+  """Locks a part of a directory against other processes of this machine.
 
-  Two runs on one machine do not write the same files: the second one would
-  delete saves of the first while they are written. The lock is a file of this
-  machine, not of the disk that holds the run: the kernel gives it back however
-  a process ends, and a machine that is gone leaves none behind. So runs on
-  other machines are not seen.
+  A second run would delete checkpoints that the first is writing. The lock is a
+  file on this machine, not on the disk of the run: the kernel releases it
+  however the process ends, and a dead machine leaves no lock behind. So runs
+  on other machines are not noticed.
 
   Args:
     directory: where the files are.
-    part: which of them, a name; nothing of it need exist.
-    message: what to tell whoever comes second.
+    part: name of the part to lock; it need not exist.
+    message: of the error.
 
   Raises:
-    UserError: with that message, if another process holds it.
+    UserError: with this message, if another process holds the lock.
   """
   name = hashlib.sha256(f'{directory.resolve()}\n{part}'.encode()).hexdigest()
   path = pathlib.Path(tempfile.gettempdir(), f'adanat_jax-{name[:16]}.lock')
   try:
     file = path.open('a')
   except OSError:
-    # Of another user, or there is no place for it: as without locks.
+    # Another user's file, or no space: go on without a lock.
     yield
     return
   with file:
@@ -190,7 +180,7 @@ def only_one(
     except BlockingIOError:
       raise UserError(message) from None
     except OSError:
-      pass  # This place has no locks.
+      pass  # The file system has no locks.
     try:
       yield
     finally:
@@ -198,7 +188,7 @@ def only_one(
 
 
 def _sync_directory(path: pathlib.Path) -> None:
-  """Makes a rename in `path` durable, where the system can."""
+  """Makes a rename in `path` durable, where the system supports it."""
   with contextlib.suppress(OSError):
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -1,22 +1,21 @@
-"""Several processes as one program: starting, agreeing, leaving.
+"""Runs several processes as one program: connect, communicate, exit.
 
-`start` connects the processes by `jax.distributed` before anything else of JAX
-is used. From then on every process runs the same program: it calls the same
-functions of this module in the same order, as it must run the same jitted
-functions in the same order. With one process all of this does nothing.
+`start` connects the processes by `jax.distributed` before JAX is used. From
+then on every process must call the same functions of this module, and the same
+jitted functions, in the same order. With one process this module does nothing.
 
-How files are written, everywhere in this package:
+Rules for files, everywhere in this package:
 
-* Only process 0 writes: `files.write_*`, `metric_writer`, the ledger and the
-  markers see to it themselves, so that stages need not think of it. (Orbax and
-  stage `prepare` alone write from all processes, each its own files.)
-* What a process decides by looking at files, process 0 looks up and tells the
-  others: `from_first`. A look at a moment of one's own could see another state.
-* A marker that others act on later (`complete.json`, `config.json`) is followed
-  by a barrier, and by a look of every process that it sees it.
+* Only process 0 writes. `files.write_*`, `metric_writer` and `journal` ensure
+  this, so stages need not. (Only Orbax and stage `prepare` write from all
+  processes, each its own files.)
+* A decision that depends on files is made by process 0, which sends it to the
+  others (`from_first`): each might see another state at its own moment.
+* After writing a marker that others act on later (`complete.json`,
+  `config.json`), all wait until every process sees it.
 
-When a process dies, the others notice: at once where a collective breaks off
-(CPU, GPU), at the latest after a third of the time-out, when JAX ends them.
+If a process dies, the others notice: at once if a collective fails (CPU, GPU),
+at the latest after a third of the time-out, when JAX ends them.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,13 +42,13 @@ from adanat_jax.runtime import handshake
 MODES = ('auto', 'on', 'off', 'local')
 DEFAULT_TIMEOUT = 300
 
-# Other processes may be busy for hours; those that died end us in other ways.
+# Other processes may be busy for hours. Dead ones are noticed by other means.
 _WHILE_THEY_LIVE_MS = 7 * 24 * 3600 * 1000
-# Those that fail at the same time have this long to say so.
+# How long a failing process waits for others that fail at the same time.
 _LEAVE_TOGETHER_MS = 3000
-# No file system that hosts share hides a new file for longer.
+# No shared file system hides a new file for longer.
 _MAX_LAG_SECONDS = 60.0
-# The service takes 4 MiB a message.
+# JAX's coordination service accepts messages of up to 4 MiB.
 _PIECE = 1 << 20
 
 T = TypeVar('T')
@@ -59,13 +58,13 @@ _timeout: float = DEFAULT_TIMEOUT
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """Where this process belongs.
+  """The cluster that this process belongs to.
 
   Attributes:
     address: HOST:PORT of process 0.
-    num_processes: how many there are.
+    num_processes: number of processes.
     process: this one's number.
-    local_device_ids: which of the machine's devices are its own; None: all.
+    local_device_ids: the devices of the machine that it uses; None for all.
   """
 
   address: str
@@ -83,19 +82,19 @@ def start(
   timeout: float = DEFAULT_TIMEOUT,
   facts: Mapping[str, Any] | None = None,
 ) -> None:
-  """Connects the processes; must come before anything that uses a device.
+  """Connects the processes; call it before anything that uses a device.
 
   Args:
-    mode: 'auto' connects where an address is given or a cluster of several
-      processes is found (Cloud TPU, SLURM, Open MPI); 'on' insists on it; 'off'
-      stays alone; 'local' stays alone with a coordinator of its own, so that
-      the same code runs as on a pod.
+    mode: 'auto' connects if an address is given or a cluster of several
+      processes is found (Cloud TPU, SLURM, Open MPI); 'on' requires it; 'off'
+      runs one process alone; 'local' runs one process with its own coordinator,
+      so that the same code runs as on a pod.
     coordinator_address: HOST:PORT of process 0.
-    num_processes: how many there are.
+    num_processes: number of processes.
     process_id: this one's number, from 0.
     timeout: seconds to wait for the others.
-    facts: what must be the same in all processes, by name, e.g. the config;
-      the versions of the libraries and our own code are added.
+    facts: what must be the same in all processes, by name; the versions of the
+      libraries and of our own code are added.
 
   Raises:
     UserError: if processes are missing, differ, or cannot be reached.
@@ -120,13 +119,12 @@ def start(
     timeout,
   )
   _timeout = timeout
-  # JAX would take SIGTERM for itself, between the loops too, where nobody
-  # would see it; `interruption` has the processes agree on a step instead.
+  # JAX would handle SIGTERM itself, and lose it outside the training loops;
+  # `stopping` makes the processes agree on a step instead.
   jax.config.update('jax_enable_preemption_service', False)
   if found.num_processes > 1:
-    # Devices run programs in the order in which they were started; a CPU may
-    # run two at once, and then two processes might wait for each other in
-    # different ones.
+    # Other devices run programs in the order of dispatch. A CPU may run two at
+    # once; then two processes could wait for each other in different ones.
     jax.config.update('jax_cpu_enable_async_dispatch', False)
   jax.distributed.initialize(
     found.address,
@@ -148,24 +146,23 @@ def find_cluster(
   process_id: int | None,
   timeout: float,
 ) -> Cluster | None:
-  """Puts together what is given with what the environment says.
+  """Combines the given values with those of the environment.
 
-  JAX recognises Cloud TPU, SLURM and Open MPI, and Kubernetes if it is insisted
-  on, by the environment; elsewhere the address of process 0 and two numbers
-  have to be given.
+  JAX recognises Cloud TPU, SLURM, Open MPI and, in mode 'on', Kubernetes by the
+  environment; elsewhere all three values must be given.
 
   Args:
     mode: one of `MODES`, see `start`.
-    coordinator_address: HOST:PORT of process 0, if it is given.
-    num_processes: how many there are, if it is given.
-    process_id: this one's number, if it is given.
-    timeout: seconds to wait for the name of process 0's host to be known.
+    coordinator_address: HOST:PORT of process 0, if given.
+    num_processes: number of processes, if given.
+    process_id: this one's number, if given.
+    timeout: seconds to wait until the name of process 0's host resolves.
 
   Returns:
-    The cluster, or None where this process is to stay alone.
+    The cluster, or None if this process runs alone.
 
   Raises:
-    UserError: naming what is missing or does not fit.
+    UserError: names what is missing or wrong.
   """
   if mode == 'off':
     return None
@@ -195,7 +192,7 @@ def find_cluster(
             address, num_processes, process_id, None, None, int(timeout)
           )
         )
-    except Exception as error:  # Of any kind: it asks other machines.
+    except Exception as error:  # Of any type: it asks other machines.
       raise UserError(
         f'looking for a cluster failed ({type(error).__name__}: {error}); '
         '--distributed=off runs one process alone'
@@ -209,8 +206,8 @@ def find_cluster(
   ):
     if value is None:
       raise UserError(
-        f'--{flag} is missing, and no cluster (Cloud TPU, SLURM, Open MPI) is '
-        'found that tells it; --distributed=off runs one process alone'
+        f'--{flag} is missing, and no cluster (Cloud TPU, SLURM, Open MPI) was '
+        'found that provides it; --distributed=off runs one process alone'
       )
   assert address is not None and num_processes is not None
   assert process_id is not None
@@ -225,22 +222,22 @@ def find_cluster(
 
 
 def process_index() -> int:
-  """This process's number; asks no device as long as it is alone."""
+  """Returns this process's number; starts no device if it runs alone."""
   return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def process_count() -> int:
-  """How many processes there are; asks no device as long as it is alone."""
+  """Returns the number of processes; starts no device if this is the only."""
   return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_shared() -> bool:
-  """Returns whether other processes work on the same program."""
+  """Returns whether other processes run the same program."""
   return process_count() > 1
 
 
 def barrier() -> None:
-  """Waits until every process has come here."""
+  """Waits until every process has called this."""
   if is_shared():
     _leave_off(_begin('barrier'))
 
@@ -249,7 +246,7 @@ def all_values(value: Any) -> list[Any]:
   """Gathers a small value of every process, in their order.
 
   Args:
-    value: what JSON can hold, some hundreds of bytes.
+    value: a JSON value of some hundred bytes.
   """
   if not is_shared():
     return [value]
@@ -259,12 +256,12 @@ def all_values(value: Any) -> list[Any]:
 def exchange(
   place: str, value: Any, timeout_ms: int = _WHILE_THEY_LIVE_MS
 ) -> list[Any]:
-  """Gathers a value of every process; threads beside the main one may do it.
+  """Gathers a value of every process; any thread may call this.
 
   Args:
-    place: the prefix of its keys, with a slash at the end: the same in all
-      processes, and used only once.
-    value: what JSON can hold.
+    place: prefix of the keys, ending in a slash: the same in all processes, and
+      used only once.
+    value: a JSON value.
     timeout_ms: how long to wait for the others.
 
   Returns:
@@ -281,13 +278,12 @@ def exchange(
 
 
 def from_first(make: Callable[[], T]) -> T:
-  """Calls a function in process 0 alone, and hands its value to all.
+  """Calls a function in process 0 only and returns its value in all.
 
-  This is how decisions are made that depend on files. With several processes
-  all wait for each other.
+  For decisions that depend on files. The processes wait for each other.
 
   Args:
-    make: returns what JSON can hold; tuples arrive as lists.
+    make: returns a JSON value; tuples arrive as lists.
 
   Raises:
     UserError: in every process, if `make` raised it.
@@ -322,12 +318,9 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def wait_until_seen(path: pathlib.Path) -> None:
-  """Waits until this process sees a file that process 0 has written.
+  """Waits until all processes see a file that process 0 has written.
 
-  Network file systems may show a new file seconds later elsewhere.
-
-  Args:
-    path: the file.
+  A network file system may show a new file seconds later on other hosts.
 
   Raises:
     UserError: in every process, if one does not see it in time.
@@ -354,17 +347,16 @@ def wait_until_seen(path: pathlib.Path) -> None:
 
 
 def say(line: str) -> None:
-  """Prints a line once, not once in every process."""
+  """Prints a line in process 0 only."""
   if process_index() == 0:
     print(line, flush=True)
 
 
 def leave(status: int) -> NoReturn:
-  """Ends this process after an error, without waiting for the others.
+  """Exits after an error, without waiting for processes that work.
 
-  Others may hang in a collective for as long as this process lives: then they
-  are ended by its end. Those that found the same error end with the same
-  status.
+  Exiting also ends processes that are blocked in a collective. Processes that
+  found the same error exit with the same status.
   """
   sys.stdout.flush()
   sys.stderr.flush()
@@ -374,7 +366,7 @@ def leave(status: int) -> NoReturn:
     _client().wait_at_barrier('adanat_jax/leave', _LEAVE_TOGETHER_MS)
     jax.distributed.shutdown()
   finally:
-    # Threads that wait for other processes would keep Python from exiting.
+    # A normal exit would wait for threads that wait for other processes.
     os._exit(status)
 
 
@@ -397,9 +389,9 @@ def process_table() -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-  """What the processes of one program must have in common besides its config.
+  """Returns versions that must agree in all processes, by name.
 
-  The hash of our own source files tells of a host that was not updated.
+  A hash of our own source files reveals a host that was not updated.
   """
   digest = hashlib.sha256()
   root = pathlib.Path(__file__).parents[1]
@@ -411,14 +403,14 @@ def versions() -> dict[str, str]:
     'adanat_jax': f'source {digest.hexdigest()[:12]}',
   }
   for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint'):
-    # A library that was not installed under its name is left to its users.
+    # A library that is not installed under this name is not compared.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[name] = importlib.metadata.version(name)
   return found
 
 
 def _client() -> Any:
-  """JAX's connection to the coordinator; no public way leads to it."""
+  """JAX's connection to the coordinator, which has no public name."""
   from jax._src import distributed  # pylint: disable=import-outside-toplevel
 
   return distributed.global_state.client
@@ -429,14 +421,14 @@ def _wait_for(key: str) -> str:
 
 
 def _begin(what: str) -> str:
-  """Begins the next exchange; returns the prefix of its keys.
+  """Begins the next exchange and returns the prefix of its keys.
 
-  Exchanges are told apart by their number alone. Processes that do not call the
-  same functions in the same order would take one's answer for another's, so
-  each makes sure that process 0 is about the same thing.
+  Exchanges are told apart by their number only. If processes called functions
+  in different orders, one would take the answer to another question; so each
+  checks that process 0 asks the same.
 
   Args:
-    what: what it is about.
+    what: what the exchange is about.
   """
   number = next(_exchanges)
   place = f'adanat_jax/{number}/'
@@ -444,26 +436,26 @@ def _begin(what: str) -> str:
     _client().key_value_set(f'{place}what', what)
   elif (theirs := _wait_for(f'{place}what')) != what:
     raise RuntimeError(
-      f'the processes have come apart: exchange {number} is {theirs} in '
+      f'the processes are out of step: exchange {number} is {theirs} in '
       f'process 0 and {what} in process {process_index()}'
     )
   return place
 
 
 def _leave_off(place: str) -> None:
-  """Deletes what was exchanged, once all have read it."""
+  """Deletes the exchanged values once all have read them."""
   _client().wait_at_barrier(f'{place}read', _WHILE_THEY_LIVE_MS)
   if process_index() == 0:
     _client().key_value_delete(place)
 
 
 def _environment(mode: str) -> Any:
-  """The cluster that JAX finds itself in (a class of its own), or None.
+  """Returns JAX's class for the cluster of this environment, or None.
 
-  A pod of Kubernetes need not belong to a job of several, and the way to tell
-  is to ask the cluster, which may not be allowed: that is left to mode 'on'.
+  Whether a Kubernetes pod belongs to a job of several can only be asked of the
+  cluster, which may not be permitted: only mode 'on' does so.
   """
-  # JAX has no public way to ask before it connects.
+  # JAX has no public function for this before it connects.
   from jax._src import clusters  # pylint: disable=import-outside-toplevel
 
   for environment in clusters.ClusterEnv._cluster_types:
@@ -480,9 +472,9 @@ def _environment(mode: str) -> Any:
 
 
 def _has_one_tpu_worker() -> bool:
-  """Whether the environment itself lists one worker, and no other slices.
+  """Whether the environment lists a single worker and no other slices.
 
-  JAX would go on to ask a metadata server, which hosted notebooks do not have.
+  JAX would then ask a metadata server, which hosted notebooks lack.
   """
   names = ('TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES')
   workers = next((os.environ[n] for n in names if n in os.environ), ',')

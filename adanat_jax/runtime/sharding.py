@@ -1,9 +1,8 @@
-"""Where arrays live: one mesh, one table of rules, global batches.
+"""Places arrays on devices: one mesh, one table of rules, global batches.
 
 The mesh has two axes. A batch is split over both; a parameter is split over
-`fsdp` where a rule says so, and otherwise replicated. Nothing here depends on
-the number of devices, and no model knows a name of an axis: arrays are placed
-before a step, and the compiler puts in the communication.
+`fsdp` if a rule says so, and otherwise replicated. Models know no axis names:
+arrays are placed before a step, and the compiler inserts the communication.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,15 +22,15 @@ Rule = tuple[str, PartitionSpec]
 
 AXES = ('data', 'fsdp')
 # (pattern, spec): the first pattern found in a leaf's name decides. Names are
-# paths, e.g. 'params/mid_block/mlp/fc1/kernel'; a leaf that no pattern meets is
-# replicated. Optimiser moments carry the names of their parameters.
+# paths, e.g. 'params/mid_block/mlp/fc1/kernel'; a leaf that matches no pattern
+# is replicated. Names of optimizer moments contain those of their parameters.
 #
-# Large are the matrices of transformer blocks and the embedding of tokens; all
-# else is not worth the traffic.
+# Only the matrices of transformer blocks and the token embedding are large
+# enough to be worth the communication.
 RULES: tuple[Rule, ...] = (
   (
     r'(attention/(qkv|query|self|context|proj)|mlp/fc[12]|skip'
-    # An ENAT's; those of a policy network are small.
+    # Of an ENAT; a policy network's are small.
     r'|blocks_\d+/modulation)/kernel$',
     PartitionSpec(None, 'fsdp'),
   ),
@@ -45,7 +44,7 @@ def make_mesh(
   """Returns a mesh over all devices of all processes.
 
   Args:
-    fsdp: number of devices that share one copy of the sharded parameters; the
+    fsdp: number of devices that share one copy of the split parameters; the
       `data` axis takes the rest.
     devices: the devices to use, all by default.
 
@@ -85,7 +84,7 @@ def state_shardings(
     rules: see `Rule`.
 
   Raises:
-    UserError: if a rule does not fit the leaf it meets.
+    UserError: if a leaf cannot be split as its rule says.
   """
   shardings = []
   for name, leaf in leaves.by_name(state).items():
@@ -124,10 +123,10 @@ def init_state(
   mesh: Mesh,
   rules: Sequence[Rule] = RULES,
 ) -> Tree:
-  """Makes a state whose leaves are born where the rules put them.
+  """Creates a state directly in the placement that the rules say.
 
   Args:
-    make: returns the state; it is traced, and every process calls it alike.
+    make: returns the state; it is traced, in every process.
     *arguments: global arrays for `make`, which must not close over any.
     mesh: from `make_mesh`.
     rules: see `Rule`.
@@ -142,11 +141,11 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def local_rows(index: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
-  """Returns the part of a global host array that `put_batch` wants of us.
+  """Returns this process's part of a global host array, for `put_batch`.
 
   Args:
-    index: for example the indices of a batch's examples, the same in every
-      process; what this returns is then all that this process has to load.
+    index: for example the indices of a batch's examples, equal in all
+      processes; the result is then what this process has to load.
     mesh: from `make_mesh`.
     axis: the axis of the batch.
 
@@ -172,7 +171,7 @@ def local_rows(index: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
 
 
 def put_batch(batch: Tree, mesh: Mesh, axis: int = 0) -> Tree:
-  """Makes global arrays, split over all devices, of each process's part.
+  """Makes global arrays, split over all devices, from each process's part.
 
   Args:
     batch: host arrays whose `axis` has B / number of processes entries;
@@ -207,26 +206,26 @@ def put_batch(batch: Tree, mesh: Mesh, axis: int = 0) -> Tree:
 def split_batch(tree: Tree, axis: int = 0) -> Tree:
   """Inside jit: keeps one axis of every array split over all devices.
 
-  What is made inside a compiled function has no place of its own. Without this
-  the compiler may put a whole batch on every device.
+  An array that is created inside a compiled function has no sharding yet.
+  Without this the compiler may put a whole batch on every device.
 
   Args:
     tree: arrays, typed keys included.
     axis: the axis of the batch in each.
 
   Returns:
-    The same numbers; the very tree where `jax.set_mesh` has set no mesh, or
-    one of a single device.
+    The same values; `tree` itself without an ambient mesh, or with one of a
+    single device.
   """
   return _constrain(tree, _batch_spec(axis))
 
 
 def whole(params: Tree) -> Tree:
-  """Inside jit: parameters that the rules split, whole on every device.
+  """Inside jit: gathers split parameters, whole on every device.
 
-  A network is applied to whole parameters, so that only they travel: left to
-  itself the compiler may split activations the way the parameters are split.
-  The gradient comes back in the parameters' own places.
+  Applying a network to whole parameters means that only parameters are
+  communicated; otherwise the compiler may split activations as the parameters
+  are split. The gradient has the sharding of the parameters.
   """
   return _constrain(params, PartitionSpec())
 
@@ -239,7 +238,7 @@ def gather(tree: Tree) -> Tree:
 
 
 def _constrain(tree: Tree, spec: PartitionSpec) -> Tree:
-  """Inside jit: gives every array this spec, where several devices are."""
+  """Inside jit: gives every array this spec if the mesh has several devices."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return tree
