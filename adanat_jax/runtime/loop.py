@@ -23,7 +23,7 @@ With several processes each runs this loop, and the promise holds for all of
 them together: they stop after the same step, and process 0 writes the rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import os
@@ -208,13 +208,13 @@ def run_loop(
     vote = StopVote()
     with (
       StopSignals() as stop,
-      _Trace(directory / 'trace', profile) as trace,
+      _traced(directory / 'trace', profile) as before_step,
     ):
       if unfinished and restored:
         record.take(first_step, restored.meta.get('metrics', {}))
         write_evaluation(first_step)
       for step in range(first_step, num_steps):
-        trace.before(step, state)
+        before_step(step, state)
         batch, index = _put((batch_at(step), np.int32(step)))
         before = _abstract(state) if step == first_step else None
         with (
@@ -365,37 +365,38 @@ class _Record:
     return times
 
 
-class _Trace:
-  """A jax.profiler trace of the steps `first <= step < last`, of process 0."""
+@contextlib.contextmanager
+def _traced(
+  path: pathlib.Path, steps: tuple[int, int] | None
+) -> Iterator[Callable[[int, Any], None]]:
+  """Traces the steps `first <= step < last` by jax.profiler, in process 0.
 
-  def __init__(self, path: pathlib.Path, steps: tuple[int, int] | None):
-    self._path = path
-    self._steps = (0, 0)
-    if steps and processes.process_index() == 0:
-      self._steps = steps
-    self._running = False
+  Args:
+    path: where the trace goes.
+    steps: first and last.
 
-  def __enter__(self) -> '_Trace':
-    return self
+  Yields:
+    What to call before every step, with its number and the state it works on.
+  """
+  first, last = steps if steps and processes.process_index() == 0 else (0, 0)
+  is_running = False
 
-  def before(self, step: int, state: Any) -> None:
-    """Starts or stops the trace; `state` is what the step will work on."""
-    first, last = self._steps
-    if not self._running and first <= step < last:
-      jax.block_until_ready(state)
-      jax.profiler.start_trace(self._path)
-      self._running = True
-    elif self._running and step >= last:
-      jax.block_until_ready(state)
-      self._stop()
+  def before(step: int, state: Any) -> None:
+    nonlocal is_running
+    if (first <= step < last) == is_running:
+      return
+    jax.block_until_ready(state)
+    if is_running:
+      jax.profiler.stop_trace()
+    else:
+      jax.profiler.start_trace(path)
+    is_running = not is_running
 
-  def __exit__(self, *_: object) -> None:
-    if self._running:
-      self._stop()
-
-  def _stop(self) -> None:
-    jax.profiler.stop_trace()
-    self._running = False
+  try:
+    yield before
+  finally:
+    if is_running:
+      jax.profiler.stop_trace()
 
 
 def _without_weak_types(state: State) -> State:
