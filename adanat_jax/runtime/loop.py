@@ -1,26 +1,26 @@
-"""The loop every training stage runs in: resumable, interruptible, checked.
+"""The loop of every training: resumable, interruptible, checked.
 
-`run_loop` makes one promise: whatever happens to the process, the same command
-started again ends with the same state, bit for bit, and the same rows of
-metrics (keys under `time/` apart). For that it needs two things from its
-caller: `batch_at(step)` must be a pure function of the step, and everything
-else that a step depends on must be in the state. Then the number of finished
-steps is the data position, and a checkpoint needs nothing more.
+`run_loop` guarantees that, whatever happens to the process, running the same
+command again ends with the same state, bit for bit, and the same rows of
+metrics (except `time/...`). For this `batch_at(step)` must be a pure function
+of the step, and everything else that a step depends on must be in the state.
+Then the number of finished steps is the data position, and a checkpoint needs
+nothing more.
 
 One step:
-  1. the batch of this step is made and put on the device;
-  2. `train_step` is dispatched, and the device works;
-  3. meanwhile the metrics of the step before are fetched and checked: a number
-     that is not finite stops the run and names the step;
-  4. every `log_every` steps those metrics become a row;
-  5. every `save_every` steps this step's metrics are checked too, rows are put
-     on the disk, and a checkpoint is started;
-  6. every `evaluate_every` steps, and after the last, the same is done, then
-     the state is evaluated, and the figures stand in the row of that step. An
-     evaluation that was cut short is made again from its checkpoint.
+  1. make the batch and put it on the device;
+  2. dispatch `train_step`;
+  3. while the device works, fetch and check the metrics of the step before: a
+     value that is not finite stops the run and names the step;
+  4. every `log_every` steps, write those metrics as a row;
+  5. every `save_every` steps, check this step's metrics too, flush the rows to
+     the disk, and start a checkpoint;
+  6. every `evaluate_every` steps and after the last, do the same, then evaluate
+     the state and add the results to the row of that step. An interrupted
+     evaluation is repeated from its checkpoint.
 
-With several processes each runs this loop, and the promise holds for all of
-them together: they stop after the same step, and process 0 writes the rows.
+With several processes each runs this loop. They stop after the same step, and
+process 0 writes the rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -84,31 +84,32 @@ def run_loop(
       the caller with `donate_argnums=0`. Metrics are scalars or small arrays.
     batch_at: `(step) -> pytree of arrays`, a pure function; steps count from
       0. Global arrays stay where they are; host arrays, equal in all processes,
-      are put on every device of the ambient mesh, or on the default device if
-      there is none.
-    num_steps: total number of steps, those of earlier runs included.
+      are replicated over the ambient mesh, or put on the default device if
+      there is no mesh.
+    num_steps: total number of steps, including those of earlier runs.
     directory: the stage's directory.
     name: the stage's name in messages.
-    log_every: a row is written after this many steps, the first, and the last.
-    save_every: a checkpoint is written after this many steps and at the end.
-    config_for_meta: kept in every checkpoint.
+    log_every: a row is written every so many steps, after the first, and after
+      the last.
+    save_every: a checkpoint is written every so many steps and after the last.
+    config_for_meta: JSON values by name, kept in every checkpoint.
     profile: `(first, last)`: steps `first <= step < last` are traced into
       `<directory>/trace`.
     on_step: `(state, finished steps)`, called after every step; it must not
-      keep the state, and decides itself what to do when. All processes call
-      it, as they call `evaluate` and `final_figures`.
-    evaluate: `(state, finished steps) -> figures`, a pure function that may
-      take long and must not keep the state. Its figures are written as
-      `eval/<name>`; those of process 0 count.
-    evaluate_every: after this many steps the state is evaluated, and after the
-      last; 0 for the last alone.
-    final_figures: figures of the finished state for `complete.json`.
-    tensorboard: write TensorBoard files where tensorboardX is installed.
-    max_to_keep: number of newest checkpoints that stay.
-    keep_every: checkpoints of steps that this divides stay too.
-    best_of: `(metric, 'min' or 'max')`: the checkpoint whose own step had the
-      best value of this metric stays too, and `complete.json` names it. The
-      metric may be an `eval/<name>`.
+      keep the state. All processes call it, as well as `evaluate` and
+      `final_figures`.
+    evaluate: `(state, finished steps) -> results`, a pure function that may
+      take long and must not keep the state. The results of process 0 are
+      written as `eval/<name>`.
+    evaluate_every: the state is evaluated every so many steps and after the
+      last; 0 for the last only.
+    final_figures: returns results of the finished state for `complete.json`.
+    tensorboard: write TensorBoard files if tensorboardX is installed.
+    max_to_keep: number of newest checkpoints to keep.
+    keep_every: also keep the checkpoints of steps divisible by this.
+    best_of: `(metric, 'min' or 'max')`: also keep the checkpoint whose step had
+      the best value of this metric, and name it in `complete.json`. The metric
+      may be an `eval/<name>`.
     transfer_guard: what an implicit copy to the device inside `train_step`
       does: 'disallow', 'log' or 'allow'.
 
@@ -120,7 +121,7 @@ def run_loop(
     NonFiniteError: if a metric or the state is not finite; no checkpoint of
       that state is written.
     UserError: if the directory holds checkpoints of another shape or of more
-      steps than `num_steps`, or if `best_of` is nothing that is measured.
+      steps than `num_steps`, or if `best_of` names an unknown metric.
   """
   for field, value in (('log_every', log_every), ('save_every', save_every)):
     if value < 1:
@@ -151,7 +152,7 @@ def run_loop(
         f'{num_steps} steps are asked for'
       )
     if restored:
-      # It would stay on the devices as long as the caller does.
+      # The caller's reference would keep it on the devices.
       for leaf in jax.tree.leaves(state):
         leaf.delete()
       state = restored.state
@@ -161,14 +162,14 @@ def run_loop(
     if marked is not None:
       if restored and marked['step'] == first_step == num_steps:
         return state
-      # More steps are asked for, or the last checkpoint is damaged.
+      # There are more steps to do, or the last checkpoint is damaged.
       processes.from_first(functools.partial(_remove_marker, directory))
 
     def to_evaluate(step: int) -> bool:
       due = step == num_steps or (evaluate_every and step % evaluate_every == 0)
       return bool(evaluate is not None and step and due)
 
-    # Saved, but stopped before or in its evaluation: its row is written anew.
+    # Saved, but stopped before its evaluation ended: rewrite this step's row.
     unfinished = to_evaluate(first_step) and first_step not in evaluated
     writer = metric_writer.MetricWriter(
       directory,
@@ -194,7 +195,7 @@ def run_loop(
       assert evaluate is not None
       begun = time.monotonic()
       found = evaluate(state, finished)
-      # All decide by the same numbers.
+      # All processes decide by the same values.
       figures = processes.from_first(
         lambda: {EVAL_PREFIX + key: float(x) for key, x in found.items()}
       )
@@ -228,14 +229,15 @@ def run_loop(
         if on_step is not None:
           on_step(state, step + 1)
         finished = step + 1
-        # Read once: a signal may come between any two lines.
+        # Read once: a signal may arrive between any two lines.
         stopping = vote.after_step(stop.requested)
         evaluating = to_evaluate(finished) and not stopping
         last = finished == num_steps or bool(stopping)
         if finished % save_every == 0 or evaluating or last:
           save(finished, hold_row=evaluating)
         if evaluating:
-          # It may take long: with the state saved, being killed costs no step.
+          # An evaluation may take long: once the state is on the disk, being
+          # killed costs no step.
           checkpoints.wait()
           write_evaluation(finished)
         if stopping:
@@ -251,7 +253,7 @@ def run_loop(
     if num_steps == 0 and not restored:
       save(0)
       checkpoints.wait()
-    # Handlers are given back: figures may take long and are made again.
+    # The signals' handlers are restored: this may take long and is repeatable.
     figures = final_figures(state) if final_figures is not None else {}
     mark_complete(directory, num_steps, figures, checkpoints.best())
   return state
@@ -260,7 +262,7 @@ def run_loop(
 def _evaluated(
   directory: pathlib.Path, last_step: int
 ) -> dict[int, dict[str, float]]:
-  """What evaluations found up to a step, by step, from the rows."""
+  """Reads from the rows the results of evaluations up to a step, by step."""
   rows = processes.from_first(
     lambda: [
       [row['step'], found]
@@ -279,7 +281,7 @@ def _remove_marker(directory: pathlib.Path) -> None:
 
 
 class _Record:
-  """Checks metrics one step late, and writes the rows that are due.
+  """Checks metrics one step late and writes the rows that are due.
 
   Attributes:
     latest: metrics of the last step that was checked.
@@ -305,7 +307,7 @@ class _Record:
     self._row_step: int | None = None
 
   def add(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a step in flight, deals with the one before."""
+    """Takes a dispatched step's metrics; checks and writes those before."""
     self.check()
     self.write()
     self._waiting = (step, metrics)
@@ -326,14 +328,14 @@ class _Record:
     self._checked = (step, metrics)
 
   def take(self, step: int, metrics: Metrics) -> None:
-    """Takes metrics that were checked by an earlier run."""
+    """Takes metrics that an earlier run has checked."""
     self._checked = (step, metrics)
 
   def write(self, figures: Metrics | None = None) -> None:
-    """Writes the row of the step that was checked last, once.
+    """Writes the row of the last checked step, if due and not yet written.
 
     Args:
-      figures: what else is known of that step; its row is then due.
+      figures: results to add to the row, which is then due.
     """
     if self._checked is None:
       return
@@ -348,13 +350,13 @@ class _Record:
       self._progress.update(step)
 
   def pause(self, seconds: float) -> None:
-    """Leaves a pause between steps out of the next row's rate."""
+    """Excludes a pause between steps from the next row's rate."""
     self._row_time += seconds
 
   def _times(self, step: int) -> dict[str, float]:
     """Returns seconds since the run's start, and per step since the last row.
 
-    The first row of a run also holds the compilation and gives no rate.
+    The first row of a run has no rate, as its time includes compilation.
     """
     now = time.monotonic()
     times = {metric_writer.TIME_PREFIX + 'elapsed': now - self._start}
@@ -372,11 +374,11 @@ def _traced(
   """Traces the steps `first <= step < last` by jax.profiler, in process 0.
 
   Args:
-    path: where the trace goes.
-    steps: first and last.
+    path: where to write the trace.
+    steps: `(first, last)`.
 
   Yields:
-    What to call before every step, with its number and the state it works on.
+    A function to call before every step, with its number and input state.
   """
   first, last = steps if steps and processes.process_index() == 0 else (0, 0)
   is_running = False
@@ -402,8 +404,8 @@ def _traced(
 def _without_weak_types(state: State) -> State:
   """Makes every leaf an array of a fixed type.
 
-  A Python number in a state is weakly typed: it would promote differently
-  before and after a restore, and the two runs would differ.
+  A Python number in a state is weakly typed: its type promotion would differ
+  before and after a restore, and so would the runs.
   """
 
   def fix(leaf: Any) -> jax.Array:
@@ -415,15 +417,14 @@ def _without_weak_types(state: State) -> State:
 
 
 def _put(tree: Any) -> Any:
-  """Puts host arrays beside the arrays that a step works on.
+  """Puts host arrays on the devices that a step uses.
 
   Args:
     tree: host arrays, equal in all processes, and global arrays, which stay.
 
   Returns:
-    The tree as arrays; those from the host are on all devices of the ambient
-    mesh, or on the default device where there is neither a mesh nor another
-    process.
+    The tree as arrays. Host arrays are replicated over the ambient mesh, or
+    over all devices if there are other processes, or put on the default device.
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
@@ -437,21 +438,21 @@ def _put(tree: Any) -> Any:
       return leaf
     if not processes.is_shared():
       return jax.device_put(leaf, everywhere)
-    # `device_put` would compare the processes' values, at every step.
+    # `device_put` would compare the processes' values at every step.
     return jax.make_array_from_process_local_data(everywhere, np.asarray(leaf))
 
   return jax.tree.map(place, tree)
 
 
 def _check_same_layout(before: Any, after: Any) -> None:
-  """Raises if a step changes the state's layout.
+  """Raises ValueError if a step changes the state's layout.
 
-  A restored state has the layout of the initial one: if a step returned
-  another, the runs with and without a restart would be different programs.
+  A restored state has the layout of the initial one. If a step returned another
+  layout, runs with and without a restart would be different programs.
 
   Args:
-    before: abstract leaves (see `_abstract`) of the state a step took.
-    after: the same of the state it returned.
+    before: abstract leaves (see `_abstract`) of the step's input.
+    after: those of its output.
   """
   for path in [*before, *after]:
     old, new = before.get(path), after.get(path)
@@ -469,7 +470,7 @@ def _check_same_layout(before: Any, after: Any) -> None:
 
 
 def _abstract(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the leaves by name without their numbers."""
+  """Returns the leaves by name, without their values."""
   return {
     path: jax.ShapeDtypeStruct(
       leaf.shape,
@@ -482,7 +483,7 @@ def _abstract(state: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _require_finite(name: str, step: int, metrics: Metrics) -> None:
-  """Raises NonFiniteError if a metric is not finite, and names it."""
+  """Raises NonFiniteError, naming the metric, if one is not finite."""
   for key, value in metrics.items():
     if not np.isfinite(np.asarray(value, np.float64)).all():
       raise NonFiniteError(
@@ -492,7 +493,7 @@ def _require_finite(name: str, step: int, metrics: Metrics) -> None:
 
 
 def _short(value: Any) -> str:
-  """Returns a number as text, or how many of an array's are not finite."""
+  """Returns a scalar as text, or how many of an array are not finite."""
   array = np.asarray(value, np.float64)
   if array.ndim == 0:
     return str(array)
