@@ -168,7 +168,7 @@ class PartsTest(parameterized.TestCase):
       return x[None], jnp.moveaxis(noise, 0, 1)
 
     whole = function((x, keys))
-    parts = jit(lambda x: batch_parts.in_turn(function, x, 4))((x, keys))
+    parts = jit(lambda x: batch_parts.map_in_parts(function, x, 4))((x, keys))
     self.assertEqual(set(seen[1:]), {B // 4})
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 

@@ -313,7 +313,7 @@ def make_train_step(
       return jax.value_and_grad(loss_fn)(state.params)
 
     def add(total: Any, index: Array) -> tuple[Any, None]:
-      part = batch_parts.every(whole, index, recipe.micro_batches, axis=0)
+      part = batch_parts.take_every(whole, index, recipe.micro_batches, axis=0)
       found = gradient(part, jax.random.fold_in(dropout_key, index))
       return optax.tree.add(total, found), None
 

@@ -242,7 +242,9 @@ def collect(
     return sharding.split_batch((experience, labelled), axis=1)
 
   parts = max(batch_size // config.size, 1) if config.size else 1
-  experience, labelled = batch_parts.in_turn(decode, (prompts, keys), parts)
+  experience, labelled = batch_parts.map_in_parts(
+    decode, (prompts, keys), parts
+  )
   images, judged = jax.tree.map(lambda x: x[0], labelled)
   return experience, images, judged
 

@@ -340,5 +340,7 @@ def _part(rollout: Rollout, part: Array, config: PPOConfig) -> Rollout:
   if config.num_minibatches > 1:
     samples = batch_parts.pick(samples, part)
   else:
-    samples = batch_parts.every(samples, part, config.micro_batches, axis=1)
+    samples = batch_parts.take_every(
+      samples, part, config.micro_batches, axis=1
+    )
   return dataclasses.replace(rollout, **samples)

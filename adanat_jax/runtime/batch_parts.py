@@ -68,7 +68,7 @@ def pick(tree: Any, rows: Array) -> Any:
   return sharding.split_batch(jax.tree.map(pick_leaf, tree), axis=1)
 
 
-def every(tree: Any, start: Array, parts: int, axis: int) -> Any:
+def take_every(tree: Any, start: Array, parts: int, axis: int) -> Any:
   """Takes every `parts`-th sample, starting at `start`.
 
   Args:
@@ -88,7 +88,9 @@ def every(tree: Any, start: Array, parts: int, axis: int) -> Any:
   return sharding.split_batch(jax.tree.map(cut, tree), axis)
 
 
-def in_turn(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
+def map_in_parts(
+  function: Callable[[Any], Any], inputs: Any, parts: int
+) -> Any:
   """Computes `function(inputs)` on one part of the batch after the other.
 
   Intermediate values exist for one part at a time, and each part's results are
@@ -104,7 +106,7 @@ def in_turn(function: Callable[[Any], Any], inputs: Any, parts: int) -> Any:
     return function(inputs)
 
   def part_at(index: Any) -> Any:
-    return function(every(inputs, index, parts, axis=0))
+    return function(take_every(inputs, index, parts, axis=0))
 
   def place(buffer: Array, part: Array, index: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, part, index, 2)
