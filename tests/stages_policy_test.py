@@ -184,7 +184,7 @@ class StageTest(parameterized.TestCase):
       jax.tree.map(
         np.testing.assert_array_equal,
         found[iterate],
-        checkpoint_format.read_field(path, 'params', None),
+        checkpoint_format.read_state(path, field='params')[0],
       )
     config.policy.iterate = 'average'
     with self.assertRaisesRegex(UserError, "no field 'average'"):
@@ -206,9 +206,9 @@ class StageTest(parameterized.TestCase):
     self.assertNotEqual(self.sums(again, 2), self.sums(again, 3))
     self.assertIn('accuracy_train', self.rows(again)[0])
     # What comes after takes the average; of the first two little is left.
-    read = lambda step, field: checkpoint_format.read_field(
-      again / 'checkpoints' / str(step), field
-    )
+    read = lambda step, field: checkpoint_format.read_state(
+      again / 'checkpoints' / str(step), field=field
+    )[0]
     jax.tree.map(
       lambda *x: np.testing.assert_allclose(
         x[0], x[1] / 4 + 3 * x[2] / 4, rtol=1e-5, atol=1e-7

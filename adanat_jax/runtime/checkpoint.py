@@ -350,7 +350,7 @@ def load_params(
       differs from `target`, or if the checkpoint is damaged.
   """
   with _last_checkpoint(directory, best) as path:
-    return checkpoint_format.read_field(path, field, target)
+    return checkpoint_format.read_state(path, target, field)[0]
 
 
 def digest_params(directory: str | os.PathLike[str], field: str) -> str:

@@ -98,57 +98,28 @@ def below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
   }
 
 
-def read_state(path: pathlib.Path, target: Any) -> tuple[Any, dict[str, Any]]:
-  """Reads and verifies a whole checkpoint.
+def read_state(
+  path: pathlib.Path, target: Any = None, field: str = ''
+) -> tuple[Any, dict[str, Any]]:
+  """Reads and verifies a checkpoint, or one field of its state.
 
   Args:
     path: the checkpoint's directory.
-    target: a pytree of arrays, or of `jax.ShapeDtypeStruct`s, of the same
-      structure; the restored arrays get its shardings (see `abstract`).
+    target: a pytree of arrays or `jax.ShapeDtypeStruct`s, of the structure to
+      read; the restored arrays get its shardings (see `abstract`). None for
+      nested dicts as saved.
+    field: name of the only field to read; 'a/b' is the field `b` of `a`. ''
+      for the whole state.
 
   Returns:
-    The state and the meta item.
+    The state or its field, and the meta item.
 
   Raises:
     DamagedError: in all processes, if one of them cannot read it.
-    UserError: if it has other leaves, shapes or types than `target`.
+    UserError: if there is no such field, or its leaves, shapes or types are not
+      those of `target`.
   """
-
-  def load() -> tuple[Any, dict[str, Any]]:
-    meta = read(path)
-    leaves.check_layout(path, layouts(meta), target)
-    state = _restore(
-      path / 'state',
-      ocp.StandardCheckpointHandler(multiprocessing_options=_alone()),
-      ocp.args.StandardRestore(abstract(target)),
-    )
-    return state, meta
-
-  state, meta = together(path, load)
-  # All processes compute the checksum of a shared array together, so each must
-  # have read its part.
-  together(path, lambda: leaves.check_bits(state, checksums(meta)))
-  return state, meta
-
-
-def read_field(
-  path: pathlib.Path, field: str, target: Any = None
-) -> dict[str, Any]:
-  """Reads and verifies one field of the state in a checkpoint.
-
-  Args:
-    path: the checkpoint's directory.
-    field: the field's name; 'a/b' is the field `b` of the field `a`.
-    target: as for `read_state`, in the field's structure; None for nested
-      dicts as saved.
-
-  Returns:
-    The field's pytree of arrays; other fields are not read.
-
-  Raises:
-    DamagedError: in all processes, if one of them cannot read it.
-    UserError: if there is no such field, or it differs from `target`.
-  """
+  parents = field.split('/') if field else []
 
   def load() -> tuple[Any, dict[str, Any]]:
     meta = read(path)
@@ -156,27 +127,29 @@ def read_field(
     if not saved:
       fields = sorted({name.split('/')[0] for name in meta['leaves']})
       raise UserError(f'{path}: no field {field!r}, only {fields}')
-    wanted = leaves.nested(saved) if target is None else target
-    leaves.check_layout(f'{path}, {field}', saved, wanted)
-    item = abstract(wanted)
-    for name in reversed(field.split('/')):
+    item = leaves.nested(saved) if target is None else target
+    leaves.check_layout(f'{path}, {field}' if field else path, saved, item)
+    item = abstract(item)
+    for name in reversed(parents):
       item = {name: item}
-    value = _restore(
+    state = _restore(
       path / 'state',
       ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone()),
       ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
+        partial_restore=bool(field),
       ),
     )
-    for name in field.split('/'):
-      value = value[name]
-    return value, meta
+    for name in parents:
+      state = state[name]
+    return state, meta
 
-  value, meta = together(path, load)
-  together(path, lambda: leaves.check_bits(value, checksums(meta, field)))
-  return value
+  state, meta = together(path, load)
+  # All processes compute the checksum of a shared array together, so each must
+  # have read its part.
+  together(path, lambda: leaves.check_bits(state, checksums(meta, field)))
+  return state, meta
 
 
 def abstract(target: Any) -> Any:
