@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring import clip_score, features, provenance, scores
+from adanat_jax.measuring import clip_score, features, published_weights, scores
 from adanat_jax.models import clip, clip_image
 from adanat_jax.report.published_figures import BENCHMARKS
 from support import random_weights, small_weights
@@ -54,13 +54,13 @@ class NamesTest(parameterized.TestCase):
   def test_only_published_weights_and_counts_have_titles(
     self, published, count, distance, score
   ):
-    name = provenance.distance_name
+    name = published_weights.distance_name
     self.assertEqual(name('inception', published, count), distance)
-    name = provenance.class_score_name
+    name = published_weights.class_score_name
     self.assertEqual(name('inception', published, count), score)
 
   def test_published_weights_are_known_by_their_hash(self):
-    (digest, name), *_ = provenance.INCEPTION.items()
+    (digest, name), *_ = published_weights.INCEPTION.items()
     # The first digits of the hash stand in the file's own name.
     self.assertIn(digest[:8], name)
     directory = pathlib.Path(self.create_tempdir().full_path)
@@ -73,13 +73,16 @@ class NamesTest(parameterized.TestCase):
         _saver(meta),
       ):
         small_weights.save(path, params={'a': jnp.zeros(2)})
-      source = provenance.source_of(path)
+      source = published_weights.source_of(path)
       self.assertEqual(source, found)
       self.assertEqual(
-        provenance.is_published(source, provenance.INCEPTION), expected
+        published_weights.is_published(source, published_weights.INCEPTION),
+        expected,
       )
-    self.assertEqual(provenance.source_of(directory / 'none'), {})
-    self.assertFalse(provenance.is_published({}, provenance.INCEPTION))
+    self.assertEqual(published_weights.source_of(directory / 'none'), {})
+    self.assertFalse(
+      published_weights.is_published({}, published_weights.INCEPTION)
+    )
 
   def test_published_figures_have_their_sources(self):
     for entry in BENCHMARKS.values():
@@ -168,9 +171,9 @@ class FeaturesTest(parameterized.TestCase):
       mock.patch.object(Experiment, 'param_shapes'),
       mock.patch.object(Experiment, 'load_converted', lambda *_: {}),
       mock.patch.object(
-        features.provenance,
+        features.published_weights,
         'source_of',
-        lambda _: dict.fromkeys(['a'], next(iter(provenance.INCEPTION))),
+        lambda _: dict.fromkeys(['a'], next(iter(published_weights.INCEPTION))),
       ),
     ):
       network = features.load(

@@ -10,9 +10,8 @@ from adanat_jax import main
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, policy_rules, workdir
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring import features, sample_file
+from adanat_jax.measuring import features, reference_statistics, scores
 from adanat_jax.runtime import files
-from adanat_jax.stages import statistics
 from support import raw_files
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -101,20 +100,28 @@ class EarlyMistakesTest(parameterized.TestCase):
     config = self.load()
     network = features.load(Experiment(config, self.folder))
     path = self.folder / 'moments.npz'
-    statistics.make(Experiment(config, self.folder), network, 'train', path)
+    reference_statistics.make(
+      Experiment(config, self.folder), network, 'train', path
+    )
     before = path.read_bytes()
-    statistics.make(Experiment(config, self.folder), network, 'train', path)
+    reference_statistics.make(
+      Experiment(config, self.folder), network, 'train', path
+    )
     self.assertEqual(path.read_bytes(), before)
     other = raw_files.image_folder(self.folder / 'other', per_class=5)
     config.data.path = str(other.path)
     with self.assertRaisesRegex(UserError, 'its path is .*raw.* instead of'):
-      statistics.make(Experiment(config, self.folder), network, 'train', path)
+      reference_statistics.make(
+        Experiment(config, self.folder), network, 'train', path
+      )
     with self.assertRaisesRegex(UserError, 'its split is .train. instead of'):
-      statistics.make(Experiment(config, self.folder), network, 'test', path)
+      reference_statistics.make(
+        Experiment(config, self.folder), network, 'test', path
+      )
 
   def test_samples_are_written_in_any_order_and_again(self):
     images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
-    kept = sample_file.SampleFile(self.folder, images.shape, np.arange(5))
+    kept = scores.SampleFile(self.folder, images.shape, np.arange(5))
     for first, count in ((3, 2), (0, 2), (1, 2)):
       kept.write(first, images[first : first + count])
     kept.finish()

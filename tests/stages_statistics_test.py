@@ -17,7 +17,7 @@ from PIL import Image
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring import features, real_images
+from adanat_jax.measuring import features, real_images, reference_statistics
 from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
 from support import raw_files
@@ -90,7 +90,7 @@ class StatisticsTest(parameterized.TestCase):
   def test_a_killed_run_goes_on_to_the_same_bytes(self):
     config = self.config()
     statistics.run(Experiment(config, self.workdir / 'whole'))
-    update = statistics.MomentAccumulator.update
+    update = reference_statistics.MomentAccumulator.update
     counted = []
 
     def killed(self, *arguments):
@@ -100,7 +100,9 @@ class StatisticsTest(parameterized.TestCase):
       update(self, *arguments)
 
     with (
-      mock.patch.object(statistics.MomentAccumulator, 'update', killed),
+      mock.patch.object(
+        reference_statistics.MomentAccumulator, 'update', killed
+      ),
       self.assertRaises(KeyboardInterrupt),
     ):
       statistics.run(Experiment(config, self.workdir / 'cut'))
@@ -129,7 +131,9 @@ class StatisticsTest(parameterized.TestCase):
     statistics.run(Experiment(config, self.workdir))
     config.evaluate.statistics = str(path)
     network = features.load(Experiment(config, self.workdir))
-    reference = statistics.reference(Experiment(config, self.workdir), network)
+    reference = reference_statistics.reference(
+      Experiment(config, self.workdir), network
+    )
     self.assertEqual(reference.description['file'], 'mine.npz')
     self.assertEqual(
       reference.description['made of']['counted'], len(self.found.labels)
@@ -140,12 +144,14 @@ class StatisticsTest(parameterized.TestCase):
     # A manifest of another file describes nothing.
     np.savez(path, mu=np.zeros(192), sigma=np.eye(192))
     with self.assertRaisesRegex(UserError, 'not the file that mine.json'):
-      statistics.reference(Experiment(config, self.workdir), network)
+      reference_statistics.reference(Experiment(config, self.workdir), network)
 
   def test_converted_moments_are_read_too(self):
     path = self.workdir / 'theirs.npz'
     np.savez(path, mean=np.zeros(192), covariance=np.eye(192))
-    np.testing.assert_array_equal(statistics.read(path).covariance, np.eye(192))
+    np.testing.assert_array_equal(
+      reference_statistics.read(path).covariance, np.eye(192)
+    )
 
   def test_too_many_files_that_cannot_be_read(self):
     with self.assertRaisesRegex(
@@ -175,7 +181,7 @@ class StatisticsTest(parameterized.TestCase):
     path = self.workdir / 'other.npz'
     np.savez(path, **arrays)
     with self.assertRaisesRegex(UserError, words):
-      statistics.read(path)
+      reference_statistics.read(path)
 
   def test_captions_alone_have_no_moments(self):
     config = config_lib.load(f'{CONFIGS}/cc3m256.py:mini')
@@ -201,7 +207,7 @@ class StatisticsTest(parameterized.TestCase):
 
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(UserError, 'no such file of moments'):
-      statistics.read(self.workdir / 'none.npz')
+      reference_statistics.read(self.workdir / 'none.npz')
     config = self.config()
     config.statistics.output = 'moments.txt'
     with self.assertRaisesRegex(UserError, 'moments.txt.*npz'):

@@ -17,7 +17,7 @@ from adanat_jax.data import clip_tokens
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice
-from adanat_jax.measuring import provenance
+from adanat_jax.measuring import published_weights
 from adanat_jax.measuring.scores import Conditions
 from adanat_jax.models import clip_image
 from adanat_jax.runtime import sharding
@@ -80,14 +80,15 @@ class ClipScore:
       for name in SECTIONS
     }
     sources = {
-      name: provenance.source_of(section[name].init_from) for name in SECTIONS
+      name: published_weights.source_of(section[name].init_from)
+      for name in SECTIONS
     }
     published = all(
-      provenance.is_published(source, provenance.CLIP)
-      and provenance.CLIP[next(iter(source.values()))] == section.tower
+      published_weights.is_published(source, published_weights.CLIP)
+      and published_weights.CLIP[next(iter(source.values()))] == section.tower
       for source in sources.values()
     )
-    self._name = provenance.agreement_name(published, len(chosen))
+    self._name = published_weights.agreement_name(published, len(chosen))
     self.description = {
       'tower': section.tower,
       'weights sha256': sources,

@@ -21,7 +21,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice, int_at_least
-from adanat_jax.measuring import provenance
+from adanat_jax.measuring import published_weights
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
@@ -182,7 +182,9 @@ def _inception(experiment: Experiment) -> FeatureNetwork:
   shapes = experiment.param_shapes(module, image)
   section = 'evaluate.inception'
   params = experiment.load_converted(section, 'params', shapes)
-  source = provenance.source_of(experiment.config.evaluate.inception.init_from)
+  source = published_weights.source_of(
+    experiment.config.evaluate.inception.init_from
+  )
 
   def apply(params: Any, images: Array) -> tuple[Array, Array]:
     if images.shape[-1] == 1:
@@ -196,7 +198,7 @@ def _inception(experiment: Experiment) -> FeatureNetwork:
     params,
     apply,
     source,
-    provenance.is_published(source, provenance.INCEPTION),
+    published_weights.is_published(source, published_weights.INCEPTION),
   )
 
 

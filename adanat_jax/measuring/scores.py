@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import io
 import json
+import os
 import pathlib
 from typing import Any, Protocol
 
@@ -25,18 +26,22 @@ from adanat_jax.data.order import epoch_batch
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.experiment import texts
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring import features, provenance
+from adanat_jax.measuring import (
+  features,
+  published_weights,
+  reference_statistics,
+)
 from adanat_jax.metrics import frechet
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.sampling.generator import Generator, PolicyLike
-from adanat_jax.stages import statistics
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
 
 
 _TALLY_FILE = 'tally.npz'
+_ROWS_FILE = 'samples.uint8'
 
 
 class Observer(Protocol):
@@ -62,6 +67,66 @@ class Images(Protocol):
 
   def write(self, first: int, images: np.ndarray) -> None:
     """Keeps uint8[n, H, W, C], samples `first` and following."""
+
+
+class SampleFile:
+  """Samples as ADM's evaluator reads them: `arr_0` uint8[n, H, W, C] in .npz.
+
+  Of class-conditional models `arr_1` holds the labels. Rows go to a file beside
+  it as they come, so memory does not grow with their number.
+  """
+
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    shape: tuple[int, int, int, int],
+    labels: np.ndarray | None,
+  ):
+    """Writes nothing yet.
+
+    Args:
+      directory: gets `samples.npz`.
+      shape: of all samples, [n, H, W, C].
+      labels: int32[n] or None.
+    """
+    self.path = directory / 'samples.npz'
+    self._rows = directory / _ROWS_FILE
+    self._shape = shape
+    self._labels = labels
+
+  @staticmethod
+  def forget(directory: pathlib.Path) -> None:
+    """Deletes the rows, but not the .npz."""
+    (directory / _ROWS_FILE).unlink(missing_ok=True)
+
+  def is_begun(self) -> bool:
+    """Whether there are rows of a killed run."""
+    return self._rows.is_file()
+
+  def write(self, first: int, images: np.ndarray) -> None:
+    """Keeps samples `first` and following, uint8[b, H, W, C]."""
+    rows = images.reshape(len(images), -1)
+    with (
+      # Written, not mapped: where the disk is full, a mapping kills.
+      files.writing(self._rows),
+      self._rows.open('r+b' if self.is_begun() else 'w+b') as file,
+    ):
+      file.seek(first * rows.shape[1])
+      file.write(rows.tobytes())
+      # No tally that is saved may be ahead of its rows.
+      file.flush()
+      os.fsync(file.fileno())
+
+  def finish(self) -> None:
+    """Puts all samples into the .npz; in process 0."""
+    rows = np.memmap(self._rows, np.uint8, 'r', shape=self._shape)
+    arrays: dict[str, Any] = {'arr_0': rows}
+    if self._labels is not None:
+      arrays['arr_1'] = self._labels
+    temporary = self.path.with_name('.samples.npz')
+    with files.writing(self.path):
+      np.savez(temporary, **arrays)
+    files.publish(temporary, self.path)
 
 
 class Conditions:
@@ -150,13 +215,13 @@ class Scorer:
     self._experiment = experiment
     self._mesh = experiment.mesh
     self.network = features.load(experiment)
-    self.reference = statistics.reference(experiment, self.network)
+    self.reference = reference_statistics.reference(experiment, self.network)
     self.conditions = Conditions(experiment)
     self._measures: dict[Any, Any] = {}
 
   def distance_name(self, num_samples: int | None = None) -> str:
     """The name of the Fréchet distance among the figures."""
-    return provenance.distance_name(
+    return published_weights.distance_name(
       self.network.name, self.network.is_published, self._count(num_samples)
     )
 
@@ -283,7 +348,7 @@ class Scorer:
     score = tally.class_score()
     if score is not None:
       name, published = self.network.name, self.network.is_published
-      result[provenance.class_score_name(name, published, count)] = score
+      result[published_weights.class_score_name(name, published, count)] = score
     return result
 
   def _count(self, num_samples: int | None) -> int:

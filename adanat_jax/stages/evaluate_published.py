@@ -34,11 +34,11 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import (
   clip_score,
   features,
-  provenance,
+  published_weights,
   real_images,
   scores,
 )
-from adanat_jax.measuring.sample_file import SampleFile
+from adanat_jax.measuring.scores import SampleFile
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import benchmark_table
@@ -344,7 +344,9 @@ class Evaluation:
     for name in ('tokenizer', 'nat', 'policy'):
       result[name] = 'trained in this workdir'
       if self.experiment.is_converted(name):
-        source = provenance.source_of(self.experiment.config[name].init_from)
+        source = published_weights.source_of(
+          self.experiment.config[name].init_from
+        )
         given = ', '.join(f'{file} {digest}' for file, digest in source.items())
         result[name] = given or 'converted, hash unknown'
       elif name == 'policy':
