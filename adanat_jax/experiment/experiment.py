@@ -6,7 +6,9 @@
   generator = experiment.generator()
 
 This is where a ConfigDict stops: what lies below takes arguments, and what lies
-above takes an `Experiment`, reads its config and hands the values down.
+above takes an `Experiment`, reads its config and hands the values down. What
+reads data or texts is imported when it is asked for: loading a generator needs
+neither.
 """
 
 from __future__ import annotations
@@ -16,25 +18,21 @@ import functools
 import math
 import os
 import pathlib
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 import zlib
 
 import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from adanat_jax.data.examples import Examples
-from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import (
-  config as config_lib,
-  datasets,
-  networks,
-  policies,
-  texts,
-)
+from adanat_jax.experiment import networks, policies
 from adanat_jax.runtime import checkpoint, files, journal, sharding
 from adanat_jax.sampling.generator import Generator
+
+if TYPE_CHECKING:
+  from adanat_jax.data.examples import Examples
+  from adanat_jax.data.sources.raw_source import RawSource
 
 
 class Experiment:
@@ -193,6 +191,8 @@ class Experiment:
 
   def raw_source(self, split: str) -> RawSource:
     """The files of a split's raw images; see `datasets.raw_source`."""
+    from adanat_jax.experiment import datasets
+
     return datasets.raw_source(self, split)
 
   def examples(
@@ -214,6 +214,8 @@ class Experiment:
     Raises:
       UserError: if there are none, or tokens were made by another tokenizer.
     """
+    from adanat_jax.experiment import datasets
+
     if what == 'images':
       return datasets.image_examples(self, split, mirrored=mirrored)
     if what == 'prompts':
@@ -240,28 +242,6 @@ class Experiment:
           + (f', in groups of {multiple}' if multiple > 1 else '')
         )
 
-  def loop_options(
-    self,
-    best_of: tuple[str, str] | None = ('loss', 'min'),
-    keep_best: bool = False,
-  ) -> dict[str, Any]:
-    """What every training loop takes from the top of the config.
-
-    Args:
-      best_of: which checkpoint is the best, see `runtime.loop.run_loop`.
-      keep_best: keep it whatever the config says.
-    """
-    config = self.config
-    return dict(
-      log_every=config.log_every,
-      save_every=config.save_every,
-      keep_every=config.keep_every or None,
-      best_of=best_of if config.keep_best or keep_best else None,
-      config_for_meta=config_lib.to_dict(config),
-      profile=tuple(config.profile),
-      tensorboard=config.tensorboard,
-    )
-
   def generator(self) -> Generator:
     """The NAT with its tokenizer and learned policies.
 
@@ -271,15 +251,21 @@ class Experiment:
     Raises:
       UserError: if a network is neither converted nor trained.
     """
+    null_condition = encode_captions = None
+    if self.is_text:
+      from adanat_jax.experiment import texts
+
+      encode_captions = texts.caption_encoder(self)
+      null_condition = texts.null_states(self)
     return Generator(
       *self.network('nat'),
       *self.network('tokenizer'),
       0 if self.is_text else self.num_classes,
       policies.agents(self),
       self.config.evaluate.batch_size,
-      texts.null_states(self) if self.is_text else None,
+      null_condition,
       self.mesh,
-      encode_captions=texts.caption_encoder(self) if self.is_text else None,
+      encode_captions=encode_captions,
     )
 
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+import ml_collections
 
 from adanat_jax.data import prefetch
 from adanat_jax.data.examples import ArrayExamples, Examples, Rows
 from adanat_jax.data.order import epoch_batch
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.types import Array
 
@@ -136,5 +138,18 @@ def fit(
       name=name,
       num_steps=num_steps,
       final_figures=final_figures,
-      **{**experiment.loop_options(best_of, keep_best), **options},
+      best_of=best_of if experiment.config.keep_best or keep_best else None,
+      **{**_loop_options(experiment.config), **options},
     )
+
+
+def _loop_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What every training loop takes from the top of the config."""
+  return dict(
+    log_every=config.log_every,
+    save_every=config.save_every,
+    keep_every=config.keep_every or None,
+    config_for_meta=config_lib.to_dict(config),
+    profile=tuple(config.profile),
+    tensorboard=config.tensorboard,
+  )

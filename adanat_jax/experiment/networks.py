@@ -1,7 +1,8 @@
 """The networks that a config asks for, and where their parameters are.
 
 Each `*_module` builds a network from its section of the config; `load` also
-reads its parameters.
+reads its parameters. Networks that no generator needs are imported where they
+are built, so that sampling starts sooner.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.data import clip_tokens, digits
+from adanat_jax.data import clip_tokens
 from adanat_jax.decoding import actions
 from adanat_jax.experiment.fields import check, choice
-from adanat_jax.models.classifier import ConvClassifier
-from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.denoisers import DenoiserModule
-from adanat_jax.models.discriminator import DiscriminatorHeads
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
-from adanat_jax.models.vit import VisionTransformer
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import checkpoint
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
+  from adanat_jax.models.classifier import ConvClassifier
+  from adanat_jax.models.clip import CLIPText
+  from adanat_jax.models.discriminator import DiscriminatorHeads
+  from adanat_jax.models.vit import VisionTransformer
 
 Config = ml_collections.ConfigDict
 
@@ -47,6 +48,8 @@ def num_classes(config: Config) -> int:
   """
   if config.data.condition == 'class':
     return config.data.num_classes
+  from adanat_jax.data import digits
+
   return digits.num_conditions(config.data.condition)
 
 
@@ -111,6 +114,8 @@ def nat_module(config: Config) -> DenoiserModule:
 
 def text_module(config: Config) -> CLIPText:
   """CLIP's text tower of `config.text`."""
+  from adanat_jax.models.clip import CLIPText
+
   section = config.text
   return CLIPText(
     section.width,
@@ -124,6 +129,8 @@ def text_module(config: Config) -> CLIPText:
 
 def measuring_module(config: Config) -> ConvClassifier:
   """The convolutional classifier that measures, `config.judges.measure`."""
+  from adanat_jax.models.classifier import ConvClassifier
+
   section = config.judges.measure
   return ConvClassifier(
     widths=tuple(section.widths),
@@ -134,6 +141,8 @@ def measuring_module(config: Config) -> ConvClassifier:
 
 def reward_module(config: Config) -> VisionTransformer:
   """The vision transformer that rewards build on, `config.judges.reward`."""
+  from adanat_jax.models.vit import VisionTransformer
+
   section = config.judges.reward
   return VisionTransformer(
     image_size=section.image_size or config.data.image_size,
@@ -150,6 +159,8 @@ def reward_module(config: Config) -> VisionTransformer:
 
 def discriminator_module(config: Config) -> DiscriminatorHeads:
   """The discriminator's heads, `config.policy.discriminator`."""
+  from adanat_jax.models.discriminator import DiscriminatorHeads
+
   section = config.policy.discriminator
   return DiscriminatorHeads(
     num_classes=None if is_text(config) else num_classes(config),
