@@ -109,7 +109,7 @@ class CaptionsTest(absltest.TestCase):
     captions = prompts.captions(np.arange(len(prompts)))
     self.assertEqual(captions, [text for (text,) in self.prompts.values()])
     with self.assertRaisesRegex(UserError, 'captions alone, no images'):
-      datasets.token_examples(self.without_images, workdir, 'test')
+      Experiment(self.without_images, workdir).examples('test')
 
 
 if __name__ == '__main__':
