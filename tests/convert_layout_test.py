@@ -51,7 +51,7 @@ class PublishedKeysTest(parameterized.TestCase):
   def test_nat_l(self):
     module = nat_model.NAT(1024, 256, 768, 24, 8, num_classes=1000)
     tokens = np.zeros((1, 256), np.int32)
-    arrays = nat.to_torch(_published(module, tokens, _IDS)['params'])
+    arrays = nat.FAMILY.to_theirs(_published(module, tokens, _IDS)['params'])
     self.check(
       arrays,
       314,
@@ -67,14 +67,16 @@ class PublishedKeysTest(parameterized.TestCase):
     module = nat_model.NAT(1024, 256, 1152, 28, 16, text_width=1280)
     text = np.zeros((1, 77, 1280), np.float32)
     tokens = np.zeros((1, 256), np.int32)
-    arrays = nat.to_torch(_published(module, tokens, text)['params'])
+    arrays = nat.FAMILY.to_theirs(_published(module, tokens, text)['params'])
     self.check(arrays, 360, 503_628_929, context_embed__weight=(1152, 1280))
     self.assertEqual(nat.infer(arrays, num_heads=16), module)
 
   def test_policy(self):
     module = policy_model.PolicyNetwork(4, 16)
     features = np.zeros((1, 256, 768), np.float32)
-    arrays = policy.to_torch(_published(module, features, _IDS)['params'])
+    arrays = policy.FAMILY.to_theirs(
+      _published(module, features, _IDS)['params']
+    )
     self.check(
       arrays,
       22,
@@ -96,7 +98,9 @@ class PublishedKeysTest(parameterized.TestCase):
   def test_policy_of_each_width(self, num_outputs, width, size):
     module = policy_model.PolicyNetwork(num_outputs, 16)
     features = np.zeros((1, 256, width), np.float32)
-    arrays = policy.to_torch(_published(module, features, _IDS)['params'])
+    arrays = policy.FAMILY.to_theirs(
+      _published(module, features, _IDS)['params']
+    )
     # Features of the network's own width need no projection.
     self.check(arrays, 20 if width == 512 else 22, size)
 
@@ -104,7 +108,7 @@ class PublishedKeysTest(parameterized.TestCase):
     module = discriminator_model.DiscriminatorHeads()
     features = [np.zeros((1, 1, 384), np.float32)] * 5
     text = np.zeros((1, 1280), np.float32)
-    arrays = discriminator.to_torch(_published(module, features, text))
+    arrays = discriminator.FAMILY.to_theirs(_published(module, features, text))
     vectors = sum(
       math.prod(value.shape)
       for key, value in arrays.items()
@@ -121,7 +125,7 @@ class PublishedKeysTest(parameterized.TestCase):
   def test_vqgan(self):
     module = vqgan_model.VQGAN(1024, 256)
     images = np.zeros((1, 16, 16, 3), np.float32)
-    arrays = vqgan.to_torch(_published(module, images)['params'])
+    arrays = vqgan.FAMILY.to_theirs(_published(module, images)['params'])
     self.check(
       arrays,
       168,
@@ -136,7 +140,7 @@ class PublishedKeysTest(parameterized.TestCase):
     module = vqgan_model.VQGAN(1024, 256)
     images = np.zeros((1, 16, 16, 3), np.float32)
     params = _published(module, images)['params']
-    arrays = maskgit.tokenizer_to_flax(params, module)
+    arrays = maskgit.TOKENIZER.to_theirs(params)
     self.check(arrays, 168, 54_515_587)
     for key, shape in (
       ('encoder/Conv_1/kernel', (1, 1, 512, 256)),
@@ -148,7 +152,7 @@ class PublishedKeysTest(parameterized.TestCase):
 
   def test_inception(self):
     images = np.zeros((1, 299, 299, 3), np.float32)
-    arrays = inception.to_torch(
+    arrays = inception.FAMILY.to_theirs(
       _published(inception_model.InceptionV3(), images)['params']
     )
     # The published count holds the weights alone.
@@ -159,7 +163,7 @@ class PublishedKeysTest(parameterized.TestCase):
   def test_dino(self):
     module = vit_model.VisionTransformer(224, 16, 384, 12, 6)
     images = np.zeros((1, 224, 224, 3), np.float32)
-    arrays = vit.to_torch(_published(module, images)['params'])
+    arrays = vit.FAMILY.to_theirs(_published(module, images)['params'])
     self.check(
       arrays,
       150,
@@ -174,7 +178,7 @@ class PublishedKeysTest(parameterized.TestCase):
   def test_discriminator(self):
     module = discriminator_model.DiscriminatorHeads(num_classes=1000)
     features = [np.zeros((1, 1, 384), np.float32)] * 5
-    arrays = discriminator.to_torch(_published(module, features, _IDS))
+    arrays = discriminator.FAMILY.to_theirs(_published(module, features, _IDS))
     vectors = sum(
       math.prod(value.shape)
       for key, value in arrays.items()
@@ -221,17 +225,17 @@ class RoundTripTest(parameterized.TestCase):
   )
   def test_exact(self, family, module, inputs):
     params = random_variables(module, *inputs)['params']
-    arrays = family.to_torch(params)
-    back = family.from_torch(arrays, module)
+    arrays = family.FAMILY.to_theirs(params)
+    back = family.FAMILY.to_ours(arrays, module)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
   def test_discriminator(self):
     module = discriminator_model.DiscriminatorHeads(3, 8, 2, 4, 3)
     features = [np.zeros((1, 1, 6), np.float32)] * 2
     variables = random_variables(module, features, _IDS)
-    arrays = discriminator.to_torch(variables)
+    arrays = discriminator.FAMILY.to_theirs(variables)
     arrays['dino.model.model.cls_token'] = np.zeros((1, 1, 6))
-    back = discriminator.from_torch(arrays, module, 2)
+    back = discriminator.FAMILY.to_ours(arrays, module)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
@@ -241,7 +245,7 @@ class MistakesTest(absltest.TestCase):
     self.module = nat_model.NAT(5, 4, 8, 2, 2, num_classes=3)
     tokens = np.zeros((1, 4), np.int32)
     params = random_variables(self.module, tokens, _IDS)['params']
-    self.arrays = nat.to_torch(params)
+    self.arrays = nat.FAMILY.to_theirs(params)
 
   def test_all_are_named_at_once(self):
     del self.arrays['norm.bias']
@@ -249,7 +253,7 @@ class MistakesTest(absltest.TestCase):
     self.arrays['token_emb.position_ids'] = np.zeros(4)
     self.arrays['mlm_layer.fc.weight'] = np.zeros((8, 9))
     with self.assertRaises(UserError) as caught:
-      nat.from_torch(self.arrays, self.module)
+      nat.FAMILY.to_ours(self.arrays, self.module)
     message = str(caught.exception)
     self.assertIn('1 missing: norm.bias', message)
     self.assertIn('1 unexpected: mystery', message)
@@ -263,7 +267,7 @@ class MistakesTest(absltest.TestCase):
 
   def test_stored_in_half(self):
     arrays = {k: v.astype(jnp.bfloat16) for k, v in self.arrays.items()}
-    params = nat.from_torch(arrays, self.module)
+    params = nat.FAMILY.to_ours(arrays, self.module)
     leaves = jax.tree.leaves(params)
     self.assertEqual({x.dtype for x in leaves}, {np.dtype(np.float32)})
     np.testing.assert_array_equal(

@@ -96,10 +96,10 @@ class ConvertTest(CommandLineTest):
 
   def test_inception_there_and_back(self):
     arrays = weights_of('inception_shared')
-    params = inception.from_torch(arrays, InceptionV3())
+    params = inception.FAMILY.to_ours(arrays, InceptionV3())
     counters = 'num_batches_tracked'
     expected = {k: x for k, x in arrays.items() if counters not in k}
-    self.assert_same(inception.to_torch(params), expected)
+    self.assert_same(inception.FAMILY.to_theirs(params), expected)
 
   def test_fid_stats_there_and_back(self):
     rng = np.random.default_rng(0)
@@ -162,7 +162,7 @@ class ConvertTest(CommandLineTest):
     self.convert('nat', self.folder / 'nat.pth')
     params = checkpoint.load_params(self.output, 'ema')
     module = nat.infer(arrays, num_heads=4)
-    expected = nat.from_torch(arrays, module)
+    expected = nat.FAMILY.to_ours(arrays, module)
     np.testing.assert_array_equal(
       params['in_blocks_0']['attention']['qkv']['kernel'],
       expected['in_blocks_0']['attention']['qkv']['kernel'],

@@ -12,7 +12,7 @@ import numpy as np
 
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import clip_score, features, published_weights, scores
-from adanat_jax.models import clip, clip_image
+from adanat_jax.models import clip
 from adanat_jax.report.published_figures import BENCHMARKS
 from support import random_weights, small_weights
 from support.evaluating import tiny_config
@@ -100,7 +100,7 @@ class ClipScoreTest(absltest.TestCase):
   def test_cosine_of_both_towers(self):
     towers = (
       clip.CLIPText(8, 1, 2, 16, 4, 'gelu', 49408, 77),
-      clip_image.CLIPImage(16, 8, 8, 1, 2, 16, 4, 'gelu'),
+      clip.CLIPImage(16, 8, 8, 1, 2, 16, 4, 'gelu'),
     )
     ids = np.array([[49406, 5, 49407], [49406, 7, 49407]], np.int32)
     ids = np.pad(ids, ((0, 0), (0, 74)))
@@ -115,7 +115,7 @@ class ClipScoreTest(absltest.TestCase):
     conditions = mock.Mock(captions=lambda rows: [f'text {i}' for i in rows])
     tokenize = lambda texts, *_: ids[[int(text[-1]) for text in texts]]
     with (
-      mock.patch.dict(clip_image.TOWERS, {'ViT-L/14': towers}),
+      mock.patch.dict(clip.TOWERS, {'ViT-L/14': towers}),
       mock.patch.object(clip_score.clip_tokens, 'tokenize', tokenize),
       mock.patch.object(
         Experiment,
@@ -133,7 +133,7 @@ class ClipScoreTest(absltest.TestCase):
     self.assertEqual(name, 'clip_cosine_2')
     apply = lambda i, params, x: jax.jit(towers[i].apply)({'params': params}, x)
     text = apply(0, params['text'], ids[::-1]).pooled
-    image = apply(1, params['image'], clip_image.prepare(images, 16))
+    image = apply(1, params['image'], clip.prepare_images(images, 16))
     for i in range(2):
       expected = np.dot(text[i], image[i]) / (
         np.linalg.norm(text[i]) * np.linalg.norm(image[i])

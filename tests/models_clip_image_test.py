@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 import scipy.special
 
-from adanat_jax.convert import clip_image as convert, layout
+from adanat_jax.convert import clip as convert, layout
 from adanat_jax.errors import UserError
-from adanat_jax.models import clip_image
+from adanat_jax.models import clip
 from adanat_jax.runtime import checkpoint
 from support.converting import CommandLineTest
 
@@ -136,9 +136,9 @@ class TowerTest(parameterized.TestCase):
   def test_equals_a_second_computation(self, activation):
     rng = np.random.default_rng(0)
     arrays = weights(rng)
-    module = convert.infer(arrays, activation=activation, num_heads=HEADS)
+    module = convert.infer_image(arrays, activation=activation, num_heads=HEADS)
     self.assertEqual((module.image_size, module.depth), (SIDE, DEPTH))
-    params = convert.from_torch(arrays, module)
+    params = convert.IMAGE.to_ours(arrays, module)
     images = rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)
     with jax.default_matmul_precision('highest'):
       ours = module.apply({'params': params}, images)
@@ -151,7 +151,7 @@ class TowerTest(parameterized.TestCase):
     ('ViT-L/14', 303_966_208, 427_616_513),
   )
   def test_published_sizes(self, name, of_image, of_both):
-    text, image = clip_image.TOWERS[name]
+    text, image = clip.TOWERS[name]
     count = lambda module, x: sum(
       math.prod(leaf.shape)
       for leaf in jax.tree.leaves(layout.shapes(module, x))
@@ -163,7 +163,7 @@ class TowerTest(parameterized.TestCase):
     self.assertEqual(found + texts + 1, of_both)
 
   def test_patches_that_do_not_fit(self):
-    module = clip_image.CLIPImage(10, 4, 8, 1, 2, 8, 4, 'gelu')
+    module = clip.CLIPImage(10, 4, 8, 1, 2, 8, 4, 'gelu')
     with self.assertRaisesRegex(UserError, 'patch_size=4.*image_size=10'):
       layout.shapes(module, jnp.zeros((1, 10, 10, 3)))
 
@@ -181,7 +181,7 @@ class PrepareTest(parameterized.TestCase):
     mean = np.array([0.48145466, 0.4578275, 0.40821073])
     std = np.array([0.26862954, 0.26130258, 0.27577711])
     expected = (np.asarray(resized) / 255 - mean) / std
-    ours = clip_image.prepare(jnp.asarray(pixels / 255)[None], side)[0]
+    ours = clip.prepare_images(jnp.asarray(pixels / 255)[None], side)[0]
     # Pillow rounds to bytes after each of two passes.
     np.testing.assert_allclose(ours, expected, atol=1.5 / 255 / 0.26)
 

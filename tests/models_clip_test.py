@@ -80,12 +80,13 @@ class TokensTest(parameterized.TestCase):
 
 class TowerTest(parameterized.TestCase):
   @parameterized.parameters(
-    (clip.big_g, 694_659_840, 1280), (clip.large, 123_650_304, 768)
+    ('ViT-bigG/14', 694_659_840, 1280), ('ViT-L/14', 123_650_304, 768)
   )
-  def test_published_sizes(self, tower, count, width):
+  def test_published_sizes(self, name, count, width):
+    tower, _ = clip.TOWERS[name]
     ids = np.zeros((2, 77), np.int32)
     text, variables = jax.eval_shape(
-      lambda: tower().init_with_output(jax.random.key(0), ids)
+      lambda: tower.init_with_output(jax.random.key(0), ids)
     )
     self.assertEqual(text.states.shape, (2, 77, width))
     self.assertEqual(text.pooled.shape, (2, width))

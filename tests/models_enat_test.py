@@ -58,7 +58,7 @@ class PublishedSizeTest(parameterized.TestCase):
     module = _published(size, num_tokens)
     params = _shapes(module)[0]['params']
     # Broadcast zeros take no memory.
-    arrays = convert.to_torch(
+    arrays = convert.FAMILY.to_theirs(
       jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), params)
     )
     self.assertLen(arrays, 358 - 14 * (24 - num_blocks))

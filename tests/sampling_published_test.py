@@ -104,10 +104,10 @@ class PublishedSamplingTest(parameterized.TestCase):
     family = {'nat': nat, 'enat': enat}[config.nat.network]
     overrides = {
       'tokenizer.init_from': self.converted(
-        'vqgan', {'state_dict': vqgan.to_torch(tokenizer_params)}
+        'vqgan', {'state_dict': vqgan.FAMILY.to_theirs(tokenizer_params)}
       ),
       'nat.init_from': self.converted(
-        config.nat.network, family.to_torch(params)
+        config.nat.network, family.FAMILY.to_theirs(params)
       ),
     }
     return overrides, params
@@ -117,7 +117,7 @@ class PublishedSamplingTest(parameterized.TestCase):
     for name, outputs in (('actor', 4), ('critic', 1)):
       network = PolicyNetwork(outputs, 4, 16, 8, (24, 16))
       params = random_params(network, jnp.zeros((1, 16, 32)), jnp.zeros(1, int))
-      for key, value in policy.to_torch(params).items():
+      for key, value in policy.FAMILY.to_theirs(params).items():
         for copy in ('policy', 'policy_old'):
           networks[f'{copy}.{name}.{key}'] = value
     return {
@@ -226,7 +226,7 @@ class PublishedSamplingTest(parameterized.TestCase):
     tower = networks.text_module(config)
     overrides['text.init_from'] = self.converted(
       'clip_text',
-      clip.to_torch(random_params(tower, jnp.zeros((1, 77), jnp.int32))),
+      clip.TEXT.to_theirs(random_params(tower, jnp.zeros((1, 77), jnp.int32))),
     )
     config = self.load_config(
       'cc3m256',

@@ -1,139 +1,237 @@
-"""CLIP's text tower: Hugging Face's layout, and open_clip's and OpenAI's.
+"""CLIP's towers: Hugging Face's layout, and open_clip's and OpenAI's.
 
-Files of the whole model are fine: the image tower is passed over. What is
-written back has Hugging Face's layout (`CLIPTextModelWithProjection`).
+Files of the whole model are fine: the other tower is skipped. What is written
+back has Hugging Face's layout (`CLIPTextModelWithProjection` and
+`CLIPVisionModelWithProjection`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+import re
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.convert import layout, open_clip
+from adanat_jax.convert import layout
 from adanat_jax.models import clip
 
-WHAT = "CLIP's text tower"
-
-# Every published tower has heads of this width.
+# Every published text tower has heads of this width.
 _HEAD_WIDTH = 64
 
-_OURS = r'layers_(\d+)'
-_THEIRS = r'text_model.encoder.layers.\1'
+_TEXT = 'text_model'
+_IMAGE = 'vision_model'
 
-TABLE: layout.Table = (
-  layout.Entry('words', 'text_model.embeddings.token_embedding.weight'),
-  layout.Entry('positions', 'text_model.embeddings.position_embedding.weight'),
-  *layout.norm(f'{_OURS}/norm1', f'{_THEIRS}.layer_norm1'),
-  *layout.norm(f'{_OURS}/norm2', f'{_THEIRS}.layer_norm2'),
-  *layout.linear(f'{_OURS}/query', f'{_THEIRS}.self_attn.q_proj'),
-  *layout.linear(f'{_OURS}/key', f'{_THEIRS}.self_attn.k_proj'),
-  *layout.linear(f'{_OURS}/value', f'{_THEIRS}.self_attn.v_proj'),
-  *layout.linear(f'{_OURS}/out', f'{_THEIRS}.self_attn.out_proj'),
-  *layout.linear(f'{_OURS}/fc1', f'{_THEIRS}.mlp.fc1'),
-  *layout.linear(f'{_OURS}/fc2', f'{_THEIRS}.mlp.fc2'),
-  *layout.norm('norm', 'text_model.final_layer_norm'),
-  *layout.linear('projection', 'text_projection'),
+
+def _layers(model: str) -> layout.Table:
+  ours, theirs = r'layers_(\d+)', rf'{model}.encoder.layers.\1'
+  return (
+    *layout.norm(f'{ours}/norm1', f'{theirs}.layer_norm1'),
+    *layout.norm(f'{ours}/norm2', f'{theirs}.layer_norm2'),
+    *layout.linear(f'{ours}/query', f'{theirs}.self_attn.q_proj'),
+    *layout.linear(f'{ours}/key', f'{theirs}.self_attn.k_proj'),
+    *layout.linear(f'{ours}/value', f'{theirs}.self_attn.v_proj'),
+    *layout.linear(f'{ours}/out', f'{theirs}.self_attn.out_proj'),
+    *layout.linear(f'{ours}/fc1', f'{theirs}.mlp.fc1'),
+    *layout.linear(f'{ours}/fc2', f'{theirs}.mlp.fc2'),
+  )
+
+
+def _renamed(
+  arrays: layout.Arrays,
+  model: str,
+  blocks: str,
+  projection: tuple[str, str],
+  names: Sequence[tuple[str, str]],
+) -> layout.Arrays:
+  """Renames a tower's keys to Hugging Face's and splits joint projections.
+
+  Args:
+    arrays: by open_clip's and OpenAI's keys. All other keys stay: those of the
+      other tower, and Hugging Face's.
+    model: the beginning of Hugging Face's keys.
+    blocks: pattern of their residual blocks' keys, up to the number.
+    projection: the key of the final matrix, theirs and Hugging Face's.
+    names: pairs of a pattern and what replaces it, for all but the blocks.
+  """
+  block, layer = rf'{blocks}\.(\d+)', rf'{model}.encoder.layers.\1'
+  names = (
+    *((pattern, f'{model}.{name}') for pattern, name in names),
+    (rf'{block}\.ln_([12])\.(weight|bias)', rf'{layer}.layer_norm\2.\3'),
+    (
+      rf'{block}\.attn\.out_proj\.(weight|bias)',
+      rf'{layer}.self_attn.out_proj.\2',
+    ),
+    (rf'{block}\.mlp\.c_fc\.(weight|bias)', rf'{layer}.mlp.fc1.\2'),
+    (rf'{block}\.mlp\.c_proj\.(weight|bias)', rf'{layer}.mlp.fc2.\2'),
+  )
+  result = {}
+  for key, value in arrays.items():
+    if match := re.fullmatch(rf'{block}\.attn\.in_proj_(weight|bias)', key):
+      for part, array in zip('qkv', np.split(value, 3), strict=True):
+        name = match.expand(rf'{layer}.self_attn.{part}_proj.\2')
+        result[name] = array
+      continue
+    if key == projection[0]:
+      # A matrix that multiplies from the right, not a linear layer's.
+      result[projection[1]] = value.T
+      continue
+    for pattern, name in names:
+      if match := re.fullmatch(pattern, key):
+        key = match.expand(name)
+        break
+    result[key] = value
+  return result
+
+
+def _rename_text(arrays: layout.Arrays) -> layout.Arrays:
+  return _renamed(
+    arrays,
+    _TEXT,
+    r'transformer\.resblocks',
+    ('text_projection', 'text_projection.weight'),
+    (
+      (r'token_embedding\.weight', 'embeddings.token_embedding.weight'),
+      (r'positional_embedding', 'embeddings.position_embedding.weight'),
+      (r'ln_final\.(weight|bias)', r'final_layer_norm.\1'),
+    ),
+  )
+
+
+def _rename_image(arrays: layout.Arrays) -> layout.Arrays:
+  return _renamed(
+    arrays,
+    _IMAGE,
+    r'visual\.transformer\.resblocks',
+    ('visual.proj', 'visual_projection.weight'),
+    (
+      (r'visual\.class_embedding', 'embeddings.class_embedding'),
+      (r'visual\.positional_embedding', 'embeddings.position_embedding.weight'),
+      (r'visual\.conv1\.weight', 'embeddings.patch_embedding.weight'),
+      # Their spelling.
+      (r'visual\.ln_pre\.(weight|bias)', r'pre_layrnorm.\1'),
+      (r'visual\.ln_post\.(weight|bias)', r'post_layernorm.\1'),
+    ),
+  )
+
+
+def _is_of_no_tower(key: str) -> bool:
+  return key.endswith('position_ids') or key in (
+    *('logit_scale', 'logit_bias', 'attn_mask'),
+    *('input_resolution', 'context_length', 'vocab_size'),
+  )
+
+
+_IMAGE_KEYS = ('visual.', 'vision_model.', 'visual_projection.')
+_TEXT_KEYS = (
+  *('text_model.', 'text_projection', 'transformer.', 'token_embedding.'),
+  *('positional_embedding', 'ln_final.'),
 )
 
-# What open_clip and OpenAI call it.
-_OPEN_CLIP = open_clip.Tower(
-  blocks=r'transformer\.resblocks',
-  layers='text_model.encoder.layers',
-  names=(
-    (
-      r'token_embedding\.weight',
-      'text_model.embeddings.token_embedding.weight',
-    ),
-    (
-      r'positional_embedding',
-      'text_model.embeddings.position_embedding.weight',
-    ),
-    (r'ln_final\.(weight|bias)', r'text_model.final_layer_norm.\1'),
+
+def _image_inputs(module: clip.CLIPImage, _: layout.Arrays) -> tuple[Any]:
+  side = module.image_size
+  return (layout.floats(1, side, side, 3),)
+
+
+TEXT = layout.Family(
+  "CLIP's text tower",
+  (
+    layout.Entry('words', f'{_TEXT}.embeddings.token_embedding.weight'),
+    layout.Entry('positions', f'{_TEXT}.embeddings.position_embedding.weight'),
+    *_layers(_TEXT),
+    *layout.norm('norm', f'{_TEXT}.final_layer_norm'),
+    *layout.linear('projection', 'text_projection'),
   ),
-  projection=('text_projection', 'text_projection.weight'),
+  lambda module, _: (layout.ints(1, 1),),
+  ignore=lambda key: key.startswith(_IMAGE_KEYS) or _is_of_no_tower(key),
+  rename=_rename_text,
+)
+
+IMAGE = layout.Family(
+  "CLIP's image tower",
+  (
+    layout.Entry('cls', f'{_IMAGE}.embeddings.class_embedding'),
+    layout.Entry('positions', f'{_IMAGE}.embeddings.position_embedding.weight'),
+    *layout.conv('patches', f'{_IMAGE}.embeddings.patch_embedding'),
+    *layout.norm('norm_before', f'{_IMAGE}.pre_layrnorm'),
+    *_layers(_IMAGE),
+    *layout.norm('norm', f'{_IMAGE}.post_layernorm'),
+    *layout.linear('projection', 'visual_projection'),
+  ),
+  _image_inputs,
+  ignore=lambda key: key.startswith(_TEXT_KEYS) or _is_of_no_tower(key),
+  rename=_rename_image,
 )
 
 
-def is_open_clip(state_dict: Mapping[str, np.ndarray]) -> bool:
-  """Returns whether the keys are open_clip's or OpenAI's."""
-  return 'token_embedding.weight' in state_dict
+def is_open_clip(arrays: layout.Arrays) -> bool:
+  """Whether the keys are open_clip's or OpenAI's, not Hugging Face's."""
+  return not arrays.keys().isdisjoint(
+    ('token_embedding.weight', 'visual.conv1.weight')
+  )
 
 
-def from_open_clip(
-  state_dict: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-  """The same arrays with Hugging Face's keys; see `open_clip.renamed`."""
-  return open_clip.renamed(state_dict, _OPEN_CLIP)
-
-
-def infer(
-  state_dict: Mapping[str, np.ndarray],
+def infer_text(
+  arrays: layout.Arrays,
   *,
   activation: str,
   num_heads: int | None = None,
   **fields: Any,
 ) -> clip.CLIPText:
-  """Reads a tower's sizes off its weights, in either layout.
+  """Reads a text tower's sizes off its weights, in either layout.
 
   Args:
-    state_dict: their arrays by key.
+    arrays: theirs, by key.
     activation: 'gelu' or 'quick_gelu'; the weights do not tell.
     num_heads: number of attention heads; None for the published width of 64.
     **fields: further fields of the network, such as `dtype`.
 
-  Returns:
-    The module.
-
   Raises:
     UserError: if these are no weights of a text tower.
   """
-  if is_open_clip(state_dict):
-    state_dict = from_open_clip(state_dict)
-
-  def shape_of(key: str) -> tuple[int, ...]:
-    return layout.shape_of(state_dict, key, what=WHAT)
-
-  embeddings = 'text_model.embeddings'
-  vocabulary, width = shape_of(f'{embeddings}.token_embedding.weight')
+  shape_of = TEXT.shape_reader(arrays)
+  vocabulary, width = shape_of(f'{_TEXT}.embeddings.token_embedding.weight')
+  positions, _ = shape_of(f'{_TEXT}.embeddings.position_embedding.weight')
   return clip.CLIPText(
     width=width,
-    depth=layout.count(state_dict, r'text_model\.encoder\.layers\.(\d+)\.'),
+    depth=_depth(TEXT.rename(arrays), _TEXT),
     num_heads=num_heads or width // _HEAD_WIDTH,
-    mlp_width=shape_of('text_model.encoder.layers.0.mlp.fc1.bias')[0],
+    mlp_width=shape_of(f'{_TEXT}.encoder.layers.0.mlp.fc1.bias')[0],
     projection_width=shape_of('text_projection.weight')[0],
     activation=activation,
     vocabulary=vocabulary,
-    num_positions=shape_of(f'{embeddings}.position_embedding.weight')[0],
+    num_positions=positions,
     **fields,
   )
 
 
-def _of_other_parts(key: str) -> bool:
-  return (
-    key.startswith(('visual.', 'vision_model.', 'visual_projection.'))
-    or key.endswith('position_ids')
-    or key in ('logit_scale', 'logit_bias', 'attn_mask')
-    or key in ('input_resolution', 'context_length', 'vocab_size')
-  )
+def infer_image(
+  arrays: layout.Arrays, *, activation: str, num_heads: int
+) -> clip.CLIPImage:
+  """Reads an image tower's sizes off its weights, in either layout.
 
-
-def from_torch(
-  state_dict: Mapping[str, np.ndarray], module: clip.CLIPText
-) -> dict[str, Any]:
-  """Returns the parameters of `module` from their arrays by key.
+  Args:
+    arrays: theirs, by key.
+    activation: 'gelu' or 'quick_gelu'; the weights do not tell.
+    num_heads: number of attention heads; neither do they tell this.
 
   Raises:
-    UserError: if the weights do not fit the module.
+    UserError: if these are no weights of an image tower.
   """
-  if is_open_clip(state_dict):
-    state_dict = from_open_clip(state_dict)
-  template = layout.shapes(module, jnp.zeros((1, 1), jnp.int32))['params']
-  return layout.to_ours(
-    state_dict, TABLE, template, what=WHAT, ignore=_of_other_parts
+  shape_of = IMAGE.shape_reader(arrays)
+  width, _, patch, _ = shape_of(f'{_IMAGE}.embeddings.patch_embedding.weight')
+  positions, _ = shape_of(f'{_IMAGE}.embeddings.position_embedding.weight')
+  return clip.CLIPImage(
+    image_size=patch * math.isqrt(positions - 1),
+    patch_size=patch,
+    width=width,
+    depth=_depth(IMAGE.rename(arrays), _IMAGE),
+    num_heads=num_heads,
+    mlp_width=shape_of(f'{_IMAGE}.encoder.layers.0.mlp.fc1.bias')[0],
+    projection_width=shape_of('visual_projection.weight')[0],
+    activation=activation,
   )
 
 
-def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns Hugging Face's arrays by key; the inverse of `from_torch`."""
-  return layout.to_theirs(params, TABLE)
+def _depth(arrays: layout.Arrays, model: str) -> int:
+  return layout.count(arrays, rf'{model}\.encoder\.layers\.(\d+)\.')

@@ -6,16 +6,11 @@ variables, not the parameters alone: the spectral vectors are among the
 weights.
 """
 
-from collections.abc import Mapping
 from typing import Any
-
-import jax.numpy as jnp
-import numpy as np
 
 from adanat_jax.convert import layout
 from adanat_jax.models import discriminator
 
-WHAT = 'discriminator heads'
 TRUNK_PREFIX = 'dino.model.model.'
 
 
@@ -48,18 +43,42 @@ def _mapping(ours: str, theirs: str) -> layout.Table:
   )
 
 
-TABLE: layout.Table = (
-  *_head(r'heads_(\d+)/', r'heads.\1.'),
-  *_mapping('mapping/', 'mapping.'),
-)
+def _inputs(
+  module: discriminator.DiscriminatorHeads, arrays: layout.Arrays
+) -> tuple[Any, Any]:
+  shape_of = FAMILY.shape_reader(arrays)
+  width = shape_of('heads.0.main.0.0.weight_orig')[1]
+  condition = layout.ints(1)
+  if module.num_classes is None:
+    condition = layout.floats(1, shape_of('heads.0.cmapper.weight')[1])
+  return [layout.floats(1, 1, width)] * _num_heads(arrays), condition
+
+
+def _num_heads(arrays: layout.Arrays) -> int:
+  return layout.count(arrays, r'heads\.(\d+)\.')
+
+
 HEAD_TABLE: layout.Table = _head('', '')
 MAPPING_TABLE: layout.Table = _mapping('', '')
+FAMILY = layout.Family(
+  'discriminator heads',
+  (
+    *_head(r'heads_(\d+)/', r'heads.\1.'),
+    *_mapping('mapping/', 'mapping.'),
+  ),
+  _inputs,
+  ignore=lambda key: key.startswith(TRUNK_PREFIX),
+  all_variables=True,
+)
 
 
 def infer(
-  state_dict: Mapping[str, np.ndarray],
+  arrays: layout.Arrays,
 ) -> tuple[discriminator.DiscriminatorHeads, int]:
   """Reads the sizes off the weights.
+
+  Args:
+    arrays: theirs, by key without a prefix.
 
   Returns:
     The module and the number of its heads.
@@ -67,55 +86,16 @@ def infer(
   Raises:
     UserError: if these are no weights of conditional discriminator heads.
   """
-  shape_of = lambda key: layout.shape_of(state_dict, key, what=WHAT)
+  shape_of = FAMILY.shape_reader(arrays)
   fields: dict[str, Any] = {}
-  if 'mapping.embed.weight' in state_dict:
+  if 'mapping.embed.weight' in arrays:
     fields['mapping_width'], fields['num_classes'] = shape_of(
       'mapping.embed.weight'
     )
-    fields['mapping_layers'] = layout.count(state_dict, r'mapping\.fc(\d+)\.')
+    fields['mapping_layers'] = layout.count(arrays, r'mapping\.fc(\d+)\.')
   module = discriminator.DiscriminatorHeads(
     condition_map_width=shape_of('heads.0.cls.weight_orig')[0],
     kernel_size=shape_of('heads.0.main.1.fn.0.weight_orig')[2],
     **fields,
   )
-  return module, layout.count(state_dict, r'heads\.(\d+)\.')
-
-
-def from_torch(
-  state_dict: Mapping[str, np.ndarray],
-  module: discriminator.DiscriminatorHeads,
-  num_heads: int = 5,
-) -> dict[str, Any]:
-  """Returns the variables of `module` from their arrays by key.
-
-  Args:
-    state_dict: their arrays by key, without a prefix; the trunk is ignored.
-    module: the module.
-    num_heads: number of its heads.
-
-  Returns:
-    The variables: collections `params` and `spectral`.
-
-  Raises:
-    UserError: if the weights do not fit the module.
-  """
-  shape_of = lambda key: layout.shape_of(state_dict, key, what=WHAT)
-  width = shape_of('heads.0.main.0.0.weight_orig')[1]
-  features = [jnp.zeros((1, 1, width))] * num_heads
-  if module.num_classes is None:
-    condition = jnp.zeros((1, shape_of('heads.0.cmapper.weight')[1]))
-  else:
-    condition = jnp.zeros((1,), jnp.int32)
-  return layout.to_ours(
-    state_dict,
-    TABLE,
-    layout.shapes(module, features, condition),
-    what=WHAT,
-    ignore=lambda key: key.startswith(TRUNK_PREFIX),
-  )
-
-
-def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns their arrays by key; the inverse of `from_torch`."""
-  return layout.to_theirs(variables, TABLE)
+  return module, _num_heads(arrays)

@@ -7,7 +7,7 @@ turns that state back into the original's keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 
 from adanat_jax.convert import (
   clip,
-  clip_image,
   discriminator,
   enat,
   files,
@@ -27,10 +26,9 @@ from adanat_jax.convert import (
   vit,
   vqgan,
 )
+from adanat_jax.convert.layout import Arrays
 from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
-
-Arrays = Mapping[str, np.ndarray]
 
 # Sizes of the published networks, in parameters.
 _RELEASES = {
@@ -94,36 +92,63 @@ def release_of(num_parameters: int) -> str:
   return _RELEASES.get(num_parameters, 'no published network of this size')
 
 
-def _nat(value: Any) -> Converted:
-  arrays = files.find_arrays(value, ('nnet_ema', 'ema', 'nnet'))
-  # The number of heads leaves no trace in the weights and none in ours.
-  module = nat.infer(arrays, num_heads=1)
-  params = nat.from_torch(arrays, module)
+def _kind(
+  what: str,
+  source: str,
+  family: layout.Family,
+  infer: Callable[[Arrays], Any],
+  notes: Callable[[Any, Arrays], tuple[str, ...]] = lambda module, arrays: (),
+  *,
+  field: str = 'params',
+  wrappers: Sequence[str] = (),
+  prefix: str = '',
+) -> Kind:
+  """Makes the kind whose state is the parameters of one module.
+
+  Args:
+    what: see `Kind`.
+    source: see `Kind`.
+    family: the weights.
+    infer: their arrays -> the module.
+    notes: the module and their arrays -> what was found.
+    field: of the state.
+    wrappers: see `files.find_arrays`.
+    prefix: of the original's keys, when they are written.
+  """
+
+  def convert(value: Any) -> Converted:
+    arrays = files.find_arrays(value, wrappers)
+    module = infer(arrays)
+    params = family.to_ours(arrays, module)
+    return Converted({field: params}, params, notes(module, arrays))
+
+  def reverse(state: Mapping[str, Any]) -> Arrays:
+    arrays = family.to_theirs(state[field])
+    return {f'{prefix}{key}': value for key, value in arrays.items()}
+
+  return Kind(what, source, convert, (field,), reverse)
+
+
+def _nat_notes(module: Any, _: Arrays) -> tuple[str, ...]:
   condition = (
     f'{module.num_classes} classes'
     if module.num_classes is not None
     else f'text states of width {module.text_width}'
   )
-  note = (
+  return (
     f'width {module.width}, depth {module.depth}, {module.num_tokens} tokens'
-    f' of {module.codebook_size} codes, {condition}'
+    f' of {module.codebook_size} codes, {condition}',
   )
-  return Converted({'ema': params}, params, (note,))
 
 
-def _enat(value: Any) -> Converted:
-  arrays = files.find_arrays(value, ('nnet_ema', 'ema', 'nnet'))
-  # Nor does the decoder's share of the blocks.
-  module = enat.infer(arrays, num_heads=1, decoder_depth=1)
-  params = enat.from_torch(arrays, module)
+def _enat_notes(module: Any, arrays: Arrays) -> tuple[str, ...]:
   blocks = module.encoder_depth + module.decoder_depth
-  note = (
-    f'width {module.width}, {blocks} blocks, {module.num_tokens} tokens of'
-    f' {module.codebook_size} codes, {module.num_classes} classes'
-  )
   unused = sum(x.size for key, x in arrays.items() if enat.is_unused(key))
-  dropped = f'{unused:,} numbers of prev_embedder, which is unused, dropped'
-  return Converted({'ema': params}, params, (note, dropped))
+  return (
+    f'width {module.width}, {blocks} blocks, {module.num_tokens} tokens of'
+    f' {module.codebook_size} codes, {module.num_classes} classes',
+    f'{unused:,} numbers of prev_embedder, which is unused, dropped',
+  )
 
 
 def _steps(value: Any) -> tuple[str, ...]:
@@ -153,7 +178,7 @@ def _policy(value: Any) -> Converted:
     form = 'an actor alone, as AdaGen publishes'
   params = {}
   for name, weights in networks.items():
-    params[name] = policy.from_torch(weights, policy.infer(weights))
+    params[name] = policy.FAMILY.to_ours(weights, policy.infer(weights))
   return Converted({'params': params}, params['actor'], (form, *_steps(value)))
 
 
@@ -161,7 +186,7 @@ def _policy_back(state: Mapping[str, Any]) -> Arrays:
   found = state['params']
   if 'actor' not in found or not found.keys() <= {'actor', 'critic'}:
     raise KeyError(f'{", ".join(sorted(found)[:8])} and no actor')
-  networks = {k: policy.to_torch(v) for k, v in found.items()}
+  networks = {k: policy.FAMILY.to_theirs(v) for k, v in found.items()}
   if set(networks) == {'actor'}:
     return networks['actor']
   # The two copies of an AdaNAT checkpoint are equal whenever it is written.
@@ -176,10 +201,10 @@ def _policy_back(state: Mapping[str, Any]) -> Arrays:
 def _discriminator(value: Any) -> Converted:
   arrays = files.find_arrays(value, ('discriminator',))
   module, num_heads = discriminator.infer(arrays)
-  state = dict(discriminator.from_torch(arrays, module, num_heads))
+  state = discriminator.FAMILY.to_ours(arrays, module)
   trunk = layout.subset(arrays, discriminator.TRUNK_PREFIX)
   if trunk:
-    state['trunk'] = vit.from_torch(trunk, vit.infer(trunk, num_heads=1))
+    state['trunk'] = vit.FAMILY.to_ours(trunk, vit.infer(trunk, num_heads=1))
   parts = 'with' if trunk else 'without'
   note = f'{num_heads} heads, {parts} the DINO trunk'
   return Converted(state, state['params'], (note, *_steps(value)))
@@ -187,86 +212,19 @@ def _discriminator(value: Any) -> Converted:
 
 def _discriminator_back(state: Mapping[str, Any]) -> Arrays:
   heads = {name: state[name] for name in ('params', 'spectral')}
-  trunk = vit.to_torch(state['trunk']) if 'trunk' in state else {}
+  trunk = vit.FAMILY.to_theirs(state['trunk']) if 'trunk' in state else {}
   return {
-    **discriminator.to_torch(heads),
+    **discriminator.FAMILY.to_theirs(heads),
     **{discriminator.TRUNK_PREFIX + k: x for k, x in trunk.items()},
   }
 
 
-def _vqgan(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  # Nor do the groups of the normalisations leave a trace.
-  module = vqgan.infer(arrays, num_groups=1)
-  params = vqgan.from_torch(arrays, module)
-  note = f'{module.codebook_size} codes of width {module.code_width}'
-  return Converted({'params': params}, params, (note,))
+def _tokenizer_notes(module: Any, _: Arrays) -> tuple[str, ...]:
+  return (f'{module.codebook_size} codes of width {module.code_width}',)
 
 
-def _dino(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  params = vit.from_torch(arrays, vit.infer(arrays, num_heads=1))
-  return Converted({'params': params}, params)
-
-
-def _inception(value: Any) -> Converted:
-  params = inception.from_torch(files.find_arrays(value), InceptionV3())
-  note = "the count holds the normalisations' statistics, 34,432 numbers"
-  return Converted({'params': params}, params, (note,))
-
-
-def _clip_text(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  form = 'open_clip or OpenAI' if clip.is_open_clip(arrays) else 'Hugging Face'
-  module = clip.infer(arrays, activation='gelu', num_heads=1)
-  params = clip.from_torch(arrays, module)
-  note = f'keys of {form}; the weights do not tell the activation'
-  return Converted({'params': params}, params, (note,))
-
-
-def _clip_image(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  is_open_clip = clip_image.is_open_clip(arrays)
-  form = 'open_clip or OpenAI' if is_open_clip else 'Hugging Face'
-  module = clip_image.infer(arrays, activation='gelu', num_heads=1)
-  params = clip_image.from_torch(arrays, module)
-  note = (
-    f'keys of {form}; images of {module.image_size} pixels, patches of'
-    f' {module.patch_size}'
-  )
-  return Converted({'params': params}, params, (note,))
-
-
-def _maskgit_transformer(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  # The split of the vocabulary leaves no trace in the weights.
-  module = maskgit.infer_transformer(arrays, num_classes=0)
-  params = maskgit.transformer_from_flax(arrays, module)
-  note = f'{module.num_tokens} tokens, vocabulary of {len(params["words"])}'
-  return Converted({'params': params}, params, (note,))
-
-
-def _maskgit_tokenizer(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  module = maskgit.infer_tokenizer(arrays, num_groups=1)
-  params = maskgit.tokenizer_from_flax(arrays, module)
-  note = f'{module.codebook_size} codes of width {module.code_width}'
-  return Converted({'params': params}, params, (note,))
-
-
-def _flax_keys(arrays: Arrays) -> Arrays:
-  return {f'params/{key}': value for key, value in arrays.items()}
-
-
-def _maskgit_tokenizer_back(state: Mapping[str, Any]) -> Arrays:
-  params = state['params']
-  downs = {k.split('_block_')[0] for k in params['encoder'] if 'down_' in k}
-  table = maskgit.tokenizer_table(
-    levels=len(downs),
-    num_res_blocks=sum(k.startswith('down_0_') for k in params['encoder']),
-    conv_downsample='downsample_0' in params['encoder'],
-  )
-  return _flax_keys(layout.to_theirs(params, table))
+def _clip_form(arrays: Arrays) -> str:
+  return 'open_clip or OpenAI' if clip.is_open_clip(arrays) else 'Hugging Face'
 
 
 def _fid_stats(value: Any) -> Converted:
@@ -289,21 +247,28 @@ def _fid_stats(value: Any) -> Converted:
   return Converted(state, {}, (f'moments of {mean.size} features',))
 
 
+# No shape tells the number of attention heads, the groups of a normalisation,
+# the decoder's share of ENAT's blocks, CLIP's activation or the split of
+# MaskGIT's vocabulary; and none of our parameters depends on them.
 KINDS: dict[str, Kind] = {
-  'nat': Kind(
+  'nat': _kind(
     'the token transformer, class- or text-conditional',
     'AdaNAT and AutoNAT README (Google Drive, nnet_ema.pth); Hugging Face'
     ' nzl-thu/MaskGIT-L (AdaGen), nzl-thu/MUSE (CC3M)',
-    _nat,
-    ('ema',),
-    lambda state: nat.to_torch(state['ema']),
+    nat.FAMILY,
+    lambda arrays: nat.infer(arrays, num_heads=1),
+    _nat_notes,
+    field='ema',
+    wrappers=('nnet_ema', 'ema', 'nnet'),
   ),
-  'enat': Kind(
+  'enat': _kind(
     'the token transformer of ENAT, class-conditional',
     'ENAT README (Google Drive, nnet_ema.pth)',
-    _enat,
-    ('ema',),
-    lambda state: enat.to_torch(state['ema']),
+    enat.FAMILY,
+    lambda arrays: enat.infer(arrays, num_heads=1, decoder_depth=1),
+    _enat_notes,
+    field='ema',
+    wrappers=('nnet_ema', 'ema', 'nnet'),
   ),
   'policy': Kind(
     'actor and critic, or the actor alone',
@@ -319,55 +284,65 @@ KINDS: dict[str, Kind] = {
     ('params', 'spectral', 'trunk?'),
     _discriminator_back,
   ),
-  'vqgan': Kind(
+  'vqgan': _kind(
     'the tokenizer of AdaNAT, AutoNAT, AdaGen and MAGE',
     'MAGE README (Google Drive, vqgan_jax_strongaug.ckpt)',
-    _vqgan,
-    ('params',),
-    lambda state: vqgan.to_torch(state['params']),
+    vqgan.FAMILY,
+    lambda arrays: vqgan.infer(arrays, num_groups=1),
+    _tokenizer_notes,
   ),
-  'dino': Kind(
+  'dino': _kind(
     "the discriminator's frozen trunk, ViT-S/16",
     'dl.fbaipublicfiles.com/dino, dino_deitsmall16_pretrain.pth',
-    _dino,
-    ('params',),
-    lambda state: vit.to_torch(state['params']),
+    vit.FAMILY,
+    lambda arrays: vit.infer(arrays, num_heads=1),
   ),
-  'inception': Kind(
+  'inception': _kind(
     'Inception-v3 of the Frechet distance',
     'mseitzer/pytorch-fid release, pt_inception-2015-12-05-6726825d.pth',
-    _inception,
-    ('params',),
-    lambda state: inception.to_torch(state['params']),
+    inception.FAMILY,
+    lambda _: InceptionV3(),
+    lambda *_: (
+      "the count holds the normalisations' statistics, 34,432 numbers",
+    ),
   ),
-  'clip_text': Kind(
+  'clip_text': _kind(
     "CLIP's text tower, with or without the image tower beside it",
     'Hugging Face laion/CLIP-ViT-bigG-14-laion2B-39B-b160k,'
     ' openai/clip-vit-large-patch14',
-    _clip_text,
-    ('params',),
-    lambda state: clip.to_torch(state['params']),
+    clip.TEXT,
+    lambda arrays: clip.infer_text(arrays, activation='gelu', num_heads=1),
+    lambda module, arrays: (
+      f'keys of {_clip_form(arrays)}; the weights do not tell the activation',
+    ),
   ),
-  'clip_image': Kind(
+  'clip_image': _kind(
     "CLIP's image tower, with or without the text tower beside it",
     'Hugging Face openai/clip-vit-large-patch14, openai/clip-vit-base-patch32',
-    _clip_image,
-    ('params',),
-    lambda state: clip_image.to_torch(state['params']),
+    clip.IMAGE,
+    lambda arrays: clip.infer_image(arrays, activation='gelu', num_heads=1),
+    lambda module, arrays: (
+      f'keys of {_clip_form(arrays)}; images of {module.image_size} pixels,'
+      f' patches of {module.patch_size}',
+    ),
   ),
-  'maskgit_transformer': Kind(
+  'maskgit_transformer': _kind(
     "Google's MaskGIT transformer",
     'google-research/maskgit README (Google Cloud Storage)',
-    _maskgit_transformer,
-    ('params',),
-    lambda state: _flax_keys(maskgit.transformer_to_flax(state['params'])),
+    maskgit.TRANSFORMER,
+    lambda arrays: maskgit.infer_transformer(arrays, num_classes=0),
+    lambda module, _: (
+      f'{module.num_tokens} tokens, vocabulary of {module.codebook_size + 1}',
+    ),
+    prefix='params/',
   ),
-  'maskgit_tokenizer': Kind(
+  'maskgit_tokenizer': _kind(
     "Google's MaskGIT tokenizer",
     'google-research/maskgit README (Google Cloud Storage)',
-    _maskgit_tokenizer,
-    ('params',),
-    _maskgit_tokenizer_back,
+    maskgit.TOKENIZER,
+    lambda arrays: maskgit.infer_tokenizer(arrays, num_groups=1),
+    _tokenizer_notes,
+    prefix='params/',
   ),
   'fid_stats': Kind(
     'moments of real images; --output is an .npz file',

@@ -1,13 +1,14 @@
 """Key maps as tables: our path, their key, and how the axes lie.
 
-A family of networks is a tuple of `Entry`. The table is read from our side: a
+The table of a family of networks is a tuple of `Entry`, read from our side: a
 leaf of our parameter tree at the path `in_blocks_3/norm1/scale` is matched
 against the entries' regular expressions, and the first that fits the whole
 path gives their key and the layout. So one table serves every depth, and both
-directions.
+directions. Each module beside this one defines a `Family`, with a function
+`infer` that reads the sizes of a network off its weights.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import re
 from typing import Any
@@ -18,6 +19,8 @@ import jax
 import numpy as np
 
 from adanat_jax.errors import UserError
+
+Arrays = Mapping[str, np.ndarray]
 
 _NAMES_SHOWN = 12
 
@@ -114,21 +117,30 @@ def transformer_block(ours: str, theirs: str) -> Table:
   )
 
 
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+  """Describes an input float32[shape] of a network; it takes no memory."""
+  return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+  """Describes an input int32[shape] of a network; it takes no memory."""
+  return jax.ShapeDtypeStruct(shape, np.int32)
+
+
 def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
   """Returns the shapes of a module's variables; nothing is computed.
 
   Args:
     module: the module.
-    *inputs: arrays or `jax.ShapeDtypeStruct`s, or trees of them. Where a file
-      says how large an input is, it has to be the latter: then it may say
-      anything and no memory is taken.
+    *inputs: arrays, or what `floats` and `ints` return, or trees of them. Where
+      a file says how large an input is, take the latter: it may say anything.
     **kwargs: further arguments, as they are.
   """
   init = lambda key, *inputs: module.init(key, *inputs, **kwargs)
   return jax.eval_shape(init, jax.random.key(0), *inputs)
 
 
-def _their_place(path: str, table: Table) -> tuple[str, Layout]:
+def _find_key(path: str, table: Table) -> tuple[str, Layout]:
   for entry in table:
     match = re.fullmatch(entry.ours, path)
     if match:
@@ -144,7 +156,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def to_ours(
-  state_dict: Mapping[str, np.ndarray],
+  arrays: Arrays,
   table: Table,
   template: Mapping[str, Any],
   *,
@@ -154,12 +166,12 @@ def to_ours(
   """Converts their arrays to our tree.
 
   Args:
-    state_dict: their arrays by key; any float type.
+    arrays: theirs, by key; of any float type.
     table: the key map.
     template: our tree, with the expected shape and dtype at every leaf
       (see `shapes`).
     what: what the weights are, for the message.
-    ignore: which of their keys to pass over in silence.
+    ignore: which of their keys to skip.
 
   Returns:
     Our tree, numpy arrays of the template's dtypes; views where possible.
@@ -170,14 +182,14 @@ def to_ours(
   """
   leaves = traverse_util.flatten_dict(template, sep='/')
   tree, missing, misshapen = {}, [], []
-  unused = {key for key in state_dict if not ignore(key)}
+  unused = {key for key in arrays if not ignore(key)}
   for path, leaf in leaves.items():
-    key, layout = _their_place(path, table)
-    if key not in state_dict:
+    key, layout = _find_key(path, table)
+    if key not in arrays:
       missing.append(key)
       continue
     unused.discard(key)
-    value = state_dict[key]
+    value = arrays[key]
     expected = layout.their_shape(leaf.shape)
     if tuple(value.shape) != expected:
       misshapen.append(f'{key} is {tuple(value.shape)}, not {expected}')
@@ -198,39 +210,90 @@ def to_theirs(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
   """Converts our tree to their arrays by key; the inverse of `to_ours`."""
   result = {}
   for path, value in traverse_util.flatten_dict(tree, sep='/').items():
-    key, layout = _their_place(path, table)
+    key, layout = _find_key(path, table)
     result[key] = layout.to_theirs(np.asarray(value))
   return result
 
 
-def subset(
-  state_dict: Mapping[str, np.ndarray], prefix: str
-) -> dict[str, np.ndarray]:
+def subset(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
   """Returns the keys that begin with `prefix`, without it."""
   return {
     key[len(prefix) :]: value
-    for key, value in state_dict.items()
+    for key, value in arrays.items()
     if key.startswith(prefix)
   }
 
 
-def shape_of(
-  state_dict: Mapping[str, np.ndarray], key: str, *, what: str
-) -> tuple[int, ...]:
-  """Returns the shape of the array from which a size is inferred.
-
-  Raises:
-    UserError: if the key is not there: these are other weights.
-  """
-  if key not in state_dict:
-    raise UserError(
-      f'these are not the weights of {what}: no {key} among '
-      f'{_some(sorted(state_dict)) or "no keys at all"}'
-    )
-  return tuple(state_dict[key].shape)
-
-
-def count(state_dict: Mapping[str, Any], pattern: str) -> int:
+def count(arrays: Arrays, pattern: str) -> int:
   """Counts the different first groups of `pattern` that the keys match."""
-  matches = (re.match(pattern, key) for key in state_dict)
+  matches = (re.match(pattern, key) for key in arrays)
   return len({match.group(1) for match in matches if match})
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """Published weights of one architecture, and our parameters of it.
+
+  Attributes:
+    what: what the weights are, for messages.
+    table: the key map; or a function that makes it of our tree, where their
+      numbering depends on the sizes.
+    inputs: the module and their arrays -> the inputs that its `init` takes,
+      see `shapes`.
+    ignore: which of their keys to skip.
+    rename: brings their arrays to the keys of the table, if there are several
+      layouts.
+    complete: adds arrays that their code wants and never reads.
+    all_variables: whether our side is every collection of variables; otherwise
+      it is `params`.
+  """
+
+  what: str
+  table: Table | Callable[[Mapping[str, Any]], Table]
+  inputs: Callable[[Any, Arrays], Sequence[Any]]
+  ignore: Callable[[str], bool] = lambda key: False
+  rename: Callable[[Arrays], Arrays] = lambda arrays: arrays
+  complete: Callable[[Arrays], Arrays] = lambda arrays: arrays
+  all_variables: bool = False
+
+  def shape_reader(self, arrays: Arrays) -> Callable[[str], tuple[int, ...]]:
+    """Returns a function from a key to the shape of its array.
+
+    It raises UserError if the key is not there: these are other weights.
+    """
+    arrays = self.rename(arrays)
+
+    def shape_of(key: str) -> tuple[int, ...]:
+      if key not in arrays:
+        raise UserError(
+          f'these are not the weights of {self.what}: no {key} among '
+          f'{_some(sorted(arrays)) or "no keys at all"}'
+        )
+      return tuple(arrays[key].shape)
+
+    return shape_of
+
+  def to_ours(self, arrays: Arrays, module: nn.Module) -> dict[str, Any]:
+    """Returns the parameters of `module` from their arrays by key.
+
+    Raises:
+      UserError: if the weights do not fit the module.
+    """
+    arrays = self.rename(arrays)
+    template = shapes(module, *self.inputs(module, arrays))
+    if not self.all_variables:
+      template = template['params']
+    return to_ours(
+      arrays,
+      self._table_of(template),
+      template,
+      what=self.what,
+      ignore=self.ignore,
+    )
+
+  def to_theirs(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns their arrays by key; the inverse of `to_ours`."""
+    return dict(self.complete(to_theirs(params, self._table_of(params))))
+
+  def _table_of(self, tree: Mapping[str, Any]) -> Table:
+    return self.table(tree) if callable(self.table) else self.table

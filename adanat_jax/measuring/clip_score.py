@@ -19,7 +19,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice
 from adanat_jax.measuring import published_weights
 from adanat_jax.measuring.scores import Conditions
-from adanat_jax.models import clip_image
+from adanat_jax.models import clip
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
@@ -36,7 +36,7 @@ def is_wanted(experiment: Experiment) -> bool:
 def check_config(experiment: Experiment) -> None:
   """Raises UserError for values of `config.evaluate.clip` that cannot work."""
   config = experiment.config
-  check(config, {'evaluate.clip.tower': choice(*clip_image.TOWERS)})
+  check(config, {'evaluate.clip.tower': choice(*clip.TOWERS)})
   if is_wanted(experiment) and not config.evaluate.clip.text.init_from:
     raise UserError(
       'config.evaluate.clip.text.init_from is empty; give the text tower beside'
@@ -65,7 +65,7 @@ class ClipScore:
     self._conditions = conditions
     self._chosen = chosen
     self._vocabulary = section.tokenizer
-    self._text, self._image = clip_image.TOWERS[section.tower]
+    self._text, self._image = clip.TOWERS[section.tower]
     length, side = self._text.num_positions, self._image.image_size
     ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -111,7 +111,7 @@ class ClipScore:
     """The cosine of each image and its caption, float32[B]."""
     with jax.default_matmul_precision('highest'):
       text = self._text.apply({'params': params['text']}, inputs).pooled
-      prepared = clip_image.prepare(images, self._image.image_size)
+      prepared = clip.prepare_images(images, self._image.image_size)
       image = self._image.apply({'params': params['image']}, prepared)
     norms = jnp.linalg.norm(text, axis=1) * jnp.linalg.norm(image, axis=1)
     return {self._name: (text * image).sum(axis=1) / norms}

@@ -1,11 +1,16 @@
-"""The text tower of CLIP: captions to what a NAT and a discriminator read.
+"""The two towers of CLIP: Radford et al. 2021 (arXiv 2103.00020).
 
-Radford et al. 2021 (arXiv 2103.00020). AdaNAT on CC3M conditions its NAT on
-the states of ViT-bigG/14's tower (laion/CLIP-ViT-bigG-14-laion2B-39B-b160k)
-and its discriminator on the pooled embedding; ViT-L/14 (openai/clip-vit-large-
-patch14) is our choice for COCO, where the original's is not published.
+The text tower makes what a NAT and a discriminator read of a caption. AdaNAT on
+CC3M conditions its NAT on the states of ViT-bigG/14's tower
+(laion/CLIP-ViT-bigG-14-laion2B-39B-b160k) and its discriminator on the pooled
+embedding; ViT-L/14 (openai/clip-vit-large-patch14) is our choice for COCO,
+where the original's is not published.
 
-Shape letters: `B` samples, `L` positions, `D` width, `P` joint space.
+The image tower places an image in the same space as a text; the CLIP score is
+the cosine between them.
+
+Shape letters: `B` samples, `L` positions, `S` side of an image, `D` width, `P`
+joint space.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,10 +27,14 @@ from adanat_jax.models import layers
 
 _EPSILON = 1e-5
 
+# What the published weights expect their images to be normalised with.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 @struct.dataclass
 class TextStates:
-  """What the tower says of captions.
+  """What the text tower returns.
 
   Attributes:
     states: after the final norm, not projected: a NAT's condition.
@@ -90,7 +99,7 @@ class CLIPLayer(nn.Module):
 
 
 class CLIPText(nn.Module):
-  """The tower. Padding is not masked: it stands after the end of the text.
+  """The text tower. Padding is not masked: it stands after the end of the text.
 
   Attributes:
     width: width of the trunk.
@@ -162,11 +171,102 @@ class CLIPText(nn.Module):
     return TextStates(states=states, pooled=projection(pooled))
 
 
-def big_g(dtype: layers.Dtype = jnp.float32) -> CLIPText:
-  """The tower of LAION's ViT-bigG/14, 695 M parameters."""
-  return CLIPText(1280, 32, 20, 5120, 1280, 'gelu', dtype=dtype)
+def prepare_images(images: jax.Array, side: int) -> jax.Array:
+  """Resizes and normalises square images, as CLIP's own preprocessing does.
+
+  Pillow's bicubic kernel with its filter against aliasing, along the rows and
+  then along the columns. Values are clipped to [0, 1] after each, as Pillow's
+  bytes are, but not rounded.
+
+  Args:
+    images: float[B, H, H, 3] in [0, 1].
+    side: S, that the tower reads.
+
+  Returns:
+    float32[B, S, S, 3].
+  """
+  count, height = images.shape[:2]
+  images = images.astype(jnp.float32)
+  for shape in ((count, height, side, 3), (count, side, side, 3)):
+    images = jax.image.resize(images, shape, 'cubic').clip(0.0, 1.0)
+  mean, std = (jnp.asarray(x)[None, None, None] for x in (_MEAN, _STD))
+  return (images - mean) / std
 
 
-def large(dtype: layers.Dtype = jnp.float32) -> CLIPText:
-  """The tower of OpenAI's ViT-L/14, 124 M parameters."""
-  return CLIPText(768, 12, 12, 3072, 768, 'quick_gelu', dtype=dtype)
+class CLIPImage(nn.Module):
+  """The image tower.
+
+  Attributes:
+    image_size: S, side of the images that it reads.
+    patch_size: side of a patch; divides `image_size`.
+    width: width of the trunk.
+    depth: number of layers.
+    num_heads: number of attention heads.
+    mlp_width: hidden width of the MLPs.
+    projection_width: width of the space that texts and images share.
+    activation: as of `CLIPText`.
+    dtype: compute type; parameters and results are float32.
+  """
+
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  num_heads: int
+  mlp_width: int
+  projection_width: int
+  activation: str
+  dtype: layers.Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Places images in the joint space.
+
+    Args:
+      images: float32[B, S, S, 3] from `prepare_images`.
+
+    Returns:
+      float32[B, P], not normalised.
+
+    Raises:
+      UserError: if the fields do not fit together.
+    """
+    if self.image_size % self.patch_size:
+      raise UserError(
+        f'patch_size={self.patch_size} of CLIP does not divide'
+        f' image_size={self.image_size}'
+      )
+    side = self.image_size
+    chex.assert_shape(images, (None, side, side, 3))
+    x = layers.embed_patches(
+      self, images, self.patch_size, self.width, self.dtype, use_bias=False
+    )
+    x = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='norm_before')(x)
+    for i in range(self.depth):
+      x = CLIPLayer(
+        self.num_heads,
+        self.mlp_width,
+        self.activation,
+        self.dtype,
+        is_causal=False,
+        name=f'layers_{i}',
+      )(x)
+    x = layers.LayerNorm(_EPSILON, name='norm')(x[:, 0])
+    return nn.Dense(self.projection_width, use_bias=False, name='projection')(x)
+
+
+# Both towers of published models, text first. 'quick_gelu' is OpenAI's.
+TOWERS: dict[str, tuple[CLIPText, CLIPImage]] = {
+  'ViT-B/32': (
+    CLIPText(512, 12, 8, 2048, 512, 'quick_gelu'),
+    CLIPImage(224, 32, 768, 12, 12, 3072, 512, 'quick_gelu'),
+  ),
+  'ViT-L/14': (
+    CLIPText(768, 12, 12, 3072, 768, 'quick_gelu'),
+    CLIPImage(224, 14, 1024, 24, 16, 4096, 768, 'quick_gelu'),
+  ),
+  'ViT-bigG/14': (
+    CLIPText(1280, 32, 20, 5120, 1280, 'gelu'),
+    CLIPImage(224, 14, 1664, 48, 16, 8192, 1280, 'gelu'),
+  ),
+}

@@ -174,3 +174,47 @@ class TransformerBlock(nn.Module):
     return x + Mlp(self.mlp_ratio * width, self.dtype, name='mlp')(
       norm(name='norm2')(x)
     )
+
+
+def embed_patches(
+  module: nn.Module,
+  images: jax.Array,
+  patch_size: int,
+  width: int,
+  dtype: Dtype,
+  use_bias: bool = True,
+) -> jax.Array:
+  """Makes the tokens of a vision transformer: class token, then patches.
+
+  Called within a compact method of `module`, which gets the parameters
+  `patches`, `cls` and `positions`.
+
+  Args:
+    module: the vision transformer.
+    images: float[B, H, W, C], sides that are multiples of `patch_size`.
+    patch_size: side of a patch.
+    width: D.
+    dtype: type of the result.
+    use_bias: whether the projection of the patches has a bias.
+
+  Returns:
+    `dtype`[B, 1 + patches, D].
+  """
+  patch = (patch_size, patch_size)
+  x = nn.Conv(
+    width,
+    patch,
+    strides=patch,
+    padding='VALID',
+    use_bias=use_bias,
+    kernel_init=torch_conv_init,
+    bias_init=torch_bias_init(patch_size**2 * images.shape[-1]),
+    dtype=dtype,
+    name='patches',
+  )(images.astype(dtype))
+  x = x.reshape(x.shape[0], -1, width)
+  cls = module.param('cls', normal_init, (width,))[None, None].astype(dtype)
+  cls = jnp.broadcast_to(cls, (x.shape[0], 1, width))
+  x = jnp.concatenate([cls, x], axis=1)
+  positions = module.param('positions', normal_init, x.shape[1:])
+  return x + positions[None].astype(dtype)

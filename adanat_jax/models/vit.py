@@ -84,29 +84,9 @@ class VisionTransformer(nn.Module):
       raise UserError(f'hooks={self.hooks} must lie in [0, depth={self.depth})')
     side = self.image_size
     chex.assert_shape(images, (None, side, side, self.image_channels))
-    patch = (self.patch_size, self.patch_size)
-    x = nn.Conv(
-      self.width,
-      patch,
-      strides=patch,
-      padding='VALID',
-      kernel_init=layers.torch_conv_init,
-      bias_init=layers.torch_bias_init(
-        self.patch_size**2 * self.image_channels
-      ),
-      dtype=self.dtype,
-      name='patches',
-    )(images.astype(self.dtype))
-    batch = x.shape[0]
-    x = x.reshape(batch, -1, self.width)
-    cls = self.param('cls', layers.normal_init, (self.width,))
-    cls = jnp.broadcast_to(
-      cls[None, None].astype(self.dtype), (batch, 1, self.width)
+    x = layers.embed_patches(
+      self, images, self.patch_size, self.width, self.dtype
     )
-    x = jnp.concatenate([cls, x], axis=1)
-    positions = self.param('positions', layers.normal_init, x.shape[1:])
-    x = x + positions[None].astype(self.dtype)
-
     embedded, outputs = x, []
     for i in range(self.depth):
       x = layers.TransformerBlock(

@@ -27,7 +27,7 @@ _VALUES = {
 def _denoiser(reference: Reference) -> tuple[types.Denoiser, int]:
   """Returns the file's NAT as a denoiser, and the mask token."""
   module = nat.infer(reference.weights, num_heads=reference.config['num_heads'])
-  params = nat.from_torch(reference.weights, module)
+  params = nat.FAMILY.to_ours(reference.weights, module)
 
   @jax.jit
   def denoiser(tokens, condition, cache):

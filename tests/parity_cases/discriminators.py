@@ -97,9 +97,9 @@ def projected(reference: Reference) -> Outputs:
     num_heads=config['vit']['num_heads'],
     hooks=tuple(config['hooks']),
   )
-  trunk_params = vit.from_torch(trunk_weights, trunk)
+  trunk_params = vit.FAMILY.to_ours(trunk_weights, trunk)
   heads, num_heads = discriminator.infer(reference.weights)
-  variables = discriminator.from_torch(reference.weights, heads, num_heads)
+  variables = discriminator.FAMILY.to_ours(reference.weights, heads)
   images = np.moveaxis(reference.inputs['x'], 1, -1)
   condition = reference.inputs['c']
   if heads.num_classes is not None:
@@ -122,7 +122,7 @@ def projected(reference: Reference) -> Outputs:
   result = {
     'logits_eval': heads.apply(variables, whole, condition),
     'logits_train1': trained,
-    **_labelled('train1_', discriminator.to_torch(state)),
+    **_labelled('train1_', discriminator.FAMILY.to_theirs(state)),
   }
   for name in reference.outputs:
     crop = re.fullmatch(r'logits_eval_crop_(\d+)_(\d+)', name)

@@ -30,7 +30,7 @@ def _network(reference: Reference) -> tuple[enat.ENAT, Mapping[str, jax.Array]]:
     num_heads=config['num_heads'],
     decoder_depth=config['enc_dec'][1],
   )
-  params = convert.from_torch(reference.weights, module)
+  params = convert.FAMILY.to_ours(reference.weights, module)
   return module, jax.tree.map(jnp.asarray, params)
 
 

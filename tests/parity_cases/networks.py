@@ -16,7 +16,7 @@ Outputs = Mapping[str, np.ndarray]
 def uvit(reference: Reference) -> Outputs:
   config = reference.config
   module = nat.infer(reference.weights, num_heads=config['num_heads'])
-  params = nat.from_torch(reference.weights, module)
+  params = nat.FAMILY.to_ours(reference.weights, module)
   condition = reference.inputs['context']
   if module.num_classes is not None:
     condition = condition[:, 0]
@@ -32,7 +32,7 @@ def policy_networks(reference: Reference) -> Outputs:
     weights = layout.subset(reference.weights, f'{name}.')
     module = policy.infer(weights)
     result[name] = module.apply(
-      {'params': policy.from_torch(weights, module)},
+      {'params': policy.FAMILY.to_ours(weights, module)},
       reference.inputs['feat'],
       reference.inputs['timestep'],
     )
@@ -41,7 +41,7 @@ def policy_networks(reference: Reference) -> Outputs:
 
 def vqgan_tokenizer(reference: Reference) -> Outputs:
   module = vqgan.infer(reference.weights)
-  params = vqgan.from_torch(reference.weights, module)
+  params = vqgan.FAMILY.to_ours(reference.weights, module)
   bound = module.bind({'params': params})
   channels_first = lambda x: np.moveaxis(np.asarray(x), -1, 1)
   images = np.moveaxis(reference.inputs['image'], 1, -1)

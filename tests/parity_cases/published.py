@@ -41,7 +41,7 @@ def _transformer(
   module = maskgit.infer_transformer(
     weights, num_classes=rows - codebook_size - 1
   )
-  params = maskgit.transformer_from_flax(weights, module)
+  params = maskgit.TRANSFORMER.to_ours(weights, module)
   return module, jax.tree.map(jnp.asarray, params)
 
 
@@ -58,7 +58,7 @@ def tokenizer(reference: Reference) -> Outputs:
   module = maskgit.infer_tokenizer(
     weights, num_res_blocks=reference.config['num_res_blocks']
   )
-  params = maskgit.tokenizer_from_flax(weights, module)
+  params = maskgit.TOKENIZER.to_ours(weights, module)
   bound = module.bind({'params': params})
   vectors = bound.encode(reference.inputs['image'])
   quantized, ids = bound.quantize(vectors)
@@ -116,19 +116,19 @@ def decode(reference: Reference) -> Outputs:
 
 def inception(reference: Reference) -> Outputs:
   module = inception_model.InceptionV3()
-  params = convert_inception.from_torch(reference.weights, module)
+  params = convert_inception.FAMILY.to_ours(reference.weights, module)
   images = np.moveaxis(reference.inputs['image_u8'], 1, -1) / np.float32(255)
   features = jax.jit(module.apply)({'params': params}, images)
   return {name: getattr(features, ours) for name, ours in _FEATURES.items()}
 
 
 def clip_text(reference: Reference) -> Outputs:
-  module = clip.infer(
+  module = clip.infer_text(
     reference.weights,
     activation=reference.config['activation'],
     num_heads=reference.config['num_heads'],
   )
-  params = clip.from_torch(reference.weights, module)
+  params = clip.TEXT.to_ours(reference.weights, module)
   text = module.apply({'params': params}, reference.inputs['ids'])
   return {'states': text.states, 'pooled': text.pooled}
 
