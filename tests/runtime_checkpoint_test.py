@@ -111,6 +111,18 @@ class CheckpointTest(parameterized.TestCase):
     # The restored key is a key, not its data.
     self.assertEqual(jax.random.bits(restored.state['key']).shape, ())
 
+  def test_a_field_without_leaves_may_come_or_go(self):
+    save(self.directory, 3)
+    with checkpoint.Checkpointer(self.directory) as checkpoints:
+      target = make_state() | {'average': None}
+      restored = checkpoints.restore(target)
+      self.assertTrue(same(restored.state, make_state(3) | {'average': None}))
+      self.assertEqual(
+        jax.tree.structure(restored.state), jax.tree.structure(target)
+      )
+      checkpoints.save(5, make_state(5) | {'average': None}, {})
+    self.assertTrue(same(restore(self.directory).state, make_state(5)))
+
   def test_the_state_may_be_donated_while_it_is_being_saved(self):
     grow = jax.jit(lambda x: x + 1, donate_argnums=0)
     state = {'x': jnp.zeros((1000, 1000))}

@@ -138,7 +138,9 @@ def read_state(
       ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=bool(field),
+        # The leaves were compared above. Nodes without leaves may be missing,
+        # such as a field that is None and was added after the save.
+        partial_restore=True,
       ),
     )
     for name in parents:
