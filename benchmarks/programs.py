@@ -208,9 +208,9 @@ class PolicyTraining:
 
   def _initial(self, frozen: Any) -> policy_lib.PolicyState:
     params = policies.initial_params(Experiment(self._config, 'unused'), _key())
-    return policy_lib.PolicyState(
+    return policy_lib.initial_state(
       params,
-      ppo.make_optimizer(self.ppo).init(params),
+      self.ppo,
       self._court.initial(frozen['court'], _key()),
     )
 

@@ -127,7 +127,7 @@ def get_config() -> ml_collections.ConfigDict:
   # were measured, or the 'average', which is then measured in their place.
   policy.iterate = 'last'
   # Decay of the moving average of its parameters an iteration, smaller in the
-  # first ones: learning/averaging.py. 0.0 keeps none (the published recipe).
+  # first ones: learning/policy.py. 0.0 keeps none (the published recipe).
   policy.ema_decay = 0.0
 
   config.evaluate = evaluate = ml_collections.ConfigDict()

@@ -10,6 +10,7 @@ import numpy as np
 from adanat_jax.decoding import actions, loop
 from adanat_jax.learning import policy, ppo
 from adanat_jax.learning.agent import Agent, non_adaptive
+from adanat_jax.runtime import leaves
 
 # N tokens, K codes, two classes, T steps, B trajectories an iteration.
 N, K, T, B = 8, 3, 2, 64
@@ -82,10 +83,7 @@ def train(problem, reward, actor_critic=linear):
     num_iterations=NUM_ITERATIONS,
     fresh_rollouts=False,
   )
-  params = initial_params()
-  state = policy.PolicyState(
-    params, ppo.make_optimizer(CONFIG).init(params), None
-  )
+  state = policy.initial_state(initial_params(), CONFIG)
   state, history = jit(
     lambda state: jax.lax.scan(
       lambda state, i: train_step(state, None, i),
@@ -218,11 +216,8 @@ class TrainStepTest(absltest.TestCase):
       batch_size=B,
       num_iterations=3,
     )
-    params = initial_params()
-    state = policy.PolicyState(
-      params,
-      ppo.make_optimizer(CONFIG).init(params),
-      {'level': jnp.float32(0.5)},
+    state = policy.initial_state(
+      initial_params(), CONFIG, {'level': jnp.float32(0.5)}
     )
     results = {}
     for fresh, count in ((False, B), (True, 5)):
@@ -240,6 +235,79 @@ class TrainStepTest(absltest.TestCase):
     jax.tree.map(
       np.testing.assert_array_equal, new.params, results[True][0].params
     )
+
+  def test_keeps_an_average_that_nothing_depends_on(self):
+    problem = problem_of(
+      lambda tokens, condition: jnp.zeros((*tokens.shape, K))
+    )
+
+    def iterate(ema_decay):
+      step = policy.make_train_step(
+        problem,
+        linear,
+        actions.no_residual(T),
+        judge_of(zeros_share),
+        CONFIG,
+        key=jax.random.key(0),
+        batch_size=B,
+        num_iterations=3,
+        fresh_rollouts=False,
+        ema_decay=ema_decay,
+      )
+      state = policy.initial_state(
+        initial_params(), CONFIG, ema_decay=ema_decay
+      )
+      return jit(step)(state, None, jnp.int32(0))[0]
+
+    without, averaged = iterate(0.0), iterate(0.9)
+    self.assertIsNone(without.average)
+    jax.tree.map(np.testing.assert_array_equal, averaged.params, without.params)
+    # At the first iteration a tenth of the zeros that it starts from stays.
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, 0.9 * y, rtol=1e-5),
+      averaged.average,
+      averaged.params,
+    )
+
+
+class AverageTest(absltest.TestCase):
+  def average_of_counts(self, decay, iterations):
+    """The average of parameters that count the iterations."""
+    return jit(
+      lambda: jax.lax.scan(
+        lambda x, i: (policy.update_average(x, i + 1.0, i, decay), None),
+        0.0,
+        jnp.arange(iterations),
+      )[0]
+    )()
+
+  def test_it_is_the_moving_average(self):
+    expected = 0.0
+    for i in range(40):
+      # 0.5 is reached at iteration 8.
+      decay = (1 + i) / (10 + i) if i < 8 else 0.5
+      expected = decay * expected + (1 - decay) * (i + 1)
+    average = self.average_of_counts(0.5, 40)
+    np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+  def test_short_trainings_forget_their_start(self):
+    for iterations in (20, 150):
+      average = self.average_of_counts(1.0, iterations)
+      # As a tail of a fifth would, whose middle is a tenth ago.
+      np.testing.assert_allclose(average, 0.9 * iterations, atol=2)
+
+  def test_names_in_checkpoints(self):
+    # Of all checkpoints since the first release: they must stay readable.
+    without = {'params/line', 'params/table', 'adversary/level'} | {
+      f'opt_state/1/0/{name}'
+      for name in ('count', 'mu/line', 'mu/table', 'nu/line', 'nu/table')
+    }
+    average = {'average/line', 'average/table'}
+    for decay, names in ((0.0, without), (0.9, without | average)):
+      state = policy.initial_state(
+        initial_params(), CONFIG, {'level': jnp.zeros(())}, ema_decay=decay
+      )
+      self.assertEqual(set(leaves.by_name(state)), names)
 
 
 if __name__ == '__main__':

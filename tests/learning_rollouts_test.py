@@ -13,7 +13,7 @@ from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import averaging, policy as policy_lib, ppo
+from adanat_jax.learning import policy as policy_lib, ppo
 from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy
 
@@ -94,10 +94,8 @@ def iterate(rollouts=PLAIN, prompted=False):
     fresh_rollouts=False,
     rollouts=rollouts,
   )
-  params = initial_params()
-  opt_state = ppo.make_optimizer(CONFIG).init(params)
   state, metrics = jit(train_step)(
-    policy_lib.PolicyState(params, opt_state, None), None, 0, prompts
+    policy_lib.initial_state(initial_params(), CONFIG), None, 0, prompts
   )
   return state.params, metrics
 
@@ -224,50 +222,6 @@ class SameLearningTest(parameterized.TestCase):
     # The policy did see other features.
     difference = float(abs(rounded['loss'] - plain['loss']))
     self.assertBetween(difference, 1e-6, 1e-2)
-
-
-class AveragingTest(parameterized.TestCase):
-  """The average, over a training whose parameters count its iterations."""
-
-  def run_steps(self, decay, iterations):
-    def count(state, real, iteration, prompts):
-      del real, prompts
-      one = jax.tree.map(lambda x: x + 1, state.params)
-      return policy_lib.PolicyState(one, (), None), {'iteration': iteration}
-
-    step = averaging.averaging(count, decay)
-    state = averaging.with_average(
-      policy_lib.PolicyState({'x': jnp.zeros(2)}, (), None), decay
-    )
-    state, metrics = jit(
-      lambda state: jax.lax.scan(
-        lambda state, i: step(state, None, i, None),
-        state,
-        jnp.arange(iterations),
-      )
-    )(state)
-    np.testing.assert_array_equal(state.params['x'], iterations)
-    np.testing.assert_array_equal(metrics['iteration'], range(iterations))
-    return state
-
-  def test_it_is_the_moving_average(self):
-    expected = 0.0
-    for i in range(40):
-      # 0.5 is reached at iteration 8.
-      decay = (1 + i) / (10 + i) if i < 8 else 0.5
-      expected = decay * expected + (1 - decay) * (i + 1)
-    average = self.run_steps(0.5, 40).average['x']
-    np.testing.assert_allclose(average, expected, rtol=1e-6)
-
-  def test_short_trainings_forget_their_start(self):
-    for iterations in (20, 150):
-      average = self.run_steps(1.0, iterations).average['x']
-      # As a tail of a fifth would, whose middle is a tenth ago.
-      np.testing.assert_allclose(average, 0.9 * iterations, atol=2)
-
-  def test_without_it_the_state_is_what_it_was(self):
-    state = self.run_steps(0.0, 3)
-    self.assertIs(type(state), policy_lib.PolicyState)
 
 
 class ConfigTest(parameterized.TestCase):

@@ -22,7 +22,7 @@ from adanat_jax.experiment import (
   texts,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import averaging
+from adanat_jax.learning import policy as policy_lib
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.runtime import checkpoint_format
@@ -238,7 +238,7 @@ class StageTest(parameterized.TestCase):
       Experiment(config, self.root / 'nothing'),
       policies.trainings(Experiment(config, 'unused'))[0],
     )
-    state = averaging.AveragedState('params', None, None, 'average')
+    state = policy_lib.PolicyState('params', None, average='average')
     fit.call_args.kwargs['evaluate'](state, 1)
     self.assertEqual(scorer.call_args.args[1].params, field)
     self.assertEqual(fit.call_args.kwargs['keep_best'], iterate == 'best')

@@ -6,8 +6,13 @@
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
    from real ones (as published: images of fresh rollouts).
+5. A moving average of the policy's parameters follows them, if it is asked for.
 
-AdaNAT, section 3; LeapLabTHU/AdaNAT train.py.
+Policy and discriminator circle around each other, so the last iterate is partly
+luck; their average depends on it less (Yazici et al., The Unusual Effectiveness
+of Averaging in GAN Training, ICLR 2019). No learning depends on the average.
+
+AdaNAT, section 3, which keeps no average; LeapLabTHU/AdaNAT train.py.
 """
 
 from __future__ import annotations
@@ -68,11 +73,72 @@ class PolicyState:
     params: of actor and critic.
     opt_state: of PPO's optimizer.
     adversary: the discriminator, None for other rewards.
+    average: moving average of `params`, None if none is kept.
   """
 
   params: Any
   opt_state: optax.OptState
-  adversary: discriminator_lib.AdversaryState | None
+  adversary: discriminator_lib.AdversaryState | None = None
+  average: Any = None
+
+
+def initial_state(
+  params: Any,
+  config: ppo.PPOConfig,
+  discriminator: discriminator_lib.AdversaryState | None = None,
+  *,
+  ema_decay: float = 0.0,
+) -> PolicyState:
+  """The state before the first iteration.
+
+  Args:
+    params: of actor and critic, newly drawn.
+    config: constants of PPO.
+    discriminator: its state, for the adversarial reward.
+    ema_decay: see `make_train_step`.
+  """
+  return PolicyState(
+    params,
+    ppo.make_optimizer(config).init(params),
+    discriminator,
+    # A copy: the train state is donated, and no buffer may be given twice.
+    jax.tree.map(jnp.copy, params) if ema_decay else None,
+  )
+
+
+def decay_at(iteration: Array | int, decay: float) -> Array:
+  """The share of the old average that stays, `min(decay, (1+i) / (10+i))`.
+
+  Early iterations are forgotten fast: the untrained policy says nothing about
+  the trained one, and a short training ends before a large decay would have
+  forgotten it. As TensorFlow's ExponentialMovingAverage with `num_updates`.
+
+  Args:
+    iteration: i, counted from 0.
+    decay: the limit; 1.0 is the fraction alone, which averages about the last
+      tenth of the iterations.
+
+  Returns:
+    float32[].
+  """
+  iteration = jnp.asarray(iteration, jnp.float32)
+  return jnp.minimum(decay, (1 + iteration) / (10 + iteration))
+
+
+def update_average(
+  average: Any, params: Any, iteration: Array | int, decay: float
+) -> Any:
+  """The moving average after an iteration.
+
+  Args:
+    average: before it.
+    params: of the policy, after it.
+    iteration: counted from 0.
+    decay: see `decay_at`.
+  """
+  return optax.incremental_update(
+    params, average, 1 - decay_at(iteration, decay)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +355,7 @@ def make_train_step(
   num_iterations: int,
   fresh_rollouts: bool,
   rollouts: RolloutConfig = RolloutConfig(),
+  ema_decay: float = 0.0,
 ) -> Callable[..., tuple[PolicyState, Any]]:
   """Returns the training step, not jitted.
 
@@ -307,6 +374,8 @@ def make_train_step(
     fresh_rollouts: whether the discriminator sees images of rollouts of its
       own, as published, or those that PPO has just used.
     rollouts: how trajectories are collected and kept.
+    ema_decay: of the moving average, an iteration, see `decay_at`; 0.0 keeps
+      none.
   """
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(config)
@@ -384,7 +453,10 @@ def make_train_step(
     )
     metrics |= judge_metrics
     metrics |= _describe(experience, reward, std)
-    return PolicyState(params, opt_state, new_adversary), metrics
+    average = state.average
+    if ema_decay:
+      average = update_average(average, params, iteration, ema_decay)
+    return PolicyState(params, opt_state, new_adversary, average), metrics
 
   return train_step
 

@@ -36,7 +36,7 @@ from adanat_jax.experiment.policy_rules import (
   ppo_config,
   rollout_config,
 )
-from adanat_jax.learning import agent as agent_lib, averaging, policy, ppo
+from adanat_jax.learning import agent as agent_lib, policy
 from adanat_jax.measuring import scores
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
@@ -193,12 +193,12 @@ def _train(
 
   def initial(frozen: Any) -> policy.PolicyState:
     params = initial_params(experiment, init_key)
-    state = policy.PolicyState(
+    return policy.initial_state(
       params,
-      ppo.make_optimizer(constants).init(params),
+      constants,
       court.initial(frozen['court'], judge_key) if court.initial else None,
+      ema_decay=section.ema_decay,
     )
-    return averaging.with_average(state, section.ema_decay)
 
   def train_step(
     frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
@@ -214,9 +214,9 @@ def _train(
       num_iterations=section.iterations,
       fresh_rollouts=section.discriminator.fresh_rollouts,
       rollouts=rollout_config(config),
+      ema_decay=section.ema_decay,
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
-    step = averaging.averaging(step, section.ema_decay)
     return step(state, batch.get('real'), iteration, prompts)
 
   # The other rewards are relative: to a discriminator that learns, to a batch.
