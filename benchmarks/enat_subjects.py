@@ -13,7 +13,7 @@ import numpy as np
 import programs
 
 import adanat_jax
-from adanat_jax.decoding import actions, buckets, loop, step, unrolled
+from adanat_jax.decoding import actions, buckets, loop, schedules, step
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import enat, operations
 from adanat_jax.models.policy import PolicyNetwork
@@ -157,7 +157,7 @@ def published(
       weights(actor, features, ids), actions.published_residual(num_steps), mean
     ),
     operations.policy_operations(actor, module.width),
-    unrolled.enat(num_steps, total=module.num_tokens),
+    schedules.enat(num_steps, total=module.num_tokens),
     guided,
     [
       Batch(jnp.arange(batch_size), keys[i], jnp.array(parts[:, i]))
@@ -197,7 +197,7 @@ def trained(
     agent,
     # Its sizes are in the config alone; a product a weight is near enough.
     2 * sum(x.size for x in jax.tree.leaves(actor)),
-    unrolled.enat(num_steps, total=module.num_tokens),
+    schedules.enat(num_steps, total=module.num_tokens),
     True,
     [Batch(labels[i], keys[i], None) for i in range(NUM_OTHERS, len(labels))],
     found[:, NUM_OTHERS:],

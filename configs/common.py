@@ -153,7 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
   # What was counted is saved after so many images.
   evaluate.save_every = 5000
   # Which policies: 'learned', 'maskgit', 'residual', 'guidance-3', or a table
-  # of decoding/published.py.
+  # of decoding/schedules.py.
   evaluate.policies = ('learned', 'maskgit')
   # An ENAT that follows a learned policy gathers within so many shapes, chosen
   # by watching the policy; 0 to run every block at every position. The samples

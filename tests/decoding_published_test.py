@@ -5,30 +5,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, loop, published, schedules, step
+from adanat_jax.decoding import actions, loop, schedules, step
 from adanat_jax.errors import UserError
 
 
 class AutoNATTest(absltest.TestCase):
   def test_counts_of_masked_tokens(self):
-    ratio = np.asarray(published.autonat_large().mask_ratio)
+    ratio = np.asarray(schedules.autonat_large().mask_ratio)
     np.testing.assert_array_equal(
       np.floor(256 * ratio), [244, 225, 203, 190, 159, 104, 66, 0]
     )
 
   def test_only_eight_steps(self):
     with self.assertRaisesRegex(UserError, 'num_steps=4'):
-      published.autonat_large(4)
+      schedules.autonat_large(4)
 
   def test_no_guidance_at_first_and_the_sharpest_sampling_last(self):
-    table = published.autonat_large()
+    table = schedules.autonat_large()
     np.testing.assert_allclose(table.guidance_scale[:3], 1e-4)
     self.assertEqual(int(np.argmin(table.sampling_temperature)), 7)
 
 
 class AdaGenTest(parameterized.TestCase):
   def test_published_numbers(self):
-    table = published.adagen(16)
+    table = schedules.adagen(16)
     np.testing.assert_allclose(
       table.mask_ratio[jnp.array([0, 1, 7, 14, 15])],
       [0.99519, 0.98080, 0.70718, 0.09811, 0.00010],
@@ -48,7 +48,7 @@ class AdaGenTest(parameterized.TestCase):
     values = actions.values_from_action(
       jnp.zeros((num_steps, 4)), actions.published_residual(num_steps)
     )
-    table = published.adagen(num_steps)
+    table = schedules.adagen(num_steps)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), values, table
     )
@@ -65,14 +65,14 @@ class ENATTest(parameterized.TestCase):
   )
   def test_counts_of_masked_tokens(self, name, num_steps, masked):
     total = int(name.removeprefix('enat_')) ** 2 // 256
-    ratio = published.SCHEDULES[name](num_steps).mask_ratio
+    ratio = schedules.SCHEDULES[name](num_steps).mask_ratio
     np.testing.assert_array_equal(np.floor(total * np.asarray(ratio)), masked)
 
   @parameterized.parameters(
     ('enat_256', 5.25, 1.3125, 2.1875), ('enat_512', 3.5, 1.3125, 3.0625)
   )
   def test_published_numbers(self, name, sampling, masking, guidance):
-    table = published.SCHEDULES[name](8)
+    table = schedules.SCHEDULES[name](8)
     np.testing.assert_allclose(
       table.sampling_temperature[jnp.array([0, 7])], [sampling, 1e-3]
     )
@@ -101,7 +101,7 @@ class DecodeTest(parameterized.TestCase):
     def decode():
       return loop.decode(
         denoiser,
-        schedules.table_policy(published.SCHEDULES[name](num_steps)),
+        schedules.table_policy(schedules.SCHEDULES[name](num_steps)),
         tokens=loop.full_mask(2, 64, 5),
         condition=jnp.zeros(2, jnp.int32),
         null_condition=jnp.int32(1),
@@ -115,7 +115,7 @@ class DecodeTest(parameterized.TestCase):
     decoded = decode()
     self.assertLess(int(decoded.tokens.max()), 5)
     masked = np.asarray((decoded.trajectory.tokens == 5).sum(-1))
-    ratio = np.asarray(published.SCHEDULES[name](num_steps).mask_ratio)
+    ratio = np.asarray(schedules.SCHEDULES[name](num_steps).mask_ratio)
     expected = np.floor(64 * ratio)
     if options.clamp == 'progress':
       expected = np.maximum(expected, 1)

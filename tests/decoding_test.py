@@ -80,7 +80,7 @@ class HandComputedTest(DecodingTest):
 
   def test_maskgit_residual(self):
     # T = 4: cos(pi/2 (t + 1) / 4) of 16 tokens, 4.5 falling, nothing else.
-    residual = actions.maskgit_residual(4)
+    residual = schedules.maskgit_residual(4)
     values = actions.values_from_action(jnp.zeros((4, 4)), residual)
     counts = np.floor(16 * np.asarray(values.mask_ratio))
     np.testing.assert_array_equal(counts, [14, 11, 6, 0])

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import published
+from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
@@ -76,7 +76,7 @@ class BenchmarkTest(parameterized.TestCase):
       (row,) = self.evaluate(config)['rows']
     self.assertEqual(row['label'], "ENAT's hand-made")
     images = generator.decode(
-      published.enat_256(2),
+      schedules.enat_256(2),
       np.arange(COUNT) % 2,
       Experiment(config, 'unused').key('scores/0'),
       num_steps=2,
@@ -117,7 +117,7 @@ class BenchmarkTest(parameterized.TestCase):
       self.assertAlmostEqual(rows[1]['figures'][name], value, places=4)
 
   def test_every_published_schedule_has_a_label(self):
-    for name, make in published.SCHEDULES.items():
+    for name, make in schedules.SCHEDULES.items():
       method = evaluate_published._table(name, 8)
       self.assertTrue(method.label)
       np.testing.assert_array_equal(

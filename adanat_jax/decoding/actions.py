@@ -10,13 +10,11 @@ that a zero action is exactly that schedule (LeapLabTHU/AdaNAT train.py,
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.decoding import schedules
 from adanat_jax.types import Array, PolicyValues
 
 NUM_ACTIONS = 4
@@ -48,28 +46,6 @@ def published_residual(num_steps: int) -> Array:
       inverse_softplus((step + 1e-3) / num_steps),
     ],
     axis=-1,
-  )
-
-
-def maskgit_residual(num_steps: int) -> Array:
-  """MaskGIT's unguided schedule in raw action space, where it can learn.
-
-  Args:
-    num_steps: T.
-
-  Returns:
-    float32[T, A]. Values at which the activations hardly answer to an action
-    are kept away from: the guidance and the last masking temperature are 0.1.
-  """
-  table = schedules.hand_made(num_steps)
-  away = lambda x: jnp.maximum(x, 0.1)
-  return residual_of(
-    dataclasses.replace(
-      table,
-      mask_ratio=jnp.clip(table.mask_ratio, 0.01, 0.99),
-      masking_temperature=away(table.masking_temperature),
-      guidance_scale=away(table.guidance_scale),
-    )
   )
 
 

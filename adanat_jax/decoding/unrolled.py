@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import functools
-import math
 from typing import TypeAlias
 
 import jax
@@ -32,50 +31,6 @@ from adanat_jax.types import (
 GatheringDenoiser: TypeAlias = Callable[
   [Array, Condition, Cache, TokenCounts], tuple[Array, Array, Cache]
 ]
-
-
-def enat(
-  num_steps: int,
-  *,
-  total: int = 256,
-  sampling_temperature: float = 6.0,
-  masking_temperature: float = 1.5,
-  guidance_scale: float = 2.5,
-  lagged: bool = True,
-) -> PolicyValues:
-  """ENAT's schedule, LeapLabTHU/ENAT `libs/nat_misc.py`.
-
-  The defaults are published for ImageNet 256 with T = 8; for ImageNet 512 they
-  are a guidance of 3.5 and a sampling temperature of 4. Decode with
-  `step.ADANAT`.
-
-  Args:
-    num_steps: T.
-    total: how many tokens are unknown at the start.
-    sampling_temperature: before the first step; step t uses
-      `sampling_temperature * (1 - (t + 1) / T)`, and 1e-3 at the last one.
-    masking_temperature: falls to 0 in the same way.
-    guidance_scale: grows linearly; step t uses `guidance_scale * t / T`.
-    lagged: False lets step t use `guidance_scale * (t + 1) / T`, as MaskGIT's
-      relatives that do not lag do.
-
-  Returns:
-    A table, float32[T]. Its mask ratios stand half a token above the published
-    counts, `floor(total * cos(pi / 2 * (t + 1) / T))` in float64, which so come
-    out of float32 unchanged.
-  """
-  progress = (np.arange(num_steps) + 1) / num_steps
-  counts = [math.floor(total * math.cos(math.pi / 2 * p)) for p in progress]
-  falling = 1 - progress
-  growing = progress - 1 / num_steps if lagged else progress
-  return PolicyValues(
-    mask_ratio=jnp.float32((np.array(counts) + 0.5) / total),
-    sampling_temperature=jnp.float32(
-      np.maximum(sampling_temperature * falling, 1e-3)
-    ),
-    masking_temperature=jnp.float32(masking_temperature * falling),
-    guidance_scale=jnp.float32(guidance_scale * growing),
-  )
 
 
 def counts_of(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.decoding import actions
+from adanat_jax.decoding import actions, schedules
 from adanat_jax.experiment import networks
 from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.learning import agent as agent_lib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 KINDS = ('adaptive', 'constant')
 RESIDUALS = {
   'published': actions.published_residual,
-  'maskgit': actions.maskgit_residual,
+  'maskgit': schedules.maskgit_residual,
   'none': actions.no_residual,
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.decoding import published as tables, step as step_lib
+from adanat_jax.decoding import schedules as tables, step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import published as published_tables
+from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import texts
 from adanat_jax.experiment.experiment import Experiment
@@ -34,7 +34,7 @@ def check_config(experiment: Experiment) -> None:
       'sample.seed': int_at_least(0),
       'sample.num_buckets': int_at_least(0),
       'sample.policy': choice(
-        'learned', 'hand-made', 'table', *published_tables.SCHEDULES
+        'learned', 'hand-made', 'table', *schedules.SCHEDULES
       ),
     },
   )
@@ -55,8 +55,8 @@ def run(experiment: Experiment) -> None:
   policy: str | PolicyLike = section.policy
   if policy == 'table':
     policy = read_table(section.table)
-  elif policy in published_tables.SCHEDULES:
-    policy = published_tables.SCHEDULES[policy](section.num_steps)
+  elif policy in schedules.SCHEDULES:
+    policy = schedules.SCHEDULES[policy](section.num_steps)
   names, labels = conditions_of(experiment)
   if section.num_buckets:
     generator = generator.with_buckets(

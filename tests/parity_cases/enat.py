@@ -101,7 +101,7 @@ def decode(reference: Reference) -> Outputs:
   module, params = _network(reference.neighbour('enat_decode', 'enat'))
   noise = loop.Noise(given['gumbel_categorical'], given['gumbel_confidence'])
   num_steps, batch, num_tokens = noise.confidence.shape
-  table = unrolled.enat(
+  table = schedules.enat(
     num_steps,
     total=num_tokens,
     sampling_temperature=config['samp_temp'],
