@@ -65,14 +65,14 @@ class ENATTest(parameterized.TestCase):
   )
   def test_counts_of_masked_tokens(self, name, num_steps, masked):
     total = int(name.removeprefix('enat_')) ** 2 // 256
-    ratio = schedules.SCHEDULES[name](num_steps).mask_ratio
+    ratio = schedules.make(name, num_steps, total).policy.mask_ratio
     np.testing.assert_array_equal(np.floor(total * np.asarray(ratio)), masked)
 
   @parameterized.parameters(
     ('enat_256', 5.25, 1.3125, 2.1875), ('enat_512', 3.5, 1.3125, 3.0625)
   )
   def test_published_numbers(self, name, sampling, masking, guidance):
-    table = schedules.SCHEDULES[name](8)
+    table = schedules.make(name, 8, 256).policy
     np.testing.assert_allclose(
       table.sampling_temperature[jnp.array([0, 7])], [sampling, 1e-3]
     )
@@ -97,11 +97,14 @@ class DecodeTest(parameterized.TestCase):
       logits = jnp.sin(jnp.arange(64 * 5.0)).reshape(1, 64, 5)
       return tokens[..., None], jnp.repeat(logits, len(tokens), 0), cache
 
+    schedule = schedules.make(name, num_steps, 64)
+    self.assertEqual(schedule.options, options)
+
     @jax.jit
     def decode():
       return loop.decode(
         denoiser,
-        schedules.table_policy(schedules.SCHEDULES[name](num_steps)),
+        schedules.as_policy(schedule.policy),
         tokens=loop.full_mask(2, 64, 5),
         condition=jnp.zeros(2, jnp.int32),
         null_condition=jnp.int32(1),
@@ -115,7 +118,7 @@ class DecodeTest(parameterized.TestCase):
     decoded = decode()
     self.assertLess(int(decoded.tokens.max()), 5)
     masked = np.asarray((decoded.trajectory.tokens == 5).sum(-1))
-    ratio = np.asarray(schedules.SCHEDULES[name](num_steps).mask_ratio)
+    ratio = np.asarray(schedule.policy.mask_ratio)
     expected = np.floor(64 * ratio)
     if options.clamp == 'progress':
       expected = np.maximum(expected, 1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import loop, schedules
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.sampling.generator import Generator
@@ -90,7 +91,7 @@ class GeneratorTest(parameterized.TestCase):
     hot = np.broadcast_to(30.0 * (np.arange(6) % 2), (T, 6))
     table = PolicyValues(np.full((T, 6), 0.5), hot, np.zeros((T, 6)), hot * 0)
     run = lambda size, seed: toy_generator(size).decode(
-      table, np.zeros(6, np.int32), jax.random.key(seed), num_steps=T
+      Schedule('mine', table), np.zeros(6, np.int32), jax.random.key(seed)
     )
     expected = run(6, 0).tokens
     np.testing.assert_array_equal(run(4, 0).tokens, expected)
@@ -134,7 +135,16 @@ class GeneratorTest(parameterized.TestCase):
     (dict(labels=[0.5]), r'labels are \[0.5\]'),
     (dict(num_steps=0), 'num_steps is 0; at least 1'),
     (dict(num_steps=2), 'no policy was learned for num_steps=2; learned: 3'),
-    (dict(policy='best'), "policy is 'best'; give learned, hand-made"),
+    (
+      dict(policy='best'),
+      "policy is 'best'; give learned, hand-made, maskgit, .*, a Schedule",
+    ),
+    (dict(policy=3), 'policy is 3; give learned'),
+    (
+      dict(policy=Schedule('mine', schedules.hand_made(4))),
+      'the schedule mine has 4 steps, num_steps is 3',
+    ),
+    (dict(policy='autonat_large'), "AutoNAT-L's schedule has 8 steps"),
     (
       dict(policy=schedules.hand_made(4)),
       'the table has 4 steps, num_steps is 3',

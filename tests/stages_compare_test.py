@@ -17,7 +17,8 @@ import numpy as np
 
 import adanat_jax
 from adanat_jax import main
-from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding import schedules, step as step_lib
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
@@ -36,7 +37,6 @@ from adanat_jax.stages import (
   compare,
   compare_contender,
   compare_costs as costs,
-  methods as methods_lib,
 )
 from adanat_jax.types import TokenCounts
 from support import random_weights, small_weights
@@ -137,11 +137,11 @@ class StageTest(parameterized.TestCase):
     cls.directory = cls.workdir / 'compare'
     rows, measure = [], compare_contender.Contender._row
 
-    def row(self, generator, method, num_steps, seed):
-      rows.append((self._network, method.name, seed))
+    def row(self, generator, schedule, seed):
+      rows.append((self._network, schedule.name, seed))
       if len(rows) == 5:
         raise InterruptedError('killed')
-      return measure(self, generator, method, num_steps, seed)
+      return measure(self, generator, schedule, seed)
 
     def killed():
       with cls().assertRaises(InterruptedError):
@@ -261,19 +261,17 @@ class CostsTest(parameterized.TestCase):
 
   def agent(self):
     agent = Agent({}, jnp.zeros((2, 4)), lambda *_: None)
-    return methods_lib.Method('adanat', '', '', agent)
+    return Schedule('adanat', agent)
 
   def test_nat(self):
     # A block on 4 tokens and the class: 12 D^2 5 + 2 5^2 D = 340; the head
     # 4 (D^2 + D K) = 40.
-    maskgit = methods_lib.hand_made(2, 4)[0]
-    count = costs.path_operations(
-      self.generator(self.nat), maskgit, 2, self.actor
-    )
+    maskgit = schedules.make('maskgit', 2, 4)
+    count = costs.path_operations(self.generator(self.nat), maskgit, self.actor)
     self.assertEqual(count, {'all': 2 * 2 * 380})
     policy = operations.policy_operations(self.actor, 2)
     count = costs.path_operations(
-      self.generator(self.nat), self.agent(), 2, self.actor
+      self.generator(self.nat), self.agent(), self.actor
     )
     self.assertEqual(count, {'all': 2 * (2 * 2 * 380 + policy)})
 
@@ -282,10 +280,10 @@ class CostsTest(parameterized.TestCase):
     # (10 4 + 2 4 + 8) D^2 + 2 4 4 D = 288, head 40. Step 2, 2 new and 2 masked:
     # encoder (10 2 + 2 2 + 8) D^2 + 2 2 2 D = 144, decoder
     # (10 2 + 2 4 + 8) D^2 + 2 2 4 D = 176, head 40.
-    maskgit = methods_lib.hand_made(2, 4)[0]
+    maskgit = schedules.make('maskgit', 2, 4)
     self.assertEqual(maskgit.options, step_lib.MASKGIT)
     count = costs.path_operations(
-      self.generator(self.enat), maskgit, 2, self.actor
+      self.generator(self.enat), maskgit, self.actor
     )
     self.assertEqual(count, {'static': 2 * (328 + 360)})
 
@@ -294,7 +292,7 @@ class CostsTest(parameterized.TestCase):
     # 320; head 40.
     policy = operations.policy_operations(self.actor, 2)
     count = costs.path_operations(
-      self.generator(self.enat), self.agent(), 2, self.actor
+      self.generator(self.enat), self.agent(), self.actor
     )
     self.assertEqual(count, {'masked': 2 * (2 * 2 * 808 + policy)})
 

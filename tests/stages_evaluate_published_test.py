@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import schedules
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
@@ -23,7 +24,7 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.runtime import files, handshake, processes
-from adanat_jax.stages import evaluate, evaluate_published, methods
+from adanat_jax.stages import evaluate, evaluate_published
 from support import children
 from support.evaluating import CONFIGS, COUNT, random_generator, tiny_config
 
@@ -76,10 +77,9 @@ class BenchmarkTest(parameterized.TestCase):
       (row,) = self.evaluate(config)['rows']
     self.assertEqual(row['label'], "ENAT's hand-made")
     images = generator.decode(
-      schedules.enat_256(2),
+      Schedule('enat_256', schedules.enat_256(2)),
       np.arange(COUNT) % 2,
       Experiment(config, 'unused').key('scores/0'),
-      num_steps=2,
     ).images
     real = evaluate_published.datasets.image_examples(
       Experiment(config, self.workdir), 'train'
@@ -116,14 +116,6 @@ class BenchmarkTest(parameterized.TestCase):
     for name, value in rows[0]['figures'].items():
       self.assertAlmostEqual(rows[1]['figures'][name], value, places=4)
 
-  def test_every_published_schedule_has_a_label(self):
-    for name, make in schedules.SCHEDULES.items():
-      method = evaluate_published._table(name, 8)
-      self.assertTrue(method.label)
-      np.testing.assert_array_equal(
-        method.policy.mask_ratio, make(8).mask_ratio
-      )
-
   def test_figures_are_those_of_a_second_computation(self):
     config = tiny_config(rounding='floor')
     results = self.evaluate(config)
@@ -134,18 +126,11 @@ class BenchmarkTest(parameterized.TestCase):
     reference = boxes(real.arrays['images'])
     names = [row['name'] for row in results['rows']]
     self.assertEqual(names, ['maskgit', 'residual'])
-    for row, method in zip(
-      results['rows'],
-      methods.hand_made(2, self.generator.nat.num_tokens),
-      strict=False,
-    ):
+    for row in results['rows']:
       images = self.generator.decode(
-        method.policy,
+        self.generator.schedule(row['name'], 2),
         labels,
         Experiment(config, 'unused').key('scores/0'),
-        num_steps=2,
-        guided=method.guided,
-        options=method.options,
       ).images
       pixels = np.floor(255 * images).astype(np.uint8)
       found = boxes(pixels / 255)
@@ -277,16 +262,13 @@ class BenchmarkTest(parameterized.TestCase):
       def measure(self, params, images, inputs):
         return {'sum': params * images.mean((1, 2, 3)) * inputs}
 
-    policy = methods.hand_made(2, self.generator.nat.num_tokens)[0].policy
+    schedule = self.generator.schedule('maskgit', 2)
     scorer = scores.Scorer(Experiment(config, self.workdir))
-    tally = scorer.tally(
-      self.generator, policy, num_steps=2, observers=(Observer(),)
-    )
+    tally = scorer.tally(self.generator, schedule, observers=(Observer(),))
     images = self.generator.decode(
-      policy,
+      schedule,
       scorer.conditions.of(COUNT, 0),
       Experiment(config, 'unused').key('scores/0'),
-      num_steps=2,
     ).images
     expected = 2 * images.mean((1, 2, 3)) * np.arange(COUNT)
     self.assertAlmostEqual(tally.means()['sum'], expected.mean(), places=4)

@@ -17,6 +17,7 @@ import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
@@ -129,9 +130,9 @@ class StageTest(parameterized.TestCase):
     config = tiny_config(search__common_noise=('on', 'off'))
     seen, measure = [], Scorer.__call__
 
-    def spy(scorer, generator, policy, **options):
-      seen.append(options)
-      return measure(scorer, generator, policy, **options)
+    def spy(scorer, generator, schedule, **options):
+      seen.append({**options, 'options': schedule.options})
+      return measure(scorer, generator, schedule, **options)
 
     compiled = program.decode_batch._cache_size()
     with mock.patch.object(Scorer, '__call__', spy):
@@ -173,11 +174,11 @@ class StageTest(parameterized.TestCase):
     point = np.array(point['value']['point'])
     key = jax.random.key(5)
     images = self.generator.decode(
-      schedule_search.table_of(point),
+      Schedule(
+        'searched', schedule_search.table_of(point), options=step_lib.AUTONAT
+      ),
       labels,
       key,
-      num_steps=2,
-      options=step_lib.AUTONAT,
     ).images
     path = self.workdir / 'start.json'
     search_common.write_table(path, tables['start'])
@@ -226,8 +227,8 @@ class StageTest(parameterized.TestCase):
 
   def test_searches_of_more_steps_start_where_those_of_fewer_ended(self):
     config = tiny_config(search__num_steps=(4, 2), search__start='fewer_steps')
-    distances = lambda scorer, generator, table, **_: {
-      'frechet_pixels_24': float(np.sum(table.guidance_scale))
+    distances = lambda scorer, generator, schedule, **_: {
+      'frechet_pixels_24': float(np.sum(schedule.policy.guidance_scale))
     }
     with mock.patch.object(Scorer, '__call__', distances):
       self.search(config)

@@ -124,7 +124,7 @@ class MethodsTest(absltest.TestCase):
     scales = [setting['guidance_scale'] for setting in settings]
     self.assertEqual(scales.count(0.0) * 3, len(settings))
     for setting in settings[:3]:
-      method = methods.of_setting(setting, T, 16, len(settings))
+      method = methods.of_setting(setting, T, 16, len(settings)).schedule
       self.assertEqual(method.guided, setting['guidance_scale'] > 0)
       self.assertIn(str(len(settings)), method.label)
       np.testing.assert_allclose(
@@ -141,8 +141,8 @@ class MethodsTest(absltest.TestCase):
     keys = []
     images = np.zeros((4, 1))
 
-    def decode(policy, labels, key, **unused):
-      del policy, labels, unused
+    def decode(schedule, labels, key, **unused):
+      del schedule, labels, unused
       keys.append(jax.random.key_data(key).tolist())
       values = PolicyValues(*(np.zeros((T, 4)) for _ in range(4)))
       trajectory = types.SimpleNamespace(
@@ -156,12 +156,12 @@ class MethodsTest(absltest.TestCase):
     evaluation.measures = mock.MagicMock()
     evaluation.grid_row(methods.grid_settings()[0], T)
     evaluation.grid_row(methods.grid_settings()[50], T)
-    first, second = methods.hand_made(T, 16)[:2]
+    first, second = (x.schedule for x in methods.hand_made(T, 16)[:2])
     for seed in range(3):
-      evaluation._row(first, T, seed)
-    evaluation._row(second, T, 0)
+      evaluation._row(first, seed)
+    evaluation._row(second, 0)
     for purpose in ('mean', 'floors', 'report'):
-      evaluation.sample(first, T, purpose, 4)
+      evaluation.sample(first, purpose, 4)
     grid, other_grid, *seeds, again, mean, floors, report = map(tuple, keys)
     self.assertEqual(grid, other_grid)
     # All methods see the same noise.

@@ -1,9 +1,17 @@
-"""Hand-made policies: mask-ratio curves, and schedules as tables of numbers.
+"""Schedules: what decides a decode, as one object, and the list of all of them.
 
 Every published hand-made schedule is a table: one set of four numbers a step,
-the same for all samples. So a schedule here is a function of `num_steps` that
-returns a `PolicyValues` of float32[T], and `table_policy` makes any such table
-a policy.
+the same for all samples. So a table here is a function of `num_steps` that
+returns a `PolicyValues` of float32[T]. A `Schedule` is such a table, or a
+learned policy, with all else that decides a decode; `SCHEDULES` knows those
+that need no training by their names. Whoever adds one there,
+
+  SCHEDULES['mine'] = lambda num_steps, num_tokens: Schedule(
+    'mine', hand_made(num_steps, curve='pow2', total=num_tokens),
+    guided=False, options=step.MASKGIT, label='my schedule',
+  )
+
+can name it wherever a schedule is named, in configs as in the library.
 """
 
 from __future__ import annotations
@@ -11,12 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions
+from adanat_jax.decoding import actions, step as step_lib
 from adanat_jax.errors import UserError
 from adanat_jax.types import Array, Carry, Policy, PolicyValues
 
@@ -67,6 +76,61 @@ _AUTONAT_GUIDANCE_SCALE = (
 )
 
 
+@runtime_checkable
+class LearnedPolicy(Protocol):
+  """What a schedule asks of a policy that is no table, such as an `Agent`."""
+
+  @property
+  def num_steps(self) -> int:
+    """T."""
+
+  def policy(self) -> Policy:
+    """The policy, as it acts when nothing is explored."""
+
+
+PolicyLike: TypeAlias = PolicyValues | LearnedPolicy
+
+
+# Compared by identity: arrays have no single answer to `==`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+  """All that decides how canvases are decoded, besides network and noise.
+
+  Attributes:
+    name: in configs, file names and results.
+    policy: a table of float32[T], of float32[T, B] with a column for each
+      sample, or a learned policy.
+    guided: whether the unconditional pass runs; if not, a decode costs half.
+    options: of the decode step.
+    label: for tables and pictures; the name if empty.
+    note: a remark for reports.
+  """
+
+  name: str
+  policy: PolicyLike
+  guided: bool = True
+  options: step_lib.StepOptions = step_lib.ADANAT
+  label: str = ''
+  note: str = ''
+
+  def __post_init__(self) -> None:
+    """Lets the name stand in for a label."""
+    if not self.label:
+      object.__setattr__(self, 'label', self.name)
+
+  @property
+  def is_table(self) -> bool:
+    """Whether the policy is a table and not a learned one."""
+    return isinstance(self.policy, PolicyValues)
+
+  @property
+  def num_steps(self) -> int:
+    """T."""
+    if isinstance(self.policy, PolicyValues):
+      return int(np.shape(self.policy.mask_ratio)[0])
+    return self.policy.num_steps
+
+
 def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
   """MaskGIT's mask-ratio curves.
 
@@ -100,6 +164,13 @@ def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
   else:
     raise ValueError(f'unknown curve {curve!r}; known: {CURVES}')
   return jnp.clip(ratio, 1e-6, 1.0)
+
+
+def as_policy(policy: PolicyLike) -> Policy:
+  """What a decoding loop calls at each step, of a table or a learned policy."""
+  if isinstance(policy, PolicyValues):
+    return table_policy(policy)
+  return policy.policy()
 
 
 def table_policy(table: PolicyValues) -> Policy:
@@ -362,9 +433,100 @@ def enat_512(num_steps: int = 8) -> PolicyValues:
   )
 
 
-SCHEDULES: dict[str, Callable[[int], PolicyValues]] = {
-  'autonat_large': autonat_large,
-  'adagen': adagen,
-  'enat_256': enat_256,
-  'enat_512': enat_512,
+def _maskgit(num_steps: int, num_tokens: int) -> Schedule:
+  return Schedule(
+    'maskgit',
+    hand_made(num_steps, total=num_tokens),
+    guided=False,
+    options=step_lib.MASKGIT,
+    label='MaskGIT, unguided',
+    note='cosine curve, masking temperature falling from 4.5',
+  )
+
+
+def _residual(num_steps: int, num_tokens: int) -> Schedule:
+  del num_tokens
+  residual = actions.published_residual(num_steps)
+  return Schedule(
+    'residual',
+    actions.values_from_action(jnp.zeros_like(residual), residual),
+    label="AdaNAT's hand-made schedule",
+    note='the published residual',
+  )
+
+
+def _guidance_3(num_steps: int, num_tokens: int) -> Schedule:
+  return Schedule(
+    'guidance-3',
+    hand_made(num_steps, total=num_tokens, guidance_scale=3.0),
+    options=step_lib.MASKGIT,
+    label='guidance growing to 3',
+    note='cosine curve, masking temperature falling from 4.5',
+  )
+
+
+def _published(
+  name: str,
+  table: Callable[[int], PolicyValues],
+  label: str,
+  options: step_lib.StepOptions = step_lib.ADANAT,
+) -> Factory:
+  """The factory of a table whose numbers do not depend on N."""
+
+  def make_schedule(num_steps: int, num_tokens: int) -> Schedule:
+    del num_tokens
+    return Schedule(
+      name,
+      table(num_steps),
+      options=options,
+      label=label,
+      note='published schedule',
+    )
+
+  return make_schedule
+
+
+# (num_steps, num_tokens) -> Schedule: how many tokens are unknown at the start
+# decides on some tables. A factory may refuse a number of steps by a UserError.
+Factory: TypeAlias = Callable[[int, int], Schedule]
+
+SCHEDULES: dict[str, Factory] = {
+  'maskgit': _maskgit,
+  'residual': _residual,
+  'guidance-3': _guidance_3,
+  'autonat_large': _published(
+    'autonat_large', autonat_large, 'AutoNAT-L', step_lib.MASKGIT
+  ),
+  'adagen': _published('adagen', adagen, "AdaGen's hand-made"),
+  'enat_256': _published('enat_256', enat_256, "ENAT's hand-made"),
+  'enat_512': _published('enat_512', enat_512, "ENAT's hand-made, 512"),
 }
+
+
+def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
+  """Makes a schedule of `SCHEDULES`.
+
+  Args:
+    name: one of `SCHEDULES`.
+    num_steps: T.
+    num_tokens: N, all of them unknown at the start.
+
+  Returns:
+    The schedule of this name, with T steps.
+
+  Raises:
+    UserError: for an unknown name, or a number of steps that the schedule is
+      not made for.
+  """
+  if name not in SCHEDULES:
+    raise UserError(
+      f'there is no schedule {name!r}; known are {", ".join(SCHEDULES)}'
+    )
+  schedule = SCHEDULES[name](num_steps, num_tokens)
+  made = schedule.name, schedule.num_steps
+  if made != (name, num_steps):
+    raise UserError(
+      f'SCHEDULES[{name!r}] made the schedule {made[0]!r} of {made[1]} steps;'
+      f' its name must be {name!r}, and {num_steps} steps were asked for'
+    )
+  return schedule

@@ -51,6 +51,11 @@ class Agent:
   residual: Array  # float32[T, A]
   actor_critic: ActorCritic = struct.field(pytree_node=False)
 
+  @property
+  def num_steps(self) -> int:
+    """T, the number of steps that the residual has."""
+    return len(self.residual)
+
   def policy(
     self,
     std: Array | float | None = None,

@@ -1,7 +1,7 @@
 """Scores of generated images as they are made: nothing of them is kept.
 
   scorer = Scorer(config, workdir)
-  scorer(generator, agent, num_steps=8, num_samples=2000, seed=0)
+  scorer(generator, schedule, num_samples=2000, seed=0)
 
 gives `{'frechet_inception_2000': ...}`. Batches are decoded, rounded and
 measured on the mesh; only features reach the hosts, and process 0 counts them
@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
@@ -34,7 +34,7 @@ from adanat_jax.measuring import (
 from adanat_jax.metrics import frechet
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.runtime import files, processes, sharding
-from adanat_jax.sampling.generator import Generator, PolicyLike
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
@@ -228,11 +228,8 @@ class Scorer:
   def __call__(
     self,
     generator: Generator,
-    policy: PolicyLike,
+    schedule: Schedule,
     *,
-    num_steps: int,
-    guided: bool = True,
-    options: step_lib.StepOptions = step_lib.ADANAT,
     num_samples: int | None = None,
     seed: int = 0,
     directory: pathlib.Path | None = None,
@@ -245,10 +242,7 @@ class Scorer:
 
     Args:
       generator: what decodes, in batches of its `batch_size`.
-      policy: a table, float32[T], or an agent.
-      num_steps: T.
-      guided: whether the unconditional pass runs.
-      options: of the decode step.
+      schedule: by which it decodes: a table of float32[T], or a learned policy.
       num_samples: how many; `evaluate.num_samples` if None.
       seed: of conditions and noise.
       directory: where to keep what was counted; None to keep nothing.
@@ -259,10 +253,7 @@ class Scorer:
     """
     tally = self.tally(
       generator,
-      policy,
-      num_steps=num_steps,
-      guided=guided,
-      options=options,
+      schedule,
       num_samples=num_samples,
       seed=seed,
       directory=directory,
@@ -272,11 +263,8 @@ class Scorer:
   def tally(
     self,
     generator: Generator,
-    policy: PolicyLike,
+    schedule: Schedule,
     *,
-    num_steps: int,
-    guided: bool = True,
-    options: step_lib.StepOptions = step_lib.ADANAT,
     num_samples: int | None = None,
     seed: int = 0,
     directory: pathlib.Path | None = None,
@@ -288,10 +276,7 @@ class Scorer:
 
     Args:
       generator: see above, as for what is not here.
-      policy: see above.
-      num_steps: T.
-      guided: see above.
-      options: of the decode step.
+      schedule: see above.
       num_samples: how many.
       seed: of conditions and noise.
       directory: where to keep what was counted.
@@ -305,17 +290,16 @@ class Scorer:
     count = self._count(num_samples)
     chosen = self.conditions.of(count, seed)
     tally = SampleTally(count, num_kept=num_kept)
-    kept = _Kept(directory, self._about(count, num_steps, seed, num_kept))
+    kept = _Kept(
+      directory, self._about(count, schedule.num_steps, seed, num_kept)
+    )
     first = processes.from_first(lambda: kept.restore(tally))
     unsaved = 0
     stream = generator.stream(
-      policy,
+      schedule,
       lambda index: self.conditions.batch(chosen[index]),
       count,
       self._experiment.key(f'scores/{seed}'),
-      num_steps=num_steps,
-      guided=guided,
-      options=options,
       first=first,
     )
     measure = self._measure(tuple(observers), images is not None)

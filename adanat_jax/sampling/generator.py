@@ -17,21 +17,15 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax.decoding import (
-  buckets as buckets_lib,
-  schedules,
-  step as step_lib,
-)
+from adanat_jax.decoding import buckets as buckets_lib, schedules
+from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers, operations
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
-from adanat_jax.sampling.program import Plan, PolicyLike, Samples, decode_batch
+from adanat_jax.sampling.program import Plan, Samples, decode_batch
 from adanat_jax.types import Array, PolicyValues, TokenCounts
-
-# Read here by those who use a generator.
-__all__ = ['Generator', 'PolicyLike', 'Samples']
 
 Labels = Sequence[int] | Sequence[str] | np.ndarray
 
@@ -83,7 +77,7 @@ class Generator:
     labels: Labels,
     num_steps: int = 4,
     seed: int = 0,
-    policy: str | PolicyLike = 'learned',
+    policy: str | PolicyLike | Schedule = 'learned',
   ) -> np.ndarray:
     """Generates one image a label.
 
@@ -91,8 +85,9 @@ class Generator:
       labels: class ids, or captions, or their states, float32[B, L, C].
       num_steps: T.
       seed: image i of a seed is the same whatever comes after it.
-      policy: `'learned'`, `'hand-made'` (MaskGIT's unguided schedule), a table
-        of float32[T] values, or an agent.
+      policy: `'learned'`; a name of `schedules.SCHEDULES`, such as `'maskgit'`
+        (which `'hand-made'` is, too); a `Schedule`; or a table of float32[T]
+        values or an agent, which are guided and decoded as AdaNAT does.
 
     Returns:
       float32[B, H, W, C] in [0, 1].
@@ -107,7 +102,7 @@ class Generator:
     labels: Labels,
     num_steps: int = 4,
     seed: int = 0,
-    policy: str | PolicyLike = 'learned',
+    policy: str | PolicyLike | Schedule = 'learned',
     tokens: np.ndarray | None = None,
     record: bool = False,
   ) -> Samples:
@@ -134,39 +129,59 @@ class Generator:
     if tokens is not None:
       shape = (len(checked), self.nat.num_tokens)
       tokens = _checked_tokens(tokens, shape, self.nat.codebook_size)
-    chosen, guided, options = self._resolve(policy, num_steps)
     return self.decode(
-      chosen,
+      self.schedule(policy, num_steps),
       checked,
       jax.random.key(seed),
-      num_steps=num_steps,
-      guided=guided,
-      options=options,
       tokens=tokens,
       record=record,
     )
 
+  def schedule(
+    self, policy: str | PolicyLike | Schedule, num_steps: int
+  ) -> Schedule:
+    """The schedule that `sample` follows for what its caller has given.
+
+    Args:
+      policy: see `sample`.
+      num_steps: T.
+
+    Raises:
+      UserError: for a name that is not known here, or another number of steps.
+    """
+    if num_steps < 1:
+      raise UserError(f'num_steps is {num_steps}; at least 1 is needed')
+    if isinstance(policy, str):
+      return self._named(policy, num_steps)
+    if isinstance(policy, Schedule):
+      chosen, made = policy, f'the schedule {policy.name} has'
+    elif isinstance(policy, PolicyValues):
+      chosen, made = Schedule('table', policy), 'the table has'
+    elif isinstance(policy, LearnedPolicy):
+      chosen, made = Schedule('agent', policy), 'the agent was made for'
+    else:
+      raise _unknown(policy)
+    if chosen.num_steps != num_steps:
+      raise UserError(
+        f'{made} {chosen.num_steps} steps, num_steps is {num_steps}'
+      )
+    return chosen
+
   def decode(
     self,
-    policy: PolicyLike,
+    schedule: Schedule,
     labels: np.ndarray,
     key: Array,
     *,
-    num_steps: int,
-    guided: bool = True,
-    options: step_lib.StepOptions = step_lib.ADANAT,
     tokens: np.ndarray | None = None,
     record: bool = False,
   ) -> Samples:
-    """Decodes with an explicit policy, in batches of `batch_size`.
+    """Decodes by a schedule, in batches of `batch_size`.
 
     Args:
-      policy: a table (float32[T], or float32[T, B] a sample) or an agent.
-      labels: int32[B].
+      schedule: what decides the decode.
+      labels: int32[B], or float32[B, L, C] states of captions.
       key: of the whole set of samples.
-      num_steps: T.
-      guided: whether the unconditional pass runs at all.
-      options: of the decode step.
       tokens: see `generate`.
       record: see `generate`.
     """
@@ -176,42 +191,35 @@ class Generator:
         (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
       )
     mesh = self.mesh or sharding.make_mesh()
-    plan = self._planned(
-      Plan(num_steps, guided, options, record), policy, tokens, labels
-    )
+    plan = Plan.from_schedule(schedule, record)
+    plan = self._planned(plan, schedule.policy, tokens, labels)
     parts = []
     for index, num_real in self._batches(0, count):
       rows = sharding.local_rows(index, mesh)
       batch = {'tokens': tokens[rows], 'labels': labels[rows]}
       batch = sharding.put_batch(batch, mesh)
-      steered = program.rows_of(policy, rows, mesh)
-      part = self._decode_part(steered, batch, index[0], key, plan)
+      policy = program.rows_of(schedule.policy, rows, mesh)
+      part = self._decode_part(policy, batch, index[0], key, plan)
       parts.append(program.keep(sharding.gather(part), num_real))
     return program.join(parts)
 
   def stream(
     self,
-    policy: PolicyLike,
+    schedule: Schedule,
     condition_of: Callable[[np.ndarray], Any],
     count: int,
     key: Array,
     *,
-    num_steps: int,
-    guided: bool = True,
-    options: step_lib.StepOptions = step_lib.ADANAT,
     first: int = 0,
   ) -> Iterator[tuple[np.ndarray, Samples]]:
     """The samples of `decode`, batch after batch, left on the devices.
 
     Args:
-      policy: see `decode`; a table has a value a step, not one a sample.
+      schedule: see `decode`; a table has a value a step, not one a sample.
       condition_of: `int[B] -> [B, ...]`: conditions of samples by their number,
         as global arrays divided over the mesh.
       count: how many samples there are.
-      key: see `decode`, as for `num_steps`, `guided` and `options`.
-      num_steps: T.
-      guided: whether the unconditional pass runs at all.
-      options: of the decode step.
+      key: see `decode`.
       first: sample to begin with, one with which a batch begins.
 
     Yields:
@@ -219,7 +227,7 @@ class Generator:
       rows they are; what follows is padding.
     """
     mesh = self.mesh or sharding.make_mesh()
-    plan = Plan(num_steps, guided, options)
+    plan = Plan.from_schedule(schedule)
     for index, num_real in self._batches(first, count):
       shape = (len(sharding.local_rows(index, mesh)), self.nat.num_tokens)
       unknown = np.full(shape, self.nat.codebook_size, np.int32)
@@ -227,13 +235,13 @@ class Generator:
         'tokens': sharding.put_batch(unknown, mesh),
         'labels': condition_of(index),
       }
-      planned = self._planned(plan, policy, unknown, batch['labels'])
-      part = self._decode_part(policy, batch, index[0], key, planned)
+      planned = self._planned(plan, schedule.policy, unknown, batch['labels'])
+      part = self._decode_part(schedule.policy, batch, index[0], key, planned)
       yield index[:num_real], part
 
   def with_buckets(
     self,
-    policy: str | PolicyLike,
+    policy: str | PolicyLike | Schedule,
     labels: np.ndarray,
     key: Array,
     *,
@@ -257,11 +265,11 @@ class Generator:
     Raises:
       UserError: for steps or a policy that this generator cannot do.
     """
-    chosen = self._resolve(policy, num_steps)[0]
-    if not denoisers.reuses(self.nat) or program.is_shared_table(chosen):
+    chosen = self.schedule(policy, num_steps)
+    if not denoisers.reuses(self.nat) or program.is_shared_table(chosen.policy):
       return self
     watched = dataclasses.replace(self, buckets={}).decode(
-      chosen, labels, key, num_steps=num_steps, record=True
+      chosen, labels, key, record=True
     )
     assert watched.trajectory is not None  # It was asked for.
     length = denoisers.text_length(labels)
@@ -339,39 +347,27 @@ class Generator:
       return np.asarray(self.num_classes, np.int32)
     return np.asarray(self.null_condition)
 
-  def _resolve(
-    self, policy: str | PolicyLike, num_steps: int
-  ) -> tuple[PolicyLike, bool, step_lib.StepOptions]:
-    """The policy, whether it is guided, and its step options."""
-    if num_steps < 1:
-      raise UserError(f'num_steps is {num_steps}; at least 1 is needed')
-    if isinstance(policy, PolicyValues):
-      length = np.shape(policy.mask_ratio)[0]
-      if length != num_steps:
+  def _named(self, name: str, num_steps: int) -> Schedule:
+    if name == 'learned':
+      if num_steps not in self.agents:
+        known = ', '.join(str(steps) for steps in sorted(self.agents)) or 'none'
         raise UserError(
-          f'the table has {length} steps, num_steps is {num_steps}'
+          f'no policy was learned for num_steps={num_steps}; learned: {known}'
         )
-      return policy, True, step_lib.ADANAT
-    if isinstance(policy, Agent):
-      if len(policy.residual) != num_steps:
-        raise UserError(
-          f'the agent was made for {len(policy.residual)} steps, num_steps is'
-          f' {num_steps}'
-        )
-      return policy, True, step_lib.ADANAT
-    if policy == 'hand-made':
-      table = schedules.hand_made(num_steps, total=self.nat.num_tokens)
-      return table, False, step_lib.MASKGIT
-    if policy != 'learned':
-      raise UserError(
-        f'policy is {policy!r}; give learned, hand-made, a table or an agent'
-      )
-    if num_steps not in self.agents:
-      known = ', '.join(str(steps) for steps in sorted(self.agents)) or 'none'
-      raise UserError(
-        f'no policy was learned for num_steps={num_steps}; learned: {known}'
-      )
-    return self.agents[num_steps], True, step_lib.ADANAT
+      return Schedule('learned', self.agents[num_steps], label='AdaNAT')
+    if name == 'hand-made':
+      name = 'maskgit'
+    if name not in schedules.SCHEDULES:
+      raise _unknown(name)
+    return schedules.make(name, num_steps, self.nat.num_tokens)
+
+
+def _unknown(policy: Any) -> UserError:
+  names = ', '.join(schedules.SCHEDULES)
+  return UserError(
+    f'policy is {policy!r}; give learned, hand-made, {names}, a Schedule, a'
+    ' table or an agent'
+  )
 
 
 def _checked_labels(

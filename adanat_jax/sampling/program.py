@@ -1,6 +1,6 @@
 """The compiled decoding of one batch, from canvases to images.
 
-`sampler.Generator` cuts what it is asked for into batches; here is the one
+`generator.Generator` cuts what it is asked for into batches; here is the one
 program that each of them runs.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
 from flax import struct
 import jax
@@ -23,12 +23,10 @@ from adanat_jax.decoding import (
   step as step_lib,
   unrolled,
 )
-from adanat_jax.learning.agent import Agent
+from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.models import denoisers
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
-
-PolicyLike: TypeAlias = PolicyValues | Agent
 
 
 @struct.dataclass
@@ -49,7 +47,10 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a compiled program is made for.
+  """What a compiled program is made for: of a schedule, what is static.
+
+  Schedules that differ in nothing else, such as two tables of a search, share
+  a program: their policies are its arguments.
 
   Attributes:
     num_steps: T.
@@ -69,6 +70,11 @@ class Plan:
   counts: tuple[TokenCounts, ...] | None = None
   buckets: tuple[TokenCounts, ...] = ()
 
+  @classmethod
+  def from_schedule(cls, schedule: Schedule, record: bool = False) -> Plan:
+    """The plan of a schedule, without counts and buckets."""
+    return cls(schedule.num_steps, schedule.guided, schedule.options, record)
+
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def decode_tokens(
@@ -86,7 +92,8 @@ def decode_tokens(
     nat: the network.
     plan: see `Plan`.
     nat_params: its parameters.
-    policy: a table (float32[T], or float32[T, B] a sample) or an agent.
+    policy: that of the schedule; a table of float32[T, B] has the columns of
+      these samples.
     batch: `tokens` int32[B, N], the canvases to start from; `labels`, int32[B]
       classes or float32[B, L, C] texts; `index` int32[B], the numbers of the
       samples, from which their noise follows.
@@ -122,11 +129,6 @@ def decode_tokens(
       plan.buckets,
       nat.codebook_size,
     )
-  steered = (
-    schedules.table_policy(policy)
-    if isinstance(policy, PolicyValues)
-    else policy.policy()
-  )
   cache = denoisers.empty_cache(
     nat,
     (1 + plan.guided) * len(tokens),
@@ -134,7 +136,7 @@ def decode_tokens(
   )
   decoded = loop.decode(
     denoiser,
-    steered,
+    schedules.as_policy(policy),
     num_steps=plan.num_steps,
     cache=sharding.split_batch(cache),
     **shared,
@@ -170,7 +172,7 @@ def decode_batch(
     plan: see `Plan`.
     nat_params: of the network.
     tokenizer_params: of the tokenizer.
-    policy: a table or an agent.
+    policy: that of the schedule.
     batch: canvases, conditions and numbers of the samples.
     null_condition: what stands for no condition.
     key: of the whole set of samples.
@@ -222,7 +224,7 @@ def with_counts(
 
 def rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
   """A table a sample, float32[T, B], restricted to this process's samples."""
-  if isinstance(policy, Agent):
+  if not isinstance(policy, PolicyValues):
     return policy
   table = jax.tree.map(np.asarray, policy)
   if is_shared_table(table):

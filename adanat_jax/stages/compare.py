@@ -167,9 +167,9 @@ def run(experiment: Experiment) -> None:
     results.setdefault('floors', contender.floors())
     for num_steps in sorted(config.compare.num_steps):
       for method in contender.methods(num_steps):
-        _say(f'{network}, T={num_steps}, {method.label}')
-        results['methods'].append(contender.entry(method, num_steps))
-        calls |= contender.calls(method, num_steps)
+        _say(f'{network}, T={num_steps}, {method.schedule.label}')
+        results['methods'].append(contender.entry(method))
+        calls |= contender.calls(method)
   _say(f'{config.compare.timing_rounds} rounds of timing')
   timed = ledger.get('timing', lambda: _timing(experiment, calls))
   results['machine'] = timed['machine']

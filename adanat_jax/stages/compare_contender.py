@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adanat_jax.data import digits
-from adanat_jax.decoding import buckets as buckets_lib
+from adanat_jax.decoding import buckets as buckets_lib, schedules
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import networks, policies
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
@@ -90,20 +90,21 @@ class Contender:
   def methods(self, num_steps: int) -> Iterator[methods_lib.Method]:
     """The schedules of T steps: hand-made, searched, learned."""
     num_tokens = self._generator.nat.num_tokens
-    maskgit = methods_lib.hand_made(num_steps, num_tokens)[0]
-    yield dataclasses.replace(maskgit, label='MaskGIT')
+    maskgit = schedules.make('maskgit', num_steps, num_tokens)
+    yield methods_lib.Method(
+      dataclasses.replace(maskgit, label='MaskGIT'), 'hand-made'
+    )
     for which in search_common.of(self._experiment):
       if which.num_steps == num_steps:
         yield self._searched(which)
     for training in policies.trainings(self._experiment):
       if training.num_steps == num_steps:
+        agent = policies.load_agent(self._experiment, training)
         yield methods_lib.Method(
-          name='adanat',
-          label='AdaNAT',
-          role='adaptive',
-          policy=policies.load_agent(self._experiment, training),
-          training=training.index,
-          reward=training.reward,
+          Schedule('adanat', agent, label='AdaNAT'),
+          'adaptive',
+          training.index,
+          training.reward,
         )
 
   def _searched(self, which: search_common.Search) -> methods_lib.Method:
@@ -117,30 +118,31 @@ class Contender:
     tables = files.read_json(path)['tables']
     name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
     evaluations = self._experiment.config.search.evaluations
-    return methods_lib.Method(
-      name='autonat',
+    schedule = Schedule(
+      'autonat',
+      search_common.table_of_lists(tables[name]['table']),
       label='AutoNAT',
-      role='tuned',
-      policy=search_common.table_of_lists(tables[name]['table']),
-      training=which.repetition,
       note=f'{name} table of {evaluations} evaluations',
     )
+    return methods_lib.Method(schedule, 'tuned', which.repetition)
 
-  def _key(self, method: methods_lib.Method, num_steps: int) -> str:
-    return f'{self._network}/T{num_steps}/{method.name}/{method.training or 0}'
+  def _key(self, method: methods_lib.Method) -> str:
+    schedule = method.schedule
+    return (
+      f'{self._network}/T{schedule.num_steps}/{schedule.name}'
+      f'/{method.training or 0}'
+    )
 
-  def _generator_of(
-    self, method: methods_lib.Method, num_steps: int
-  ) -> Generator:
+  def _generator_of(self, method: methods_lib.Method) -> Generator:
     """The generator, with the buckets that an adaptive policy of ENAT gets."""
-    nat = self._generator.nat
-    if not isinstance(method.policy, Agent) or not isinstance(nat, ENAT):
+    schedule, num_steps = method.schedule, method.schedule.num_steps
+    if schedule.is_table or not isinstance(self._generator.nat, ENAT):
       return self._generator
 
     def make() -> list[TokenCounts]:
       # Samples that no measure sees.
       found = self._generator.with_buckets(
-        method.policy,
+        schedule,
         self._evaluation.labels(self._experiment.config.evaluate.num_samples),
         self._experiment.key('compare/buckets'),
         num_steps=num_steps,
@@ -148,40 +150,41 @@ class Contender:
       )
       return list(found.buckets[num_steps])
 
-    rows = self._ledger.get(f'{self._key(method, num_steps)}/buckets', make)
+    rows = self._ledger.get(f'{self._key(method)}/buckets', make)
     chosen = tuple(TokenCounts(*row) for row in rows)
     return dataclasses.replace(self._generator, buckets={num_steps: chosen})
 
-  def entry(self, method: methods_lib.Method, num_steps: int) -> dict[str, Any]:
+  def entry(self, method: methods_lib.Method) -> dict[str, Any]:
     """A method as `results.json` has it, but for the seconds."""
-    generator = self._generator_of(method, num_steps)
-    key = self._key(method, num_steps)
+    schedule, num_steps = method.schedule, method.schedule.num_steps
+    generator = self._generator_of(method)
+    key = self._key(method)
     seeds = list(range(self._experiment.config.evaluate.num_seeds))
     rows = [
       self._ledger.get(
         f'{key}/{seed}',
-        functools.partial(self._row, generator, method, num_steps, seed),
+        functools.partial(self._row, generator, schedule, seed),
       )
       for seed in seeds
     ]
     paths: dict[str, dict[str, Any]] = {
       path: {'operations': count}
       for path, count in costs.path_operations(
-        generator, method, num_steps, self._actor
+        generator, schedule, self._actor
       ).items()
     }
     result = {
       'key': key,
-      'name': f'{self._network}/{method.name}',
-      'label': f'{method.label} on {self._network.upper()}',
+      'name': f'{self._network}/{schedule.name}',
+      'label': f'{schedule.label} on {self._network.upper()}',
       'network': self._network,
-      'schedule': method.name,
+      'schedule': schedule.name,
       'role': method.role,
       'reward': method.reward,
-      'note': method.note,
+      'note': schedule.note,
       'num_steps': num_steps,
       'training': method.training,
-      'guided': method.guided,
+      'guided': schedule.guided,
       'seeds': seeds,
       'samples_per_seed': self._experiment.config.evaluate.num_samples,
       'measures': {
@@ -190,7 +193,7 @@ class Contender:
       },
       'values_per_step': rows[0]['values_per_step'],
       'committed_per_step': rows[0]['committed_per_step'],
-      'path': costs.paths_of(generator, method)[0],
+      'path': costs.paths_of(generator, schedule)[0],
       'paths': paths,
     }
     if 'adaptive' in rows[0]:
@@ -213,40 +216,32 @@ class Contender:
     return result
 
   def calls(
-    self, method: methods_lib.Method, num_steps: int
+    self, method: methods_lib.Method
   ) -> dict[str, Callable[[int], None]]:
     """What is timed of a method, by its key and the path."""
-    generator = self._generator_of(method, num_steps)
+    generator = self._generator_of(method)
     return {
-      f'{self._key(method, num_steps)}/{path}': costs.make_calls(
+      f'{self._key(method)}/{path}': costs.make_calls(
         generator,
-        method,
-        num_steps,
+        method.schedule,
         path,
         self._experiment.config.compare.timing_batches,
       )
-      for path in costs.paths_of(generator, method)
+      for path in costs.paths_of(generator, method.schedule)
     }
 
   def _row(
-    self,
-    generator: Generator,
-    method: methods_lib.Method,
-    num_steps: int,
-    seed: int,
+    self, generator: Generator, schedule: Schedule, seed: int
   ) -> dict[str, Any]:
     """What is measured of one seed."""
     labels = self._evaluation.labels(
       self._experiment.config.evaluate.num_samples
     )
     samples = generator.decode(
-      method.policy,
+      schedule,
       labels,
       # The same noise for every method and network, and that of `evaluate`.
       self._experiment.key(f'evaluate/seed-{seed}'),
-      num_steps=num_steps,
-      guided=method.guided,
-      options=method.options,
       record=True,
     )
     trajectory = samples.trajectory
@@ -260,7 +255,7 @@ class Contender:
       'committed_per_step': _over_samples(trajectory.num_committed),
     }
     nat = generator.nat
-    if isinstance(nat, ENAT) and isinstance(method.policy, Agent):
+    if isinstance(nat, ENAT) and not schedule.is_table:
       start = np.full_like(samples.tokens, nat.codebook_size)
       found = buckets_lib.counts_of_decode(
         trajectory.tokens, start, nat.codebook_size
@@ -268,7 +263,7 @@ class Contender:
       row['adaptive'] = costs.adaptive_operations(
         nat,
         np.asarray(found),
-        generator.buckets[num_steps],
+        generator.buckets[schedule.num_steps],
         generator.batch_size,
       )
     return row

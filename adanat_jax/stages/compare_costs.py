@@ -1,7 +1,7 @@
 """What an image costs: operations that are counted, seconds that are measured.
 
 Both are of decoding to tokens, with the policy and without the tokenizer's
-decoder, which is the same for all. A way of running a method is a path:
+decoder, which is the same for all. A way of running a schedule is a path:
 
 all      a NAT: every token, at every step
 static   an ENAT and a table: the counts of each step are known beforehand
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from adanat_jax.decoding import unrolled
-from adanat_jax.learning.agent import Agent
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.models import denoisers, operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.policy import PolicyNetwork
@@ -31,37 +31,34 @@ from adanat_jax.runtime import sharding, timing
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Plan
-from adanat_jax.stages import methods as methods_lib
 from adanat_jax.types import PolicyValues, TokenCounts
 
 
-def paths_of(generator: Generator, method: methods_lib.Method) -> list[str]:
-  """The ways of running a method; the one a user would take comes first."""
+def paths_of(generator: Generator, schedule: Schedule) -> list[str]:
+  """The ways of running a schedule; the one a user would take comes first."""
   if not denoisers.reuses(generator.nat):
     return ['all']
-  return ['buckets', 'masked'] if _is_adaptive(method) else ['static']
+  return ['static'] if schedule.is_table else ['buckets', 'masked']
 
 
 def path_operations(
   generator: Generator,
-  method: methods_lib.Method,
-  num_steps: int,
+  schedule: Schedule,
   actor: PolicyNetwork,
 ) -> dict[str, int]:
   """Operations of one image by each path whose counts no sample decides.
 
   Args:
     generator: the network.
-    method: the schedule.
-    num_steps: T.
-    actor: what an adaptive method runs at each step.
+    schedule: the schedule.
+    actor: what an adaptive schedule runs at each step.
 
   Returns:
     Twice the multiply-adds, to tokens: of `all`, or `static`, or `masked`.
   """
-  nat, guided = generator.nat, method.guided
-  policy = 0
-  if _is_adaptive(method):
+  nat, guided = generator.nat, schedule.guided
+  num_steps, policy = schedule.num_steps, 0
+  if not schedule.is_table:
     policy = operations.policy_operations(actor, nat.width)
   if not isinstance(nat, ENAT):
     forward = operations.nat_operations(nat)
@@ -70,9 +67,9 @@ def path_operations(
         forward, policy, 0, num_steps, guided
       )
     }
-  if isinstance(method.policy, PolicyValues):
+  if isinstance(schedule.policy, PolicyValues):
     counts = unrolled.counts_of(
-      method.policy, nat.num_tokens, options=method.options
+      schedule.policy, nat.num_tokens, options=schedule.options
     )
     return {
       'static': operations.enat_sampling_operations(nat, counts, 0, guided)
@@ -125,8 +122,7 @@ def adaptive_operations(
 
 def make_calls(
   generator: Generator,
-  method: methods_lib.Method,
-  num_steps: int,
+  schedule: Schedule,
   path: str,
   num_batches: int,
 ) -> Callable[[int], None]:
@@ -134,8 +130,7 @@ def make_calls(
 
   Args:
     generator: the network, and for the path `buckets` its buckets.
-    method: the schedule.
-    num_steps: T.
+    schedule: the schedule.
     path: see the module.
     num_batches: how many batches of the generator's size a call decodes.
 
@@ -146,12 +141,13 @@ def make_calls(
   mesh = generator.mesh or sharding.make_mesh()
   tokens = np.full((size, nat.num_tokens), nat.codebook_size, np.int32)
   labels = np.arange(size, dtype=np.int32) % generator.num_classes
-  plan = Plan(num_steps, method.guided, method.options)
+  policy = schedule.policy
+  plan = Plan.from_schedule(schedule)
   if path == 'static':
-    assert isinstance(method.policy, PolicyValues)
-    plan = program.with_counts(nat, plan, method.policy, tokens, labels)
+    assert isinstance(policy, PolicyValues)
+    plan = program.with_counts(nat, plan, policy, tokens, labels)
   elif path == 'buckets':
-    plan = dataclasses.replace(plan, buckets=generator.buckets[num_steps])
+    plan = dataclasses.replace(plan, buckets=generator.buckets[plan.num_steps])
   null = np.asarray(generator.num_classes, np.int32)
   rows = sharding.local_rows(np.arange(size), mesh)
   batches: list[Any] = [
@@ -172,7 +168,7 @@ def make_calls(
       jax.block_until_ready(
         [
           program.decode_tokens(
-            nat, plan, generator.nat_params, method.policy, batch, null, key
+            nat, plan, generator.nat_params, policy, batch, null, key
           ).tokens
           for batch in batches
         ]
@@ -209,7 +205,3 @@ def _timed(call: Callable[[int], None]) -> Callable[[], float]:
     return time.perf_counter() - start
 
   return run
-
-
-def _is_adaptive(method: methods_lib.Method) -> bool:
-  return isinstance(method.policy, Agent)

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adanat_jax.data import digits
+from adanat_jax.decoding import schedules
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
@@ -30,7 +32,8 @@ from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
-from adanat_jax.sampling.generator import Generator, Samples
+from adanat_jax.sampling.generator import Generator
+from adanat_jax.sampling.program import Samples
 from adanat_jax.stages import (
   evaluate_published,
   methods as methods_lib,
@@ -64,20 +67,16 @@ class Evaluation:
 
   def sample(
     self,
-    method: methods_lib.Method,
-    num_steps: int,
+    schedule: Schedule,
     seed: str,
     count: int,
     record: bool = False,
   ) -> Samples:
-    """Samples of a method; a seed gives every method the same noise."""
+    """Samples of a schedule; a seed gives every schedule the same noise."""
     return self.generator.decode(
-      method.policy,
+      schedule,
       self.labels(count),
       self.experiment.key(f'evaluate/{seed}'),
-      num_steps=num_steps,
-      guided=method.guided,
-      options=method.options,
       record=record,
     )
 
@@ -105,8 +104,8 @@ class Evaluation:
     }
     num_tokens = self.generator.nat.num_tokens
     for num_steps in sorted({1, 2, 4, 8, num_tokens}):
-      method = methods_lib.hand_made(num_steps, num_tokens)[0]
-      samples = self.sample(method, num_steps, 'floors', self._count)
+      schedule = schedules.make('maskgit', num_steps, num_tokens)
+      samples = self.sample(schedule, 'floors', self._count)
       result[f'NAT, unguided, {num_steps} steps'] = measure(
         samples.images, self.labels(self._count)
       )
@@ -122,54 +121,49 @@ class Evaluation:
     method = methods_lib.of_setting(
       setting, num_steps, self.generator.nat.num_tokens, 0
     )
-    images = self.sample(method, num_steps, 'grid', count).images
+    images = self.sample(method.schedule, 'grid', count).images
     return {**setting, 'frechet': self.measures.distance(images)}
 
   def learned(self, which: policies.Training) -> Iterator[methods_lib.Method]:
     """A learned policy and, if adaptive, its mean and its shuffled actions."""
     agent = policies.load_agent(self.experiment, which)
     kind = 'adanat' if which.adaptive else 'learned-non-adaptive'
-    method = methods_lib.Method(
-      name=f'{kind}-{which.reward}',
+    schedule = Schedule(
+      f'{kind}-{which.reward}',
+      agent,
       label=f'{ROLE_LABELS[which.adaptive]} ({which.reward})',
-      role='adaptive' if which.adaptive else 'non-adaptive',
-      policy=agent,
-      training=which.index,
-      reward=which.reward,
     )
-    yield method
+    made = functools.partial(
+      methods_lib.Method, training=which.index, reward=which.reward
+    )
+    yield made(schedule, 'adaptive' if which.adaptive else 'non-adaptive')
     if not which.adaptive:
       return
     # The mean is taken on samples that no measure sees.
-    seen = self.sample(method, which.num_steps, 'mean', self._count, True)
+    seen = self.sample(schedule, 'mean', self._count, True)
     assert seen.trajectory is not None  # It was asked for.
-    yield dataclasses.replace(
-      method,
-      name=f'{method.name}-mean',
-      label=f'{method.label}, mean action as a table',
-      role='frozen',
-      policy=methods_lib.mean_table(seen.trajectory.aux.action, agent.residual),
+    mean = Schedule(
+      f'{schedule.name}-mean',
+      methods_lib.mean_table(seen.trajectory.aux.action, agent.residual),
+      label=f'{schedule.label}, mean action as a table',
     )
-    yield dataclasses.replace(
-      method,
-      name=f'{method.name}-shuffled',
-      label=f'{method.label}, actions shuffled within class',
-      role='shuffled',
-      policy=methods_lib.shuffled_table(
+    yield made(mean, 'frozen')
+    shuffled = Schedule(
+      f'{schedule.name}-shuffled',
+      methods_lib.shuffled_table(
         seen.trajectory.values, self.labels(self._count), 0
       ),
+      label=f'{schedule.label}, actions shuffled within class',
     )
+    yield made(shuffled, 'shuffled')
 
-  def entry(
-    self, method: methods_lib.Method, num_steps: int, ledger: Ledger
-  ) -> dict[str, Any]:
+  def entry(self, method: methods_lib.Method, ledger: Ledger) -> dict[str, Any]:
     """All seeds of a method, as `results.json` has it."""
-    name = f'T{num_steps}/{method.name}/{method.training}'
+    schedule = method.schedule
+    name = f'T{schedule.num_steps}/{schedule.name}/{method.training}'
     seeds = list(range(self.experiment.config.evaluate.num_seeds))
     rows = [
-      ledger.get(
-        f'{name}/{seed}', functools.partial(self._row, method, num_steps, seed)
-      )
+      ledger.get(f'{name}/{seed}', functools.partial(self._row, schedule, seed))
       for seed in seeds
     ]
     collected = {
@@ -177,12 +171,12 @@ class Evaluation:
       for measure in measures_lib.MEASURES
     }
     return {
-      'name': method.name,
-      'label': method.label,
+      'name': schedule.name,
+      'label': schedule.label,
       'role': method.role,
       'reward': method.reward,
-      'note': method.note,
-      'num_steps': num_steps,
+      'note': schedule.note,
+      'num_steps': schedule.num_steps,
       'training': method.training,
       'seeds': seeds,
       'samples_per_seed': self._count,
@@ -198,11 +192,9 @@ class Evaluation:
       'committed_per_step': rows[0]['committed_per_step'],
     }
 
-  def _row(
-    self, method: methods_lib.Method, num_steps: int, seed: int
-  ) -> dict[str, Any]:
+  def _row(self, schedule: Schedule, seed: int) -> dict[str, Any]:
     """Measures of one seed, and what the policy did."""
-    samples = self.sample(method, num_steps, f'seed-{seed}', self._count, True)
+    samples = self.sample(schedule, f'seed-{seed}', self._count, True)
     trajectory = samples.trajectory
     assert trajectory is not None  # It was asked for.
     return {
@@ -311,8 +303,8 @@ def run(experiment: Experiment) -> None:
       if which.num_steps == num_steps:
         methods.extend(evaluation.learned(which))
     for method in methods:
-      _say(f'T={num_steps}, {method.label}')
-      results['methods'].append(evaluation.entry(method, num_steps, ledger))
+      _say(f'T={num_steps}, {method.schedule.label}')
+      results['methods'].append(evaluation.entry(method, ledger))
   files.write_json(directory / 'results.json', results)
   mark_complete(directory, len(results['methods']), {})
 

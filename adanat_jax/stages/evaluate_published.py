@@ -19,7 +19,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from adanat_jax.decoding import schedules as tables, step as step_lib
+from adanat_jax.decoding import schedules
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
@@ -30,7 +31,6 @@ from adanat_jax.experiment.fields import (
   int_at_least,
   tuple_of,
 )
-from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import (
   clip_score,
   features,
@@ -46,19 +46,8 @@ from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import methods as methods_lib
 
 Config = ml_collections.ConfigDict
-
-_TABLE_LABELS = {
-  'autonat_large': 'AutoNAT-L',
-  'adagen': "AdaGen's hand-made",
-  'enat_256': "ENAT's hand-made",
-  'enat_512': "ENAT's hand-made, 512",
-}
-
-HAND_MADE = ('maskgit', 'residual', 'guidance-3')
-POLICIES = ('learned', *HAND_MADE, *tables.SCHEDULES)
 
 # One set of samples: all policies are measured with the same noise.
 _SEED = 0
@@ -76,7 +65,7 @@ def check_config(experiment: Experiment) -> None:
     config,
     {
       'evaluate.num_samples': int_at_least(10),
-      'evaluate.policies': tuple_of(choice(*POLICIES)),
+      'evaluate.policies': tuple_of(choice('learned', *schedules.SCHEDULES)),
       'evaluate.num_buckets': int_at_least(0),
       'evaluate.precision_recall': int_at_least(0),
       'evaluate.save_npz': boolean,
@@ -94,9 +83,9 @@ def check_config(experiment: Experiment) -> None:
     # Real images are needed.
     datasets.check_config(experiment)
   for name in config.evaluate.policies:
-    if name in tables.SCHEDULES:
+    if name in schedules.SCHEDULES:
       for num_steps in config.policy.num_steps:
-        tables.SCHEDULES[name](num_steps)
+        schedules.make(name, num_steps, experiment.num_tokens)
   clip_score.check_config(experiment)
 
 
@@ -117,12 +106,11 @@ def run(experiment: Experiment) -> None:
   evaluation = Evaluation(experiment)
   ledger = Ledger(directory / 'ledger.jsonl')
   rows = []
-  for method, num_steps in evaluation.methods():
-    name = f'{method.name}-T{num_steps}'
-    _say(f'{method.label}, {num_steps} steps')
+  for schedule in evaluation.schedules:
+    name = f'{schedule.name}-T{schedule.num_steps}'
+    _say(f'{schedule.label}, {schedule.num_steps} steps')
     row = ledger.get(
-      name,
-      functools.partial(evaluation.row, method, num_steps, directory / name),
+      name, functools.partial(evaluation.row, schedule, directory / name)
     )
     evaluation.tidy(directory / name)
     rows.append(row)
@@ -149,7 +137,7 @@ class Evaluation:
     self.experiment = experiment
     self.generator: Generator = experiment.generator()
     # Before anything that takes long: a policy may not be there.
-    self._methods = self._find_methods()
+    self.schedules = self._find_schedules()
     self.scorer = scores.Scorer(experiment)
     self._count: int = experiment.config.evaluate.num_samples
     self._clip = None
@@ -159,49 +147,29 @@ class Evaluation:
         experiment, self.scorer.conditions, chosen
       )
 
-  def methods(self) -> list[tuple[methods_lib.Method, int]]:
-    """The policies, each with its number of steps."""
-    return self._methods
+  def _find_schedules(self) -> list[Schedule]:
+    """Every policy at every number of steps, in the order of results."""
+    return [
+      self._find(name, num_steps)
+      for num_steps in sorted(set(self.experiment.config.policy.num_steps))
+      for name in self.experiment.config.evaluate.policies
+    ]
 
-  def _find_methods(self) -> list[tuple[methods_lib.Method, int]]:
-    found = []
-    for num_steps in sorted(set(self.experiment.config.policy.num_steps)):
-      hand_made = {
-        method.name: method
-        for method in methods_lib.hand_made(
-          num_steps, self.generator.nat.num_tokens
-        )
-      }
-      for name in self.experiment.config.evaluate.policies:
-        if name in hand_made:
-          method = hand_made[name]
-        elif name in tables.SCHEDULES:
-          method = _table(name, num_steps)
-        else:
-          method = self._learned(num_steps)
-        found.append((method, num_steps))
-    return found
-
-  def _learned(self, num_steps: int) -> methods_lib.Method:
-    if num_steps not in self.generator.agents:
+  def _find(self, name: str, num_steps: int) -> Schedule:
+    if name == 'learned' and num_steps not in self.generator.agents:
       raise UserError(
         f'{self.experiment.workdir} holds no learned policy for'
         f' {num_steps} steps: run --config.mode=policy first, name converted'
         ' weights by config.policy.init_from, or leave learned out of'
         ' config.evaluate.policies'
       )
-    return methods_lib.Method(
-      'learned', 'AdaNAT', 'adaptive', self.generator.agents[num_steps]
-    )
+    return self.generator.schedule(name, num_steps)
 
-  def row(
-    self, method: methods_lib.Method, num_steps: int, directory: pathlib.Path
-  ) -> dict[str, Any]:
-    """Samples of a policy, measured.
+  def row(self, schedule: Schedule, directory: pathlib.Path) -> dict[str, Any]:
+    """Samples of a schedule, measured.
 
     Args:
-      method: the policy.
-      num_steps: T.
+      schedule: what decodes.
       directory: keeps what was counted so far, and the samples if asked for.
     """
     section = self.experiment.config.evaluate
@@ -213,11 +181,8 @@ class Evaluation:
     # First: what is wrong with real images is told before any is generated.
     real = self._real_features()
     tally = self.scorer.tally(
-      self._generator_of(method, num_steps),
-      method.policy,
-      num_steps=num_steps,
-      guided=method.guided,
-      options=method.options,
+      self._generator_of(schedule),
+      schedule,
       num_samples=self._count,
       seed=_SEED,
       directory=directory,
@@ -226,10 +191,10 @@ class Evaluation:
       images=images,
     )
     row: dict[str, Any] = {
-      'name': method.name,
-      'label': method.label,
-      'note': method.note,
-      'num_steps': num_steps,
+      'name': schedule.name,
+      'label': schedule.label,
+      'note': schedule.note,
+      'num_steps': schedule.num_steps,
       'figures': processes.from_first(lambda: self._figures(tally, real)),
     }
     if images is not None:
@@ -237,22 +202,20 @@ class Evaluation:
       row['samples'] = images.path.name
     return row
 
-  def _generator_of(
-    self, method: methods_lib.Method, num_steps: int
-  ) -> Generator:
+  def _generator_of(self, schedule: Schedule) -> Generator:
     """The generator, with the buckets that an adaptive policy of ENAT gets."""
     num_buckets = self.experiment.config.evaluate.num_buckets
-    if not num_buckets or not isinstance(method.policy, Agent):
+    if not num_buckets or schedule.is_table:
       return self.generator
     watched = min(
       self._count, _WATCHED_BATCHES * self.experiment.config.evaluate.batch_size
     )
     chosen = self.scorer.conditions.of(watched, _SEED + 1)
     return self.generator.with_buckets(
-      method.policy,
+      schedule,
       self.scorer.conditions.on_hosts(chosen),
       self.experiment.key('evaluate/buckets'),
-      num_steps=num_steps,
+      num_steps=schedule.num_steps,
       num_buckets=num_buckets,
     )
 
@@ -352,16 +315,3 @@ class Evaluation:
       elif name == 'policy':
         result[name] += f', the {self.experiment.config.policy.iterate} iterate'
     return result
-
-
-def _table(name: str, num_steps: int) -> methods_lib.Method:
-  """A published table, decoded as it was made for."""
-  clamps = name == 'autonat_large'
-  return methods_lib.Method(
-    name,
-    _TABLE_LABELS[name],
-    'hand-made',
-    tables.SCHEDULES[name](num_steps),
-    options=step_lib.MASKGIT if clamps else step_lib.ADANAT,
-    note='published schedule',
-  )

@@ -1,6 +1,6 @@
-"""The schedules that evaluation compares, as one list.
+"""The schedules that the study compares, and how it makes them.
 
-Hand-made ones at their published defaults, the grid over the dials of the
+Those of `SCHEDULES` at their published defaults, the grid over the dials of the
 hand-made family, and for each learned policy the policy itself and, of an
 adaptive one, what is left without its adaptivity.
 """
@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import actions, schedules, step as step_lib
-from adanat_jax.sampling.generator import PolicyLike
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.types import PolicyValues
 
+# What is compared without a training, unless the config names others.
+HAND_MADE = ('maskgit', 'residual', 'guidance-3')
 # The grid over the hand-made family: 2 x 4 x 3 x 3 = 72 settings.
 GRID = {
   'curve': ('cosine', 'pow2'),
@@ -30,59 +32,26 @@ GRID = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """One way of scheduling the decoder.
+  """A schedule as one side of a comparison.
 
   Attributes:
-    name: the same at every T and for every training.
-    label: for tables and pictures.
+    schedule: what decodes; its name is the same at every T and training.
     role: `adanat_jax.report.results` lists them.
-    policy: table or agent.
-    guided: whether the unconditional pass runs.
-    options: of the decode step.
-    training: which repetition, None for hand-made ones.
-    reward: what a learned policy was trained on, None for hand-made ones.
-    note: a remark for the report.
+    training: which repetition, None for schedules without a training.
+    reward: what a learned policy was trained on, None for all others.
   """
 
-  name: str
-  label: str
+  schedule: Schedule
   role: str
-  policy: PolicyLike
-  guided: bool = True
-  options: step_lib.StepOptions = step_lib.ADANAT
   training: int | None = None
   reward: str | None = None
-  note: str = ''
 
 
 def hand_made(num_steps: int, num_tokens: int) -> list[Method]:
   """The hand-made schedules at their published defaults."""
-  residual = actions.published_residual(num_steps)
   return [
-    Method(
-      'maskgit',
-      'MaskGIT, unguided',
-      'hand-made',
-      schedules.hand_made(num_steps, total=num_tokens),
-      guided=False,
-      options=step_lib.MASKGIT,
-      note='cosine curve, masking temperature falling from 4.5',
-    ),
-    Method(
-      'residual',
-      "AdaNAT's hand-made schedule",
-      'hand-made',
-      actions.values_from_action(jnp.zeros_like(residual), residual),
-      note='the published residual',
-    ),
-    Method(
-      'guidance-3',
-      'guidance growing to 3',
-      'hand-made',
-      schedules.hand_made(num_steps, total=num_tokens, guidance_scale=3.0),
-      options=step_lib.MASKGIT,
-      note='cosine curve, masking temperature falling from 4.5',
-    ),
+    Method(schedules.make(name, num_steps, num_tokens), 'hand-made')
+    for name in HAND_MADE
   ]
 
 
@@ -98,15 +67,15 @@ def of_setting(
   setting: dict[str, Any], num_steps: int, num_tokens: int, evaluations: int
 ) -> Method:
   """A setting of the grid as a method; unguided where its guidance is 0."""
-  return Method(
-    'tuned',
-    f'hand-made, best of {evaluations}',
+  schedule = Schedule(
     'tuned',
     schedules.hand_made(num_steps, total=num_tokens, **setting),
     guided=setting['guidance_scale'] > 0,
     options=step_lib.MASKGIT,
+    label=f'hand-made, best of {evaluations}',
     note=', '.join(f'{key} {value}' for key, value in setting.items()),
   )
+  return Method(schedule, 'tuned')
 
 
 def mean_table(raw_actions: np.ndarray, residual: jax.Array) -> PolicyValues:

@@ -17,6 +17,7 @@ import numpy as np
 
 from adanat_jax.data import clip_tokens, prepared
 from adanat_jax.data.examples import Examples
+from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import fit, networks, texts
 from adanat_jax.experiment.experiment import Experiment
@@ -41,7 +42,6 @@ from adanat_jax.types import Array, Cache
 
 Config = ml_collections.ConfigDict
 
-SCHEDULES = ('maskgit', 'residual', 'guidance-3')
 # What the losses of the splits are called; that of the last split there is
 # chooses the best state.
 _LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
@@ -77,13 +77,19 @@ def check_config(experiment: Experiment) -> None:
       'nat.evaluate_every': int_at_least(0),
       'nat.validation_examples': int_at_least(0),
       'nat.sample_num_steps': int_at_least(1),
-      'nat.sample_schedule': choice(*SCHEDULES),
+      'nat.sample_schedule': choice(*schedules.SCHEDULES),
       'nat.sample_grid': int_at_least(0),
       'nat.frechet_samples': int_at_least(0),
       'nat.frechet_every': int_at_least(0),
     },
   )
   section = config.nat
+  # It may not exist for this number of steps.
+  schedules.make(
+    section.sample_schedule,
+    section.sample_num_steps,
+    experiment.num_tokens,
+  )
   types = {section.dtype, section.training_dtype or section.dtype}
   if section.attention == 'cudnn' and types != {'bfloat16'}:
     raise UserError(

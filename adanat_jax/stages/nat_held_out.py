@@ -3,8 +3,8 @@
 An ENAT is measured likewise. The loss, for which it encodes all that it sees,
 is that of the moving average, without dropout or label smoothing, with
 mask ratios by the cosine law whatever the training's law, so that losses of
-different recipes compare. What is generated, by a hand-made schedule, goes to a
-picture, and every so often to the Fréchet distance on a small budget.
+different recipes compare. What is generated, by a schedule of `SCHEDULES`, goes
+to a picture, and every so often to the Fréchet distance on a small budget.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
+from adanat_jax.decoding import schedules
 from adanat_jax.experiment import networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
@@ -27,7 +28,6 @@ from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import methods
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
@@ -135,11 +135,10 @@ class Samples:
     self._module = networks.nat_module(config)
     self._tokenizer = experiment.network('tokenizer')
     self._null = sharding.gather(frozen['null']) if experiment.is_text else None
-    self._num_steps = section.sample_num_steps
-    (self._method,) = (
-      method
-      for method in methods.hand_made(self._num_steps, self._module.num_tokens)
-      if method.name == section.sample_schedule
+    self._schedule = schedules.make(
+      section.sample_schedule,
+      section.sample_num_steps,
+      self._module.num_tokens,
     )
     self._directory = experiment.workdir / 'nat' / 'samples'
     self._scorer = None
@@ -171,10 +170,7 @@ class Samples:
       return {}
     return self._scorer(
       generator,
-      self._method.policy,
-      num_steps=self._num_steps,
-      guided=self._method.guided,
-      options=self._method.options,
+      self._schedule,
       num_samples=self._experiment.config.nat.frechet_samples,
     )
 
@@ -197,13 +193,10 @@ class Samples:
     chosen = self._conditions.of(count, 0)
     images = []
     for index, part in generator.stream(
-      self._method.policy,
+      self._schedule,
       lambda index: self._conditions.batch(chosen[index]),
       count,
       self._experiment.key('nat/samples'),
-      num_steps=self._num_steps,
-      guided=self._method.guided,
-      options=self._method.options,
     ):
       images.append(sharding.gather(part.images)[: len(index)])
     pictures.save_grid(

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import (
   adversarial_reward,
   fit,
@@ -239,9 +240,7 @@ def _train(
     )
     as_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
     scorer = scores.Scorer(experiment)
-    options = _evaluation(
-      experiment, scorer, generator, as_agent, which.num_steps
-    )
+    options = _evaluation(experiment, scorer, generator, as_agent)
   fit.fit(
     experiment,
     name,
@@ -262,7 +261,6 @@ def _evaluation(
   scorer: scores.Scorer,
   generator: Generator,
   as_agent: Callable[[Any], agent_lib.Agent],
-  num_steps: int,
 ) -> dict[str, Any]:
   """Options of a training that is measured as it goes."""
   section = experiment.config.policy
@@ -271,8 +269,7 @@ def _evaluation(
     del iteration  # Every iterate is asked for the same, with the same noise.
     return scorer(
       generator,
-      as_agent(getattr(state, iterate_field(experiment))),
-      num_steps=num_steps,
+      Schedule('learned', as_agent(getattr(state, iterate_field(experiment)))),
       num_samples=section.evaluate_samples,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.data import digits
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, int_at_least
@@ -111,14 +112,16 @@ def _drawn(
       )
     )
   for num_steps in sorted(set(config.policy.num_steps)):
-    rows, adaptive = [], None
+    rows: list[tuple[str, np.ndarray]] = []
+    adaptive: Schedule | None = None
     for method in all_methods(evaluation, results, num_steps):
       if method.role in SHOWN and method.training in (None, 0):
+        schedule = method.schedule
         count = config.report.images_per_class * len(names)
-        images = evaluation.sample(method, num_steps, 'report', count).images
+        images = evaluation.sample(schedule, 'report', count).images
         by_class = images.reshape(-1, len(names), *images.shape[1:])
-        rows.append((method.label, np.moveaxis(by_class, 1, 0)))
-        adaptive = adaptive or (method if method.role == 'adaptive' else None)
+        rows.append((schedule.label, np.moveaxis(by_class, 1, 0)))
+        adaptive = adaptive or (schedule if method.role == 'adaptive' else None)
     name = f'samples-T{num_steps}.png'
     pictures.save_class_grid(directory / name, rows, names)
     shown.append(
@@ -132,7 +135,7 @@ def _drawn(
     if adaptive is None:
       continue
     name = f'revealed-T{num_steps}.png'
-    _draw_reveal(evaluation, adaptive, num_steps, directory / name)
+    _draw_reveal(evaluation, adaptive, directory / name)
     shown.append(
       Picture(
         name,
@@ -146,13 +149,12 @@ def _drawn(
 
 def _draw_reveal(
   evaluation: Evaluation,
-  method: methods_lib.Method,
-  num_steps: int,
+  schedule: Schedule,
   path: pathlib.Path,
 ) -> None:
   """One picture of a few samples, a column a step."""
   count = evaluation.experiment.config.report.revealed_samples
-  samples = evaluation.sample(method, num_steps, 'report', count, record=True)
+  samples = evaluation.sample(schedule, 'report', count, record=True)
   trajectory = samples.trajectory
   assert trajectory is not None  # It was asked for.
   mask_token = evaluation.generator.nat.codebook_size
@@ -160,7 +162,7 @@ def _draw_reveal(
   masked[-1] = False
   tokens = trajectory.sampled.reshape(-1, trajectory.sampled.shape[-1])
   images = evaluation.images_of(tokens)
-  images = images.reshape(num_steps, count, *images.shape[1:])
+  images = images.reshape(schedule.num_steps, count, *images.shape[1:])
   names = digits.CONDITION_NAMES[evaluation.experiment.config.data.condition]
   labels = evaluation.labels(count)
   pictures.save_reveal(

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import schedules
+from adanat_jax.decoding.schedules import PolicyLike
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
-from adanat_jax.sampling.generator import PolicyLike
 from adanat_jax.types import PolicyValues
 
 
@@ -34,7 +34,7 @@ def check_config(experiment: Experiment) -> None:
       'sample.seed': int_at_least(0),
       'sample.num_buckets': int_at_least(0),
       'sample.policy': choice(
-        'learned', 'hand-made', 'table', *schedules.SCHEDULES
+        *('learned', 'hand-made', 'table', *schedules.SCHEDULES)
       ),
     },
   )
@@ -55,8 +55,6 @@ def run(experiment: Experiment) -> None:
   policy: str | PolicyLike = section.policy
   if policy == 'table':
     policy = read_table(section.table)
-  elif policy in schedules.SCHEDULES:
-    policy = schedules.SCHEDULES[policy](section.num_steps)
   names, labels = conditions_of(experiment)
   if section.num_buckets:
     generator = generator.with_buckets(

@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
@@ -172,9 +173,11 @@ class Objective:
     # from one point to the next.
     figures = self._scorer(
       self._generator,
-      schedule_search.table_of(point),
-      num_steps=self._which.num_steps,
-      options=step_lib.AUTONAT,
+      Schedule(
+        self._which.name,
+        schedule_search.table_of(point),
+        options=step_lib.AUTONAT,
+      ),
       num_samples=count,
       seed=seed,
     )
