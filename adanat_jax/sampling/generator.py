@@ -4,7 +4,8 @@
   generator = adanat_jax.load('runs/digits')
   images = generator.sample([0, 1, 1], num_steps=4, seed=0)
 
-`load` is in `adanat_jax.experiment.load`; this module holds what it returns.
+`load` is in `adanat_jax.experiment.experiment`; this module holds what it
+returns.
 """
 
 from __future__ import annotations
