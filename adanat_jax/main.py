@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> None:
 def _hold(
   stack: contextlib.ExitStack, config: Any, workdir: pathlib.Path, name: str
 ) -> None:
-  """Refuses a stage that another run on this machine is at."""
+  """Refuses a stage that another process on this machine is running."""
   if name == 'sample':
     return  # It only reads.
   # Workdirs may share prepared tokens.
@@ -158,8 +158,8 @@ def _hold(
   held = files.only_one(
     place,
     name,
-    f'{place}: another run on this machine is at the stage {name} there; wait'
-    ' for its end, or give another directory',
+    f'{place}: another process on this machine is running stage {name} in this'
+    ' directory; wait for it to end, or use another directory',
   )
   processes.from_first(lambda: stack.enter_context(held))
 
@@ -183,7 +183,10 @@ def run() -> None:
     processes.leave(error.status)
   except KeyboardInterrupt:
     # Inside a training loop Ctrl-C saves first and does not come to here.
-    print('adanat_jax: interrupted; the same command goes on', file=sys.stderr)
+    print(
+      'adanat_jax: interrupted; the same command continues the run',
+      file=sys.stderr,
+    )
     processes.leave(130)
   except Exception:
     if not processes.is_shared():

@@ -118,7 +118,9 @@ class MainTest(absltest.TestCase):
     mine = files.only_one(self.directory / 'w', 'nat', 'somebody else is here')
     with mine:
       self.assert_one_line(
-        self._run_toy('--config.mode=nat'), 'another run', 'the stage nat'
+        self._run_toy('--config.mode=nat'),
+        'another process',
+        'running stage nat',
       )
       for mode in ('policy', 'sample'):
         result = self._run_toy(f'--config.mode={mode}')
@@ -173,7 +175,7 @@ class MainTest(absltest.TestCase):
     result = self._run_toy('--config.seed=2')
     self.assertEqual(result.returncode, 130)
     self.assertNotIn('Traceback', result.stderr)
-    self.assertIn('the same command goes on', result.stderr)
+    self.assertIn('the same command continues', result.stderr)
 
 
 if __name__ == '__main__':

@@ -51,12 +51,12 @@ class TrainingTest(parameterized.TestCase):
       ('cut', -9, ''),  # while the rows of that run are being dropped
       ('commit:5', -9, ''),  # inside the first save
       ('SIGTERM:7', 143, 'SIGTERM after step 8 of 23: saved'),
-      ('committed:10', -9, 'goes on after step 8'),
+      ('committed:10', -9, 'continues after step 8'),
       ('SIGINT:12', 130, 'SIGINT after step 13 of 23: saved'),
-      ('row:18', -9, 'goes on after step 13'),  # half a line
-      ('delete', -9, 'goes on after step'),  # an old checkpoint half gone
-      ('commit:23', -9, 'goes on after step'),  # inside the last save
-      ('complete', -9, 'goes on after step'),  # all but the marker
+      ('row:18', -9, 'continues after step 13'),  # half a line
+      ('delete', -9, 'continues after step'),  # an old checkpoint half gone
+      ('commit:23', -9, 'continues after step'),  # inside the last save
+      ('complete', -9, 'continues after step'),  # all but the marker
     ):
       with self.subTest(death):
         exit_status, output = run(broken, death)
@@ -66,7 +66,7 @@ class TrainingTest(parameterized.TestCase):
         self.assertFalse(journal.is_complete(broken))
     exit_status, output = run(broken)
     self.assertEqual(exit_status, 0, output)
-    self.assertIn('goes on after step 23 of 23', output)
+    self.assertIn('continues after step 23 of 23', output)
     toy_training.assert_same_run(self, whole, broken)
     self.assertEqual(
       [row['step'] for row in rows(whole)], [1, 3, 6, 9, 12, 15, 18, 21, 23]
@@ -240,7 +240,7 @@ class TrainingTest(parameterized.TestCase):
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     self.assertFalse(journal.is_complete(self.directory))
     train(self.directory, **options)
-    self.assertIn('goes on after step 5 of 10', self.output.getvalue())
+    self.assertIn('continues after step 5 of 10', self.output.getvalue())
     self.assertEqual(
       [row['step'] for row in rows(self.directory)], [1, 3, 5, 6, 9, 10]
     )

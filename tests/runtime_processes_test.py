@@ -89,8 +89,8 @@ class TrainingTest(ProcessTest):
       ('1:SIGTERM:7', (143, 143), 'SIGTERM after step 9 of 23: saved'),
       ('0:SIGINT:11', (130, 130), 'SIGINT after step 13 of 23: saved'),
       # The one that is left ends by itself, and not as if all were well.
-      ('1:SIGKILL:17', (None, -9), 'goes on after step 13'),
-      ('0:SIGKILL:18', (-9, None), 'goes on after step'),
+      ('1:SIGKILL:17', (None, -9), 'continues after step 13'),
+      ('0:SIGKILL:18', (-9, None), 'continues after step'),
     ):
       with self.subTest(death):
         results = self.run_pair(death=death)
@@ -118,7 +118,7 @@ class TrainingTest(ProcessTest):
       first[1],
       r'23 is damaged \(ValueError: .* of params/bias differs, in process 1\)',
     )
-    self.assertIn('goes on after step 20 of 23', first[1])
+    self.assertIn('continues after step 20 of 23', first[1])
     self.assert_same_run('whole', 'w')
     # Complete: nothing is done again, and one process reads what two wrote.
     (alone,) = self.run_pair(count=1)

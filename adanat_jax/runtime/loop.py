@@ -105,11 +105,9 @@ def run_loop(
       last; 0 for the last only.
     final_figures: returns results of the finished state for `complete.json`.
     tensorboard: write TensorBoard files if tensorboardX is installed.
-    max_to_keep: number of newest checkpoints to keep.
-    keep_every: also keep the checkpoints of steps divisible by this.
-    best_of: `(metric, 'min' or 'max')`: also keep the checkpoint whose step had
-      the best value of this metric, and name it in `complete.json`. The metric
-      may be an `eval/<name>`.
+    max_to_keep: see `Checkpointer`.
+    keep_every: see `Checkpointer`.
+    best_of: see `Checkpointer`; `complete.json` names the best checkpoint.
     transfer_guard: what an implicit copy to the device inside `train_step`
       does: 'disallow', 'log' or 'allow'.
 
@@ -180,7 +178,7 @@ def run_loop(
     progress = metric_writer.Progress(name, num_steps, first_step=first_step)
     stack.callback(progress.close)
     if first_step:
-      progress.say(f'{name}: goes on after step {first_step} of {num_steps}')
+      progress.say(f'{name}: continues after step {first_step} of {num_steps}')
     record = _Record(name, writer, progress, log_every, num_steps)
     finished = first_step
 
@@ -246,8 +244,8 @@ def run_loop(
       stopping = vote.at_end(stop.requested)
       if stopping:
         progress.say(
-          f'{name}: {signal.Signals(stopping).name} after step '
-          f'{finished} of {num_steps}: saved; the same command goes on'
+          f'{name}: {signal.Signals(stopping).name} after step {finished} of '
+          f'{num_steps}: saved; the same command continues the run'
         )
         raise Interrupted(stopping, finished)
     if num_steps == 0 and not restored:

@@ -153,9 +153,9 @@ def find_cluster(
 
   Args:
     mode: one of `MODES`, see `start`.
-    coordinator_address: HOST:PORT of process 0, if given.
-    num_processes: number of processes, if given.
-    process_id: this one's number, if given.
+    coordinator_address: as for `start`, if given.
+    num_processes: as for `start`, if given.
+    process_id: as for `start`, if given.
     timeout: seconds to wait until the name of process 0's host resolves.
 
   Returns:
