@@ -1,7 +1,7 @@
 """How long an image takes an ENAT, whose blocks run on some of the tokens.
 
   python benchmarks/enat_time.py --workdir=runs/full [--output=FILE.json]
-    [--size=L] [--depth=12] [--guided] [--rounds=3] [--buckets=4] [--markdown]
+    [--size=L] [--depth=12] [--guided] [--rounds=3] [--buckets=4]
 
 Four ways to decode a batch take turns, in T steps, up to the tokens:
 
@@ -21,31 +21,39 @@ is measured too, with its policy itself. What came out is in docs/benchmarks.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-import json
-import pathlib
 import time
 from typing import Any
 
-from absl import app, flags, logging
 import clock
-import enat_subjects
-import enat_tables
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import output
+import programs
 
 import adanat_jax
-from adanat_jax.decoding import buckets, loop, schedules, unrolled
+from adanat_jax.decoding import (
+  actions,
+  buckets,
+  loop,
+  schedules,
+  step,
+  unrolled,
+)
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
-from adanat_jax.models import denoisers, enat
+from adanat_jax.models import denoisers, enat, operations
+from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.runtime import timing
+from adanat_jax.sampling.program import Plan, decode_tokens
 from adanat_jax.types import Array, Policy, PolicyValues, TokenCounts
 
 WAYS = ('all', 'static', 'buckets', 'masks')
-
+# Batches that buckets are chosen on; those that are timed come after them.
+NUM_OTHERS = 64
 # What takes fewer operations a batch is run once before it is timed.
 _SHORT = 1e10
 
@@ -53,84 +61,129 @@ _SHORT = 1e10
 class Undivided(enat.ENAT):
   """The same blocks in a NAT: all of them run on all tokens."""
 
-  def everywhere(
-    self, tokens: Array, condition: Array
+  def __call__(
+    self, tokens: Array, condition: Array, cache: Any = None, **_: Any
   ) -> tuple[Array, Array, enat.Encoded]:
-    """As `__call__`; there is one projection to keys and values, no mask."""
+    """There is one projection to keys and values, and no mask."""
     visible, x, label = self._embed(tokens, condition, train=False)
     for block in self.blocks:
       x = block(x, label)
     return self._outputs(x, visible)
 
 
-def program(
-  subject: enat_subjects.Subject, way: str, bounds: Sequence[TokenCounts]
-) -> Callable[[Any, Agent, enat_subjects.Batch], Array]:
-  """Decodes a batch in one of `WAYS`: `(params, agent, batch) -> tokens`."""
-  module = subject.module
+@struct.dataclass
+class Replaying(Agent):
+  """A policy whose mask ratios, float32[T, B], are those of another one."""
 
-  def decode(params: Any, agent: Agent, batch: enat_subjects.Batch) -> Array:
-    rows = len(batch.labels)
-    common: dict[str, Any] = dict(
-      tokens=loop.full_mask(rows, module.num_tokens, module.codebook_size),
-      condition=batch.labels,
-      null_condition=jnp.int32(module.num_classes) if subject.guided else None,
-      keys=batch.keys,
-      mask_token=module.codebook_size,
-    )
-    gathering = denoisers.make_gathering(module, params)
-    if way == 'static':
-      return unrolled.decode(gathering, subject.table, **common).tokens
-    denoiser, policy = denoisers.make(module, params), _adaptive(agent, batch)
-    if way == 'buckets':
-      denoiser = buckets.bucketed(
-        gathering, denoiser, bounds, module.codebook_size
-      )
-    elif way == 'all':
-      denoiser, policy = (
-        _undivided(module, params),
-        schedules.table_policy(subject.table),
-      )
-    return loop.decode(
-      denoiser,
-      policy,
-      num_steps=subject.num_steps,
-      cache=module.nothing_encoded(rows * (1 + subject.guided)),
-      **common,
-    ).tokens
+  ratios: Any
 
-  return decode
+  def policy(self, *how: Any) -> Policy:
+    """As `Agent.policy`, but for the mask ratios."""
+    inner = super().policy(*how)
 
+    def policy(
+      step: Array, features: Array, keys: Array, carry: Any
+    ) -> tuple[PolicyValues, Any, Any]:
+      values, aux, carry = inner(step, features, keys, carry)
+      return values.replace(mask_ratio=self.ratios[step]), aux, carry
 
-def _undivided(module: enat.ENAT, params: Any) -> Any:
-  fields = {
-    field.name: getattr(module, field.name)
-    for field in dataclasses.fields(module)
-    if field.name not in ('parent', 'name')
-  }
-  undivided = Undivided(**fields)
-  return lambda tokens, condition, cache: undivided.apply(
-    {'params': params}, tokens, condition, method='everywhere'
-  )
-
-
-def _adaptive(agent: Agent, batch: enat_subjects.Batch) -> Policy:
-  """The policy, with the mask ratios of the batch if it has any."""
-  policy = agent.policy()
-  if batch.ratios is None:
     return policy
 
-  def replaying(
-    step: Array, features: Array, keys: Array, carry: Any
-  ) -> tuple[PolicyValues, Any, Any]:
-    values, aux, carry = policy(step, features, keys, carry)
-    return values.replace(mask_ratio=batch.ratios[step]), aux, carry
 
-  return replaying
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A network, a policy and what the policy does.
+
+  Attributes:
+    label: for the tables.
+    module: the network.
+    params: its parameters.
+    agent_of: the policy of a batch, by its number.
+    actor_operations: of one call of the policy for one sample.
+    labels: int32[batches, B]; the first `NUM_OTHERS` are not timed.
+    found: int[T, batches, B, 3], what they find, in the order of `TokenCounts`.
+    guided: whether the unconditional forwards run.
+  """
+
+  label: str
+  module: enat.ENAT
+  params: Any
+  agent_of: Callable[[int], Agent]
+  actor_operations: int
+  labels: np.ndarray
+  found: np.ndarray
+  guided: bool
+
+  @property
+  def num_steps(self) -> int:
+    """T."""
+    return len(self.found)
+
+  @property
+  def table(self) -> PolicyValues:
+    """The schedule."""
+    return schedules.enat(self.num_steps, total=self.module.num_tokens)
+
+  def cost(self, counts: TokenCounts | None) -> int:
+    """Operations of one forward of one sample."""
+    return operations.enat_operations(self.module, counts)
+
+  @property
+  def undivided_cost(self) -> int:
+    """The same where every block runs on all tokens, all of one stream."""
+    depth = self.module.encoder_depth + self.module.decoder_depth
+    return operations.enat_operations(
+      self.module.clone(encoder_depth=depth),
+      TokenCounts(0, self.module.num_tokens, 0),
+    )
+
+  def choose(self, num_buckets: int) -> tuple[TokenCounts, ...]:
+    """Buckets for what the batches found that are not timed."""
+    needs = self.found[:, :NUM_OTHERS].max(axis=2).reshape(-1, 3)
+    return buckets.choose(needs, self.module.num_tokens, num_buckets, self.cost)
+
+  def decoder(
+    self, way: str, bounds: tuple[TokenCounts, ...]
+  ) -> tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]]]:
+    """A program of one of `WAYS`, and its arguments by the batch's number."""
+    module = self.module
+    plan = Plan(self.num_steps, self.guided)
+    if way == 'static':
+      counts = unrolled.counts_of(self.table, module.num_tokens)
+      plan = dataclasses.replace(plan, counts=counts)
+    elif way == 'buckets':
+      plan = dataclasses.replace(plan, buckets=bounds)
+    elif way == 'all':
+      fields = {f.name: getattr(module, f.name) for f in _fields(module)}
+      module = Undivided(**fields)
+
+    def arguments(number: int) -> tuple[Any, ...]:
+      labels = jnp.asarray(self.labels[number])
+      batch = {
+        'tokens': loop.full_mask(
+          len(labels), module.num_tokens, module.codebook_size
+        ),
+        'labels': labels,
+        'index': number * len(labels) + jnp.arange(len(labels)),
+      }
+      by_table = way in ('all', 'static')
+      policy = self.table if by_table else self.agent_of(number)
+      null_label = jnp.int32(module.num_classes)
+      return self.params, policy, batch, null_label, jax.random.key(0)
+
+    return lambda *given: decode_tokens(module, plan, *given).tokens, arguments
+
+
+def _fields(module: enat.ENAT) -> list[dataclasses.Field[Any]]:
+  return [
+    field
+    for field in dataclasses.fields(module)
+    if field.name not in ('parent', 'name')
+  ]
 
 
 def measure(
-  subject: enat_subjects.Subject, num_buckets: int, rounds: int, deadline: float
+  subject: Subject, num_buckets: int, rounds: int, deadline: float
 ) -> dict[str, Any]:
   """Measures one subject.
 
@@ -144,35 +197,28 @@ def measure(
     Everything, as JSON has it.
   """
   bounds = subject.choose(num_buckets)
-  taken = _taken(subject.found, bounds)
+  found = subject.found[:, NUM_OTHERS:]
+  fits = np.all(found.max(axis=2)[:, :, None] <= np.array(bounds), axis=-1)
+  # The bucket of each step and batch, int[T, batches]; after the last: none.
+  taken = np.where(fits.any(-1), fits.argmax(-1), len(bounds))
   costs = _operations(subject, bounds, taken)
-  size = len(subject.batches[0].labels)
+  size = subject.labels.shape[1]
   tokens: dict[tuple[str, int], np.ndarray] = {}
   compiling, calls = {}, {}
   for way in WAYS:
     clock.say(f'{subject.label}: compiling {way}')
     start = time.monotonic()
-    compiled = (
-      jax.jit(program(subject, way, bounds))
-      .lower(subject.params, subject.agent, subject.batches[0])
-      .compile()
-    )
+    decode, arguments = subject.decoder(way, bounds)
+    compiled = jax.jit(decode).lower(*arguments(NUM_OTHERS)).compile()
     compiling[way] = time.monotonic() - start
-    calls[way] = _timed(subject, way, compiled, tokens)
+    calls[way] = _timed(way, compiled, arguments, tokens, found.shape[1])
     if costs[way] * size < _SHORT:
       calls[way]()
   clock.say(f'{subject.label}: {rounds} rounds')
   seconds = clock.interleaved(calls, rounds, deadline)
-  # Seconds of an image and share of those of all tokens, round by round.
-  images, shares = {}, {}
-  for way, values in seconds.items():
-    images[way] = np.array(values).T / size
-    shares[way] = images[way] / images['all']
-  same = [
-    np.mean(tokens['buckets', i] == tokens['masks', i])
-    for i in range(len(subject.batches))
-    if ('buckets', i) in tokens and ('masks', i) in tokens
-  ]
+  # Seconds of an image and of processors, round by round.
+  images = {way: np.array(x).T / size for way, x in seconds.items()}
+  spread = lambda values: timing.spread(values.tolist())
   return {
     'label': subject.label,
     'batch_size': size,
@@ -180,10 +226,10 @@ def measure(
     'guided': subject.guided,
     'ways': {
       way: {
-        'seconds_an_image': timing.spread(images[way][0].tolist()),
-        'of_all_tokens': timing.spread(shares[way][0].tolist()),
-        'processor_seconds_an_image': timing.spread(images[way][1].tolist()),
-        'processor_of_all_tokens': timing.spread(shares[way][1].tolist()),
+        'seconds_an_image': spread(images[way][0]),
+        'of_all_tokens': spread(images[way][0] / images['all'][0]),
+        'processor_seconds_an_image': spread(images[way][1]),
+        'processor_of_all_tokens': spread(images[way][1] / images['all'][1]),
         'operations_an_image': costs[way],
         'seconds_to_compile': compiling[way],
         'rounds': len(seconds[way]),
@@ -192,18 +238,17 @@ def measure(
     },
     'found': [
       {
-        'step': t + 1,
-        **{
-          kind: {
-            'min': int(row[..., i].min()),
-            'mean': float(row[..., i].mean()),
-            'max': int(row[..., i].max()),
-            'std': float(row[..., i].std()),
-          }
-          for i, kind in enumerate(TokenCounts._fields)
-        },
+        kind: {
+          'min': int(values.min()),
+          'mean': float(values.mean()),
+          'max': int(values.max()),
+          'std': float(values.std()),
+        }
+        for kind, values in zip(
+          TokenCounts._fields, row.reshape(-1, 3).T, strict=True
+        )
       }
-      for t, row in enumerate(subject.others.reshape(subject.num_steps, -1, 3))
+      for row in subject.found[:, :NUM_OTHERS]
     ],
     'buckets': [
       {
@@ -213,15 +258,24 @@ def measure(
       }
       for i, counts in enumerate([*bounds, None])
     ],
-    'same_tokens_as_masks': float(np.mean(same)),
+    'same_tokens_as_masks': float(
+      np.mean(
+        [
+          np.mean(tokens['buckets', i] == tokens['masks', i])
+          for i in range(found.shape[1])
+          if ('buckets', i) in tokens and ('masks', i) in tokens
+        ]
+      )
+    ),
   }
 
 
 def _timed(
-  subject: enat_subjects.Subject,
   way: str,
   compiled: Any,
+  arguments: Callable[[int], tuple[Any, ...]],
   tokens: dict[tuple[str, int], np.ndarray],
+  num_batches: int,
 ) -> clock.Timed:
   """Seconds and, over all threads, seconds of processors to decode a batch.
 
@@ -231,11 +285,11 @@ def _timed(
 
   def run() -> tuple[float, float]:
     nonlocal calls
-    index = calls % len(subject.batches)
+    index = calls % num_batches
     calls += 1
+    given = arguments(NUM_OTHERS + index)
     start, busy = time.perf_counter(), time.process_time()
-    result = compiled(subject.params, subject.agent, subject.batches[index])
-    jax.block_until_ready(result)
+    result = jax.block_until_ready(compiled(*given))
     seconds = time.perf_counter() - start
     busy = time.process_time() - busy
     if seconds > 1:
@@ -246,98 +300,201 @@ def _timed(
   return run
 
 
-def _taken(found: np.ndarray, bounds: Sequence[TokenCounts]) -> np.ndarray:
-  """The bucket of each step and batch, int[T, batches]; after the last: none.
-
-  Args:
-    found: int[T, batches, B, 3].
-    bounds: the buckets.
-  """
-  needs = found.max(axis=2)
-  fits = np.all(needs[:, :, None] <= np.array(bounds), axis=-1)
-  return np.where(fits.any(-1), fits.argmax(-1), len(bounds))
-
-
 def _operations(
-  subject: enat_subjects.Subject,
-  bounds: Sequence[TokenCounts],
-  taken: np.ndarray,
-) -> Mapping[str, float]:
+  subject: Subject, bounds: Sequence[TokenCounts], taken: np.ndarray
+) -> dict[str, float]:
   """Of an image, by way; that of the buckets is a mean over the batches."""
   of_bucket = np.array([subject.cost(x) for x in [*bounds, None]], float)
   counts = unrolled.counts_of(subject.table, subject.module.num_tokens)
-  steps = subject.num_steps
-  nat = {
-    'all': steps * subject.undivided_cost,
-    'static': sum(map(subject.cost, counts)),
-    'buckets': float(of_bucket[taken].sum(axis=0).mean()),
-    'masks': steps * subject.cost(None),
-  }
+  steps, passes = subject.num_steps, 1 + subject.guided
   actor = steps * subject.actor_operations
   return {
-    way: (1 + subject.guided) * value
-    + (actor if way in ('buckets', 'masks') else 0)
-    for way, value in nat.items()
+    'all': passes * steps * subject.undivided_cost,
+    'static': passes * sum(map(subject.cost, counts)),
+    'buckets': passes * float(of_bucket[taken].sum(0).mean()) + actor,
+    'masks': passes * steps * subject.cost(None) + actor,
   }
 
 
-def main(argv: Sequence[str]) -> None:
+def found_of_ratios(ratios: np.ndarray, num_tokens: int) -> np.ndarray:
+  """What a denoiser finds if samples are masked so: int[T, S, 3].
+
+  Args:
+    ratios: float32[T, S].
+    num_tokens: N.
+  """
+  start = jnp.full(ratios.shape[1], num_tokens)
+  reused, masked, found = jnp.zeros_like(start), start, []
+  # How many tokens are masked does not depend on which, nor on the network.
+  for ratio in jnp.asarray(ratios, jnp.float32):
+    visible = num_tokens - masked
+    found.append(jnp.stack([reused, visible - reused, masked], axis=-1))
+    reused = visible
+    after = step.count_to_mask(ratio, masked, start, num_tokens, step.ADANAT)
+    masked = jnp.minimum(masked, after)
+  return np.stack(found)
+
+
+def published(
+  size: str, depth: int, ratios: np.ndarray, batch_size: int, guided: bool
+) -> Subject:
+  """A published size with random weights.
+
+  Args:
+    size: key of `enat.SIZES`.
+    depth: blocks in all; 0 for as many as were published.
+    ratios: float32[T, S], chosen by a policy for its samples.
+    batch_size: B.
+    guided: whether the unconditional forwards run.
+  """
+  sizes = dict(enat.SIZES[size])
+  if depth:
+    blocks = sizes['encoder_depth'] + sizes['decoder_depth']
+    decoder = max(1, round(depth * sizes['decoder_depth'] / blocks))
+    sizes |= dict(encoder_depth=depth - decoder, decoder_depth=decoder)
+  module = enat.ENAT(1024, 256, num_classes=1000, **sizes)
+  actor = PolicyNetwork(4, 16)
+  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
+  tokens = jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32)
+  features = jax.ShapeDtypeStruct((*tokens.shape, module.width), jnp.float32)
+  weights = lambda network, *inputs: programs.random_arrays(
+    jax.eval_shape(network.init, jax.random.key(0), *inputs)['params']
+  )
+
+  def mean(params: Any, features: Array, step: Array) -> tuple[Array, Array]:
+    action = actor.apply({'params': params}, features, step)
+    return action, jnp.zeros(len(action))
+
+  num_steps, count = ratios.shape
+  parts = ratios.reshape(num_steps, -1, batch_size)
+  residual = actions.published_residual(num_steps)
+  params = weights(actor, features, ids)
+  return Subject(
+    f'ENAT-{size}, {module.encoder_depth} + {module.decoder_depth} blocks',
+    module,
+    weights(module, tokens, ids),
+    lambda i: Replaying(params, residual, mean, ratios=jnp.array(parts[:, i])),
+    operations.policy_operations(actor, module.width),
+    np.resize(np.arange(batch_size, dtype=np.int32), parts.shape[1:]),
+    found_of_ratios(ratios, module.num_tokens).reshape(*parts.shape, 3),
+    guided,
+  )
+
+
+def trained(
+  generator: adanat_jax.Generator, recorded: Any, labels: np.ndarray
+) -> Subject:
+  """The ENAT of a workdir, with its policy and guidance.
+
+  Args:
+    generator: of the workdir.
+    recorded: the policy's trajectory of all samples, drawn with the seed 0.
+    labels: int32[batches, B], theirs.
+  """
+  module, num_steps = generator.nat, len(recorded.tokens)
+  start = loop.full_mask(labels.size, module.num_tokens, module.codebook_size)
+  found = buckets.counts_of_decode(recorded.tokens, start, module.codebook_size)
+  agent = generator.agents[num_steps]
+  return Subject(
+    'the ENAT of the workdir',
+    module,
+    generator.nat_params,
+    lambda _: agent,
+    # Its sizes are in the config alone; a product a weight is near enough.
+    2 * sum(x.size for x in jax.tree.leaves(agent.params['actor'])),
+    labels,
+    np.asarray(found).reshape(num_steps, *labels.shape, 3),
+    guided=True,
+  )
+
+
+def render(row: dict[str, Any]) -> str:
+  """The tables of one subject."""
+  guided = 'guided' if row['guided'] else 'unguided'
+  whole = row['ways']['all']['operations_an_image']
+  short = lambda spread: (
+    f'{spread["median"]:.3g} ({spread["low"]:.3g} to {spread["high"]:.3g})'
+  )
+  ways = [
+    (
+      way,
+      f'{short(x["seconds_an_image"])} s',
+      short(x['of_all_tokens']),
+      output.operations(x['operations_an_image']),
+      f'{x["operations_an_image"] / whole:.3f}',
+      f'{x["processor_seconds_an_image"]["median"]:.3g} s',
+      f'{x["processor_of_all_tokens"]["median"]:.3f}',
+      f'{x["seconds_to_compile"]:.0f} s',
+    )
+    for way, x in row['ways'].items()
+  ]
+  found = [
+    (i + 1, *(f'{x[k][p]:.3g}' for k in ('new', 'masked') for p in x[k]))
+    for i, x in enumerate(row['found'])
+  ]
+  taken = [
+    (
+      *(x['counts'] or ['any'] * 3),
+      f'{x["of_all_tokens"]:.3f}',
+      ' '.join(map(str, x['steps'])),
+    )
+    for x in row['buckets']
+  ]
+  parts = 'min,mean,max,std'
+  return '\n\n'.join(
+    [
+      f'### {row["label"]}',
+      f'Batch {row["batch_size"]}, T = {row["num_steps"]}, {guided}. Tokens'
+      ' that came out of the buckets as of the masks:'
+      f' {row["same_tokens_as_masks"]:.2%}.',
+      output.table(
+        'way,an image,of all,operations,of all,of processors,of all,'
+        'to compile'.split(','),
+        ways,
+      ),
+      output.table(f'step,new: {parts},masked: {parts}'.split(','), found),
+      output.table('reused,new,masked,of all,taken at steps'.split(','), taken),
+    ]
+  )
+
+
+def main() -> None:
   """Measures, prints, writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if logging.get_verbosity() == logging.INFO:
-    # What absl starts with; JAX tells there which accelerators it did not find.
-    logging.set_verbosity(logging.WARNING)
-  given = flags.FLAGS
+  parser = output.parser(__doc__)
+  add = parser.add_argument
+  add('--workdir', required=True, help='Where a policy has been learned.')
+  add('--size', default='L', choices=list(enat.SIZES), help='Published size.')
+  add('--depth', type=int, default=0, help='Blocks; 0 for those published.')
+  add('--num_steps', type=int, default=8, help='T.')
+  add('--guided', action='store_true', help='Unconditional forwards too.')
+  add('--batch_size', type=int, default=8, help='Samples decoded together.')
+  add('--buckets', type=int, default=4, help='At most so many buckets.')
+  add('--rounds', type=int, default=3, help='Measurements of each way.')
+  add('--minutes', type=float, default=40, help='No round ends later.')
+  given = parser.parse_args()
   deadline = time.monotonic() + 60 * given.minutes
-  result: dict[str, Any] = {'machine': timing.machine()}
+  machine = timing.machine()
   generator = adanat_jax.load(given.workdir)
-  steps, size, seed = given.num_steps, given.batch_size, 0
-  if steps not in generator.agents:
-    raise UserError(f'{given.workdir} has no policy for num_steps={steps}')
-  shape = (enat_subjects.NUM_OTHERS + given.rounds, size)
+  if given.num_steps not in generator.agents:
+    raise UserError(f'{given.workdir} has no policy for T = {given.num_steps}')
+  shape = (NUM_OTHERS + given.rounds, given.batch_size)
   labels = np.resize(np.arange(generator.num_classes), shape).astype(np.int32)
   recorded = generator.generate(
-    labels.reshape(-1), steps, seed, 'learned', record=True
+    labels.reshape(-1), given.num_steps, 0, 'learned', record=True
   ).trajectory
   assert recorded is not None
-  run_one = lambda subject: measure(
-    subject, given.buckets, given.rounds, deadline
-  )
   ratios = np.asarray(recorded.values.mask_ratio)
-  large = enat_subjects.published(
-    given.size, given.depth, ratios, size, given.guided
-  )
-  result['subjects'] = [run_one(large)]
+  subjects = [
+    published(given.size, given.depth, ratios, given.batch_size, given.guided)
+  ]
   if denoisers.reuses(generator.nat):
-    own = enat_subjects.trained(generator, recorded, jnp.array(labels), seed)
-    result['subjects'].append(run_one(own))
-  result['load_after'] = timing.machine()['load_before']
-  print(enat_tables.render(result, given.markdown))
-  if given.output:
-    text = json.dumps(result, indent=1)
-    pathlib.Path(given.output).write_text(text + '\n')
-
-
-def run() -> None:
-  """Defines the flags, which a module that is imported should not, and runs."""
-  flags.DEFINE_string(
-    'workdir', None, 'Where a policy has been learned.', required=True
-  )
-  flags.DEFINE_string('output', '', 'JSON file for all figures.')
-  flags.DEFINE_enum('size', 'L', list(enat.SIZES), 'Published size.')
-  flags.DEFINE_integer(
-    'depth', 0, "Blocks, as many of them the decoder's as published; 0 for all."
-  )
-  flags.DEFINE_integer('num_steps', 8, 'T.')
-  flags.DEFINE_bool('guided', False, 'Unconditional forwards too.')
-  flags.DEFINE_integer('batch_size', 8, 'Samples decoded together.')
-  flags.DEFINE_integer('buckets', 4, 'At most so many buckets.')
-  flags.DEFINE_integer('rounds', 3, 'Measurements of each way.')
-  flags.DEFINE_float('minutes', 40, 'No round that would end later.')
-  flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
-  app.run(main)
+    subjects.append(trained(generator, recorded, labels))
+  rows = [measure(x, given.buckets, given.rounds, deadline) for x in subjects]
+  load = timing.machine()['load_before']
+  text = [f'{output.machine(machine)}, after: {load:.1f}', *map(render, rows)]
+  figures = {'machine': machine, 'load_after': load, 'subjects': rows}
+  output.finish(figures, '\n\n'.join(text), given.output)
 
 
 if __name__ == '__main__':
-  run()
+  main()

@@ -21,6 +21,7 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 import ml_collections
+import output
 
 from adanat_jax.data import clip_tokens
 from adanat_jax.experiment import (
@@ -194,11 +195,15 @@ def table(operations_of: dict[str, float], rates: dict[str, float]) -> str:
     rates: operations a second by hardware.
   """
   head = ['stage', '10^15 operations', *(f'hours, {name}' for name in rates)]
-  lines = [head, ['---', *['---:'] * (len(head) - 1)]]
-  for name, count in operations_of.items():
-    hours = [_rounded(count / rate / 3600) for rate in rates.values()]
-    lines.append([name, _rounded(count / 1e15), *hours])
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+  rows = [
+    (
+      name,
+      _rounded(count / 1e15),
+      *(_rounded(count / rate / 3600) for rate in rates.values()),
+    )
+    for name, count in operations_of.items()
+  ]
+  return output.table(head, rows)
 
 
 def _rounded(value: float) -> str:

@@ -1,6 +1,6 @@
 """Whether a training would wait for its data.
 
-  python benchmarks/pipelines.py --output=pipelines.json --markdown
+  python benchmarks/pipelines.py --output=pipelines.json
 
 measures how fast examples are read, decoded and prepared, how much of a
 processor a sample takes, and how much memory sets of two sizes take; and works
@@ -26,21 +26,21 @@ import threading
 import time
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
+import hours
 import jax
 import numpy as np
+import output
 from PIL import Image
 from sklearn.datasets import load_sample_images
-import tables
 
-from adanat_jax.data import clip_tokens, prepared, prepared_writer
+from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources.raw_source import RawExample
 from adanat_jax.experiment import config as config_lib, encoder, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.models import operations
 from adanat_jax.runtime import checkpoint, files, journal, timing
 from adanat_jax.stages import prepare_shards
 
@@ -70,44 +70,27 @@ _GROWTH = 4
 
 def needs() -> dict[str, dict[str, float]]:
   """Samples a second at the full peak of an accelerator, by case."""
-  classes = config_lib.load(f'{_CONFIGS / "in256"}.py')
-  captions = config_lib.load(f'{_CONFIGS / "cc3m256"}.py')
-  length = clip_tokens.NUM_POSITIONS
-  tokenizer = networks.tokenizer_module(classes)
-  nat = operations.nat_operations(networks.nat_module(classes))
-  text_nat = operations.nat_operations(networks.nat_module(captions), length)
-  costs = {
-    'tokens': _TRAINING * nat,
-    'tokens and states': _TRAINING * text_nat,
-    'tokens and ids': _TRAINING * text_nat
-    + tower_operations(captions.text, length),
-  }
+  config = config_lib.load(f'{_CONFIGS / "in256"}.py')
+  classes = hours.Costs(config)
+  captions = hours.Costs(config_lib.load(f'{_CONFIGS / "cc3m256"}.py'))
   # The policy's training shows the discriminator real images: for each of them
   # several are sampled, which is more than half of its operations.
-  policy = classes.policy
+  policy = config.policy
   real = policy.discriminator.updates * policy.discriminator.batch_size
   sampled = policy.batch_size + real
-  decoder = operations.decoder_operations(tokenizer, 256)
-  image = operations.sampling_operations(
-    nat, 0, decoder, policy.num_steps[0], guided=True
-  )
-  costs['images'] = sampled * image / real
+  costs = {
+    'tokens': _TRAINING * classes.nat,
+    'tokens and states': _TRAINING * captions.nat,
+    'tokens and ids': _TRAINING * captions.nat + captions.text,
+    'images': sampled * classes.sample / real,
+  }
   found = {
     case: {device: peak / cost for device, peak in PEAKS.items()}
     for case, cost in costs.items()
   }
   # Both views of each image are encoded, once.
-  encoding = 2 * operations.encoder_operations(tokenizer, 256)
-  found['images to prepare'] = {'H200': _PEAK_FLOAT32 / encoding}
-  return found
-
-
-def tower_operations(section: Any, length: int) -> int:
-  """Operations of CLIP's text tower for one caption."""
-  width = section.width
-  block = (4 * width**2 + 2 * width * section.mlp_width) * length
-  attention = 2 * length**2 * width
-  return 2 * section.depth * (block + attention)
+  encoding = _PEAK_FLOAT32 / (2 * classes.encoder)
+  return found | {'images to prepare': {'H200': encoding}}
 
 
 def photograph() -> bytes:
@@ -312,26 +295,23 @@ def measure_all(quick: bool, seconds: float) -> dict[str, Any]:
   return result
 
 
-def render(result: dict[str, Any], markdown: bool) -> str:
+def render(result: dict[str, Any]) -> str:
   """The table of measurements and the table of needs."""
-  machine = result['machine']
   rows = [
-    [case, str(found['size']), *_speed(found, result['needs'].get(case, {}))]
+    [case, found['size'], *_speed(found, result['needs'].get(case, {}))]
     for case, sizes in result['cases'].items()
     for found in sizes
   ]
-  header = ('case', 'examples', 'samples/s', 'of a core', 'cores', 'memory')
-  devices = list(PEAKS)
   asked = [
-    [case, *(f'{need[d]:,.0f}' if d in need else '' for d in devices)]
+    [case, *(f'{need[d]:,.0f}' if d in need else '' for d in PEAKS)]
     for case, need in result['needs'].items()
   ]
+  header = 'case,examples,samples/s,of a core,cores,memory'
   return '\n\n'.join(
     [
-      f'{machine["processor"]}, {machine["cores"]} cores; load before:'
-      f' {machine["load_before"]:.1f}',
-      tables.table(header, rows, markdown),
-      tables.table(('samples/s', *devices), asked, markdown),
+      output.machine(result['machine']),
+      output.table(header.split(','), rows),
+      output.table(('samples/s', *PEAKS), asked),
     ]
   )
 
@@ -346,30 +326,22 @@ def _speed(found: dict[str, Any], need: dict[str, float]) -> list[str]:
   ]
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Measures, prints tables, writes JSON."""
-  del argv
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
-  given = flags.FLAGS
+  parser = output.parser(__doc__)
+  add = parser.add_argument
+  add('--quick', action='store_true', help='Small and short, for trying out.')
+  add('--case', help='Of a child: what to measure.')
+  add('--size', type=int, help='Of a child: examples.')
+  add('--seconds', type=float, default=4, help='How long each case is read.')
+  given = parser.parse_args()
   if given.case:
     print(json.dumps(measure(given.case, given.size, given.seconds)))
     return
   result = measure_all(given.quick, given.seconds)
-  print(render(result, given.markdown))
-  if given.output:
-    pathlib.Path(given.output).write_text(json.dumps(result, indent=2) + '\n')
-
-
-def run() -> None:
-  """Defines the flags, which a module that is imported should not, and runs."""
-  flags.DEFINE_string('output', '', 'Where to write JSON.')
-  flags.DEFINE_bool('markdown', False, 'Print a Markdown table.')
-  flags.DEFINE_bool('quick', False, 'Small and short, for trying out.')
-  flags.DEFINE_string('case', '', 'Of a child: what to measure.')
-  flags.DEFINE_integer('size', 0, 'Of a child: examples.')
-  flags.DEFINE_float('seconds', 4.0, 'How long each case is read.')
-  app.run(main)
+  output.finish(result, render(result), given.output)
 
 
 if __name__ == '__main__':
-  run()
+  main()

@@ -1,93 +1,196 @@
 """How fast images are sampled, and how much of the machine that uses.
 
-  python benchmarks/sampling.py [--output=FILE.json] [--models=digits,nat_l]
-    [--markdown] [--quick]
+  python benchmarks/sampling.py --output=sampling.json
 
-Weights are random: speed does not depend on them. Results go to standard
-output as tables (`--markdown` for a document), and as JSON to `--output`. What
-is measured, and how, is in docs/benchmarks.md.
+prints tables in Markdown. Weights are random: speed does not depend on them.
+What is measured, and how, is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import itertools
-import json
 import pathlib
 import time
 from typing import Any, TypeAlias
 
-from absl import app, flags, logging
 import clock
+import hlo
 import jax
 import jax.numpy as jnp
+import output
 import programs
-import subjects
-import tables
 
+from adanat_jax.decoding import actions
+from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.learning.agent import Agent
 from adanat_jax.models import operations
+from adanat_jax.models.nat import NAT
+from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import timing
+from adanat_jax.sampling import program
 from adanat_jax.types import Array
 
-_OUTPUT = flags.DEFINE_string('output', '', 'JSON file for all figures.')
-_MODELS = flags.DEFINE_list(
-  'models', list(subjects.SUBJECTS), 'Which generators, with commas between.'
-)
-flags.register_validator(
-  'models',
-  lambda names: set(names) <= set(subjects.SUBJECTS),
-  f'known models: {", ".join(subjects.SUBJECTS)}',
-)
-_QUICK = flags.DEFINE_bool(
-  'quick', False, 'A few small cases once, to see that everything works.'
-)
-_MARKDOWN = flags.DEFINE_bool('markdown', False, 'Print Markdown tables.')
-_MINUTES = flags.DEFINE_float(
-  'minutes', 5.5, 'No new round of measurements that would end later.'
-)
-
-
-# A program that runs longer than this is not run to warm it up.
+# What generators are measured, by the configs that have their sizes.
+_CONFIGS = {'digits': 'digits.py', 'nat_l': 'in256.py'}
+_NETWORKS = ('nat', 'actor', 'critic', 'decoder')
+# A program that runs longer than this many seconds is not run to warm it up.
 _LONG = 1.0
+_YES_NO = ('no', 'yes')
 
 # Batch size, number of steps T, guided or not.
 Case: TypeAlias = tuple[int, int, bool]
 
+# What is sampled of each generator, and rounds of measurements.
+FULL: dict[str, tuple[Sequence[Case], int]] = {
+  'digits': (
+    tuple(itertools.product((1, 32, 256), (4, 8), (False, True))),
+    7,
+  ),
+  'nat_l': (((1, 4, False), (1, 4, True), (1, 8, True), (4, 4, True)), 3),
+}
+QUICK: dict[str, tuple[Sequence[Case], int]] = {
+  'digits': (((32, 4, True),), 3),
+  'nat_l': (((1, 1, True),), 1),
+}
+
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What is measured of one generator.
+class Subject:
+  """A generator without weights.
 
   Attributes:
-    cases: what is sampled.
-    repeats: rounds of measurements.
+    nat: the denoiser.
+    actor: gives the four values of a step.
+    critic: runs in training alone.
+    decoder: the tokenizer, of which only the decoder is run.
   """
 
-  cases: tuple[Case, ...]
-  repeats: int
+  nat: NAT
+  actor: PolicyNetwork
+  critic: PolicyNetwork
+  decoder: VQGAN
+
+  @property
+  def operations(self) -> dict[str, int]:
+    """Of one forward of one sample, by network."""
+    nat = self.nat
+    return {
+      'nat': operations.nat_operations(nat),
+      'actor': operations.policy_operations(self.actor, nat.width),
+      'critic': operations.policy_operations(self.critic, nat.width),
+      'decoder': operations.decoder_operations(self.decoder, nat.num_tokens),
+    }
+
+  def inputs(self, batch_size: int) -> dict[str, tuple[Any, ...]]:
+    """Shapes of what each network is applied to."""
+    shape = jax.ShapeDtypeStruct
+    tokens = shape((batch_size, self.nat.num_tokens), jnp.int32)
+    features = shape((*tokens.shape, self.nat.width), jnp.float32)
+    labels = shape((batch_size,), jnp.int32)
+    policy = features, labels
+    return dict(
+      zip(_NETWORKS, ((tokens, labels), policy, policy, (tokens,)), strict=True)
+    )
+
+  def shapes(self) -> dict[str, Any]:
+    """Shapes of the parameters of every network."""
+    # The encoder belongs to the tokenizer's parameters too; any size will do.
+    side = 4 * self.decoder.downsampling
+    image = (1, side, side, self.decoder.image_channels)
+    inputs = self.inputs(1) | {
+      'decoder': (jax.ShapeDtypeStruct(image, jnp.float32),)
+    }
+    return {
+      name: jax.eval_shape(
+        getattr(self, name).init, jax.random.key(0), *inputs[name]
+      )['params']
+      for name in _NETWORKS
+    }
+
+  def apply(self, name: str, params: Any, *inputs: Any) -> Any:
+    """Runs a network; `params` are those of all."""
+    method = 'decode_tokens' if name == 'decoder' else None
+    variables = {'params': params[name]}
+    return getattr(self, name).apply(variables, *inputs, method=method)
+
+  def xla_operations(self) -> dict[str, float]:
+    """XLA's own count of one forward of one sample, by network.
+
+    It is that of the program before XLA optimises it, nothing is compiled; it
+    includes what `operations` leaves out.
+    """
+    shapes = self.shapes()
+    lowered = {
+      name: jax.jit(self.apply, static_argnums=0).lower(name, shapes, *inputs)
+      for name, inputs in self.inputs(1).items()
+    }
+    return {name: x.cost_analysis()['flops'] for name, x in lowered.items()}
+
+  def decoding(
+    self, params: Any, batch_size: int, num_steps: int
+  ) -> tuple[Any, ...]:
+    """What `program.decode_tokens` is given after the network and its plan."""
+
+    def actor_critic(
+      params: Any, features: Array, step: Array
+    ) -> tuple[Array, Array]:
+      mean = self.apply('actor', params, features, step)
+      return mean, self.apply('critic', params, features, step)[:, 0]
+
+    policy = {name: params[name] for name in ('actor', 'critic')}
+    agent = Agent(policy, actions.published_residual(num_steps), actor_critic)
+    shape = batch_size, self.nat.num_tokens
+    batch = {
+      'tokens': jnp.full(shape, self.nat.codebook_size, jnp.int32),
+      'labels': jnp.zeros(batch_size, jnp.int32),
+      'index': jnp.arange(batch_size),
+    }
+    null_label = jnp.int32(self.nat.num_classes)
+    return params['nat'], agent, batch, null_label, jax.random.key(0)
 
 
-FULL = {
-  'digits': Plan(
-    tuple(itertools.product((1, 32, 256), (4, 8), (False, True))), 7
-  ),
-  'nat_l': Plan(((1, 4, False), (1, 4, True), (1, 8, True), (4, 4, True)), 3),
-}
-QUICK = {
-  'digits': Plan(((32, 4, True),), 3),
-  'nat_l': Plan(((1, 1, True),), 1),
-}
+def subject_of(name: str) -> Subject:
+  """One of `_CONFIGS`."""
+  path = pathlib.Path(__file__).parents[1] / 'configs' / _CONFIGS[name]
+  config = config_lib.load(str(path))
+  return Subject(
+    networks.nat_module(config),
+    *networks.policy_modules(config),
+    networks.tokenizer_module(config),
+  )
+
+
+def forwards(subject: Subject, num_steps: int, guided: bool) -> float:
+  """How often a sample goes through the NAT, by the trace of its decoding."""
+  shapes = subject.shapes()
+  decode = functools.partial(
+    program.decode_tokens, subject.nat, program.Plan(num_steps, guided)
+  )
+  whole = hlo.traced_operations(decode, subject.decoding(shapes, 1, num_steps))
+  once = {
+    name: hlo.traced_operations(
+      functools.partial(subject.apply, name), (shapes, *inputs)
+    )
+    for name, inputs in subject.inputs(1).items()
+  }
+  # The trace has the critic too; nothing reads its value, and XLA drops it.
+  policy = num_steps * (once['actor'] + once['critic'])
+  return (whole - policy) / once['nat']
 
 
 def measure(
-  subject: subjects.Subject, plan: Plan, deadline: float
+  subject: Subject, cases: Sequence[Case], rounds: int, deadline: float
 ) -> dict[str, Any]:
   """Measures one generator.
 
   Args:
     subject: the generator.
-    plan: what to measure of it.
+    cases: what is sampled.
+    rounds: of measurements.
     deadline: of `time.monotonic`, see `clock.interleaved`.
 
   Returns:
@@ -95,23 +198,22 @@ def measure(
     batch size, `sampling` with one row a case: everything as JSON has it, but
     for the fraction of the peak, which is not known yet.
   """
-  clock.say(f'{subject.label}: weights and programs')
-  shapes = subject.shapes()
-  params = programs.random_arrays(shapes)
-  decode_images = jax.jit(subject.apply('decoder'))
+  params = programs.random_arrays(subject.shapes())
   calls: dict[tuple[Any, ...], clock.Timed] = {}
-  steps = sorted({(case[0], case[2]) for case in plan.cases})
+  steps = sorted({(batch_size, guided) for batch_size, _, guided in cases})
   for batch_size, guided in steps:
     calls |= _single_forwards(subject, params, batch_size, guided)
-  for case in plan.cases:
+  decode_images = jax.jit(functools.partial(subject.apply, 'decoder'))
+  for case in cases:
+    calls['sample', *case] = call = _sampling(
+      subject, params, decode_images, *case
+    )
     batch_size, num_steps, guided = case
-    call = _sampling(subject, params, decode_images, *case)
-    calls['sample', *case] = call
     (seconds_a_step,) = calls['nat', batch_size, guided]()
     if num_steps * seconds_a_step < _LONG:
       call()
-  clock.say(f'{subject.label}: {len(calls)} measurements a round')
-  seconds = clock.interleaved(calls, plan.repeats, deadline)
+  clock.say(f'{len(calls)} measurements a round')
+  seconds = clock.interleaved(calls, rounds, deadline)
   counts_of_xla = subject.xla_operations()
   return {
     'operations': {
@@ -120,53 +222,41 @@ def measure(
     },
     'networks': [_network_row(seconds, *step) for step in steps],
     'sampling': [
-      _sampling_row(subject, name, values, with_decoder)
-      for name, values in seconds.items()
-      if name[0] == 'sample'
+      _sampling_row(subject, case, seconds['sample', *case], with_decoder)
+      for case in cases
       for with_decoder in (False, True)
     ],
   }
 
 
 def _single_forwards(
-  subject: subjects.Subject,
-  params: Any,
-  batch_size: int,
-  guided: bool,
+  subject: Subject, params: Any, batch_size: int, guided: bool
 ) -> dict[tuple[Any, ...], clock.Timed]:
   """The networks of one step alone, warmed up."""
-  nat, actor, critic = map(subject.apply, ('nat', 'actor', 'critic'))
 
-  def both(params: Any, features: Array, step: Array) -> tuple[Array, Array]:
-    return (
-      actor(params['actor'], features, step),
-      critic(params['critic'], features, step),
-    )
+  def both(params: Any, *inputs: Array) -> tuple[Array, Array]:
+    actor, critic = (subject.apply(x, params, *inputs) for x in _NETWORKS[1:3])
+    return actor, critic
 
-  zeros = lambda rows: {
-    name: tuple(jnp.zeros(x.shape, x.dtype) for x in inputs)
-    for name, inputs in subject.inputs(rows).items()
-  }
-  inputs = zeros(batch_size)
-  calls = {
-    ('actor', batch_size): (actor, params['actor'], inputs['actor']),
-    ('both', batch_size): (both, params, inputs['actor']),
-    ('nat', batch_size, guided): (
-      nat,
-      params['nat'],
-      zeros(batch_size * (1 + guided))['nat'],
-    ),
-  }
+  actor, nat = (functools.partial(subject.apply, x) for x in ('actor', 'nat'))
+  inputs = subject.inputs(batch_size)
+  rows = subject.inputs(batch_size * (1 + guided))
   result = {}
-  for name, (function, weights, given) in calls.items():
-    jitted = jax.jit(function)
-    result[name] = clock.timed(lambda f=jitted, w=weights, x=given: f(w, *x))
+  for name, function, shapes in (
+    (('actor', batch_size), actor, inputs['actor']),
+    (('both', batch_size), both, inputs['actor']),
+    (('nat', batch_size, guided), nat, rows['nat']),
+  ):
+    call = functools.partial(
+      jax.jit(function), params, *(jnp.zeros(x.shape, x.dtype) for x in shapes)
+    )
+    result[name] = clock.timed(call)
     result[name]()
   return result
 
 
 def _sampling(
-  subject: subjects.Subject,
+  subject: Subject,
   params: Any,
   decode_images: Any,
   batch_size: int,
@@ -174,22 +264,17 @@ def _sampling(
   guided: bool,
 ) -> clock.Timed:
   """Sampling a batch: seconds to its tokens, and from there to its images."""
-  labels = jnp.zeros(batch_size, jnp.int32)
-  key = jax.random.key(0)
-  sample = (
-    jax.jit(subject.sample_tokens, static_argnums=(3, 4))
-    .lower(params, labels, key, num_steps, guided)
-    .compile()
-  )
-
+  arguments = subject.decoding(params, batch_size, num_steps)
+  plan = program.Plan(num_steps, guided)
+  sample = program.decode_tokens.lower(subject.nat, plan, *arguments).compile()
   no_tokens = jnp.zeros((batch_size, subject.nat.num_tokens), jnp.int32)
-  jax.block_until_ready(decode_images(params['decoder'], no_tokens))
+  jax.block_until_ready(decode_images(params, no_tokens))
 
   def run() -> tuple[float, float]:
     start = time.perf_counter()
-    tokens = jax.block_until_ready(sample(params, labels, key))
+    tokens = jax.block_until_ready(sample(*arguments).tokens)
     middle = time.perf_counter()
-    jax.block_until_ready(decode_images(params['decoder'], tokens))
+    jax.block_until_ready(decode_images(params, tokens))
     return middle - start, time.perf_counter() - middle
 
   return run
@@ -200,33 +285,28 @@ def _network_row(
 ) -> dict[str, Any]:
   """Seconds of one step's networks, and the policy's share of the NAT's."""
   first = lambda *name: [values[0] for values in seconds[name]]
-  nat, actor, both = (
-    first('nat', batch_size, guided),
-    first('actor', batch_size),
-    first('both', batch_size),
-  )
-  share = lambda part: timing.spread(
-    [x / y for x, y in zip(part, nat, strict=True)]
-  )
-  return {
+  nat = first('nat', batch_size, guided)
+  row: dict[str, Any] = {
     'batch_size': batch_size,
     'guided': guided,
     'nat_seconds': timing.spread(nat),
-    'actor_seconds': timing.spread(actor),
-    'actor_and_critic_seconds': timing.spread(both),
-    'actor_share': share(actor),
-    'actor_and_critic_share': share(both),
   }
+  for name, key in (('actor', 'actor'), ('both', 'actor_and_critic')):
+    part = first(name, batch_size)
+    shares = [x / y for x, y in zip(part, nat, strict=True)]
+    row[f'{key}_seconds'] = timing.spread(part)
+    row[f'{key}_share'] = timing.spread(shares)
+  return row
 
 
 def _sampling_row(
-  subject: subjects.Subject,
-  name: tuple[Any, ...],
+  subject: Subject,
+  case: Case,
   values: Sequence[tuple[float, ...]],
   with_decoder: bool,
 ) -> dict[str, Any]:
   """Images a second of one case."""
-  _, batch_size, num_steps, guided = name
+  batch_size, num_steps, guided = case
   counts = subject.operations
   seconds = [sum(parts) if with_decoder else parts[0] for parts in values]
   return {
@@ -237,7 +317,7 @@ def _sampling_row(
     'operations_per_image': operations.sampling_operations(
       counts['nat'],
       counts['actor'],
-      counts['decoder'] if with_decoder else 0,
+      with_decoder * counts['decoder'],
       num_steps,
       guided,
     ),
@@ -246,117 +326,135 @@ def _sampling_row(
   }
 
 
-def check_rows() -> list[dict[str, int | bool]]:
-  """Counts the canvases that sampling sends through the NAT.
-
-  Returns:
-    One row a case.
-
-  Raises:
-    RuntimeError: if it is not 2 T a sample when guided, and T otherwise.
-  """
-  subject, batch_size = subjects.digits(), 3
-  # The loop does not know how large the network is: a small one will do.
-  subject = dataclasses.replace(subject, nat=subject.nat.clone(depth=2))
-  shapes = subject.shapes()
-  params = programs.random_arrays(shapes)
-  result: list[dict[str, int | bool]] = []
-  for num_steps, guided in ((4, False), (4, True)):
-    rows = subjects.count_rows(subject, params, batch_size, num_steps, guided)
-    forwards, rest = divmod(rows, batch_size)
-    if rest or forwards != (1 + guided) * num_steps:
-      raise RuntimeError(
-        f'{num_steps} steps, guided={guided}: {rows} canvases of'
-        f' {batch_size} samples went through the NAT'
-      )
-    result.append(
-      {'num_steps': num_steps, 'guided': guided, 'forwards_a_sample': forwards}
-    )
-  return result
-
-
-class Peak:
-  """The fastest float32 product of two square matrices seen so far."""
-
-  def __init__(self, sizes: Sequence[int] = (1024, 2048, 4096)):
-    self._product = jax.jit(lambda a, b: a @ b)
-    self._best = dict.fromkeys(sizes, 0.0)
-
-  def look(self, repeats: int) -> None:
-    """Measures every size, once unmeasured and then `repeats` times."""
-    for size in self._best:
-      matrix = jax.random.normal(jax.random.key(size), (size, size))
-      call = clock.timed(lambda x=matrix: self._product(x, x))
-      call()
-      seconds = min(call()[0] for _ in range(repeats))
-      self._best[size] = max(self._best[size], 2 * size**3 / seconds)
-
-  @property
-  def by_size(self) -> dict[int, float]:
-    """Operations per second at each size."""
-    return dict(self._best)
-
-  @property
-  def best(self) -> float:
-    """Operations per second."""
-    return max(self._best.values())
-
-
-def benchmark(
-  plans: dict[str, Plan], peak_repeats: int, minutes: float
-) -> dict[str, Any]:
-  """Everything, as JSON has it.
+def look_for_peak(best: dict[int, float], repeats: int) -> None:
+  """Keeps the fastest float32 product of square matrices seen so far.
 
   Args:
-    plans: what to measure, by name of the generator.
-    peak_repeats: products of each size, before and again after the rest.
-    minutes: see the flag.
+    best: operations a second by the side of the matrices; changed.
+    repeats: products of each size, after one that is not measured.
+  """
+  product = jax.jit(lambda a, b: a @ b)
+  for size in best:
+    matrix = jax.random.normal(jax.random.key(size), (size, size))
+    call = clock.timed(lambda x=matrix: product(x, x))
+    call()
+    seconds = min(call()[0] for _ in range(repeats))
+    best[size] = max(best[size], 2 * size**3 / seconds)
+
+
+def benchmark(names: Sequence[str], quick: bool, minutes: float) -> Any:
+  """Everything, as JSON has it.
+
+  Raises:
+    RuntimeError: if a sample does not go through the NAT 2 T times where it is
+      guided, and T times otherwise.
   """
   deadline = time.monotonic() + 60 * minutes
-  clock.say('forwards')
-  result: dict[str, Any] = {
-    'machine': timing.machine(),
-    'forwards': check_rows(),
-  }
-  clock.say('peak')
-  peak = Peak()
-  peak.look(peak_repeats)
-  result['models'] = {
-    name: measure(subjects.SUBJECTS[name](), plan, deadline)
-    for name, plan in plans.items()
-  }
-  peak.look(peak_repeats)
-  result['peak'] = {
-    'operations_per_second': peak.best,
-    'by_size': peak.by_size,
-  }
+  result: dict[str, Any] = {'machine': timing.machine(), 'forwards': []}
+  for guided in (False, True):
+    count = forwards(subject_of('digits'), 4, guided)
+    if count != 4 * (1 + guided):
+      raise RuntimeError(f'{count} forwards a sample, guided={guided}')
+    result['forwards'].append((4, guided, int(count)))
+  peak = dict.fromkeys((1024, 2048, 4096), 0.0)
+  look_for_peak(peak, 1 if quick else 3)
+  result['models'] = {}
+  for name in names:
+    clock.say(f'{name}: weights and programs')
+    plan = (QUICK if quick else FULL)[name]
+    result['models'][name] = measure(subject_of(name), *plan, deadline)
+  look_for_peak(peak, 1 if quick else 3)
+  best = max(peak.values())
+  result['peak'] = {'operations_per_second': best, 'by_size': peak}
   for model in result['models'].values():
     for row in model['sampling']:
-      row['fraction_of_peak'] = {
-        name: value * row['operations_per_image'] / peak.best
-        for name, value in row['images_per_second'].items()
-      }
+      row['fraction_of_peak'] = (
+        row['images_per_second']['median'] * row['operations_per_image'] / best
+      )
   return result
 
 
-def main(argv: Sequence[str]) -> None:
-  """Measures, prints, writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if logging.get_verbosity() == logging.INFO:
-    # What absl starts with; JAX tells there which accelerators it did not find.
-    logging.set_verbosity(logging.WARNING)
-  plans = QUICK if _QUICK.value else FULL
-  result = benchmark(
-    {name: plans[name] for name in _MODELS.value},
-    1 if _QUICK.value else 3,
-    _MINUTES.value,
+def render(result: dict[str, Any]) -> str:
+  """All tables."""
+  peak, giga = result['peak'], 1e9
+  sizes = ', '.join(
+    f'{size}: {value / giga:.0f}' for size, value in peak['by_size'].items()
   )
-  print(tables.render(result, _MARKDOWN.value))
-  if _OUTPUT.value:
-    text = json.dumps(result, indent=1)
-    pathlib.Path(_OUTPUT.value).write_text(text + '\n')
+  counted = ', '.join(
+    f'{count} at T = {num_steps} {"guided" if guided else "unguided"}'
+    for num_steps, guided, count in result['forwards']
+  )
+  parts = [
+    output.machine(result['machine']),
+    'Peak of float32 matrix products:'
+    f' {peak["operations_per_second"] / giga:.0f} G operations/s ({sizes})',
+    f'NAT forwards a sample, counted: {counted}',
+  ]
+  for name, model in result['models'].items():
+    parts += [f'### {name}', *_tables(model)]
+  return '\n\n'.join(parts)
+
+
+def _tables(model: dict[str, Any]) -> list[str]:
+  number, milli = output.number, lambda x: f'{output.number(1e3 * x)} ms'
+  sampling = [
+    (
+      row['batch_size'],
+      row['num_steps'],
+      _YES_NO[row['guided']],
+      _YES_NO[row['tokenizer_decoder']],
+      number(row['images_per_second']['median']),
+      ' to '.join(number(row['images_per_second'][x]) for x in ('low', 'high')),
+      output.operations(row['operations_per_image']),
+      f'{row["fraction_of_peak"]:.0%}',
+    )
+    for row in model['sampling']
+  ]
+  networks = [
+    (
+      row['batch_size'],
+      _YES_NO[row['guided']],
+      milli(row['nat_seconds']['median']),
+      milli(row['actor_seconds']['median']),
+      f'{row["actor_share"]["median"]:.2%}',
+      milli(row['actor_and_critic_seconds']['median']),
+      f'{row["actor_and_critic_share"]["median"]:.2%}',
+    )
+    for row in model['networks']
+  ]
+  counts = [
+    (
+      name,
+      output.operations(count['formula']),
+      output.operations(count['xla']),
+      f'{count["xla"] / count["formula"] - 1:+.1%}',
+    )
+    for name, count in model['operations'].items()
+  ]
+  heads = (
+    'batch,T,guided,decoder,images/s,lowest to highest,operations/image,'
+    'of the peak',
+    'batch,guided,NAT (a step),actor,share,with critic,share',
+    "network,operations a sample,XLA's count,difference",
+  )
+  return [
+    output.table(head.split(','), rows)
+    for head, rows in zip(heads, (sampling, networks, counts), strict=True)
+  ]
+
+
+def main() -> None:
+  """Measures, prints, writes."""
+  parser = output.parser(__doc__)
+  add = parser.add_argument
+  names = list(_CONFIGS)
+  add('--models', nargs='+', choices=names, default=names)
+  add('--quick', action='store_true', help='Few cases, to see that all works.')
+  add('--minutes', type=float, default=5.5, help='No round ends later.')
+  given = parser.parse_args()
+  result = benchmark(given.models, given.quick, given.minutes)
+  output.finish(result, render(result), given.output)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -26,7 +26,6 @@ import hlo
 import jax
 import ml_collections
 import programs
-import tracing
 
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.models import operations
@@ -195,7 +194,7 @@ def counted(case: Case) -> float:
   program = program_of(
     case, config_of(dataclasses.replace(case, changes=changes))
   )
-  whole = tracing.traced_operations(program.function, program.arguments)
+  whole = hlo.traced_operations(program.function, program.arguments)
   return whole / case.num_devices
 
 

@@ -11,14 +11,11 @@ from absl.testing import absltest
 import numpy as np
 
 from adanat_jax.models import enat
-from adanat_jax.runtime import timing
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
-import enat_subjects
-import enat_tables
 import enat_time
-import tracing
+import hlo
 
 
 class TimeTest(absltest.TestCase):
@@ -26,18 +23,16 @@ class TimeTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     # Two samples a batch, which are masked in different numbers.
-    count = 2 * (enat_subjects.NUM_OTHERS + 1)
+    count = 2 * (enat_time.NUM_OTHERS + 1)
     ratios = np.stack([np.linspace(0.5, 0.9, count), np.zeros(count)])
     tiny = dict(width=8, encoder_depth=1, decoder_depth=1, num_heads=2)
     with mock.patch.dict(enat.SIZES, tiny=tiny):
-      cls.subject = enat_subjects.published('tiny', 0, ratios, 2, guided=True)
+      cls.subject = enat_time.published('tiny', 0, ratios, 2, guided=True)
 
   def test_all_blocks_run_once_on_all_tokens(self):
     subject = self.subject
-    decode = enat_time.program(subject, 'all', ())
-    traced = tracing.traced_operations(
-      decode, (subject.params, subject.agent, subject.batches[0])
-    )
+    decode, arguments = subject.decoder('all', ())
+    traced = hlo.traced_operations(decode, arguments(0))
     self.assertEqual(traced, 2 * 2 * 2 * subject.undivided_cost)
 
   def test_ways_are_one_computation(self):
@@ -55,13 +50,7 @@ class TimeTest(absltest.TestCase):
     # 256 r stay masked after the first step.
     found = result['found'][1]['masked']
     self.assertEqual((found['min'], found['max']), (128, 228))
-    self.assertIn(
-      'taken',
-      enat_tables.render(
-        {'machine': timing.machine(), 'load_after': 0, 'subjects': [result]},
-        markdown=True,
-      ),
-    )
+    self.assertIn('taken', enat_time.render(result))
 
 
 if __name__ == '__main__':

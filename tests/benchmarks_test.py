@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 import pathlib
 import re
 import sys
@@ -11,29 +11,25 @@ import time
 
 from absl.testing import absltest, parameterized
 import jax
-import jax.extend
 import jax.numpy as jnp
 
-from adanat_jax.decoding import loop
 from adanat_jax.models import operations
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import timing
+from adanat_jax.sampling import program
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
-import programs
+import hlo
 import sampling
-import subjects
-import tables
 
-_SMALL = subjects.Subject(
-  'small',
+_SMALL = sampling.Subject(
   NAT(7, 16, 32, 2, 2, num_classes=3),
-  VQGAN(7, 4, 8, (1, 2), 1, 4, 1),
   PolicyNetwork(4, 4, 16, 8, (16, 16)),
   PolicyNetwork(1, 4, 16, 8, (16, 16)),
+  VQGAN(7, 4, 8, (1, 2), 1, 4, 1),
 )
 
 
@@ -48,20 +44,6 @@ def _xla_operations(module, *inputs, initial=None, method=None):
   )
   call = lambda variables, *x: module.apply(variables, *x, method=method)
   return jax.jit(call).lower(variables, *inputs).cost_analysis()['flops']
-
-
-def _products(jaxpr):
-  """Operations of the matrix products in a program, one by one."""
-  total = 0
-  for equation in jaxpr.eqns:
-    for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      total += _products(inner)
-    if equation.primitive.name == 'dot_general':
-      (contracted, _), _ = equation.params['dimension_numbers']
-      left = equation.invars[0].aval.shape
-      size = math.prod(equation.outvars[0].aval.shape)
-      total += 2 * size * math.prod(left[axis] for axis in contracted)
-  return total
 
 
 def _main_arguments(text):
@@ -101,22 +83,21 @@ class OperationsTest(parameterized.TestCase):
 
   def test_attention_products_are_counted_exactly(self):
     # In a narrow network the rest is too much for a comparison with XLA.
-    inputs = _SMALL.inputs(1)['nat']
-    jaxpr = jax.make_jaxpr(_SMALL.apply('nat'))(_SMALL.shapes()['nat'], *inputs)
-    self.assertEqual(_products(jaxpr.jaxpr), _SMALL.operations['nat'])
+    traced = hlo.traced_operations(
+      functools.partial(_SMALL.apply, 'nat'),
+      (_SMALL.shapes(), *_SMALL.inputs(1)['nat']),
+    )
+    self.assertEqual(traced, _SMALL.operations['nat'])
 
   @parameterized.parameters((16, 512, 23), (7, 512, 10), (4, 96, 5))
   def test_policy_of_other_sizes(self, grid_size, width, taps):
     module = PolicyNetwork(4, grid_size)
     inputs = (_shape(1, grid_size**2, width), _shape(1, dtype=jnp.int32))
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    products = _products(jax.make_jaxpr(module.apply)(variables, *inputs).jaxpr)
-    # Convolutions are no products: the depthwise one, and the 1x1 one.
-    places = (-(-grid_size // 2)) ** 2
-    convolutions = 2 * 512 * taps**2 + 2 * places * 512 * 128
-    self.assertEqual(
-      products + convolutions, operations.policy_operations(module, width)
-    )
+    traced = hlo.traced_operations(module.apply, (variables, *inputs))
+    # The depthwise convolution is a sum of shifted arrays there.
+    formula = operations.policy_operations(module, width)
+    self.assertEqual(traced + 2 * 512 * taps**2, formula)
 
   @parameterized.named_parameters(
     ('published', VQGAN(1024, 256), 256),
@@ -137,7 +118,7 @@ class OperationsTest(parameterized.TestCase):
   def test_published_figures(self):
     # AdaNAT's tables count NAT-L's linear layers and the decoder in
     # multiply-adds: 0.9 T at 8 steps, 0.5 T at 4.
-    counts = subjects.nat_l().operations
+    counts = sampling.subject_of('nat_l').operations
     for num_steps, published in ((8, 0.9e12), (4, 0.5e12)):
       total = operations.sampling_operations(
         counts['nat'], counts['actor'], counts['decoder'], num_steps, True
@@ -145,40 +126,22 @@ class OperationsTest(parameterized.TestCase):
       self.assertAlmostEqual(total / 2, published, delta=0.05e12)
 
   def test_policy_is_a_small_part_at_the_published_sizes(self):
-    counts = subjects.nat_l().operations
+    counts = sampling.subject_of('nat_l').operations
     self.assertLess(counts['actor'], 0.003 * counts['nat'])
 
 
 class SamplingTest(parameterized.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.params = programs.random_arrays(_SMALL.shapes())
-
   @parameterized.product(num_steps=(1, 3), guided=(False, True))
   def test_forwards(self, num_steps, guided):
-    rows = subjects.count_rows(_SMALL, self.params, 2, num_steps, guided)
-    self.assertEqual(rows, 2 * num_steps * (1 + guided))
+    count = sampling.forwards(_SMALL, num_steps, guided)
+    self.assertEqual(count, num_steps * (1 + guided))
 
   def _lowered(self, num_steps, record=False):
-    def sample(params, labels, keys):
-      decoded = loop.decode(
-        _SMALL.denoiser(params['nat']),
-        _SMALL.agent(params, num_steps).policy(),
-        tokens=loop.full_mask(2, 16, 7),
-        condition=labels,
-        null_condition=jnp.int32(3),
-        keys=keys,
-        num_steps=num_steps,
-        mask_token=7,
-        record=record,
-      )
-      if record:
-        return decoded.tokens, decoded.trajectory.aux.value
-      return decoded.tokens
-
-    keys = loop.sample_keys(jax.random.key(0), 2)
-    return jax.jit(sample).lower(self.params, jnp.zeros(2, jnp.int32), keys)
+    return program.decode_tokens.lower(
+      _SMALL.nat,
+      program.Plan(num_steps, record=record),
+      *_SMALL.decoding(_SMALL.shapes(), 2, num_steps),
+    )
 
   def test_a_scan_counts_its_body_once(self):
     # The reason for having formulas.
@@ -187,7 +150,7 @@ class SamplingTest(parameterized.TestCase):
 
   def test_the_critic_does_not_run_unless_recorded(self):
     # Its weights do not even reach the program.
-    critic = len(jax.tree.leaves(self.params['critic']))
+    critic = len(jax.tree.leaves(_SMALL.shapes()['critic']))
     without, recorded = (
       len(_main_arguments(self._lowered(2, record).as_text()))
       for record in (False, True)
@@ -197,8 +160,8 @@ class SamplingTest(parameterized.TestCase):
 
 class ReportTest(absltest.TestCase):
   def test_figures_fit_together(self):
-    plan = sampling.Plan(((2, 2, True),), 1)
-    model = sampling.measure(_SMALL, plan, time.monotonic() + 60)
+    cases = [(2, 2, True)]
+    model = sampling.measure(_SMALL, cases, 1, time.monotonic() + 60)
     self.assertLen(model['sampling'], 2)
     by_case = {row['tokenizer_decoder']: row for row in model['sampling']}
     counts = _SMALL.operations
@@ -211,17 +174,16 @@ class ReportTest(absltest.TestCase):
       by_case[True]['images_per_second']['median'],
     )
     for row in model['sampling']:
-      row['fraction_of_peak'] = {'median': 0.5}
+      row['fraction_of_peak'] = 0.5
     result = {
       'machine': timing.machine(),
-      'forwards': [{'num_steps': 4, 'guided': True, 'forwards_a_sample': 8}],
+      'forwards': [(4, True, 8)],
       'peak': {'operations_per_second': 2e11, 'by_size': {1024: 2e11}},
       'models': {'small': json.loads(json.dumps(model))},
     }
-    for markdown in (False, True):
-      text = tables.render(result, markdown)
-      self.assertIn('8 at T = 4 guided', text)
-      self.assertEqual('|' in text, markdown)
+    text = sampling.render(result)
+    self.assertIn('8 at T = 4 guided', text)
+    self.assertIn('50%', text)
 
 
 if __name__ == '__main__':

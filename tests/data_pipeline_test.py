@@ -18,7 +18,7 @@ from adanat_jax.data.prepared import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
 from adanat_jax.experiment import config as config_lib, fit
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.runtime import files
+from adanat_jax.runtime import files, timing
 
 # The benchmark is not part of the package.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
@@ -285,11 +285,11 @@ class BenchmarkTest(absltest.TestCase):
     self.assertGreater(found['processor_seconds'], 0)
     self.assertGreater(found['memory'], 0)
     result = {
-      'machine': {'processor': 'a processor', 'cores': 2, 'load_before': 0.0},
+      'machine': timing.machine(),
       'needs': pipelines.needs(),
       'cases': {'tokens': [{'size': 64, **found}]},
     }
-    text = pipelines.render(result, markdown=True)
+    text = pipelines.render(result)
     self.assertRegex(text, r'\| +tokens \| +64 \|')
 
 

@@ -20,7 +20,7 @@ from support.random_weights import random_variables
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
-import tracing
+import hlo
 
 _MASK, _NUM_TOKENS = 7, 9
 _SMALL = enat.ENAT(_MASK, _NUM_TOKENS, 8, 1, 1, 2, num_classes=3)
@@ -349,7 +349,7 @@ class OperationsTest(parameterized.TestCase):
     )
     counts = unrolled.counts_of(table, _NUM_TOKENS, text_length=text_length)
     self.assertEqual(
-      tracing.traced_operations(sample, (variables, condition)),
+      hlo.traced_operations(sample, (variables, condition)),
       operations.enat_sampling_operations(
         module, counts, 0, guided=True, text_length=text_length
       ),
