@@ -15,7 +15,7 @@ import numpy as np
 
 from adanat_jax.convert import enat as convert
 from adanat_jax.errors import UserError
-from adanat_jax.models import enat, enat_blocks, layers, nat
+from adanat_jax.models import enat, layers, nat
 from adanat_jax.types import TokenCounts
 from parity_cases import suite
 from support import converting, reference_arrays, torch_files
@@ -360,11 +360,11 @@ class MistakesTest(parameterized.TestCase):
     self.assertNotEmpty(suite.disagreements(wrong))
 
   @parameterized.named_parameters(
-    ('block_epsilon', enat_blocks, '_EPSILON', 1e-5),
+    ('block_epsilon', enat, '_BLOCK_EPSILON', 1e-5),
     ('epsilon', enat, '_EPSILON', 1e-6),
     ('embedding_epsilon', nat, '_EMBEDDING_EPSILON', 1e-5),
-    ('gelu', enat_blocks, '_tanh_gelu', layers.gelu),
-    ('head_gelu', layers, 'gelu', enat_blocks._tanh_gelu),
+    ('gelu', enat, '_tanh_gelu', layers.gelu),
+    ('head_gelu', layers, 'gelu', enat._tanh_gelu),
   )
   def test_in_code(self, module, name, value):
     with mock.patch.object(module, name, value):
