@@ -62,20 +62,8 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 
 
-class Mlp(nn.Module):
-  """Linear, GELU in its tanh form, linear."""
-
-  hidden_width: int
-  dtype: layers.Dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `x` float[..., D] to the same shape."""
-    dense = functools.partial(
-      layers.Dense, dtype=self.dtype, kernel_init=_linear_init
-    )
-    hidden = _tanh_gelu(dense(self.hidden_width, name='fc1')(x))
-    return dense(x.shape[-1], name='fc2')(hidden)
+def _mlp(hidden_width: int, dtype: layers.Dtype) -> layers.Mlp:
+  return layers.Mlp(hidden_width, dtype, _tanh_gelu, _linear_init, name='mlp')
 
 
 class CarryOver(nn.Module):
@@ -89,7 +77,7 @@ class CarryOver(nn.Module):
     """Maps `z` float[B, M, D] to the same shape."""
     normed = layers.LayerNorm(_BLOCK_EPSILON, dtype=self.dtype, name='norm')(z)
     hidden_width = self.mlp_ratio * z.shape[-1]
-    return z + Mlp(hidden_width, self.dtype, name='mlp')(normed)
+    return z + _mlp(hidden_width, self.dtype)(normed)
 
 
 class SelfCrossAttention(nn.Module):
@@ -132,10 +120,7 @@ class SelfCrossAttention(nn.Module):
       UserError: if the heads do not divide the width.
     """
     width = x.shape[-1]
-    if width % self.num_heads:
-      raise UserError(
-        f'num_heads={self.num_heads} does not divide the width {width}'
-      )
+    layers.check_heads(self.num_heads, width)
     dense = functools.partial(
       layers.Dense, dtype=self.dtype, kernel_init=_linear_init
     )
@@ -225,9 +210,8 @@ class Block(nn.Module):
     x = x + gate * SelfCrossAttention(
       self.num_heads, self.dtype, self.attention, name='attention'
     )(before(x), context, from_context, attend)
-    return x + mlp_gate * Mlp(self.mlp_ratio * width, self.dtype, name='mlp')(
-      before_mlp(x)
-    )
+    mlp = _mlp(self.mlp_ratio * width, self.dtype)
+    return x + mlp_gate * mlp(before_mlp(x))
 
 
 @struct.dataclass
@@ -249,9 +233,9 @@ def _take(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _never_none(attend: jax.Array) -> jax.Array:
-  """All of bool[B, M] where a sample has none: a softmax needs a key.
+  """Sets all of bool[B, M] where a sample has none: a softmax needs a key.
 
-  What such a sample attends with is not read.
+  The result of such a sample is not read.
   """
   return attend | ~attend.any(axis=1, keepdims=True)
 
@@ -297,11 +281,7 @@ class ENAT(nn.Module):
         f'encoder_depth={self.encoder_depth} and decoder_depth='
         f'{self.decoder_depth} of the ENAT must be at least 1'
       )
-    if (self.num_classes is None) == (self.text_width is None):
-      raise UserError(
-        'the ENAT takes exactly one of num_classes and text_width, given '
-        f'num_classes={self.num_classes}, text_width={self.text_width}'
-      )
+    layers.check_condition('ENAT', self.num_classes, self.text_width)
     self.tokens = Embedding(
       self.codebook_size + 1, self.num_tokens, self.width, self.dtype
     )
@@ -479,16 +459,9 @@ class ENAT(nn.Module):
     features = features[:, -self.num_tokens :]
     hidden = self.head(self.norm(features))
     hidden = self.head_norm(layers.gelu(hidden))
-    # The head reads the embedding and does not train it. The mask token's
-    # column, which the original computes and cuts off, is not computed.
-    words = jax.lax.stop_gradient(self.tokens.words[: self.codebook_size])
-    logits = jnp.einsum(
-      'bnd,kd->bnk',
-      hidden,
-      words.astype(self.dtype),
-      preferred_element_type=jnp.float32,
+    logits = layers.tied_logits(
+      hidden, self.tokens.words, self.head_bias, self.codebook_size
     )
-    logits = logits + self.head_bias[None, None, : self.codebook_size]
     return features, logits, cache
 
 

@@ -106,10 +106,7 @@ class SelfAttention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Attends among the tokens of `x` float[B, N, D]."""
     width = x.shape[-1]
-    if width % self.num_heads:
-      raise UserError(
-        f'num_heads={self.num_heads} does not divide the width {width}'
-      )
+    check_heads(self.num_heads, width)
     dense = functools.partial(Dense, dtype=self.dtype, kernel_init=normal_init)
     qkv = dense(3 * width, use_bias=self.qkv_bias, name='qkv')(x)
     qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
@@ -123,16 +120,28 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Linear, exact GELU, linear."""
+  """Linear, activation, linear.
+
+  Attributes:
+    hidden_width: width between the two.
+    dtype: compute type.
+    activation: None for the exact GELU.
+    kernel_init: of both kernels.
+  """
 
   hidden_width: int
   dtype: Dtype = jnp.float32
+  activation: Callable[[jax.Array], jax.Array] | None = None
+  kernel_init: Initializer = normal_init
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[..., D] to the same shape."""
-    dense = functools.partial(Dense, dtype=self.dtype, kernel_init=normal_init)
-    hidden = gelu(dense(self.hidden_width, name='fc1')(x))
+    dense = functools.partial(
+      Dense, dtype=self.dtype, kernel_init=self.kernel_init
+    )
+    hidden = dense(self.hidden_width, name='fc1')(x)
+    hidden = (self.activation or gelu)(hidden)
     return dense(x.shape[-1], name='fc2')(hidden)
 
 
@@ -218,3 +227,47 @@ def embed_patches(
   x = jnp.concatenate([cls, x], axis=1)
   positions = module.param('positions', normal_init, x.shape[1:])
   return x + positions[None].astype(dtype)
+
+
+def tied_logits(
+  hidden: jax.Array, words: jax.Array, bias: jax.Array, codebook_size: int
+) -> jax.Array:
+  """Returns logits of a head that shares the embedding's matrix.
+
+  The head reads the embedding and does not train it. The mask token's column,
+  which the original computes and cuts off, is not computed.
+
+  Args:
+    hidden: float[B, N, D].
+    words: float32[K + 1, D], the embedding.
+    bias: float32[K + 1].
+    codebook_size: K.
+
+  Returns:
+    float32[B, N, K].
+  """
+  words = jax.lax.stop_gradient(words[:codebook_size])
+  logits = jnp.einsum(
+    'bnd,kd->bnk',
+    hidden,
+    words.astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return logits + bias[None, None, :codebook_size]
+
+
+def check_heads(num_heads: int, width: int) -> None:
+  """Raises UserError unless attention heads divide a width."""
+  if width % num_heads:
+    raise UserError(f'num_heads={num_heads} does not divide the width {width}')
+
+
+def check_condition(
+  name: str, num_classes: int | None, text_width: int | None
+) -> None:
+  """Raises UserError unless a network has one kind of condition."""
+  if (num_classes is None) == (text_width is None):
+    raise UserError(
+      f'the {name} takes exactly one of num_classes and text_width, given '
+      f'num_classes={num_classes}, text_width={text_width}'
+    )

@@ -134,11 +134,7 @@ class NAT(nn.Module):
     """
     if self.depth % 2:
       raise UserError(f'depth={self.depth} of the NAT must be even')
-    if (self.num_classes is None) == (self.text_width is None):
-      raise UserError(
-        'the NAT takes exactly one of num_classes and text_width, given '
-        f'num_classes={self.num_classes}, text_width={self.text_width}'
-      )
+    layers.check_condition('NAT', self.num_classes, self.text_width)
     chex.assert_shape(tokens, (None, self.num_tokens))
     embedding = Embedding(
       self.codebook_size + 1,
@@ -174,13 +170,6 @@ class NAT(nn.Module):
     bias = self.param(
       'head_bias', nn.initializers.zeros, (self.codebook_size + 1,)
     )
-    # The head reads the embedding and does not train it. The mask token's
-    # column, which the original computes and cuts off, is not computed.
-    words = jax.lax.stop_gradient(embedding.words[: self.codebook_size])
-    logits = jnp.einsum(
-      'bnd,kd->bnk',
-      hidden,
-      words.astype(self.dtype),
-      preferred_element_type=jnp.float32,
+    return features, layers.tied_logits(
+      hidden, embedding.words, bias, self.codebook_size
     )
-    return features, logits + bias[None, None, : self.codebook_size]
