@@ -1,5 +1,6 @@
 """What a user can mend, and with which status a program then ends."""
 
+from collections.abc import Sequence
 import os
 
 
@@ -12,6 +13,25 @@ class UserError(ValueError):
   """
 
   status = 2
+
+  @property
+  def problems(self) -> tuple[str, ...]:
+    """The mistakes, a line each; one but for a `ConfigError`."""
+    return (str(self),)
+
+
+class ConfigError(UserError):
+  """Everything that is wrong with a config, a line for each mistake."""
+
+  def __init__(self, problems: Sequence[str]):
+    """Takes at least one line."""
+    super().__init__('\n'.join(problems))
+    self._problems = tuple(problems)
+
+  @property
+  def problems(self) -> tuple[str, ...]:
+    """The mistakes, a line each."""
+    return self._problems
 
 
 class WriteError(UserError):

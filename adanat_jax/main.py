@@ -25,10 +25,10 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from adanat_jax.data.sources import registry
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
+  field_rules,
   fields,
   workdir as workdir_lib,
 )
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
       ' (gcsfuse) or use a disk that all hosts share (Filestore, NFS)'
     )
   config = _CONFIG.value
-  fields.check(config, {'mode': fields.choice('all', *STAGES)})
+  names = _names_of_stages(config)
   # Both before anything asks JAX for a device.
   environment.keep_memory()
   processes.start(
@@ -121,19 +121,13 @@ def main(argv: Sequence[str]) -> None:
   )
   if _CACHE.value == 'on':
     environment.enable_cache(_CACHE_DIR.value)
-  workdir_lib.check_inputs(config)
-  names: tuple[str, ...] = (config.mode,)
-  if config.mode == 'all':
-    sources = fields.choice('digits', *registry.SOURCES)
-    fields.check(config, {'data.source': sources})
-    names = STUDY if config.data.source == 'digits' else BENCHMARK
-  elif config.mode == 'compare':
-    names = COMPARISON
   workdir = pathlib.Path(_WORKDIR.value)
   stages = [importlib.import_module(STAGES[name]) for name in names]
-  for stage in stages:
-    # All of them before the first: nobody waits hours for the last one's no.
-    stage.check_config(Experiment(config, workdir))
+  # All of them before the first: nobody waits hours for the last one's no.
+  Experiment(config, workdir).check(
+    lambda experiment: workdir_lib.check_inputs(experiment.config),
+    *(stage.check_config for stage in stages),
+  )
   workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   )
@@ -144,6 +138,15 @@ def main(argv: Sequence[str]) -> None:
       stage.run(Experiment(config, workdir))
   # JAX waits for the others at exit too, but not longer than the time-out.
   processes.barrier()
+
+
+def _names_of_stages(config: Any) -> tuple[str, ...]:
+  """The stages that a config asks for, in their order."""
+  decisive = {name: field_rules.RULES[name] for name in ('mode', 'data.source')}
+  fields.check(config, decisive, required=decisive)
+  if config.mode == 'all':
+    return STUDY if config.data.source == 'digits' else BENCHMARK
+  return COMPARISON if config.mode == 'compare' else (config.mode,)
 
 
 def _hold(
@@ -175,11 +178,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def run() -> None:
-  """Runs `main` on the command line; users' mistakes are one line."""
+  """Runs `main` on the command line; each of a user's mistakes is one line."""
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:
-    print('adanat_jax:', *str(error).split(), file=sys.stderr)
+    for problem in error.problems:
+      print('adanat_jax:', *problem.split(), file=sys.stderr)
     processes.leave(error.status)
   except KeyboardInterrupt:
     # Inside a training loop Ctrl-C saves first and does not come to here.

@@ -8,7 +8,7 @@ import textwrap
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from adanat_jax.errors import UserError
+from adanat_jax.errors import ConfigError, UserError
 from adanat_jax.experiment import config as config_lib, fields, workdir
 
 _TOY = """
@@ -218,50 +218,98 @@ class ClaimTest(absltest.TestCase):
 
 class RulesTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('seed', fields.positive_int, '0 is not allowed', '1 or more'),
-    ('mode', fields.choice('a', 'b'), "'all' is not", 'one of a, b'),
-    ('profile', fields.positive_int, 'False is not', 'an integer'),
+    ('seed', fields.integer(1, 9), '0 is not allowed', 'from 1 to 9'),
+    ('mode', fields.choice('a', ''), "'all' is not", "one of a, ''"),
+    ('profile', fields.integer(0, 9), 'False is not', 'an integer'),
     ('nat.width', fields.between(0.0, 1.0), '64', 'from 0.0 to 1.0'),
     (
-      'nat.betas',
-      fields.tuple_of(fields.non_negative, length=3),
-      '(0.9, 0.99)',
-      'a tuple of 3 elements, each a finite number',
+      'seed',
+      fields.between(0.0, 1.0, above_low=True),
+      '0 is',
+      'a number above 0.0, at most 1.0',
+    ),
+    (
+      'nat.width',
+      fields.between(0.0, 64.0, below_high=True),
+      '64 is',
+      'a number from 0.0 to below 64.0',
     ),
     (
       'nat.betas',
-      fields.tuple_of(fields.positive_int),
+      fields.tuple_of(fields.between(0, 1), length=3),
+      '(0.9, 0.99)',
+      'a tuple of 3 elements, each a number from 0 to 1',
+    ),
+    (
+      'nat.betas',
+      fields.tuple_of(fields.integer(0, 1)),
       '(0.9, 0.99)',
       'a tuple of elements, each an integer',
     ),
     (
       'nat.betas',
-      fields.some_of(fields.positive_int),
-      'at least one element and none twice, each an integer',
+      fields.some_of(fields.between(0, 1), most=1),
+      'at least one element and at most 1, none twice, each a number',
     ),
-    ('nat.width', fields.odd_int, '64', 'an odd integer'),
-    ('nat.none', fields.positive_int, 'config.nat.none is missing'),
+    ('nat.width', fields.integer(1, 99, odd=True), '64', 'an odd integer'),
+    ('seed', fields.even(2, 8), '0 is', 'an even integer from 2 to 8'),
+    (
+      'nat.width',
+      fields.zero_or(fields.integer(1, 2)),
+      '64',
+      '0 or an integer',
+    ),
+    ('profile', fields.steps(9), 'False is', 'a tuple of 2 integers'),
+    ('mode', fields.path('.npz'), "'all'", 'a path that ends in .npz'),
+    ('mode', fields.text(2), "'all'", 'a text of at most 2 characters'),
+    ('limit', fields.integer(1, 2), 'None is', 'from 1 to 2'),
   )
   def test_broken_rule_names_field_value_and_allowed(self, name, rule, *parts):
     config = config_lib.load(_toy_file(self))
     with self.assertRaises(UserError) as caught:
       fields.check(config, {name: rule})
-    for part in (f'config.{name}', *parts):
+    for part in (f'config.{name}=', *parts):
       self.assertIn(part, str(caught.exception))
 
   def test_kept_rules_pass(self):
     rules = {
-      'nat.width': fields.positive_int,
-      'nat.learning_rate': fields.positive,
+      'nat.width': fields.integer(1, 64),
+      'nat.learning_rate': fields.between(0.0, 1.0, above_low=True),
       'nat.betas': fields.tuple_of(fields.between(0, 1), length=2),
-      'limit': fields.optional(fields.positive_int),
+      'limit': fields.optional(fields.integer(1, 2)),
       'profile': fields.boolean,
+      'seed': fields.zero_or(fields.integer(5, 9)),
+      'nat.none': fields.boolean,
     }
     fields.check(config_lib.load(_toy_file(self)), rules)
 
-  @parameterized.parameters(float('inf'), float('nan'), -1.0, True, 'x')
-  def test_non_negative_refuses(self, value):
-    self.assertFalse(fields.non_negative.accepts(value))
+  def test_all_mistakes_are_in_one_error(self):
+    config = config_lib.load(_toy_file(self))
+    rules = {'seed': fields.integer(1, 9), 'nat.none': fields.boolean}
+
+    def joined(config):
+      if config.nat.width > config.nat.depth:
+        raise UserError('config.nat.width is more than config.nat.depth')
+
+    def needs_seed(config):
+      raise UserError(f'never: {config.seed}')
+
+    with self.assertRaises(ConfigError) as caught:
+      fields.check(
+        config, rules, [joined, needs_seed, joined], required=['nat.none']
+      )
+    self.assertEqual(
+      caught.exception.problems,
+      (
+        'config.nat.none is missing: give true or false',
+        'config.seed=0 is not allowed: give an integer from 1 to 9',
+        'config.nat.width is more than config.nat.depth',
+      ),
+    )
+
+  @parameterized.parameters(float('inf'), float('nan'), -1.0, True, 'x', 1j)
+  def test_numbers_refuse(self, value):
+    self.assertFalse(fields.between(0.0, 1e300).accepts(value))
 
 
 if __name__ == '__main__':

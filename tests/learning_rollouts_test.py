@@ -228,7 +228,7 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(
     # 32 trajectories, 4 minibatches, 16 images for the discriminator.
     ('policy.ppo.micro_batches', 3, '4 minibatches of 3 micro-batches'),
-    ('policy.ppo.micro_batches', 0, '1 or more'),
+    ('policy.ppo.micro_batches', 0, 'from 1 to 65536'),
     ('policy.ppo.shuffle_groups', 16, 'drawn from 16 groups'),
     ('policy.rollout_size', 12, 'divides the batches of 32'),
     ('policy.rollout_features', 'forget', 'one of store, recompute'),

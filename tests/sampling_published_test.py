@@ -260,8 +260,9 @@ class PublishedSamplingTest(parameterized.TestCase):
     config = self.load_config('in256', **overrides)
     config.policy.init_from = config.nat.init_from
     config.policy.num_steps = (4, 8)
-    with self.assertRaisesRegex(UserError, r'policy\.num_steps.* 1 elements'):
+    with self.assertRaisesRegex(UserError, r'policy\.num_steps.* 1 element'):
       sample.run(Experiment(config, self.folder))
+    config.policy.num_steps = (4,)
     config.nat.width = 48
     with self.assertRaisesRegex(UserError, 'is expected'):
       sample.run(Experiment(config, self.folder))

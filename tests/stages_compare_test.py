@@ -341,9 +341,15 @@ class MistakesTest(parameterized.TestCase):
     ({'compare__num_steps': (4, 4)}, 'none twice'),
     ({'compare__num_steps': (1,)}, 'config.compare.num_steps=(1,)'),
     ({'compare__num_buckets': 0}, 'config.compare.num_buckets=0'),
-    ({'search__optimizers': ('cma', 'finite_differences')}, 'of 1 elements'),
-    ({'search__rounds': 1}, 'config.search.rounds=1'),
-    ({'policy__rewards': ('frechet', 'adversarial')}, 'of 1 elements'),
+    (
+      {'search__optimizers': ('cma', 'finite_differences')},
+      'give a tuple of 1 element',
+    ),
+    ({'search__rounds': 1, 'search__evaluations': 2}, 'search.rounds=1'),
+    (
+      {'policy__rewards': ('frechet', 'adversarial')},
+      'give a tuple of 1 element',
+    ),
     (
       {'compare__enat__reuse_probability': 0.0},
       'as config.compare.enat has it',

@@ -73,7 +73,7 @@ class EarlyMistakesTest(parameterized.TestCase):
     ({'policy.kinds': ()}, r'policy\.kinds=\(\) .*at least one element'),
     ({'policy.num_steps': (4, 4)}, r'policy\.num_steps=\(4, 4\) .*none twice'),
     ({'policy.network.mlp_widths': (8,)}, r'mlp_widths=.*tuple of 2 elements'),
-    ({'policy.network.hidden_size': 0}, r'hidden_size=0 .*1 or more'),
+    ({'policy.network.hidden_size': 0}, r'hidden_size=0 .*from 1 to 16384'),
     ({'policy.ppo.final_std': 0.0}, r'final_std=0\.0 .*number above 0'),
     ({'policy.ppo.learning_rate': -1.0}, r'learning_rate=-1\.0 .*above 0'),
     ({'policy.ppo.num_epochs': 0}, r'num_epochs=0 .*leave it unset'),

@@ -286,7 +286,7 @@ class BenchmarkTest(parameterized.TestCase):
     ({'benchmark': 'cifar10'}, 'imagenet256'),
     ({'network': 'inception'}, 'inception.init_from is empty'),
     ({'statistics': '/nowhere.npz'}, '/nowhere.npz: there is no such file'),
-    ({'precision_recall': 3}, 'more than 3 images'),
+    ({'precision_recall': 3}, 'give 0 or an integer from 4'),
     ({'policies': ('autonat_large',)}, 'num_steps=2'),
     ({'protocol': 'other'}, 'study, published'),
   )

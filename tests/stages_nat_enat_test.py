@@ -315,8 +315,8 @@ class StageTest(parameterized.TestCase):
       r'reuse_probability is 0; give more with config.nat.network=enat',
     ),
     ({'reuse_probability': 1.5}, r'reuse_probability=1.5.*from 0.0 to 1.0'),
-    ({'encoder_depth': 0}, r'nat.encoder_depth=0.*1 or more'),
-    ({'decoder_depth': 0}, r'nat.decoder_depth=0.*1 or more'),
+    ({'encoder_depth': 0}, r'nat.encoder_depth=0.*from 1 to 512'),
+    ({'decoder_depth': 0}, r'nat.decoder_depth=0.*from 1 to 512'),
     ({'mask_ratio_per': 'token'}, r"mask_ratio_per='token'.*example, batch"),
     ({'network': 'ENAT'}, r"nat.network='ENAT'.*nat, enat"),
   )

@@ -222,7 +222,10 @@ class MistakesTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'nat__micro_batches': 3}, r'nat.batch_size is 16.*multiple of 3'),
     ({'nat__training_dtype': 'float16'}, r'training_dtype.*float16'),
-    ({'nat__frechet_samples': 1}, r'frechet_samples is 1; give 0 or at least'),
+    (
+      {'nat__frechet_samples': 1},
+      r'frechet_samples=1.*give 0 or an integer from 2',
+    ),
     (
       {'nat__frechet_every': 3, 'nat__evaluate_every': 2},
       r'frechet_every is 3.*multiple.*which is 2',

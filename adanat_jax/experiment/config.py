@@ -11,8 +11,8 @@ The order is: the file and the preset are read once by `load`, the names of the
 fields that the command line sets are looked up in the result, and only then
 absl parses the same command line for real.
 
-Values are checked by the stage that uses them, with the rules of
-`experiment.fields`; `experiment.workdir` keeps the config of a run.
+What fields may hold stands in `experiment.field_rules`; `experiment.workdir`
+keeps the config of a run.
 """
 
 from __future__ import annotations
@@ -167,6 +167,19 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def to_json(config: ml_collections.ConfigDict) -> str:
   """The config with every reference resolved, as text with sorted keys."""
   return json.dumps(to_dict(config), indent=2, sort_keys=True)
+
+
+def from_json(tree: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """The config that `to_dict` made `tree` of: its lists are tuples again."""
+  return ml_collections.ConfigDict(_with_tuples(tree))
+
+
+def _with_tuples(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {name: _with_tuples(inner) for name, inner in value.items()}
+  if isinstance(value, list):
+    return tuple(_with_tuples(inner) for inner in value)
+  return value
 
 
 def fields(

@@ -23,13 +23,6 @@ from adanat_jax.data.sources import registry
 from adanat_jax.data.sources.raw_source import RawSource, SourceSettings
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import encoder, networks, texts
-from adanat_jax.experiment.fields import (
-  between,
-  boolean,
-  check,
-  choice,
-  int_at_least,
-)
 from adanat_jax.runtime import sharding
 
 if TYPE_CHECKING:
@@ -41,33 +34,49 @@ SPLITS = ('train', 'test')
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.data` that cannot work."""
-  config = experiment.config
-  check(config, {'data.source': choice('digits', *registry.SOURCES)})
-  if experiment.is_digits:
-    check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
-    return
-  check(
-    config,
-    {
-      'data.condition': choice('class', 'text'),
-      'data.held_out': int_at_least(0),
-      'data.apply_orientation': boolean,
-      'data.max_corrupt_share': between(0.0, 1.0),
-      'data.text_embeddings': choice('store', 'compute'),
-      'data.num_classes': int_at_least(1),
-    },
+  """Raises ConfigError for images that cannot be had, or not as tokens."""
+  experiment.check(
+    _check_condition,
+    _check_image_size,
+    _check_path,
+    reads=('data', 'tokenizer.width_multipliers'),
   )
-  side = networks.downsampling(config)
-  if config.data.image_size < side or config.data.image_size % side:
+
+
+def _check_condition(experiment: Experiment) -> None:
+  """Refuses conditions that are not those of the source."""
+  section = experiment.config.data
+  known = digits.CONDITION_NAMES if experiment.is_digits else ('class', 'text')
+  if section.condition not in known:
     raise UserError(
-      f'config.data.image_size is {config.data.image_size}; give a multiple of'
-      f' {side}, the number of pixels of a token'
+      f'config.data.condition={section.condition!r} is not allowed with'
+      f' config.data.source={section.source}: give {" or ".join(known)}'
     )
-  if not config.data.path:
+
+
+def _check_image_size(experiment: Experiment) -> None:
+  """Refuses sizes that are no whole number of tokens, or of digits."""
+  size = experiment.config.data.image_size
+  side = networks.downsampling(experiment.config)
+  if size % side:
+    raise UserError(
+      f'config.data.image_size is {size}; give a multiple of {side}, the number'
+      ' of pixels of a token'
+    )
+  if experiment.is_digits and size % digits.SOURCE_SIZE:
+    raise UserError(
+      f'config.data.image_size is {size}; give a multiple of'
+      f' {digits.SOURCE_SIZE}, the side of the digits before they are enlarged'
+    )
+
+
+def _check_path(experiment: Experiment) -> None:
+  """Refuses images of files if no files are named."""
+  section = experiment.config.data
+  if not experiment.is_digits and not section.path:
     raise UserError(
       'config.data.path is empty; give the raw images of source'
-      f' {config.data.source}'
+      f' {section.source}'
     )
 
 

@@ -13,7 +13,7 @@ neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import math
 import os
@@ -25,14 +25,23 @@ import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from adanat_jax.errors import UserError
-from adanat_jax.experiment import networks, policies
+from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  field_rules,
+  networks,
+  policies,
+)
 from adanat_jax.runtime import checkpoint, files, journal, sharding
 from adanat_jax.sampling.generator import Generator
 
 if TYPE_CHECKING:
   from adanat_jax.data.examples import Examples
   from adanat_jax.data.sources.raw_source import RawSource
+
+# The groups of fields that a generator is made of. Workdirs of older versions
+# may lack some of them.
+_GENERATOR = ('data', 'tokenizer', 'nat', 'text', 'policy')
 
 
 class Experiment:
@@ -58,12 +67,16 @@ class Experiment:
     """The experiment that made a workdir, on the devices that are here now.
 
     Raises:
-      UserError: if the directory holds no config.
+      UserError: if the directory holds no config, or one of a generator that
+        cannot be.
     """
     path = pathlib.Path(workdir) / 'config.json'
     if not path.is_file():
       raise UserError(f'{workdir} is no workdir: it has no config.json')
-    config = ml_collections.ConfigDict(files.read_json(path)['config'])
+    config = config_lib.from_json(files.read_json(path)['config'])
+    # Other stages' fields may be of a version that had other rules.
+    read = {name: config[name] for name in _GENERATOR if name in config}
+    field_rules.check(ml_collections.ConfigDict(read))
     # How the training was divided says nothing of the devices here.
     fsdp = config.get('mesh', {}).get('fsdp', 1)
     config.mesh = {'fsdp': math.gcd(fsdp, jax.device_count())}
@@ -222,6 +235,40 @@ class Experiment:
       return datasets.prompts(self, split)
     return datasets.token_examples(self, split)
 
+  def check(
+    self,
+    *checks: Callable[[Experiment], object],
+    reads: tuple[str, ...] = (),
+  ) -> None:
+    """Checks all fields of the config, then how they go together.
+
+    Args:
+      *checks: functions of an experiment that raise UserError for values that
+        do not go together. If they need fields that are missing or not allowed,
+        they are left out.
+      reads: the fields, and groups of fields, that have to be there; see
+        `field_rules.check`.
+
+    Raises:
+      ConfigError: listing everything that is wrong.
+    """
+
+    def ask(
+      joined: Callable[[Experiment], object], config: ml_collections.ConfigDict
+    ) -> None:
+      same = config is self.config
+      joined(self if same else Experiment(config, self.workdir))
+
+    field_rules.check(
+      self.config,
+      *(functools.partial(ask, joined) for joined in checks),
+      reads=reads,
+    )
+
+  def check_mesh(self) -> None:
+    """Raises UserError if the devices cannot be divided as the config says."""
+    _ = self.mesh
+
   def check_batches(self, multiples: Mapping[str, int]) -> None:
     """Refuses batches that cannot be split evenly over the devices.
 
@@ -230,17 +277,19 @@ class Experiment:
         a multiple of: 8 where samples share statistics in groups of 8.
 
     Raises:
-      UserError: naming the field.
+      ConfigError: naming the fields.
     """
-    devices = self.mesh.size
+    devices, problems = self.mesh.size, []
     for name, multiple in multiples.items():
       size = self.field(name)
       if size % (multiple * devices):
-        raise UserError(
+        problems.append(
           f'config.{name} is {size}; it must be a multiple of'
           f' {multiple * devices}: {devices} devices take equal shares'
           + (f', in groups of {multiple}' if multiple > 1 else '')
         )
+    if problems:
+      raise ConfigError(problems)
 
   def generator(self) -> Generator:
     """The NAT with its tokenizer and learned policies.

@@ -1,28 +1,39 @@
-"""Rules for the values of config fields, and the error for breaking one.
+"""Kinds of rules for config fields, and the error that names all mistakes.
 
-A stage states at its top what it can work with:
+A rule says in words what a field may hold, and decides whether a value is that:
 
-  check(config, {
-    'nat.width': positive_int,
-    'nat.dropout_rate': between(0.0, 1.0),
-    'nat.mask_ratio': choice('cosine', 'beta'),
-    'policy.network.mlp_widths': tuple_of(positive_int, length=2),
-  })
+  integer(1, 512)                          a count
+  between(0.0, 1.0, below_high=True)       a rate at which learning still works
+  choice('cosine', 'beta')                 a name
+  tuple_of(integer(1, 4096), length=2)     several of them
 
-and a value that breaks a rule is one line: the field, what was given, what is
-allowed.
+`field_rules` holds the rule of every field; `check` applies a table of rules to
+a config, runs the checks that join several fields, and raises one error that
+lists everything that is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 import dataclasses
-import math
-from typing import Any
+import os
+import re
+from typing import Any, TypeAlias
 
 import ml_collections
 
-from adanat_jax.errors import UserError
+from adanat_jax.errors import ConfigError, UserError
+
+Config: TypeAlias = ml_collections.ConfigDict
+
+# What Linux allows of a path, and of a name in it, in bytes.
+_LONGEST_PATH = 4095
+_LONGEST_NAME = 255
+_CONTROL = re.compile(r'[\x00-\x1f\x7f]')
+# Halves of characters, which no file takes.
+_SURROGATE = re.compile(r'[\ud800-\udfff]')
+# Characters of a value that a message shows.
+_SHOWN = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Rule:
 
   Attributes:
     allowed: the allowed values in words, read after 'give', e.g.
-      'a positive integer'.
+      'an integer from 1 to 512'.
     accepts: says whether a value is allowed; never raises.
   """
 
@@ -39,48 +50,159 @@ class Rule:
   accepts: Callable[[Any], bool]
 
 
-def check(config: ml_collections.ConfigDict, rules: Mapping[str, Rule]) -> None:
-  """Checks fields of a config, in the order of `rules`.
+def check(
+  config: Config,
+  rules: Mapping[str, Rule],
+  checks: Iterable[Callable[[Config], object]] = (),
+  required: Iterable[str] = (),
+) -> None:
+  """Finds everything that is wrong with a config.
+
+  A check of several fields is only asked about sound ones: it is given a config
+  without the fields that are missing or break their rule, and if it needs one
+  of those it is left out, since nothing can be said before that is mended.
 
   Args:
-    config: the config.
-    rules: the rule of each field, by its dotted name.
+    config: the config. Fields without a rule are not looked at.
+    rules: the rule of each field, by its dotted name. They apply to the fields
+      that the config has.
+    checks: functions of the config that raise UserError for values that do not
+      go together.
+    required: dotted names of fields that have to be there.
 
   Raises:
-    UserError: a field is missing or its value is not allowed.
+    ConfigError: listing every mistake once, fields before checks.
   """
-  for name, rule in rules.items():
-    value: Any = config
-    for part in name.split('.'):
-      if not isinstance(value, ml_collections.ConfigDict) or part not in value:
-        raise UserError(f'config.{name} is missing: give {rule.allowed}')
-      value = value[part]
-    if not rule.accepts(value):
-      raise UserError(
-        f'config.{name}={value!r} is not allowed: give {rule.allowed}'
-      )
+  wrong = _missing(config, required, rules) | _broken(config, rules)
+  problems = list(wrong.values())
+  sound = _without(config, wrong) if wrong else config
+  for joined in checks:
+    try:
+      joined(sound)
+    except UserError as error:
+      problems += [p for p in error.problems if not _names_any(p, wrong)]
+    except (AttributeError, KeyError):
+      if not wrong:
+        raise
+  if problems := _distinct(problems):
+    raise ConfigError(problems)
 
 
-def choice(*options: Any) -> Rule:
-  """One of the given values."""
-  allowed = ', '.join(str(option) for option in options)
-  return Rule(f'one of {allowed}', lambda value: value in options)
+def choice(*options: str, known: Collection[str] = ()) -> Rule:
+  """One of the given names.
 
-
-def int_at_least(low: int) -> Rule:
-  """An integer, `low` or more."""
+  Args:
+    *options: names.
+    known: more names; those that are added to it later are allowed too.
+  """
+  allowed = ', '.join(option or "''" for option in (*options, *known))
   return Rule(
-    f'an integer, {low} or more', lambda value: _is_int(value) and value >= low
+    f'one of {allowed}',
+    lambda value: (
+      isinstance(value, str) and (value in options or value in known)
+    ),
   )
 
 
-def between(low: float, high: float) -> Rule:
-  """A finite number from `low` to `high`, both included."""
-  if math.isinf(high):
-    words = f'a finite number, {low} or more'
-  else:
-    words = f'a number from {low} to {high}'
-  return Rule(words, lambda value: _is_number(value) and low <= value <= high)
+def integer(low: int, high: int, *, odd: bool = False) -> Rule:
+  """An integer from `low` to `high`, both included; an odd one if asked."""
+  kind = 'an odd integer' if odd else 'an integer'
+  return Rule(
+    f'{kind} from {low} to {high}',
+    lambda value: (
+      _is_int(value) and low <= value <= high and not (odd and value % 2 == 0)
+    ),
+  )
+
+
+def even(low: int, high: int) -> Rule:
+  """An even integer from `low` to `high`, both included."""
+  return Rule(
+    f'an even integer from {low} to {high}',
+    lambda value: _is_int(value) and low <= value <= high and value % 2 == 0,
+  )
+
+
+def between(
+  low: float,
+  high: float,
+  *,
+  above_low: bool = False,
+  below_high: bool = False,
+) -> Rule:
+  """A number from `low` to `high`, both included unless told otherwise.
+
+  Args:
+    low: the lower limit.
+    high: the upper limit.
+    above_low: whether `low` itself is refused, e.g. a learning rate of 0.
+    below_high: whether `high` itself is refused, e.g. a decay of 1, with which
+      an average never moves.
+  """
+  first = f'above {low}, ' if above_low else f'from {low} to '
+  if above_low and not below_high:
+    first += 'at most '
+  words = f'a number {first}{"below " * below_high}{high}'
+
+  def accepts(value: Any) -> bool:
+    # Comparisons with nan are false.
+    if not _is_number(value) or not low <= value <= high:
+      return False
+    return not (above_low and value == low or below_high and value == high)
+
+  return Rule(words, accepts)
+
+
+def zero_or(rule: Rule) -> Rule:
+  """0, which switches something off, or what `rule` allows."""
+  return Rule(
+    f'0 or {rule.allowed}',
+    lambda value: _is_int(value) and value == 0 or rule.accepts(value),
+  )
+
+
+def text(length: int) -> Rule:
+  """A text of at most `length` characters, which may be empty."""
+  return Rule(
+    f'a text of at most {length} characters, none of them a control character',
+    lambda value: (
+      isinstance(value, str)
+      and len(value) <= length
+      and not _CONTROL.search(value)
+      and not _SURROGATE.search(value)
+    ),
+  )
+
+
+def path(suffix: str = '') -> Rule:
+  """A path that a file system can hold, or an empty text.
+
+  Whether anything is there is for a check of its own.
+
+  Args:
+    suffix: how the path has to end, e.g. '.npz'.
+  """
+  ending = f' that ends in {suffix}' if suffix else ''
+
+  def accepts(value: Any) -> bool:
+    if not isinstance(value, str):
+      return False
+    try:
+      encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+      return False
+    return (
+      len(encoded) <= _LONGEST_PATH
+      and all(len(name) <= _LONGEST_NAME for name in encoded.split(b'/'))
+      and not _CONTROL.search(value)
+      and (not value or value.endswith(suffix))
+    )
+
+  return Rule(
+    f'a path{ending}, of at most {_LONGEST_PATH} bytes and {_LONGEST_NAME} a'
+    ' name, without control characters; or leave it empty',
+    accepts,
+  )
 
 
 def tuple_of(rule: Rule, length: int | None = None) -> Rule:
@@ -96,12 +218,24 @@ def tuple_of(rule: Rule, length: int | None = None) -> Rule:
   )
 
 
-def some_of(rule: Rule) -> Rule:
-  """A tuple of at least one element that keeps `rule`, none of them twice."""
+def some_of(rule: Rule, *, most: int = 100, repeated: bool = False) -> Rule:
+  """A tuple of 1 to `most` elements that keep `rule`.
+
+  Args:
+    rule: of an element.
+    most: how many elements there may be.
+    repeated: whether an element may stand twice.
+  """
   elements = tuple_of(rule)
+  twice = '' if repeated else ', none twice'
   return Rule(
-    f'a tuple of at least one element and none twice, each {rule.allowed}',
-    lambda value: elements.accepts(value) and 0 < len(value) == len(set(value)),
+    f'a tuple of at least one element and at most {most}{twice}, each'
+    f' {rule.allowed}',
+    lambda value: (
+      elements.accepts(value)
+      and 0 < len(value) <= most
+      and (repeated or len(value) == len(set(value)))
+    ),
   )
 
 
@@ -113,25 +247,110 @@ def optional(rule: Rule) -> Rule:
   )
 
 
+def steps(most: int) -> Rule:
+  """The first step of some and the one after the last, at most `most`."""
+  return Rule(
+    f'a tuple of 2 integers from 0 to {most}, the first not above the second',
+    lambda value: (
+      isinstance(value, tuple)
+      and len(value) == 2
+      and all(_is_int(item) for item in value)
+      and 0 <= value[0] <= value[1] <= most
+    ),
+  )
+
+
+boolean = Rule('true or false', lambda value: isinstance(value, bool))
+
+
 def _is_int(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-  return (
-    isinstance(value, int | float)
-    and not isinstance(value, bool)
-    and math.isfinite(value)
+  return _is_int(value) or isinstance(value, float)
+
+
+def _find(config: Config, name: str) -> tuple[str, Any]:
+  """The value of a field, or the first part of its name that is not there.
+
+  Returns:
+    `('', value)`, or the dotted name of what is missing, and None.
+  """
+  value: Any = config
+  parts = name.split('.')
+  for depth, part in enumerate(parts):
+    if not isinstance(value, ml_collections.ConfigDict) or part not in value:
+      return '.'.join(parts[: depth + 1]), None
+    value = value[part]
+  return '', value
+
+
+def _missing(
+  config: Config, required: Iterable[str], rules: Mapping[str, Rule]
+) -> dict[str, str]:
+  """What to say of required fields that are not there, by name."""
+  found = {}
+  for name in required:
+    absent, _ = _find(config, name)
+    if absent == name:
+      found[name] = f'config.{name} is missing: give {rules[name].allowed}'
+    elif absent:
+      held = [other for other in rules if other.startswith(f'{absent}.')]
+      inner = dict.fromkeys(
+        other.removeprefix(f'{absent}.').split('.')[0] for other in held
+      )
+      found[absent] = (
+        f'config.{absent} is missing: give a group of the fields'
+        f' {", ".join(inner)}'
+      )
+  return found
+
+
+def _broken(config: Config, rules: Mapping[str, Rule]) -> dict[str, str]:
+  """What to say of fields that break their rule, by name."""
+  found = {}
+  for name, rule in rules.items():
+    absent, value = _find(config, name)
+    if not absent and not rule.accepts(value):
+      found[name] = (
+        f'config.{name}={_shown(value)} is not allowed: give {rule.allowed}'
+      )
+  return found
+
+
+def _shown(value: Any) -> str:
+  """A value as a message shows it."""
+  try:
+    whole = repr(value)
+  except ValueError:
+    # Python refuses to print integers of thousands of digits.
+    return 'a very long value'
+  return whole if len(whole) <= _SHOWN else f'{whole[:_SHOWN]}...'
+
+
+def _without(config: Config, names: Iterable[str]) -> Config:
+  """A copy of a config that lacks some of its fields."""
+  copy = ml_collections.ConfigDict(config.to_dict())
+  for name in names:
+    group, _, last = name.rpartition('.')
+    absent, node = _find(copy, group) if group else ('', copy)
+    if not absent and last in node:
+      del node[last]
+  return copy
+
+
+def _names_any(problem: str, names: Iterable[str]) -> bool:
+  """Whether a message is about one of these fields."""
+  return any(
+    re.search(rf'config\.{re.escape(name)}(?!\w)', problem) for name in names
   )
 
 
-positive_int = int_at_least(1)
-odd_int = Rule(
-  'an odd integer, 1 or more',
-  lambda value: _is_int(value) and value > 0 and value % 2 == 1,
-)
-non_negative = between(0.0, math.inf)
-positive = Rule(
-  'a finite number above 0', lambda value: _is_number(value) and value > 0
-)
-boolean = Rule('true or false', lambda value: isinstance(value, bool))
+def _distinct(problems: list[str]) -> list[str]:
+  """Each problem once; of one that is told at more length the short form."""
+  kept: list[str] = []
+  for problem in sorted(dict.fromkeys(problems), key=len):
+    if not any(problem.startswith(shorter) for shorter in kept):
+      kept.append(problem)
+  return sorted(kept, key=problems.index)

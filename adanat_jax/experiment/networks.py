@@ -15,7 +15,6 @@ import ml_collections
 
 from adanat_jax.data import clip_tokens
 from adanat_jax.decoding import actions
-from adanat_jax.experiment.fields import check, choice
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
@@ -83,11 +82,7 @@ def tokenizer_module(config: Config) -> VQGAN:
 
 
 def nat_module(config: Config) -> DenoiserModule:
-  """The network of `config.nat` for the tokens of `config.tokenizer`.
-
-  Raises:
-    UserError: if `nat.network` is neither `'nat'` nor `'enat'`.
-  """
+  """The network of `config.nat` for the tokens of `config.tokenizer`."""
   section = config.nat
   shared = dict(
     codebook_size=config.tokenizer.codebook_size,
@@ -104,7 +99,6 @@ def nat_module(config: Config) -> DenoiserModule:
   # A workdir of an older version says nothing of other networks.
   if section.get('network', 'nat') == 'nat':
     return NAT(depth=section.depth, **shared)
-  check(config, {'nat.network': choice('nat', 'enat')})
   return ENAT(
     encoder_depth=section.encoder_depth,
     decoder_depth=section.decoder_depth,

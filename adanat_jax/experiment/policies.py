@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.decoding import actions, schedules
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
-from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
@@ -149,17 +149,21 @@ def agents(experiment: Experiment) -> dict[int, agent_lib.Agent]:
   return found
 
 
+def check_converted(experiment: Experiment) -> None:
+  """Refuses several numbers of steps for the one policy that is converted."""
+  num_steps = experiment.config.policy.num_steps
+  if experiment.is_converted('policy') and len(num_steps) != 1:
+    raise UserError(
+      f'config.policy.num_steps={num_steps} is not allowed with'
+      ' config.policy.init_from: give a tuple of 1 element, the number of steps'
+      ' of that policy'
+    )
+
+
 def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
   """The published policy, at its number of steps."""
-  # A policy belongs to one number of steps and to one schedule.
+  check_converted(experiment)
   config = experiment.config
-  check(
-    config,
-    {
-      'policy.num_steps': tuple_of(int_at_least(1), length=1),
-      'policy.residual': choice(*RESIDUALS),
-    },
-  )
   (num_steps,) = config.policy.num_steps
   actor, _ = networks.policy_modules(config)
   features = jnp.zeros((1, experiment.num_tokens, config.nat.width))

@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING
 
 import ml_collections
 
-from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, networks, reward_network
-from adanat_jax.experiment.fields import (
-  between,
-  boolean,
-  check,
-  choice,
-  int_at_least,
-  non_negative,
-  odd_int,
-  optional,
-  positive,
-  positive_int,
-  some_of,
-  tuple_of,
+from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.experiment import (
+  datasets,
+  field_rules,
+  networks,
+  policies,
+  reward_network,
 )
-from adanat_jax.experiment.policies import KINDS, RESIDUALS
 from adanat_jax.learning import policy, ppo
 from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
@@ -32,9 +23,6 @@ from adanat_jax.models.discriminator import GROUP_SIZE
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-
-REWARDS = ('adversarial', 'frechet', 'pretrained')
-ITERATES = ('last', 'best', 'average')
 
 
 def ppo_config(config: ml_collections.ConfigDict) -> ppo.PPOConfig:
@@ -52,69 +40,44 @@ def rollout_config(config: ml_collections.ConfigDict) -> policy.RolloutConfig:
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.policy` that cannot work."""
-  config = experiment.config
-  check(
-    config,
-    {
-      'policy.num_steps': some_of(int_at_least(1)),
-      'policy.residual': choice(*RESIDUALS),
-    },
+  """Raises ConfigError for policies that cannot be trained."""
+  experiment.check(
+    policies.check_converted,
+    _check_training,
+    reads=('data', 'tokenizer', 'judges.reward', 'nat', 'policy'),
   )
+
+
+def _check_training(experiment: Experiment) -> None:
+  """Raises ConfigError for a training that cannot work, if there is one."""
   if experiment.is_converted('policy'):
     return
-  check(
-    config,
-    {
-      'policy.rewards': some_of(choice(*REWARDS)),
-      'policy.trainings': int_at_least(1),
-      'policy.kinds': some_of(choice(*KINDS)),
-      'policy.iterations': int_at_least(1),
-      'policy.batch_size': int_at_least(GROUP_SIZE),
-      'policy.preset': choice(*ppo.PRESETS),
-      'policy.rollout_size': int_at_least(0),
-      'policy.rollout_features': choice('store', 'recompute'),
-      'policy.rollout_dtype': choice('float32', 'bfloat16'),
-      'policy.evaluate_every': int_at_least(0),
-      'policy.evaluate_samples': int_at_least(2),
-      'policy.iterate': choice(*ITERATES),
-      'policy.ema_decay': between(0.0, 1.0),
-      'policy.network.hidden_size': positive_int,
-      'policy.network.conv_width': positive_int,
-      'policy.network.mlp_widths': tuple_of(positive_int, length=2),
-      'policy.ppo.learning_rate': optional(positive),
-      'policy.ppo.clip_epsilon': optional(positive),
-      'policy.ppo.value_coefficient': optional(non_negative),
-      'policy.ppo.entropy_coefficient': optional(non_negative),
-      'policy.ppo.max_gradient_norm': optional(non_negative),
-      'policy.ppo.initial_std': optional(positive),
-      'policy.ppo.final_std': optional(positive),
-      'policy.ppo.num_epochs': optional(int_at_least(1)),
-      'policy.ppo.num_minibatches': optional(int_at_least(1)),
-      'policy.ppo.shuffle_groups': optional(int_at_least(1)),
-      'policy.ppo.micro_batches': optional(int_at_least(1)),
-      'policy.discriminator.mapping_width': positive_int,
-      'policy.discriminator.mapping_layers': int_at_least(0),
-      'policy.discriminator.condition_map_width': positive_int,
-      'policy.discriminator.kernel_size': odd_int,
-      'policy.discriminator.updates': int_at_least(1),
-      'policy.discriminator.batch_size': int_at_least(GROUP_SIZE),
-      'policy.discriminator.held_out': int_at_least(0),
-      'policy.discriminator.spectral_warmup': int_at_least(0),
-      'policy.discriminator.learning_rate': between(0.0, 1.0),
-      'policy.discriminator.fresh_rollouts': boolean,
-      'policy.discriminator.reconstruct_real': boolean,
-    },
+  experiment.check(
+    _check_batches,
+    _check_held_out,
+    _check_features_kept,
+    _check_minibatches,
+    _check_groups,
+    _check_rollouts,
+    reward_network.check_config,
+    _check_iterate,
+    _check_measurements,
+    reads=field_rules.LOOP,
   )
-  experiment.check_batches({'policy.batch_size': GROUP_SIZE})
+
+
+def _check_batches(experiment: Experiment) -> None:
+  """Refuses batches that devices and groups cannot share."""
+  batches = ['policy.batch_size']
   if has_discriminator(experiment):
-    experiment.check_batches(
-      {
-        'policy.discriminator.batch_size': GROUP_SIZE,
-        'policy.discriminator.held_out': GROUP_SIZE,
-      },
-    )
-    _check_held_out(experiment)
+    batches.append('policy.discriminator.batch_size')
+    batches.append('policy.discriminator.held_out')
+  experiment.check_batches(dict.fromkeys(batches, GROUP_SIZE))
+
+
+def _check_features_kept(experiment: Experiment) -> None:
+  """Refuses to run a network again whose features depend on earlier steps."""
+  config = experiment.config
   if config.policy.rollout_features == 'recompute' and denoisers.reuses(
     networks.nat_module(config)
   ):
@@ -122,26 +85,36 @@ def check_config(experiment: Experiment) -> None:
       'config.policy.rollout_features=recompute needs config.nat.network=nat:'
       ' what an ENAT sees depends on the steps before; give store'
     )
-  _check_parts(experiment)
-  reward_network.check_config(experiment)
-  if config.policy.evaluate_every:
-    try:
-      features.check_config(experiment)
-    except UserError as error:
-      raise UserError(
-        f'{error}; config.policy.evaluate_every=0 measures nothing while the'
-        ' policy trains'
-      ) from error
-  elif config.policy.iterate == 'best':
+
+
+def _check_iterate(experiment: Experiment) -> None:
+  """Refuses to use an iterate that there is not."""
+  section = experiment.config.policy
+  if section.iterate == 'best' and not section.evaluate_every:
     raise UserError(
       'config.policy.iterate=best needs measurements to choose by; set'
       ' config.policy.evaluate_every, or give last'
     )
-  if config.policy.iterate == 'average' and not config.policy.ema_decay:
+  if section.iterate == 'average' and not section.ema_decay:
     raise UserError(
       'config.policy.iterate=average needs an average; set'
       ' config.policy.ema_decay, which is 0.0, or give last'
     )
+
+
+def _check_measurements(experiment: Experiment) -> None:
+  """Refuses measurements in training that cannot be made."""
+  if not experiment.config.policy.evaluate_every:
+    return
+  try:
+    features.check_config(experiment)
+  except UserError as error:
+    remedy = (
+      'config.policy.evaluate_every=0 measures nothing while the policy trains'
+    )
+    raise ConfigError(
+      [f'{problem}; {remedy}' for problem in error.problems]
+    ) from error
 
 
 def has_discriminator(experiment: Experiment) -> bool:
@@ -150,9 +123,13 @@ def has_discriminator(experiment: Experiment) -> bool:
 
 
 def _check_held_out(experiment: Experiment) -> None:
-  """Raises UserError if validation images are wanted and there are none."""
+  """Refuses to hold out validation images where there are none."""
   held_out = experiment.config.policy.discriminator.held_out
-  if held_out and not datasets.has_validation(experiment):
+  if (
+    has_discriminator(experiment)
+    and held_out
+    and not datasets.has_validation(experiment)
+  ):
     raise UserError(
       f'config.policy.discriminator.held_out is {held_out}, and there are no'
       ' validation images: give config.data.validation_path or'
@@ -160,31 +137,43 @@ def _check_held_out(experiment: Experiment) -> None:
     )
 
 
-def _check_parts(experiment: Experiment) -> None:
-  """Raises UserError for batches that PPO or rollouts cannot cut evenly."""
+def _check_minibatches(experiment: Experiment) -> None:
+  """Refuses batches that PPO cannot cut evenly."""
   config = experiment.config
-  section, constants = config.policy, ppo_config(config)
+  size, constants = config.policy.batch_size, ppo_config(config)
   devices = experiment.mesh.size
   minibatches, parts = constants.num_minibatches, constants.micro_batches
   groups = constants.shuffle_groups if minibatches > 1 else 1
   multiple = minibatches * parts * math.lcm(groups, devices)
-  if section.batch_size % multiple:
+  if size % multiple:
     raise UserError(
-      f'config.policy.batch_size is {section.batch_size}; it must be a'
-      f' multiple of {multiple}: PPO cuts it into {minibatches} minibatches of'
-      f' {parts} micro-batches, drawn from {groups} groups on {devices} devices'
+      f'config.policy.batch_size is {size}; it must be a multiple of'
+      f' {multiple}: PPO cuts it into {minibatches} minibatches of {parts}'
+      f' micro-batches, drawn from {groups} groups on {devices} devices'
     )
-  sizes = {'batch_size': section.batch_size}
+
+
+def _check_groups(experiment: Experiment) -> None:
+  """Refuses batches that cannot be drawn from equal groups."""
+  config = experiment.config
+  groups = ppo_config(config).shuffle_groups
+  sizes = {'batch_size': config.policy.batch_size}
   if has_discriminator(experiment):
-    sizes['discriminator.batch_size'] = section.discriminator.batch_size
-  for name, size in sizes.items():
-    if size % constants.shuffle_groups:
-      raise UserError(
-        f'config.policy.{name} is {size}; it must be a multiple of the'
-        f' {constants.shuffle_groups} shuffle_groups of PPO'
-      )
-  size = section.rollout_size
-  wholes = [section.batch_size]
+    sizes['discriminator.batch_size'] = config.policy.discriminator.batch_size
+  problems = [
+    f'config.policy.{name} is {size}; it must be a multiple of the {groups}'
+    ' shuffle_groups of PPO'
+    for name, size in sizes.items()
+    if size % groups
+  ]
+  if problems:
+    raise ConfigError(problems)
+
+
+def _check_rollouts(experiment: Experiment) -> None:
+  """Refuses parts of rollouts that do not fill the batches."""
+  section, devices = experiment.config.policy, experiment.mesh.size
+  size, wholes = section.rollout_size, [section.batch_size]
   if has_discriminator(experiment) and section.discriminator.fresh_rollouts:
     wholes.append(section.discriminator.batch_size)
   if size % devices or any(

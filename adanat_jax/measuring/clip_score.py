@@ -16,7 +16,6 @@ import numpy as np
 from adanat_jax.data import clip_tokens
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, choice
 from adanat_jax.measuring import published_weights
 from adanat_jax.measuring.scores import Conditions
 from adanat_jax.models import clip
@@ -34,10 +33,9 @@ def is_wanted(experiment: Experiment) -> bool:
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.evaluate.clip` that cannot work."""
-  config = experiment.config
-  check(config, {'evaluate.clip.tower': choice(*clip.TOWERS)})
-  if is_wanted(experiment) and not config.evaluate.clip.text.init_from:
+  """Raises UserError for one of CLIP's towers without the other."""
+  section = experiment.config.evaluate.clip
+  if is_wanted(experiment) and not section.text.init_from:
     raise UserError(
       'config.evaluate.clip.text.init_from is empty; give the text tower beside'
       ' that of config.evaluate.clip.image.init_from, or neither'

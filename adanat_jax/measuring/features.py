@@ -16,21 +16,16 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.data.images import ROUNDINGS as BYTE_ROUNDINGS, to_uint8
+from adanat_jax.data.images import to_uint8
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import published_weights
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
 Config = ml_collections.ConfigDict
-
-NETWORKS = ('inception', 'measure', 'pixels')
-ROUNDINGS = ('none', *BYTE_ROUNDINGS)
-LABELS = ('uniform', 'balanced')
 
 _PIXELS_SIDE = 8
 
@@ -40,7 +35,7 @@ class FeatureNetwork:
   """What images are measured with.
 
   Attributes:
-    name: one of `NETWORKS`.
+    name: 'inception', 'measure' or 'pixels'.
     params: global arrays, whole or divided over the mesh.
     apply: traced; `(params, images float32[B, H, W, C])` to features
       float32[B, d] and logits float32[B, classes], None if it has none.
@@ -80,19 +75,17 @@ def check_config(experiment: Experiment, needs_reference: bool = True) -> None:
       make them of.
 
   Raises:
-    UserError: naming the field.
+    ConfigError: naming the fields.
   """
+  checks = [_check_network]
+  if needs_reference:
+    checks.append(_check_reference)
+  experiment.check(*checks, reads=('data', 'evaluate'))
+
+
+def _check_network(experiment: Experiment) -> None:
+  """Refuses networks that do not fit the images, or have no weights."""
   config = experiment.config
-  check(
-    config,
-    {
-      'evaluate.network': choice(*NETWORKS),
-      'evaluate.batch_size': int_at_least(1),
-      'evaluate.save_every': int_at_least(1),
-      'evaluate.rounding': choice(*ROUNDINGS),
-      'evaluate.labels': choice(*LABELS),
-    },
-  )
   name, side = config.evaluate.network, config.data.image_size
   if name == 'inception' and not config.evaluate.inception.init_from:
     raise UserError(
@@ -110,15 +103,12 @@ def check_config(experiment: Experiment, needs_reference: bool = True) -> None:
       f'config.evaluate.network=pixels: config.data.image_size={side} is no'
       f' multiple of {_PIXELS_SIDE}'
     )
-  if needs_reference:
-    _check_reference(experiment)
 
 
 def _check_reference(experiment: Experiment) -> None:
   """Refuses a config of which no moments of real images can be had."""
   config = experiment.config
   section = config.evaluate
-  check(config, {'evaluate.reference_split': choice(*datasets.SPLITS)})
   path = section.statistics
   if path and not pathlib.Path(path).is_file():
     raise UserError(f'config.evaluate.statistics={path}: there is no such file')

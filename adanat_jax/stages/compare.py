@@ -28,16 +28,9 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, policy_rules
+from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.experiment import config as config_lib, field_rules
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import (
-  check,
-  choice,
-  int_at_least,
-  some_of,
-  tuple_of,
-)
 from adanat_jax.report import comparison, trade_offs
 from adanat_jax.runtime import files, processes, timing
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
@@ -46,13 +39,12 @@ from adanat_jax.stages import (
   nat as nat_stage,
   policy as policy_stage,
   search as search_stage,
-  search_common,
 )
 from adanat_jax.stages.compare_contender import Contender
+from adanat_jax.stages.evaluate import FEWEST_SAMPLES
 
 Config = ml_collections.ConfigDict
 
-NETWORKS = ('nat', 'enat')
 # What the networks of a comparison share, and the stages that make it.
 _SHARED = {
   'tokenizer': 'tokenizer',
@@ -62,52 +54,96 @@ _SHARED = {
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values with which nothing can be compared."""
-  config = experiment.config
-  check(
-    config,
-    {
-      'data.source': choice('digits'),
-      'compare.networks': some_of(choice(*NETWORKS)),
-      # One step has nothing to schedule.
-      'compare.num_steps': some_of(int_at_least(2)),
-      'compare.batch_size': int_at_least(1),
-      'compare.num_buckets': int_at_least(1),
-      'compare.timing_rounds': int_at_least(1),
-      'compare.timing_batches': int_at_least(1),
-      'evaluate.num_seeds': int_at_least(1),
-      'evaluate.num_samples': int_at_least(100),
-      'search.rounds': choice(0),
-      # One of each: what is compared are schedules, not ways of finding them.
-      'search.optimizers': tuple_of(
-        choice(*search_common.OPTIMIZERS), length=1
-      ),
-      'search.common_noise': tuple_of(choice('on', 'off'), length=1),
-      'policy.rewards': tuple_of(choice(*policy_rules.REWARDS), length=1),
-    },
+  """Raises ConfigError for values with which nothing can be compared."""
+  experiment.check(
+    _check_source,
+    _check_alike,
+    _check_samples,
+    _check_replaced,
+    _check_trained,
+    _check_batch,
+    _check_stages,
+    reads=('data', 'compare', 'evaluate', 'search', 'policy', 'nat'),
   )
-  section = config.compare
-  for name in section.enat:
-    if name not in config.nat:
+
+
+def _check_source(experiment: Experiment) -> None:
+  """Refuses images other than the digits."""
+  if not experiment.is_digits:
+    raise UserError(
+      f'config.data.source={experiment.config.data.source!r} is not allowed in'
+      ' mode compare: give digits'
+    )
+
+
+def _check_alike(experiment: Experiment) -> None:
+  """Refuses several ways to search and to train: schedules are compared."""
+  config, problems = experiment.config, []
+  if config.search.rounds:
+    problems.append(
+      f'config.search.rounds={config.search.rounds} is not allowed in mode'
+      ' compare: give 0'
+    )
+  for name in ('search.optimizers', 'search.common_noise', 'policy.rewards'):
+    value = experiment.field(name)
+    if len(value) != 1:
+      problems.append(
+        f'config.{name}={value} is not allowed in mode compare: give a tuple of'
+        ' 1 element'
+      )
+  if problems:
+    raise ConfigError(problems)
+
+
+def _check_samples(experiment: Experiment) -> None:
+  """Refuses fewer samples than a distance needs."""
+  count = experiment.config.evaluate.num_samples
+  if count < FEWEST_SAMPLES:
+    raise UserError(
+      f'config.evaluate.num_samples={count} is not allowed in mode compare:'
+      f' give {FEWEST_SAMPLES} or more'
+    )
+
+
+def _check_replaced(experiment: Experiment) -> None:
+  """Refuses fields of `compare.enat` that replace nothing."""
+  for name in experiment.config.compare.enat:
+    if f'nat.{name}' not in field_rules.RULES:
       raise UserError(
         f'config.compare.enat.{name}: config.nat has no such field to replace'
       )
-  for name in ('nat', 'policy'):
-    if experiment.is_converted(name):
-      raise UserError(
-        f'config.{name}.init_from={config[name].init_from!r} is not allowed in'
-        ' mode compare, which trains its networks alike; leave it empty'
-      )
+
+
+def _check_trained(experiment: Experiment) -> None:
+  """Refuses networks that were trained elsewhere, and so not alike."""
+  problems = [
+    f'config.{name}.init_from={experiment.config[name].init_from!r} is not'
+    ' allowed in mode compare, which trains its networks alike; leave it empty'
+    for name in ('nat', 'policy')
+    if experiment.is_converted(name)
+  ]
+  if problems:
+    raise ConfigError(problems)
+
+
+def _check_batch(experiment: Experiment) -> None:
+  """Refuses batches that the devices cannot share."""
   experiment.check_batches({'compare.batch_size': 1})
-  for network in section.networks:
+
+
+def _check_stages(experiment: Experiment) -> None:
+  """Refuses what a stage of one of the networks would refuse."""
+  problems: list[str] = []
+  for network in experiment.config.compare.networks:
     ours = network_experiment(experiment, network)
-    try:
-      for stage in (nat_stage, search_stage, policy_stage):
+    where = '' if network == 'nat' else ', as config.compare.enat has it'
+    for stage in (nat_stage, search_stage, policy_stage):
+      try:
         stage.check_config(ours)
-    except UserError as error:
-      if network == 'nat':
-        raise
-      raise UserError(f'{error}, as config.compare.enat has it') from error
+      except UserError as error:
+        problems += [f'{problem}{where}' for problem in error.problems]
+  if problems:
+    raise ConfigError(problems)
 
 
 def network_experiment(experiment: Experiment, network: str) -> Experiment:

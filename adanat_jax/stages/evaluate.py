@@ -28,7 +28,6 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, choice, int_at_least
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
@@ -40,6 +39,8 @@ from adanat_jax.stages import (
 )
 from adanat_jax.types import PolicyValues
 
+# Fewer say nothing of a schedule.
+FEWEST_SAMPLES = 100
 ROLE_LABELS = {True: 'AdaNAT', False: 'learned, non-adaptive'}
 
 
@@ -218,27 +219,30 @@ def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.evaluate` that cannot work."""
-  config = experiment.config
-  check(config, {'evaluate.protocol': choice('study', 'published')})
-  if config.evaluate.protocol == 'published':
+  """Raises ConfigError for values with which nothing can be measured."""
+  experiment.check(
+    _check_protocol,
+    Experiment.check_mesh,
+    reads=('data', 'evaluate', 'mesh', 'policy'),
+  )
+
+
+def _check_protocol(experiment: Experiment) -> None:
+  """Refuses what the chosen protocol does not allow."""
+  section = experiment.config.evaluate
+  if section.protocol == 'published':
     evaluate_published.check_config(experiment)
     return
-  if config.data.source != 'digits':
+  if not experiment.is_digits:
     raise UserError(
       'config.evaluate.protocol=study compares schedules on the digits; give'
-      f' published for config.data.source={config.data.source}'
+      f' published for config.data.source={experiment.config.data.source}'
     )
-  check(
-    config,
-    {
-      'evaluate.num_seeds': int_at_least(1),
-      'evaluate.num_samples': int_at_least(100),
-      'evaluate.grid_samples': int_at_least(100),
-      'evaluate.max_grid': int_at_least(1),
-      'evaluate.batch_size': int_at_least(1),
-    },
-  )
+  if section.num_samples < FEWEST_SAMPLES:
+    raise UserError(
+      f'config.evaluate.num_samples={section.num_samples} is not allowed with'
+      f' config.evaluate.protocol=study: give {FEWEST_SAMPLES} or more'
+    )
 
 
 def run(experiment: Experiment) -> None:

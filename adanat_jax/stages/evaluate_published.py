@@ -24,13 +24,6 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import (
-  boolean,
-  check,
-  choice,
-  int_at_least,
-  tuple_of,
-)
 from adanat_jax.measuring import (
   clip_score,
   features,
@@ -58,35 +51,29 @@ _NEIGHBOURS = 3
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.evaluate` that cannot work."""
-  config = experiment.config
-  features.check_config(experiment)
-  check(
-    config,
-    {
-      'evaluate.num_samples': int_at_least(10),
-      'evaluate.policies': tuple_of(choice('learned', *schedules.SCHEDULES)),
-      'evaluate.num_buckets': int_at_least(0),
-      'evaluate.precision_recall': int_at_least(0),
-      'evaluate.save_npz': boolean,
-      'evaluate.benchmark': choice('', *BENCHMARKS),
-      'policy.num_steps': tuple_of(int_at_least(1)),
-    },
+  """Raises ConfigError for values with which nothing can be measured."""
+  experiment.check(
+    features.check_config,
+    _check_real_images,
+    _check_schedules,
+    clip_score.check_config,
+    reads=('data', 'evaluate', 'policy.num_steps'),
   )
-  compared = config.evaluate.precision_recall
-  if 0 < compared <= _NEIGHBOURS:
-    raise UserError(
-      f'config.evaluate.precision_recall={compared}: give 0, or more than'
-      f' {_NEIGHBOURS} images'
-    )
-  if compared:
-    # Real images are needed.
+
+
+def _check_real_images(experiment: Experiment) -> None:
+  """Refuses to compare with real images that are nowhere."""
+  if experiment.config.evaluate.precision_recall:
     datasets.check_config(experiment)
+
+
+def _check_schedules(experiment: Experiment) -> None:
+  """Refuses schedules that are not made for these numbers of steps."""
+  config = experiment.config
   for name in config.evaluate.policies:
     if name in schedules.SCHEDULES:
       for num_steps in config.policy.num_steps:
         schedules.make(name, num_steps, experiment.num_tokens)
-  clip_score.check_config(experiment)
 
 
 def run(experiment: Experiment) -> None:

@@ -19,39 +19,65 @@ import optax
 
 from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples
-from adanat_jax.errors import UserError
-from adanat_jax.experiment import fit, networks
+from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.experiment import (
+  datasets,
+  field_rules,
+  fit,
+  networks,
+  reward_network,
+)
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import between, check, choice, int_at_least
 from adanat_jax.learning import classifier
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.judges` that cannot work."""
-  config = experiment.config
-  if config.data.source != 'digits':
+  """Raises ConfigError for classifiers that cannot be trained."""
+  experiment.check(
+    _check_source,
+    _check_batches,
+    _check_augmentation,
+    reward_network.check_sizes,
+    reads=('data', 'judges', *field_rules.LOOP),
+  )
+
+
+def _check_source(experiment: Experiment) -> None:
+  """Refuses images other than the digits."""
+  if not experiment.is_digits:
     raise UserError(
-      f'config.data.source is {config.data.source}; mode=judges trains networks'
-      ' for the digits alone. Name converted weights by'
+      f'config.data.source is {experiment.config.data.source}; mode=judges'
+      ' trains networks for the digits alone. Name converted weights by'
       ' config.judges.reward.init_from (docs/weights.md)'
     )
-  check(config, {'data.condition': choice(*digits.CONDITION_NAMES)})
-  for name in ('measure', 'reward'):
-    check(
-      config,
-      {
-        f'judges.{name}.num_steps': int_at_least(1),
-        f'judges.{name}.batch_size': int_at_least(1),
-        f'judges.{name}.max_shift': int_at_least(0),
-        f'judges.{name}.noise': between(0.0, 1.0),
-        f'judges.{name}.cutout': int_at_least(0),
-      },
-    )
+  datasets.check_config(experiment)
+
+
+def _check_batches(experiment: Experiment) -> None:
+  """Refuses batches that the devices cannot share."""
   experiment.check_batches(
     {'judges.measure.batch_size': 1, 'judges.reward.batch_size': 1}
   )
+
+
+def _check_augmentation(experiment: Experiment) -> None:
+  """Refuses to move images, or to cut out of them, by more than there is."""
+  size = experiment.config.data.image_size
+  problems = [
+    f'config.{name}={value} is not allowed with config.data.image_size={size}:'
+    ' give at most that'
+    for name in (
+      'judges.measure.max_shift',
+      'judges.measure.cutout',
+      'judges.reward.max_shift',
+      'judges.reward.cutout',
+    )
+    if (value := experiment.field(name)) > size
+  ]
+  if problems:
+    raise ConfigError(problems)
 
 
 def run(experiment: Experiment) -> None:

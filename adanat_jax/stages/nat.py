@@ -19,18 +19,8 @@ from adanat_jax.data import clip_tokens, prepared
 from adanat_jax.data.examples import Examples
 from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import fit, networks, texts
+from adanat_jax.experiment import field_rules, fit, networks, texts
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import (
-  between,
-  check,
-  choice,
-  int_at_least,
-  non_negative,
-  positive,
-  positive_int,
-  tuple_of,
-)
 from adanat_jax.learning import masked_tokens
 from adanat_jax.learning.masked_tokens import NatState
 from adanat_jax.measuring import features
@@ -48,48 +38,22 @@ _LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.nat` that cannot work."""
-  config = experiment.config
-  check(
-    config,
-    {
-      'nat.num_steps': int_at_least(1),
-      'nat.batch_size': int_at_least(1),
-      'nat.micro_batches': int_at_least(1),
-      'nat.learning_rate': positive,
-      'nat.learning_rate_schedule': choice('cosine', 'constant'),
-      'nat.warmup_steps': int_at_least(0),
-      'nat.weight_decay': non_negative,
-      'nat.network': choice('nat', 'enat'),
-      'nat.width': positive_int,
-      'nat.num_heads': positive_int,
-      'nat.mask_ratio': choice('cosine', 'beta'),
-      'nat.mask_ratio_per': choice('example', 'batch'),
-      'nat.reuse_probability': between(0.0, 1.0),
-      'nat.beta': tuple_of(positive, length=2),
-      'nat.ema_decay': between(0.0, 1.0),
-      'nat.label_smoothing': between(0.0, 1.0),
-      'nat.condition_dropping': between(0.0, 1.0),
-      'nat.dropout_rate': between(0.0, 1.0),
-      'nat.dtype': choice('float32', 'bfloat16'),
-      'nat.training_dtype': choice('', 'float32', 'bfloat16'),
-      'nat.attention': choice('xla', 'cudnn'),
-      'nat.evaluate_every': int_at_least(0),
-      'nat.validation_examples': int_at_least(0),
-      'nat.sample_num_steps': int_at_least(1),
-      'nat.sample_schedule': choice(*schedules.SCHEDULES),
-      'nat.sample_grid': int_at_least(0),
-      'nat.frechet_samples': int_at_least(0),
-      'nat.frechet_every': int_at_least(0),
-    },
+  """Raises ConfigError for a network that cannot be trained."""
+  experiment.check(
+    _check_attention,
+    _check_heads,
+    _check_reuse,
+    _check_batch,
+    _check_schedule,
+    _check_validation,
+    _check_frechet,
+    reads=('data', 'tokenizer', 'nat', *field_rules.LOOP),
   )
-  section = config.nat
-  # It may not exist for this number of steps.
-  schedules.make(
-    section.sample_schedule,
-    section.sample_num_steps,
-    experiment.num_tokens,
-  )
+
+
+def _check_attention(experiment: Experiment) -> None:
+  """Refuses types that the attention is not implemented for."""
+  section = experiment.config.nat
   types = {section.dtype, section.training_dtype or section.dtype}
   if section.attention == 'cudnn' and types != {'bfloat16'}:
     raise UserError(
@@ -97,54 +61,70 @@ def check_config(experiment: Experiment) -> None:
       ' config.nat.dtype=bfloat16 (and training_dtype, unless it is empty), or'
       ' give xla'
     )
+
+
+def _check_heads(experiment: Experiment) -> None:
+  """Refuses heads that cannot share the width."""
+  section = experiment.config.nat
   if section.width % section.num_heads:
     raise UserError(
       f'config.nat.num_heads is {section.num_heads}; give a divisor of'
       f' config.nat.width, which is {section.width}'
     )
-  _check_reuse(experiment)
-  if config.data.source != 'digits' and not section.validation_examples:
+
+
+def _check_reuse(experiment: Experiment) -> None:
+  """Refuses networks and trainings that do not go together."""
+  section = experiment.config.nat
+  if section.network == 'nat' and section.reuse_probability:
+    raise UserError(
+      f'config.nat.reuse_probability is {section.reuse_probability}; give 0'
+      ' with config.nat.network=nat, which keeps nothing to reuse'
+    )
+  # Converted weights are not trained.
+  if section.network == 'enat' and not (
+    section.reuse_probability or experiment.is_converted('nat')
+  ):
+    raise UserError(
+      'config.nat.reuse_probability is 0; give more with'
+      ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
+    )
+
+
+def _check_batch(experiment: Experiment) -> None:
+  """Refuses batches that cannot be cut evenly."""
+  parts = experiment.config.nat.micro_batches
+  experiment.check_batches({'nat.batch_size': parts})
+
+
+def _check_schedule(experiment: Experiment) -> None:
+  """Refuses a schedule that is not made for this number of steps."""
+  section = experiment.config.nat
+  schedules.make(
+    section.sample_schedule, section.sample_num_steps, experiment.num_tokens
+  )
+
+
+def _check_validation(experiment: Experiment) -> None:
+  """Refuses to measure the loss on all images of a large set."""
+  if not (experiment.is_digits or experiment.config.nat.validation_examples):
     raise UserError(
       'config.nat.validation_examples is 0, which is for small data: give how'
       ' many images of each split the loss is measured on'
     )
-  experiment.check_batches({'nat.batch_size': section.micro_batches})
-  if section.evaluate_every and section.frechet_samples:
-    features.check_config(experiment)
-  if section.frechet_samples == 1:
-    raise UserError(
-      'config.nat.frechet_samples is 1; give 0 or at least 2: one image has no'
-      ' covariance'
-    )
+
+
+def _check_frechet(experiment: Experiment) -> None:
+  """Refuses distances in training that cannot be measured."""
+  section = experiment.config.nat
   every = section.evaluate_every
   if section.frechet_every and (not every or section.frechet_every % every):
     raise UserError(
       f'config.nat.frechet_every is {section.frechet_every}; give 0 or a'
       f' multiple of config.nat.evaluate_every, which is {every}'
     )
-
-
-def _check_reuse(experiment: Experiment) -> None:
-  """Raises UserError where network and training do not go together."""
-  config = experiment.config
-  section = config.nat
-  if section.network == 'nat':
-    if section.reuse_probability:
-      raise UserError(
-        f'config.nat.reuse_probability is {section.reuse_probability}; give 0'
-        ' with config.nat.network=nat, which keeps nothing to reuse'
-      )
-    return
-  check(
-    config,
-    {'nat.encoder_depth': positive_int, 'nat.decoder_depth': positive_int},
-  )
-  # Converted weights are not trained.
-  if not section.reuse_probability and not experiment.is_converted('nat'):
-    raise UserError(
-      'config.nat.reuse_probability is 0; give more with'
-      ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
-    )
+  if every and section.frechet_samples:
+    features.check_config(experiment)
 
 
 def run(experiment: Experiment) -> None:

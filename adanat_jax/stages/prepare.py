@@ -34,7 +34,6 @@ from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import Rule, check, int_at_least
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import prepare_shards
 
@@ -46,31 +45,31 @@ _MAX_LAG_SECONDS = 60.0
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values that cannot work."""
+  """Raises ConfigError for values with which nothing can be prepared."""
+  experiment.check(
+    _check_source, _check_batch, reads=('data', 'prepare', 'tokenizer')
+  )
+
+
+def _check_source(experiment: Experiment) -> None:
+  """Refuses the digits, and files that are nowhere."""
   if experiment.is_digits:
     raise UserError(
       "config.data.source is 'digits', which need no preparation; mode=prepare"
       ' is for images in files (configs/in256.py)'
     )
   datasets.check_config(experiment)
+
+
+def _check_batch(experiment: Experiment) -> None:
+  """Refuses batches that the devices of a process cannot share."""
+  size = experiment.config.prepare.batch_size
   devices = jax.local_device_count()
-  check(
-    experiment.config,
-    {
-      'prepare.batch_size': Rule(
-        f'a positive multiple of the {devices} devices of a process',
-        lambda value: (
-          isinstance(value, int) and value > 0 and not value % devices
-        ),
-      ),
-      'prepare.shard_size': int_at_least(1),
-      'prepare.num_threads': int_at_least(0),
-      # Ids are stored in 16 bits.
-      'tokenizer.codebook_size': Rule(
-        'an integer from 2 to 32768', lambda value: 2 <= value <= 1 << 15
-      ),
-    },
-  )
+  if size % devices:
+    raise UserError(
+      f'config.prepare.batch_size={size} is not allowed: give a positive'
+      f' multiple of the {devices} devices of a process'
+    )
 
 
 def run(experiment: Experiment) -> None:

@@ -17,7 +17,6 @@ from adanat_jax.data import digits
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, int_at_least
 from adanat_jax.report import (
   curves,
   document,
@@ -36,14 +35,8 @@ SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.report` that cannot work."""
-  check(
-    experiment.config,
-    {
-      'report.images_per_class': int_at_least(1),
-      'report.revealed_samples': int_at_least(1),
-    },
-  )
+  """Raises ConfigError for fields that are missing or not allowed."""
+  experiment.check(reads=('data', 'report'))
 
 
 def run(experiment: Experiment) -> None:

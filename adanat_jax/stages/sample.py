@@ -15,29 +15,42 @@ import numpy as np
 from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import PolicyLike
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import texts
+from adanat_jax.experiment import policies, texts
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, choice, int_at_least, tuple_of
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
 from adanat_jax.types import PolicyValues
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.sample` that cannot work."""
-  check(
-    experiment.config,
-    {
-      'sample.classes': tuple_of(int_at_least(0)),
-      'sample.images_per_class': int_at_least(1),
-      'sample.num_steps': int_at_least(1),
-      'sample.seed': int_at_least(0),
-      'sample.num_buckets': int_at_least(0),
-      'sample.policy': choice(
-        *('learned', 'hand-made', 'table', *schedules.SCHEDULES)
-      ),
-    },
+  """Raises ConfigError for values with which nothing can be sampled."""
+  experiment.check(
+    _check_classes,
+    _check_policy,
+    Experiment.check_mesh,
+    reads=('data', 'tokenizer', 'nat', 'mesh', 'sample', 'evaluate.batch_size'),
   )
+
+
+def _check_classes(experiment: Experiment) -> None:
+  """Refuses classes that there are none of."""
+  classes = experiment.config.sample.classes
+  if not experiment.is_text and max(classes) >= experiment.num_classes:
+    raise UserError(
+      f'config.sample.classes={classes} is not allowed: give classes from 0 to'
+      f' {experiment.num_classes - 1}'
+    )
+
+
+def _check_policy(experiment: Experiment) -> None:
+  """Refuses schedules that are not there, or of other numbers of steps."""
+  section = experiment.config.sample
+  if section.policy == 'table':
+    read_table(section.table)
+  elif section.policy in schedules.SCHEDULES:
+    schedules.make(section.policy, section.num_steps, experiment.num_tokens)
+  else:
+    policies.check_converted(experiment)
 
 
 def run(experiment: Experiment) -> None:

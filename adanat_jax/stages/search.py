@@ -27,14 +27,6 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import (
-  check,
-  choice,
-  int_at_least,
-  non_negative,
-  positive,
-  some_of,
-)
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import features, scores
 from adanat_jax.runtime import files, processes
@@ -51,39 +43,25 @@ Config = ml_collections.ConfigDict
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.search` that cannot work."""
-  config = experiment.config
-  features.check_config(experiment)
-  check(
-    config,
-    {
-      'evaluate.labels': choice(*features.LABELS),
-      'evaluate.rounding': choice(*features.ROUNDINGS),
-      'search.num_steps': some_of(int_at_least(1)),
-      'search.optimizers': some_of(choice(*search_common.OPTIMIZERS)),
-      'search.common_noise': some_of(choice('on', 'off')),
-      'search.start': choice('published', 'fewer_steps'),
-      'search.repetitions': int_at_least(1),
-      'search.evaluations': int_at_least(1),
-      'search.num_samples': int_at_least(2),
-      'search.fresh_seeds': int_at_least(1),
-      'search.fresh_samples': int_at_least(2),
-      'search.descent.ratio_difference': positive,
-      'search.descent.other_difference': positive,
-      'search.descent.ratio_rate': positive,
-      'search.descent.other_rate': positive,
-      'search.descent.momentum': non_negative,
-      'search.descent.clip_gradient': non_negative,
-      'search.spread.ratio': positive,
-      'search.spread.temperature': positive,
-      'search.spread.guidance': positive,
-      'search.refinement': positive,
-      'search.rounds': int_at_least(0),
-    },
+  """Raises ConfigError for searches that cannot be made."""
+  experiment.check(
+    features.check_config,
+    _check_optimizers,
+    _check_rounds,
+    Experiment.check_mesh,
+    reads=('data', 'evaluate', 'mesh', 'search'),
   )
-  if 'cma' in config.search.optimizers:
+
+
+def _check_optimizers(experiment: Experiment) -> None:
+  """Refuses optimizers whose library is not installed."""
+  if 'cma' in experiment.config.search.optimizers:
     schedule_search.require_cmaes()
-  if config.search.rounds:
+
+
+def _check_rounds(experiment: Experiment) -> None:
+  """Refuses trainings between searches that cannot be made."""
+  if experiment.config.search.rounds:
     search_alternating.check_config(experiment)
 
 

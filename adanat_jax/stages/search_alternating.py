@@ -29,7 +29,6 @@ import ml_collections
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, int_at_least, positive, tuple_of
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
 from adanat_jax.runtime import files
@@ -46,28 +45,33 @@ _FACTOR = 2.0
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values that cannot work."""
-  config = experiment.config
-  section = config.search
-  check(
-    config,
-    {
-      'search.training_steps': int_at_least(1),
-      'nat.beta': tuple_of(positive, length=2),
-    },
-  )
+  """Raises ConfigError for turns that cannot be taken."""
+  experiment.check(_check_shares, _check_start, _check_trainings)
+
+
+def _check_shares(experiment: Experiment) -> None:
+  """Refuses evaluations that cannot be shared out evenly."""
+  section = experiment.config.search
   if section.evaluations % (section.rounds + 1):
     raise UserError(
       f'config.search.evaluations is {section.evaluations}; give a multiple of'
       f' {section.rounds + 1}, as many schedules are searched with'
       f' config.search.rounds={section.rounds}'
     )
-  if section.start != 'published':
+
+
+def _check_start(experiment: Experiment) -> None:
+  """Refuses to start from searches that were made for another network."""
+  start = experiment.config.search.start
+  if start != 'published':
     raise UserError(
-      f'config.search.start={section.start} needs finished searches, which'
-      ' there are none of with other NATs: give published, or'
-      ' config.search.rounds=0'
+      f'config.search.start={start} needs finished searches, which there are'
+      ' none of with other NATs: give published, or config.search.rounds=0'
     )
+
+
+def _check_trainings(experiment: Experiment) -> None:
+  """Refuses networks that cannot be trained."""
   nat_stage.check_config(_training(experiment, experiment.workdir, (1.0, 1.0)))
 
 

@@ -9,26 +9,22 @@ what is in it.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
-from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import check, choice
 from adanat_jax.measuring import features, reference_statistics
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values that statistics cannot be made with."""
-  config = experiment.config
-  features.check_config(experiment, needs_reference=False)
-  check(config, {'statistics.split': choice(*datasets.SPLITS)})
-  datasets.check_config(experiment)
-  path = config.statistics.output
-  if path and pathlib.Path(path).suffix != '.npz':
-    raise UserError(
-      f'config.statistics.output={path}: give the name of an .npz file'
-    )
+  """Raises ConfigError for statistics that cannot be made."""
+  experiment.check(
+    functools.partial(features.check_config, needs_reference=False),
+    datasets.check_config,
+    Experiment.check_mesh,
+    reads=('data', 'evaluate', 'mesh', 'statistics'),
+  )
 
 
 def run(experiment: Experiment) -> None:

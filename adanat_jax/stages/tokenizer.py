@@ -14,19 +14,9 @@ import optax
 
 from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import Examples
-from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, fit, networks
+from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.experiment import datasets, field_rules, fit, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.fields import (
-  between,
-  boolean,
-  check,
-  choice,
-  int_at_least,
-  non_negative,
-  positive,
-  tuple_of,
-)
 from adanat_jax.learning import patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
@@ -35,64 +25,53 @@ from adanat_jax.stages import tokenizer_reconstruction
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises UserError for values of `config.tokenizer` that cannot work."""
-  config = experiment.config
-  datasets.check_config(experiment)
-  check(
-    config,
-    {
-      'data.image_size': int_at_least(8),
-      'tokenizer.measured_images': int_at_least(0),
-    },
+  """Raises ConfigError for a tokenizer that cannot be trained."""
+  experiment.check(
+    datasets.check_config,
+    _check_training,
+    reads=('data', 'tokenizer', *field_rules.LOOP),
   )
-  if experiment.is_converted('tokenizer'):
-    return
-  check(
-    config,
-    {
-      'tokenizer.codebook_size': int_at_least(2),
-      'tokenizer.num_steps': int_at_least(1),
-      'tokenizer.batch_size': int_at_least(1),
-      'tokenizer.learning_rate': positive,
-      'tokenizer.betas': tuple_of(between(0.0, 1.0), length=2),
-      'tokenizer.error': choice(*vq.ERRORS),
-      'tokenizer.warmup_fraction': between(0.0, 1.0),
-      'tokenizer.commitment': non_negative,
-      'tokenizer.codebook_decay': between(0.0, 1.0),
-      'tokenizer.max_shift': int_at_least(0),
-      'tokenizer.evaluate_every': int_at_least(0),
-    },
-  )
+
+
+def _check_training(experiment: Experiment) -> None:
+  """Raises ConfigError for a training that cannot work, if there is one."""
+  if not experiment.is_converted('tokenizer'):
+    experiment.check(_check_batch, _check_shift, _check_groups)
+
+
+def _check_batch(experiment: Experiment) -> None:
+  """Refuses batches that the devices cannot share."""
   experiment.check_batches({'tokenizer.batch_size': 1})
-  _check_adversarial(experiment)
 
 
-def _check_adversarial(experiment: Experiment) -> None:
-  """Raises UserError for `config.tokenizer.adversarial` that cannot work."""
-  config = experiment.config
-  name = 'tokenizer.adversarial'
-  check(config, {f'{name}.weight': non_negative})
-  section = config.tokenizer.adversarial
-  if not section.weight:
-    return
-  check(
-    config,
-    {
-      f'{name}.adaptive': boolean,
-      f'{name}.start_fraction': between(0.0, 1.0),
-      f'{name}.lead_fraction': between(0.0, 1.0),
-      f'{name}.num_levels': int_at_least(1),
-      f'{name}.base_width': int_at_least(1),
-      f'{name}.num_groups': int_at_least(1),
-      f'{name}.learning_rate': positive,
-      f'{name}.betas': tuple_of(between(0.0, 1.0), length=2),
-    },
-  )
-  if section.base_width % section.num_groups:
+def _check_shift(experiment: Experiment) -> None:
+  """Refuses to move images by more than there is of them."""
+  most = experiment.config.tokenizer.max_shift
+  size = experiment.config.data.image_size
+  if most > size:
     raise UserError(
-      f'config.{name}.num_groups={section.num_groups}: give one that divides'
-      f' base_width={section.base_width}'
+      f'config.tokenizer.max_shift={most} is not allowed with'
+      f' config.data.image_size={size}: give at most that'
     )
+
+
+def _check_groups(experiment: Experiment) -> None:
+  """Refuses groups of normalisations that do not divide every width."""
+  section, problems = experiment.config.tokenizer, []
+  widths = [section.base_width * m for m in section.width_multipliers]
+  if any(width % section.num_groups for width in widths):
+    problems.append(
+      f'config.tokenizer.num_groups={section.num_groups}: give one that divides'
+      f' base_width times each of width_multipliers, {widths}'
+    )
+  patches = section.adversarial
+  if patches.weight and patches.base_width % patches.num_groups:
+    problems.append(
+      f'config.tokenizer.adversarial.num_groups={patches.num_groups}: give one'
+      f' that divides base_width={patches.base_width}'
+    )
+  if problems:
+    raise ConfigError(problems)
 
 
 def splits_of(experiment: Experiment) -> dict[str, Examples]:

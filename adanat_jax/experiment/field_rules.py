@@ -1,0 +1,448 @@
+"""The rule of every config field, in one table.
+
+The comments in `configs/` say what the fields mean. Here stands what they may
+hold by themselves: what fields have to be to each other, and what has to be on
+the disk, is checked by the stages.
+
+Upper limits are far above what anybody has used. They are there so that a
+mistyped size is refused in words, before it takes all memory or never ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from adanat_jax.data.sources import registry
+from adanat_jax.decoding.schedules import SCHEDULES
+from adanat_jax.experiment import fields
+from adanat_jax.experiment.fields import (
+  Config,
+  Rule,
+  between,
+  boolean,
+  choice,
+  even,
+  integer,
+  optional,
+  path,
+  some_of,
+  steps,
+  text,
+  tuple_of,
+  zero_or,
+)
+from adanat_jax.models.clip import TOWERS
+from adanat_jax.models.discriminator import GROUP_SIZE
+from adanat_jax.report.published_figures import BENCHMARKS
+
+# Steps of a training, of a decode, and after how many something is done.
+_TRAINING_STEPS = integer(1, 10**8)
+_DECODING_STEPS = integer(1, 1024)
+_EVERY = integer(1, 10**8)
+_EVERY_OR_NEVER = integer(0, 10**8)
+# Images at a time, and in all.
+_BATCH = integer(1, 2**20)
+_PARTS = integer(1, 2**16)
+_IMAGES = integer(1, 10**7)
+_IMAGES_OR_NONE = integer(0, 10**7)
+_IMAGES_OR_ALL = integer(0, 10**7)
+# A covariance needs two of them.
+_MEASURED = integer(2, 10**7)
+# Sizes of networks. A layer of the largest width has 2**28 parameters.
+_WIDTH = integer(1, 2**14)
+_CHANNELS = integer(1, 2**12)
+_DEPTH = integer(1, 512)
+_HEADS = integer(1, 1024)
+_PIXELS = integer(0, 2**12)
+_REPETITIONS = integer(1, 1000)
+_BUCKETS = integer(0, 64)
+# Shares; of the second kind nothing is learned at 1.
+_SHARE = between(0.0, 1.0)
+_SHARE_BELOW_1 = between(0.0, 1.0, below_high=True)
+_BETAS = tuple_of(_SHARE_BELOW_1, length=2)
+_RATE = between(0.0, 1.0, above_low=True)
+_SPLIT = choice('train', 'test')
+# JAX takes other seeds modulo 2**32, so that two would give the same samples.
+_SEED = integer(0, 2**32 - 1)
+
+_TRAINED_TYPE = ('float32', 'bfloat16')
+
+
+def _section(name: str, **rules: Rule) -> dict[str, Rule]:
+  """The rules of the fields of a group, by their dotted names."""
+  return {f'{name}.{field}': rule for field, rule in rules.items()}
+
+
+# Fields that every config has.
+_SHARED: Mapping[str, Rule] = {
+  'mode': choice(
+    'all',
+    'tokenizer',
+    'judges',
+    'prepare',
+    'nat',
+    'policy',
+    'search',
+    'evaluate',
+    'report',
+    'compare',
+    'statistics',
+    'sample',
+  ),
+  'seed': _SEED,
+  'profile': steps(10**8),
+  'log_every': _EVERY,
+  'save_every': _EVERY,
+  'keep_every': _EVERY_OR_NEVER,
+  'keep_best': boolean,
+  'tensorboard': boolean,
+  **_section('mesh', fsdp=integer(1, 2**16)),
+  **_section(
+    'data',
+    source=choice('digits', *registry.SOURCES),
+    image_size=integer(8, 2**12),
+    condition=choice('class', 'text', 'parity', 'digit'),
+  ),
+  **_section(
+    'tokenizer',
+    # Ids are stored in 16 bits.
+    codebook_size=integer(2, 2**15),
+    code_width=_WIDTH,
+    base_width=_CHANNELS,
+    width_multipliers=some_of(integer(1, 64), most=8, repeated=True),
+    num_res_blocks=integer(1, 64),
+    num_groups=_CHANNELS,
+    num_steps=_TRAINING_STEPS,
+    batch_size=_BATCH,
+    learning_rate=_RATE,
+    betas=_BETAS,
+    error=choice('squared', 'absolute'),
+    warmup_fraction=_SHARE_BELOW_1,
+    commitment=between(0.0, 1e3),
+    codebook_decay=_SHARE_BELOW_1,
+    max_shift=_PIXELS,
+    measured_images=_IMAGES_OR_ALL,
+    evaluate_every=_EVERY_OR_NEVER,
+  ),
+  **_section(
+    'tokenizer.adversarial',
+    weight=between(0.0, 1e3),
+    adaptive=boolean,
+    start_fraction=_SHARE_BELOW_1,
+    lead_fraction=_SHARE_BELOW_1,
+    num_levels=integer(1, 10),
+    base_width=_CHANNELS,
+    num_groups=_CHANNELS,
+    learning_rate=_RATE,
+    betas=_BETAS,
+  ),
+  **_section(
+    'judges.measure',
+    widths=some_of(_CHANNELS, most=10, repeated=True),
+    feature_width=_WIDTH,
+    num_steps=_TRAINING_STEPS,
+    batch_size=_BATCH,
+    learning_rate=_RATE,
+    max_shift=_PIXELS,
+    noise=_SHARE,
+    cutout=_PIXELS,
+  ),
+  **_section(
+    'judges.reward',
+    image_size=_PIXELS,
+    normalisation=choice('centred', 'imagenet'),
+    crop_probability=_SHARE,
+    patch_size=integer(1, 2**10),
+    width=_WIDTH,
+    depth=_DEPTH,
+    num_heads=_HEADS,
+    hooks=some_of(integer(0, 511)),
+    num_steps=_TRAINING_STEPS,
+    batch_size=_BATCH,
+    learning_rate=_RATE,
+    max_shift=_PIXELS,
+    noise=_SHARE,
+    cutout=_PIXELS,
+  ),
+  **_section(
+    'nat',
+    network=choice('nat', 'enat'),
+    width=_WIDTH,
+    # Half of the blocks hand over to the other half; beside them there is one
+    # in the middle.
+    depth=even(0, 512),
+    encoder_depth=_DEPTH,
+    decoder_depth=_DEPTH,
+    num_heads=_HEADS,
+    mlp_ratio=integer(1, 64),
+    dropout_rate=_SHARE_BELOW_1,
+    num_steps=_TRAINING_STEPS,
+    batch_size=_BATCH,
+    micro_batches=_PARTS,
+    learning_rate=_RATE,
+    learning_rate_schedule=choice('cosine', 'constant'),
+    warmup_steps=_EVERY_OR_NEVER,
+    weight_decay=between(0.0, 10.0),
+    betas=_BETAS,
+    ema_decay=_SHARE_BELOW_1,
+    label_smoothing=_SHARE_BELOW_1,
+    condition_dropping=_SHARE_BELOW_1,
+    reuse_probability=_SHARE,
+    mask_ratio=choice('cosine', 'beta'),
+    mask_ratio_per=choice('example', 'batch'),
+    beta=tuple_of(between(0.0, 1e4, above_low=True), length=2),
+    dtype=choice(*_TRAINED_TYPE),
+    training_dtype=choice('', *_TRAINED_TYPE),
+    attention=choice('xla', 'cudnn'),
+    evaluate_every=_EVERY_OR_NEVER,
+    validation_examples=_IMAGES_OR_ALL,
+    sample_grid=integer(0, 2**12),
+    sample_num_steps=_DECODING_STEPS,
+    sample_schedule=choice(known=SCHEDULES),
+    frechet_samples=zero_or(_MEASURED),
+    frechet_every=_EVERY_OR_NEVER,
+  ),
+  **_section(
+    'policy',
+    rewards=some_of(choice('adversarial', 'frechet', 'pretrained')),
+    num_steps=some_of(_DECODING_STEPS),
+    trainings=_REPETITIONS,
+    iterations=_TRAINING_STEPS,
+    kinds=some_of(choice('adaptive', 'constant')),
+    batch_size=integer(GROUP_SIZE, 2**20),
+    log_every=_EVERY,
+    save_every=_EVERY,
+    preset=choice('paper', 'ours'),
+    residual=choice('published', 'maskgit', 'none'),
+    rollout_size=integer(0, 2**20),
+    rollout_features=choice('store', 'recompute'),
+    rollout_dtype=choice('float32', 'bfloat16'),
+    evaluate_every=_EVERY_OR_NEVER,
+    evaluate_samples=_MEASURED,
+    iterate=choice('last', 'best', 'average'),
+    ema_decay=_SHARE_BELOW_1,
+  ),
+  **_section(
+    'policy.ppo',
+    learning_rate=optional(_RATE),
+    num_epochs=optional(integer(1, 1000)),
+    num_minibatches=optional(_PARTS),
+    shuffle_groups=optional(_PARTS),
+    micro_batches=optional(_PARTS),
+    clip_epsilon=optional(between(0.0, 100.0, above_low=True)),
+    value_coefficient=optional(between(0.0, 1e3)),
+    entropy_coefficient=optional(between(0.0, 1e3)),
+    max_gradient_norm=optional(between(0.0, 1e6)),
+    initial_std=optional(between(0.0, 100.0, above_low=True)),
+    final_std=optional(between(0.0, 100.0, above_low=True)),
+  ),
+  **_section(
+    'policy.network',
+    hidden_size=_WIDTH,
+    conv_width=_WIDTH,
+    mlp_widths=tuple_of(_WIDTH, length=2),
+  ),
+  **_section(
+    'policy.discriminator',
+    mapping_width=_WIDTH,
+    mapping_layers=integer(0, 100),
+    condition_map_width=_WIDTH,
+    kernel_size=integer(1, 99, odd=True),
+    learning_rate=_RATE,
+    updates=integer(1, 10**4),
+    batch_size=integer(GROUP_SIZE, 2**20),
+    spectral_warmup=integer(0, 10**5),
+    fresh_rollouts=boolean,
+    reconstruct_real=boolean,
+    held_out=integer(0, 2**20),
+  ),
+  **_section(
+    'evaluate',
+    protocol=choice('study', 'published'),
+    network=choice('inception', 'measure', 'pixels'),
+    statistics=path(),
+    reference_split=_SPLIT,
+    labels=choice('uniform', 'balanced'),
+    rounding=choice('none', 'floor', 'nearest'),
+    save_every=_EVERY,
+    policies=some_of(choice('learned', known=SCHEDULES)),
+    num_buckets=_BUCKETS,
+    # Three neighbours say how far images reach.
+    precision_recall=zero_or(integer(4, 10**6)),
+    save_npz=boolean,
+    benchmark=choice('', *BENCHMARKS),
+    num_seeds=_REPETITIONS,
+    num_samples=integer(10, 10**7),
+    grid_samples=integer(100, 10**7),
+    max_grid=integer(1, 10**4),
+    batch_size=_BATCH,
+  ),
+  **_section('evaluate.inception', init_from=path()),
+  **_section('evaluate.clip', tower=choice(*TOWERS), tokenizer=path()),
+  **_section('evaluate.clip.text', init_from=path()),
+  **_section('evaluate.clip.image', init_from=path()),
+  **_section('statistics', split=_SPLIT, output=path('.npz')),
+  **_section(
+    'search',
+    num_steps=some_of(_DECODING_STEPS),
+    optimizers=some_of(choice('cma', 'finite_differences')),
+    common_noise=some_of(choice('on', 'off')),
+    start=choice('published', 'fewer_steps'),
+    repetitions=_REPETITIONS,
+    evaluations=integer(1, 10**6),
+    num_samples=_MEASURED,
+    fresh_seeds=_REPETITIONS,
+    fresh_samples=_MEASURED,
+    refinement=between(0.0, 100.0, above_low=True),
+    rounds=integer(0, 100),
+    training_steps=_TRAINING_STEPS,
+  ),
+  **_section(
+    'search.descent',
+    ratio_difference=between(0.0, 1.0, above_low=True),
+    other_difference=between(0.0, 100.0, above_low=True),
+    ratio_rate=between(0.0, 100.0, above_low=True),
+    other_rate=between(0.0, 100.0, above_low=True),
+    momentum=_SHARE_BELOW_1,
+    clip_gradient=between(0.0, 1e6),
+  ),
+  **_section(
+    'search.spread',
+    ratio=between(0.0, 1.0, above_low=True),
+    temperature=between(0.0, 100.0, above_low=True),
+    guidance=between(0.0, 100.0, above_low=True),
+  ),
+  **_section(
+    'report',
+    images_per_class=integer(1, 1000),
+    revealed_samples=integer(1, 100),
+  ),
+  **_section(
+    'compare',
+    networks=some_of(choice('nat', 'enat')),
+    # One step has nothing to schedule.
+    num_steps=some_of(integer(2, 1024)),
+    batch_size=_BATCH,
+    num_buckets=integer(1, 64),
+    timing_rounds=_REPETITIONS,
+    timing_batches=_REPETITIONS,
+  ),
+  **_section(
+    'compare.enat',
+    encoder_depth=_DEPTH,
+    decoder_depth=_DEPTH,
+    reuse_probability=_SHARE,
+  ),
+  **_section(
+    'sample',
+    classes=some_of(integer(0, 10**6), most=10**5, repeated=True),
+    images_per_class=integer(1, 10**5),
+    num_steps=_DECODING_STEPS,
+    # The two seeds that follow are used too.
+    seed=integer(0, 2**32 - 3),
+    policy=choice('learned', 'hand-made', 'table', known=SCHEDULES),
+    table=path(),
+    num_buckets=_BUCKETS,
+    output=path(),
+  ),
+}
+
+# Fields that configs of images in files have, too.
+_FILES: Mapping[str, Rule] = {
+  **_section(
+    'data',
+    path=path(),
+    validation_path=path(),
+    held_out=_IMAGES_OR_NONE,
+    tfds_name=path(),
+    annotations=path(),
+    validation_annotations=path(),
+    apply_orientation=boolean,
+    max_corrupt_share=_SHARE,
+    prepared=path(),
+    text_embeddings=choice('store', 'compute'),
+    num_classes=integer(1, 10**6),
+  ),
+  **_section(
+    'prepare',
+    batch_size=_BATCH,
+    shard_size=integer(1, 10**7),
+    num_threads=integer(0, 1024),
+  ),
+  # Of the digits there are no weights of others.
+  **_section('tokenizer', init_from=path()),
+  **_section('nat', init_from=path()),
+  **_section('policy', init_from=path()),
+  **_section('judges.reward', init_from=path()),
+}
+
+# Fields that configs of captions have, too.
+_TEXTS: Mapping[str, Rule] = {
+  **_section(
+    'text',
+    width=_WIDTH,
+    depth=_DEPTH,
+    num_heads=_HEADS,
+    mlp_width=integer(1, 2**16),
+    projection_width=_WIDTH,
+    activation=choice('gelu', 'quick_gelu'),
+    init_from=path(),
+    tokenizer=path(),
+  ),
+  **_section(
+    'sample',
+    captions=tuple_of(text(2000)),
+  ),
+}
+
+RULES: Mapping[str, Rule] = {**_SHARED, **_FILES, **_TEXTS}
+
+# What every training loop reads of the top of a config.
+LOOP = (
+  'seed',
+  'profile',
+  'log_every',
+  'save_every',
+  'keep_every',
+  'keep_best',
+  'tensorboard',
+  'mesh',
+)
+
+
+def check(
+  config: Config,
+  *checks: Callable[[Config], object],
+  reads: tuple[str, ...] = (),
+) -> None:
+  """Checks all fields of a config, then how they go together.
+
+  Args:
+    config: the config. Every field that it has is checked, whoever reads it.
+    *checks: functions of the config that raise UserError for values that do
+      not go together; they are not called where what they need is missing or
+      not allowed.
+    reads: names of fields, and of groups of fields, that have to be there. Of a
+      group only the fields that such a config has: those of files where
+      `data.source` is not 'digits', those of captions where `data.condition` is
+      'text'.
+
+  Raises:
+    ConfigError: listing everything that is wrong.
+  """
+  fields.check(config, RULES, checks, _required(config, reads))
+
+
+def _required(config: Config, reads: tuple[str, ...]) -> Iterator[str]:
+  """The fields that have to be there for what is read."""
+  data = config.get('data')
+  if not isinstance(data, Config):
+    data = Config()
+  names = [*_SHARED]
+  if data.get('source', 'digits') != 'digits':
+    names += _FILES
+  if data.get('condition', '') == 'text':
+    names += _TEXTS
+  for name in names:
+    if any(f'{name}.'.startswith(f'{group}.') for group in reads):
+      yield name

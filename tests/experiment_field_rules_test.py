@@ -1,0 +1,262 @@
+"""Every field of every config has a rule, and all mistakes come at once."""
+
+import functools
+import importlib
+import math
+import pathlib
+import runpy
+
+from absl.testing import absltest, parameterized
+import ml_collections
+
+from adanat_jax import main
+from adanat_jax.data import digits, images
+from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  field_rules,
+  fields,
+  policies,
+)
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.learning import ppo, vq
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+def presets():
+  """Every config with every preset, as `--config` takes them."""
+  for path in sorted(_CONFIGS.glob('*.py')):
+    names = runpy.run_path(str(path)).get('PRESETS', ('default',))
+    for name in names:
+      yield str(path) if name == 'default' else f'{path}:{name}'
+
+
+@functools.cache
+def defaults():
+  """The values that each field has anywhere, by its name."""
+  found = {}
+  for source in presets():
+    for name, value in config_lib.fields(config_lib.load(source)):
+      found.setdefault(name, []).append(value)
+  return found
+
+
+def odd_values(like):
+  """Values of which hardly any is right for a field that may hold `like`."""
+  plain = [True, 'x' * 5000, 'no such name', math.nan, math.inf, -math.inf]
+  plain += [-1, -1.0, 10**9, 1e9, 10**5000, 1j, b'', {}, [1], object(), '\0']
+  plain += ['x' * 300, '\ud800', (), None, math]
+  if isinstance(like, bool):
+    plain.remove(True)
+  if isinstance(like, tuple):
+    return plain + [(item,) * max(len(like), 1) for item in plain]
+  return [*plain, (like,)]
+
+
+def check(source, **overrides):
+  """What `main` does before the first stage."""
+  config = config_lib.load(str(_CONFIGS / source))
+  for name, value in overrides.items():
+    node = config
+    *groups, last = name.split('__')
+    for group in groups:
+      node = node[group]
+    with node.ignore_type():
+      node[last] = value
+  names = main.STUDY if config.data.source == 'digits' else main.BENCHMARK
+  stages = [importlib.import_module(main.STAGES[name]) for name in names]
+  Experiment(config, 'runs').check(*(stage.check_config for stage in stages))
+
+
+class TableTest(parameterized.TestCase):
+  def test_every_preset_is_looked_at(self):
+    self.assertGreater(len([*presets()]), 30)
+
+  def test_every_field_has_a_rule_that_its_defaults_keep(self):
+    self.assertSameElements(defaults(), field_rules.RULES)
+    for name, values in defaults().items():
+      for value in values:
+        self.assertTrue(
+          field_rules.RULES[name].accepts(value), f'{name}={value!r}'
+        )
+
+  def test_wrong_values_are_refused_and_nothing_is_raised(self):
+    taken = {}
+    for name, values in defaults().items():
+      rule = field_rules.RULES[name]
+      for odd in odd_values(values[0]):
+        # Nothing is right for what may be left unset.
+        if rule.accepts(odd) and not (odd is None and None in values):
+          taken.setdefault(name, []).append(odd)
+    expected = {
+      name: ['no such name'] for name in taken if '' in defaults()[name]
+    }
+    expected['seed'] = expected['sample.seed'] = [10**9]
+    expected['sample.captions'] = [(), ('no such name',) * 2, ('x' * 300,) * 2]
+    self.assertEqual(taken, expected)
+
+  @parameterized.parameters(
+    ('nat.dropout_rate', 1.0),
+    ('nat.condition_dropping', 1.0),
+    ('nat.label_smoothing', 1.0),
+    ('nat.ema_decay', 1.0),
+    ('policy.ema_decay', 1.0),
+    ('tokenizer.codebook_decay', 1.0),
+    ('tokenizer.betas', (0.9, 1.0)),
+    ('tokenizer.warmup_fraction', 1.0),
+    ('judges.measure.learning_rate', 0.0),
+    ('judges.reward.learning_rate', math.inf),
+    ('policy.discriminator.learning_rate', 0.0),
+    ('judges.reward.patch_size', 0),
+    ('judges.reward.depth', 1_000_000_007),
+    ('judges.reward.hooks', ()),
+    ('judges.measure.widths', ()),
+    ('tokenizer.width_multipliers', ()),
+    ('nat.depth', 3),
+    ('nat.depth', -2),
+    ('nat.mlp_ratio', 0),
+    ('log_every', 0),
+    ('save_every', 0),
+    ('keep_every', -1),
+    ('policy.log_every', 0),
+    ('evaluate.num_buckets', -1),
+    ('evaluate.precision_recall', 3),
+    ('nat.frechet_samples', 1),
+    ('profile', (5, 3)),
+    ('seed', 2**32),
+    ('sample.seed', 2**32 - 1),
+    ('mesh.fsdp', 0),
+    ('statistics.output', 'moments.txt'),
+    ('nat.init_from', 'x' * 5000),
+  )
+  def test_what_would_go_wrong_hours_later_is_refused(self, name, value):
+    self.assertFalse(field_rules.RULES[name].accepts(value))
+
+  @parameterized.parameters(
+    ('nat.depth', 0),
+    ('nat.dropout_rate', 0),
+    ('policy.ppo.learning_rate', None),
+    ('seed', 2**32 - 1),
+    ('profile', (2, 4)),
+    ('evaluate.precision_recall', 0),
+    ('data.path', 'pictures/{00000..00099}.tar'),
+    ('sample.captions', ()),
+  )
+  def test_what_works_is_allowed(self, name, value):
+    self.assertTrue(field_rules.RULES[name].accepts(value))
+
+  @parameterized.parameters(
+    ('mode', ('all', *main.STAGES)),
+    ('tokenizer.error', vq.ERRORS),
+    ('policy.preset', ppo.PRESETS),
+    ('policy.residual', policies.RESIDUALS),
+    ('evaluate.rounding', ('none', *images.ROUNDINGS)),
+  )
+  def test_choices_are_those_that_there_are(self, name, options):
+    self.assertEqual(
+      field_rules.RULES[name].allowed, fields.choice(*options).allowed
+    )
+
+  def test_elements_and_conditions_are_those_that_there_are(self):
+    kinds = fields.some_of(fields.choice(*policies.KINDS))
+    self.assertEqual(field_rules.RULES['policy.kinds'].allowed, kinds.allowed)
+    for name in digits.CONDITION_NAMES:
+      self.assertTrue(field_rules.RULES['data.condition'].accepts(name))
+
+
+class CheckTest(parameterized.TestCase):
+  def test_presets_of_the_digits_pass(self):
+    for source in ('digits.py', 'digits.py:full', 'in256.py:tiny'):
+      check(source)
+
+  def test_all_that_is_missing_is_said_at_once(self):
+    with self.assertRaises(ConfigError) as caught:
+      check('in256.py')
+    problems = caught.exception.problems
+    self.assertLen(problems, 4)
+    for problem, field in zip(
+      problems,
+      (
+        'data.path',
+        'evaluate.inception.init_from',
+        'policy.discriminator.held_out',
+        'judges.reward.init_from',
+      ),
+      strict=True,
+    ):
+      self.assertStartsWith(problem, f'config.{field} is ')
+      self.assertNotIn('\n', problem)
+
+  def test_fields_and_what_joins_them_come_in_one_message(self):
+    with self.assertRaises(ConfigError) as caught:
+      check(
+        'in256.py',
+        nat__depth=3,
+        nat__num_heads=5,
+        evaluate__batch_size=0,
+        seed=-1,
+      )
+    message = str(caught.exception)
+    self.assertLen(message.splitlines(), 8)
+    for part in (
+      'config.nat.depth=3 is not allowed: give an even integer from 0',
+      'config.nat.num_heads is 5; give a divisor of config.nat.width',
+      'config.evaluate.batch_size=0 is not allowed: give an integer from 1',
+      'config.seed=-1 is not allowed: give an integer from 0 to 4294967295',
+    ):
+      self.assertIn(part, message)
+
+  def test_what_a_broken_field_decides_is_left_for_later(self):
+    # 5 heads do not divide any width, but this one says nothing.
+    with self.assertRaises(ConfigError) as caught:
+      check('digits.py', nat__width='wide', nat__num_heads=5)
+    self.assertEqual(
+      caught.exception.problems,
+      (
+        "config.nat.width='wide' is not allowed: give an integer from 1 to"
+        ' 16384',
+      ),
+    )
+
+  def test_a_field_that_is_missing_is_named_by_who_reads_it(self):
+    config = config_lib.load(str(_CONFIGS / 'digits.py'))
+    with config.unlocked():
+      del config.nat.width
+      del config.report
+    field_rules.check(config)
+    with self.assertRaisesRegex(
+      UserError,
+      '^config.nat.width is missing: give an integer from 1 to 16384$',
+    ):
+      field_rules.check(config, reads=('nat',))
+    with self.assertRaisesRegex(
+      UserError, 'config.report is missing: .* images_per_class, revealed_samp'
+    ):
+      field_rules.check(config, reads=('data', 'report'))
+    # Fields of files and of captions are missed where they are read alone.
+    field_rules.check(config, reads=('data', 'prepare', 'text'))
+    config.data.source = 'coco'
+    with self.assertRaisesRegex(UserError, r'config\.data\.path is missing'):
+      field_rules.check(config, reads=('data',))
+
+  def test_an_error_in_a_check_is_not_hidden(self):
+    config = ml_collections.ConfigDict({'seed': 0})
+    with self.assertRaises(AttributeError):
+      field_rules.check(config, lambda config: config.no_such_field)
+
+  def test_values_are_shortened(self):
+    for value in ('x' * 10_000, 10**5000, (0,) * 10_000):
+      config = ml_collections.ConfigDict({'nat': {'width': value}})
+      with self.assertRaises(UserError) as caught:
+        field_rules.check(config)
+      self.assertLess(len(str(caught.exception)), 400)
+
+  def test_values_keep_their_characters_escaped(self):
+    config = ml_collections.ConfigDict({'data': {'path': 'a\n\x1b[2Jb'}})
+    with self.assertRaisesRegex(UserError, r"config.data.path='a\\n\\x1b"):
+      field_rules.check(config)
+
+
+if __name__ == '__main__':
+  absltest.main()
