@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
@@ -66,15 +67,12 @@ class FrechetTest(parameterized.TestCase):
   def test_order_and_portions_do_not_matter(self):
     features = _features()
     straight = frechet.gaussian_of(features)
-    left, right = frechet.MomentAccumulator(), frechet.MomentAccumulator()
+    accumulator = frechet.MomentAccumulator()
     shuffled = features[np.random.RandomState(1).permutation(60)]
-    left.update(shuffled[:13])
-    left.update(shuffled[:0])
-    right.update(shuffled[13:50])
-    right.update(shuffled[50:])
-    left.merge(right)
-    left.merge(frechet.MomentAccumulator())
-    merged = left.result()
+    with mock.patch.object(frechet, '_BLOCK', 12):
+      for part in np.split(shuffled, [13, 13, 50]):
+        accumulator.update(part)
+    merged = accumulator.result()
     np.testing.assert_allclose(merged.mean, straight.mean, rtol=1e-12)
     np.testing.assert_allclose(
       merged.covariance, straight.covariance, rtol=1e-10, atol=1e-12
@@ -154,22 +152,29 @@ class FrechetTest(parameterized.TestCase):
       )
 
 
+def _inception_scores(logits, splits=10, seed=2020):
+  """The score of each split, all logits counted at once."""
+  accumulator = inception_score.ScoreAccumulator(len(logits), splits, seed)
+  accumulator.update(logits)
+  return accumulator.scores()
+
+
 class InceptionScoreTest(absltest.TestCase):
   def test_certain_and_even_predictions_score_the_number_of_classes(self):
     logits = np.tile(1e4 * np.eye(4), (5, 1))
     self.assertAlmostEqual(
-      inception_score.inception_score(logits, splits=5, seed=None), 4.0
+      _inception_scores(logits, splits=5, seed=None).mean(), 4.0
     )
 
   def test_equal_predictions_score_one(self):
     logits = np.tile([2.0, -1.0, 0.5], (30, 1))
-    self.assertAlmostEqual(inception_score.inception_score(logits), 1.0)
+    self.assertAlmostEqual(_inception_scores(logits).mean(), 1.0)
 
   def test_two_predictions_by_hand(self):
     # p = (.9, .1) and (.1, .9), marginal (.5, .5): both KL are
     # .9 log 1.8 + .1 log .2 = .368064, and exp of it 1.444935.
     logits = np.log([[0.9, 0.1], [0.1, 0.9]]) + 7.0
-    score = inception_score.inception_score(logits, splits=1)
+    (score,) = _inception_scores(logits, splits=1)
     self.assertAlmostEqual(
       score, np.exp(0.9 * np.log(1.8) + 0.1 * np.log(0.2)), places=12
     )
@@ -177,18 +182,14 @@ class InceptionScoreTest(absltest.TestCase):
   def test_splits_are_scored_apart(self):
     # Each half alone holds one kind of prediction only: 1; together: 2.
     logits = np.repeat(1e4 * np.eye(2), 3, axis=0)
-    np.testing.assert_allclose(
-      inception_score.split_scores(logits, 2, None), [1.0, 1.0]
-    )
-    np.testing.assert_allclose(
-      inception_score.split_scores(logits, 1, None), [2.0]
-    )
+    np.testing.assert_allclose(_inception_scores(logits, 2, None), [1.0, 1.0])
+    np.testing.assert_allclose(_inception_scores(logits, 1, None), [2.0])
 
   def test_mistakes_are_named(self):
     with self.assertRaisesRegex(ValueError, '3 samples into 10 splits'):
-      inception_score.inception_score(np.zeros((3, 2)))
+      _inception_scores(np.zeros((3, 2)))
     with self.assertRaisesRegex(ValueError, 'finite'):
-      inception_score.inception_score(np.full((30, 2), np.nan))
+      _inception_scores(np.full((30, 2), np.nan))
 
   def test_in_batches_put_aside_and_taken_up_again(self):
     logits = 3 * np.random.RandomState(0).randn(203, 7)
@@ -230,7 +231,7 @@ class SampleTallyTest(absltest.TestCase):
     np.testing.assert_array_equal(tally.kept, features[:12])
     self.assertAlmostEqual(tally.means()['value'], 0.5, places=12)
     self.assertAlmostEqual(
-      tally.class_score(), inception_score.inception_score(logits), places=12
+      tally.class_score(), _inception_scores(logits).mean(), places=12
     )
     np.testing.assert_allclose(
       tally.moments.result().covariance,
@@ -260,7 +261,7 @@ class ReferenceTest(absltest.TestCase):
     )
     # Theirs takes the moments in float32.
     np.testing.assert_allclose(distance, case['out/fid'], rtol=1e-5)
-    score = inception_score.inception_score
+    score = lambda *args, **kwargs: _inception_scores(*args, **kwargs).mean()
     logits = case['in/logits']
     for ours, name in (
       (score(logits), 'isc'),
@@ -300,13 +301,13 @@ class PrecisionRecallTest(parameterized.TestCase):
     self.assertGreater(result.precision, 0.8)
     self.assertBetween(result.recall, 0.3, 0.5)
 
-  @parameterized.parameters(1, 7, 40)
-  def test_batches_do_not_matter(self, batch_size):
+  @parameterized.parameters(1, 7)
+  def test_chunks_of_the_distances_do_not_matter(self, num_rows):
     real, generated = _features(40), _features(30, seed=1)
     whole = precision_recall.precision_recall(real, generated)
-    cut = precision_recall.precision_recall(
-      real, generated, batch_size=batch_size
-    )
+    mebibytes = num_rows * 8 * len(real) / 2**20
+    with mock.patch.object(precision_recall, '_WORKING_MEMORY', mebibytes):
+      cut = precision_recall.precision_recall(real, generated)
     self.assertEqual(whole, cut)
 
   def test_mistakes_are_named(self):

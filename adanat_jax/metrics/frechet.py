@@ -22,7 +22,7 @@ import dataclasses
 import numpy as np
 
 # Rows that are collected before they are merged: a merge costs as much as the
-# outer products of some hundred rows, and batches may hold fewer.
+# outer products of a few hundred rows, and batches may hold fewer.
 _BLOCK = 1024
 
 
@@ -39,8 +39,8 @@ class MomentAccumulator:
 
   Batches are merged by the pairwise update of Chan, Golub and LeVeque, which
   never subtracts large nearly equal sums: the result is that of one batch to
-  rounding, in whatever order and portions the features come. Small batches
-  wait until there are enough of them; memory does not grow with their number.
+  rounding, whatever the order and the batches of the features. Small batches
+  wait until there are enough rows; memory does not grow with their number.
   """
 
   def __init__(self) -> None:
@@ -50,7 +50,7 @@ class MomentAccumulator:
     self._waiting: list[np.ndarray] = []
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
-    """Goes on, to the same bits, where the one that gave `state` was."""
+    """Continues, to the same bits, from another accumulator's `state`."""
     self._count = int(state['count'])
     self._mean = np.array(state['mean'], np.float64)
     self._scatter = np.array(state['scatter'], np.float64)
@@ -58,7 +58,7 @@ class MomentAccumulator:
     self._waiting = [waiting] if len(waiting) else []
 
   def state(self) -> dict[str, np.ndarray]:
-    """Everything that was counted, as arrays to be saved."""
+    """The accumulated values, as arrays to be saved."""
     empty = np.zeros((0, len(self._mean)))
     return {
       'count': np.asarray(self._count),
@@ -114,13 +114,6 @@ class MomentAccumulator:
     if self._num_waiting >= _BLOCK:
       self._settle()
 
-  def merge(self, other: 'MomentAccumulator') -> None:
-    """Adds all that another accumulator, of another process say, counted."""
-    if other._count:
-      self._merge(other._count, other._mean.copy(), other._scatter.copy())
-    for batch in other._waiting:
-      self.update(batch)
-
   def _settle(self) -> None:
     """Merges the rows that wait."""
     if not self._waiting:
@@ -155,11 +148,6 @@ class MomentAccumulator:
     if not self._count:
       self._count, self._mean, self._scatter = count, mean, scatter
       return
-    if mean.shape != self._mean.shape:
-      raise ValueError(
-        f'features have {len(mean)} dimensions, earlier ones had '
-        f'{len(self._mean)}'
-      )
     total = self._count + count
     shift = mean - self._mean
     weight = self._count * count / total
@@ -169,23 +157,14 @@ class MomentAccumulator:
     self._count = total
 
 
-def gaussian_of(
-  features: np.ndarray, mask: np.ndarray | None = None
-) -> Gaussian:
-  """Mean and unbiased covariance of features.
-
-  Args:
-    features: float[n, d], at least two.
-    mask: bool[n] or None; rows that are False are not counted.
-
-  Returns:
-    The Gaussian, in float64.
+def gaussian_of(features: np.ndarray) -> Gaussian:
+  """Computes mean and unbiased covariance of float[n, d] features, n >= 2.
 
   Raises:
     ValueError: see `MomentAccumulator`.
   """
   accumulator = MomentAccumulator()
-  accumulator.update(features, mask)
+  accumulator.update(features)
   return accumulator.result()
 
 

@@ -13,10 +13,15 @@ Source: T. Kynkäänniemi et al., "Improved Precision and Recall Metric for
 Assessing Generative Models", 2019.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import numpy as np
+from sklearn.metrics import pairwise_distances_chunked
+
+# MiB of distances that are held at a time.
+_WORKING_MEMORY = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +36,14 @@ def precision_recall(
   real: np.ndarray,
   generated: np.ndarray,
   num_neighbours: int = 3,
-  batch_size: int = 1024,
 ) -> PrecisionRecall:
-  """How much of each set lies inside the other.
+  """Measures how much of each set lies inside the other.
 
   Args:
     real: float[n, d].
     generated: float[m, d].
     num_neighbours: k, the neighbour that sets the radius of a ball; the
       feature itself does not count.
-    batch_size: rows of the distance matrix that are held at a time; changes
-      memory, not the result.
 
   Returns:
     Precision and recall.
@@ -68,38 +70,32 @@ def precision_recall(
   centre = real.mean(axis=0)
   real, generated = real - centre, generated - centre
   return PrecisionRecall(
-    precision=_share_inside(generated, real, num_neighbours, batch_size),
-    recall=_share_inside(real, generated, num_neighbours, batch_size),
+    precision=_share_inside(generated, real, num_neighbours),
+    recall=_share_inside(real, generated, num_neighbours),
   )
 
 
-def _share_inside(
-  points: np.ndarray, centres: np.ndarray, k: int, batch_size: int
-) -> float:
+def _share_inside(points: np.ndarray, centres: np.ndarray, k: int) -> float:
   """The share of points that lie in a ball around any of the centres."""
-  # The nearest centre, at place 0, is the centre itself.
-  radii = np.concatenate(
-    [
-      np.partition(distances, k, axis=1)[:, k]
-      for distances in _distances(centres, centres, batch_size)
-    ]
-  )
-  inside = sum(
-    int((distances <= radii).any(axis=1).sum())
-    for distances in _distances(points, centres, batch_size)
-  )
-  return inside / len(points)
+  # What rounding leaves between equal points must not fall outside a ball of
+  # radius 0.
+  largest = sum((x**2).sum(axis=1).max() for x in (points, centres))
+  tiny = 1e-13 * largest
 
+  def reduce_distances(
+    rows: np.ndarray, reduce: Callable[[np.ndarray], Any]
+  ) -> np.ndarray:
+    """Reduces the squared distances of each row to all centres."""
+    chunks = pairwise_distances_chunked(
+      rows,
+      centres,
+      reduce_func=lambda x, _: reduce(np.where(x < tiny, 0.0, x)),
+      working_memory=_WORKING_MEMORY,
+      squared=True,
+    )
+    return np.concatenate(list(chunks))
 
-def _distances(
-  a: np.ndarray, b: np.ndarray, batch_size: int
-) -> Iterator[np.ndarray]:
-  """Squared distances of a batch of `a` to all of `b`, batch after batch."""
-  norms = (b**2).sum(axis=1)
-  for first in range(0, len(a), batch_size):
-    rows = a[first : first + batch_size]
-    squares = (rows**2).sum(axis=1)[:, None] + norms - 2.0 * rows @ b.T
-    # What rounding leaves of equal points must not fall outside a ball of
-    # radius 0.
-    tiny = 1e-13 * (norms.max() + (rows**2).sum(axis=1).max())
-    yield np.where(squares < tiny, 0.0, squares)
+  # The nearest centre, at index 0, is the centre itself.
+  radii = reduce_distances(centres, lambda x: np.partition(x, k)[:, k])
+  inside = reduce_distances(points, lambda x: (x <= radii).any(axis=1))
+  return float(inside.mean())

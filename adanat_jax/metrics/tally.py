@@ -1,9 +1,9 @@
-"""What is counted of a long stream of samples, in memory that does not grow.
+"""Measures a long stream of samples, in memory that does not grow.
 
-The moments of the features, the classes that a classifier sees, the sums of
-whatever else is measured of each sample, and the features of some samples for
-measures that compare samples one by one. A tally can be put aside as arrays
-and taken up again, to the same bits.
+A tally holds the moments of the features, the inception score's sums, the sums
+of other measures of each sample, and the features of the first samples, for
+measures that compare samples one by one. It can be saved as arrays and
+restored, to the same bits.
 
 Shape legend: `n` samples of a batch, `d` features.
 """
@@ -22,12 +22,12 @@ class SampleTally:
   def __init__(
     self, num_samples: int, *, num_kept: int = 0, num_splits: int = 10
   ):
-    """Begins with nothing.
+    """Makes an empty tally.
 
     Args:
       num_samples: how many samples there will be.
-      num_kept: of how many, the first ones, the features are kept as they are:
-        float32[num_kept, d], all the memory that depends on a number of
+      num_kept: how many samples keep their features, the first ones:
+        float32[num_kept, d], the only memory that depends on a number of
         samples.
       num_splits: of the inception score; fewer where there are fewer samples.
     """
@@ -41,7 +41,7 @@ class SampleTally:
 
   @property
   def count(self) -> int:
-    """How many samples were counted so far."""
+    """Number of samples counted so far."""
     return self.moments.count
 
   def update(
@@ -80,7 +80,7 @@ class SampleTally:
 
   @property
   def kept(self) -> np.ndarray:
-    """The features that were kept, float32[at most num_kept, d]."""
+    """The features kept so far, float32[at most num_kept, d]."""
     return self._kept[: self.count]
 
   def class_score(self) -> float | None:
@@ -92,7 +92,7 @@ class SampleTally:
     return {name: total / self.count for name, total in self._sums.items()}
 
   def state(self) -> dict[str, np.ndarray]:
-    """Everything that was counted, as arrays by name."""
+    """The accumulated values, as arrays by name."""
     parts = {'moments': self.moments.state(), 'scores': self._scores.state()}
     state = {
       f'{part}/{name}': array
@@ -106,7 +106,7 @@ class SampleTally:
     return state
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
-    """Goes on where a tally of the same arguments, that gave `state`, was."""
+    """Continues from the `state` of a tally with the same arguments."""
 
     def part(name: str) -> dict[str, np.ndarray]:
       return {
