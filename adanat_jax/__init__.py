@@ -1,19 +1,68 @@
-"""AdaNAT in JAX: learned policies for parallel, token-based image generators.
+"""AdaNAT in JAX: schedules, learned and hand-made, for masked image generators.
 
-import adanat_jax
-generator = adanat_jax.load('runs/digits')
-images = generator.sample([0, 1, 1], num_steps=4, seed=0)
+  import adanat_jax
+  generator = adanat_jax.load('runs/digits')
+  images = generator.sample([0, 1, 1], num_steps=4, seed=0)
+
+Names are imported when they are first asked for, because `adanat_jax.main` must
+set JAX up before anything else.
 """
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ['load']
+if TYPE_CHECKING:
+  from adanat_jax import types
+  from adanat_jax.decoding import schedules
+  from adanat_jax.decoding.schedules import Schedule
+  from adanat_jax.decoding.step import StepOptions
+  from adanat_jax.errors import UserError
+  from adanat_jax.experiment import config
+  from adanat_jax.experiment.experiment import Experiment, load
+  from adanat_jax.sampling.generator import Generator
+  from adanat_jax.sampling.program import Samples
+  from adanat_jax.types import PolicyValues
+
+__all__ = [
+  'Experiment',
+  'Generator',
+  'PolicyValues',
+  'Samples',
+  'Schedule',
+  'StepOptions',
+  'UserError',
+  'config',
+  'load',
+  'schedules',
+  'types',
+]
+
+# Where each name is; without a name behind the colon it is the module itself.
+_PLACES = {
+  'Experiment': 'experiment.experiment:Experiment',
+  'Generator': 'sampling.generator:Generator',
+  'PolicyValues': 'types:PolicyValues',
+  'Samples': 'sampling.program:Samples',
+  'Schedule': 'decoding.schedules:Schedule',
+  'StepOptions': 'decoding.step:StepOptions',
+  'UserError': 'errors:UserError',
+  # Config files import it.
+  'config': 'experiment.config:',
+  'load': 'experiment.experiment:load',
+  'schedules': 'decoding.schedules:',
+  'types': 'types:',
+}
 
 
 def __getattr__(name: str) -> Any:
-  """Imports `load` when it is first asked for: `main` must set JAX up first."""
-  if name == 'load':
-    from adanat_jax.experiment.experiment import load
+  """Imports one of the public names."""
+  if name not in _PLACES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module_name, _, attribute = _PLACES[name].partition(':')
+  module = importlib.import_module(f'{__name__}.{module_name}')
+  return getattr(module, attribute) if attribute else module
 
-    return load
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+def __dir__() -> list[str]:
+  """The public names, for completion."""
+  return __all__

@@ -35,7 +35,10 @@ from adanat_jax.runtime.journal import (
   is_complete,
   read_complete,
 )
-from adanat_jax.runtime.metric_writer import EVAL_PREFIX
+
+# What the names of measured figures begin with: the best state may be chosen by
+# one of them.
+EVAL_PREFIX = 'eval/'
 
 # How long a save may take; failed or dead processes are noticed earlier.
 _TIMEOUT_SECONDS = 1200

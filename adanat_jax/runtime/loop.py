@@ -39,14 +39,18 @@ import numpy as np
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, leaves, metric_writer, processes, sharding
-from adanat_jax.runtime.checkpoint import Checkpointer, NonFiniteError
+from adanat_jax.runtime.checkpoint import (
+  EVAL_PREFIX,
+  Checkpointer,
+  NonFiniteError,
+)
 from adanat_jax.runtime.journal import (
   COMPLETE_FILE,
   is_complete,
   mark_complete,
   read_complete,
 )
-from adanat_jax.runtime.metric_writer import EVAL_PREFIX, TIME_PREFIX
+from adanat_jax.runtime.metric_writer import TIME_PREFIX
 from adanat_jax.runtime.stopping import Interrupted, StopSignals, StopVote
 
 State = TypeVar('State')

@@ -20,7 +20,6 @@ import numpy as np
 from adanat_jax.runtime import files, processes
 
 TIME_PREFIX = 'time/'
-EVAL_PREFIX = 'eval/'
 
 
 class MetricWriter:

@@ -1,0 +1,69 @@
+"""What `import adanat_jax` offers, and what it leaves alone."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tarfile
+
+from absl.testing import absltest
+
+import adanat_jax
+from adanat_jax import schedules, types
+from adanat_jax.decoding import schedules as where_schedules_are
+from adanat_jax.experiment import config as where_configs_are
+
+_DATA = pathlib.Path(__file__).with_name('data')
+# Loads a workdir in a process of its own, and lists what that imported.
+_CHILD = """
+import json, sys
+import adanat_jax
+generator = adanat_jax.load(sys.argv[1])
+assert list(generator.agents) == [2]
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+class PackageTest(absltest.TestCase):
+  def test_every_public_name_is_there(self):
+    for name in adanat_jax.__all__:
+      with self.subTest(name):
+        self.assertIsNotNone(getattr(adanat_jax, name))
+    self.assertEqual(dir(adanat_jax), sorted(adanat_jax.__all__))
+    self.assertIs(schedules, where_schedules_are)
+    self.assertIs(adanat_jax.Schedule, schedules.Schedule)
+    self.assertIs(adanat_jax.PolicyValues, types.PolicyValues)
+
+  def test_config_files_of_earlier_versions_import_their_loader(self):
+    from adanat_jax import config as config_lib  # As their files say it.
+
+    self.assertIs(config_lib, where_configs_are)
+
+  def test_another_name_is_an_attribute_error(self):
+    with self.assertRaisesRegex(AttributeError, "no attribute 'laod'"):
+      adanat_jax.laod  # noqa: B018
+
+  def test_loading_imports_no_stage_and_no_training(self):
+    workdir = pathlib.Path(self.create_tempdir().full_path)
+    with tarfile.open(_DATA / 'workdir-0.1.0.tar.xz') as archive:
+      archive.extractall(workdir, filter='data')
+    result = subprocess.run(
+      [sys.executable, '-c', _CHILD, str(workdir)],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    modules = json.loads(result.stdout.splitlines()[-1])
+    ours = [name for name in modules if name.startswith('adanat_jax')]
+    self.assertLessEqual(len(ours), 42)
+    unwanted = ('stages', 'data.sources', 'learning.ppo', 'report', 'measuring')
+    for name in unwanted:
+      self.assertNotIn(f'adanat_jax.{name}', modules)
+    self.assertNoCommonElements(
+      modules, ['sklearn', 'tensorflow_datasets', 'matplotlib', 'tensorflow']
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
