@@ -3,8 +3,8 @@
   python benchmarks/hours.py --config=configs/in256.py --images=1281167
 
 An estimate by formula, not a measurement: operations of the networks' products
-and convolutions (`models/operations.py`; XLA's count for the networks that
-judge), divided by a rate of operations a second that is assumed. A gradient
+and convolutions (`models/operations.py`; XLA's count for the reward
+network), divided by a rate of operations a second that is assumed. A gradient
 counts as two forwards more. Reading data, saving, compiling, optimizers,
 exchange between devices and normalisations are left out;
 `--config.field=value` changes what is counted as it changes a run. An ENAT
@@ -68,7 +68,7 @@ class Costs:
     if length:
       ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
       self.text = _counted(networks.text_module(config), ids)
-    self.judge, self.heads = _judge(config)
+    self.reward, self.heads = _reward(config)
     num_steps = config.policy.num_steps[0]
     self.sample = operations.sampling_operations(
       self.nat, self.actor, self.decoder, num_steps, guided=True
@@ -95,7 +95,7 @@ def _nat(config: Config, text_length: int) -> tuple[int, float]:
   )
 
 
-def _judge(config: Config) -> tuple[int, int]:
+def _reward(config: Config) -> tuple[int, int]:
   """Of the reward network, and of the discriminator's heads on it."""
   module = networks.reward_module(config)
   side = module.image_size
@@ -181,7 +181,7 @@ def _policy(config: Config, cost: Costs, computed: int) -> float:
   an_iteration = (
     decoded * (cost.sample + computed)
     + acting * (features + _TRAINING * (cost.actor + cost.critic))
-    + seen * (cost.judge + cost.heads)
+    + seen * (cost.reward + cost.heads)
     + 2 * learnt_from * (_TRAINING - 1) * cost.heads
   )
   return section.iterations * an_iteration

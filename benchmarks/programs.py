@@ -34,6 +34,7 @@ from adanat_jax.learning import (
   policy as policy_lib,
   ppo,
 )
+from adanat_jax.learning.rewards import RewardSpec
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
 from adanat_jax.stages import nat as nat_stage, policy as policy_stage
@@ -42,7 +43,7 @@ from adanat_jax.stages import nat as nat_stage, policy as policy_stage
 _NUM_RANDOM = 2**20
 _STRIDE = 7919
 
-_FROZEN_AXES = {'court': {'held_out': 0}}
+_FROZEN_AXES = {'reward': {'held_out': 0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class PolicyTraining:
     self._which = policies.trainings(Experiment(config, 'unused'))[0]
     self._nat = networks.nat_module(config)
     self._tokenizer = networks.tokenizer_module(config)
-    self._court = _court(config)
+    self._reward = _reward(config)
     self.ppo = policy_rules.ppo_config(config)
     self._rollouts = policy_rules.rollout_config(config)
     self._actor_critic = policies.make_actor_critic(
@@ -123,7 +124,7 @@ class PolicyTraining:
     self.frozen = {
       'nat': _params(self._nat, tokens, _labels(1)),
       'tokenizer': _params(self._tokenizer, self._images(1)),
-      'court': self._court.frozen,
+      'reward': self._reward.frozen,
     }
     self.state = jax.eval_shape(self._initial, self.frozen)
 
@@ -136,7 +137,7 @@ class PolicyTraining:
         self._problem(frozen),
         self._actor_critic,
         self._residual,
-        self._court.judge(frozen['court']),
+        self._reward.build(frozen['reward']),
         self.ppo,
         key=_key(),
         batch_size=section.batch_size,
@@ -211,7 +212,7 @@ class PolicyTraining:
     return policy_lib.initial_state(
       params,
       self.ppo,
-      self._court.initial(frozen['court'], _key()),
+      self._reward.initial(frozen['reward'], _key()),
     )
 
 
@@ -305,8 +306,8 @@ def sampling_program(
   )
 
 
-def _court(config: ml_collections.ConfigDict) -> adversarial_reward.Court:
-  """The adversarial judge; for arrays that it loads, it gets their shapes."""
+def _reward(config: ml_collections.ConfigDict) -> RewardSpec:
+  """The adversarial reward, with shapes in place of the arrays it loads."""
   trunk = networks.reward_module(config)
   size, channels = trunk.image_size, trunk.image_channels
   params = _params(trunk, _shape(1, size, size, channels))
@@ -322,9 +323,11 @@ def _court(config: ml_collections.ConfigDict) -> adversarial_reward.Court:
     mock.patch.object(adversarial_reward, 'real_examples', lambda *_: held_out),
   ):
     groups = policy_rules.ppo_config(config).shuffle_groups
-    court = adversarial_reward.court(Experiment(config, pathlib.Path()), groups)
-  frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), court.frozen)
-  return dataclasses.replace(court, frozen=frozen)
+    spec = adversarial_reward.make_spec(
+      Experiment(config, pathlib.Path()), groups
+    )
+  frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), spec.frozen)
+  return dataclasses.replace(spec, frozen=frozen)
 
 
 def _key() -> jax.Array:

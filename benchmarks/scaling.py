@@ -130,7 +130,7 @@ def derived_policy(config: ml_collections.ConfigDict, devices: int) -> Any:
   if section.rollout_features == 'recompute':
     kept = share * length * (tokens + 1) * 4
   policy = bytes_of(training.state.params)
-  judge = bytes_of(training.state.adversary.params)
+  discriminator = bytes_of(training.state.adversary.params)
   updates = section.discriminator.updates
   reductions = constants.num_epochs * constants.num_minibatches
   fakes = section.discriminator.batch_size * updates // devices
@@ -152,7 +152,7 @@ def derived_policy(config: ml_collections.ConfigDict, devices: int) -> Any:
     'image_bytes': share * bytes_of(training.image),
     # Gradients on real and on generated images are reduced apart.
     'reduced_bytes': reductions * constants.micro_batches * policy
-    + 2 * updates * judge,
+    + 2 * updates * discriminator,
     'operations': {
       'NAT, decoding': decoded * 2 * length * nat,
       'NAT, again for PPO': again * reductions * share * length * nat,

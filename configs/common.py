@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
   # the benchmarks do. What follows is for the latter, and for the scores of
   # networks that are still being trained.
   evaluate.protocol = 'study'
-  # Whose features are compared: 'inception', 'measure' (the judge of the
+  # Whose features are compared: 'inception', 'measure' (a classifier of the
   # digits) or 'pixels' (means of 8x8 boxes, no network).
   evaluate.network = 'measure'
   evaluate.inception = ml_collections.ConfigDict()

@@ -2,7 +2,7 @@
 
   python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits
 
-trains a tokenizer, the networks that judge images, a NAT and a policy, then
+trains a tokenizer, two classifiers, a NAT and a policy, then
 compares the policy with hand-made schedules and writes a report. Presets:
 
   configs/digits.py        T = 4, adversarial reward, one training each
@@ -283,8 +283,8 @@ def _make_tiny(config: ml_collections.ConfigDict) -> None:
   config.log_every = 5
   config.save_every = 10
   config.tokenizer.update(num_steps=30, batch_size=32, base_width=8)
-  for judge in (config.judges.measure, config.judges.reward):
-    judge.update(num_steps=30, batch_size=32)
+  for classifier in (config.judges.measure, config.judges.reward):
+    classifier.update(num_steps=30, batch_size=32)
   config.judges.reward.update(width=16, depth=2, num_heads=2, hooks=(0, 1))
   config.nat.update(num_steps=30, batch_size=32, width=32, depth=2)
   config.policy.update(iterations=4, batch_size=32, save_every=2)

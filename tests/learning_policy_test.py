@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import actions, loop
-from adanat_jax.learning import policy, ppo
+from adanat_jax.learning import policy, ppo, rewards
 from adanat_jax.learning.agent import Agent, non_adaptive
 from adanat_jax.runtime import leaves
 
@@ -66,17 +66,13 @@ def zeros_share(images, condition, key):
   return (images == 0).mean(-1)
 
 
-def judge_of(reward):
-  return policy.Judge(lambda state: reward, lambda state, *unused: (state, {}))
-
-
 def train(problem, reward, actor_critic=linear):
   """Trains a policy that starts from nothing; returns it and its history."""
   train_step = policy.make_train_step(
     problem,
     actor_critic,
     actions.no_residual(T),
-    judge_of(reward),
+    rewards.fixed_model(reward),
     CONFIG,
     key=jax.random.key(0),
     batch_size=B,
@@ -94,7 +90,7 @@ def train(problem, reward, actor_critic=linear):
   return Agent(state.params, actions.no_residual(T), actor_critic), history
 
 
-def judge(problem, agent, reward):
+def evaluate(problem, agent, reward):
   """The mean reward of a policy's mean actions, and what it did."""
 
   @jit
@@ -127,13 +123,13 @@ class LearningTest(absltest.TestCase):
       lambda tokens, condition: jnp.zeros((*tokens.shape, K)).at[..., 0].set(1)
     )
     start = Agent(initial_params(), actions.no_residual(T), linear)
-    before, trajectory = judge(problem, start, zeros_share)
+    before, trajectory = evaluate(problem, start, zeros_share)
     np.testing.assert_allclose(
       trajectory.values.sampling_temperature, np.log(2), rtol=1e-5
     )
     self.assertBetween(before, 0.68, 0.8)
     agent, history = train(problem, zeros_share)
-    after, trajectory = judge(problem, agent, zeros_share)
+    after, trajectory = evaluate(problem, agent, zeros_share)
     self.assertGreater(after, 0.9)
     self.assertLess(float(trajectory.values.sampling_temperature.max()), 0.45)
     self.assertGreater(history['reward'][-5:].mean(), 0.85)
@@ -154,11 +150,11 @@ class LearningTest(absltest.TestCase):
 
     problem = problem_of(logits_of)
     start = Agent(initial_params(), actions.no_residual(T), linear)
-    before, trajectory = judge(problem, start, zeros_share)
+    before, trajectory = evaluate(problem, start, zeros_share)
     np.testing.assert_array_equal(trajectory.num_committed[0], N // 2)
     self.assertAlmostEqual(before, 2 / 3, delta=0.03)
     agent, _ = train(problem, zeros_share)
-    after, trajectory = judge(problem, agent, zeros_share)
+    after, trajectory = evaluate(problem, agent, zeros_share)
     np.testing.assert_array_equal(trajectory.num_committed[0], 1)
     self.assertGreater(after, 0.88)
 
@@ -175,12 +171,12 @@ class LearningTest(absltest.TestCase):
       return jnp.where(condition == 1, share, 1 - share)
 
     adaptive, _ = train(problem, reward)
-    value, trajectory = judge(problem, adaptive, reward)
+    value, trajectory = evaluate(problem, adaptive, reward)
     temperature = trajectory.values.sampling_temperature.mean(0)
     self.assertLess(float(temperature[1]), 0.5)
     self.assertGreater(float(temperature[0]), 1.0)
     blind, _ = train(problem, reward, non_adaptive(linear, T))
-    blind_value, trajectory = judge(problem, blind, reward)
+    blind_value, trajectory = evaluate(problem, blind, reward)
     temperature = trajectory.values.sampling_temperature
     np.testing.assert_allclose(temperature.std(1), 0, atol=1e-6)
     self.assertAlmostEqual(blind_value, 0.5, delta=0.04)
@@ -210,7 +206,7 @@ class TrainStepTest(absltest.TestCase):
       problem,
       linear,
       actions.no_residual(T),
-      policy.Judge(reward, learn, fakes_per_update=5),
+      rewards.RewardModel(reward, learn, fakes_per_update=5),
       CONFIG,
       key=jax.random.key(0),
       batch_size=B,
@@ -246,7 +242,7 @@ class TrainStepTest(absltest.TestCase):
         problem,
         linear,
         actions.no_residual(T),
-        judge_of(zeros_share),
+        rewards.fixed_model(zeros_share),
         CONFIG,
         key=jax.random.key(0),
         batch_size=B,

@@ -124,10 +124,24 @@ def linear_heads(params, spectral, features, condition, train):
   return jnp.stack([logit, logit], -1), spectral + train
 
 
-class AdversaryTest(absltest.TestCase):
+class DealTest(absltest.TestCase):
+  def test_each_group_stays_in_its_place(self):
+    # Rows 0 to 3 and 4 to 7: the halves of every batch come from one of them.
+    batches = discriminator_lib.deal(jnp.arange(8), 2, 4, groups=2)
+    np.testing.assert_array_equal(batches, [[0, 1, 4, 5], [2, 3, 6, 7]])
+
+  def test_a_short_batch_begins_again(self):
+    rows = {'x': jnp.arange(6).reshape(3, 2)}
+    batches = jax.tree.map(lambda x: discriminator_lib.deal(x, 2, 2, 1), rows)
+    np.testing.assert_array_equal(
+      batches['x'], [[[0, 1], [2, 3]], [[4, 5], [0, 1]]]
+    )
+
+
+class DiscriminatorTest(absltest.TestCase):
   def linear_state(self, optimizer):
     params = {'w': jnp.zeros(2), 'b': jnp.zeros(2)}
-    return discriminator_lib.AdversaryState(
+    return discriminator_lib.DiscriminatorState(
       params, jnp.int32(0), optimizer.init(params)
     )
 
@@ -185,7 +199,7 @@ class AdversaryTest(absltest.TestCase):
     real, fake = features(True), features(False)
     variables = jax.jit(module.init)(jax.random.key(0), real, condition)
     optimizer = optax.adam(0.02)
-    state = discriminator_lib.AdversaryState(
+    state = discriminator_lib.DiscriminatorState(
       variables['params'],
       variables['spectral'],
       optimizer.init(variables['params']),

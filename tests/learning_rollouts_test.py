@@ -13,7 +13,7 @@ from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import policy as policy_lib, ppo
+from adanat_jax.learning import policy as policy_lib, ppo, rewards
 from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy
 
@@ -84,9 +84,7 @@ def iterate(rollouts=PLAIN, prompted=False):
     PROMPTS if prompted else CLASSES,
     actor_critic,
     actions.published_residual(T),
-    policy_lib.Judge(
-      lambda state: zeros_share, lambda state, *unused: (state, {})
-    ),
+    rewards.fixed_model(zeros_share),
     CONFIG,
     key=jax.random.key(1),
     batch_size=B,

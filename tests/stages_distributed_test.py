@@ -159,14 +159,14 @@ def pieces(
     return len({str(index) for index in places})
 
   _, params = Experiment(config, workdir).network('nat')
-  court = rewards.make_court('adversarial', Experiment(config, workdir), 1)
+  reward = rewards.make_spec('adversarial', Experiment(config, workdir), 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
   batch = fit.Batches(Experiment(config, 'unused'), 'nat', examples, (16,))(0)[
     'rows'
   ]
   return {
     'batch': count(batch),
-    'held out': count(court.frozen['held_out']['images']),
+    'held out': count(reward.frozen['held_out']['images']),
     'qkv': count(params['mid_block']['attention']['qkv']['kernel']),
     'norm': count(params['norm']['scale']),
   }

@@ -240,7 +240,7 @@ class StageTest(parameterized.TestCase):
     )
     state = policy_lib.PolicyState('params', None, average='average')
     fit.call_args.kwargs['evaluate'](state, 1)
-    self.assertEqual(scorer.call_args.args[1].params, field)
+    self.assertEqual(scorer.call_args.args[1].policy.params, field)
     self.assertEqual(fit.call_args.kwargs['keep_best'], iterate == 'best')
     # The best of an adversarial reward is that of the weakest discriminator.
     config.policy.update(evaluate_every=0, iterate='last')
@@ -289,7 +289,7 @@ class StageTest(parameterized.TestCase):
     config.policy.discriminator.learning_rate = 0.02
     config.policy.discriminator.reconstruct_real = False
     text = Experiment(config, 'unused').network('text')
-    court = adversarial_reward.court(Experiment(config, self.root), 1, text)
+    spec = adversarial_reward.make_spec(Experiment(config, self.root), 1, text)
     random = np.random.default_rng(0)
     images = np.where(np.arange(16)[:, None, None, None] % 2, 0.9, 0.1)
     images = images + 0.05 * random.random((16, 16, 16, 3))
@@ -301,15 +301,15 @@ class StageTest(parameterized.TestCase):
 
     @jax.jit
     def learn(frozen):
-      judge = court.judge(frozen)
+      model = spec.build(frozen)
       fakes = real['images'][0], wrong
       return jax.lax.scan(
-        lambda state, key: judge.learn(state, real, fakes, None, key),
-        court.initial(frozen, jax.random.key(0)),
+        lambda state, key: model.learn(state, real, fakes, None, key),
+        spec.initial(frozen, jax.random.key(0)),
         jax.random.split(jax.random.key(1), 60),
       )[1]
 
-    metrics = learn(court.frozen)
+    metrics = learn(spec.frozen)
     loss = metrics['discriminator_loss']
     self.assertGreater(float(loss[0]), 1.8 * np.log(2))
     self.assertLess(float(loss[-1]), 1.2 * np.log(2))
@@ -350,7 +350,7 @@ class StageTest(parameterized.TestCase):
     config = self.classes.copy_and_resolve_references()
     config.policy.discriminator.held_out = 16
     with self.assertRaisesRegex(UserError, 'held_out is 16; there are only 8'):
-      adversarial_reward.court(Experiment(config, self.root), 1)
+      adversarial_reward.make_spec(Experiment(config, self.root), 1)
 
 
 class RewardInputsTest(absltest.TestCase):

@@ -1,4 +1,4 @@
-"""What the reward network of a config is shown, and whether it can judge it.
+"""The inputs of a config's reward network, and what it must fit.
 
 For the digits that is a small transformer of stage `judges`; for real images
 DINO's ViT-S/16 at 224 pixels (LeapLabTHU/AdaNAT libs/discriminator.py).
@@ -24,7 +24,7 @@ Config = ml_collections.ConfigDict
 
 
 def check_config(experiment: Experiment) -> None:
-  """Raises ConfigError for a reward network that cannot judge the images."""
+  """Raises ConfigError for a reward network that does not fit the images."""
   experiment.check(
     check_sizes,
     _check_images,

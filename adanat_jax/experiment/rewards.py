@@ -1,9 +1,7 @@
-"""The reward of a policy training, and how its discriminator learns.
+"""The rewards of a config, from the networks of its workdir.
 
-Each function makes the court of one reward from the networks of a workdir: the
-arrays it needs, placed on the mesh, and the functions that become its `Judge`
-inside the compiled training step. Arrays are handed in, never closed over: a
-compiled function would hold them as constants.
+Arrays are placed on the mesh here; `RewardSpec.build` gets them inside the
+compiled training step.
 """
 
 from __future__ import annotations
@@ -17,30 +15,16 @@ import numpy as np
 
 from adanat_jax.data import digits
 from adanat_jax.experiment import adversarial_reward, reward_network
-from adanat_jax.experiment.adversarial_reward import Court
 from adanat_jax.learning import rewards
-from adanat_jax.learning.policy import Judge, Labelled
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import processes, sharding
-from adanat_jax.types import Array, Reward
+from adanat_jax.types import Array
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
 
 
-def _learn_nothing(
-  state: None, real: Any, fakes: Labelled, fresh: Any, key: Array
-) -> tuple[None, dict[str, Array]]:
-  del real, fakes, fresh, key
-  return state, {}
-
-
-def _unlearned(reward: Reward) -> Judge:
-  """A reward that no discriminator stands behind."""
-  return Judge(lambda state: reward, _learn_nothing)
-
-
-def frechet_court(experiment: Experiment) -> Court:
+def frechet_spec(experiment: Experiment) -> rewards.RewardSpec:
   """Each sample's influence on the distance in the reward's features."""
   module, params = experiment.network('reward')
   data = digits.load(experiment.config.data.image_size)
@@ -53,8 +37,8 @@ def frechet_court(experiment: Experiment) -> Court:
   real = sharding.gather(jax.jit(features)(params, data.train_images))
   real = real.astype(np.float64)
 
-  def judge(frozen: Any) -> Judge:
-    return _unlearned(
+  def build(frozen: Any) -> rewards.RewardModel:
+    return rewards.fixed_model(
       rewards.frechet_reward(
         functools.partial(features, frozen['reward']),
         frozen['mean'],
@@ -62,7 +46,7 @@ def frechet_court(experiment: Experiment) -> Court:
       )
     )
 
-  # One host's: unlike processors may differ in the last bit.
+  # Process 0's values: different CPUs may differ in the last bit.
   mean, covariance = processes.from_first(
     lambda: [real.mean(0).tolist(), np.cov(real, rowvar=False).tolist()]
   )
@@ -73,15 +57,15 @@ def frechet_court(experiment: Experiment) -> Court:
     },
     experiment.mesh,
   )
-  return Court({'reward': params, **statistics}, judge)
+  return rewards.RewardSpec({'reward': params, **statistics}, build)
 
 
-def pretrained_court(experiment: Experiment) -> Court:
+def pretrained_spec(experiment: Experiment) -> rewards.RewardSpec:
   """The reward network's log-probability of the asked condition."""
   module, params = experiment.network('reward')
   classes = digits.condition_of(np.arange(10), experiment.config.data.condition)
 
-  def judge(frozen: Any) -> Judge:
+  def build(frozen: Any) -> rewards.RewardModel:
     def log_probs(images: Array) -> Array:
       inputs = reward_network.inputs(experiment, images)
       variables = {'params': sharding.whole(frozen['reward'])}
@@ -90,27 +74,27 @@ def pretrained_court(experiment: Experiment) -> Court:
       members = jax.nn.one_hot(classes, experiment.num_classes)
       return jnp.log(jax.nn.softmax(out) @ members + 1e-6)
 
-    return _unlearned(rewards.pretrained_reward(log_probs))
+    return rewards.fixed_model(rewards.pretrained_reward(log_probs))
 
-  return Court({'reward': params}, judge)
+  return rewards.RewardSpec({'reward': params}, build)
 
 
-def make_court(
+def make_spec(
   name: str,
   experiment: Experiment,
   groups: int,
   text: tuple[CLIPText, Any] | None = None,
-) -> Court:
-  """The court of a reward: adversarial, frechet or pretrained.
+) -> rewards.RewardSpec:
+  """The reward of a name: adversarial, frechet or pretrained.
 
   Args:
-    name: of the reward; the last two judge the digits alone.
+    name: of the reward; the last two are for the digits alone.
     experiment: its reward network is trained or converted.
-    groups: see `adversarial.court`.
-    text: see `adversarial.court`.
+    groups: see `adversarial_reward.make_spec`.
+    text: see `adversarial_reward.make_spec`.
   """
   if name == 'adversarial':
-    return adversarial_reward.court(experiment, groups, text)
+    return adversarial_reward.make_spec(experiment, groups, text)
   if name == 'frechet':
-    return frechet_court(experiment)
-  return pretrained_court(experiment)
+    return frechet_spec(experiment)
+  return pretrained_spec(experiment)

@@ -2,7 +2,7 @@
 
 1. The policy, exploring, decodes a batch of images, of random classes or of
    texts that are handed in.
-2. The reward judges the finished images.
+2. The reward model scores the finished images.
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
    from real ones (as published: images of fresh rollouts).
@@ -27,11 +27,9 @@ import jax.numpy as jnp
 import optax
 
 from adanat_jax.decoding import actions, loop
-from adanat_jax.learning import (
-  agent as agent_lib,
-  discriminator as discriminator_lib,
-  ppo,
-)
+from adanat_jax.learning import agent as agent_lib, ppo
+from adanat_jax.learning.discriminator import DiscriminatorState
+from adanat_jax.learning.rewards import Labelled, RewardModel
 from adanat_jax.runtime import batch_parts, sharding
 from adanat_jax.types import (
   Array,
@@ -40,11 +38,7 @@ from adanat_jax.types import (
   Denoiser,
   PolicyAux,
   PolicyValues,
-  Reward,
 )
-
-# Images float32[B, H, W, C], and what they are to show as a reward reads it.
-Labelled = tuple[Array, Condition]
 
 
 @struct.dataclass
@@ -78,14 +72,14 @@ class PolicyState:
 
   params: Any
   opt_state: optax.OptState
-  adversary: discriminator_lib.AdversaryState | None = None
+  adversary: DiscriminatorState | None = None
   average: Any = None
 
 
 def initial_state(
   params: Any,
   config: ppo.PPOConfig,
-  discriminator: discriminator_lib.AdversaryState | None = None,
+  discriminator: DiscriminatorState | None = None,
   *,
   ema_decay: float = 0.0,
 ) -> PolicyState:
@@ -167,23 +161,6 @@ class Problem:
   read: Callable[[Any], tuple[Condition, Condition]] = _as_given
   null_condition: Any = None
   empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-  """A reward and its learning.
-
-  Attributes:
-    reward: `state -> Reward`.
-    learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `real` is
-      whatever the training's batches hold, `fakes` are the iteration's images
-      and conditions, `fresh(key, update)` makes new ones, if they are wanted.
-    fakes_per_update: how many images one discriminator update takes.
-  """
-
-  reward: Callable[[Any], Reward]
-  learn: Callable[..., tuple[Any, dict[str, Array]]]
-  fakes_per_update: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +250,7 @@ def collect(
 
   def decode(inputs: tuple[Any, Array]) -> tuple[Experience, Any]:
     prompts, keys = inputs
-    condition, judged = sharding.split_batch(problem.read(prompts))
+    condition, reward_condition = sharding.split_batch(problem.read(prompts))
     start = sharding.split_batch(
       loop.full_mask(len(keys), problem.num_tokens, problem.mask_token)
     )
@@ -304,15 +281,15 @@ def collect(
       observations, trajectory.aux, trajectory.values, trajectory.num_committed
     )
     # Like the rest, they get an axis before that of the batch.
-    labelled = jax.tree.map(lambda x: x[None], (images, judged))
+    labelled = jax.tree.map(lambda x: x[None], (images, reward_condition))
     return sharding.split_batch((experience, labelled), axis=1)
 
   parts = max(batch_size // config.size, 1) if config.size else 1
   experience, labelled = batch_parts.map_in_parts(
     decode, (prompts, keys), parts
   )
-  images, judged = jax.tree.map(lambda x: x[0], labelled)
-  return experience, images, judged
+  images, reward_condition = jax.tree.map(lambda x: x[0], labelled)
+  return experience, images, reward_condition
 
 
 def learner_of(
@@ -347,7 +324,7 @@ def make_train_step(
   problem: Problem,
   actor_critic: agent_lib.ActorCritic,
   residual: Array,
-  judge: Judge,
+  reward_model: RewardModel,
   config: ppo.PPOConfig,
   *,
   key: Array,
@@ -366,7 +343,7 @@ def make_train_step(
     problem: the frozen parts.
     actor_critic: the networks.
     residual: float32[T, A].
-    judge: the reward, and how the discriminator learns.
+    reward_model: the reward, and how its discriminator learns.
     config: constants of PPO.
     key: all randomness of the training.
     batch_size: trajectories an iteration.
@@ -390,7 +367,7 @@ def make_train_step(
     prompts: Prompts | None = None,
   ) -> tuple[PolicyState, dict[str, Array]]:
     prompts = prompts or Prompts()
-    rollout_key, reward_key, update_key, adversary_key = jax.random.split(
+    rollout_key, reward_key, update_key, learn_key = jax.random.split(
       jax.random.fold_in(key, iteration), 4
     )
     std = ppo.exploration_std(iteration, num_iterations, config)
@@ -406,7 +383,7 @@ def make_train_step(
       config=rollouts,
       prompts=prompts.rollouts,
     )
-    reward = judge.reward(state.adversary)(images, condition, reward_key)
+    reward = reward_model.reward(state.adversary)(images, condition, reward_key)
     final = jnp.zeros((num_steps, batch_size)).at[-1].set(reward)
     final = sharding.split_batch(final, axis=1)
     returns = ppo.discounted_returns(final, config.discount)
@@ -435,7 +412,7 @@ def make_train_step(
         problem,
         new,
         key,
-        batch_size=judge.fakes_per_update,
+        batch_size=reward_model.fakes_per_update,
         num_steps=num_steps,
         std=std,
         weights=weights,
@@ -444,19 +421,19 @@ def make_train_step(
       )
       return images, condition
 
-    new_adversary, judge_metrics = judge.learn(
+    discriminator, reward_metrics = reward_model.learn(
       state.adversary,
       real,
       (images, condition),
       fresh if fresh_rollouts else None,
-      adversary_key,
+      learn_key,
     )
-    metrics |= judge_metrics
+    metrics |= reward_metrics
     metrics |= _describe(experience, reward, std)
     average = state.average
     if ema_decay:
       average = update_average(average, params, iteration, ema_decay)
-    return PolicyState(params, opt_state, new_adversary, average), metrics
+    return PolicyState(params, opt_state, discriminator, average), metrics
 
   return train_step
 

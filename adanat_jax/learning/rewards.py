@@ -1,18 +1,62 @@
 """Three rewards behind one signature, `(images, condition, key) -> [B]`.
 
 They are the three of AdaNAT's ablation (section 4.3): a discriminator trained
-in turn with the policy, the Fréchet distance, and a pre-trained model's
-judgement. All return float32 and pass no gradient.
+in turn with the policy, the Fréchet distance, and the log-probability of a
+pre-trained classifier. All return float32 and pass no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from adanat_jax.types import Array, Condition, Reward
+
+# Images float32[B, H, W, C], and their conditions as a reward takes them.
+Labelled: TypeAlias = tuple[Array, Condition]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+  """A reward, and how it learns in turn with the policy.
+
+  Attributes:
+    reward: `state -> Reward`.
+    learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `real` is a
+      batch of the training, `fakes` are the iteration's images and conditions,
+      `fresh(key, update)` generates new ones; None if `fakes` are to be used.
+    fakes_per_update: how many generated images one update takes.
+  """
+
+  reward: Callable[[Any], Reward]
+  learn: Callable[..., tuple[Any, dict[str, Array]]]
+  fakes_per_update: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSpec:
+  """A reward model whose arrays are passed to jit as arguments.
+
+  A compiled function would hold arrays that it closes over as constants.
+
+  Attributes:
+    frozen: arrays that the model reads and no training changes.
+    build: `frozen -> RewardModel`, inside jit.
+    initial: `(frozen, key) -> state`, None for a reward that does not learn.
+  """
+
+  frozen: Any
+  build: Callable[[Any], RewardModel]
+  initial: Callable[[Any, Array], Any] | None = None
+
+
+def fixed_model(reward: Reward) -> RewardModel:
+  """The model of a reward that does not learn; its state is None."""
+  return RewardModel(lambda state: reward, lambda state, *_: (state, {}))
 
 
 def adversarial_reward(

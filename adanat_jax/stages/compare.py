@@ -172,7 +172,7 @@ def run(experiment: Experiment) -> None:
   """Trains what is missing, measures, times, and writes the comparison.
 
   Args:
-    experiment: tokenizer and judges must be complete; gets `compare/`.
+    experiment: tokenizer and classifiers must be complete; gets `compare/`.
 
   Raises:
     UserError: for a missing stage, a value that is not allowed, or a comparison

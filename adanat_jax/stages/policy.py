@@ -171,18 +171,18 @@ def _train(
   config = experiment.config
   section = config.policy
   name = f'policy/{which.name}'
-  init_key, judge_key, step_key = jax.random.split(experiment.key(name), 3)
+  init_key, reward_key, step_key = jax.random.split(experiment.key(name), 3)
   nat, nat_params = experiment.network('nat')
   tokenizer, tokenizer_params = experiment.network('tokenizer')
   text = experiment.network('text') if experiment.is_text else None
   constants = ppo_config(config)
-  court = rewards.make_court(
+  reward = rewards.make_spec(
     which.reward, experiment, constants.shuffle_groups, text
   )
   frozen = {
     'nat': nat_params,
     'tokenizer': tokenizer_params,
-    'court': court.frozen,
+    'reward': reward.frozen,
   }
   null = None
   if text is not None:
@@ -197,7 +197,7 @@ def _train(
     return policy.initial_state(
       params,
       constants,
-      court.initial(frozen['court'], judge_key) if court.initial else None,
+      reward.initial(frozen['reward'], reward_key) if reward.initial else None,
       ema_decay=section.ema_decay,
     )
 
@@ -208,7 +208,7 @@ def _train(
       make_problem(nat, tokenizer, frozen, text[0] if text else None),
       actor_critic,
       residual,
-      court.judge(frozen['court']),
+      reward.build(frozen['reward']),
       constants,
       key=step_key,
       batch_size=section.batch_size,
