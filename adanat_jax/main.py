@@ -125,8 +125,7 @@ def main(argv: Sequence[str]) -> None:
   stages = [importlib.import_module(STAGES[name]) for name in names]
   # All of them before the first: nobody waits hours for the last one's no.
   Experiment(config, workdir).check(
-    lambda experiment: workdir_lib.check_inputs(experiment.config),
-    *(stage.check_config for stage in stages),
+    workdir_lib.problems, *(stage.check_config for stage in stages)
   )
   workdir_lib.claim(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()

@@ -231,7 +231,7 @@ class CheckTest(parameterized.TestCase):
     ):
       field_rules.check(config, reads=('nat',))
     with self.assertRaisesRegex(
-      UserError, 'config.report is missing: .* images_per_class, revealed_samp'
+      UserError, 'config.report is missing: .* report.images_per_class, report'
     ):
       field_rules.check(config, reads=('data', 'report'))
     # Fields of files and of captions are missed where they are read alone.

@@ -371,7 +371,7 @@ class ConfigsTest(parameterized.TestCase):
     config = config_lib.load(str(CONFIGS / f'{name}.py') + f':{preset}')
     self.assertEqual(config.mode, 'all')
     with self.assertRaisesRegex(UserError, r'config\.data\.path is empty'):
-      datasets.check_config(Experiment(config, 'unused'))
+      Experiment(config, 'unused').check(datasets.problems)
 
 
 if __name__ == '__main__':

@@ -19,11 +19,12 @@ CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 def check_all(config):
   """What `main` does before the first stage of mode `all` runs."""
-  workdir.check_inputs(config)
-  for name in main.BENCHMARK:
-    importlib.import_module(main.STAGES[name]).check_config(
-      Experiment(config, 'unused')
-    )
+  stages = [
+    importlib.import_module(main.STAGES[name]) for name in main.BENCHMARK
+  ]
+  Experiment(config, 'unused').check(
+    workdir.problems, *(stage.check_config for stage in stages)
+  )
 
 
 class EarlyMistakesTest(parameterized.TestCase):

@@ -188,10 +188,10 @@ class StatisticsTest(parameterized.TestCase):
     config.data.path = str(raw_files.cc3m_tsv(self.workdir, count=2).path)
     prompts = raw_files.cc3m_prompts(self.workdir).path
     config.data.validation_path = str(prompts)
-    features.check_config(Experiment(config, 'unused'))
+    Experiment(config, 'unused').check(features.problems)
     config.evaluate.reference_split = 'test'
     with self.assertRaisesRegex(UserError, 'test split.*captions alone'):
-      features.check_config(Experiment(config, 'unused'))
+      Experiment(config, 'unused').check(features.problems)
     with self.assertRaisesRegex(UserError, 'captions alone'):
       real_images.RealImages(Experiment(config, self.workdir), 'test')
 

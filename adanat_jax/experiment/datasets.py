@@ -8,6 +8,7 @@ that stage `prepare` has written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import functools
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from adanat_jax.data.prepared import PreparedExamples, check_settings
 from adanat_jax.data.raw_images import RawImages
 from adanat_jax.data.sources import registry
 from adanat_jax.data.sources.raw_source import RawSource, SourceSettings
-from adanat_jax.errors import UserError
 from adanat_jax.experiment import encoder, networks, texts
 from adanat_jax.runtime import sharding
 
@@ -33,50 +33,32 @@ Config = ml_collections.ConfigDict
 SPLITS = ('train', 'test')
 
 
-def check_config(experiment: Experiment) -> None:
-  """Raises ConfigError for images that cannot be had, or not as tokens."""
-  experiment.check(
-    _check_condition,
-    _check_image_size,
-    _check_path,
-    reads=('data', 'tokenizer.width_multipliers'),
-  )
-
-
-def _check_condition(experiment: Experiment) -> None:
-  """Refuses conditions that are not those of the source."""
-  section = experiment.config.data
-  known = digits.CONDITION_NAMES if experiment.is_digits else ('class', 'text')
+def problems(experiment: Experiment) -> Iterator[str]:
+  """Says why images cannot be had, or not as tokens; see `Experiment.check`."""
+  section, known = experiment.config.data, {'class', 'text'}
+  if experiment.is_digits:
+    known = {*digits.CONDITION_NAMES}
   if section.condition not in known:
-    raise UserError(
+    yield (
       f'config.data.condition={section.condition!r} is not allowed with'
-      f' config.data.source={section.source}: give {" or ".join(known)}'
+      f' config.data.source={section.source}: give'
+      f' {" or ".join(sorted(known))}'
     )
-
-
-def _check_image_size(experiment: Experiment) -> None:
-  """Refuses sizes that are no whole number of tokens, or of digits."""
-  size = experiment.config.data.image_size
-  side = networks.downsampling(experiment.config)
+  if not experiment.is_digits and not section.path:
+    yield (
+      'config.data.path is empty; give the raw images of source'
+      f' {section.source}'
+    )
+  size, side = section.image_size, networks.downsampling(experiment.config)
   if size % side:
-    raise UserError(
+    yield (
       f'config.data.image_size is {size}; give a multiple of {side}, the number'
       ' of pixels of a token'
     )
   if experiment.is_digits and size % digits.SOURCE_SIZE:
-    raise UserError(
+    yield (
       f'config.data.image_size is {size}; give a multiple of'
       f' {digits.SOURCE_SIZE}, the side of the digits before they are enlarged'
-    )
-
-
-def _check_path(experiment: Experiment) -> None:
-  """Refuses images of files if no files are named."""
-  section = experiment.config.data
-  if not experiment.is_digits and not section.path:
-    raise UserError(
-      'config.data.path is empty; give the raw images of source'
-      f' {section.source}'
     )
 
 

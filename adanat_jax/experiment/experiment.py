@@ -13,7 +13,7 @@ neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import functools
 import math
 import os
@@ -25,7 +25,7 @@ import jax
 from jax.sharding import Mesh
 import ml_collections
 
-from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
   field_rules,
@@ -237,15 +237,15 @@ class Experiment:
 
   def check(
     self,
-    *checks: Callable[[Experiment], object],
+    *checks: Callable[[Experiment], Iterable[str] | None],
     reads: tuple[str, ...] = (),
   ) -> None:
     """Checks all fields of the config, then how they go together.
 
     Args:
-      *checks: functions of an experiment that raise UserError for values that
-        do not go together. If they need fields that are missing or not allowed,
-        they are left out.
+      *checks: functions of an experiment that yield what is wrong, a line each,
+        or raise UserError. Each says what it can with the fields that are
+        sound: it ends where it needs one that is missing or not allowed.
       reads: the fields, and groups of fields, that have to be there; see
         `field_rules.check`.
 
@@ -254,42 +254,34 @@ class Experiment:
     """
 
     def ask(
-      joined: Callable[[Experiment], object], config: ml_collections.ConfigDict
-    ) -> None:
+      check: Callable[[Experiment], Iterable[str] | None],
+      config: ml_collections.ConfigDict,
+    ) -> Iterable[str] | None:
       same = config is self.config
-      joined(self if same else Experiment(config, self.workdir))
+      return check(self if same else Experiment(config, self.workdir))
 
     field_rules.check(
       self.config,
-      *(functools.partial(ask, joined) for joined in checks),
+      *(functools.partial(ask, check) for check in checks),
       reads=reads,
     )
 
-  def check_mesh(self) -> None:
-    """Raises UserError if the devices cannot be divided as the config says."""
-    _ = self.mesh
-
-  def check_batches(self, multiples: Mapping[str, int]) -> None:
-    """Refuses batches that cannot be split evenly over the devices.
+  def uneven_batches(self, multiples: Mapping[str, int]) -> Iterator[str]:
+    """Says which batches cannot be split evenly over the devices.
 
     Args:
       multiples: for each dotted field what every device's share of it must be
         a multiple of: 8 where samples share statistics in groups of 8.
-
-    Raises:
-      ConfigError: naming the fields.
     """
-    devices, problems = self.mesh.size, []
+    devices = self.mesh.size
     for name, multiple in multiples.items():
       size = self.field(name)
       if size % (multiple * devices):
-        problems.append(
+        yield (
           f'config.{name} is {size}; it must be a multiple of'
           f' {multiple * devices}: {devices} devices take equal shares'
           + (f', in groups of {multiple}' if multiple > 1 else '')
         )
-    if problems:
-      raise ConfigError(problems)
 
   def generator(self) -> Generator:
     """The NAT with its tokenizer and learned policies.

@@ -10,7 +10,7 @@ mistyped size is refused in words, before it takes all memory or never ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from adanat_jax.data.sources import registry
 from adanat_jax.decoding.schedules import SCHEDULES
@@ -412,16 +412,14 @@ LOOP = (
 
 def check(
   config: Config,
-  *checks: Callable[[Config], object],
+  *checks: Callable[[Config], Iterable[str] | None],
   reads: tuple[str, ...] = (),
 ) -> None:
   """Checks all fields of a config, then how they go together.
 
   Args:
     config: the config. Every field that it has is checked, whoever reads it.
-    *checks: functions of the config that raise UserError for values that do
-      not go together; they are not called where what they need is missing or
-      not allowed.
+    *checks: see `fields.check`.
     reads: names of fields, and of groups of fields, that have to be there. Of a
       group only the fields that such a config has: those of files where
       `data.source` is not 'digits', those of captions where `data.condition` is

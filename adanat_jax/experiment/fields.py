@@ -53,39 +53,39 @@ class Rule:
 def check(
   config: Config,
   rules: Mapping[str, Rule],
-  checks: Iterable[Callable[[Config], object]] = (),
+  checks: Iterable[Callable[[Config], Iterable[str] | None]] = (),
   required: Iterable[str] = (),
 ) -> None:
   """Finds everything that is wrong with a config.
-
-  A check of several fields is only asked about sound ones: it is given a config
-  without the fields that are missing or break their rule, and if it needs one
-  of those it is left out, since nothing can be said before that is mended.
 
   Args:
     config: the config. Fields without a rule are not looked at.
     rules: the rule of each field, by its dotted name. They apply to the fields
       that the config has.
-    checks: functions of the config that raise UserError for values that do not
-      go together.
+    checks: functions that yield what is wrong with several fields together, a
+      line each, or raise UserError. Their config lacks the fields that are
+      missing or break their rule; a check that needs one of those ends there,
+      since nothing can be said before that is mended.
     required: dotted names of fields that have to be there.
 
   Raises:
     ConfigError: listing every mistake once, fields before checks.
   """
   wrong = _missing(config, required, rules) | _broken(config, rules)
-  problems = list(wrong.values())
   sound = _without(config, wrong) if wrong else config
-  for joined in checks:
+  problems: list[str] = []
+  for several in checks:
     try:
-      joined(sound)
+      for problem in several(sound) or ():
+        problems.append(problem)
     except UserError as error:
-      problems += [p for p in error.problems if not _names_any(p, wrong)]
+      problems.extend(error.problems)
     except (AttributeError, KeyError):
       if not wrong:
         raise
-  if problems := _distinct(problems):
-    raise ConfigError(problems)
+  found = [p for p in problems if not _names_any(p, wrong)]
+  if found := _distinct([*wrong.values(), *found]):
+    raise ConfigError(found)
 
 
 def choice(*options: str, known: Collection[str] = ()) -> Rule:
@@ -289,21 +289,16 @@ def _find(config: Config, name: str) -> tuple[str, Any]:
 def _missing(
   config: Config, required: Iterable[str], rules: Mapping[str, Rule]
 ) -> dict[str, str]:
-  """What to say of required fields that are not there, by name."""
+  """What to say of required fields, or whole groups, that are not there."""
   found = {}
   for name in required:
     absent, _ = _find(config, name)
-    if absent == name:
-      found[name] = f'config.{name} is missing: give {rules[name].allowed}'
-    elif absent:
-      held = [other for other in rules if other.startswith(f'{absent}.')]
-      inner = dict.fromkeys(
-        other.removeprefix(f'{absent}.').split('.')[0] for other in held
+    if absent:
+      known = [other for other in rules if other.startswith(f'{absent}.')]
+      allowed = (
+        f'a group of {", ".join(known)}' if known else rules[name].allowed
       )
-      found[absent] = (
-        f'config.{absent} is missing: give a group of the fields'
-        f' {", ".join(inner)}'
-      )
+      found[absent] = f'config.{absent} is missing: give {allowed}'
   return found
 
 

@@ -7,6 +7,7 @@ one of the two.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.decoding import actions, schedules
-from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.runtime import checkpoint, sharding
@@ -149,11 +149,11 @@ def agents(experiment: Experiment) -> dict[int, agent_lib.Agent]:
   return found
 
 
-def check_converted(experiment: Experiment) -> None:
-  """Refuses several numbers of steps for the one policy that is converted."""
+def problems(experiment: Experiment) -> Iterator[str]:
+  """Says why a converted policy cannot be used; see `Experiment.check`."""
   num_steps = experiment.config.policy.num_steps
   if experiment.is_converted('policy') and len(num_steps) != 1:
-    raise UserError(
+    yield (
       f'config.policy.num_steps={num_steps} is not allowed with'
       ' config.policy.init_from: give a tuple of 1 element, the number of steps'
       ' of that policy'
@@ -162,7 +162,7 @@ def check_converted(experiment: Experiment) -> None:
 
 def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
   """The published policy, at its number of steps."""
-  check_converted(experiment)
+  experiment.check(problems)
   config = experiment.config
   (num_steps,) = config.policy.num_steps
   actor, _ = networks.policy_modules(config)

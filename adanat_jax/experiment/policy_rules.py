@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 import ml_collections
 
-from adanat_jax.errors import ConfigError, UserError
 from adanat_jax.experiment import (
   datasets,
   field_rules,
@@ -42,145 +42,103 @@ def rollout_config(config: ml_collections.ConfigDict) -> policy.RolloutConfig:
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for policies that cannot be trained."""
   experiment.check(
-    policies.check_converted,
-    _check_training,
-    reads=('data', 'tokenizer', 'judges.reward', 'nat', 'policy'),
+    policies.problems,
+    _problems,
+    _problems_of_batches,
+    reads=(
+      *('data', 'tokenizer', 'judges.reward', 'nat', 'policy'),
+      *field_rules.LOOP,
+    ),
   )
 
 
-def _check_training(experiment: Experiment) -> None:
-  """Raises ConfigError for a training that cannot work, if there is one."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why policies cannot be trained or measured."""
+  config = experiment.config
+  section = config.policy
   if experiment.is_converted('policy'):
     return
-  experiment.check(
-    _check_batches,
-    _check_held_out,
-    _check_features_kept,
-    _check_minibatches,
-    _check_groups,
-    _check_rollouts,
-    reward_network.check_config,
-    _check_iterate,
-    _check_measurements,
-    reads=field_rules.LOOP,
-  )
-
-
-def _check_batches(experiment: Experiment) -> None:
-  """Refuses batches that devices and groups cannot share."""
-  batches = ['policy.batch_size']
-  if has_discriminator(experiment):
-    batches.append('policy.discriminator.batch_size')
-    batches.append('policy.discriminator.held_out')
-  experiment.check_batches(dict.fromkeys(batches, GROUP_SIZE))
-
-
-def _check_features_kept(experiment: Experiment) -> None:
-  """Refuses to run a network again whose features depend on earlier steps."""
-  config = experiment.config
-  if config.policy.rollout_features == 'recompute' and denoisers.reuses(
-    networks.nat_module(config)
-  ):
-    raise UserError(
-      'config.policy.rollout_features=recompute needs config.nat.network=nat:'
-      ' what an ENAT sees depends on the steps before; give store'
-    )
-
-
-def _check_iterate(experiment: Experiment) -> None:
-  """Refuses to use an iterate that there is not."""
-  section = experiment.config.policy
-  if section.iterate == 'best' and not section.evaluate_every:
-    raise UserError(
-      'config.policy.iterate=best needs measurements to choose by; set'
-      ' config.policy.evaluate_every, or give last'
-    )
-  if section.iterate == 'average' and not section.ema_decay:
-    raise UserError(
-      'config.policy.iterate=average needs an average; set'
-      ' config.policy.ema_decay, which is 0.0, or give last'
-    )
-
-
-def _check_measurements(experiment: Experiment) -> None:
-  """Refuses measurements in training that cannot be made."""
-  if not experiment.config.policy.evaluate_every:
-    return
-  try:
-    features.check_config(experiment)
-  except UserError as error:
-    remedy = (
-      'config.policy.evaluate_every=0 measures nothing while the policy trains'
-    )
-    raise ConfigError(
-      [f'{problem}; {remedy}' for problem in error.problems]
-    ) from error
-
-
-def has_discriminator(experiment: Experiment) -> bool:
-  """Whether any of the rewards learns."""
-  return 'adversarial' in experiment.config.policy.rewards
-
-
-def _check_held_out(experiment: Experiment) -> None:
-  """Refuses to hold out validation images where there are none."""
-  held_out = experiment.config.policy.discriminator.held_out
+  held_out = section.discriminator.held_out
   if (
     has_discriminator(experiment)
     and held_out
     and not datasets.has_validation(experiment)
   ):
-    raise UserError(
+    yield (
       f'config.policy.discriminator.held_out is {held_out}, and there are no'
       ' validation images: give config.data.validation_path or'
       ' config.data.held_out, or 0'
     )
+  if section.rollout_features == 'recompute' and denoisers.reuses(
+    networks.nat_module(config)
+  ):
+    yield (
+      'config.policy.rollout_features=recompute needs config.nat.network=nat:'
+      ' what an ENAT sees depends on the steps before; give store'
+    )
+  yield from reward_network.problems(experiment)
+  if section.iterate == 'best' and not section.evaluate_every:
+    yield (
+      'config.policy.iterate=best needs measurements to choose by; set'
+      ' config.policy.evaluate_every, or give last'
+    )
+  if section.iterate == 'average' and not section.ema_decay:
+    yield (
+      'config.policy.iterate=average needs an average; set'
+      ' config.policy.ema_decay, which is 0.0, or give last'
+    )
+  if section.evaluate_every:
+    for problem in features.problems(experiment):
+      yield (
+        f'{problem}; config.policy.evaluate_every=0 measures nothing while the'
+        ' policy trains'
+      )
 
 
-def _check_minibatches(experiment: Experiment) -> None:
-  """Refuses batches that PPO cannot cut evenly."""
-  config = experiment.config
-  size, constants = config.policy.batch_size, ppo_config(config)
-  devices = experiment.mesh.size
+def _problems_of_batches(experiment: Experiment) -> Iterator[str]:
+  """Says which batches devices, PPO or rollouts cannot cut evenly."""
+  section, devices = experiment.config.policy, experiment.mesh.size
+  if experiment.is_converted('policy'):
+    return
+  sizes = {'policy.batch_size': section.batch_size}
+  wholes = [section.batch_size]
+  multiples = dict.fromkeys(sizes, GROUP_SIZE)
+  if has_discriminator(experiment):
+    size = section.discriminator.batch_size
+    sizes['policy.discriminator.batch_size'] = size
+    multiples = dict.fromkeys(
+      [*sizes, 'policy.discriminator.held_out'], GROUP_SIZE
+    )
+    if section.discriminator.fresh_rollouts:
+      wholes.append(size)
+  yield from experiment.uneven_batches(multiples)
+  constants = ppo_config(experiment.config)
   minibatches, parts = constants.num_minibatches, constants.micro_batches
   groups = constants.shuffle_groups if minibatches > 1 else 1
   multiple = minibatches * parts * math.lcm(groups, devices)
-  if size % multiple:
-    raise UserError(
-      f'config.policy.batch_size is {size}; it must be a multiple of'
-      f' {multiple}: PPO cuts it into {minibatches} minibatches of {parts}'
+  if section.batch_size % multiple:
+    yield (
+      f'config.policy.batch_size is {section.batch_size}; it must be a multiple'
+      f' of {multiple}: PPO cuts it into {minibatches} minibatches of {parts}'
       f' micro-batches, drawn from {groups} groups on {devices} devices'
     )
-
-
-def _check_groups(experiment: Experiment) -> None:
-  """Refuses batches that cannot be drawn from equal groups."""
-  config = experiment.config
-  groups = ppo_config(config).shuffle_groups
-  sizes = {'batch_size': config.policy.batch_size}
-  if has_discriminator(experiment):
-    sizes['discriminator.batch_size'] = config.policy.discriminator.batch_size
-  problems = [
-    f'config.policy.{name} is {size}; it must be a multiple of the {groups}'
-    ' shuffle_groups of PPO'
-    for name, size in sizes.items()
-    if size % groups
-  ]
-  if problems:
-    raise ConfigError(problems)
-
-
-def _check_rollouts(experiment: Experiment) -> None:
-  """Refuses parts of rollouts that do not fill the batches."""
-  section, devices = experiment.config.policy, experiment.mesh.size
-  size, wholes = section.rollout_size, [section.batch_size]
-  if has_discriminator(experiment) and section.discriminator.fresh_rollouts:
-    wholes.append(section.discriminator.batch_size)
+  for name, size in sizes.items():
+    if size % constants.shuffle_groups:
+      yield (
+        f'config.{name} is {size}; it must be a multiple of the'
+        f' {constants.shuffle_groups} shuffle_groups of PPO'
+      )
+  size = section.rollout_size
   if size % devices or any(
     size and whole % min(size, whole) for whole in wholes
   ):
-    raise UserError(
+    yield (
       f'config.policy.rollout_size is {size}; it must be 0, or a multiple of'
       f' the number of devices, {devices}, that divides the batches of'
       f' {" and ".join(map(str, wholes))} trajectories'
     )
+
+
+def has_discriminator(experiment: Experiment) -> bool:
+  """Whether any of the rewards learns."""
+  return 'adversarial' in experiment.config.policy.rewards

@@ -6,12 +6,12 @@ DINO's ViT-S/16 at 224 pixels (LeapLabTHU/AdaNAT libs/discriminator.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
 
-from adanat_jax.errors import ConfigError, UserError
 from adanat_jax.experiment import networks
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
@@ -23,84 +23,61 @@ if TYPE_CHECKING:
 Config = ml_collections.ConfigDict
 
 
-def check_config(experiment: Experiment) -> None:
-  """Raises ConfigError for a reward network that does not fit the images."""
-  experiment.check(
-    check_sizes,
-    _check_images,
-    _check_rewards,
-    _check_weights,
-    reads=('data', 'judges.reward', 'policy.rewards'),
-  )
+def problems(experiment: Experiment) -> Iterator[str]:
+  """Says why the reward network does not fit; see `Experiment.check`."""
+  yield from problems_of_sizes(experiment)
+  config = experiment.config
+  section, shown = config.judges.reward, config.data.image_size
+  size = section.image_size or shown
+  if section.normalisation == 'centred' and size != shown:
+    yield (
+      f'config.judges.reward.image_size is {size}; with normalisation=centred'
+      f' images stay as they are, of {shown} pixels'
+    )
+  if experiment.is_digits:
+    if section.normalisation == 'imagenet':
+      yield (
+        'config.judges.reward.normalisation=imagenet is of three colours; the'
+        ' digits have one: give centred'
+      )
+    return
+  for name in config.policy.rewards:
+    if name != 'adversarial':
+      yield (
+        f'config.policy.rewards holds {name}, which is for the digits alone;'
+        f' give adversarial for config.data.source={config.data.source}'
+      )
+  sections = {'judges.reward': 'dino'}
+  if experiment.is_text:
+    sections['text'] = 'clip_text'
+  for name, kind in sections.items():
+    if not experiment.is_converted(name):
+      yield (
+        f'config.{name}.init_from is empty; give the directory that python -m'
+        f' adanat_jax.convert --kind={kind} wrote (docs/weights.md)'
+      )
 
 
-def check_sizes(experiment: Experiment) -> None:
-  """Raises ConfigError for sizes that do not go together."""
-  section, problems = experiment.config.judges.reward, []
+def problems_of_sizes(experiment: Experiment) -> Iterator[str]:
+  """Says which sizes of the reward network do not go together."""
+  section = experiment.config.judges.reward
   size = section.image_size or experiment.config.data.image_size
   if size % section.patch_size:
-    problems.append(
+    yield (
       f'config.judges.reward.patch_size is {section.patch_size}; it must divide'
       f' the {size} pixels that the reward network sees'
     )
   if section.width % section.num_heads:
-    problems.append(
+    yield (
       f'config.judges.reward.num_heads is {section.num_heads}; give a divisor'
       f' of config.judges.reward.width, which is {section.width}'
     )
   if max(section.hooks) >= section.depth:
-    problems.append(
+    yield (
       f'config.judges.reward.hooks={section.hooks} is not allowed with'
       f' config.judges.reward.depth={section.depth}: give blocks from 0 to'
       f' {section.depth - 1}'
     )
-  if problems:
-    raise ConfigError(problems)
-
-
-def _check_images(experiment: Experiment) -> None:
-  """Refuses to show the network images that it was not made for."""
-  section = experiment.config.judges.reward
-  shown = experiment.config.data.image_size
-  size = section.image_size or shown
-  if section.normalisation == 'centred' and size != shown:
-    raise UserError(
-      f'config.judges.reward.image_size is {size}; with normalisation=centred'
-      f' images stay as they are, of {shown} pixels'
-    )
-  if section.normalisation == 'imagenet' and experiment.is_digits:
-    raise UserError(
-      'config.judges.reward.normalisation=imagenet is of three colours; the'
-      ' digits have one: give centred'
-    )
-
-
-def _check_rewards(experiment: Experiment) -> None:
-  """Refuses rewards that only the digits have."""
-  config = experiment.config
-  others = [name for name in config.policy.rewards if name != 'adversarial']
-  if others and not experiment.is_digits:
-    raise UserError(
-      f'config.policy.rewards holds {" and ".join(others)}, for the digits'
-      f' alone; give adversarial for config.data.source={config.data.source}'
-    )
-
-
-def _check_weights(experiment: Experiment) -> None:
-  """Refuses to do without weights that are not trained here."""
-  if experiment.is_digits:
-    return
-  sections = {'judges.reward': 'dino'}
-  if experiment.is_text:
-    sections['text'] = 'clip_text'
-  problems = [
-    f'config.{name}.init_from is empty; give the directory that python -m'
-    f' adanat_jax.convert --kind={kind} wrote (docs/weights.md)'
-    for name, kind in sections.items()
-    if not experiment.is_converted(name)
-  ]
-  if problems:
-    raise ConfigError(problems)
 
 
 def inputs(

@@ -15,8 +15,9 @@ import uuid
 
 import ml_collections
 
-from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import is_complete
 
@@ -56,23 +57,16 @@ RUN_ONLY_FIELDS = (
 _MAX_DIFFERENCES_SHOWN = 8
 
 
-def check_inputs(config: ml_collections.ConfigDict) -> None:
-  """Refuses `init_from`s, of any section, that lead to no checkpoint.
-
-  Raises:
-    ConfigError: naming the fields, before hours are spent on what comes
-      earlier.
-  """
-  problems = [
-    f'config.{name}={value}: no checkpoint is there; give the directory that'
-    ' python -m adanat_jax.convert wrote, or that of a finished stage'
-    for name, value in config_lib.fields(config)
-    if name.split('.')[-1] == 'init_from'
-    and value
-    and not is_complete(pathlib.Path(value))
-  ]
-  if problems:
-    raise ConfigError(problems)
+def problems(experiment: Experiment) -> Iterator[str]:
+  """Says which `init_from`s, of any section, lead to no checkpoint."""
+  for name, value in config_lib.fields(experiment.config):
+    if name.split('.')[-1] != 'init_from' or not value:
+      continue
+    if not is_complete(pathlib.Path(value)):
+      yield (
+        f'config.{name}={value}: no checkpoint is there; give the directory'
+        ' that python -m adanat_jax.convert wrote, or that of a finished stage'
+      )
 
 
 def claim(

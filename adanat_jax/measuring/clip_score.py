@@ -6,6 +6,7 @@ times what is above 0 (CLIPScore).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +15,6 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens
-from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import published_weights
 from adanat_jax.measuring.scores import Conditions
@@ -32,11 +32,11 @@ def is_wanted(experiment: Experiment) -> bool:
   return experiment.is_text and experiment.is_converted('evaluate.clip.image')
 
 
-def check_config(experiment: Experiment) -> None:
-  """Raises UserError for one of CLIP's towers without the other."""
+def problems(experiment: Experiment) -> Iterator[str]:
+  """Says that one of CLIP's towers is missing; see `Experiment.check`."""
   section = experiment.config.evaluate.clip
   if is_wanted(experiment) and not section.text.init_from:
-    raise UserError(
+    yield (
       'config.evaluate.clip.text.init_from is empty; give the text tower beside'
       ' that of config.evaluate.clip.image.init_from, or neither'
     )

@@ -7,7 +7,7 @@ pixels     no network: means of 8x8 boxes, which nothing can be tuned to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 import pathlib
 from typing import Any
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax.data.images import to_uint8
-from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import published_weights
@@ -66,59 +65,50 @@ class FeatureNetwork:
     }
 
 
-def check_config(experiment: Experiment, needs_reference: bool = True) -> None:
-  """Refuses fields of `config.evaluate` that no score can be had with.
+def problems(
+  experiment: Experiment, needs_reference: bool = True
+) -> Iterator[str]:
+  """Says why nothing can be measured; see `Experiment.check`.
 
   Args:
     experiment: of this run.
     needs_reference: whether there must be moments to start from, or images to
       make them of.
-
-  Raises:
-    ConfigError: naming the fields.
   """
-  checks = [_check_network]
-  if needs_reference:
-    checks.append(_check_reference)
-  experiment.check(*checks, reads=('data', 'evaluate'))
-
-
-def _check_network(experiment: Experiment) -> None:
-  """Refuses networks that do not fit the images, or have no weights."""
   config = experiment.config
-  name, side = config.evaluate.network, config.data.image_size
-  if name == 'inception' and not config.evaluate.inception.init_from:
-    raise UserError(
+  section, data = config.evaluate, config.data
+  if section.network == 'inception' and not section.inception.init_from:
+    yield (
       'config.evaluate.inception.init_from is empty; give the directory that'
       ' python -m adanat_jax.convert --kind=inception wrote, or another network'
       ' by config.evaluate.network'
     )
-  if name == 'measure' and config.data.source != 'digits':
-    raise UserError(
+  if section.network == 'measure' and data.source != 'digits':
+    yield (
       'config.evaluate.network=measure is a classifier of the digits; give'
-      f' inception or pixels for config.data.source={config.data.source}'
+      f' inception or pixels for config.data.source={data.source}'
     )
-  if name == 'pixels' and side % _PIXELS_SIDE:
-    raise UserError(
-      f'config.evaluate.network=pixels: config.data.image_size={side} is no'
-      f' multiple of {_PIXELS_SIDE}'
+  if section.network == 'pixels' and data.image_size % _PIXELS_SIDE:
+    yield (
+      'config.evaluate.network=pixels:'
+      f' config.data.image_size={data.image_size} is no multiple of'
+      f' {_PIXELS_SIDE}'
     )
-
-
-def _check_reference(experiment: Experiment) -> None:
-  """Refuses a config of which no moments of real images can be had."""
-  config = experiment.config
-  section = config.evaluate
   path = section.statistics
+  if not needs_reference:
+    return
   if path and not pathlib.Path(path).is_file():
-    raise UserError(f'config.evaluate.statistics={path}: there is no such file')
+    yield f'config.evaluate.statistics={path}: there is no such file'
   if path:
     return
-  datasets.check_config(experiment)
+  found = list(datasets.problems(experiment))
+  yield from found
   # The only source that may have no images, but their captions.
-  split, source = section.reference_split, config.data.source
-  if source == 'cc3m_tsv' and not (experiment.raw_source(split).has_images):
-    raise UserError(
+  split, source = section.reference_split, data.source
+  if source == 'cc3m_tsv' and not (
+    found or experiment.raw_source(split).has_images
+  ):
+    yield (
       f'config.evaluate.statistics is empty, and the {split} split of'
       f' config.data.source={source} holds captions alone: give a file of'
       ' moments, or a config.evaluate.reference_split with images'

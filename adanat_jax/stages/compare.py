@@ -21,14 +21,14 @@ comparison.png  quality against operations, and against seconds
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 import pathlib
 from typing import Any
 
 import ml_collections
 
-from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, field_rules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import comparison, trade_offs
@@ -56,84 +56,54 @@ _SHARED = {
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be compared."""
   experiment.check(
-    _check_source,
-    _check_alike,
-    _check_samples,
-    _check_replaced,
-    _check_trained,
-    _check_batch,
-    _check_stages,
+    _problems,
+    _problems_of_stages,
     reads=('data', 'compare', 'evaluate', 'search', 'policy', 'nat'),
   )
 
 
-def _check_source(experiment: Experiment) -> None:
-  """Refuses images other than the digits."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why nothing can be compared."""
+  config = experiment.config
   if not experiment.is_digits:
-    raise UserError(
-      f'config.data.source={experiment.config.data.source!r} is not allowed in'
-      ' mode compare: give digits'
+    yield (
+      f'config.data.source={config.data.source!r} is not allowed in mode'
+      ' compare: give digits'
     )
-
-
-def _check_alike(experiment: Experiment) -> None:
-  """Refuses several ways to search and to train: schedules are compared."""
-  config, problems = experiment.config, []
   if config.search.rounds:
-    problems.append(
+    yield (
       f'config.search.rounds={config.search.rounds} is not allowed in mode'
       ' compare: give 0'
     )
+  # What is compared are schedules, not ways of finding them.
   for name in ('search.optimizers', 'search.common_noise', 'policy.rewards'):
     value = experiment.field(name)
     if len(value) != 1:
-      problems.append(
+      yield (
         f'config.{name}={value} is not allowed in mode compare: give a tuple of'
         ' 1 element'
       )
-  if problems:
-    raise ConfigError(problems)
-
-
-def _check_samples(experiment: Experiment) -> None:
-  """Refuses fewer samples than a distance needs."""
-  count = experiment.config.evaluate.num_samples
-  if count < FEWEST_SAMPLES:
-    raise UserError(
-      f'config.evaluate.num_samples={count} is not allowed in mode compare:'
-      f' give {FEWEST_SAMPLES} or more'
+  if config.evaluate.num_samples < FEWEST_SAMPLES:
+    yield (
+      f'config.evaluate.num_samples={config.evaluate.num_samples} is not'
+      f' allowed in mode compare: give {FEWEST_SAMPLES} or more'
     )
-
-
-def _check_replaced(experiment: Experiment) -> None:
-  """Refuses fields of `compare.enat` that replace nothing."""
-  for name in experiment.config.compare.enat:
+  for name in config.compare.enat:
     if f'nat.{name}' not in field_rules.RULES:
-      raise UserError(
+      yield (
         f'config.compare.enat.{name}: config.nat has no such field to replace'
       )
+  for name in ('nat', 'policy'):
+    if experiment.is_converted(name):
+      yield (
+        f'config.{name}.init_from={config[name].init_from!r} is not allowed in'
+        ' mode compare, which trains its networks alike; leave it empty'
+      )
+  yield from experiment.uneven_batches({'compare.batch_size': 1})
 
 
-def _check_trained(experiment: Experiment) -> None:
-  """Refuses networks that were trained elsewhere, and so not alike."""
-  problems = [
-    f'config.{name}.init_from={experiment.config[name].init_from!r} is not'
-    ' allowed in mode compare, which trains its networks alike; leave it empty'
-    for name in ('nat', 'policy')
-    if experiment.is_converted(name)
-  ]
-  if problems:
-    raise ConfigError(problems)
-
-
-def _check_batch(experiment: Experiment) -> None:
-  """Refuses batches that the devices cannot share."""
-  experiment.check_batches({'compare.batch_size': 1})
-
-
-def _check_stages(experiment: Experiment) -> None:
-  """Refuses what a stage of one of the networks would refuse."""
-  problems: list[str] = []
+def _problems_of_stages(experiment: Experiment) -> Iterator[str]:
+  """Says what a stage of one of the networks would refuse."""
   for network in experiment.config.compare.networks:
     ours = network_experiment(experiment, network)
     where = '' if network == 'nat' else ', as config.compare.enat has it'
@@ -141,9 +111,7 @@ def _check_stages(experiment: Experiment) -> None:
       try:
         stage.check_config(ours)
       except UserError as error:
-        problems += [f'{problem}{where}' for problem in error.problems]
-  if problems:
-    raise ConfigError(problems)
+        yield from (f'{problem}{where}' for problem in error.problems)
 
 
 def network_experiment(experiment: Experiment, network: str) -> Experiment:

@@ -25,7 +25,6 @@ from numpy.typing import ArrayLike
 from adanat_jax.data import digits
 from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import Schedule
-from adanat_jax.errors import UserError
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import study as measures_lib
@@ -220,26 +219,22 @@ def _mean_and_std(values: ArrayLike) -> dict[str, list[float]]:
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be measured."""
-  experiment.check(
-    _check_protocol,
-    Experiment.check_mesh,
-    reads=('data', 'evaluate', 'mesh', 'policy'),
-  )
+  experiment.check(_problems, reads=('data', 'evaluate', 'mesh', 'policy'))
 
 
-def _check_protocol(experiment: Experiment) -> None:
-  """Refuses what the chosen protocol does not allow."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says what the chosen protocol does not allow."""
   section = experiment.config.evaluate
   if section.protocol == 'published':
     evaluate_published.check_config(experiment)
     return
   if not experiment.is_digits:
-    raise UserError(
+    yield (
       'config.evaluate.protocol=study compares schedules on the digits; give'
       f' published for config.data.source={experiment.config.data.source}'
     )
   if section.num_samples < FEWEST_SAMPLES:
-    raise UserError(
+    yield (
       f'config.evaluate.num_samples={section.num_samples} is not allowed with'
       f' config.evaluate.protocol=study: give {FEWEST_SAMPLES} or more'
     )

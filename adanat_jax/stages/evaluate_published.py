@@ -10,6 +10,7 @@ A run that was killed goes on where it was, within a policy too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 import io
@@ -53,23 +54,18 @@ _NEIGHBOURS = 3
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be measured."""
   experiment.check(
-    features.check_config,
-    _check_real_images,
-    _check_schedules,
-    clip_score.check_config,
+    features.problems,
+    _problems,
+    clip_score.problems,
     reads=('data', 'evaluate', 'policy.num_steps'),
   )
 
 
-def _check_real_images(experiment: Experiment) -> None:
-  """Refuses to compare with real images that are nowhere."""
-  if experiment.config.evaluate.precision_recall:
-    datasets.check_config(experiment)
-
-
-def _check_schedules(experiment: Experiment) -> None:
-  """Refuses schedules that are not made for these numbers of steps."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why real images, or schedules, are not to be had."""
   config = experiment.config
+  if config.evaluate.precision_recall:
+    yield from datasets.problems(experiment)
   for name in config.evaluate.policies:
     if name in schedules.SCHEDULES:
       for num_steps in config.policy.num_steps:

@@ -11,6 +11,7 @@ They are kept apart on purpose:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ import optax
 
 from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples
-from adanat_jax.errors import ConfigError, UserError
 from adanat_jax.experiment import (
   datasets,
   field_rules,
@@ -36,48 +36,32 @@ from adanat_jax.types import Array
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for classifiers that cannot be trained."""
   experiment.check(
-    _check_source,
-    _check_batches,
-    _check_augmentation,
-    reward_network.check_sizes,
+    _problems,
+    reward_network.problems_of_sizes,
     reads=('data', 'judges', *field_rules.LOOP),
   )
 
 
-def _check_source(experiment: Experiment) -> None:
-  """Refuses images other than the digits."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why the classifiers cannot be trained."""
+  section = experiment.config.data
   if not experiment.is_digits:
-    raise UserError(
-      f'config.data.source is {experiment.config.data.source}; mode=judges'
-      ' trains networks for the digits alone. Name converted weights by'
+    yield (
+      f'config.data.source is {section.source}; mode=judges trains networks for'
+      ' the digits alone. Name converted weights by'
       ' config.judges.reward.init_from (docs/weights.md)'
     )
-  datasets.check_config(experiment)
-
-
-def _check_batches(experiment: Experiment) -> None:
-  """Refuses batches that the devices cannot share."""
-  experiment.check_batches(
-    {'judges.measure.batch_size': 1, 'judges.reward.batch_size': 1}
-  )
-
-
-def _check_augmentation(experiment: Experiment) -> None:
-  """Refuses to move images, or to cut out of them, by more than there is."""
-  size = experiment.config.data.image_size
-  problems = [
-    f'config.{name}={value} is not allowed with config.data.image_size={size}:'
-    ' give at most that'
-    for name in (
-      'judges.measure.max_shift',
-      'judges.measure.cutout',
-      'judges.reward.max_shift',
-      'judges.reward.cutout',
-    )
-    if (value := experiment.field(name)) > size
-  ]
-  if problems:
-    raise ConfigError(problems)
+    return
+  yield from datasets.problems(experiment)
+  for judge in ('judges.measure', 'judges.reward'):
+    yield from experiment.uneven_batches({f'{judge}.batch_size': 1})
+    for name in (f'{judge}.max_shift', f'{judge}.cutout'):
+      value = experiment.field(name)
+      if value > section.image_size:
+        yield (
+          f'config.{name}={value} is not allowed: give at most'
+          f' config.data.image_size, which is {section.image_size}'
+        )
 
 
 def run(experiment: Experiment) -> None:

@@ -7,7 +7,7 @@ learned, `nat_scores` what is measured on the way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,6 @@ import numpy as np
 from adanat_jax.data import clip_tokens, prepared
 from adanat_jax.data.examples import Examples
 from adanat_jax.decoding import schedules
-from adanat_jax.errors import UserError
 from adanat_jax.experiment import field_rules, fit, networks, texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
@@ -40,44 +39,24 @@ _LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for a network that cannot be trained."""
   experiment.check(
-    _check_attention,
-    _check_heads,
-    _check_reuse,
-    _check_batch,
-    _check_schedule,
-    _check_validation,
-    _check_frechet,
+    _problems,
+    _problems_of_measurements,
     reads=('data', 'tokenizer', 'nat', *field_rules.LOOP),
   )
 
 
-def _check_attention(experiment: Experiment) -> None:
-  """Refuses types that the attention is not implemented for."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why the network cannot be trained."""
   section = experiment.config.nat
   types = {section.dtype, section.training_dtype or section.dtype}
   if section.attention == 'cudnn' and types != {'bfloat16'}:
-    raise UserError(
+    yield (
       'config.nat.attention=cudnn computes in bfloat16 only: set'
       ' config.nat.dtype=bfloat16 (and training_dtype, unless it is empty), or'
       ' give xla'
     )
-
-
-def _check_heads(experiment: Experiment) -> None:
-  """Refuses heads that cannot share the width."""
-  section = experiment.config.nat
-  if section.width % section.num_heads:
-    raise UserError(
-      f'config.nat.num_heads is {section.num_heads}; give a divisor of'
-      f' config.nat.width, which is {section.width}'
-    )
-
-
-def _check_reuse(experiment: Experiment) -> None:
-  """Refuses networks and trainings that do not go together."""
-  section = experiment.config.nat
   if section.network == 'nat' and section.reuse_probability:
-    raise UserError(
+    yield (
       f'config.nat.reuse_probability is {section.reuse_probability}; give 0'
       ' with config.nat.network=nat, which keeps nothing to reuse'
     )
@@ -85,46 +64,40 @@ def _check_reuse(experiment: Experiment) -> None:
   if section.network == 'enat' and not (
     section.reuse_probability or experiment.is_converted('nat')
   ):
-    raise UserError(
+    yield (
       'config.nat.reuse_probability is 0; give more with'
       ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
     )
-
-
-def _check_batch(experiment: Experiment) -> None:
-  """Refuses batches that cannot be cut evenly."""
-  parts = experiment.config.nat.micro_batches
-  experiment.check_batches({'nat.batch_size': parts})
-
-
-def _check_schedule(experiment: Experiment) -> None:
-  """Refuses a schedule that is not made for this number of steps."""
-  section = experiment.config.nat
-  schedules.make(
-    section.sample_schedule, section.sample_num_steps, experiment.num_tokens
+  if section.width % section.num_heads:
+    yield (
+      f'config.nat.num_heads is {section.num_heads}; give a divisor of'
+      f' config.nat.width, which is {section.width}'
+    )
+  yield from experiment.uneven_batches(
+    {'nat.batch_size': section.micro_batches}
   )
 
 
-def _check_validation(experiment: Experiment) -> None:
-  """Refuses to measure the loss on all images of a large set."""
-  if not (experiment.is_digits or experiment.config.nat.validation_examples):
-    raise UserError(
+def _problems_of_measurements(experiment: Experiment) -> Iterator[str]:
+  """Says why the network cannot be measured while it trains."""
+  section = experiment.config.nat
+  if not experiment.is_digits and not section.validation_examples:
+    yield (
       'config.nat.validation_examples is 0, which is for small data: give how'
       ' many images of each split the loss is measured on'
     )
-
-
-def _check_frechet(experiment: Experiment) -> None:
-  """Refuses distances in training that cannot be measured."""
-  section = experiment.config.nat
   every = section.evaluate_every
   if section.frechet_every and (not every or section.frechet_every % every):
-    raise UserError(
+    yield (
       f'config.nat.frechet_every is {section.frechet_every}; give 0 or a'
       f' multiple of config.nat.evaluate_every, which is {every}'
     )
   if every and section.frechet_samples:
-    features.check_config(experiment)
+    yield from features.problems(experiment)
+  # It may not exist for this number of steps.
+  schedules.make(
+    section.sample_schedule, section.sample_num_steps, experiment.num_tokens
+  )
 
 
 def run(experiment: Experiment) -> None:

@@ -18,7 +18,7 @@ An image that cannot be read is named, counted and left out; past
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import io
 import pathlib
@@ -46,27 +46,22 @@ _MAX_LAG_SECONDS = 60.0
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be prepared."""
-  experiment.check(
-    _check_source, _check_batch, reads=('data', 'prepare', 'tokenizer')
-  )
+  experiment.check(_problems, reads=('data', 'prepare', 'tokenizer'))
 
 
-def _check_source(experiment: Experiment) -> None:
-  """Refuses the digits, and files that are nowhere."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why nothing can be prepared."""
   if experiment.is_digits:
-    raise UserError(
+    yield (
       "config.data.source is 'digits', which need no preparation; mode=prepare"
       ' is for images in files (configs/in256.py)'
     )
-  datasets.check_config(experiment)
-
-
-def _check_batch(experiment: Experiment) -> None:
-  """Refuses batches that the devices of a process cannot share."""
+    return
+  yield from datasets.problems(experiment)
   size = experiment.config.prepare.batch_size
   devices = jax.local_device_count()
   if size % devices:
-    raise UserError(
+    yield (
       f'config.prepare.batch_size={size} is not allowed: give a positive'
       f' multiple of the {devices} devices of a process'
     )

@@ -6,6 +6,7 @@ python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits \
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import time
 
 import jax
@@ -25,32 +26,27 @@ from adanat_jax.types import PolicyValues
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be sampled."""
   experiment.check(
-    _check_classes,
-    _check_policy,
-    Experiment.check_mesh,
+    _problems,
     reads=('data', 'tokenizer', 'nat', 'mesh', 'sample', 'evaluate.batch_size'),
   )
 
 
-def _check_classes(experiment: Experiment) -> None:
-  """Refuses classes that there are none of."""
-  classes = experiment.config.sample.classes
-  if not experiment.is_text and max(classes) >= experiment.num_classes:
-    raise UserError(
-      f'config.sample.classes={classes} is not allowed: give classes from 0 to'
-      f' {experiment.num_classes - 1}'
-    )
-
-
-def _check_policy(experiment: Experiment) -> None:
-  """Refuses schedules that are not there, or of other numbers of steps."""
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says which classes, or which schedule, there is not."""
   section = experiment.config.sample
+  if not experiment.is_text:
+    last = experiment.num_classes - 1
+    if max(section.classes) > last:
+      yield (
+        f'config.sample.classes={section.classes} is not allowed: give classes'
+        f' from 0 to {last}'
+      )
   if section.policy == 'table':
     read_table(section.table)
   elif section.policy in schedules.SCHEDULES:
     schedules.make(section.policy, section.num_steps, experiment.num_tokens)
   else:
-    policies.check_converted(experiment)
+    yield from policies.problems(experiment)
 
 
 def run(experiment: Experiment) -> None:

@@ -19,6 +19,7 @@ Both tables are for `--config.sample.policy=table`. Where `search.rounds` is not
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import functools
 import pathlib
 from typing import Any
@@ -45,24 +46,17 @@ Config = ml_collections.ConfigDict
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for searches that cannot be made."""
   experiment.check(
-    features.check_config,
-    _check_optimizers,
-    _check_rounds,
-    Experiment.check_mesh,
-    reads=('data', 'evaluate', 'mesh', 'search'),
+    features.problems, _problems, reads=('data', 'evaluate', 'mesh', 'search')
   )
 
 
-def _check_optimizers(experiment: Experiment) -> None:
-  """Refuses optimizers whose library is not installed."""
-  if 'cma' in experiment.config.search.optimizers:
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why the searches cannot be made."""
+  section = experiment.config.search
+  if section.rounds:
+    yield from search_alternating.problems(experiment)
+  if 'cma' in section.optimizers:
     schedule_search.require_cmaes()
-
-
-def _check_rounds(experiment: Experiment) -> None:
-  """Refuses trainings between searches that cannot be made."""
-  if experiment.config.search.rounds:
-    search_alternating.check_config(experiment)
 
 
 def run(experiment: Experiment) -> None:

@@ -20,6 +20,7 @@ is neither needed nor touched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 import pathlib
@@ -27,7 +28,6 @@ from typing import Any
 
 import ml_collections
 
-from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
@@ -44,34 +44,21 @@ Beta = tuple[float, float]
 _FACTOR = 2.0
 
 
-def check_config(experiment: Experiment) -> None:
-  """Raises ConfigError for turns that cannot be taken."""
-  experiment.check(_check_shares, _check_start, _check_trainings)
-
-
-def _check_shares(experiment: Experiment) -> None:
-  """Refuses evaluations that cannot be shared out evenly."""
+def problems(experiment: Experiment) -> Iterator[str]:
+  """Says why turns cannot be taken; see `Experiment.check`."""
   section = experiment.config.search
   if section.evaluations % (section.rounds + 1):
-    raise UserError(
+    yield (
       f'config.search.evaluations is {section.evaluations}; give a multiple of'
       f' {section.rounds + 1}, as many schedules are searched with'
       f' config.search.rounds={section.rounds}'
     )
-
-
-def _check_start(experiment: Experiment) -> None:
-  """Refuses to start from searches that were made for another network."""
-  start = experiment.config.search.start
-  if start != 'published':
-    raise UserError(
-      f'config.search.start={start} needs finished searches, which there are'
-      ' none of with other NATs: give published, or config.search.rounds=0'
+  if section.start != 'published':
+    yield (
+      f'config.search.start={section.start} needs finished searches, which'
+      ' there are none of with other NATs: give published, or'
+      ' config.search.rounds=0'
     )
-
-
-def _check_trainings(experiment: Experiment) -> None:
-  """Refuses networks that cannot be trained."""
   nat_stage.check_config(_training(experiment, experiment.workdir, (1.0, 1.0)))
 
 

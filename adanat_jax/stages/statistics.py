@@ -20,9 +20,8 @@ from adanat_jax.measuring import features, reference_statistics
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for statistics that cannot be made."""
   experiment.check(
-    functools.partial(features.check_config, needs_reference=False),
-    datasets.check_config,
-    Experiment.check_mesh,
+    functools.partial(features.problems, needs_reference=False),
+    datasets.problems,
     reads=('data', 'evaluate', 'mesh', 'statistics'),
   )
 

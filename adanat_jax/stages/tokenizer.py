@@ -6,6 +6,7 @@ What is learned, and how: `adanat_jax.learning.vq`, with the adversarial loss of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +15,6 @@ import optax
 
 from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import Examples
-from adanat_jax.errors import ConfigError, UserError
 from adanat_jax.experiment import datasets, field_rules, fit, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import patch_gan, vq
@@ -27,51 +27,35 @@ from adanat_jax.stages import tokenizer_reconstruction
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for a tokenizer that cannot be trained."""
   experiment.check(
-    datasets.check_config,
-    _check_training,
+    datasets.problems,
+    _problems,
     reads=('data', 'tokenizer', *field_rules.LOOP),
   )
 
 
-def _check_training(experiment: Experiment) -> None:
-  """Raises ConfigError for a training that cannot work, if there is one."""
-  if not experiment.is_converted('tokenizer'):
-    experiment.check(_check_batch, _check_shift, _check_groups)
-
-
-def _check_batch(experiment: Experiment) -> None:
-  """Refuses batches that the devices cannot share."""
-  experiment.check_batches({'tokenizer.batch_size': 1})
-
-
-def _check_shift(experiment: Experiment) -> None:
-  """Refuses to move images by more than there is of them."""
-  most = experiment.config.tokenizer.max_shift
-  size = experiment.config.data.image_size
-  if most > size:
-    raise UserError(
-      f'config.tokenizer.max_shift={most} is not allowed with'
-      f' config.data.image_size={size}: give at most that'
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why the tokenizer cannot be trained, if it is to be."""
+  section, size = experiment.config.tokenizer, experiment.config.data.image_size
+  if experiment.is_converted('tokenizer'):
+    return
+  yield from experiment.uneven_batches({'tokenizer.batch_size': 1})
+  if section.max_shift > size:
+    yield (
+      f'config.tokenizer.max_shift={section.max_shift} is not allowed: give at'
+      f' most config.data.image_size, which is {size}'
     )
-
-
-def _check_groups(experiment: Experiment) -> None:
-  """Refuses groups of normalisations that do not divide every width."""
-  section, problems = experiment.config.tokenizer, []
   widths = [section.base_width * m for m in section.width_multipliers]
   if any(width % section.num_groups for width in widths):
-    problems.append(
+    yield (
       f'config.tokenizer.num_groups={section.num_groups}: give one that divides'
       f' base_width times each of width_multipliers, {widths}'
     )
   patches = section.adversarial
   if patches.weight and patches.base_width % patches.num_groups:
-    problems.append(
+    yield (
       f'config.tokenizer.adversarial.num_groups={patches.num_groups}: give one'
       f' that divides base_width={patches.base_width}'
     )
-  if problems:
-    raise ConfigError(problems)
 
 
 def splits_of(experiment: Experiment) -> dict[str, Examples]:
