@@ -104,7 +104,7 @@ class PicturesTest(absltest.TestCase):
       for row in range(2)
     ]
     pictures.save_class_grid(
-      self.path, methods, ['a', 'b', 'c'], columns=3, scale=2, title='Title'
+      self.path, methods, ['a', 'b', 'c'], columns=3, scale=2
     )
     picture = _open(self.path)
     boxes = {

@@ -91,7 +91,6 @@ def save_class_grid(
   class_names: Sequence[str],
   columns: int = 8,
   scale: int = 3,
-  title: str = '',
 ) -> None:
   """Writes samples by class, one block of lines for each method.
 
@@ -101,7 +100,6 @@ def save_class_grid(
     class_names: G names, the headings of the columns of blocks.
     columns: images a line within a class.
     scale: each pixel becomes a square of so many pixels.
-    title: one line above everything.
 
   Raises:
     ValueError: if a method does not have images of every class.
@@ -115,26 +113,22 @@ def save_class_grid(
         f'{len(class_names)} names {tuple(class_names)}'
       )
     blocks.append([_tile(_pixels(x, scale), columns, gap) for x in images])
-  label_width = _label_width([label for label, _ in methods])
+  labels = [label for label, _ in methods]
   height, width = blocks[0][0].shape[:2]
-  stride = width + group_gap
-  head = _title_height(title) + FONT_SIZE + 8
-  canvas, draw = _canvas(
-    label_width + stride * len(class_names) - group_gap,
-    head + len(blocks) * (height + row_gap) - row_gap,
+  sheet = _Sheet(
+    labels,
+    (width + group_gap) * len(class_names) - group_gap,
+    (height + row_gap) * len(blocks) - row_gap,
+    has_headings=True,
   )
-  _write_title(draw, title)
-  for g, name in enumerate(class_names):
-    centre = MARGIN + label_width + g * stride + width // 2
-    baseline = MARGIN + head - 7
-    draw.text((centre, baseline), name, FAINT_INK, _font(), anchor='ms')
-  for row, ((label, _), groups) in enumerate(zip(methods, blocks, strict=True)):
-    top = MARGIN + head + row * (height + row_gap)
-    _write_label(draw, label, top + height // 2)
-    for g, block in enumerate(groups):
-      left = MARGIN + label_width + g * stride
-      canvas.paste(Image.fromarray(block), (left, top))
-  _save(path, canvas)
+  for group, name in enumerate(class_names):
+    sheet.write(name, group * (width + group_gap) + width // 2, -7)
+  for row, (label, groups) in enumerate(zip(labels, blocks, strict=True)):
+    top = row * (height + row_gap)
+    sheet.write_label(label, top + height // 2)
+    for group, block in enumerate(groups):
+      sheet.paste(block, group * (width + group_gap), top)
+  _save(path, sheet.image)
 
 
 def save_pairs(
@@ -142,7 +136,6 @@ def save_pairs(
   rows: Sequence[tuple[str, np.ndarray]],
   columns: int = 16,
   scale: int = 3,
-  title: str = '',
 ) -> None:
   """Writes versions of the same images above each other, line after line.
 
@@ -152,7 +145,6 @@ def save_pairs(
       reconstructions; the same images in the same order.
     columns: images a line.
     scale: each pixel becomes a square of so many pixels.
-    title: one line above everything.
 
   Raises:
     ValueError: if the versions differ in shape.
@@ -161,33 +153,28 @@ def save_pairs(
   shapes = {np.shape(images) for _, images in rows}
   if len(shapes) != 1:
     raise ValueError(f'versions of the same images differ in shape: {shapes}')
+  labels = [label for label, _ in rows]
   stacks = [_pixels(images, scale) for _, images in rows]
   count, height, width = stacks[0].shape[:3]
   columns = min(columns, count)
   lines = math.ceil(count / columns)
-  label_width = _label_width([label for label, _ in rows])
-  head = _title_height(title)
   line_height = len(rows) * (height + gap) - gap + line_gap
-  canvas, draw = _canvas(
-    label_width + columns * (width + gap) - gap,
-    head + lines * line_height - line_gap,
+  sheet = _Sheet(
+    labels, columns * (width + gap) - gap, lines * line_height - line_gap
   )
-  _write_title(draw, title)
   for line in range(lines):
-    for row, ((label, _), stack) in enumerate(zip(rows, stacks, strict=True)):
-      top = MARGIN + head + line * line_height + row * (height + gap)
-      _write_label(draw, label, top + height // 2)
+    for row, (label, stack) in enumerate(zip(labels, stacks, strict=True)):
+      top = line * line_height + row * (height + gap)
+      sheet.write_label(label, top + height // 2)
       part = stack[line * columns : (line + 1) * columns]
-      tiled = Image.fromarray(_tile(part, columns, gap))
-      canvas.paste(tiled, (MARGIN + label_width, top))
-  _save(path, canvas)
+      sheet.paste(_tile(part, columns, gap), 0, top)
+  _save(path, sheet.image)
 
 
 def save_reveal(
   path: str | os.PathLike[str],
   rows: Sequence[tuple[str, np.ndarray, np.ndarray]],
   scale: int = 6,
-  title: str = '',
 ) -> None:
   """Writes samples being revealed, one column a step.
 
@@ -201,7 +188,6 @@ def save_reveal(
       then (row-major; N a square number). The last step reveals what is left:
       give it no masked tokens.
     scale: each pixel becomes a square of so many pixels.
-    title: one line above everything.
 
   Raises:
     ValueError: if the masks do not fit the images, or samples differ in shape.
@@ -221,39 +207,76 @@ def save_reveal(
         f'{label}: masks {np.shape(masked)} do not fit images '
         f'{np.shape(images)}, or the first sample of {num_steps} steps'
       )
-  label_width = _label_width([label for label, *_ in rows])
-  head = _title_height(title) + FONT_SIZE + 8
   cell_width, cell_height = width * scale, height * scale
   row_height = cell_height + caption + row_gap
-  canvas, draw = _canvas(
-    label_width + (num_steps + 1) * (cell_width + gap) - gap,
-    head + len(rows) * row_height - row_gap,
+  sheet = _Sheet(
+    [label for label, *_ in rows],
+    (num_steps + 1) * (cell_width + gap) - gap,
+    len(rows) * row_height - row_gap,
+    has_headings=True,
   )
-  _write_title(draw, title)
+  centres = [
+    step * (cell_width + gap) + cell_width // 2 for step in range(num_steps + 1)
+  ]
+  headings = [*(f'step {step + 1}' for step in range(num_steps)), 'result']
+  for heading, centre in zip(headings, centres, strict=True):
+    sheet.write(heading, centre, -7)
   for row, (label, images, masked) in enumerate(rows):
-    top = MARGIN + head + row * row_height
-    _write_label(draw, label, top + cell_height // 2)
+    top = row * row_height
+    sheet.write_label(label, top + cell_height // 2)
     pixels, masked = _pixels(images, scale), np.asarray(masked, bool)
     before = np.ones(masked.shape[1], bool)
-    for step in range(num_steps + 1):
-      left = MARGIN + label_width + step * (cell_width + gap)
-      centre = left + cell_width // 2
-      if row == 0:
-        place = (centre, MARGIN + head - 7)
-        name = f'step {step + 1}' if step < num_steps else 'result'
-        draw.text(place, name, FAINT_INK, _font(), anchor='ms')
-      image = pixels[min(step, num_steps - 1)]
-      canvas.paste(Image.fromarray(image), (left, top))
+    for step, centre in enumerate(centres):
+      left = step * (cell_width + gap)
+      sheet.paste(pixels[min(step, num_steps - 1)], left, top)
       if step == num_steps:
         continue
-      box = (left, top, cell_width, cell_height)
-      _draw_cells(draw, box, masked[step], before & ~masked[step])
-      known = int((~masked[step]).sum())
-      place = (centre, top + cell_height + FONT_SIZE + 3)
-      text = f'{known} of {masked.shape[1]}'
-      draw.text(place, text, FAINT_INK, _font(), anchor='ms')
+      box = (sheet.left + left, sheet.top + top, cell_width, cell_height)
+      _draw_cells(sheet.draw, box, masked[step], before & ~masked[step])
+      known = f'{int((~masked[step]).sum())} of {masked.shape[1]}'
+      sheet.write(known, centre, top + cell_height + FONT_SIZE + 3)
       before = masked[step]
-  _save(path, canvas)
+  _save(path, sheet.image)
+
+
+class _Sheet:
+  """A white canvas with labels at the left and, perhaps, headings above.
+
+  Places are counted from where the content begins, at (`left`, `top`).
+  """
+
+  def __init__(
+    self,
+    labels: Sequence[str],
+    width: int,
+    height: int,
+    has_headings: bool = False,
+  ):
+    lines = [line for label in labels for line in label.split('\n')]
+    longest = max(map(_font().getlength, lines), default=0)
+    self.left = MARGIN + (math.ceil(longest) + 14 if longest else 0)
+    self.top = MARGIN + (FONT_SIZE + 8 if has_headings else 0)
+    size = (self.left + width + MARGIN, self.top + height + MARGIN)
+    self.image = Image.new('RGB', size, 'white')
+    self.draw = ImageDraw.Draw(self.image)
+
+  def paste(self, pixels: np.ndarray, left: int, top: int) -> None:
+    place = (self.left + left, self.top + top)
+    self.image.paste(Image.fromarray(pixels), place)
+
+  def write(self, text: str, centre: int, baseline: int) -> None:
+    """Writes a heading or a caption."""
+    place = (self.left + centre, self.top + baseline)
+    self.draw.text(place, text, FAINT_INK, _font(), anchor='ms')
+
+  def write_label(self, label: str, middle: int) -> None:
+    """Writes a row's label, of one or more lines, around a height."""
+    lines = label.split('\n')
+    step = FONT_SIZE + 4
+    first = self.top + middle - (len(lines) - 1) * step / 2
+    for i, line in enumerate(lines):
+      place = (MARGIN, first + i * step)
+      self.draw.text(place, line, INK, _font(), anchor='lm')
 
 
 def _draw_cells(
@@ -308,42 +331,11 @@ def _tile(pixels: np.ndarray, columns: int, gap: int) -> np.ndarray:
 
 
 @functools.cache
-def _font(bold: bool = False) -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont:
   """The font that comes with Matplotlib, so that text looks as in plots."""
-  name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
-  path = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf', name)
+  fonts = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf')
+  path = fonts / 'DejaVuSans.ttf'
   return ImageFont.truetype(str(path), FONT_SIZE)
-
-
-def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-  size = (width + 2 * MARGIN, height + 2 * MARGIN)
-  canvas = Image.new('RGB', size, 'white')
-  return canvas, ImageDraw.Draw(canvas)
-
-
-def _label_width(labels: Sequence[str]) -> int:
-  lines = [line for label in labels for line in label.split('\n')]
-  longest = max((_font().getlength(line) for line in lines), default=0)
-  return math.ceil(longest) + 14 if longest else 0
-
-
-def _write_label(draw: ImageDraw.ImageDraw, label: str, middle: int) -> None:
-  """Writes a row's label, of one or more lines, around a height."""
-  lines = label.split('\n')
-  step = FONT_SIZE + 4
-  first = middle - (len(lines) - 1) * step / 2
-  for i, line in enumerate(lines):
-    place = (MARGIN, first + i * step)
-    draw.text(place, line, INK, _font(), anchor='lm')
-
-
-def _title_height(title: str) -> int:
-  return FONT_SIZE + 10 if title else 0
-
-
-def _write_title(draw: ImageDraw.ImageDraw, title: str) -> None:
-  if title:
-    draw.text((MARGIN, MARGIN), title, INK, _font(bold=True), anchor='lt')
 
 
 def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
