@@ -150,7 +150,11 @@ def _groups(results: Results) -> list[list[reading.MethodResult]]:
     for num_steps in reading.all_num_steps(results)
     for network in _NETWORKS
     for schedule in _SCHEDULES
-    if (entries := trade_offs.entries_of(results, network, schedule, num_steps))
+    if (
+      entries := reading.select(
+        results, network=network, schedule=schedule, num_steps=num_steps
+      )
+    )
   ]
 
 
@@ -250,9 +254,7 @@ def _path_table(results: Results) -> str:
 def _count_table(results: Results) -> str:
   most = max(reading.all_num_steps(results))
   rows = []
-  for entry in results['methods']:
-    if entry['schedule'] != 'adanat':
-      continue
+  for entry in reading.select(results, schedule='adanat'):
     counts = entry['committed_per_step']
     cells = [
       f'{mean:.1f} ± {std:.1f} ({low:.0f} to {high:.0f})'

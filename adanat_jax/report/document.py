@@ -1,8 +1,7 @@
 """The report as one Markdown document."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 from adanat_jax.report import results as reading, tables
 
@@ -52,13 +51,12 @@ def compose(
   notes = _notes(results)
   if notes:
     parts.append('\n'.join(notes) + '\n')
-  if results.get('floors'):
-    parts.append('## For reference\n')
-    parts.append(
-      'What real images, the tokenizer and the NAT alone have. The NAT is'
-      " decoded by MaskGIT's unguided schedule, with one seed.\n"
-    )
-    parts.append(tables.floor_table(results))
+  parts.append('## For reference\n')
+  parts.append(
+    'What real images, the tokenizer and the NAT alone have. The NAT is'
+    " decoded by MaskGIT's unguided schedule, with one seed.\n"
+  )
+  parts.append(tables.floor_table(results))
   for picture in pictures:
     parts.append(f'## {picture.title}\n')
     parts.append(f'![{picture.title}]({picture.file})\n')
@@ -66,24 +64,22 @@ def compose(
   for num_steps in reading.all_num_steps(results):
     entries = [
       entry
-      for entry in results['methods']
-      if entry['num_steps'] == num_steps
-      and 'values_per_step' in entry
-      and reading.role_of(entry) not in (reading.FROZEN, reading.SHUFFLED)
+      for entry in reading.select(results, num_steps=num_steps)
+      if entry['role'] not in (reading.FROZEN, reading.SHUFFLED)
     ]
     if entries:
       parts.append(f'## The four values at each step, T = {num_steps}\n')
       parts.append(tables.values_table(entries))
-  for grid in reading.grids(results):
+  for grid in results['grid']:
     parts.append(f'## The tuned schedule, T = {grid["num_steps"]}\n')
     parts.append(
       f'The best of {grid["evaluations"]} evaluations, on seeds that the '
       'comparison does not use:\n'
     )
     parts.append(tables.grid_table(grid))
-  if results.get('settings'):
-    parts.append('## Settings\n')
-    parts.append(_settings_table(results['settings']))
+  rows = [[key, f'`{value}`'] for key, value in results['settings'].items()]
+  parts.append('## Settings\n')
+  parts.append(tables.markdown_table(['setting', 'value'], rows))
   return '\n'.join(parts)
 
 
@@ -93,7 +89,7 @@ def _how_measured(results: reading.Results) -> str:
   seeds = sorted({len(entry['seeds']) for entry in entries})
   samples = sorted({int(entry['samples_per_seed']) for entry in entries})
   trainings = {
-    entry['training'] for entry in entries if entry.get('training') is not None
+    entry['training'] for entry in entries if entry['training'] is not None
   }
   text = (
     f'Each figure is the mean and the standard deviation over {_list(seeds)} '
@@ -117,14 +113,9 @@ def _notes(results: reading.Results) -> list[str]:
   notes = {
     entry['label']: entry['note']
     for entry in results['methods']
-    if entry.get('note')
+    if entry['note']
   }
   return [f'- {label}: {note}' for label, note in notes.items()]
-
-
-def _settings_table(settings: Mapping[str, Any]) -> str:
-  rows = [[key, f'`{value}`'] for key, value in settings.items()]
-  return tables.markdown_table(['setting', 'value'], rows)
 
 
 def _list(values: Sequence[int]) -> str:

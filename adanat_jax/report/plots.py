@@ -60,7 +60,7 @@ def method_styles(results: reading.Results) -> dict[str, tuple[str, str]]:
   for entry in results['methods']:
     if entry['name'] in styles:
       continue
-    role = reading.role_of(entry)
+    role = entry['role']
     place = used.setdefault(role, 0)
     used[role] += 1
     palette = _PALETTES[role]
@@ -107,7 +107,7 @@ def save_distance_plot(
   figure = Figure(figsize=(8.6, 0.8 + 0.32 * rows), layout='constrained')
   axes = figure.subplots()
   for row, (name, numbers) in enumerate(pooled.items()):
-    entries = reading.entries_of(results, name, num_steps)
+    entries = reading.select(results, name=name, num_steps=num_steps)
     offsets = 0.26 * (np.arange(len(entries)) - (len(entries) - 1) / 2)
     if numbers.mean <= limit:
       for entry, offset in zip(entries, offsets, strict=True):
@@ -142,24 +142,21 @@ def save_steps_plot(
   path: str | os.PathLike[str],
   results: reading.Results,
   measure: str = 'frechet',
-  names: Sequence[str] | None = None,
 ) -> None:
   """Draws one measure over T, one line a method, trainings pooled.
 
-  Floors less than a third of the best method are left to the tables, where
-  they do not squeeze the curves.
+  Frozen and shuffled policies are left out, and floors less than a third of the
+  best method, which would squeeze the curves.
 
   Args:
     path: the PNG file; its directory must exist.
     results: see `adanat_jax.report.results`.
     measure: a key of `measures`.
-    names: the methods; None for all but frozen and shuffled policies.
   """
   styles = method_styles(results)
   every = reading.all_num_steps(results)
   taken_apart = (_MARKERS[reading.FROZEN], _MARKERS[reading.SHUFFLED])
-  if names is None:
-    names = [n for n in styles if styles[n][1] not in taken_apart]
+  names = [n for n in styles if styles[n][1] not in taken_apart]
   figure = Figure(figsize=(8.2, 5.0), layout='constrained')
   axes = figure.subplots()
   heights: list[float] = []
@@ -297,7 +294,8 @@ def save_values_plot(
 def _pool(
   results: reading.Results, name: str, num_steps: int, measure: str
 ) -> reading.Pooled | None:
-  return reading.pool(reading.entries_of(results, name, num_steps), measure)
+  entries = reading.select(results, name=name, num_steps=num_steps)
+  return reading.pool(entries, measure)
 
 
 def _draw_training(
@@ -347,7 +345,7 @@ def _write_right(axes: Axes, height: float, text: str) -> None:
 
 
 def _entry_label(entry: reading.MethodResult) -> str:
-  training = entry.get('training')
+  training = entry['training']
   return entry['label'] + (f' (training {training + 1})' if training else '')
 
 

@@ -6,10 +6,10 @@
                   "samples_per_seed", "role", "reward", "note",
                   "measures": {measure: {"mean", "std", "values"}},
                   "values_per_step": {value: {"mean": [T], "std": [T]}}}],
-     "grid": {"num_steps", "evaluations", "best", "rows"} or a list of such}
+     "grid": [{"num_steps", "evaluations", "best", "rows"}]}
 
-`role`, `reward`, `note` and `values_per_step` may be missing, `training` may
-be null. One entry stands for one method, number of steps and training.
+`training` and `reward` may be null. One entry stands for one method, number of
+steps and training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,24 +23,12 @@ MethodResult = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 HAND_MADE = 'hand-made'
-TUNED = 'tuned'  # Hand-made, its dials chosen by a grid.
+TUNED = 'tuned'  # Hand-made, its parameters chosen by a grid search.
 NON_ADAPTIVE = 'non-adaptive'  # Learned, but the same for all samples.
-ADAPTIVE = 'adaptive'  # Learned and sample by sample: AdaNAT.
+ADAPTIVE = 'adaptive'  # Learned, chooses for each sample: AdaNAT.
 FROZEN = 'frozen'  # An adaptive policy's mean action as a table.
-SHUFFLED = 'shuffled'  # An adaptive policy's actions, exchanged in a class.
+SHUFFLED = 'shuffled'  # An adaptive policy's actions, permuted within a class.
 ROLES = (HAND_MADE, TUNED, NON_ADAPTIVE, ADAPTIVE, FROZEN, SHUFFLED)
-
-# What a name holds if the entry does not tell its role; the first hit counts.
-_ROLE_WORDS = (
-  ('shuffle', SHUFFLED),
-  ('frozen', FROZEN),
-  ('mean', FROZEN),
-  ('non_adaptive', NON_ADAPTIVE),
-  ('nonadaptive', NON_ADAPTIVE),
-  ('adanat', ADAPTIVE),
-  ('tuned', TUNED),
-  ('grid', TUNED),
-)
 
 MEASURE_TITLES = {
   'frechet': 'Fréchet distance',
@@ -60,22 +48,14 @@ class Pooled:
     mean: over all values.
     std: unbiased, over all values; NaN for a single one.
     seeds: mean over trainings of each sampling seed.
-    between: standard error of the mean that the trainings alone give; 0 for a
-      single training, which cannot tell.
+    between: standard error of the mean over trainings; 0 for a single one,
+      where it is unknown.
   """
 
   mean: float
   std: float
   seeds: tuple[float, ...]
   between: float
-
-
-def role_of(entry: MethodResult) -> str:
-  """One of `ROLES`: what the entry says, else what its name tells."""
-  if 'role' in entry:
-    return entry['role']
-  name = entry['name'].replace('-', '_').lower()
-  return next((role for word, role in _ROLE_WORDS if word in name), HAND_MADE)
 
 
 def all_num_steps(results: Results) -> list[int]:
@@ -94,20 +74,18 @@ def names(results: Results, num_steps: int | None = None) -> list[str]:
   )
 
 
-def entries_of(
-  results: Results, name: str, num_steps: int
-) -> list[MethodResult]:
-  """All trainings of one method at one T."""
+def select(results: Results, **fields: Any) -> list[MethodResult]:
+  """The entries whose fields have these values, such as `num_steps=4`."""
   return [
     entry
     for entry in results['methods']
-    if entry['name'] == name and entry['num_steps'] == num_steps
+    if all(entry[name] == value for name, value in fields.items())
   ]
 
 
 def label_of(results: Results, name: str) -> str:
-  """How a method is called in pictures and text."""
-  return next(e['label'] for e in results['methods'] if e['name'] == name)
+  """A method's name in pictures and text."""
+  return select(results, name=name)[0]['label']
 
 
 def pool(entries: Sequence[MethodResult], measure: str) -> Pooled | None:
@@ -133,8 +111,8 @@ def error_of_difference(ours: Pooled, theirs: Pooled) -> float:
   """Standard error of the difference of two means; NaN if it is unknown.
 
   Methods of one evaluation share labels and noise seed by seed, so the
-  differences of the seeds scatter less than the methods do; to that comes what
-  the trainings of either scatter.
+  differences of the seeds vary less than the methods do. The variance between
+  the trainings of either method is added.
   """
   if len(ours.seeds) == len(theirs.seeds):
     paired = np.asarray(ours.seeds) - np.asarray(theirs.seeds)
@@ -146,18 +124,11 @@ def error_of_difference(ours: Pooled, theirs: Pooled) -> float:
 
 
 def floors_of(results: Results, measure: str) -> dict[str, float]:
-  """What the floors reach in one measure, by name, where it was measured.
-
-  In the file a floor is a number, or a mean with its spread.
-  """
-  values = {
-    name: measures[measure]
-    for name, measures in results.get('floors', {}).items()
-    if measure in measures
-  }
+  """One measure of the floors, by name, where it was measured."""
   return {
-    name: float(value['mean'] if isinstance(value, Mapping) else value)
-    for name, value in values.items()
+    name: float(measures[measure])
+    for name, measures in results['floors'].items()
+    if measure in measures
   }
 
 
@@ -169,12 +140,6 @@ def title_of(measure: str) -> str:
 def better(measure: str) -> str:
   """Which direction is good: 'higher' or 'lower'."""
   return 'higher' if measure in HIGHER_IS_BETTER else 'lower'
-
-
-def grids(results: Results) -> list[Mapping[str, Any]]:
-  """The searches for hand-made schedules: none, one, or one for each T."""
-  grid = results.get('grid') or []
-  return [grid] if isinstance(grid, Mapping) else list(grid)
 
 
 def _std(values: np.ndarray) -> float:

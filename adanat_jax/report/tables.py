@@ -44,15 +44,15 @@ def method_table(results: Results, num_steps: int) -> str:
     A Markdown table of mean ± standard deviation over sampling seeds, the
     deviation only where there are several.
   """
-  entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
+  entries = reading.select(results, num_steps=num_steps)
   shown = [m for m in _MEASURES if any(m in e['measures'] for e in entries)]
-  several = any(entry.get('training') for entry in entries)
+  several = any(entry['training'] for entry in entries)
   best = {measure: _best(entries, measure) for measure in shown}
   rows = []
   for entry in entries:
     row = [entry['label']]
     if several:
-      training = entry.get('training')
+      training = entry['training']
       row.append('' if training is None else str(training + 1))
     for measure in shown:
       numbers = entry['measures'].get(measure)
@@ -74,7 +74,7 @@ def floor_table(results: Results) -> str:
   rows = [
     [name]
     + [number(columns[m][name], m) if name in columns[m] else '' for m in shown]
-    for name in results.get('floors', {})
+    for name in results['floors']
   ]
   header = ['images'] + [reading.title_of(measure) for measure in shown]
   return markdown_table(header, rows)
@@ -192,7 +192,9 @@ def difference(ours: Pooled, theirs: Pooled, name: str) -> str:
 def _pools(results: Results, num_steps: int, measure: str) -> dict[str, Pooled]:
   """A measure at one T by method, trainings pooled."""
   pools = {
-    name: reading.pool(reading.entries_of(results, name, num_steps), measure)
+    name: reading.pool(
+      reading.select(results, name=name, num_steps=num_steps), measure
+    )
     for name in reading.names(results, num_steps)
   }
   return {name: pooled for name, pooled in pools.items() if pooled is not None}
@@ -202,36 +204,24 @@ def _rivals(
   results: Results, name: str, others: Sequence[str] | Mapping[str, Any]
 ) -> list[str]:
   """What an adaptive policy is compared with, in the order of the roles."""
-  if _role(results, name) != reading.ADAPTIVE:
+  first = lambda name: reading.select(results, name=name)[0]
+  if first(name)['role'] != reading.ADAPTIVE:
     return []
   same_reward = (reading.NON_ADAPTIVE, reading.FROZEN, reading.SHUFFLED)
   return [
     other
     for role in reading.ROLES
     for other in others
-    if role == _role(results, other) != reading.ADAPTIVE
+    if role == first(other)['role'] != reading.ADAPTIVE
     and (
-      role not in same_reward
-      or _reward(results, other) == _reward(results, name)
+      role not in same_reward or first(other)['reward'] == first(name)['reward']
     )
   ]
-
-
-def _role(results: Results, name: str) -> str:
-  return reading.role_of(_first(results, name))
-
-
-def _reward(results: Results, name: str) -> str | None:
-  return _first(results, name).get('reward')
 
 
 def _italic(results: Results, name: str) -> str:
   # Labels may hold commas; set apart, they can stand in a list.
   return f'*{reading.label_of(results, name)}*'
-
-
-def _first(results: Results, name: str) -> reading.MethodResult:
-  return next(e for e in results['methods'] if e['name'] == name)
 
 
 def _best(entries: Sequence[reading.MethodResult], measure: str) -> str:

@@ -46,7 +46,9 @@ def points(results: Results, network: str, schedule: str) -> list[CostPoint]:
   """The points of a schedule on a network, T rising."""
   found = []
   for num_steps in reading.all_num_steps(results):
-    entries = entries_of(results, network, schedule, num_steps)
+    entries = reading.select(
+      results, network=network, schedule=schedule, num_steps=num_steps
+    )
     pooled = reading.pool(entries, MEASURE)
     if pooled is None:
       continue
@@ -141,17 +143,4 @@ def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
     }
     for point in nat
     for cost in COSTS
-  ]
-
-
-def entries_of(
-  results: Results, network: str, schedule: str, num_steps: int
-) -> list[reading.MethodResult]:
-  """All trainings of a schedule on a network at one T."""
-  return [
-    entry
-    for entry in results['methods']
-    if entry['network'] == network
-    and entry['schedule'] == schedule
-    and entry['num_steps'] == num_steps
   ]
