@@ -1,11 +1,15 @@
-"""What others published on the benchmarks, to stand beside our own figures.
+"""What others published on the benchmarks, and a page with our figures beside.
 
 Only numbers that a source prints; a figure that is not given is None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
+
+from adanat_jax.report import tables
 
 _ADANAT = 'AdaNAT (arXiv 2409.00342)'
 _ADANAT_ENAT = f'{_ADANAT}; IS and parameters: ENAT, table 3'
@@ -132,3 +136,83 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
   ),
 }
+
+
+def compose(results: Mapping[str, Any]) -> str:
+  """Writes our results and the published figures as one Markdown page.
+
+  Args:
+    results: what `stages.evaluate_published` writes to `results.json`.
+
+  Returns:
+    Markdown.
+  """
+  names = sorted({name for row in results['rows'] for name in row['figures']})
+  ours = [
+    [
+      row['label'],
+      row['num_steps'],
+      *(_number(row['figures'].get(name)) for name in names),
+    ]
+    for row in results['rows']
+  ]
+  parts = [
+    f'# {results["benchmark"] or "Evaluation"}',
+    tables.markdown_table(['policy', 'steps', *names], ours, '---'),
+    'A distance is called FID, and a score IS or CLIP-score, only where the'
+    ' network that measures is the published one by its hash; a number in a'
+    ' name is how many samples were measured.',
+    _settings(results['settings']),
+  ]
+  published = results['published']
+  if published:
+    theirs = results['published statistics']
+    given = results['settings']['statistics']['file']
+    if theirs and given != theirs:
+      parts.append(
+        f'Distances here start from `{given}`, those below from `{theirs}`:'
+        ' they are not comparable.'
+      )
+    parts += [
+      '## Published',
+      f'Figures of others with {results["published samples"]:,} samples, to be'
+      ' compared with an FID of as many here and of the same statistics'
+      + (
+        f' (`{results["published statistics"]}`).'
+        if results['published statistics']
+        else '.'
+      ),
+      tables.markdown_table(
+        ['method', 'steps', 'FID', 'IS', 'parameters', 'TFLOPs', 'source'],
+        [
+          [
+            row['method'],
+            row['num_steps'],
+            _number(row['fid']),
+            _number(row['inception_score']),
+            f'{row["parameters"]:g}M' if row['parameters'] else '',
+            _number(row['teraflops']),
+            row['source'],
+          ]
+          for row in published
+        ],
+        '---',
+      ),
+    ]
+  return '\n\n'.join(part.rstrip('\n') for part in parts) + '\n'
+
+
+def _settings(settings: Mapping[str, Any], indent: str = '') -> str:
+  """A list, with lists of what is nested."""
+  lines = []
+  for name, value in settings.items():
+    if isinstance(value, Mapping):
+      inner = _settings(value, f'{indent}  ')
+      lines.append(f'{indent}- {name}:' + (f'\n{inner}' if inner else ' none'))
+    else:
+      lines.append(f'{indent}- {name}: {value}')
+  return '\n'.join(lines)
+
+
+def _number(value: float | None) -> str:
+  return '' if value is None else f'{value:.4g}'

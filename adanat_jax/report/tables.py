@@ -19,10 +19,24 @@ _VALUES = (
 CLEAR = 3.2
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table; the first column is aligned left, the others right."""
-  lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+def markdown_table(
+  header: Sequence[Any], rows: Sequence[Sequence[Any]], rule: str = '---:'
+) -> str:
+  """A table whose first column is aligned left.
+
+  Args:
+    header: the columns' titles.
+    rows: cells, which are turned into text.
+    rule: of the other columns: '---:' aligns them right, '---' left.
+
+  Returns:
+    Markdown.
+  """
+  lines = [header, ['---'] + [rule] * (len(header) - 1), *rows]
+  return ''.join(
+    f'| {" | ".join(str(cell).replace("|", "/") for cell in line)} |\n'
+    for line in lines
+  )
 
 
 def number(value: float, measure: str) -> str:

@@ -35,7 +35,7 @@ from adanat_jax.measuring import (
 from adanat_jax.measuring.scores import SampleFile
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.metrics.tally import SampleTally
-from adanat_jax.report import benchmark_table
+from adanat_jax.report import published_figures
 from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
@@ -100,7 +100,7 @@ def run(experiment: Experiment) -> None:
     _say(', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items()))
   results = {**evaluation.about(), 'rows': rows}
   files.write_json(directory / 'results.json', results)
-  files.write_text(directory / 'results.md', benchmark_table.document(results))
+  files.write_text(directory / 'results.md', published_figures.compose(results))
   mark_complete(directory, len(rows), {})
 
 
