@@ -24,16 +24,13 @@ import ml_collections
 import output
 
 from adanat_jax.data import clip_tokens
-from adanat_jax.experiment import (
-  config as config_lib,
-  networks,
-  policy_rules,
-)
+from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
+from adanat_jax.stages import policy_rules
 
 # A forward, and its gradient by activations and by parameters.
 _TRAINING = 3

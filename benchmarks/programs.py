@@ -25,7 +25,6 @@ from adanat_jax.experiment import (
   adversarial_reward,
   networks,
   policies,
-  policy_rules,
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import (
@@ -37,7 +36,11 @@ from adanat_jax.learning import (
 from adanat_jax.learning.rewards import RewardSpec
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
-from adanat_jax.stages import nat as nat_stage, policy as policy_stage
+from adanat_jax.stages import (
+  nat as nat_stage,
+  policy as policy_stage,
+  policy_rules,
+)
 
 # How many random numbers are drawn, and how far apart leaves start in them.
 _NUM_RANDOM = 2**20

@@ -8,10 +8,11 @@ import numpy as np
 
 from adanat_jax import main
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, policy_rules, workdir
+from adanat_jax.experiment import config as config_lib, workdir
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, reference_statistics, scores
 from adanat_jax.runtime import files
+from adanat_jax.stages import policy_rules
 from support import raw_files
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'

@@ -32,11 +32,6 @@ from adanat_jax.experiment.policies import (
   residual_of,
   trainings,
 )
-from adanat_jax.experiment.policy_rules import (
-  check_config,
-  ppo_config,
-  rollout_config,
-)
 from adanat_jax.learning import agent as agent_lib, policy
 from adanat_jax.measuring import scores
 from adanat_jax.models import denoisers
@@ -44,6 +39,11 @@ from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling.generator import Generator
+from adanat_jax.stages.policy_rules import (
+  check_config,
+  ppo_config,
+  rollout_config,
+)
 from adanat_jax.types import Array
 
 
