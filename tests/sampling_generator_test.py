@@ -202,7 +202,7 @@ class ReadTableTest(parameterized.TestCase):
 
 class ImportTest(parameterized.TestCase):
   @parameterized.parameters(
-    'adanat_jax.sampling.generator', 'adanat_jax.experiment.load'
+    'adanat_jax.sampling.generator', 'adanat_jax.experiment.experiment'
   )
   def test_a_generator_needs_no_training(self, module):
     unwanted = (
