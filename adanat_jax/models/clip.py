@@ -231,16 +231,7 @@ class CLIPImage(nn.Module):
     Raises:
       UserError: if the fields do not fit together.
     """
-    if self.image_size % self.patch_size:
-      raise UserError(
-        f'patch_size={self.patch_size} of CLIP does not divide'
-        f' image_size={self.image_size}'
-      )
-    side = self.image_size
-    chex.assert_shape(images, (None, side, side, 3))
-    x = layers.embed_patches(
-      self, images, self.patch_size, self.width, self.dtype, use_bias=False
-    )
+    x = layers.embed_patches(self, images, use_bias=False)
     x = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='norm_before')(x)
     for i in range(self.depth):
       x = CLIPLayer(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -186,12 +187,7 @@ class TransformerBlock(nn.Module):
 
 
 def embed_patches(
-  module: nn.Module,
-  images: jax.Array,
-  patch_size: int,
-  width: int,
-  dtype: Dtype,
-  use_bias: bool = True,
+  module: Any, images: jax.Array, use_bias: bool = True
 ) -> jax.Array:
   """Makes the tokens of a vision transformer: class token, then patches.
 
@@ -199,34 +195,39 @@ def embed_patches(
   `patches`, `cls` and `positions`.
 
   Args:
-    module: the vision transformer.
-    images: float[B, H, W, C], sides that are multiples of `patch_size`.
-    patch_size: side of a patch.
-    width: D.
-    dtype: type of the result.
+    module: has the fields `image_size`, `patch_size`, `width` (D) and `dtype`.
+    images: float[B, image_size, image_size, C].
     use_bias: whether the projection of the patches has a bias.
 
   Returns:
     `dtype`[B, 1 + patches, D].
+
+  Raises:
+    UserError: if the images cannot be cut into patches.
   """
-  patch = (patch_size, patch_size)
+  side, size = module.image_size, module.patch_size
+  if side % size:
+    raise UserError(f'patch_size={size} does not divide image_size={side}')
+  chex.assert_shape(images, (None, side, side, None))
   x = nn.Conv(
-    width,
-    patch,
-    strides=patch,
+    module.width,
+    (size, size),
+    strides=(size, size),
     padding='VALID',
     use_bias=use_bias,
     kernel_init=torch_conv_init,
-    bias_init=torch_bias_init(patch_size**2 * images.shape[-1]),
-    dtype=dtype,
+    bias_init=torch_bias_init(size**2 * images.shape[-1]),
+    dtype=module.dtype,
     name='patches',
-  )(images.astype(dtype))
-  x = x.reshape(x.shape[0], -1, width)
-  cls = module.param('cls', normal_init, (width,))[None, None].astype(dtype)
-  cls = jnp.broadcast_to(cls, (x.shape[0], 1, width))
+  )(images.astype(module.dtype))
+  x = x.reshape(x.shape[0], -1, module.width)
+  cls = module.param('cls', normal_init, (module.width,))[None, None]
+  cls = jnp.broadcast_to(
+    cls.astype(module.dtype), (x.shape[0], 1, module.width)
+  )
   x = jnp.concatenate([cls, x], axis=1)
   positions = module.param('positions', normal_init, x.shape[1:])
-  return x + positions[None].astype(dtype)
+  return x + positions[None].astype(module.dtype)
 
 
 def tied_logits(

@@ -75,18 +75,10 @@ class VisionTransformer(nn.Module):
     Raises:
       UserError: if the fields do not fit together.
     """
-    if self.image_size % self.patch_size:
-      raise UserError(
-        f'patch_size={self.patch_size} does not divide '
-        f'image_size={self.image_size}'
-      )
     if any(not 0 <= hook < self.depth for hook in self.hooks):
       raise UserError(f'hooks={self.hooks} must lie in [0, depth={self.depth})')
-    side = self.image_size
-    chex.assert_shape(images, (None, side, side, self.image_channels))
-    x = layers.embed_patches(
-      self, images, self.patch_size, self.width, self.dtype
-    )
+    chex.assert_axis_dimension(images, -1, self.image_channels)
+    x = layers.embed_patches(self, images)
     embedded, outputs = x, []
     for i in range(self.depth):
       x = layers.TransformerBlock(

@@ -15,7 +15,6 @@ what a path is. `seconds` may be null. Shape legend: `T` steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import math
 import os
 from typing import Any
 
@@ -171,10 +170,7 @@ def _method_table(results: Results) -> str:
     for measure in measures:
       pooled = reading.pool(entries, measure)
       assert pooled is not None  # The stage measures all.
-      text = tables.number(pooled.mean, measure)
-      if math.isfinite(pooled.std):
-        text += f' ± {tables.number(pooled.std, measure)}'
-      row.append(text)
+      row.append(tables.spread(pooled, measure))
     taken = [entry['paths'][entry['path']] for entry in entries]
     row += [
       _millions(taken, 'operations'),

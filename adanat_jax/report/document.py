@@ -25,7 +25,7 @@ def compose(
   results: reading.Results,
   pictures: Sequence[Picture],
   title: str,
-  command: str = '',
+  command: str,
 ) -> str:
   """Writes the report's text.
 
@@ -38,30 +38,34 @@ def compose(
   Returns:
     Markdown.
   """
-  parts = [f'# {title}\n']
-  if command:
-    parts.append(f'Made by\n\n```\n{command}\n```\n')
-  parts.append('## What came out\n')
-  sentences = tables.findings(results)
-  parts.append('\n'.join(f'- {sentence}' for sentence in sentences) + '\n')
-  parts.append(_how_measured(results))
-  for num_steps in reading.all_num_steps(results):
+  all_num_steps = reading.all_num_steps(results)
+  notes = {e['label']: e['note'] for e in results['methods'] if e['note']}
+  settings = [[key, f'`{x}`'] for key, x in results['settings'].items()]
+  parts = [
+    f'# {title}\n',
+    f'Made by\n\n```\n{command}\n```\n',
+    '## What came out\n',
+    ''.join(f'- {sentence}\n' for sentence in tables.findings(results)),
+    _how_measured(results),
+  ]
+  for num_steps in all_num_steps:
     parts.append(f'## Methods at T = {num_steps}\n')
     parts.append(tables.method_table(results, num_steps))
-  notes = _notes(results)
   if notes:
-    parts.append('\n'.join(notes) + '\n')
-  parts.append('## For reference\n')
-  parts.append(
+    parts.append(''.join(f'- {label}: {x}\n' for label, x in notes.items()))
+  parts += [
+    '## For reference\n',
     'What real images, the tokenizer and the NAT alone have. The NAT is'
-    " decoded by MaskGIT's unguided schedule, with one seed.\n"
-  )
-  parts.append(tables.floor_table(results))
+    " decoded by MaskGIT's unguided schedule, with one seed.\n",
+    tables.floor_table(results),
+  ]
   for picture in pictures:
-    parts.append(f'## {picture.title}\n')
-    parts.append(f'![{picture.title}]({picture.file})\n')
-    parts.append(f'{picture.caption}\n')
-  for num_steps in reading.all_num_steps(results):
+    parts += [
+      f'## {picture.title}\n',
+      f'![{picture.title}]({picture.file})\n',
+      f'{picture.caption}\n',
+    ]
+  for num_steps in all_num_steps:
     entries = [
       entry
       for entry in reading.select(results, num_steps=num_steps)
@@ -71,15 +75,16 @@ def compose(
       parts.append(f'## The four values at each step, T = {num_steps}\n')
       parts.append(tables.values_table(entries))
   for grid in results['grid']:
-    parts.append(f'## The tuned schedule, T = {grid["num_steps"]}\n')
-    parts.append(
+    parts += [
+      f'## The tuned schedule, T = {grid["num_steps"]}\n',
       f'The best of {grid["evaluations"]} evaluations, on seeds that the '
-      'comparison does not use:\n'
-    )
-    parts.append(tables.grid_table(grid))
-  rows = [[key, f'`{value}`'] for key, value in results['settings'].items()]
-  parts.append('## Settings\n')
-  parts.append(tables.markdown_table(['setting', 'value'], rows))
+      'comparison does not use:\n',
+      tables.grid_table(grid),
+    ]
+  parts += [
+    '## Settings\n',
+    tables.markdown_table(['setting', 'value'], settings),
+  ]
   return '\n'.join(parts)
 
 
@@ -106,16 +111,6 @@ def _how_measured(results: reading.Results) -> str:
       'the trainings, tables show each.'
     )
   return text + '\n'
-
-
-def _notes(results: reading.Results) -> list[str]:
-  """Each method's remark once, as a list item."""
-  notes = {
-    entry['label']: entry['note']
-    for entry in results['methods']
-    if entry['note']
-  }
-  return [f'- {label}: {note}' for label, note in notes.items()]
 
 
 def _list(values: Sequence[int]) -> str:

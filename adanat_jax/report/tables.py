@@ -164,7 +164,7 @@ def findings(results: Results) -> list[str]:
         best = min(pools, key=lambda name: pools[name].mean)
         sentences.append(
           f'At T = {num_steps} the lowest {reading.title_of(measure)} is that '
-          f'of {_italic(results, best)}: {_spread(pools[best], measure)}.'
+          f'of {_italic(results, best)}: {spread(pools[best], measure)}.'
         )
     pools = _pools(results, num_steps, 'frechet')
     for name, ours in pools.items():
@@ -176,7 +176,7 @@ def findings(results: Results) -> list[str]:
         ]
         sentences.append(
           f'{_italic(results, name)} at T = {num_steps} reaches '
-          f'{_spread(ours, "frechet")}: {"; ".join(clauses)}.'
+          f'{spread(ours, "frechet")}: {"; ".join(clauses)}.'
         )
   return sentences
 
@@ -249,7 +249,8 @@ def _best(entries: Sequence[reading.MethodResult], measure: str) -> str:
   return number(pick(means), measure)
 
 
-def _spread(pooled: Pooled, measure: str) -> str:
+def spread(pooled: Pooled, measure: str) -> str:
+  """Mean ± standard deviation; the latter only where there are several."""
   return number(pooled.mean, measure) + _plus_minus(pooled.std, measure)
 
 
