@@ -1,4 +1,4 @@
-"""Foreign files of arrays: what each format may hold, read without running it.
+"""Reads foreign files of arrays, and runs nothing that they hold.
 
 Torch files go through `torch_reader`, NumPy's without pickles; safetensors and
 Flax's msgpack hold arrays alone.
@@ -216,7 +216,7 @@ def find_arrays(
 
 
 def _flatten(value: Any) -> dict[str, np.ndarray]:
-  """Joins the keys of nested dictionaries; what is no array is left out."""
+  """Joins the keys of nested dictionaries; keeps arrays alone."""
   result: dict[str, np.ndarray] = {}
   # A hostile file may hold dictionaries that hold themselves: each is entered
   # once.

@@ -88,7 +88,7 @@ class Kind:
 
 
 def release_of(num_parameters: int) -> str:
-  """Says which published network has so many parameters."""
+  """Names the published network with this number of parameters."""
   return _RELEASES.get(num_parameters, 'no published network of this size')
 
 
@@ -152,13 +152,13 @@ def _enat_notes(module: Any, arrays: Arrays) -> tuple[str, ...]:
 
 
 def _steps(value: Any) -> tuple[str, ...]:
-  """Says how far a training checkpoint had come and with which options."""
+  """Describes the progress and the options of a training checkpoint."""
   if not isinstance(value, Mapping):
     return ()
   names = ('global_step', 'step', 'epoch', 'num_trajectories')
   found = {name: value.get(name) for name in names}
   found.update(gen_steps=getattr(value.get('args'), 'gen_steps', None))
-  # A number of thousands of digits is no step, and cannot be printed.
+  # A number of thousands of digits is not a step and cannot be printed.
   said = [
     f'{k} = {v}'
     for k, v in found.items()

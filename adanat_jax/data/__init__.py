@@ -1,1 +1,1 @@
-"""Images and conditions: one file a source, all with the same contract."""
+"""Images and conditions: one file per source, one interface for all."""

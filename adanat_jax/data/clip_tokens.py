@@ -3,8 +3,8 @@
 The byte-pair encoding and its vocabulary come with the package
 `instant-clip-tokenizer`, which needs neither torch nor a network; where it
 has no build (Python 3.13 and later), Hugging Face's `tokenizers` reads the
-`tokenizer.json` that lies beside CLIP's weights. Texts are cleaned before with
-`ftfy`, as CLIP's own code and open_clip's do. All are in the extra `text`.
+`tokenizer.json` beside CLIP's weights. Texts are cleaned with `ftfy` first, as
+in CLIP's own code and in open_clip. All are in the extra `text`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from adanat_jax.errors import UserError
 
 NUM_POSITIONS = 77
-# What marks the two ends of a text.
+# The ids of the start and the end of a text.
 START = 49406
 END = 49407
 
@@ -36,7 +36,7 @@ def _import(name: str) -> ModuleType:
 
 @functools.cache
 def _encode(vocabulary: str) -> Callable[[str], list[int]]:
-  """Returns what encodes one clean text, without the marks at its ends."""
+  """Returns a function that encodes a clean text, without start and end."""
   if not vocabulary:
     return _import('instant_clip_tokenizer').Tokenizer().encode
   try:

@@ -20,7 +20,7 @@ from adanat_jax.errors import UserError
 SOURCE_SIZE = 8
 TRAIN_FRACTION = 0.8
 
-# What each class of a kind of condition is called, in the order of its ids.
+# Names of the classes of each kind of condition, in the order of their ids.
 CONDITION_NAMES: dict[str, tuple[str, ...]] = {
   'digit': tuple(str(digit) for digit in range(10)),
   'parity': ('even', 'odd'),
@@ -82,7 +82,7 @@ def load(image_size: int = 16, seed: int = 0) -> DigitsData:
 
 
 def condition_of(labels: np.ndarray, kind: str) -> np.ndarray:
-  """The class ids that the decoder is asked for.
+  """Returns the class ids that the decoder is conditioned on.
 
   Args:
     labels: int32[B], digits 0 to 9.
@@ -99,7 +99,7 @@ def condition_of(labels: np.ndarray, kind: str) -> np.ndarray:
 
 
 def num_conditions(kind: str) -> int:
-  """How many classes a kind of condition has.
+  """Returns the number of classes of a kind of condition.
 
   Raises:
     UserError: if the kind is unknown.

@@ -1,8 +1,7 @@
-"""What a data set is to a training loop: a length, and rows by their index.
+"""The interface of a data set to a training loop: a length, and rows by index.
 
-The order in which rows are read is `adanat_jax.data.order`'s business, a pure
-function of the step; so a data set has no state, and nothing of it needs to be
-saved for a run to go on where it was.
+The order of reading is a pure function of the step (`adanat_jax.data.order`).
+So a data set has no state, and nothing of it is saved for a run to resume.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Examples(Protocol):
 
 
 class ArrayExamples:
-  """Examples that are held in memory."""
+  """Examples in memory."""
 
   def __init__(self, arrays: Mapping[str, np.ndarray]):
     """Takes arrays [n, ...] of equal length n."""

@@ -44,17 +44,17 @@ def decode(
   """Reads an image file and cuts out its centre.
 
   Args:
-    data: the file: JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, whatever its name
-      says; the first of several frames counts.
+    data: the file: JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, whatever its name;
+      of several frames the first is read.
     image_size: side of the square, in pixels; smaller images are enlarged.
-    apply_orientation: turn it upright by its EXIF tag first. The published
-      data were not turned.
+    apply_orientation: turn it upright by its EXIF tag first, which the
+      published data were not.
 
   Returns:
     uint8[image_size, image_size, 3], RGB.
 
   Raises:
-    CorruptImageError: if it is no image, or not a whole one.
+    CorruptImageError: if it is not an image, or not a whole one.
   """
   return center_crop(_open(data, apply_orientation), image_size)
 
@@ -147,8 +147,8 @@ def _open(data: bytes, apply_orientation: bool) -> Image.Image:
   except (MemoryError, CorruptImageError):
     raise
   except Exception as error:
-    # Broken files raise whatever the first thing that they break raises:
-    # OSError, SyntaxError, struct.error, IndexError, ...
+    # Broken files raise errors of many kinds: OSError, SyntaxError,
+    # struct.error, IndexError, ...
     message = ' '.join(str(error).split()) or type(error).__name__
     # Pillow names the stream, whose address differs each time.
     message = message.partition(' <_io.BytesIO')[0]
@@ -165,6 +165,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     raise CorruptImageError(
       f"pixels of Pillow's mode {image.mode} have no known range"
     )
-  # Only a warning about losing it would come of it.
+  # Pillow would only warn that it is lost.
   image.info.pop('transparency', None)
   return image.convert('RGB')

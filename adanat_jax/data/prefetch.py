@@ -1,10 +1,9 @@
 """Batches of the next steps, made by threads while the device works.
 
-Where making a batch takes time (reading records, decoding images), a training
-step should not wait for it. `Prefetch` wraps what makes the batch of a step
-and is called in its place: it answers with the same batches, and begins those
-of the next steps ahead of time. Nothing about a run depends on it, so there is
-no state of it to save.
+Reading records and decoding images take time, and a training step should not
+wait for them. `Prefetch` wraps the function that makes a step's batch: it
+returns the same batches and starts those of the next steps ahead of time.
+Results do not depend on it, so it has no state to save.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ BatchT = TypeVar('BatchT')
 
 
 class Prefetch(Generic[BatchT]):
-  """`batch_at`, ahead of time: a function of the step, as `batch_at` is.
+  """Calls `batch_at` ahead of time; itself a function of the step.
 
-  Steps are expected one after another. Any other may be asked for, and costs
-  the waiting that reading ahead would have saved. At most `depth` batches that
-  nobody has asked for yet are held at a time, plus one in each thread that
-  works on a step which is no longer wanted.
+  Steps are expected one after another. Another step may be asked for, and then
+  its batch is waited for. At most `depth` batches are held that nobody has
+  asked for yet, plus one in each thread that works on a step which is no longer
+  wanted.
   """
 
   def __init__(
@@ -57,7 +56,7 @@ class Prefetch(Generic[BatchT]):
     )
     self._futures: dict[int, concurrent.futures.Future[BatchT]] = {}
     self._lock = threading.Lock()
-    # Whoever drops this without closing it leaves no threads behind.
+    # The threads end even if this is dropped without being closed.
     self._shutdown = weakref.finalize(
       self, self._pool.shutdown, wait=False, cancel_futures=True
     )
@@ -82,12 +81,12 @@ class Prefetch(Generic[BatchT]):
       for other in wanted:
         if other not in self._futures:
           self._futures[other] = self._pool.submit(_make, self._batch_at, other)
-      # Taken out: a batch is held by whoever asked for it, and no longer.
+      # Removed, so that only the caller holds the batch.
       future = self._futures.pop(step)
     return future.result()
 
   def close(self) -> None:
-    """Drops what was made ahead and waits for the threads to end."""
+    """Drops prefetched batches and waits for the threads to end."""
     with self._lock:
       self._futures.clear()
     self._shutdown.detach()
@@ -108,8 +107,8 @@ class Prefetch(Generic[BatchT]):
 def _make(batch_at: Callable[[int], Any], step: int) -> Any:
   """A step's batch, unless the program is about to end.
 
-  Python waits at its end for the threads of a pool, and for all that they were
-  given: what is still waiting then is not begun any more.
+  At its end Python waits for the threads of a pool and for all work queued for
+  them; work that has not begun by then is cancelled.
   """
   if not threading.main_thread().is_alive():
     raise concurrent.futures.CancelledError

@@ -1,4 +1,4 @@
-"""Prepared sets: tokens and what they show, in files read at random.
+"""Prepared sets: tokens with their labels or captions, in files read at random.
 
 A directory holds the splits of one data set as ArrayRecord files in the layout
 of TensorFlow Datasets, so that
@@ -20,8 +20,8 @@ An image with several captions has several records: reading one would otherwise
 cost reading all of them. Beside these files are `manifest.json`, which is
 written last, and for texts whose states were stored `null_states.npy`.
 
-`data.prepared_writer` writes them. What a reader holds in memory is one open
-file a shard, whatever the number of records.
+`data.prepared_writer` writes them. A reader holds one open file per shard in
+memory, whatever the number of records.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from adanat_jax.runtime import files
 
 MANIFEST_FILE = 'manifest.json'
 NULL_STATES_FILE = 'null_states.npy'
-# What tfds calls the set; the beginning of the files' names.
+# Name of the set in tfds, and prefix of its files' names.
 NAME = 'tokens'
 VIEWS = 2
 
@@ -91,17 +91,17 @@ def file_name(split: str, shard: int, num_shards: int) -> str:
 
 
 def marker_name(split: str, shard: int) -> str:
-  """The file that says that a shard is finished, and what was left out."""
+  """The file that marks a shard as finished and lists what was left out."""
   return f'shards/{split}-{shard:05d}.json'
 
 
 def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-  """Reads what a prepared set says of itself.
+  """Reads the manifest of a prepared set.
 
   Returns:
-    `settings`, what decided about its contents, by the names of the config's
-    fields; `layout`, see `RecordLayout`; and for each of `splits` its `source`,
-    counts, what was left out, and `shards`, the records in each file.
+    `settings`, the config's fields that determine its contents; `layout`, see
+    `RecordLayout`; and for each of `splits` its `source`, counts, what was left
+    out, and `shards`, the records in each file.
 
   Raises:
     UserError: if there is no finished set.
@@ -118,7 +118,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
 def check_settings(
   where: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
-  """Raises UserError where a prepared set is not what a config asks for.
+  """Raises UserError if a prepared set was made with other settings.
 
   Args:
     where: the set's directory.
@@ -141,8 +141,8 @@ class PreparedExamples:
   """The records of a split; see `adanat_jax.data.examples.Examples`.
 
   The index counts the records with their images as they are, then the same
-  records with the mirror images: going through it once shows every image both
-  ways with each of its captions.
+  records with the mirror images: one pass shows every image both ways with each
+  of its captions.
   """
 
   def __init__(
@@ -267,7 +267,7 @@ class PreparedExamples:
       return self._shards[shard]
 
   def _parse(self, data: bytes, rows: Rows, place: int, view: int) -> None:
-    """Puts the fields of one record where they belong in a batch."""
+    """Writes the fields of one record to row `place` of a batch."""
     feature = tf_example_pb2.Example.FromString(data).features.feature
     for name, out in rows.items():
       if name == 'condition':
@@ -282,7 +282,7 @@ class PreparedExamples:
 def _fields(
   layout: RecordLayout, with_tokens: bool
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
-  """Type and shape of what `PreparedExamples.take` returns."""
+  """Type and shape of the rows that `PreparedExamples.take` returns."""
   fields: dict[str, tuple[Any, tuple[int, ...]]] = {}
   if with_tokens:
     fields['tokens'] = (np.int32, (layout.num_tokens,))

@@ -30,13 +30,13 @@ class ShardWriter:
   """
 
   def __init__(self, path: pathlib.Path, layout: RecordLayout):
-    """Opens a temporary file beside `path`, over what a killed run left."""
+    """Opens a temporary file beside `path`; replaces one of a killed run."""
     self.num_records = 0
     self.num_bytes = 0
     self._path = path
     self._temporary = path.with_name(f'.{path.name}.tmp')
     self._arrays = layout.arrays()
-    self._writer = self._told(
+    self._writer = self._call(
       array_record_module.ArrayRecordWriter,
       str(self._temporary),
       _WRITER_OPTIONS,
@@ -64,26 +64,26 @@ class ShardWriter:
         feature[name].bytes_list.value.append(data)
       else:
         feature[name].bytes_list.value.append(value.encode())
-    # A map of protocol buffers has no order of its own.
+    # Maps of protocol buffers are not ordered.
     data = example.SerializeToString(deterministic=True)
-    self._told(self._writer.write, data)
+    self._call(self._writer.write, data)
     self.num_records += 1
     self.num_bytes += len(data)
 
   def publish(self) -> None:
     """Closes the file and puts it in its place."""
-    self._told(self._writer.close)
+    self._call(self._writer.close)
     files.publish(self._temporary, self._path)
 
   def discard(self) -> None:
     """Closes the file and removes it, after an error."""
-    # A disk that is full was told of by the first error.
+    # The first error has reported a full disk already.
     with contextlib.suppress(RuntimeError):
       self._writer.close()
     self._temporary.unlink(missing_ok=True)
 
-  def _told(self, function: Any, *arguments: Any) -> Any:
-    """Calls what reports failures of the system as RuntimeErrors."""
+  def _call(self, function: Any, *arguments: Any) -> Any:
+    """Calls array_record, which reports system errors as RuntimeErrors."""
     try:
       return function(*arguments)
     except RuntimeError as error:
@@ -97,7 +97,7 @@ def write_metadata(
   class_names: Sequence[str] | None,
   shards: Mapping[str, Sequence[Mapping[str, int]]],
 ) -> None:
-  """Writes the files by which tfds knows a data set; for one process.
+  """Writes the metadata by which tfds loads the set; for one process.
 
   Args:
     directory: of the shards.
@@ -128,7 +128,7 @@ def write_metadata(
     for split, found in shards.items()
   ]
   info.set_splits(tfds.core.splits.SplitDict(infos))
-  # tfds writes file after file where readers may look already.
+  # tfds writes file after file in place, where readers may look already.
   temporary = directory / '.metadata.tmp'
   shutil.rmtree(temporary, ignore_errors=True)
   with files.writing(temporary):
@@ -142,7 +142,7 @@ def write_metadata(
 def _features(
   layout: RecordLayout, class_names: Sequence[str] | None
 ) -> tfds.features.FeaturesDict:
-  """The fields as tfds has them, arrays as their bytes."""
+  """The fields in tfds' terms, arrays as bytes."""
   fields: dict[str, Any] = {
     name: tfds.features.Tensor(
       shape=shape, dtype=dtype.newbyteorder('='), encoding='bytes'
@@ -160,7 +160,7 @@ def _features(
 def _class_label(
   num_classes: int, names: Sequence[str] | None
 ) -> tfds.features.ClassLabel:
-  # tfds takes names that differ, and one a line.
+  # tfds wants distinct names without line breaks.
   given = {name for name in names or () if name.strip() and '\n' not in name}
   if names and len(given) == len(names) == num_classes:
     return tfds.features.ClassLabel(names=list(names))

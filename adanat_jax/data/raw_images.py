@@ -1,8 +1,8 @@
-"""Raw images as examples: decoded, cropped and labelled as they are asked for.
+"""Raw images as examples: decoded, cropped and labelled on demand.
 
-Nothing but the index of the source is held in memory. A file that cannot be
-read is told once, by name, and the next one that can stands in its place: the
-same one each time, so that a resumed run reads the same batches.
+Only the index of the source is held in memory. A file that cannot be read is
+reported once, by name, and replaced by the next readable one, the same each
+time, so that a resumed run reads the same batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adanat_jax.data.examples import Rows
 from adanat_jax.data.sources.raw_source import RawExample, RawSource
 from adanat_jax.errors import UserError
 
-# A source in which so many neighbours cannot be read has another fault.
+# If this many neighbours cannot be read, the fault is not in the files.
 _MOST_NEIGHBOURS = 64
 
 
@@ -49,7 +49,7 @@ class RawImages:
       apply_orientation: turn photographs upright by their EXIF tag.
       mirrored: whether each image also counts left-right mirrored.
       tokenize: captions to int32[B, L]; None for sources with classes.
-      num_threads: how many decode at once; None for one a processor.
+      num_threads: how many decode at once; None for one per processor.
 
     Raises:
       UserError: if the source holds captions alone.
@@ -67,7 +67,7 @@ class RawImages:
       num_threads or os.cpu_count() or 1, thread_name_prefix='decode'
     )
     self._lock = threading.Lock()
-    self._told: set[int] = set()
+    self._reported: set[int] = set()
 
   def __len__(self) -> int:
     return self._views * len(self._source)
@@ -102,7 +102,7 @@ class RawImages:
     return {k: v.reshape(*shape, *v.shape[1:]) for k, v in rows.items()}
 
   def _read(self, index: int) -> tuple[np.ndarray, RawExample]:
-    """The pixels uint8[H, W, 3] and the example that stands at an index."""
+    """The pixels uint8[H, W, 3] and the example used for an index."""
     count = len(self._source)
     mirror, first = divmod(index, count)
     for step in range(min(_MOST_NEIGHBOURS, count)):
@@ -116,7 +116,7 @@ class RawImages:
           example.image, self._size, self._apply_orientation
         )
       except images.CorruptImageError as error:
-        self._tell((first + step) % count, example.key, error)
+        self._report((first + step) % count, example.key, error)
         continue
       return (pixels[:, ::-1] if mirror else pixels), example
     raise UserError(
@@ -124,9 +124,9 @@ class RawImages:
       f' {self._source[first].key} on can be read'
     )
 
-  def _tell(self, place: int, key: str, error: Exception) -> None:
+  def _report(self, place: int, key: str, error: Exception) -> None:
     with self._lock:
-      new = place not in self._told
-      self._told.add(place)
+      new = place not in self._reported
+      self._reported.add(place)
     if new:
       logging.warning('%s cannot be read and is left out: %s', key, error)

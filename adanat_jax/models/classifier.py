@@ -1,7 +1,7 @@
-"""A small convolutional classifier: networks to measure and to reward with.
+"""A small convolutional classifier, to measure and to reward.
 
-What the digits experiment uses in place of Inception. Shape letters: `B`
-samples, `H`, `W`, `C` an image, `F` width of the features.
+The digits experiment uses it in place of Inception. Shape letters: `B` samples,
+`H`, `W`, `C` an image, `F` width of the features.
 """
 
 import flax.linen as nn

@@ -1,8 +1,8 @@
 """The two families of networks, NAT and ENAT, behind one signature.
 
-A NAT reads the canvas anew at every step. An ENAT also reads what it left at
-the step before, its cache. Whoever decodes starts from `empty_cache` and hands
-on what comes back; a NAT's cache is empty.
+A NAT encodes the canvas anew at every step. An ENAT also reads its cache of the
+step before. Decoding starts from `empty_cache` and passes on the cache that a
+call returns; a NAT's is empty.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ DenoiserModule: TypeAlias = NAT | ENAT
 
 
 def reuses(module: DenoiserModule) -> bool:
-  """Whether the network takes what it can from the step before."""
+  """Whether the network reuses features of the step before."""
   return isinstance(module, ENAT)
 
 
 def make(module: DenoiserModule, params: Any) -> Denoiser:
-  """The network as a denoiser for any policy.
+  """Makes a denoiser for any policy.
 
   An ENAT runs its blocks at every position and masks the attention: each sample
   may have its own number of masked tokens, and nothing is saved.
@@ -53,7 +53,7 @@ def make(module: DenoiserModule, params: Any) -> Denoiser:
 
 
 def make_gathering(module: ENAT, params: Any) -> GatheringDenoiser:
-  """An ENAT as a denoiser that is told how many tokens it will find.
+  """Makes a denoiser of an ENAT that is given the numbers of tokens.
 
   Args:
     module: the network.
@@ -78,11 +78,11 @@ def make_gathering(module: ENAT, params: Any) -> GatheringDenoiser:
 def empty_cache(
   module: DenoiserModule, batch_size: int, text_length: int = 0
 ) -> Cache:
-  """What a network is given at the first step.
+  """Makes the cache for the first step.
 
   Args:
     module: the network.
-    batch_size: rows of a forward: two a sample where it is guided.
+    batch_size: rows of a forward: two per sample where it is guided.
     text_length: tokens of a text; 0 for classes.
   """
   if isinstance(module, ENAT):
@@ -91,5 +91,5 @@ def empty_cache(
 
 
 def text_length(condition: Array | np.ndarray) -> int:
-  """Tokens of the text in float[B, L, C] states; 0 for int32[B] classes."""
+  """Number of tokens of float[B, L, C] text states; 0 for int32[B] classes."""
   return condition.shape[1] if condition.ndim == 3 else 0

@@ -8,8 +8,8 @@ spectrally normalised weights.
 
 Spectral normalisation keeps two vectors `u`, `v` per weight in the collection
 `spectral`. They advance by one power iteration per forward with `train=True`
-if that collection is mutable; otherwise the stored ones serve. Who splits an
-update into micro-batches calls `advance_spectral` once per pass over the
+if that collection is mutable; otherwise the stored ones serve. An update that
+is split into micro-batches calls `advance_spectral` once per pass over the
 batch instead, and leaves the collection immutable.
 
 Shape letters: `B` samples, `P` patches, `D` width of the features, `E` width

@@ -216,7 +216,7 @@ class Block(nn.Module):
 
 @struct.dataclass
 class Encoded:
-  """What one forward leaves for the next one.
+  """What one forward caches for the next one.
 
   Attributes:
     features: of the text and the grid; those of masked positions are not read.
@@ -343,7 +343,7 @@ class ENAT(nn.Module):
     """
     visible, x, label = self._embed(tokens, condition, train)
     if cache is None and self.is_initializing():
-      # Its way through the network has parameters too.
+      # Carrying features over has parameters too.
       cache = self.nothing_encoded(len(x), x.shape[1] - self.num_tokens)
     reused: Any = None
     carried = None
@@ -398,7 +398,7 @@ class ENAT(nn.Module):
       jnp.argsort(~kind, axis=1, stable=True)[:, :count]
       for kind, count in zip(kinds, counts, strict=True)
     ]
-    # Which of the tokens taken out are of the kind, and no padding.
+    # Which of the gathered tokens are of the kind, not padding.
     real = [
       jnp.take_along_axis(kind, index, axis=1)
       for kind, index in zip(kinds, order, strict=True)

@@ -31,7 +31,7 @@ _SAME_POOL = ((1, 1), (1, 1))
 
 @struct.dataclass
 class InceptionFeatures:
-  """What the measures read, each float32.
+  """Features and logits that the measures read, each float32.
 
   Attributes:
     pool1: mean after the first pool.

@@ -77,7 +77,7 @@ def enat_operations(
   modulation = 8 if module.text_width is None else 0
 
   def block(queries: int, made: int, attended: int) -> int:
-    """Of a block that makes so many keys and attends to so many of them."""
+    """Of a block that makes `made` keys and attends to `attended` of them."""
     if not queries:
       return 0
     projections = stream * queries + keys * made + modulation

@@ -1,10 +1,10 @@
 """A discriminator of patches: which parts of an image look real.
 
-A few convolutions, so that each of its numbers is about a patch of pixels, 70 a
-side with three levels (Isola et al. 2017, "Image-to-Image Translation with
-Conditional Adversarial Networks", section 3.2.2). Where the original normalises
-over the batch, this one does over the image: what it says then depends neither
-on other images nor on how a batch is split over devices.
+A few convolutions, so that each logit is about a patch of pixels (70 a side
+with three levels; Isola et al. 2017, "Image-to-Image Translation with
+Conditional Adversarial Networks", section 3.2.2). The original normalises over
+the batch, this one over the image: its logits depend neither on other images
+nor on how a batch is split over devices.
 
 Shape letters: `B` samples, `H`, `W` an image, `h`, `w` the grid of patches.
 """
@@ -54,7 +54,7 @@ class PatchDiscriminator(nn.Module):
       )
     x = 2.0 * images - 1.0
     for level in range(self.num_levels + 1):
-      # The last one mixes what the levels have found and halves nothing.
+      # The last one keeps the size.
       stride = 2 if level < self.num_levels else 1
       width = self.base_width * min(2**level, _MOST)
       x = self._conv(x, width, stride, f'conv_{level}')

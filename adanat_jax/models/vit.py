@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @struct.dataclass
 class ViTOutput:
-  """What one forward gives."""
+  """Results of one forward."""
 
   cls: jax.Array  # float32[B, D], class token after the final norm
   outputs: jax.Array | None  # float32[B, num_outputs], None without a head

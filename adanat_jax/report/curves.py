@@ -31,7 +31,7 @@ class Panel:
   limits: tuple[float, float] | None = None
 
 
-# What the training of a policy writes.
+# Metrics that the training of a policy writes.
 POLICY_PANELS = (
   Panel('reward', {'reward': ''}),
   Panel('spread of the reward', {'reward_std': ''}),

@@ -74,7 +74,7 @@ def save_distance_plot(
   num_steps: int,
   measure: str = 'frechet',
 ) -> None:
-  """Draws one measure of every method at one T, and what to hold it against.
+  """Draws one measure of every method at one T, and the floors.
 
   A marker is the mean of one training over its sampling seeds, a bar its
   standard deviation, a tick one seed. The figures at the right pool trainings.

@@ -54,7 +54,7 @@ def _set_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def clean(axes: Axes, grid: str) -> None:
-  """Takes away what does not carry data."""
+  """Removes lines that do not carry data."""
   for side in ('top', 'right', 'left'):
     axes.spines[side].set_visible(False)
   axes.spines['bottom'].set_color(FAINT_INK)

@@ -82,7 +82,7 @@ def method_table(results: Results, num_steps: int) -> str:
 
 
 def floor_table(results: Results) -> str:
-  """What no schedule is to blame for: one row a kind of images."""
+  """The floors, which no schedule can change: one row a kind of images."""
   columns = {m: reading.floors_of(results, m) for m in _MEASURES}
   shown = [measure for measure in _MEASURES if columns[measure]]
   rows = [
@@ -143,7 +143,7 @@ def grid_table(grid: Mapping[str, Any], count: int = 5) -> str:
 
 
 def findings(results: Results) -> list[str]:
-  """What the figures say, in sentences.
+  """Puts the figures into sentences.
 
   At each T: which method is best in either distance, and every adaptive
   policy against all hand-made schedules, the tuned one, and, for the same
@@ -182,7 +182,7 @@ def findings(results: Results) -> list[str]:
 
 
 def difference(ours: Pooled, theirs: Pooled, name: str) -> str:
-  """How far our mean lies from another, and whether the seeds can tell.
+  """Compares two means, and says whether the seeds can tell them apart.
 
   Args:
     ours: a method's distance.
@@ -217,7 +217,7 @@ def _pools(results: Results, num_steps: int, measure: str) -> dict[str, Pooled]:
 def _rivals(
   results: Results, name: str, others: Sequence[str] | Mapping[str, Any]
 ) -> list[str]:
-  """What an adaptive policy is compared with, in the order of the roles."""
+  """The methods that an adaptive policy is compared with, by their roles."""
   first = lambda name: reading.select(results, name=name)[0]
   if first(name)['role'] != reading.ADAPTIVE:
     return []

@@ -1,6 +1,6 @@
-"""What a network costs for the same quality, and gives at the same cost.
+"""Compares two networks: cost at equal quality, and quality at equal cost.
 
-`report.comparison` tells what results hold. Shape legend: `T` steps.
+`report.comparison` describes the results. Shape legend: `T` steps.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ def cost_at(
 
 
 def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
-  """What an ENAT gives for each point of a NAT with the same schedule.
+  """Compares an ENAT with each point of a NAT with the same schedule.
 
   Args:
-    results: of both networks, or there is nothing to say.
+    results: of both networks; of a NAT alone there are no rows.
     schedule: of both.
 
   Returns:
