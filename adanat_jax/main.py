@@ -102,6 +102,11 @@ def main(argv: Sequence[str]) -> None:
       f'{missing} is missing; for example: python -m adanat_jax.main'
       ' --config=configs/digits.py --workdir=runs/digits'
     )
+  if not _WORKDIR.value.strip() or _WORKDIR.value.startswith('-'):
+    raise UserError(
+      f'--workdir={_WORKDIR.value!r}: a directory is needed; for one whose name'
+      ' begins with a dash give ./ before it'
+    )
   if '://' in _WORKDIR.value:
     raise UserError(
       f'--workdir={_WORKDIR.value}: a directory is needed; mount the bucket'

@@ -111,6 +111,9 @@ class ParseFlagsTest(parameterized.TestCase):
     (['nat.levels=a'], "config.nat.levels=('a',)", 'tuple of int'),
     (['nat.betas=(1,'], 'config.nat.betas=(1,', 'a tuple'),
     (['seed'], 'config.seed'),
+    ([''], '--config.: no such field', 'config has: limit'),
+    (['=3'], '--config.: no such field', 'config has: limit'),
+    (['nat.=3'], '--config.nat.: no such field', 'config.nat has: betas'),
   )
   def test_wrong_field_is_named(self, override, *parts):
     override = [f'--config.{override[0]}', *override[1:]]

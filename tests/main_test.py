@@ -154,6 +154,8 @@ class MainTest(absltest.TestCase):
     self.assert_one_line(
       self._run_toy('--workdir=gs://bucket/run'), 'gs://bucket/run: a directory'
     )
+    for mistake in (['--workdir= '], ['--workdir', '--jax_cache=off']):
+      self.assert_one_line(self._run_toy(*mistake), 'a directory is needed')
     self.assert_one_line(
       self._run_toy('--distributed=on', stubbed=False),
       '--coordinator_address=HOST:PORT is missing',

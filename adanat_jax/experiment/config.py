@@ -36,7 +36,7 @@ from ml_collections import config_flags
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files
 
-_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]+)')
+_OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _ILLEGAL_VALUE = re.compile(r'flag --(?:no)?config\.([^=]+)=(.*?): ', re.DOTALL)
 _EXPECTED = {
   bool: 'true or false',
