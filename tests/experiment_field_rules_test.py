@@ -2,9 +2,11 @@
 
 import functools
 import importlib
+import json
 import math
 import pathlib
 import runpy
+import tarfile
 
 from absl.testing import absltest, parameterized
 import ml_collections
@@ -20,8 +22,10 @@ from adanat_jax.experiment import (
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import ppo, vq
+from adanat_jax.runtime import files
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+_OLD_WORKDIR = pathlib.Path(__file__).parent / 'data/workdir-0.1.0.tar.xz'
 
 
 def presets():
@@ -256,6 +260,48 @@ class CheckTest(parameterized.TestCase):
     config = ml_collections.ConfigDict({'data': {'path': 'a\n\x1b[2Jb'}})
     with self.assertRaisesRegex(UserError, r"config.data.path='a\\n\\x1b"):
       field_rules.check(config)
+
+
+class LoadTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    with tarfile.open(_OLD_WORKDIR) as archive:
+      archive.extractall(self.workdir, filter='data')
+    self.record = files.read_json(self.workdir / 'config.json')
+
+  def load(self, **overrides):
+    """The config of an older workdir, with some of its fields changed."""
+    for name, value in overrides.items():
+      section, _, field = name.partition('__')
+      self.record['config'][section][field] = value
+    files.write_json(self.workdir / 'config.json', self.record)
+    return Experiment.of_workdir(self.workdir).config
+
+  def test_fields_of_newer_versions_are_not_missed(self):
+    for name in ('network', 'attention', 'reuse_probability'):
+      self.record['config']['nat'].pop(name, None)
+    config = self.load(search__start='in a way that is gone')
+    self.assertIsInstance(config.tokenizer.width_multipliers, tuple)
+
+  def test_what_cannot_be_made_is_refused(self):
+    with self.assertRaisesRegex(
+      UserError, 'config.nat.depth=1000000000 is not'
+    ):
+      self.load(nat__depth=10**9)
+
+  @parameterized.parameters([[[]]], [{}], [None], [{'config': 3}])
+  def test_another_file_is_refused(self, record):
+    self.record = record
+    with self.assertRaisesRegex(UserError, 'not a config that this program'):
+      self.load()
+
+  def test_every_preset_survives_being_written(self):
+    for source in presets():
+      written = json.loads(config_lib.to_json(config_lib.load(source)))
+      config = config_lib.from_json(written)
+      field_rules.check(config)
+      self.assertEqual(config_lib.to_dict(config), written)
 
 
 if __name__ == '__main__':

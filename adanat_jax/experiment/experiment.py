@@ -73,7 +73,11 @@ class Experiment:
     path = pathlib.Path(workdir) / 'config.json'
     if not path.is_file():
       raise UserError(f'{workdir} is no workdir: it has no config.json')
-    config = config_lib.from_json(files.read_json(path)['config'])
+    record = files.read_json(path)
+    tree = record.get('config') if isinstance(record, dict) else None
+    if not isinstance(tree, dict):
+      raise UserError(f'{path} is not a config that this program wrote')
+    config = config_lib.from_json(tree)
     # Other stages' fields may be of a version that had other rules.
     read = {name: config[name] for name in _GENERATOR if name in config}
     field_rules.check(ml_collections.ConfigDict(read))

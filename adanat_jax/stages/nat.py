@@ -41,7 +41,7 @@ def check_config(experiment: Experiment) -> None:
   experiment.check(
     _problems,
     _problems_of_measurements,
-    reads=('data', 'tokenizer', 'nat', *field_rules.LOOP),
+    reads=('data', 'text', 'tokenizer', 'nat', *field_rules.LOOP),
   )
 
 
@@ -73,6 +73,13 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       f'config.nat.num_heads is {section.num_heads}; give a divisor of'
       f' config.nat.width, which is {section.width}'
     )
+  if experiment.is_text:
+    text = experiment.config.text
+    if text.width % text.num_heads:
+      yield (
+        f'config.text.num_heads is {text.num_heads}; give a divisor of'
+        f' config.text.width, which is {text.width}'
+      )
   yield from experiment.uneven_batches(
     {'nat.batch_size': section.micro_batches}
   )

@@ -46,7 +46,7 @@ _MAX_LAG_SECONDS = 60.0
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be prepared."""
-  experiment.check(_problems, reads=('data', 'prepare', 'tokenizer'))
+  experiment.check(_problems, reads=('data', 'prepare', 'text', 'tokenizer'))
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
