@@ -12,8 +12,8 @@ one. A full disk of its own needs root, and is left out without.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
-import contextlib
 import os
 import pathlib
 import resource
@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags, logging
 from laboratory import TIMEOUT, Laboratory, Launch, Outcome, Start
 import numpy as np
 
@@ -46,33 +45,28 @@ HEED_MODES = ('setpriv', '--bounding-set=-dac_override')
 
 
 def simple_faults(lab: Laboratory) -> Iterator[Outcome]:
-  """Tries what needs no rights."""
-  stage = lab.stage
-  limit = largest(lab.newest(lab.whole)).stat().st_size // 2
-  yield lab.spoil(
-    f'no file may grow over {limit / 1000:.0f} kB',
-    'limit',
-    Start(file_limit=limit),
-  )
-  limit = largest(lab.newest(lab.whole), 'ocdbt.process_1').stat().st_size // 2
-  yield lab.spoil(
-    f'no file of process 1 may grow over {limit / 1000:.1f} kB',
-    'limit-1',
-    Start(file_limit=limit, limited=(1,)),
-  )
+  """Tries what needs no rights, and what tests try too."""
+  newest = lab.newest(lab.whole)
+  for name, words, part, limited in (
+    ('limit', 'file', '', (0, 1)),
+    ('limit-1', 'file of process 1', 'ocdbt.process_1', (1,)),
+  ):
+    limit = largest(newest, part).stat().st_size // 2
+    fault = f'no {words} may grow over {limit / 1000:.1f} kB'
+    yield lab.spoil(fault, name, Start(file_limit=limit, limited=limited))
   yield lab.spoil(
     'the newest checkpoint: largest file cut in half',
     'cut',
-    spoil=lambda w: change(largest(lab.newest(w)), lambda x: x[: len(x) // 2]),
+    spoil=lambda w: change(largest(lab.newest(w)), cut),
   )
 
   def block(workdir: pathlib.Path) -> None:
-    (workdir / stage).rename(workdir / 'aside')
-    (workdir / stage).write_text('in the way')
+    (workdir / lab.stage).rename(workdir / 'aside')
+    (workdir / lab.stage).write_text('in the way')
 
   def unblock(workdir: pathlib.Path) -> None:
-    (workdir / stage).unlink()
-    (workdir / 'aside').rename(workdir / stage)
+    (workdir / lab.stage).unlink()
+    (workdir / 'aside').rename(workdir / lab.stage)
 
   yield lab.spoil(
     "a file where the stage's directory should be",
@@ -85,67 +79,64 @@ def simple_faults(lab: Laboratory) -> Iterator[Outcome]:
 def more_faults(lab: Laboratory) -> Iterator[Outcome]:
   """Tries the rest."""
   newest, stage = lab.newest, lab.stage
-  one_bit = lambda x: x[:99] + bytes([x[99] ^ 4]) + x[100:]
-  for fault, name, spoil in (
+  for name, fault, spoil in (
     (
-      'the newest checkpoint: one bit of the largest file',
       'bit',
-      lambda w: change(largest(newest(w)), one_bit),
-    ),
-    (
-      'the newest checkpoint: meta emptied',
-      'meta',
-      lambda w: change(newest(w) / 'meta/metadata', lambda _: b''),
-    ),
-    (
-      'the newest checkpoint: a file gone',
-      'gone',
-      lambda w: (newest(w) / 'state/_METADATA').unlink(),
-    ),
-    (
-      'the newest checkpoint: an empty directory',
-      'empty',
-      lambda w: (
-        shutil.rmtree(newest(w) / 'state'),
-        shutil.rmtree(newest(w) / 'meta'),
+      'the newest checkpoint: one bit of the largest file',
+      lambda w: change(
+        largest(newest(w)), lambda x: x[:99] + bytes([x[99] ^ 4]) + x[100:]
       ),
     ),
     (
-      'all checkpoints: largest file cut in half',
+      'meta',
+      'the newest checkpoint: meta emptied',
+      lambda w: change(newest(w) / 'meta/metadata', lambda _: b''),
+    ),
+    (
+      'gone',
+      'the newest checkpoint: a file gone',
+      lambda w: (newest(w) / 'state/_METADATA').unlink(),
+    ),
+    (
+      'empty',
+      'the newest checkpoint: an empty directory',
+      lambda w: [shutil.rmtree(newest(w) / x) for x in ('state', 'meta')],
+    ),
+    (
       'all',
+      'all checkpoints: largest file cut in half',
       lambda w: [
-        change(largest(path), lambda x: x[: len(x) // 2])
+        change(largest(path), cut)
         for path in (w / stage / 'checkpoints').glob('[0-9]*')
       ],
     ),
     (
-      'metrics.jsonl ends in half a row',
       'rows',
+      'metrics.jsonl ends in half a row',
       lambda w: change(
         w / stage / 'metrics.jsonl', lambda x: x + b'{"step": 25, "lo'
       ),
     ),
   ):
     yield lab.spoil(fault, name, spoil=spoil)
-  yield lab.spoil('process 1 is not started', 'missing', Start(only=(0,)))
-  yield lab.spoil('process 0 is not started', 'headless', Start(only=(1,)))
+  places = lab.root / 'shared', lab.root / 'elsewhere'
+  for name, fault, how in (
+    ('missing', 'process 1 is not started', Start(only=(0,))),
+    ('headless', 'process 0 is not started', Start(only=(1,))),
+    (
+      'config',
+      'process 0 has another config',
+      Start(fields=('--config.nat.batch_size=64',)),
+    ),
+    (
+      'shared',
+      'a workdir that the processes do not share',
+      Start(workdirs=places),
+    ),
+  ):
+    yield lab.spoil(fault, name, how)
+  path = lambda workdir: workdir / stage / 'checkpoints'
   yield lab.spoil(
-    'process 0 has another config',
-    'config',
-    Start(fields=('--config.nat.batch_size=64',)),
-  )
-  elsewhere = lab.root / 'elsewhere'
-  yield lab.spoil(
-    'a workdir that the processes do not share',
-    'shared',
-    Start(workdirs=(lab.root / 'shared', elsewhere)),
-  )
-
-
-def no_permission(lab: Laboratory) -> Outcome:
-  """Tries a directory that may not be written."""
-  path = lambda workdir: workdir / lab.stage / 'checkpoints'
-  return lab.spoil(
     'no permission to write checkpoints',
     'permission',
     Start(heeds_modes=True),
@@ -154,24 +145,34 @@ def no_permission(lab: Laboratory) -> Outcome:
   )
 
 
-def faults_of_root(lab: Laboratory) -> Iterator[Outcome]:
-  """Tries what only root can arrange."""
+def full_disk(lab: Laboratory) -> Outcome:
+  """Tries a file system of six megabytes, which only root can mount."""
   disk = lab.root / 'disk'
-  with small_disk(disk, megabytes=6):
+  disk.mkdir()
+  mount = 'mount -t tmpfs -o size=6m none'.split()
+  subprocess.run([*mount, disk], check=True)
 
-    def fill(workdir: pathlib.Path) -> None:
-      shutil.copytree(workdir, disk / 'w')
-      shutil.rmtree(workdir)
-      workdir.symlink_to(disk / 'w')
-      free = shutil.disk_usage(disk).free
-      (disk / 'filler').write_bytes(bytes(max(free - 60_000, 0)))
+  def fill(workdir: pathlib.Path) -> None:
+    shutil.copytree(workdir, disk / 'w')
+    shutil.rmtree(workdir)
+    workdir.symlink_to(disk / 'w')
+    free = shutil.disk_usage(disk).free
+    (disk / 'filler').write_bytes(bytes(max(free - 60_000, 0)))
 
-    yield lab.spoil(
+  try:
+    return lab.spoil(
       'the disk is full but for 60 kB (a tmpfs)',
       'full',
       spoil=fill,
       mend=lambda w: (disk / 'filler').unlink(),
     )
+  finally:
+    subprocess.run(['umount', disk], check=True)
+
+
+def cut(data: bytes) -> bytes:
+  """The first half."""
+  return data[: len(data) // 2]
 
 
 def largest(path: pathlib.Path, part: str = '') -> pathlib.Path:
@@ -183,18 +184,6 @@ def largest(path: pathlib.Path, part: str = '') -> pathlib.Path:
 def change(path: pathlib.Path, how: Callable[[bytes], bytes]) -> None:
   """Writes other bytes into a file."""
   path.write_bytes(how(path.read_bytes()))
-
-
-@contextlib.contextmanager
-def small_disk(path: pathlib.Path, megabytes: int) -> Iterator[None]:
-  """Mounts a file system of a few megabytes."""
-  path.mkdir()
-  size = f'size={megabytes}m'
-  subprocess.run(['mount', '-t', 'tmpfs', '-o', size, 'none', path], check=True)
-  try:
-    yield
-  finally:
-    subprocess.run(['umount', path], check=True)
 
 
 def command(workdir: pathlib.Path, cache: pathlib.Path, mode: str) -> list[str]:
@@ -261,12 +250,19 @@ def launcher(cache: pathlib.Path) -> Launch:
   return launch
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Tries everything and prints the table."""
-  del argv
-  logging.set_verbosity(logging.ERROR)
-  rng = np.random.default_rng(_SEED.value)
-  root = pathlib.Path(_ROOT.value or tempfile.mkdtemp(prefix='faults-'))
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  add = parser.add_argument
+  add('--kills', type=int, default=20, help='How many random kills.')
+  add('--seed', type=int, default=0, help='Of the random moments.')
+  add(
+    '--root',
+    help='A new directory, or one whose undisturbed run is there.',
+  )
+  given = parser.parse_args()
+  rng = np.random.default_rng(given.seed)
+  root = pathlib.Path(given.root or tempfile.mkdtemp(prefix='faults-'))
   root.mkdir(parents=True, exist_ok=True)
   # Another user has to get through.
   root.chmod(0o755)
@@ -282,22 +278,20 @@ def main(argv: Sequence[str]) -> None:
   print('|---|---|---|---|---|', flush=True)
 
   def trials() -> Iterator[Outcome]:
-    for index in range(_KILLS.value):
-      number = (signal.SIGKILL, signal.SIGTERM)[index % 2]
+    for index in range(given.kills):
       # Every fifth while the processes start, find each other and compile.
       early = index % 5 == 4
       yield lab.kill(
         f'kill-{index}',
         int(rng.integers(2)),
-        number,
+        (signal.SIGKILL, signal.SIGTERM)[index % 2],
         0 if early else int(rng.integers(1, lab.num_steps)),
         float(rng.uniform(0, 0.6 * duration if early else 0.1)),
       )
     yield from simple_faults(lab)
     yield from more_faults(lab)
-    yield no_permission(lab)
     if os.geteuid() == 0:
-      yield from faults_of_root(lab)
+      yield full_disk(lab)
 
   outcomes = []
   for outcome in trials():
@@ -308,13 +302,5 @@ def main(argv: Sequence[str]) -> None:
   sys.exit(bad > 0)
 
 
-_KILLS = flags.DEFINE_integer('kills', 20, 'How many random kills.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the random moments.')
-_ROOT = flags.DEFINE_string(
-  'root',
-  '',
-  'Where to work: a new directory, or one whose undisturbed run is there.',
-)
-
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import signal
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,16 +26,6 @@ from adanat_jax.runtime.metric_writer import read_metrics
 # fault: it may meet the time-out, and then its farewell.
 TIMEOUT = 40
 GONE = TIMEOUT + 15
-
-
-class Process(Protocol):
-  """What is needed of `subprocess.Popen`."""
-
-  pid: int
-
-  def poll(self) -> int | None: ...
-
-  def wait(self, timeout: float | None = None) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +49,8 @@ class Start:
   heeds_modes: bool = False
 
 
-Launch = Callable[
-  [pathlib.Path, Sequence[pathlib.Path], Start], Sequence[Process]
-]
+# What starts the processes; each has `pid`, `poll` and `wait` as `Popen` has.
+Launch = Callable[[pathlib.Path, Sequence[pathlib.Path], Start], Sequence[Any]]
 
 
 @dataclasses.dataclass
@@ -134,12 +123,9 @@ class Laboratory:
     shutil.copytree(source or self._base, workdir)
     return workdir
 
-  def start(
-    self, workdir: pathlib.Path, how: Start = Start()
-  ) -> Sequence[Process]:
+  def start(self, workdir: pathlib.Path, how: Start = Start()) -> Sequence[Any]:
     """Starts the processes."""
-    paths = [self._output(workdir, i) for i in range(2)]
-    return self._launch(workdir, paths, how)
+    return self._launch(workdir, self._outputs(workdir), how)
 
   def run(self, workdir: pathlib.Path, how: Start = Start()) -> tuple[int, ...]:
     """Runs the processes to their end, and returns their exit statuses."""
@@ -147,11 +133,11 @@ class Laboratory:
 
   def outputs(self, workdir: pathlib.Path) -> list[str]:
     """What the processes of the last run printed."""
-    paths = (self._output(workdir, i) for i in range(2))
+    paths = self._outputs(workdir)
     return [p.read_text(errors='replace') for p in paths if p.exists()]
 
-  def _output(self, workdir: pathlib.Path, index: int) -> pathlib.Path:
-    return workdir.with_name(f'{workdir.name}-{index}.txt')
+  def _outputs(self, workdir: pathlib.Path) -> list[pathlib.Path]:
+    return [workdir.with_name(f'{workdir.name}-{i}.txt') for i in range(2)]
 
   def finished_steps(self, workdir: pathlib.Path) -> int:
     """The step of the newest row."""
@@ -208,10 +194,10 @@ class Laboratory:
     line = line.replace(f'{self.root}/', '')
     return line if len(line) <= 150 else line[:147] + '...'
 
-  def finish(self, outcome: Outcome, workdir: pathlib.Path, how: Start) -> None:
+  def finish(self, outcome: Outcome, workdir: pathlib.Path) -> None:
     """Starts the same command again, if it has not finished, and compares."""
     if not is_complete(workdir / self.stage):
-      outcome.after = self.run(workdir, how)
+      outcome.after = self.run(workdir)
     if not any(outcome.after):
       outcome.difference = difference(
         self.whole / self.stage, workdir / self.stage
@@ -223,7 +209,7 @@ class Laboratory:
     """Tries a signal."""
     workdir = self.copy(name)
     outcome = self.strike(workdir, victim, number, step, wait)
-    self.finish(outcome, workdir, Start())
+    self.finish(outcome, workdir)
     return outcome
 
   def stopped(self) -> pathlib.Path:
@@ -240,7 +226,6 @@ class Laboratory:
     fault: str,
     name: str,
     how: Start = Start(),
-    again: Start = Start(),
     spoil: Callable[[pathlib.Path], Any] = lambda workdir: None,
     mend: Callable[[pathlib.Path], Any] = lambda workdir: None,
   ) -> Outcome:
@@ -249,8 +234,7 @@ class Laboratory:
     Args:
       fault: its name in the table.
       name: of the workdir.
-      how: how the processes are started with the fault.
-      again: how they are started afterwards.
+      how: how the processes are started with it.
       spoil: makes the fault.
       mend: takes it away again.
     """
@@ -263,7 +247,7 @@ class Laboratory:
     if not any(outcome.statuses):
       outcome.seconds = 0.0  # It did not end, it went on.
     mend(workdir)
-    self.finish(outcome, workdir, again)
+    self.finish(outcome, workdir)
     return outcome
 
   def newest(self, workdir: pathlib.Path) -> pathlib.Path:
@@ -274,31 +258,22 @@ class Laboratory:
 
 def difference(one: pathlib.Path, other: pathlib.Path) -> str:
   """Returns what two finished trainings do not have in common, or ''."""
-  if (one / COMPLETE_FILE).read_text() != (other / COMPLETE_FILE).read_text():
-    return 'complete.json differs'
-  strip = lambda row: {k: v for k, v in row.items() if 'time/' not in k}
-  ours, theirs = (
-    [strip(row) for row in read_metrics(path)] for path in (one, other)
-  )
-  if ours != theirs:
-    return 'metrics.jsonl differs'
   step = str(read_complete(one)['step'])
-  ours, theirs = (
-    checkpoint_format.checksums(
-      checkpoint_format.read(path / 'checkpoints' / step)
-    )
-    for path in (one, other)
+
+  def parts(path: pathlib.Path) -> dict[str, Any]:
+    found = checkpoint_format.read(path / 'checkpoints' / step)
+    params = jax.tree.leaves(checkpoint.load_params(path, 'params'))
+    return {
+      COMPLETE_FILE: (path / COMPLETE_FILE).read_text(),
+      'metrics.jsonl': [
+        {k: v for k, v in row.items() if 'time/' not in k}
+        for row in read_metrics(path)
+      ],
+      'leaves': checkpoint_format.checksums(found),
+      'parameters': [np.asarray(leaf).tobytes() for leaf in params],
+    }
+
+  ours, theirs = parts(one), parts(other)
+  return ', '.join(
+    f'{name}: not the same' for name in ours if ours[name] != theirs[name]
   )
-  differing = [
-    name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)
-  ]
-  if differing:
-    return f'{len(differing)} leaves differ, {differing[0]} among them'
-  ours, theirs = (
-    [
-      np.asarray(leaf).tobytes()
-      for leaf in jax.tree.leaves(checkpoint.load_params(path, 'params'))
-    ]
-    for path in (one, other)
-  )
-  return '' if ours == theirs else 'parameters differ'
