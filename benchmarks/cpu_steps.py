@@ -30,6 +30,7 @@ import hlo
 import jax
 import output
 import programs
+import sampling
 
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.models import layers
@@ -96,9 +97,9 @@ def meshes(rounds: int, minutes: float, names: list[str]) -> tuple[Any, str]:
   config = config_lib.load(str(_CONFIG), {'policy.batch_size': 96})
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   make = {
-    'sampling': lambda: programs.sampling_program(config, _SAMPLES),
+    'sampling': lambda: sampling.sampling_program(config, _SAMPLES),
     'nat': lambda: programs.nat_program(config),
-    'policy': lambda: programs.PolicyTraining(config).whole(),
+    'policy': lambda: programs.policy_program(config),
   }
   figures, rows = {}, []
   for name in names:

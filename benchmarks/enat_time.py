@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -194,14 +195,17 @@ def measure(
     deadline: of `time.monotonic`, see `clock.interleaved`.
 
   Returns:
-    Everything, as JSON has it.
+    As JSON has it: of each of the `ways`, for an image, `operations`, `seconds`
+    of each round with those of processors, and seconds `to_compile`; the
+    `buckets`, and how often each was `taken` by step; `same`, the share of the
+    tokens that buckets and masks have in common.
   """
   bounds = subject.choose(num_buckets)
-  found = subject.found[:, NUM_OTHERS:]
-  fits = np.all(found.max(axis=2)[:, :, None] <= np.array(bounds), axis=-1)
+  fits = [subject.found.max(axis=2) <= np.array(x) for x in bounds]
   # The bucket of each step and batch, int[T, batches]; after the last: none.
-  taken = np.where(fits.any(-1), fits.argmax(-1), len(bounds))
-  costs = _operations(subject, bounds, taken)
+  fits = np.stack([*(x.all(-1) for x in fits), np.ones(fits[0].shape[:2])])
+  taken = fits.argmax(0)[:, NUM_OTHERS:]
+  counts = _operations(subject, bounds, taken)
   size = subject.labels.shape[1]
   tokens: dict[tuple[str, int], np.ndarray] = {}
   compiling, calls = {}, {}
@@ -211,62 +215,30 @@ def measure(
     decode, arguments = subject.decoder(way, bounds)
     compiled = jax.jit(decode).lower(*arguments(NUM_OTHERS)).compile()
     compiling[way] = time.monotonic() - start
-    calls[way] = _timed(way, compiled, arguments, tokens, found.shape[1])
-    if costs[way] * size < _SHORT:
+    calls[way] = _timed(way, compiled, arguments, tokens, taken.shape[1])
+    if counts[way] * size < _SHORT:
       calls[way]()
   clock.say(f'{subject.label}: {rounds} rounds')
   seconds = clock.interleaved(calls, rounds, deadline)
-  # Seconds of an image and of processors, round by round.
-  images = {way: np.array(x).T / size for way, x in seconds.items()}
-  spread = lambda values: timing.spread(values.tolist())
+  same = [
+    np.mean(values == tokens['masks', index])
+    for (way, index), values in tokens.items()
+    if way == 'buckets' and ('masks', index) in tokens
+  ]
   return {
-    'label': subject.label,
-    'batch_size': size,
-    'num_steps': subject.num_steps,
-    'guided': subject.guided,
     'ways': {
       way: {
-        'seconds_an_image': spread(images[way][0]),
-        'of_all_tokens': spread(images[way][0] / images['all'][0]),
-        'processor_seconds_an_image': spread(images[way][1]),
-        'processor_of_all_tokens': spread(images[way][1] / images['all'][1]),
-        'operations_an_image': costs[way],
-        'seconds_to_compile': compiling[way],
-        'rounds': len(seconds[way]),
+        'operations': counts[way],
+        'seconds': (np.array(seconds[way]) / size).tolist(),
+        'to_compile': compiling[way],
       }
       for way in WAYS
     },
-    'found': [
-      {
-        kind: {
-          'min': int(values.min()),
-          'mean': float(values.mean()),
-          'max': int(values.max()),
-          'std': float(values.std()),
-        }
-        for kind, values in zip(
-          TokenCounts._fields, row.reshape(-1, 3).T, strict=True
-        )
-      }
-      for row in subject.found[:, :NUM_OTHERS]
+    'buckets': bounds,
+    'taken': [
+      [int(np.sum(row == i)) for row in taken] for i in range(len(bounds) + 1)
     ],
-    'buckets': [
-      {
-        'counts': None if counts is None else list(counts),
-        'of_all_tokens': subject.cost(counts) / subject.undivided_cost,
-        'steps': [int(np.sum(row == i)) for row in taken],
-      }
-      for i, counts in enumerate([*bounds, None])
-    ],
-    'same_tokens_as_masks': float(
-      np.mean(
-        [
-          np.mean(tokens['buckets', i] == tokens['masks', i])
-          for i in range(found.shape[1])
-          if ('buckets', i) in tokens and ('masks', i) in tokens
-        ]
-      )
-    ),
+    'same': float(np.mean(same)),
   }
 
 
@@ -281,19 +253,15 @@ def _timed(
 
   Each call decodes the next batch; `tokens` keeps what came out.
   """
-  calls = 0
+  numbers = itertools.cycle(range(num_batches))
 
   def run() -> tuple[float, float]:
-    nonlocal calls
-    index = calls % num_batches
-    calls += 1
+    index = next(numbers)
     given = arguments(NUM_OTHERS + index)
     start, busy = time.perf_counter(), time.process_time()
     result = jax.block_until_ready(compiled(*given))
     seconds = time.perf_counter() - start
     busy = time.process_time() - busy
-    if seconds > 1:
-      clock.say(f'    {way}: {seconds:.1f} s, of processors {busy:.1f} s')
     tokens[way, index] = np.asarray(result)
     return seconds, busy
 
@@ -314,6 +282,67 @@ def _operations(
     'buckets': passes * float(of_bucket[taken].sum(0).mean()) + actor,
     'masks': passes * steps * subject.cost(None) + actor,
   }
+
+
+def render(subject: Subject, figures: dict[str, Any]) -> str:
+  """The tables of one subject: the ways, what was found, the buckets."""
+  guided = 'guided' if subject.guided else 'unguided'
+  ways, whole = figures['ways'], figures['ways']['all']
+  spread = lambda x: f'{np.median(x):.3g} ({np.min(x):.3g} to {np.max(x):.3g})'
+  rows = []
+  for way, row in ways.items():
+    seconds, busy = np.array(row['seconds']).T
+    all_seconds, all_busy = np.array(whole['seconds']).T
+    rows.append(
+      (
+        way,
+        f'{spread(seconds)} s',
+        spread(seconds / all_seconds),
+        output.operations(row['operations']),
+        f'{row["operations"] / whole["operations"]:.3f}',
+        f'{np.median(busy):.3g} s',
+        f'{np.median(busy / all_busy):.3f}',
+        f'{row["to_compile"]:.0f} s',
+      )
+    )
+  found = [
+    (
+      step + 1,
+      *(
+        f'{part(values):.3g}'
+        for values in np.moveaxis(counts, -1, 0)[1:]
+        for part in (np.min, np.mean, np.max, np.std)
+      ),
+    )
+    for step, counts in enumerate(subject.found[:, :NUM_OTHERS])
+  ]
+  taken = [
+    (
+      *(bounds or ['any'] * 3),
+      f'{subject.cost(bounds) / subject.undivided_cost:.3f}',
+      ' '.join(map(str, steps)),
+    )
+    for bounds, steps in zip(
+      [*figures['buckets'], None], figures['taken'], strict=True
+    )
+  ]
+  heads = (
+    'way,an image,of all,operations,of all,of processors,of all,to compile',
+    'step,new: min,mean,max,std,masked: min,mean,max,std',
+    'reused,new,masked,of all,taken at steps',
+  )
+  return '\n\n'.join(
+    [
+      f'### {subject.label}',
+      f'Batch {subject.labels.shape[1]}, T = {subject.num_steps}, {guided}.'
+      ' Tokens that came out of the buckets as of the masks:'
+      f' {figures["same"]:.2%}.',
+      *(
+        output.table(head.split(','), cells)
+        for head, cells in zip(heads, (rows, found, taken), strict=True)
+      ),
+    ]
+  )
 
 
 def found_of_ratios(ratios: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -408,56 +437,6 @@ def trained(
   )
 
 
-def render(row: dict[str, Any]) -> str:
-  """The tables of one subject."""
-  guided = 'guided' if row['guided'] else 'unguided'
-  whole = row['ways']['all']['operations_an_image']
-  short = lambda spread: (
-    f'{spread["median"]:.3g} ({spread["low"]:.3g} to {spread["high"]:.3g})'
-  )
-  ways = [
-    (
-      way,
-      f'{short(x["seconds_an_image"])} s',
-      short(x['of_all_tokens']),
-      output.operations(x['operations_an_image']),
-      f'{x["operations_an_image"] / whole:.3f}',
-      f'{x["processor_seconds_an_image"]["median"]:.3g} s',
-      f'{x["processor_of_all_tokens"]["median"]:.3f}',
-      f'{x["seconds_to_compile"]:.0f} s',
-    )
-    for way, x in row['ways'].items()
-  ]
-  found = [
-    (i + 1, *(f'{x[k][p]:.3g}' for k in ('new', 'masked') for p in x[k]))
-    for i, x in enumerate(row['found'])
-  ]
-  taken = [
-    (
-      *(x['counts'] or ['any'] * 3),
-      f'{x["of_all_tokens"]:.3f}',
-      ' '.join(map(str, x['steps'])),
-    )
-    for x in row['buckets']
-  ]
-  parts = 'min,mean,max,std'
-  return '\n\n'.join(
-    [
-      f'### {row["label"]}',
-      f'Batch {row["batch_size"]}, T = {row["num_steps"]}, {guided}. Tokens'
-      ' that came out of the buckets as of the masks:'
-      f' {row["same_tokens_as_masks"]:.2%}.',
-      output.table(
-        'way,an image,of all,operations,of all,of processors,of all,'
-        'to compile'.split(','),
-        ways,
-      ),
-      output.table(f'step,new: {parts},masked: {parts}'.split(','), found),
-      output.table('reused,new,masked,of all,taken at steps'.split(','), taken),
-    ]
-  )
-
-
 def main() -> None:
   """Measures, prints, writes."""
   parser = output.parser(__doc__)
@@ -491,8 +470,10 @@ def main() -> None:
     subjects.append(trained(generator, recorded, labels))
   rows = [measure(x, given.buckets, given.rounds, deadline) for x in subjects]
   load = timing.machine()['load_before']
-  text = [f'{output.machine(machine)}, after: {load:.1f}', *map(render, rows)]
-  figures = {'machine': machine, 'load_after': load, 'subjects': rows}
+  text = [f'{output.machine(machine)}, after: {load:.1f}']
+  text += map(render, subjects, rows)
+  figures = {x.label: row for x, row in zip(subjects, rows, strict=True)}
+  figures = {'machine': machine, 'load_after': load, **figures}
   output.finish(figures, '\n\n'.join(text), given.output)
 
 

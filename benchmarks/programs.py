@@ -1,4 +1,4 @@
-"""Sampling and training steps to be compiled, and their inputs.
+"""Training steps to be compiled, and their inputs.
 
 Programs are given by shape alone, nothing is allocated: published sizes can be
 compiled on a laptop. `random_arrays` and `runner` are for those that are run.
@@ -7,9 +7,9 @@ compiled on a laptop. `random_arrays` and `runner` are for those that are run.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 from unittest import mock
 
@@ -20,33 +20,15 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
-from adanat_jax.decoding import actions
-from adanat_jax.experiment import (
-  adversarial_reward,
-  networks,
-  policies,
-)
+from adanat_jax.experiment import adversarial_reward, fit, networks, policies
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import (
-  agent as agent_lib,
-  masked_tokens,
-  policy as policy_lib,
-  ppo,
-)
-from adanat_jax.learning.rewards import RewardSpec
-from adanat_jax.runtime import sharding
-from adanat_jax.sampling import program
-from adanat_jax.stages import (
-  nat as nat_stage,
-  policy as policy_stage,
-  policy_rules,
-)
+from adanat_jax.learning import masked_tokens
+from adanat_jax.runtime import checkpoint, sharding
+from adanat_jax.stages import nat as nat_stage, policy as policy_stage
 
 # How many random numbers are drawn, and how far apart leaves start in them.
 _NUM_RANDOM = 2**20
 _STRIDE = 7919
-
-_FROZEN_AXES = {'reward': {'held_out': 0}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,130 +75,52 @@ class Program:
       return jitted.lower(*self.placed(mesh)).compile(options)
 
 
-class PolicyTraining:
-  """The first policy training of a config.
+def policy_program(config: ml_collections.ConfigDict) -> Program:
+  """One iteration of the first policy training of a config.
 
-  Attributes:
-    ppo: its constants.
-    num_steps: T.
-    frozen: shapes of the parameters that it does not change.
-    state: shapes of what it does.
-    image: shape of one image.
+  It is the stage itself that makes the step: networks and images that it loads
+  are replaced by their shapes, and the training that it begins is not run.
   """
-
-  def __init__(self, config: ml_collections.ConfigDict):
-    self._config = config
-    self._which = policies.trainings(Experiment(config, 'unused'))[0]
-    self._nat = networks.nat_module(config)
-    self._tokenizer = networks.tokenizer_module(config)
-    self._reward = _reward(config)
-    self.ppo = policy_rules.ppo_config(config)
-    self._rollouts = policy_rules.rollout_config(config)
-    self._actor_critic = policies.make_actor_critic(
-      Experiment(config, 'unused'), self._which
-    )
-    self.num_steps = self._which.num_steps
-    self.image = self._images()
-    self._residual = policies.residual_of(
-      Experiment(config, 'unused'), self._which.num_steps
-    )
-    section = config.policy.discriminator
-    batch = section.updates, section.batch_size
-    self._real = {'images': self._images(*batch), 'condition': _labels(*batch)}
-    tokens = _shape(1, self._nat.num_tokens, dtype=int)
-    self.frozen = {
-      'nat': _params(self._nat, tokens, _labels(1)),
-      'tokenizer': _params(self._tokenizer, self._images(1)),
-      'reward': self._reward.frozen,
+  config = config.copy_and_resolve_references()
+  config.policy.evaluate_every = 0
+  experiment = Experiment(config, 'unused')
+  section, side = config.policy.discriminator, config.data.image_size
+  image = side, side, networks.image_channels(config)
+  held_out = ArrayExamples(
+    {
+      'images': np.zeros((section.held_out, *image), np.float32),
+      'condition': np.zeros(section.held_out, np.int32),
     }
-    self.state = jax.eval_shape(self._initial, self.frozen)
-
-  def whole(self) -> Program:
-    """One iteration."""
-
-    def train_step(frozen: Any, state: Any, real: Any, iteration: Any) -> Any:
-      section = self._config.policy
-      return policy_lib.make_train_step(
-        self._problem(frozen),
-        self._actor_critic,
-        self._residual,
-        self._reward.build(frozen['reward']),
-        self.ppo,
-        key=_key(),
-        batch_size=section.batch_size,
-        num_iterations=section.iterations,
-        fresh_rollouts=section.discriminator.fresh_rollouts,
-        rollouts=self._rollouts,
-      )(state, real, iteration)
-
-    return Program(
-      train_step,
-      (self.frozen, self.state, self._real, _shape(dtype=int)),
-      (_FROZEN_AXES, None, 1, None),
-      donated=1,
-    )
-
-  def update(self) -> Program:
-    """PPO's part of an iteration: epochs of gradients on what was collected."""
-    size = self._config.policy.batch_size
-    weights = jnp.ones(self._residual.shape)
-
-    def collect(frozen: Any, params: Any) -> Any:
-      return policy_lib.collect(
-        self._problem(frozen),
-        agent_lib.Agent(params, self._residual, self._actor_critic),
-        _key(),
-        batch_size=size,
-        num_steps=self.num_steps,
-        std=jnp.float32(1.0),
-        weights=weights,
-        config=self._rollouts,
-      )
-
-    def update(frozen: Any, state: Any, experience: Any, returns: Any) -> Any:
-      rollout = ppo.Rollout(
-        experience.observations,
-        experience.aux.action,
-        experience.aux.log_prob,
-        experience.aux.value,
-        returns,
-        weights,
-      )
-      return ppo.update(
-        state.params,
-        state.opt_state,
-        rollout,
-        1.0,
-        _key(),
-        actor_critic=policy_lib.learner_of(
-          self._problem(frozen), self._actor_critic, self._rollouts
-        ),
-        optimizer=ppo.make_optimizer(self.ppo),
-        config=self.ppo,
-      )
-
-    experience, _, _ = jax.eval_shape(collect, self.frozen, self.state.params)
-    return Program(
-      update,
-      (self.frozen, self.state, experience, experience.aux.value),
-      (_FROZEN_AXES, None, 1, 1),
-      1,
-    )
-
-  def _images(self, *lead: int) -> jax.ShapeDtypeStruct:
-    side = self._config.data.image_size
-    return _shape(*lead, side, side, networks.image_channels(self._config))
-
-  def _problem(self, frozen: Any) -> policy_lib.Problem:
-    return policy_stage.make_problem(self._nat, self._tokenizer, frozen)
-
-  def _initial(self, frozen: Any) -> policy_lib.PolicyState:
-    params = policies.initial_params(Experiment(self._config, 'unused'), _key())
-    return policy_lib.initial_state(
-      params,
-      self.ppo,
-      self._reward.initial(frozen['reward'], _key()),
-    )
+  )
+  instead = {
+    (Experiment, 'require'): lambda *_: None,
+    (Experiment, 'load_converted'): lambda _, __, ___, shapes: shapes,
+    (checkpoint, 'load_params'): lambda _, __, shapes: shapes,
+    (adversarial_reward, 'real_examples'): lambda *_: held_out,
+    (policy_stage, 'make_batches'): lambda *_, **__: {},
+    (fit, 'fit'): (begun := mock.Mock()),
+  }
+  with contextlib.ExitStack() as stack:
+    for place, value in instead.items():
+      stack.enter_context(mock.patch.object(*place, value))
+    policy_stage.train(experiment, policies.trainings(experiment)[0])
+  given = begun.call_args.kwargs
+  frozen = jax.tree.map(
+    lambda x: _shape(*x.shape, dtype=x.dtype), given['frozen']
+  )
+  batch = section.updates, section.batch_size
+  real = {'images': _shape(*batch, *image), 'condition': _labels(*batch)}
+  return Program(
+    given['train_step'],
+    (
+      frozen,
+      jax.eval_shape(given['initial'], frozen),
+      {'real': real},
+      _shape(dtype=int),
+    ),
+    ({'reward': {'held_out': 0}}, None, {'real': 1}, None),
+    donated=1,
+  )
 
 
 def nat_program(config: ml_collections.ConfigDict) -> Program:
@@ -249,88 +153,6 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
     (None, 0, None),
     donated=0,
   )
-
-
-def sampling_program(
-  config: ml_collections.ConfigDict, batch_size: int
-) -> Program:
-  """Images of a batch of labels, by a learned policy, as `Generator` does."""
-  nat, tokenizer = (
-    networks.nat_module(config),
-    networks.tokenizer_module(config),
-  )
-  which = policies.trainings(Experiment(config, 'unused'))[0]
-  side, channels = config.data.image_size, networks.image_channels(config)
-  tokens = _shape(batch_size, nat.num_tokens, dtype=int)
-  agent = agent_lib.Agent(
-    jax.eval_shape(
-      lambda: policies.initial_params(Experiment(config, 'unused'), _key())
-    ),
-    _shape(which.num_steps, actions.NUM_ACTIONS),
-    policies.make_actor_critic(Experiment(config, 'unused'), which),
-  )
-
-  def sample(
-    nat_params: Any,
-    tokenizer_params: Any,
-    agent: Any,
-    batch: Any,
-    null_label: Any,
-    key: Any,
-  ) -> Any:
-    return program.decode_batch.__wrapped__(
-      nat,
-      tokenizer,
-      program.Plan(which.num_steps),
-      nat_params,
-      tokenizer_params,
-      agent,
-      batch,
-      null_label,
-      key,
-    )
-
-  return Program(
-    sample,
-    (
-      _params(nat, tokens, _labels(batch_size)),
-      _params(tokenizer, _shape(1, side, side, channels)),
-      agent,
-      {
-        'tokens': tokens,
-        'labels': _labels(batch_size),
-        'index': _labels(batch_size),
-      },
-      _shape(dtype=int),
-      jax.eval_shape(_key),
-    ),
-    (None, None, None, 0, None, None),
-    donated=(),
-  )
-
-
-def _reward(config: ml_collections.ConfigDict) -> RewardSpec:
-  """The adversarial reward, with shapes in place of the arrays it loads."""
-  trunk = networks.reward_module(config)
-  size, channels = trunk.image_size, trunk.image_channels
-  params = _params(trunk, _shape(1, size, size, channels))
-  side, count = config.data.image_size, config.policy.discriminator.held_out
-  held_out = ArrayExamples(
-    {
-      'images': np.zeros((count, side, side, channels), np.float32),
-      'condition': np.zeros(count, np.int32),
-    }
-  )
-  with (
-    mock.patch.object(Experiment, 'network', lambda *_: (trunk, params)),
-    mock.patch.object(adversarial_reward, 'real_examples', lambda *_: held_out),
-  ):
-    groups = policy_rules.ppo_config(config).shuffle_groups
-    spec = adversarial_reward.make_spec(
-      Experiment(config, pathlib.Path()), groups
-    )
-  frozen = jax.tree.map(lambda x: _shape(*x.shape, dtype=x.dtype), spec.frozen)
-  return dataclasses.replace(spec, frozen=frozen)
 
 
 def _key() -> jax.Array:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import statistics
 import time
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ import clock
 import hlo
 import jax
 import jax.numpy as jnp
+import ml_collections
 import output
 import programs
 
@@ -43,6 +45,7 @@ _YES_NO = ('no', 'yes')
 
 # Batch size, number of steps T, guided or not.
 Case: TypeAlias = tuple[int, int, bool]
+Seconds: TypeAlias = dict[tuple[Any, ...], list[tuple[float, ...]]]
 
 # What is sampled of each generator, and rounds of measurements.
 FULL: dict[str, tuple[Sequence[Case], int]] = {
@@ -156,12 +159,39 @@ class Subject:
 def subject_of(name: str) -> Subject:
   """One of `_CONFIGS`."""
   path = pathlib.Path(__file__).parents[1] / 'configs' / _CONFIGS[name]
-  config = config_lib.load(str(path))
+  return of_config(config_lib.load(str(path)))
+
+
+def of_config(config: ml_collections.ConfigDict) -> Subject:
+  """The networks of a config."""
   return Subject(
     networks.nat_module(config),
     *networks.policy_modules(config),
     networks.tokenizer_module(config),
   )
+
+
+def sampling_program(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> programs.Program:
+  """Images of a batch of labels, by a learned policy, as `Generator` does."""
+  subject, num_steps = of_config(config), config.policy.num_steps[0]
+  params = subject.shapes()
+  nat_params, *rest = subject.decoding(params, batch_size, num_steps)
+
+  def sample(nat_params: Any, tokenizer_params: Any, *rest: Any) -> Any:
+    return program.decode_batch.__wrapped__(
+      subject.nat,
+      subject.decoder,
+      program.Plan(num_steps),
+      nat_params,
+      tokenizer_params,
+      *rest,
+    )
+
+  arguments = nat_params, params['decoder'], *rest
+  axes = None, None, None, 0, None, None
+  return programs.Program(sample, arguments, axes, donated=())
 
 
 def forwards(subject: Subject, num_steps: int, guided: bool) -> float:
@@ -184,7 +214,7 @@ def forwards(subject: Subject, num_steps: int, guided: bool) -> float:
 
 def measure(
   subject: Subject, cases: Sequence[Case], rounds: int, deadline: float
-) -> dict[str, Any]:
+) -> Seconds:
   """Measures one generator.
 
   Args:
@@ -194,39 +224,24 @@ def measure(
     deadline: of `time.monotonic`, see `clock.interleaved`.
 
   Returns:
-    `operations` by network, `networks` with the seconds of single forwards by
-    batch size, `sampling` with one row a case: everything as JSON has it, but
-    for the fraction of the peak, which is not known yet.
+    A list with seconds, one entry a round, of each case, `'sample', *case`:
+    to its tokens and from there to its images; and of single forwards by batch
+    size: `'nat', B, guided`, `'actor', B`, `'both', B`.
   """
   params = programs.random_arrays(subject.shapes())
   calls: dict[tuple[Any, ...], clock.Timed] = {}
-  steps = sorted({(batch_size, guided) for batch_size, _, guided in cases})
-  for batch_size, guided in steps:
+  for batch_size, _, guided in cases:
     calls |= _single_forwards(subject, params, batch_size, guided)
   decode_images = jax.jit(functools.partial(subject.apply, 'decoder'))
   for case in cases:
-    calls['sample', *case] = call = _sampling(
-      subject, params, decode_images, *case
-    )
+    call = _sampling(subject, params, decode_images, *case)
+    calls['sample', *case] = call
     batch_size, num_steps, guided = case
     (seconds_a_step,) = calls['nat', batch_size, guided]()
     if num_steps * seconds_a_step < _LONG:
       call()
   clock.say(f'{len(calls)} measurements a round')
-  seconds = clock.interleaved(calls, rounds, deadline)
-  counts_of_xla = subject.xla_operations()
-  return {
-    'operations': {
-      name: {'formula': count, 'xla': counts_of_xla[name]}
-      for name, count in subject.operations.items()
-    },
-    'networks': [_network_row(seconds, *step) for step in steps],
-    'sampling': [
-      _sampling_row(subject, case, seconds['sample', *case], with_decoder)
-      for case in cases
-      for with_decoder in (False, True)
-    ],
-  }
+  return clock.interleaved(calls, rounds, deadline)
 
 
 def _single_forwards(
@@ -280,52 +295,6 @@ def _sampling(
   return run
 
 
-def _network_row(
-  seconds: dict[Any, list[tuple[float, ...]]], batch_size: int, guided: bool
-) -> dict[str, Any]:
-  """Seconds of one step's networks, and the policy's share of the NAT's."""
-  first = lambda *name: [values[0] for values in seconds[name]]
-  nat = first('nat', batch_size, guided)
-  row: dict[str, Any] = {
-    'batch_size': batch_size,
-    'guided': guided,
-    'nat_seconds': timing.spread(nat),
-  }
-  for name, key in (('actor', 'actor'), ('both', 'actor_and_critic')):
-    part = first(name, batch_size)
-    shares = [x / y for x, y in zip(part, nat, strict=True)]
-    row[f'{key}_seconds'] = timing.spread(part)
-    row[f'{key}_share'] = timing.spread(shares)
-  return row
-
-
-def _sampling_row(
-  subject: Subject,
-  case: Case,
-  values: Sequence[tuple[float, ...]],
-  with_decoder: bool,
-) -> dict[str, Any]:
-  """Images a second of one case."""
-  batch_size, num_steps, guided = case
-  counts = subject.operations
-  seconds = [sum(parts) if with_decoder else parts[0] for parts in values]
-  return {
-    'batch_size': batch_size,
-    'num_steps': num_steps,
-    'guided': guided,
-    'tokenizer_decoder': with_decoder,
-    'operations_per_image': operations.sampling_operations(
-      counts['nat'],
-      counts['actor'],
-      with_decoder * counts['decoder'],
-      num_steps,
-      guided,
-    ),
-    'images_per_second': timing.spread([batch_size / x for x in seconds]),
-    'repeats': len(seconds),
-  }
-
-
 def look_for_peak(best: dict[int, float], repeats: int) -> None:
   """Keeps the fastest float32 product of square matrices seen so far.
 
@@ -342,94 +311,73 @@ def look_for_peak(best: dict[int, float], repeats: int) -> None:
     best[size] = max(best[size], 2 * size**3 / seconds)
 
 
-def benchmark(names: Sequence[str], quick: bool, minutes: float) -> Any:
-  """Everything, as JSON has it.
+def check_forwards() -> list[str]:
+  """Counts the forwards of the digits' NAT at T = 4.
 
   Raises:
-    RuntimeError: if a sample does not go through the NAT 2 T times where it is
+    RuntimeError: if a sample does not go through it 2 T times where it is
       guided, and T times otherwise.
   """
-  deadline = time.monotonic() + 60 * minutes
-  result: dict[str, Any] = {'machine': timing.machine(), 'forwards': []}
-  for guided in (False, True):
-    count = forwards(subject_of('digits'), 4, guided)
+  said = []
+  for guided, how in enumerate(('unguided', 'guided')):
+    count = forwards(subject_of('digits'), 4, bool(guided))
     if count != 4 * (1 + guided):
-      raise RuntimeError(f'{count} forwards a sample, guided={guided}')
-    result['forwards'].append((4, guided, int(count)))
-  peak = dict.fromkeys((1024, 2048, 4096), 0.0)
-  look_for_peak(peak, 1 if quick else 3)
-  result['models'] = {}
-  for name in names:
-    clock.say(f'{name}: weights and programs')
-    plan = (QUICK if quick else FULL)[name]
-    result['models'][name] = measure(subject_of(name), *plan, deadline)
-  look_for_peak(peak, 1 if quick else 3)
-  best = max(peak.values())
-  result['peak'] = {'operations_per_second': best, 'by_size': peak}
-  for model in result['models'].values():
-    for row in model['sampling']:
-      row['fraction_of_peak'] = (
-        row['images_per_second']['median'] * row['operations_per_image'] / best
+      raise RuntimeError(f'{count} forwards a sample, {how}')
+    said.append(f'{count:.0f} at T = 4 {how}')
+  return said
+
+
+def tables(subject: Subject, seconds: Seconds, peak: float) -> list[str]:
+  """Images a second, the networks of one step, and their operations.
+
+  Args:
+    subject: the generator.
+    seconds: what `measure` returned.
+    peak: operations a second.
+  """
+  number, counts = output.number, subject.operations
+  milli = lambda values: f'{number(1e3 * statistics.median(values))} ms'
+  sampled, steps = [], []
+  for (kind, *case), values in seconds.items():
+    if kind == 'nat':
+      batch_size, guided = case
+      nat = [x for (x,) in values]
+      row = [batch_size, _YES_NO[guided], milli(nat)]
+      for name in ('actor', 'both'):
+        part = [x for (x,) in seconds[name, batch_size]]
+        share = [x / y for x, y in zip(part, nat, strict=True)]
+        row += [milli(part), f'{statistics.median(share):.2%}']
+      steps.append(row)
+    if kind != 'sample':
+      continue
+    batch_size, num_steps, guided = case
+    for with_decoder in (False, True):
+      speeds = [batch_size / sum(x[: 1 + with_decoder]) for x in values]
+      speed = statistics.median(speeds)
+      count = operations.sampling_operations(
+        counts['nat'],
+        counts['actor'],
+        with_decoder * counts['decoder'],
+        num_steps,
+        guided,
       )
-  return result
-
-
-def render(result: dict[str, Any]) -> str:
-  """All tables."""
-  peak, giga = result['peak'], 1e9
-  sizes = ', '.join(
-    f'{size}: {value / giga:.0f}' for size, value in peak['by_size'].items()
-  )
-  counted = ', '.join(
-    f'{count} at T = {num_steps} {"guided" if guided else "unguided"}'
-    for num_steps, guided, count in result['forwards']
-  )
-  parts = [
-    output.machine(result['machine']),
-    'Peak of float32 matrix products:'
-    f' {peak["operations_per_second"] / giga:.0f} G operations/s ({sizes})',
-    f'NAT forwards a sample, counted: {counted}',
-  ]
-  for name, model in result['models'].items():
-    parts += [f'### {name}', *_tables(model)]
-  return '\n\n'.join(parts)
-
-
-def _tables(model: dict[str, Any]) -> list[str]:
-  number, milli = output.number, lambda x: f'{output.number(1e3 * x)} ms'
-  sampling = [
-    (
-      row['batch_size'],
-      row['num_steps'],
-      _YES_NO[row['guided']],
-      _YES_NO[row['tokenizer_decoder']],
-      number(row['images_per_second']['median']),
-      ' to '.join(number(row['images_per_second'][x]) for x in ('low', 'high')),
-      output.operations(row['operations_per_image']),
-      f'{row["fraction_of_peak"]:.0%}',
-    )
-    for row in model['sampling']
-  ]
-  networks = [
-    (
-      row['batch_size'],
-      _YES_NO[row['guided']],
-      milli(row['nat_seconds']['median']),
-      milli(row['actor_seconds']['median']),
-      f'{row["actor_share"]["median"]:.2%}',
-      milli(row['actor_and_critic_seconds']['median']),
-      f'{row["actor_and_critic_share"]["median"]:.2%}',
-    )
-    for row in model['networks']
-  ]
-  counts = [
+      sampled.append(
+        (
+          *(batch_size, num_steps, _YES_NO[guided], _YES_NO[with_decoder]),
+          number(speed),
+          f'{number(min(speeds))} to {number(max(speeds))}',
+          output.operations(count),
+          f'{speed * count / peak:.0%}',
+        )
+      )
+  counted = [
     (
       name,
-      output.operations(count['formula']),
-      output.operations(count['xla']),
-      f'{count["xla"] / count["formula"] - 1:+.1%}',
+      output.operations(counts[name]),
+      output.operations(found),
+      f'{found / counts[name] - 1:+.1%}',
     )
-    for name, count in model['operations'].items()
+    for name, found in subject.xla_operations().items()
   ]
   heads = (
     'batch,T,guided,decoder,images/s,lowest to highest,operations/image,'
@@ -439,7 +387,7 @@ def _tables(model: dict[str, Any]) -> list[str]:
   )
   return [
     output.table(head.split(','), rows)
-    for head, rows in zip(heads, (sampling, networks, counts), strict=True)
+    for head, rows in zip(heads, (sampled, steps, counted), strict=True)
   ]
 
 
@@ -452,8 +400,32 @@ def main() -> None:
   add('--quick', action='store_true', help='Few cases, to see that all works.')
   add('--minutes', type=float, default=5.5, help='No round ends later.')
   given = parser.parse_args()
-  result = benchmark(given.models, given.quick, given.minutes)
-  output.finish(result, render(result), given.output)
+  deadline = time.monotonic() + 60 * given.minutes
+  machine, said = timing.machine(), ', '.join(check_forwards())
+  peaks = dict.fromkeys((1024, 2048, 4096), 0.0)
+  look_for_peak(peaks, 1 if given.quick else 3)
+  found = {}
+  for name in given.models:
+    clock.say(f'{name}: weights and programs')
+    plan = (QUICK if given.quick else FULL)[name]
+    found[name] = measure(subject_of(name), *plan, deadline)
+  look_for_peak(peaks, 1 if given.quick else 3)
+  peak = max(peaks.values())
+  sizes = ', '.join(f'{size}: {x / 1e9:.0f}' for size, x in peaks.items())
+  parts = [
+    output.machine(machine),
+    f'Peak of float32 matrix products: {peak / 1e9:.0f} G operations/s'
+    f' ({sizes})',
+    f'NAT forwards a sample, counted: {said}',
+  ]
+  for name, seconds in found.items():
+    parts += [f'### {name}', *tables(subject_of(name), seconds, peak)]
+  figures = {
+    name: {' '.join(map(str, case)): x for case, x in seconds.items()}
+    for name, seconds in found.items()
+  }
+  figures = {'machine': machine, 'peaks': peaks, 'seconds': figures}
+  output.finish(figures, '\n\n'.join(parts), given.output)
 
 
 if __name__ == '__main__':

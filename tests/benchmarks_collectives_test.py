@@ -21,6 +21,7 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
 import hlo
 import programs
+import sampling
 
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import sharding
@@ -87,21 +88,17 @@ def exchanges(program: programs.Program) -> list[Any]:
 
 def several_devices() -> dict[str, Any]:
   """What is exchanged by each program."""
-  published = programs.PolicyTraining(config_of())
-  cut = programs.PolicyTraining(config_of(**_CUT))
-  shuffled = programs.PolicyTraining(
-    config_of(**_CUT | {'policy.ppo.shuffle_groups': 1})
-  )
-  state = jax.tree.leaves(published.state)
+  published = programs.policy_program(config_of())
+  shuffled = config_of(**{'policy.ppo.num_minibatches': 4})
+  _, state, *_ = published.arguments
   return {
-    'state': [math.prod(leaf.shape) for leaf in state],
-    'published': exchanges(published.whole()),
-    'cut': exchanges(cut.whole()),
-    # Only what shuffles: compiling takes the time.
-    'shuffled': exchanges(shuffled.update()),
+    'state': [math.prod(leaf.shape) for leaf in jax.tree.leaves(state)],
+    'published': exchanges(published),
+    'cut': exchanges(programs.policy_program(config_of(**_CUT))),
+    'shuffled': exchanges(programs.policy_program(shuffled)),
     'nat': exchanges(programs.nat_program(config_of())),
     'nat, cut': exchanges(programs.nat_program(config_of(**_CUT))),
-    'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),
+    'sampling': exchanges(sampling.sampling_program(config_of(), _BATCH_SIZE)),
     'joined': exchanges(joined()),
   }
 
@@ -115,9 +112,9 @@ def one_device() -> dict[str, Any]:
       for mesh in (None, sharding.make_mesh())
     ]
     for name, program in {
-      'policy': programs.PolicyTraining(config).whole(),
+      'policy': programs.policy_program(config),
       'nat': programs.nat_program(config),
-      'sampling': programs.sampling_program(config, _BATCH_SIZE),
+      'sampling': sampling.sampling_program(config, _BATCH_SIZE),
     }.items()
   }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import re
 import sys
@@ -17,7 +16,6 @@ from adanat_jax.models import operations
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import timing
 from adanat_jax.sampling import program
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
@@ -160,30 +158,18 @@ class SamplingTest(parameterized.TestCase):
 
 class ReportTest(absltest.TestCase):
   def test_figures_fit_together(self):
-    cases = [(2, 2, True)]
-    model = sampling.measure(_SMALL, cases, 1, time.monotonic() + 60)
-    self.assertLen(model['sampling'], 2)
-    by_case = {row['tokenizer_decoder']: row for row in model['sampling']}
+    seconds = sampling.measure(_SMALL, [(2, 2, True)], 1, time.monotonic() + 60)
+    ((to_tokens, to_images),) = seconds['sample', 2, 2, True]
+    sampled, steps, counted = sampling.tables(_SMALL, seconds, 1e9)
     counts = _SMALL.operations
-    self.assertEqual(
-      by_case[True]['operations_per_image'],
-      2 * (2 * counts['nat'] + counts['actor']) + counts['decoder'],
-    )
-    self.assertGreater(
-      by_case[False]['images_per_second']['median'],
-      by_case[True]['images_per_second']['median'],
-    )
-    for row in model['sampling']:
-      row['fraction_of_peak'] = 0.5
-    result = {
-      'machine': timing.machine(),
-      'forwards': [(4, True, 8)],
-      'peak': {'operations_per_second': 2e11, 'by_size': {1024: 2e11}},
-      'models': {'small': json.loads(json.dumps(model))},
-    }
-    text = sampling.render(result)
-    self.assertIn('8 at T = 4 guided', text)
-    self.assertIn('50%', text)
+    total = 2 * (2 * counts['nat'] + counts['actor']) + counts['decoder']
+    *_, without, both = sampled.splitlines()
+    self.assertIn(f' {sampling.output.number(2 / to_tokens)} |', without)
+    self.assertIn(f' {sampling.output.operations(total)} |', both)
+    speed = 2 / (to_tokens + to_images)
+    self.assertIn(f' {speed * total / 1e9:.0%} |', both)
+    self.assertIn('with critic', steps)
+    self.assertLen(counted.splitlines(), 6)
 
 
 if __name__ == '__main__':
