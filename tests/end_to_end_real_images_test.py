@@ -15,7 +15,6 @@ from absl.testing import absltest, parameterized
 import tensorflow_datasets as tfds
 
 from adanat_jax.experiment import config as config_lib
-from adanat_jax.experiment.experiment import Experiment
 from support import children, raw_files, small_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -107,7 +106,7 @@ class RealImagesTest(parameterized.TestCase):
     """Runs a shrunken config in these modes; returns its workdir."""
     raw = self.folder / make.__name__
     config_file = f'{ROOT / "configs" / name}.py:mini'
-    config = config_lib.load(Experiment(config_file, SMALLER))
+    config = config_lib.load(config_file, SMALLER)
     weights = self.folder / f'weights-{config.data.condition}'
     overrides = SMALLER | {f'data.{k}': v for k, v in make(raw).items()}
     overrides['judges.reward.init_from'] = weights / 'reward'
