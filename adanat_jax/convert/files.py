@@ -37,6 +37,20 @@ _SAFETENSORS_TYPES: dict[str, Any] = {
   'BOOL': np.bool_,
 }
 
+# What NumPy and msgpack raise for files that are broken or hostile.
+_BROKEN = (
+  ArithmeticError,
+  AttributeError,
+  EOFError,
+  LookupError,
+  MemoryError,
+  OSError,
+  RecursionError,
+  TypeError,
+  ValueError,
+  zipfile.BadZipFile,
+)
+
 # How deep the arrays may lie in nested dictionaries.
 _DEEPEST = 8
 
@@ -124,37 +138,15 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     with path.open('rb') as raw, np.load(raw, allow_pickle=False) as file:
       return {name: file[name] for name in file.files}
-  except (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    # An encrypted entry, or one of another compression.
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
+  # A RuntimeError is an encrypted entry, or one of another compression.
+  except (*_BROKEN, RuntimeError, struct.error, zlib.error) as error:
     raise UserError(f'cannot read {path}: {_in_short(error)}') from error
 
 
 def _read_msgpack(path: pathlib.Path) -> Any:
   try:
     return serialization.msgpack_restore(path.read_bytes())
-  except (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-  ) as error:
+  except _BROKEN as error:
     raise UserError(
       f'cannot read {path} as Flax msgpack: {_in_short(error)}'
     ) from error
