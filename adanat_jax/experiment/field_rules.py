@@ -21,7 +21,6 @@ from adanat_jax.experiment.fields import (
   between,
   boolean,
   choice,
-  even,
   integer,
   optional,
   path,
@@ -170,7 +169,7 @@ _SHARED: Mapping[str, Rule] = {
     width=_WIDTH,
     # Half of the blocks hand over to the other half; beside them there is one
     # in the middle.
-    depth=even(0, 512),
+    depth=integer(0, 512, step=2),
     encoder_depth=_DEPTH,
     decoder_depth=_DEPTH,
     num_heads=_HEADS,
@@ -247,7 +246,7 @@ _SHARED: Mapping[str, Rule] = {
     mapping_width=_WIDTH,
     mapping_layers=integer(0, 100),
     condition_map_width=_WIDTH,
-    kernel_size=integer(1, 99, odd=True),
+    kernel_size=integer(1, 99, step=2),
     learning_rate=_RATE,
     updates=integer(1, 10**4),
     batch_size=integer(GROUP_SIZE, 2**20),

@@ -104,22 +104,18 @@ def choice(*options: str, known: Collection[str] = ()) -> Rule:
   )
 
 
-def integer(low: int, high: int, *, odd: bool = False) -> Rule:
-  """An integer from `low` to `high`, both included; an odd one if asked."""
-  kind = 'an odd integer' if odd else 'an integer'
-  return Rule(
-    f'{kind} from {low} to {high}',
-    lambda value: (
-      _is_int(value) and low <= value <= high and not (odd and value % 2 == 0)
-    ),
-  )
+def integer(low: int, high: int, step: int = 1) -> Rule:
+  """An integer from `low` to `high`, both included.
 
-
-def even(low: int, high: int) -> Rule:
-  """An even integer from `low` to `high`, both included."""
+  Args:
+    low: the lower limit.
+    high: the upper limit.
+    step: 1, or 2 for those that are even, or odd, as `low` is.
+  """
+  kind = ('an even integer', 'an odd integer')[low % 2]
   return Rule(
-    f'an even integer from {low} to {high}',
-    lambda value: _is_int(value) and low <= value <= high and value % 2 == 0,
+    f'{"an integer" if step == 1 else kind} from {low} to {high}',
+    lambda value: _is_int(value) and value in range(low, high + 1, step),
   )
 
 
@@ -140,17 +136,17 @@ def between(
       an average never moves.
   """
   first = f'above {low}, ' if above_low else f'from {low} to '
-  if above_low and not below_high:
-    first += 'at most '
-  words = f'a number {first}{"below " * below_high}{high}'
-
-  def accepts(value: Any) -> bool:
+  last = 'below ' if below_high else 'at most ' if above_low else ''
+  return Rule(
+    f'a number {first}{last}{high}',
     # Comparisons with nan are false.
-    if not _is_number(value) or not low <= value <= high:
-      return False
-    return not (above_low and value == low or below_high and value == high)
-
-  return Rule(words, accepts)
+    lambda value: (
+      (_is_int(value) or isinstance(value, float))
+      and low <= value <= high
+      and not (above_low and value == low)
+      and not (below_high and value == high)
+    ),
+  )
 
 
 def zero_or(rule: Rule) -> Rule:
@@ -249,14 +245,10 @@ def optional(rule: Rule) -> Rule:
 
 def steps(most: int) -> Rule:
   """The first step of some and the one after the last, at most `most`."""
+  pair = tuple_of(integer(0, most), length=2)
   return Rule(
-    f'a tuple of 2 integers from 0 to {most}, the first not above the second',
-    lambda value: (
-      isinstance(value, tuple)
-      and len(value) == 2
-      and all(_is_int(item) for item in value)
-      and 0 <= value[0] <= value[1] <= most
-    ),
+    f'{pair.allowed}, the first not above the second',
+    lambda value: pair.accepts(value) and value[0] <= value[1],
   )
 
 
@@ -265,10 +257,6 @@ boolean = Rule('true or false', lambda value: isinstance(value, bool))
 
 def _is_int(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-  return _is_int(value) or isinstance(value, float)
 
 
 def _find(config: Config, name: str) -> tuple[str, Any]:

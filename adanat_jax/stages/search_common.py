@@ -31,7 +31,6 @@ from adanat_jax.types import PolicyValues
 
 Config = ml_collections.ConfigDict
 
-OPTIMIZERS = ('cma', 'finite_differences')
 
 # Seeds of the noise: those of `evaluate` lie below all of these.
 _FRESH_SEEDS = 10_000
@@ -44,7 +43,7 @@ class Search:
 
   Attributes:
     num_steps: T.
-    optimizer: one of `OPTIMIZERS`.
+    optimizer: 'cma' or 'finite_differences'.
     common_noise: 'on' if all evaluations share classes and noise.
     repetition: number of it; every repetition has noise of its own.
   """
