@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
-from adanat_jax.report import curves, document, plots, results, tables
+from adanat_jax.report import document, plots, results, tables
 from adanat_jax.runtime import files
 
 
@@ -138,38 +138,38 @@ class PlotsTest(parameterized.TestCase):
     rows = [{'step': i, 'reward': i / 10} for i in range(1, 80)]
     rows[3]['accuracy'] = 0.5
     panels = [
-      curves.Panel('reward', {'reward': ''}),
-      curves.Panel('accuracy', {'accuracy': 'all', 'absent': 'none'}, (0, 1)),
-      curves.Panel('nothing', {'absent': ''}),
+      plots.Panel('reward', {'reward': ''}),
+      plots.Panel('accuracy', {'accuracy': 'all', 'absent': 'none'}, (0, 1)),
+      plots.Panel('nothing', {'absent': ''}),
     ]
-    curves.save_training_plot(self.path, rows, panels, 'Training')
+    plots.save_training_plot(self.path, rows, panels, 'Training')
     two = _open(self.path).shape
-    curves.save_training_plot(self.path, rows, panels[:1])
+    plots.save_training_plot(self.path, rows, panels[:1])
     self.assertGreater(two[1], _open(self.path).shape[1])
     with self.assertRaisesRegex(ValueError, 'none of the metrics'):
-      curves.save_training_plot(self.path, rows, panels[2:])
+      plots.save_training_plot(self.path, rows, panels[2:])
 
   def test_metrics_of_every_step_become_lines(self):
     rows = [
       {'step': i, 'reward': 0.5, 'committed': [1.0, 'nan', 9.0]}
       for i in range(1, 9)
     ]
-    curves.save_training_plot(self.path, rows, curves.POLICY_PANELS)
+    plots.save_training_plot(self.path, rows, plots.POLICY_PANELS)
     picture = _open(self.path)
     for part in (0.0, 1.0):
-      colour = tuple(bytes.fromhex(curves.style.shade(part)[1:]))
+      colour = tuple(bytes.fromhex(plots.style.shade(part)[1:]))
       self.assertTrue((picture == colour).all(axis=-1).any())
 
   def test_smoothing_keeps_straight_lines_and_skips_holes(self):
     line = np.arange(300.0)
-    smooth = curves._smooth(line)
+    smooth = plots._smooth(line)
     np.testing.assert_allclose(smooth[5:-5], line[5:-5])
     self.assertTrue(np.isnan(smooth[[0, 4, -5, -1]]).all())
     constant = np.ones(300)
     constant[7] = np.nan
-    np.testing.assert_allclose(curves._smooth(constant)[5:-5], 1.0)
+    np.testing.assert_allclose(plots._smooth(constant)[5:-5], 1.0)
     noise = np.random.RandomState(0).randn(300)
-    self.assertLess(np.nanstd(curves._smooth(noise)), 0.5)
+    self.assertLess(np.nanstd(plots._smooth(noise)), 0.5)
 
 
 class ResultsTest(absltest.TestCase):

@@ -18,7 +18,6 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import (
-  curves,
   document,
   pictures,
   plots,
@@ -238,8 +237,8 @@ def _plotted(
     )
     if which.adaptive and which.index == 0 and rows:
       name = f'training-{which.name}.png'
-      curves.save_training_plot(
-        directory / name, rows, curves.POLICY_PANELS, which.name
+      plots.save_training_plot(
+        directory / name, rows, plots.POLICY_PANELS, which.name
       )
       shown.append(
         Picture(
