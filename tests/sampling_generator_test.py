@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from typing import Any
 
 from absl.testing import absltest, parameterized
@@ -18,7 +16,6 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import sample
 from adanat_jax.types import PolicyValues
-from support import children
 
 N, K, C, T = 4, 5, 3, 3
 
@@ -198,28 +195,6 @@ class ReadTableTest(parameterized.TestCase):
       sample.read_table('nowhere.json')
     with self.assertRaisesRegex(UserError, 'needs config.sample.table'):
       sample.read_table('')
-
-
-class ImportTest(parameterized.TestCase):
-  @parameterized.parameters(
-    'adanat_jax.sampling.generator', 'adanat_jax.experiment.experiment'
-  )
-  def test_a_generator_needs_no_training(self, module):
-    unwanted = (
-      'adanat_jax.learning.ppo',
-      'adanat_jax.stages',
-      'sklearn',
-      'tensorflow_datasets',
-    )
-    code = f'import sys, {module}; print({{*{unwanted}}} & {{*sys.modules}})'
-    found = subprocess.run(
-      [sys.executable, '-c', code],
-      env=children.environment(num_devices=1),
-      capture_output=True,
-      check=True,
-      text=True,
-    )
-    self.assertEqual(found.stdout, 'set()\n')
 
 
 if __name__ == '__main__':

@@ -39,11 +39,11 @@ def gaussian_log_prob(
 
 @struct.dataclass
 class Agent:
-  """A trained, or training, policy network and what its actions stand for.
+  """A policy network, its parameters, and the schedule that it modulates.
 
   Attributes:
     params: of actor and critic.
-    residual: the schedule that a zero action stands for.
+    residual: the schedule that a zero action gives, before the activations.
     actor_critic: `(params, features, step) -> (mean, value)`.
   """
 
@@ -92,7 +92,8 @@ class Agent:
 def non_adaptive(actor_critic: ActorCritic, num_steps: int) -> ActorCritic:
   """The same networks blind to the image: zeros in place of the features.
 
-  All samples of a step are then alike: the networks run on one row a step.
+  All samples of a step then get the same action, so the networks run on one row
+  per step.
 
   Args:
     actor_critic: `(params, features, step) -> (mean, value)`.

@@ -1,4 +1,4 @@
-"""Random changes of images that leave their meaning alone.
+"""Random changes of images that keep what they show.
 
 Pure functions for use inside jit. Images are float32[B, H, W, C] in [0, 1].
 """

@@ -1,20 +1,20 @@
-"""What a masked-token transformer is trained on, and one step of it.
+"""Training a masked-token transformer: its masks, its loss, and one step.
 
 Each example gets a mask ratio, by MaskGIT's cosine law or AutoNAT's Beta(12,
-3), and that many of its tokens are masked. The loss is the cross-entropy of the
-masked tokens of the whole batch, with label smoothing; some examples see the
-null condition, so that guidance can be used later. An exponential moving
-average of the parameters is what decoding uses.
+3), and that share of its tokens is masked. The loss is the cross-entropy of all
+masked tokens of the batch, with label smoothing; some examples get the null
+condition, so that guidance can be used later. Decoding uses an exponential
+moving average of the parameters.
 
-A network that decodes with a cache (ENAT) also learns to use one. A share of
-the examples gets a cache of the moving average, which was shown only a part of
-what is visible to the network that learns: k of the visible tokens, `k =
-round(u * their number)` of uniform u, are masked again for it. As published, it
-has no cache of its own: training knows one level of reuse, decoding has many.
+A network that decodes with a cache (ENAT) also learns to use one. Some examples
+get a cache that the moving average computes, from fewer visible tokens than the
+trained network sees: `k = round(u * their number)` of them, with uniform u, are
+masked for it. As published, the moving average itself gets no cache: training
+has one level of reuse, decoding has many.
 
 AutoNAT, section 3.1; LeapLabTHU/ImprovedNAT train.py and libs/nat_misc.py;
-LeapLabTHU/ENAT likewise; docs/how_it_works.md says what of them is not copied.
-The network is handed in; shape letters: `B` samples, `N` tokens, `K` codebook.
+LeapLabTHU/ENAT likewise; docs/how_it_works.md lists the differences. Shape
+letters: `B` samples, `N` tokens, `K` codebook.
 """
 
 from __future__ import annotations
@@ -51,19 +51,20 @@ class NatState:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How examples are made of tokens, and what is learned of them.
+  """How examples are made from tokens, and the constants of the step.
 
   Attributes:
     mask_token: the id that stands for a masked token.
     mask_ratio: law of the mask ratios, see `sample_mask_ratio`.
     beta: parameters of the Beta law.
-    mask_ratio_per: what a ratio is drawn for, and whether and how much is
-      reused: each `'example'`, or the whole `'batch'`, as ENAT's authors do.
-    reuse_probability: chance of a cache; 0 for a network that keeps none.
+    mask_ratio_per: whether the mask ratio, whether there is a cache, and what
+      it has seen are drawn for each `'example'`, or once for the `'batch'`, as
+      ENAT's authors do.
+    reuse_probability: chance of a cache; 0 for a network without one.
     label_smoothing: share of the target spread evenly over all ids.
     condition_dropping: share of examples that see the null condition.
     ema_decay: of the moving average, a step.
-    micro_batches: a gradient is computed in this many parts of the batch, one
+    micro_batches: in how many parts of the batch a gradient is computed, one
       after the other, so that only one part's activations are held.
   """
 
@@ -88,9 +89,9 @@ class Network:
     condition: `(frozen, batch) -> [B, ...]`, what the network reads.
     null: `frozen -> [...]`, one null condition.
     encode: `(params, tokens int32[B, N], condition, wanted bool[B]) -> cache`,
-      without dropout; what a later forward may reuse, which is nothing of a
-      sample that is not wanted. A cache of zeros has to be one of nothing. None
-      for a network that keeps no cache.
+      without dropout; the cache that a later forward reads, empty for samples
+      that are not wanted. A cache of zeros must count as empty. None for a
+      network without a cache.
   """
 
   logits: Callable[[Any, Array, Array, Array, Cache], Array]
@@ -132,8 +133,8 @@ def draw_masks(
     keys: of the ratios, and of where.
     shape: B and N.
     recipe: with one ratio for the batch at least one token stays visible, as
-      published; an example that has its own may be masked altogether, as the
-      first step of decoding is.
+      published; an example with its own ratio may be masked altogether, as in
+      the first step of decoding.
   """
   ratio_key, mask_key = keys
   batch_size, num_tokens = shape
@@ -150,7 +151,7 @@ def draw_masks(
 def draw_reuse(
   key: Array, masked: Array, recipe: Recipe
 ) -> tuple[Array, Array]:
-  """Draws who gets a cache, and what its forward does not see.
+  """Draws which examples get a cache, and which tokens are hidden from it.
 
   Args:
     key: typed key.
@@ -158,8 +159,8 @@ def draw_reuse(
     recipe: how.
 
   Returns:
-    bool[B], and bool[B, N], which holds `masked`: of the `Nv` tokens that
-    are visible `round(u Nv)` are hidden too, none and all included.
+    bool[B], and bool[B, N], which includes `masked`: of the `Nv` visible
+    tokens `round(u Nv)` are hidden too, from none to all.
   """
   wanted_key, share_key, mask_key = jax.random.split(key, 3)
   batch_size = len(masked)
@@ -191,8 +192,8 @@ def masked_cross_entropy(
     tokens: int32[B, N], the true ids.
     masked: bool[B, N].
     label_smoothing: share of the target spread evenly over all K ids.
-    num_masked: what the sum is divided by where these samples are a part of a
-      batch: the number of masked tokens in all of it.
+    num_masked: divisor of the sum. Where these samples are a part of a batch,
+      the number of masked tokens in all of it; None for that in these samples.
 
   Returns:
     float32[].
@@ -244,8 +245,8 @@ def make_train_step(
   """Returns `(frozen, state, batch, step) -> (state, metrics)`, not yet jitted.
 
   The batch holds `tokens` int32[B, N] and what `network.condition` reads. In
-  micro-batches the masks, the dropped conditions, what is reused and the
-  gradient are those of the whole batch; dropout alone draws anew in each part.
+  micro-batches the masks, the dropped conditions, the caches and the gradient
+  are those of the whole batch; only dropout is drawn anew in each part.
 
   Args:
     network: what is trained.
@@ -256,14 +257,14 @@ def make_train_step(
   reuses = recipe.reuse_probability > 0
 
   def cache_of(ema: Any, part: dict[str, Array], condition: Array) -> Cache:
-    """What the moving average leaves of the tokens that it is shown."""
+    """The moving average's cache of the tokens that are visible to it."""
 
     def encoded() -> Cache:
       return network.encode(  # type: ignore[misc]
         sharding.whole(ema),
         jnp.where(part['hidden'], recipe.mask_token, part['tokens']),
-        # Of a dropped condition, too: guided decoding has one cache for each
-        # of its two forwards, and each has seen one condition only.
+        # The cache sees the null condition as well: guided decoding keeps one
+        # cache per pass.
         condition,
         part['wanted'],
       )
@@ -284,7 +285,7 @@ def make_train_step(
     num_masked = jnp.sum(masked)
     whole = {'masked': masked, 'dropped': dropped, **batch}
     if reuses:
-      # Split off apart from the four, which would be others if they were five.
+      # Not a fifth part of the split: that would change the other four.
       reuse_key = jax.random.fold_in(step_key, 4)
       whole['wanted'], whole['hidden'] = draw_reuse(reuse_key, masked, recipe)
 

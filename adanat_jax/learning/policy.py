@@ -1,12 +1,12 @@
 """One iteration of policy training, as a pure function.
 
-1. The policy, exploring, decodes a batch of images, of random classes or of
-   texts that are handed in.
+1. The exploring policy decodes a batch of images, of random classes or of given
+   texts.
 2. The reward model scores the finished images.
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
    from real ones (as published: images of fresh rollouts).
-5. A moving average of the policy's parameters follows them, if it is asked for.
+5. Optionally, a moving average of the policy's parameters is updated.
 
 Policy and discriminator circle around each other, so the last iterate is partly
 luck; their average depends on it less (Yazici et al., The Unusual Effectiveness
@@ -43,12 +43,12 @@ from adanat_jax.types import (
 
 @struct.dataclass
 class Prompts:
-  """What the images of one iteration are to show; None: classes are drawn.
+  """The texts of one iteration; both None where classes are drawn.
 
   Attributes:
     rollouts: of the trajectories that PPO learns from.
-    fresh: of those that the discriminator sees, for each of its updates; None
-      where it sees the same ones.
+    fresh: of those generated for the discriminator, for each of its updates;
+      None where it sees PPO's.
   """
 
   rollouts: Any = None  # each [B, ...]
@@ -146,11 +146,10 @@ class Problem:
     mask_token: `codebook_size`.
     num_classes: conditions are int32 in `[0, num_classes)`, and their number
       is the null condition; None if conditions are read from prompts.
-    read: `prompts -> (what the denoiser takes, what a reward takes)`, each
-      sample by itself; classes are taken as they are.
+    read: `prompts -> (condition of the denoiser, condition of the reward)`,
+      each sample by itself; classes are both.
     null_condition: of one sample, where there are no classes.
-    empty_cache: `(condition, rows of a forward) -> what the denoiser is given
-      at the first step`.
+    empty_cache: `(condition, rows of a forward) -> cache` of the first step.
   """
 
   denoiser: Denoiser
@@ -167,14 +166,14 @@ class Problem:
 class RolloutConfig:
   """How trajectories are collected and kept.
 
-  But for rounding to bfloat16, no choice changes what is learnt.
+  Apart from rounding to bfloat16, no choice changes the results.
 
   Attributes:
     features: `'store'` keeps what the policy saw, [T, B, N, D]; `'recompute'`
       keeps the canvases, [T, B, N], and runs the NAT again, without guidance,
       in each of PPO's epochs.
     dtype: `'float32'` leaves features as the NAT gives them; `'bfloat16'`
-      rounds them, for acting as for learning.
+      rounds them, for acting and for learning.
     size: how many trajectories are decoded at a time, over all devices; 0 for
       all of a batch.
   """
@@ -186,12 +185,12 @@ class RolloutConfig:
 
 @struct.dataclass
 class Experience:
-  """What a rollout leaves to learn from and to report, time-major.
+  """What a rollout records, for learning and for metrics, time-major.
 
   Attributes:
     observations: see `ppo.Rollout`: features, those in bfloat16 as their bits,
       or (canvases before each step, prompts).
-    aux: what the policy did.
+    aux: actions, their log-densities and the critic's values.
     values: the four numbers of each step.
     num_committed: how many tokens became known at each step.
   """
@@ -204,7 +203,7 @@ class Experience:
 
 
 def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
-  """The same denoiser with features that lose nothing by being kept."""
+  """The denoiser, with features rounded to the type in which they are kept."""
   if dtype == 'float32':
     return denoiser
 
@@ -212,7 +211,7 @@ def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
     tokens: Array, condition: Condition, cache: Cache
   ) -> tuple[Array, Array, Cache]:
     features, logits, cache = denoiser(tokens, condition, cache)
-    # A cast there and back is one that compilers may leave out.
+    # Compilers may remove a cast to bfloat16 and back.
     features = jax.lax.reduce_precision(features, 8, 7)
     return features.astype(jnp.bfloat16), logits, cache
 
@@ -263,7 +262,7 @@ def collect(
       keys=keys,
       num_steps=num_steps,
       mask_token=problem.mask_token,
-      # Each sample is read with its condition and without.
+      # Guidance runs each sample with its condition and without.
       cache=sharding.split_batch(problem.empty_cache(condition, 2 * len(keys))),
       record=True,
     )
@@ -271,7 +270,7 @@ def collect(
     assert trajectory is not None  # It was asked for.
     observations: Any = trajectory.features
     if observations.dtype == jnp.bfloat16:
-      # A CPU widens all of an array of bfloat16 to cut a part out of it.
+      # Slicing bfloat16 on a CPU would convert the whole array to float32.
       observations = jax.lax.bitcast_convert_type(observations, jnp.uint16)
     if config.features == 'recompute':
       canvases = jnp.concatenate([start[None], trajectory.tokens[:-1]])
@@ -280,7 +279,7 @@ def collect(
     experience = Experience(
       observations, trajectory.aux, trajectory.values, trajectory.num_committed
     )
-    # Like the rest, they get an axis before that of the batch.
+    # As all of the experience, with an axis before that of the batch.
     labelled = jax.tree.map(lambda x: x[None], (images, reward_condition))
     return sharding.split_batch((experience, labelled), axis=1)
 
@@ -292,16 +291,16 @@ def collect(
   return experience, images, reward_condition
 
 
-def learner_of(
+def _make_learner(
   problem: Problem, actor_critic: agent_lib.ActorCritic, config: RolloutConfig
 ) -> agent_lib.ActorCritic:
-  """The networks as PPO gives them observations."""
+  """The networks as functions of what a rollout keeps as observations."""
   denoiser = _rounded(problem.denoiser, config.dtype)
 
   def features_of(observations: Any) -> Array:
     if config.features == 'recompute':
       canvases, prompts = observations
-      # Read once a sample, not once a step of it.
+      # Once per sample, not once per step.
       condition, _ = problem.read(prompts)
       num_samples = len(jax.tree.leaves(prompts)[0])
       condition = batch_parts.repeat_steps(
@@ -401,7 +400,7 @@ def make_train_step(
       rollout,
       std,
       update_key,
-      actor_critic=learner_of(problem, actor_critic, rollouts),
+      actor_critic=_make_learner(problem, actor_critic, rollouts),
       optimizer=optimizer,
       config=config,
     )
@@ -441,7 +440,7 @@ def make_train_step(
 def _describe(
   experience: Experience, reward: Array, std: Array
 ) -> dict[str, Array]:
-  """Reward, exploration, and what each step did: [T] means and spreads."""
+  """Metrics of reward and exploration; means and spreads of each step, [T]."""
   metrics = {
     'reward': reward.mean(),
     'reward_std': reward.std(),

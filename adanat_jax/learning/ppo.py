@@ -96,11 +96,11 @@ PRESETS = {'paper': PAPER, 'ours': OURS}
 
 @struct.dataclass
 class Rollout:
-  """What one batch of trajectories gives to the update, time-major.
+  """One batch of trajectories as the update takes it, time-major.
 
   Attributes:
-    observations: what the policy saw: features, or what they are computed from,
-      as `actor_critic` takes it.
+    observations: features, or what they are computed from, as `actor_critic`
+      takes them.
     actions: raw actions it took.
     log_probs: their log-densities then.
     values: the critic's estimates then.
@@ -155,7 +155,7 @@ def standardise(returns: Array) -> Array:
 def exploration_std(
   iteration: Array | int, total: int, config: PPOConfig
 ) -> Array:
-  """The Gaussian's standard deviation, of the iteration and the total alone.
+  """Standard deviation of the exploration, by iteration and total alone.
 
   Args:
     iteration: counted from 0.
@@ -181,7 +181,7 @@ def ppo_loss(
   std: Array | float,
   config: PPOConfig,
 ) -> tuple[Array, dict[str, Array]]:
-  """The clipped objective and what one wants to know of it.
+  """The clipped objective, with metrics.
 
   Args:
     mean: float32[T, B, A], the actor's means now.

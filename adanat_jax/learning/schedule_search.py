@@ -9,8 +9,8 @@ nothing, so it has neither of the first two. Optimizers are generators,
   while ...:
     proposal = proposals.send(measure(proposal.point))
 
-which see nothing but the values they are sent: sent the same values, they make
-the same proposals. So a search that was killed goes on by being told again.
+which depend on the values they are sent and on nothing else. So replaying the
+ledger of a search restores its optimizer.
 
 AutoNAT (arXiv 2406.05478), section 3.2; LeapLabTHU/ImprovedNAT train.py and
 libs/nat_misc.py. Lower values are better throughout.
@@ -38,11 +38,11 @@ LOWEST_OTHER = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-  """What an optimizer wants to know next.
+  """The next evaluation that an optimizer asks for.
 
   Attributes:
     point: the point to measure.
-    centre: where the optimizer is, which need not have been measured.
+    centre: the optimizer's current estimate, which need not have been measured.
   """
 
   point: Point
@@ -110,9 +110,9 @@ def _lists(point: Point) -> list[Point]:
 def stretched(point: Point, num_steps: int) -> Point:
   """The schedule of a point at another number of steps.
 
-  A mask ratio belongs to the end of its step, the other numbers to its middle;
-  between them, over the length of a decode, they are interpolated, and beyond
-  the first and the last they stay. The curve of mask ratios goes from 1 to 0.
+  Values are interpolated over the length of a decode: a mask ratio lies at the
+  end of its step, the others in its middle. The curve of mask ratios goes from
+  1 to 0; the others are constant before the first and after the last.
 
   Args:
     point: float64[4T - 2].
@@ -177,11 +177,11 @@ def masked_counts(table: PolicyValues, num_tokens: int) -> list[int]:
 
 
 def settled(table: PolicyValues, num_tokens: int) -> PolicyValues:
-  """The table that gives the same images whatever the step's options are.
+  """An equivalent table that does not depend on the options of the step.
 
-  Where AutoNAT's step does not do what a mask ratio asks for, because one token
-  at least is to be revealed and one to be left, the ratio is replaced by one
-  that asks for what is done.
+  AutoNAT's step reveals at least one token and leaves at least one masked.
+  Where a mask ratio asks for another count than the step gives, it is replaced
+  by one that asks for that count.
 
   Args:
     table: float32[T].
@@ -205,9 +205,9 @@ class Descent:
   """The constants of AutoNAT's descent; the defaults are the published ones.
 
   Attributes:
-    ratio_difference: by how much a mask ratio is moved to see what it does. Of
-      the published 256 tokens it is 2.56 tokens.
-    other_difference: by how much each other value is.
+    ratio_difference: finite difference of mask ratios; 2.56 of the published
+      256 tokens.
+    other_difference: finite difference of all other values.
     ratio_rate: learning rate of mask ratios.
     other_rate: learning rate of all others.
     momentum: of the descent.
@@ -234,7 +234,7 @@ def finite_differences(first: Point, descent: Descent) -> Proposals:
     descent: its constants.
 
   Yields:
-    Proposals without end; the centre is the point of the running update.
+    Proposals without end; the centre is the point of the current update.
   """
   ratio = is_ratio(first)
   difference = np.where(
@@ -264,7 +264,7 @@ def finite_differences(first: Point, descent: Descent) -> Proposals:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """How far CMA-ES looks around at first, as standard deviations.
+  """Initial standard deviations of CMA-ES.
 
   Attributes:
     ratio: of mask ratios.
@@ -277,7 +277,7 @@ class Spread:
   guidance: float = 0.3
 
   def times(self, factor: float) -> Spread:
-    """The spread in which all is so many times as large."""
+    """All standard deviations, multiplied by `factor`."""
     values = dataclasses.asdict(self).items()
     return Spread(**{name: factor * value for name, value in values})
 
@@ -285,16 +285,15 @@ class Spread:
 def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
   """CMA-ES with a diagonal covariance, by the library `cmaes`.
 
-  It only compares values, so that noise in them does not become steps, and with
-  a variance a coordinate it learns from as few evaluations as there are here
-  (sep-CMA-ES, Ros and Hansen 2008). Temperatures are looked for by their
-  logarithms: good ones lie between a fraction of where they start and a
-  multiple of it. What is drawn out of bounds is measured at the nearest point
-  within.
+  It only ranks values, so that noise in them does not become steps, and one
+  variance per coordinate can be learned from few evaluations (sep-CMA-ES, Ros
+  and Hansen 2008). Temperatures are searched by their logarithms: good ones lie
+  between a fraction and a multiple of the first. Points drawn out of bounds are
+  moved to the nearest point within.
 
   Args:
     first: float64[4T - 2], where to start; measured before all others.
-    spread: how far to look at first.
+    spread: its initial standard deviations.
     seed: of its random numbers.
 
   Yields:
