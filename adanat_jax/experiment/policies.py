@@ -1,4 +1,4 @@
-"""The policies of a config: which are trained, their networks, where they lie.
+"""The policies of a config: their trainings, networks and saved parameters.
 
 A config names several trainings: of every reward, number of steps and
 repetition, one policy that sees the NAT's features and one that does not, or
@@ -63,13 +63,13 @@ def trainings(experiment: Experiment) -> list[Training]:
     for reward in section.rewards
     for num_steps in section.num_steps
     for index in range(section.trainings)
-    # A workdir of an older version says nothing of kinds: it has both.
+    # Configs of older versions have no such field: they train both.
     for kind in section.get('kinds', KINDS)
   ]
 
 
 def make_actor_critic(
-  experiment: Experiment, which: Training
+  experiment: Experiment, training: Training
 ) -> agent_lib.ActorCritic:
   """Both policy networks of a training as one function."""
   actor, critic = networks.policy_modules(experiment.config)
@@ -81,9 +81,9 @@ def make_actor_critic(
     value = critic.apply({'params': params['critic']}, features, step)
     return mean, value[:, 0]
 
-  if which.adaptive:
+  if training.adaptive:
     return actor_critic
-  return agent_lib.non_adaptive(actor_critic, which.num_steps)
+  return agent_lib.non_adaptive(actor_critic, training.num_steps)
 
 
 def initial_params(experiment: Experiment, key: Array) -> Any:
@@ -104,19 +104,19 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
 
 
 def iterate_field(experiment: Experiment) -> str:
-  """Which field of a training's state is measured, and used afterwards."""
-  # A workdir of an older version may say nothing of iterates: it has the last.
+  """The field of a training's state that is measured, and used afterwards."""
+  # Configs of older versions have no such field: they use the last iterate.
   averaged = experiment.config.policy.get('iterate', 'last') == 'average'
   return 'average' if averaged else 'params'
 
 
-def load_agent(experiment: Experiment, which: Training) -> agent_lib.Agent:
+def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
   """The iterate of a finished training that `config.policy.iterate` names.
 
   Raises:
     UserError: if the training has not finished or has other shapes.
   """
-  stage = f'policy/{which.name}'
+  stage = f'policy/{training.name}'
   experiment.require(stage)
   shapes = sharding.placed(
     jax.eval_shape(
@@ -132,8 +132,8 @@ def load_agent(experiment: Experiment, which: Training) -> agent_lib.Agent:
   )
   return agent_lib.Agent(
     params,
-    residual_of(experiment, which.num_steps),
-    make_actor_critic(experiment, which),
+    residual_of(experiment, training.num_steps),
+    make_actor_critic(experiment, training),
   )
 
 
@@ -142,10 +142,10 @@ def agents(experiment: Experiment) -> dict[int, agent_lib.Agent]:
   if experiment.is_converted('policy'):
     return _converted_agent(experiment)
   found: dict[int, agent_lib.Agent] = {}
-  for which in trainings(experiment):
-    finished = experiment.is_complete(f'policy/{which.name}')
-    if which.adaptive and finished and which.num_steps not in found:
-      found[which.num_steps] = load_agent(experiment, which)
+  for training in trainings(experiment):
+    finished = experiment.is_complete(f'policy/{training.name}')
+    if training.adaptive and finished and training.num_steps not in found:
+      found[training.num_steps] = load_agent(experiment, training)
   return found
 
 

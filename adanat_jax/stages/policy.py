@@ -1,9 +1,9 @@
 """Stage `policy`: learns to schedule the frozen NAT, by PPO against a reward.
 
 Each iteration is `adanat_jax.learning.policy`'s train step, in one jitted call.
-Generated images are of random classes, or of captions drawn by the step; the
-discriminator's real images are read as the training goes, in an order of their
-own. Every so often the images of the policy's mean actions are measured.
+Generated images are of random classes, or of captions in a random order; the
+discriminator's real images are read during training, in an order of their own.
+Optionally the images of the policy's mean actions are measured at intervals.
 """
 
 from __future__ import annotations
@@ -60,9 +60,152 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   if experiment.is_converted('policy'):
     return
-  for which in trainings(experiment):
-    if not experiment.is_complete(f'policy/{which.name}'):
-      train(experiment, which)
+  for training in trainings(experiment):
+    if not experiment.is_complete(f'policy/{training.name}'):
+      train(experiment, training)
+
+
+def train(experiment: Experiment, training: Training) -> None:
+  """Trains one policy, from its newest checkpoint if there is one."""
+  with contextlib.ExitStack() as stack:
+    # Batches first: missing data is reported before anything slow.
+    batches = make_batches(
+      experiment,
+      f'policy/{training.name}',
+      has_discriminator=training.reward == 'adversarial',
+    )
+    for part in batches.values():
+      stack.callback(part.close)
+    _train(
+      experiment,
+      training,
+      lambda step: {name: part(step) for name, part in batches.items()},
+    )
+
+
+def _train(
+  experiment: Experiment,
+  training: Training,
+  batch_at: Callable[[int], dict[str, Any]],
+) -> None:
+  """Trains one policy.
+
+  Args:
+    experiment: of this run.
+    training: which policy.
+    batch_at: `iteration -> batches`, of `make_batches`.
+  """
+  config = experiment.config
+  section = config.policy
+  name = f'policy/{training.name}'
+  init_key, reward_key, step_key = jax.random.split(experiment.key(name), 3)
+  nat, nat_params = experiment.network('nat')
+  tokenizer, tokenizer_params = experiment.network('tokenizer')
+  text = experiment.network('text') if experiment.is_text else None
+  constants = ppo_config(config)
+  reward = rewards.make_spec(
+    training.reward, experiment, constants.shuffle_groups, text
+  )
+  frozen = {
+    'nat': nat_params,
+    'tokenizer': tokenizer_params,
+    'reward': reward.frozen,
+  }
+  null = None
+  if text is not None:
+    null = texts.null_states(experiment)
+    mesh = experiment.mesh
+    frozen |= {'text': text[1], 'null': sharding.shard_state(null, mesh)}
+  actor_critic = make_actor_critic(experiment, training)
+  residual = residual_of(experiment, training.num_steps)
+
+  def initial(frozen: Any) -> policy.PolicyState:
+    params = initial_params(experiment, init_key)
+    return policy.initial_state(
+      params,
+      constants,
+      reward.initial(frozen['reward'], reward_key) if reward.initial else None,
+      ema_decay=section.ema_decay,
+    )
+
+  def train_step(
+    frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
+  ) -> tuple[policy.PolicyState, dict[str, Array]]:
+    step = policy.make_train_step(
+      make_problem(nat, tokenizer, frozen, text[0] if text else None),
+      actor_critic,
+      residual,
+      reward.build(frozen['reward']),
+      constants,
+      key=step_key,
+      batch_size=section.batch_size,
+      num_iterations=section.iterations,
+      fresh_rollouts=section.discriminator.fresh_rollouts,
+      rollouts=rollout_config(config),
+      ema_decay=section.ema_decay,
+    )
+    prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
+    return step(state, batch.get('real'), iteration, prompts)
+
+  # The other rewards are relative, to a learning discriminator or to a batch.
+  is_absolute = training.reward == 'pretrained'
+  options: dict[str, Any] = {
+    'best_of': ('reward', 'max') if is_absolute else None
+  }
+  if section.evaluate_every:
+    generator = Generator(
+      nat,
+      nat_params,
+      tokenizer,
+      tokenizer_params,
+      nat.num_classes or 0,
+      {},
+      # As many images as the devices hold while the policy explores.
+      section.rollout_size or config.evaluate.batch_size,
+      null,
+      experiment.mesh,
+    )
+    as_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
+    scorer = scores.Scorer(experiment)
+    options = _evaluation(experiment, scorer, generator, as_agent)
+  fit.fit(
+    experiment,
+    name,
+    initial=initial,
+    train_step=train_step,
+    batch_at=batch_at,
+    num_steps=section.iterations,
+    frozen=frozen,
+    keep_best=section.iterate == 'best',
+    log_every=section.log_every,
+    save_every=section.save_every,
+    **options,
+  )
+
+
+def _evaluation(
+  experiment: Experiment,
+  scorer: scores.Scorer,
+  generator: Generator,
+  as_agent: Callable[[Any], agent_lib.Agent],
+) -> dict[str, Any]:
+  """Options of `fit` for measuring the policy while it trains."""
+  section = experiment.config.policy
+
+  def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
+    del iteration  # Every iterate gets the same conditions and noise.
+    return scorer(
+      generator,
+      Schedule('learned', as_agent(getattr(state, iterate_field(experiment)))),
+      num_samples=section.evaluate_samples,
+    )
+
+  distance = scorer.distance_name(section.evaluate_samples)
+  return {
+    'evaluate': evaluate,
+    'evaluate_every': section.evaluate_every,
+    'best_of': (f'eval/{distance}', 'min'),
+  }
 
 
 def make_batches(
@@ -71,19 +214,21 @@ def make_batches(
   *,
   has_discriminator: bool,
 ) -> dict[str, fit.Batches]:
-  """What each iteration of a training reads, each part in its own order.
+  """The batches that the iterations of a training read, by part.
+
+  Each part has an order of its own.
 
   Args:
     experiment: of this run.
     name: of the training.
-    has_discriminator: whether real images are wanted.
+    has_discriminator: whether real images are needed.
 
   Returns:
-    `real` images of the discriminator's updates and, for texts, what the
-    images of the `rollouts` and of the discriminator's `fresh` ones show.
+    `real` images of the discriminator's updates and, where the NAT reads texts,
+    the captions of `rollouts` and of the discriminator's `fresh` images.
 
   Raises:
-    UserError: for images or prepared captions that are not there.
+    UserError: if images or prepared captions are missing.
   """
   config = experiment.config
   section = config.policy.discriminator
@@ -142,140 +287,3 @@ def make_problem(
     read=functools.partial(texts.conditions, text, frozen['text']),
     null_condition=frozen['null'],
   )
-
-
-def train(experiment: Experiment, which: Training) -> None:
-  """Trains one policy, from its newest checkpoint if there is one."""
-  with contextlib.ExitStack() as stack:
-    # First: what is not there is told before anything takes long.
-    batches = make_batches(
-      experiment,
-      f'policy/{which.name}',
-      has_discriminator=which.reward == 'adversarial',
-    )
-    for part in batches.values():
-      stack.callback(part.close)
-    _train(
-      experiment,
-      which,
-      lambda step: {name: part(step) for name, part in batches.items()},
-    )
-
-
-def _train(
-  experiment: Experiment,
-  which: Training,
-  batch_at: Callable[[int], dict[str, Any]],
-) -> None:
-  """Trains one policy on what `make_batches` reads."""
-  config = experiment.config
-  section = config.policy
-  name = f'policy/{which.name}'
-  init_key, reward_key, step_key = jax.random.split(experiment.key(name), 3)
-  nat, nat_params = experiment.network('nat')
-  tokenizer, tokenizer_params = experiment.network('tokenizer')
-  text = experiment.network('text') if experiment.is_text else None
-  constants = ppo_config(config)
-  reward = rewards.make_spec(
-    which.reward, experiment, constants.shuffle_groups, text
-  )
-  frozen = {
-    'nat': nat_params,
-    'tokenizer': tokenizer_params,
-    'reward': reward.frozen,
-  }
-  null = None
-  if text is not None:
-    null = texts.null_states(experiment)
-    mesh = experiment.mesh
-    frozen |= {'text': text[1], 'null': sharding.shard_state(null, mesh)}
-  actor_critic = make_actor_critic(experiment, which)
-  residual = residual_of(experiment, which.num_steps)
-
-  def initial(frozen: Any) -> policy.PolicyState:
-    params = initial_params(experiment, init_key)
-    return policy.initial_state(
-      params,
-      constants,
-      reward.initial(frozen['reward'], reward_key) if reward.initial else None,
-      ema_decay=section.ema_decay,
-    )
-
-  def train_step(
-    frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
-  ) -> tuple[policy.PolicyState, dict[str, Array]]:
-    step = policy.make_train_step(
-      make_problem(nat, tokenizer, frozen, text[0] if text else None),
-      actor_critic,
-      residual,
-      reward.build(frozen['reward']),
-      constants,
-      key=step_key,
-      batch_size=section.batch_size,
-      num_iterations=section.iterations,
-      fresh_rollouts=section.discriminator.fresh_rollouts,
-      rollouts=rollout_config(config),
-      ema_decay=section.ema_decay,
-    )
-    prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
-    return step(state, batch.get('real'), iteration, prompts)
-
-  # The other rewards are relative: to a discriminator that learns, to a batch.
-  is_absolute = which.reward == 'pretrained'
-  options: dict[str, Any] = {
-    'best_of': ('reward', 'max') if is_absolute else None
-  }
-  if section.evaluate_every:
-    generator = Generator(
-      nat,
-      nat_params,
-      tokenizer,
-      tokenizer_params,
-      nat.num_classes or 0,
-      {},
-      # What the devices hold while the policy explores.
-      section.rollout_size or config.evaluate.batch_size,
-      null,
-      experiment.mesh,
-    )
-    as_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
-    scorer = scores.Scorer(experiment)
-    options = _evaluation(experiment, scorer, generator, as_agent)
-  fit.fit(
-    experiment,
-    name,
-    initial=initial,
-    train_step=train_step,
-    batch_at=batch_at,
-    num_steps=section.iterations,
-    frozen=frozen,
-    keep_best=section.iterate == 'best',
-    log_every=section.log_every,
-    save_every=section.save_every,
-    **options,
-  )
-
-
-def _evaluation(
-  experiment: Experiment,
-  scorer: scores.Scorer,
-  generator: Generator,
-  as_agent: Callable[[Any], agent_lib.Agent],
-) -> dict[str, Any]:
-  """Options of a training that is measured as it goes."""
-  section = experiment.config.policy
-
-  def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
-    del iteration  # Every iterate is asked for the same, with the same noise.
-    return scorer(
-      generator,
-      Schedule('learned', as_agent(getattr(state, iterate_field(experiment)))),
-      num_samples=section.evaluate_samples,
-    )
-
-  distance = scorer.distance_name(section.evaluate_samples)
-  return {
-    'evaluate': evaluate,
-    'evaluate_every': section.evaluate_every,
-    'best_of': (f'eval/{distance}', 'min'),
-  }
