@@ -7,6 +7,7 @@ its body and, where it is known, how often it runs.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 import dataclasses
 import math
 import re
@@ -15,16 +16,10 @@ from typing import Any
 import jax
 import jax.extend
 
-COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'all-to-all',
-  'collective-permute',
-  'collective-broadcast',
-  'reduce-scatter',
-  'ragged-all-to-all',
+_TALK = (
+  *('all-reduce', 'all-gather', 'all-to-all', 'ragged-all-to-all'),
+  *('collective-permute', 'collective-broadcast', 'reduce-scatter'),
 )
-
 _BYTES = {'pred': 1, 'bf16': 2}
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 # name = result opcode(operands), attributes
@@ -44,15 +39,13 @@ class Instruction:
   Attributes:
     opcode: what it does.
     shapes: type and dimensions of each array of its result.
-    count: how often a run of the program executes it; that of one iteration,
-      inside a loop whose end depends on data.
-    exact: whether it is inside no such loop.
+    count: how often a run of the program executes it; in a loop whose end
+      depends on data, how often one iteration does.
   """
 
   opcode: str
   shapes: tuple[tuple[str, tuple[int, ...]], ...]
   count: int
-  exact: bool
 
   @property
   def bytes(self) -> int:
@@ -62,13 +55,8 @@ class Instruction:
       for kind, shape in self.shapes
     )
 
-  @property
-  def is_collective(self) -> bool:
-    """Whether devices talk."""
-    return self.opcode.removesuffix('-start') in COLLECTIVES
 
-
-def instructions(text: str) -> list[Instruction]:
+def instructions(text: str) -> Iterator[Instruction]:
   """Every instruction that a program executes, fused ones included.
 
   Args:
@@ -77,47 +65,39 @@ def instructions(text: str) -> list[Instruction]:
   bodies: dict[str, list[tuple[str, str, str]]] = {}
   entry = name = ''
   for line in text.splitlines():
-    start = _COMPUTATION.match(line)
-    if start:
+    if start := _COMPUTATION.match(line):
       name = start.group(2)
       bodies[name] = []
       entry = name if start.group(1) else entry
-      continue
-    found = _INSTRUCTION.match(line)
-    if found and name:
+    elif (found := _INSTRUCTION.match(line)) and name:
       bodies[name].append((found.group(2), found.group(1), line))
-  result: list[Instruction] = []
 
-  def visit(computation: str, count: int, exact: bool) -> None:
+  def visit(computation: str, count: int) -> Iterator[Instruction]:
     for opcode, shapes, line in bodies[computation]:
-      instruction = Instruction(
+      dimensions = lambda text: tuple(int(n) for n in text.split(',') if n)
+      yield Instruction(
         opcode,
-        tuple(
-          (kind, tuple(int(n) for n in dims.split(',') if n))
-          for kind, dims in _SHAPE.findall(shapes)
-        ),
+        tuple((k, dimensions(x)) for k, x in _SHAPE.findall(shapes)),
         count,
-        exact,
       )
-      result.append(instruction)
       trips = _TRIPS.search(line)
       for role, called in _CALLED.findall(line):
         if opcode == 'while':
-          times = int(trips.group(1)) if trips else 1
-          visit(called, count * times, exact and bool(trips))
+          yield from visit(called, count * (int(trips[1]) if trips else 1))
         elif role in ('to_apply', 'calls') and opcode in ('call', 'fusion'):
-          visit(called, count, exact)
+          yield from visit(called, count)
       for called in _BRANCHES.findall(line):
         for branch in called.split(','):
-          visit(branch.strip().lstrip('%'), count, exact)
+          yield from visit(branch.strip().lstrip('%'), count)
 
-  visit(entry, 1, True)
-  return result
+  return visit(entry, 1)
 
 
 def collectives(text: str) -> list[Instruction]:
   """The instructions of a program by which devices exchange data."""
-  return [x for x in instructions(text) if x.is_collective]
+  return [
+    x for x in instructions(text) if x.opcode.removesuffix('-start') in _TALK
+  ]
 
 
 def opcodes(text: str) -> collections.Counter[str]:
@@ -134,10 +114,6 @@ def traced_operations(function: Any, arguments: tuple[Any, ...]) -> int:
   XLA's own count takes a loop's body once. Here loops count as often as they
   run, those that run until data say so once. Taps of convolutions on zero
   padding are counted.
-
-  Args:
-    function: to be traced, not run.
-    arguments: shapes.
   """
   return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -145,24 +121,20 @@ def traced_operations(function: Any, arguments: tuple[Any, ...]) -> int:
 def _count(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:
-    inner = sum(
-      _count(inner)
-      for inner in jax.extend.core.jaxprs_in_params(equation.params)
-    )
-    name = equation.primitive.name
-    total += inner * (equation.params['length'] if name == 'scan' else 1)
-    if name in ('dot_general', 'conv_general_dilated'):
-      result = math.prod(equation.outvars[0].aval.shape)
-      total += 2 * result * _products(name, equation)
+    name, params = equation.primitive.name, equation.params
+    inner = sum(map(_count, jax.extend.core.jaxprs_in_params(params)))
+    total += inner * (params['length'] if name == 'scan' else 1)
+    if name not in ('dot_general', 'conv_general_dilated'):
+      continue
+    left, right = (x.aval.shape for x in equation.invars[:2])
+    # How many products are summed into each number of the result.
+    if name == 'dot_general':
+      (contracted, _), _ = params['dimension_numbers']
+      summed = math.prod(left[axis] for axis in contracted)
+    else:
+      # All of the kernel but the axis of its outputs.
+      summed = (
+        math.prod(right) // right[params['dimension_numbers'].rhs_spec[0]]
+      )
+    total += 2 * math.prod(equation.outvars[0].aval.shape) * summed
   return total
-
-
-def _products(name: str, equation: Any) -> int:
-  """How many products are summed into each number of the result."""
-  left, right = (x.aval.shape for x in equation.invars[:2])
-  numbers = equation.params['dimension_numbers']
-  if name == 'dot_general':
-    (contracted, _), _ = numbers
-    return math.prod(left[axis] for axis in contracted)
-  # All of the kernel but the axis of its outputs.
-  return math.prod(right) // right[numbers.rhs_spec[0]]

@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from typing import Any
+from unittest import mock
 
 from absl import logging
 import hours
@@ -38,10 +39,10 @@ from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.raw_images import RawImages
-from adanat_jax.data.sources.raw_source import RawExample
+from adanat_jax.data.sources.raw_source import RawExample, RawSource
 from adanat_jax.experiment import config as config_lib, encoder, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.runtime import checkpoint, files, journal, timing
+from adanat_jax.runtime import files, timing
 from adanat_jax.stages import prepare_shards
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -93,31 +94,14 @@ def needs() -> dict[str, dict[str, float]]:
   return found | {'images to prepare': {'H200': encoding}}
 
 
-def photograph() -> bytes:
-  """A JPEG file of the size of ImageNet's: 500 x 375 pixels, 110 KB."""
-  picture = Image.fromarray(load_sample_images().images[0])
+def photographs(count: int) -> RawSource:
+  """Equal JPEG files of the size of ImageNet's: 500 x 375 pixels, 110 KB."""
   stream = io.BytesIO()
+  picture = Image.fromarray(load_sample_images().images[0])
   picture.resize((500, 375)).save(stream, 'JPEG', quality=92)
-  return stream.getvalue()
-
-
-class Photographs:
-  """A source of so many equal photographs; see `RawSource`."""
-
-  class_names = None
-  has_captions = False
-  has_images = True
-
-  def __init__(self, count: int):
-    self._count = count
-    self._image = photograph()
-    self.description: dict[str, Any] = {}
-
-  def __len__(self) -> int:
-    return self._count
-
-  def __getitem__(self, index: int) -> RawExample:
-    return RawExample(f'{index}.jpg', self._image, index % 1000)
+  image = stream.getvalue()
+  read = lambda index: RawExample(f'{index}.jpg', image, index % 1000)
+  return RawSource(count, read, lambda: np.arange(count, dtype=np.uint64))
 
 
 def write_set(
@@ -153,7 +137,7 @@ def write_set(
 def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
   """The examples of a case that reads records or decodes images."""
   if case == 'images':
-    return RawImages(Photographs(count), 256)
+    return RawImages(photographs(count), 256)
   layouts = {
     'tokens': prepared.RecordLayout(256, num_classes=1000),
     'tokens and states': prepared.RecordLayout(256, 0, 77, 1280, 1280),
@@ -163,39 +147,27 @@ def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
   return prepared.PreparedExamples(directory, 'train')
 
 
-class _Memory:
-  """The largest anonymous memory of this process while it is entered."""
-
-  def __enter__(self) -> _Memory:
-    self.peak = 0
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._watch)
-    self._thread.start()
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    self._stop.set()
-    self._thread.join()
-
-  def _watch(self) -> None:
-    # What files take in the system's cache is not ours.
-    while True:
-      lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-      (size,) = (x.split()[1] for x in lines if x.startswith('RssAnon'))
-      self.peak = max(self.peak, 1024 * int(size))
-      if self._stop.wait(0.02):
-        return
-
-
 @contextlib.contextmanager
 def _timed(result: dict[str, Any]) -> Iterator[None]:
   """Adds `seconds`, `processor_seconds` and `memory` of what happens inside."""
-  with _Memory() as memory:
-    start, start_processor = time.perf_counter(), time.process_time()
-    yield
-    result['seconds'] = time.perf_counter() - start
-    result['processor_seconds'] = time.process_time() - start_processor
-  result['memory'] = memory.peak
+  stop, sizes = threading.Event(), [0]
+
+  def watch() -> None:
+    # What files take in the system's cache is not ours.
+    while not stop.wait(0.02 * (len(sizes) > 1)):
+      lines = pathlib.Path('/proc/self/status').read_text().splitlines()
+      (size,) = (x.split()[1] for x in lines if x.startswith('RssAnon'))
+      sizes.append(1024 * int(size))
+
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  start, start_processor = time.perf_counter(), time.process_time()
+  yield
+  result['seconds'] = time.perf_counter() - start
+  result['processor_seconds'] = time.process_time() - start_processor
+  stop.set()
+  thread.join()
+  result['memory'] = max(sizes)
 
 
 def read(
@@ -228,23 +200,19 @@ def prepare(size: int, directory: pathlib.Path) -> dict[str, Any]:
       'data.image_size': 256,
       'prepare.shard_size': size,
       'prepare.batch_size': CASES['prepare'][1],
-      'tokenizer.init_from': str(directory / 'tokenizer'),
       'tokenizer.width_multipliers': (1, 1, 1, 1, 1),
     },
   )
   module = networks.tokenizer_module(config)
   image = np.zeros((1, 256, 256, 3), np.float32)
   params = jax.jit(module.init)(jax.random.key(0), image)['params']
-  with checkpoint.Checkpointer(directory / 'tokenizer') as checkpointer:
-    checkpointer.save(0, {'params': params}, {})
-    checkpointer.wait()
-  journal.mark_complete(directory / 'tokenizer', 0, {})
   experiment = Experiment(config, directory)
-  encode = encoder.Encoder(experiment, config.prepare.batch_size)
+  with mock.patch.object(experiment, 'network', lambda _: (module, params)):
+    encode = encoder.Encoder(experiment, config.prepare.batch_size)
   result: dict[str, Any] = {}
 
   def make(count: int) -> None:
-    sources = {'train': Photographs(count)}
+    sources = {'train': photographs(count)}
     tallies = {'train': prepare_shards.Tally(experiment, 'train', count)}
     cut = prepare_shards.cut(sources, count)
     prepare_shards.make(experiment, directory, sources, cut, encode, tallies)
@@ -266,33 +234,23 @@ def measure(case: str, size: int, seconds: float) -> dict[str, Any]:
     return read(case, size, directory, seconds)
 
 
-def _in_child(case: str, size: int, seconds: float) -> dict[str, Any]:
-  command = [sys.executable, __file__, f'--case={case}', f'--size={size}']
-  process = subprocess.run(
-    [*command, f'--seconds={seconds}'],
-    env=os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, sys.path))},
-    stdout=subprocess.PIPE,
-    text=True,
-    check=True,
-  )
-  return json.loads(process.stdout.splitlines()[-1])
-
-
 def measure_all(quick: bool, seconds: float) -> dict[str, Any]:
-  """All cases, each with two sizes."""
-  result: dict[str, Any] = {
-    'machine': timing.machine(),
-    'needs': needs(),
-    'cases': {},
-  }
+  """All cases, each with two sizes, in processes of their own."""
+  path = os.pathsep.join(filter(None, sys.path))
+  cases: dict[str, Any] = {}
   for case, (size, _) in CASES.items():
-    if quick:
-      size = max(size // 20, 16)
-    result['cases'][case] = [
-      {'size': count, **_in_child(case, count, 0.3 if quick else seconds)}
-      for count in (size, _GROWTH * size)
-    ]
-  return result
+    size = max(size // 20, 16) if quick else size
+    cases[case] = []
+    for count in (size, _GROWTH * size):
+      command = [sys.executable, __file__, f'--case={case}', f'--size={count}']
+      text = subprocess.check_output(
+        [*command, f'--seconds={0.3 if quick else seconds}'],
+        env=os.environ | {'PYTHONPATH': path},
+        text=True,
+      )
+      found = json.loads(text.splitlines()[-1])
+      cases[case].append({'size': count, **found})
+  return {'machine': timing.machine(), 'needs': needs(), 'cases': cases}
 
 
 def render(result: dict[str, Any]) -> str:

@@ -1,12 +1,13 @@
 """Training steps to be compiled, and their inputs.
 
-Programs are given by shape alone, nothing is allocated: published sizes can be
-compiled on a laptop. `random_arrays` and `runner` are for those that are run.
+It is the stages themselves that make the steps. Programs are given by shape
+alone, nothing is allocated: published sizes can be compiled on a laptop.
+`random_arrays` and `runner` are for those that are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -22,9 +23,12 @@ import numpy as np
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.experiment import adversarial_reward, fit, networks, policies
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import masked_tokens
 from adanat_jax.runtime import checkpoint, sharding
-from adanat_jax.stages import nat as nat_stage, policy as policy_stage
+from adanat_jax.stages import (
+  nat as nat_stage,
+  nat_held_out,
+  policy as policy_stage,
+)
 
 # How many random numbers are drawn, and how far apart leaves start in them.
 _NUM_RANDOM = 2**20
@@ -76,14 +80,8 @@ class Program:
 
 
 def policy_program(config: ml_collections.ConfigDict) -> Program:
-  """One iteration of the first policy training of a config.
-
-  It is the stage itself that makes the step: networks and images that it loads
-  are replaced by their shapes, and the training that it begins is not run.
-  """
-  config = config.copy_and_resolve_references()
-  config.policy.evaluate_every = 0
-  experiment = Experiment(config, 'unused')
+  """One iteration of the first policy training of a config."""
+  experiment = _experiment(config)
   section, side = config.policy.discriminator, config.data.image_size
   image = side, side, networks.image_channels(config)
   held_out = ArrayExamples(
@@ -98,66 +96,66 @@ def policy_program(config: ml_collections.ConfigDict) -> Program:
     (checkpoint, 'load_params'): lambda _, __, shapes: shapes,
     (adversarial_reward, 'real_examples'): lambda *_: held_out,
     (policy_stage, 'make_batches'): lambda *_, **__: {},
-    (fit, 'fit'): (begun := mock.Mock()),
   }
-  with contextlib.ExitStack() as stack:
-    for place, value in instead.items():
-      stack.enter_context(mock.patch.object(*place, value))
-    policy_stage.train(experiment, policies.trainings(experiment)[0])
-  given = begun.call_args.kwargs
-  frozen = jax.tree.map(
-    lambda x: _shape(*x.shape, dtype=x.dtype), given['frozen']
-  )
+  which = policies.trainings(experiment)[0]
+  begin = functools.partial(policy_stage.train, experiment, which)
   batch = section.updates, section.batch_size
   real = {'images': _shape(*batch, *image), 'condition': _labels(*batch)}
-  return Program(
-    given['train_step'],
-    (
-      frozen,
-      jax.eval_shape(given['initial'], frozen),
-      {'real': real},
-      _shape(dtype=int),
-    ),
-    ({'reward': {'held_out': 0}}, None, {'real': 1}, None),
-    donated=1,
-  )
+  axes = {'reward': {'held_out': 0}}, None, {'real': 1}, None
+  return _program(begin, instead, {'real': real}, axes)
 
 
 def nat_program(config: ml_collections.ConfigDict) -> Program:
   """One step of NAT training."""
-  module = nat_stage.training_module(Experiment(config, 'unused'))
-  section = config.nat
-  optimizer = masked_tokens.make_optimizer(
-    section.num_steps,
-    section.learning_rate,
-    section.warmup_steps,
-    section.learning_rate_schedule,
-    section.weight_decay,
-    section.betas,
+  experiment, size = _experiment(config), config.nat.batch_size
+  instead = {
+    (nat_stage, 'check_config'): lambda _: None,
+    (nat_stage, '_splits'): lambda _: {'train': None},
+    (nat_held_out, 'HeldOutLoss'): mock.Mock(),
+    (fit, 'Batches'): mock.Mock(),
+  }
+  tokens = _shape(size, experiment.num_tokens, dtype=int)
+  batch = {'tokens': tokens, 'condition': _labels(size)}
+  begin = functools.partial(nat_stage.run, experiment)
+  return _program(begin, instead, batch, (None, None, 0, None))
+
+
+def _experiment(config: ml_collections.ConfigDict) -> Experiment:
+  """Of a config whose trainings are not measured as they go."""
+  config = config.copy_and_resolve_references()
+  config.policy.evaluate_every = config.nat.evaluate_every = 0
+  return Experiment(config, 'unused')
+
+
+def _program(
+  begin: Callable[[], None],
+  instead: Mapping[tuple[Any, str], Any],
+  batch: Any,
+  batch_axes: tuple[Any, ...],
+) -> Program:
+  """The step that a stage makes; the training that it begins is not run.
+
+  Args:
+    begin: the stage.
+    instead: what stands in for what it would load or measure, by object and
+      attribute.
+    batch: shapes of what a step reads.
+    batch_axes: see `Program`.
+  """
+  with contextlib.ExitStack() as stack:
+    begun = stack.enter_context(mock.patch.object(fit, 'fit'))
+    for place, value in instead.items():
+      stack.enter_context(mock.patch.object(*place, value))
+    begin()
+  given = begun.call_args.kwargs
+  frozen = jax.tree.map(
+    lambda x: _shape(*x.shape, dtype=x.dtype), given['frozen']
   )
-  train_step = masked_tokens.make_train_step(
-    nat_stage.make_network(module),
-    optimizer,
-    nat_stage.recipe_of(config),
-    key=_key(),
-  )
-  tokens = _shape(section.batch_size, module.num_tokens, dtype=int)
-  params = _params(module, tokens, _labels(section.batch_size))
-  state = masked_tokens.NatState(
-    params, params, jax.eval_shape(optimizer.init, params)
-  )
-  batch = {'tokens': tokens, 'condition': _labels(section.batch_size)}
+  state = jax.eval_shape(given['initial'], frozen)
+  step = _shape(dtype=int)
   return Program(
-    functools.partial(train_step, {}),
-    (state, batch, _shape(dtype=int)),
-    (None, 0, None),
-    donated=0,
+    given['train_step'], (frozen, state, batch, step), batch_axes, donated=1
   )
-
-
-def _key() -> jax.Array:
-  """Made late: with it JAX looks for its devices."""
-  return jax.random.key(0)
 
 
 def _shape(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -166,10 +164,6 @@ def _shape(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 def _labels(*shape: int) -> jax.ShapeDtypeStruct:
   return _shape(*shape, dtype=int)
-
-
-def _params(module: Any, *inputs: jax.ShapeDtypeStruct) -> Any:
-  return jax.eval_shape(module.init, _key(), *inputs)['params']
 
 
 def random_arrays(shapes: Any, seed: int = 0) -> Any:

@@ -128,7 +128,7 @@ def derived(
   if case.program == 'nat':
     return {
       'state': bytes_of(state),
-      'kept': bytes_of(program.arguments[1]) // case.num_devices,
+      'kept': bytes_of(program.arguments[2]) // case.num_devices,
       # The gradient of every micro-batch.
       'reduced': bytes_of(state.params) * config.nat.micro_batches,
     }
