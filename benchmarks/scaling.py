@@ -11,12 +11,11 @@ leave alone a library of the CPU's that would hold copies of every bias.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import math
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import clock
 import hlo
@@ -39,19 +38,11 @@ OPTIONS = {
 _GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One way to train.
-
-  Attributes:
-    label: for tables.
-    program: 'policy' or 'nat'.
-    num_devices: as many.
-    changes: of the config.
-  """
+class Case(NamedTuple):
+  """One way to train; `changes` are of the config."""
 
   label: str
-  program: str
+  kind: str  # 'policy' or 'nat'
   num_devices: int
   changes: dict[str, Any]
 
@@ -86,116 +77,95 @@ def cases(num_devices: int) -> list[Case]:
   return policy + nat
 
 
-def config_of(
-  case: Case, changes: dict[str, Any] | None = None
-) -> ml_collections.ConfigDict:
-  """The published config, one update of the discriminator an iteration.
+def program_of(
+  case: Case, updates: int
+) -> tuple[ml_collections.ConfigDict, programs.Program]:
+  """The published config and one iteration of it, or one step of the NAT's.
 
-  The five of the published recipe are five times the same program, which would
-  have to be compiled five times.
+  Args:
+    case: which.
+    updates: of the discriminator in an iteration.
   """
   config = config_lib.load(
-    str(_CONFIG),
-    {'policy.discriminator.updates': 1} | (changes or case.changes),
+    str(_CONFIG), {'policy.discriminator.updates': updates} | case.changes
   )
   with config.unlocked():
     config.policy.discriminator.held_out = 8 * case.num_devices
-  return config
+  make = {'policy': programs.policy_program, 'nat': programs.nat_program}
+  return config, make[case.kind](config)
 
 
 def bytes_of(tree: Any) -> int:
   """Size of arrays, whole."""
-  return sum(
-    math.prod(leaf.shape) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
-  )
-
-
-def program_of(
-  case: Case, config: ml_collections.ConfigDict
-) -> programs.Program:
-  """One iteration of policy training, or one step of the NAT's."""
-  if case.program == 'policy':
-    return programs.policy_program(config)
-  return programs.nat_program(config)
+  sizes = (math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  return sum(sizes)
 
 
 def derived(
   case: Case, config: ml_collections.ConfigDict, program: programs.Program
 ) -> dict[str, int]:
-  """What sizes say, a device: bytes that are kept and that are reduced."""
-  state = program.arguments[program.donated]
-  if case.program == 'nat':
-    return {
-      'state': bytes_of(state),
-      'kept': bytes_of(program.arguments[2]) // case.num_devices,
-      # The gradient of every micro-batch.
-      'reduced': bytes_of(state.params) * config.nat.micro_batches,
-    }
+  """What sizes say of bytes that a device keeps, and that are reduced."""
+  frozen, state, batch, _ = program.arguments
+  result = {'state': bytes_of(state), 'frozen': bytes_of(frozen)}
+  if case.kind == 'nat':
+    # The gradient of every micro-batch.
+    reduced = bytes_of(state.params) * config.nat.micro_batches
+    kept = bytes_of(batch) // case.num_devices
+    return result | {'kept': kept, 'reduced': reduced}
   section, ppo = config.policy, policy_rules.ppo_config(config)
   # A rollout is features or canvases, with what they are conditioned on.
   tokens = networks.grid_size(config) ** 2
   a_step = tokens * config.nat.width * jnp.dtype(section.rollout_dtype).itemsize
   if section.rollout_features == 'recompute':
     a_step = 4 * (tokens + 1)
+  steps = section.batch_size // case.num_devices * section.num_steps[0]
   reductions = ppo.num_epochs * ppo.num_minibatches * ppo.micro_batches
-  return {
-    'state': bytes_of(state),
-    'frozen': bytes_of(program.arguments[0]),
-    'kept': section.batch_size
-    * section.num_steps[0]
-    * a_step
-    // case.num_devices,
-    # Gradients on real and on generated images are reduced apart.
+  # Gradients on real and on generated images are reduced apart.
+  pushes = 2 * section.discriminator.updates
+  return result | {
+    'kept': steps * a_step,
     'reduced': reductions * bytes_of(state.params)
-    + 2 * section.discriminator.updates * bytes_of(state.adversary.params),
-  }
-
-
-def measured(case: Case, program: programs.Program) -> dict[str, Any]:
-  """What the compiled program says, a device: bytes."""
-  mesh = sharding.make_mesh(devices=jax.devices()[: case.num_devices])
-  compiled = program.compile(mesh, OPTIONS)
-  memory = compiled.memory_analysis()
-  exchanged: dict[str, int] = {}
-  for x in hlo.collectives(compiled.as_text()):
-    # Two arguments and a result: a collective moves what it returns.
-    exchanged[x.opcode] = exchanged.get(x.opcode, 0) + x.count * x.bytes
-  arguments = memory.argument_size_in_bytes
-  # What is donated is not there twice.
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  return {
-    'arguments': arguments,
-    'total': arguments + results + memory.temp_size_in_bytes,
-    'exchanged': exchanged,
+    + pushes * bytes_of(state.adversary.params),
   }
 
 
 def row_of(case: Case) -> dict[str, Any]:
-  """A case, derived and measured.
+  """What sizes and the compiled program say, a device: bytes, operations.
+
+  One update of the discriminator is compiled: the five of the published recipe
+  are five times the same program. Operations are of the published recipe.
 
   Raises:
     RuntimeError: if the two do not agree on what is exchanged.
   """
-  config, start = config_of(case), time.monotonic()
-  program = program_of(case, config)
-  # Operations are those of the published recipe.
-  whole = case.changes | {'policy.discriminator.updates': 5}
-  published = program_of(case, config_of(case, whole))
+  start = time.monotonic()
+  config, program = program_of(case, updates=1)
+  mesh = sharding.make_mesh(devices=jax.devices()[: case.num_devices])
+  compiled = program.compile(mesh, OPTIONS)
+  memory = compiled.memory_analysis()
+  arguments = memory.argument_size_in_bytes
+  # What is donated is not there twice.
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  exchanged: dict[str, int] = {}
+  for x in hlo.collectives(compiled.as_text()):
+    # Two arguments and a result: a collective moves what it returns.
+    exchanged[x.opcode] = exchanged.get(x.opcode, 0) + x.count * x.bytes
+  _, published = program_of(case, updates=5)
+  count = hlo.traced_operations(published.function, published.arguments)
   row = {
-    **dataclasses.asdict(case),
+    **case._asdict(),
     'derived': derived(case, config, program),
-    'measured': measured(case, program),
-    'operations': hlo.traced_operations(published.function, published.arguments)
-    / case.num_devices,
+    'arguments': arguments,
+    'total': arguments + results + memory.temp_size_in_bytes,
+    'exchanged': exchanged,
+    'operations': count / case.num_devices,
   }
   seconds = time.monotonic() - start
   clock.say(f'{case.label}, {case.num_devices} devices: {seconds:.0f} s')
-  moved = row['measured']['exchanged']
   # Besides gradients only means, of a few numbers each.
-  extra = moved.get('all-reduce', 0) - row['derived']['reduced']
-  if set(moved) != {'all-reduce'} or not 0 <= extra < 1e5:
-    raise RuntimeError(f'{case}: {row}')
+  extra = exchanged.get('all-reduce', 0) - row['derived']['reduced']
+  if set(exchanged) != {'all-reduce'} or not 0 <= extra < 1e5:
+    raise RuntimeError(str(row))
   gc.collect()
   return row
 
@@ -214,7 +184,7 @@ def main() -> None:
     row_of(case)
     for count in given.devices
     for case in cases(count)
-    if case.program in given.programs
+    if case.kind in given.programs
   ]
   head = (
     'training,devices,kept GiB,arguments GiB,at most GiB,reduced MB,'
@@ -225,9 +195,9 @@ def main() -> None:
       row['label'],
       row['num_devices'],
       f'{row["derived"]["kept"] / _GIB:.3f}',
-      f'{row["measured"]["arguments"] / _GIB:.2f}',
-      f'{row["measured"]["total"] / _GIB:.2f}',
-      f'{row["measured"]["exchanged"]["all-reduce"] / 1e6:.0f}',
+      f'{row["arguments"] / _GIB:.2f}',
+      f'{row["total"] / _GIB:.2f}',
+      f'{row["exchanged"]["all-reduce"] / 1e6:.0f}',
       f'{row["operations"] / 1e12:.1f}',
     )
     for row in found
