@@ -140,7 +140,7 @@ class OneMoreTest(absltest.TestCase):
     nat.check_config(self.experiment)
     made = self.generator.tokenizer, self.generator.tokenizer_params
     with mock.patch.object(Experiment, 'network', lambda *_: made):
-      samples = nat_held_out.Samples(self.experiment, {})
+      samples = nat_held_out.TrainingSamples(self.experiment, {})
     figures = samples(self.generator.nat_params, self.config.nat.num_steps)
     self.assert_decoded()
     self.assertLen(self.decoded, 2)

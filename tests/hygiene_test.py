@@ -1,6 +1,7 @@
 """What the repository promises about itself, where a tool does not look."""
 
 import ast
+import collections
 import pathlib
 import re
 
@@ -13,6 +14,113 @@ _MAX_LINES = 600
 _PATHS_OF_A_MACHINE = re.compile(
   '|'.join(['/' + 'root/', '/' + 'home/' + r'\w'])
 )
+
+
+_PACKAGE = _ROOT / 'adanat_jax'
+_PURE = {'types', 'errors', 'decoding', 'models', 'metrics', 'learning'}
+_MIDDLE = {'runtime', 'data', 'convert', 'sampling', 'report'}
+# What each room of the package may import, besides itself.
+_MAY_IMPORT = {
+  'types': set(),
+  'errors': set(),
+  'runtime': {'types', 'errors'},
+  'decoding': {'types', 'errors'},
+  'metrics': {'errors'},
+  'models': {'types', 'errors', 'decoding'},
+  'learning': {'types', 'errors', 'runtime', 'decoding'},
+  'data': {'types', 'errors', 'runtime'},
+  'convert': {'errors', 'runtime', 'models'},
+  'report': {'runtime'},
+  'sampling': {'types', 'errors', 'runtime', 'decoding', 'models', 'learning'},
+  'experiment': _PURE | _MIDDLE,
+  'measuring': _PURE | _MIDDLE | {'experiment'},
+  'stages': _PURE | _MIDDLE | {'experiment', 'measuring'},
+  'main': {'errors', 'runtime', 'data', 'experiment', 'stages'},
+}
+_ROOMS_OF_PACKAGE = set(_MAY_IMPORT)
+# Where these libraries may be imported.
+_LIBRARIES = {
+  'flax.linen': {'models', 'convert'},
+  'ml_collections': {'experiment', 'stages', 'main'},
+  'orbax': {'runtime'},
+  'matplotlib': {'report'},
+  'sklearn': {'data', 'metrics'},
+  'tensorflow_datasets': {'data'},
+}
+# Modules with a single importer that are a concept of their own.
+_WITH_ONE_IMPORTER = {
+  'a family of weights': (
+    *('convert.clip', 'convert.discriminator', 'convert.enat'),
+    *('convert.inception', 'convert.maskgit', 'convert.nat'),
+    *('convert.policy', 'convert.vit'),
+  ),
+  'a layer of reading foreign files': (
+    *('convert.kinds', 'convert.pickle_machine', 'convert.torch_reader'),
+  ),
+  'a network': (
+    *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
+  ),
+  'a measure': (
+    *('measuring.clip_score', 'metrics.inception_score', 'metrics.pixels'),
+  ),
+  'a train step': ('learning.classifier',),
+  'a page or a kind of picture': (
+    *('report.comparison', 'report.curves', 'report.document'),
+    'report.plots',
+  ),
+  'a mode, or a part of the one whose name it bears': (
+    *('stages.evaluate_published', 'stages.nat_held_out', 'stages.policy'),
+    *('stages.policy_rules', 'stages.prepare_shards', 'stages.search'),
+    *('stages.search_alternating', 'stages.tokenizer_reconstruction'),
+    'stages.compare_contender',
+  ),
+  'a concern of processes and their loops': (
+    *('runtime.environment', 'runtime.handshake', 'runtime.loop'),
+    'runtime.stopping',
+  ),
+  'a part of what a config becomes': (
+    *('data.raw_images', 'experiment.rewards', 'experiment.workdir'),
+  ),
+}
+
+
+def _imported(path):
+  """Full names that a file imports, and the modules that it takes them from."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      yield node.module
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def _modules():
+  """The modules of the package that each of its modules imports."""
+  paths = {
+    '.'.join(path.relative_to(_ROOT).with_suffix('').parts): path
+    for path in _PACKAGE.rglob('*.py')
+    if path.name != '__init__.py'
+  }
+  return {
+    name: {other for other in _imported(path) if other in paths}
+    for name, path in paths.items()
+  }
+
+
+def _room(module):
+  return module.split('.')[1]
+
+
+def _is_all(target):
+  return isinstance(target, ast.Name) and target.id == '__all__'
+
+
+def _annotation(argument):
+  text = ast.unparse(argument.annotation) if argument.annotation else ''
+  return 'ConfigDict' if text == 'Config' else text
+
+
+_IMPORTS = _modules()
 
 
 def _files(*suffixes):
@@ -60,19 +168,89 @@ class HygieneTest(absltest.TestCase):
     ]
     self.assertEmpty(found)
 
-  def test_pure_rooms_import_neither_networks_nor_configs(self):
-    banned = re.compile(
-      r'^\s*(from|import) (adanat_jax\.(models|stages|experiment|runtime.files)'
-      r'|ml_collections|flax\.linen)',
-      re.MULTILINE,
-    )
-    found = [
-      str(path.relative_to(_ROOT))
-      for room in ('decoding', 'learning')
-      for path in (_ROOT / 'adanat_jax' / room).glob('*.py')
-      if banned.search(path.read_text())
-    ]
+  def test_the_root_holds_what_is_public(self):
+    found = {path.stem for path in _PACKAGE.glob('*.py')}
+    self.assertEqual(found, {'__init__', 'main', 'types', 'errors'})
+    rooms = {path.parent.name for path in _PACKAGE.glob('*/__init__.py')}
+    self.assertEqual(rooms, _MAY_IMPORT.keys() - {'main', 'types', 'errors'})
+
+  def test_imports_go_down(self):
+    upward = {
+      f'{module} imports {other}'
+      for module, names in _IMPORTS.items()
+      for other in names
+      if _room(module) != _room(other)
+      and _room(other) not in _MAY_IMPORT.get(_room(module), _ROOMS_OF_PACKAGE)
+    }
+    self.assertEmpty(upward)
+
+  def test_libraries_stay_in_their_rooms(self):
+    found = []
+    for path in _files('.py'):
+      if _PACKAGE not in path.parents:
+        continue
+      room = path.relative_to(_PACKAGE).parts[0].removesuffix('.py')
+      names = {name.split('.')[0] for name in _imported(path)}
+      names |= {n for n in _imported(path) if n == 'flax.linen'}
+      for library, rooms in _LIBRARIES.items():
+        if library in names and room not in rooms:
+          found.append(f'{path.relative_to(_ROOT)} imports {library}')
     self.assertEmpty(found)
+
+  def test_a_module_with_one_importer_is_part_of_it(self):
+    single = {
+      module
+      for module in _IMPORTS
+      if len([1 for names in _IMPORTS.values() if module in names]) == 1
+    }
+    listed = {
+      f'adanat_jax.{name}'
+      for names in _WITH_ONE_IMPORTER.values()
+      for name in names
+    }
+    self.assertEmpty(single - listed)
+    self.assertEmpty(listed - single)
+
+  def test_no_module_forwards_names(self):
+    found = []
+    for path in _PACKAGE.rglob('*.py'):
+      if path == _PACKAGE / '__init__.py':
+        continue
+      tree = ast.parse(path.read_text())
+      imported = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+      }
+      for node in tree.body:
+        if isinstance(node, ast.Assign) and _is_all(node.targets[0]):
+          names = set(ast.literal_eval(node.value))
+          found += [f'{path.stem}: {name}' for name in names & imported]
+    self.assertEmpty(found)
+
+  def test_no_class_name_twice(self):
+    seen = collections.Counter(
+      node.name
+      for path in _PACKAGE.rglob('*.py')
+      for node in ast.parse(path.read_text()).body
+      if isinstance(node, ast.ClassDef)
+    )
+    self.assertEmpty([name for name, count in seen.items() if count > 1])
+
+  def test_a_config_stops_in_experiment(self):
+    """Few functions take a ConfigDict, and none below experiment/ does."""
+    takers = []
+    for path in _PACKAGE.rglob('*.py'):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef):
+          continue
+        arguments = [*node.args.args, *node.args.kwonlyargs]
+        if any('ConfigDict' in _annotation(a) for a in arguments):
+          takers.append((path.relative_to(_PACKAGE).parts[0], node.name))
+    self.assertLessEqual(len(takers), 40)
+    outside = {room for room, _ in takers} - {'experiment', 'stages', 'main.py'}
+    self.assertEmpty(outside)
 
 
 if __name__ == '__main__':

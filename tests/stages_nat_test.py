@@ -69,7 +69,7 @@ class StageTest(absltest.TestCase):
     cls.workdir = pathlib.Path(cls().create_tempdir('stage').full_path)
     module = networks.tokenizer_module(cls.config)
     params = random_weights.random_variables(module, jnp.zeros((1, 16, 16, 1)))
-    measured = nat_held_out.Samples.__call__
+    measured = nat_held_out.TrainingSamples.__call__
     cls.died = []
 
     def dies_once(samples, params, step):
@@ -84,7 +84,7 @@ class StageTest(absltest.TestCase):
       mock.patch.object(
         Experiment, 'network', return_value=(module, params['params'])
       ),
-      mock.patch.object(nat_held_out.Samples, '__call__', dies_once),
+      mock.patch.object(nat_held_out.TrainingSamples, '__call__', dies_once),
     ):
       try:
         nat_stage.run(Experiment(cls.config, cls.workdir))

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens
@@ -21,8 +20,6 @@ from adanat_jax.measuring.scores import Conditions
 from adanat_jax.models import clip
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
-
-Config = ml_collections.ConfigDict
 
 SECTIONS = ('text', 'image')
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from adanat_jax.data.images import to_uint8
 from adanat_jax.experiment import datasets, networks
@@ -23,8 +22,6 @@ from adanat_jax.measuring import published_weights
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
-
-Config = ml_collections.ConfigDict
 
 _PIXELS_SIDE = 8
 

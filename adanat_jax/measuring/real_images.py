@@ -9,7 +9,6 @@ from typing import Any
 
 from absl import logging
 import jax
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import images as images_lib, prefetch
@@ -18,8 +17,6 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.features import FeatureNetwork
 from adanat_jax.runtime import sharding
-
-Config = ml_collections.ConfigDict
 
 # A covariance needs two images, and an image's third neighbour three others.
 _FEWEST = 4

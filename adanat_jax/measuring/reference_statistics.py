@@ -15,7 +15,6 @@ import json
 import pathlib
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from adanat_jax.errors import UserError
@@ -25,8 +24,6 @@ from adanat_jax.measuring import real_images
 from adanat_jax.measuring.features import FeatureNetwork
 from adanat_jax.metrics.frechet import Gaussian, MomentAccumulator
 from adanat_jax.runtime import files, processes
-
-Config = ml_collections.ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)

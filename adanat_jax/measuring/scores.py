@@ -19,7 +19,6 @@ import pathlib
 from typing import Any, Protocol
 
 import jax
-import ml_collections
 import numpy as np
 
 from adanat_jax.data.order import epoch_batch
@@ -36,9 +35,6 @@ from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
-
-Config = ml_collections.ConfigDict
-
 
 _TALLY_FILE = 'tally.npz'
 _ROWS_FILE = 'samples.uint8'

@@ -155,7 +155,7 @@ def run(experiment: Experiment) -> None:
   if section.evaluate_every:
     samples = None
     if section.sample_grid or section.frechet_samples:
-      samples = nat_held_out.Samples(experiment, frozen)
+      samples = nat_held_out.TrainingSamples(experiment, frozen)
 
     def evaluate(state: NatState, step: int) -> Mapping[str, float]:
       found = figures(state)

@@ -116,7 +116,7 @@ class HeldOutLoss:
     return float(np.average(losses, weights=counts))
 
 
-class Samples:
+class TrainingSamples:
   """What a NAT in training generates: a picture, and how far it is off."""
 
   def __init__(self, experiment: Experiment, frozen: Any):
