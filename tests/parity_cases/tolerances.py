@@ -43,7 +43,10 @@ TOLERANCES: dict[str, Tolerance] = {
     2e-4,
     'float32 noise 2e-5 on images of values up to 4; ids are exact',
   ),
-  'mapping': Tolerance(2e-6, 'eight small layers of values below 2'),
+  'mapping': Tolerance(
+    5e-6,
+    'eight layers of values up to 3.2; processors differ by 2.2e-6',
+  ),
   'dischead': Tolerance(
     2e-5,
     'float32 noise 4e-7; a power iteration too few or many moves 3e-2; '
