@@ -13,6 +13,7 @@ import ml_collections
 
 from adanat_jax import main
 from adanat_jax.data import digits, images
+from adanat_jax.data.sources import registry
 from adanat_jax.errors import ConfigError, UserError
 from adanat_jax.experiment import (
   config as config_lib,
@@ -22,6 +23,8 @@ from adanat_jax.experiment import (
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import ppo, vq
+from adanat_jax.models import clip, discriminator
+from adanat_jax.report import published_figures
 from adanat_jax.runtime import files
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -156,6 +159,9 @@ class TableTest(parameterized.TestCase):
     ('policy.preset', ppo.PRESETS),
     ('policy.residual', policies.RESIDUALS),
     ('evaluate.rounding', ('none', *images.ROUNDINGS)),
+    ('evaluate.benchmark', ('', *published_figures.BENCHMARKS)),
+    ('evaluate.clip.tower', clip.TOWERS),
+    ('data.source', ('digits', *registry.SOURCES)),
   )
   def test_choices_are_those_that_there_are(self, name, options):
     self.assertEqual(
@@ -165,6 +171,7 @@ class TableTest(parameterized.TestCase):
   def test_elements_and_conditions_are_those_that_there_are(self):
     kinds = fields.some_of(fields.choice(*policies.KINDS))
     self.assertEqual(field_rules.RULES['policy.kinds'].allowed, kinds.allowed)
+    self.assertEqual(field_rules.GROUP_SIZE, discriminator.GROUP_SIZE)
     for name in digits.CONDITION_NAMES:
       self.assertTrue(field_rules.RULES['data.condition'].accepts(name))
 

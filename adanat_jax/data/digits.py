@@ -14,7 +14,6 @@ import dataclasses
 
 import numpy as np
 
-from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 
 SOURCE_SIZE = 8
@@ -117,6 +116,8 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
   Of each digit the same fraction, rounded down, is for training.
   """
+  from adanat_jax.data.order import epoch_batch
+
   order = epoch_batch(0, len(labels), len(labels), seed)
   ordered = labels[order]
   is_train = np.zeros(len(labels), bool)

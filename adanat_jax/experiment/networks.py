@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.data import clip_tokens
 from adanat_jax.decoding import actions
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.enat import ENAT
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
   from adanat_jax.models.vit import VisionTransformer
 
 Config = ml_collections.ConfigDict
-
-_TEXT_LENGTH = clip_tokens.NUM_POSITIONS
 
 
 def is_text(config: Config) -> bool:
@@ -226,12 +223,19 @@ def _module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
     reward = reward_module(config)
     return reward, [image(reward.image_size, reward.image_channels)]
   if name == 'text':
-    return text_module(config), [_shape((1, _TEXT_LENGTH), jnp.int32)]
+    return text_module(config), [_shape((1, _text_length()), jnp.int32)]
   nat = nat_module(config)
   condition = _shape((1,), jnp.int32)
   if is_text(config):
-    condition = _shape((1, _TEXT_LENGTH, config.text.width))
+    condition = _shape((1, _text_length(), config.text.width))
   return nat, [_shape((1, nat.num_tokens), jnp.int32), condition]
+
+
+def _text_length() -> int:
+  """L, the states of a caption."""
+  from adanat_jax.data import clip_tokens
+
+  return clip_tokens.NUM_POSITIONS
 
 
 def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:

@@ -22,7 +22,7 @@ from adanat_jax.decoding import buckets as buckets_lib, schedules
 from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
-from adanat_jax.models import denoisers, operations
+from adanat_jax.models import denoisers
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
 from adanat_jax.sampling.program import Plan, Samples, decode_batch
@@ -266,6 +266,8 @@ class Generator:
     Raises:
       UserError: for steps or a policy that this generator cannot do.
     """
+    from adanat_jax.models import operations
+
     chosen = self.schedule(policy, num_steps)
     if not denoisers.reuses(self.nat) or program.is_shared_table(chosen.policy):
       return self
