@@ -17,7 +17,7 @@ from adanat_jax.learning import vq
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.models.classifier import ConvClassifier
 from adanat_jax.runtime.journal import Ledger
-from adanat_jax.stages import evaluate, methods
+from adanat_jax.stages import evaluate_study
 from adanat_jax.types import PolicyValues
 
 T = 3
@@ -118,13 +118,13 @@ class LedgerTest(absltest.TestCase):
 
 class MethodsTest(absltest.TestCase):
   def test_grid(self):
-    settings = methods.grid_settings()
+    settings = evaluate_study.grid_settings()
     self.assertGreaterEqual(len(settings), 60)
     self.assertLen({json.dumps(s) for s in settings}, len(settings))
     scales = [setting['guidance_scale'] for setting in settings]
     self.assertEqual(scales.count(0.0) * 3, len(settings))
     for setting in settings[:3]:
-      method = methods.of_setting(setting, T, 16, len(settings)).schedule
+      method = evaluate_study.of_setting(setting, T, 16, len(settings)).schedule
       self.assertEqual(method.guided, setting['guidance_scale'] > 0)
       self.assertIn(str(len(settings)), method.label)
       np.testing.assert_allclose(
@@ -136,7 +136,7 @@ class MethodsTest(absltest.TestCase):
 
   def test_no_seed_serves_two_purposes(self):
     # Of an Evaluation only what chooses keys; the rest is not there.
-    evaluation = object.__new__(evaluate.Evaluation)
+    evaluation = object.__new__(evaluate_study.Evaluation)
     evaluation.experiment = Experiment(tiny_config(), 'unused')
     keys = []
     images = np.zeros((4, 1))
@@ -154,9 +154,9 @@ class MethodsTest(absltest.TestCase):
       decode=decode, num_classes=2, nat=types.SimpleNamespace(num_tokens=16)
     )
     evaluation.measures = mock.MagicMock()
-    evaluation.grid_row(methods.grid_settings()[0], T)
-    evaluation.grid_row(methods.grid_settings()[50], T)
-    first, second = (x.schedule for x in methods.hand_made(T, 16)[:2])
+    evaluation.grid_row(evaluate_study.grid_settings()[0], T)
+    evaluation.grid_row(evaluate_study.grid_settings()[50], T)
+    first, second = (x.schedule for x in evaluate_study.hand_made(T, 16)[:2])
     for seed in range(3):
       evaluation._row(first, seed)
     evaluation._row(second, 0)
@@ -173,7 +173,7 @@ class MethodsTest(absltest.TestCase):
     raw = np.zeros((2, 2, 4), np.float32)
     raw[0, :, 0] = [0, 2 * np.log(3)]
     residual = jnp.zeros((2, 4)).at[1, 0].set(-np.log(3))
-    table = methods.mean_table(raw, residual)
+    table = evaluate_study.mean_table(raw, residual)
     np.testing.assert_allclose(table.mask_ratio, [0.75, 0.25], rtol=1e-5)
     self.assertEqual(table.guidance_scale.shape, (2,))
 
@@ -182,7 +182,7 @@ class MethodsTest(absltest.TestCase):
     values = PolicyValues(
       *(np.arange(200.0) + 1000 * i + [[0], [500]] for i in range(4))
     )
-    table = methods.shuffled_table(values, labels, seed=0)
+    table = evaluate_study.shuffled_table(values, labels, seed=0)
     order = table.mask_ratio[0].astype(int)
     self.assertCountEqual(order.tolist(), range(200))
     np.testing.assert_array_equal(labels[order], labels)

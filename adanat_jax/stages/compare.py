@@ -41,7 +41,7 @@ from adanat_jax.stages import (
   search as search_stage,
 )
 from adanat_jax.stages.compare_contender import Contender
-from adanat_jax.stages.evaluate import FEWEST_SAMPLES
+from adanat_jax.stages.evaluate_study import FEWEST_SAMPLES
 
 Config = ml_collections.ConfigDict
 

@@ -25,8 +25,7 @@ from adanat_jax.runtime.journal import Ledger
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   compare_costs as costs,
-  evaluate,
-  methods as methods_lib,
+  evaluate_study,
   search_common,
 )
 from adanat_jax.types import PolicyValues, TokenCounts
@@ -54,7 +53,7 @@ class Contender:
     self._network = network
     self._experiment = experiment
     self._ledger = ledger
-    self._evaluation = evaluate.Evaluation(experiment)
+    self._evaluation = evaluate_study.Evaluation(experiment)
     self._generator: Generator = dataclasses.replace(
       self._evaluation.generator, batch_size=config.compare.batch_size
     )
@@ -87,11 +86,11 @@ class Contender:
       )
     }
 
-  def methods(self, num_steps: int) -> Iterator[methods_lib.Method]:
+  def methods(self, num_steps: int) -> Iterator[evaluate_study.Method]:
     """The schedules of T steps: hand-made, searched, learned."""
     num_tokens = self._generator.nat.num_tokens
     maskgit = schedules.make('maskgit', num_steps, num_tokens)
-    yield methods_lib.Method(
+    yield evaluate_study.Method(
       dataclasses.replace(maskgit, label='MaskGIT'), 'hand-made'
     )
     for which in search_common.of(self._experiment):
@@ -100,14 +99,14 @@ class Contender:
     for training in policies.trainings(self._experiment):
       if training.num_steps == num_steps:
         agent = policies.load_agent(self._experiment, training)
-        yield methods_lib.Method(
+        yield evaluate_study.Method(
           Schedule('adanat', agent, label='AdaNAT'),
           'adaptive',
           training.index,
           training.reward,
         )
 
-  def _searched(self, which: search_common.Search) -> methods_lib.Method:
+  def _searched(self, which: search_common.Search) -> evaluate_study.Method:
     """The best of a search's tables, measured with noise of their own.
 
     Which neither the search has seen nor the comparison sees. Where the search
@@ -124,16 +123,16 @@ class Contender:
       label='AutoNAT',
       note=f'{name} table of {evaluations} evaluations',
     )
-    return methods_lib.Method(schedule, 'tuned', which.repetition)
+    return evaluate_study.Method(schedule, 'tuned', which.repetition)
 
-  def _key(self, method: methods_lib.Method) -> str:
+  def _key(self, method: evaluate_study.Method) -> str:
     schedule = method.schedule
     return (
       f'{self._network}/T{schedule.num_steps}/{schedule.name}'
       f'/{method.training or 0}'
     )
 
-  def _generator_of(self, method: methods_lib.Method) -> Generator:
+  def _generator_of(self, method: evaluate_study.Method) -> Generator:
     """The generator, with the buckets that an adaptive policy of ENAT gets."""
     schedule, num_steps = method.schedule, method.schedule.num_steps
     if schedule.is_table or not isinstance(self._generator.nat, ENAT):
@@ -154,7 +153,7 @@ class Contender:
     chosen = tuple(TokenCounts(*row) for row in rows)
     return dataclasses.replace(self._generator, buckets={num_steps: chosen})
 
-  def entry(self, method: methods_lib.Method) -> dict[str, Any]:
+  def entry(self, method: evaluate_study.Method) -> dict[str, Any]:
     """A method as `results.json` has it, but for the seconds."""
     schedule, num_steps = method.schedule, method.schedule.num_steps
     generator = self._generator_of(method)
@@ -216,7 +215,7 @@ class Contender:
     return result
 
   def calls(
-    self, method: methods_lib.Method
+    self, method: evaluate_study.Method
   ) -> dict[str, Callable[[int], None]]:
     """What is timed of a method, by its key and the path."""
     generator = self._generator_of(method)

@@ -26,8 +26,8 @@ from adanat_jax.report import (
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
 from adanat_jax.runtime.journal import read_complete
-from adanat_jax.stages import methods as methods_lib
-from adanat_jax.stages.evaluate import Evaluation
+from adanat_jax.stages import evaluate_study
+from adanat_jax.stages.evaluate_study import Evaluation
 
 # Roles whose samples are shown side by side.
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
@@ -168,14 +168,14 @@ def _draw_reveal(
 
 def all_methods(
   evaluation: Evaluation, results: dict[str, Any], num_steps: int
-) -> list[methods_lib.Method]:
+) -> list[evaluate_study.Method]:
   """Every method that evaluation compared at one T."""
   grid = next(g for g in results['grid'] if g['num_steps'] == num_steps)
   num_tokens = evaluation.generator.nat.num_tokens
-  best = {key: grid['best'][key] for key in methods_lib.GRID}
-  methods = methods_lib.hand_made(num_steps, num_tokens)
+  best = {key: grid['best'][key] for key in evaluate_study.GRID}
+  methods = evaluate_study.hand_made(num_steps, num_tokens)
   methods.append(
-    methods_lib.of_setting(best, num_steps, num_tokens, grid['evaluations'])
+    evaluate_study.of_setting(best, num_steps, num_tokens, grid['evaluations'])
   )
   for which in policies.trainings(evaluation.experiment):
     if which.num_steps == num_steps:
