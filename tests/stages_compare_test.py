@@ -35,7 +35,6 @@ from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.runtime import files
 from adanat_jax.stages import (
   compare,
-  compare_contender,
   compare_costs as costs,
 )
 from adanat_jax.types import TokenCounts
@@ -135,7 +134,7 @@ class StageTest(parameterized.TestCase):
     cls.enterClassContext(mock.patch.object(policies, 'load_agent', load_agent))
     cls.enterClassContext(mock.patch.object(costs, 'seconds_of', timed))
     cls.directory = cls.workdir / 'compare'
-    rows, measure = [], compare_contender.Contender._row
+    rows, measure = [], compare.Contender._row
 
     def row(self, generator, schedule, seed):
       rows.append((self._network, schedule.name, seed))
@@ -148,7 +147,7 @@ class StageTest(parameterized.TestCase):
         compare.run(Experiment(cls.config, cls.workdir))
 
     with contextlib.redirect_stdout(io.StringIO()):
-      with mock.patch.object(compare_contender.Contender, '_row', row):
+      with mock.patch.object(compare.Contender, '_row', row):
         killed()
         # And again when all there is to do is to time it.
         dies = mock.Mock(side_effect=InterruptedError)
