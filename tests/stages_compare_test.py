@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import pathlib
 import tempfile
@@ -32,6 +33,7 @@ from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.report import comparison
 from adanat_jax.runtime import files
 from adanat_jax.stages import (
   compare,
@@ -88,7 +90,7 @@ def save_networks(config, workdir):
     ('judges/reward', networks.reward_module(config)),
   ):
     small_weights.save(workdir / stage, params=params(module, image))
-  for network in compare.NETWORKS:
+  for network in config.compare.networks:
     ours = compare.network_experiment(Experiment(config, workdir), network)
     nat = networks.nat_module(ours.config)
     tokens = jnp.zeros((1, nat.num_tokens), jnp.int32)
@@ -134,20 +136,21 @@ class StageTest(parameterized.TestCase):
     cls.enterClassContext(mock.patch.object(policies, 'load_agent', load_agent))
     cls.enterClassContext(mock.patch.object(costs, 'seconds_of', timed))
     cls.directory = cls.workdir / 'compare'
-    rows, measure = [], compare.Contender._row
+    rows, measure = [], compare._row
 
-    def row(self, generator, schedule, seed):
-      rows.append((self._network, schedule.name, seed))
+    def row(evaluation, generator, schedule, seed):
+      network = evaluation.experiment.config.nat.network
+      rows.append((network, schedule.name, seed))
       if len(rows) == 5:
         raise InterruptedError('killed')
-      return measure(self, generator, schedule, seed)
+      return measure(evaluation, generator, schedule, seed)
 
     def killed():
       with cls().assertRaises(InterruptedError):
         compare.run(Experiment(cls.config, cls.workdir))
 
     with contextlib.redirect_stdout(io.StringIO()):
-      with mock.patch.object(compare.Contender, '_row', row):
+      with mock.patch.object(compare, '_row', row):
         killed()
         # And again when all there is to do is to time it.
         dies = mock.Mock(side_effect=InterruptedError)
@@ -215,6 +218,17 @@ class StageTest(parameterized.TestCase):
     self.assertIn('| ENAT | 2 | each sample by itself |', text)
     picture = matplotlib.image.imread(self.directory / 'comparison.png')
     self.assertGreater(picture.std(), 0.01)
+
+  def test_one_more_schedule_has_its_lines(self):
+    results = copy.deepcopy(self.results)
+    for entry in results['methods'][::3]:
+      network = entry['network'].upper()
+      changes = {'schedule': 'mine', 'label': f'My own on {network}'}
+      results['methods'].append({**entry, **changes})
+    self.assertIn('| ENAT | My own | 2 |', comparison.compose(results))
+    path = self.workdir / 'more.png'
+    comparison.save_plot(path, results)
+    self.assertGreater(matplotlib.image.imread(path).std(), 0.01)
 
   def test_the_table_that_is_best_on_fresh_noise_is_taken(self):
     path = self.directory / 'nat/search/T2-cma-on-0/results.json'

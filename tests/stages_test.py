@@ -12,10 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.data import digits
+from adanat_jax.decoding import schedules
+from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import vq
 from adanat_jax.measuring import study as measures_lib
+from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.models.classifier import ConvClassifier
+from adanat_jax.runtime import journal
 from adanat_jax.runtime.journal import Ledger
 from adanat_jax.stages import evaluate_study
 from adanat_jax.types import PolicyValues
@@ -115,6 +119,20 @@ class LedgerTest(absltest.TestCase):
       self.assertLen(made, 3 - sum(end <= size for end in ends), size)
       self.assertEqual(path.read_bytes(), content, size)
 
+  def test_a_ledger_belongs_to_its_settings(self):
+    directory = pathlib.Path(self.create_tempdir().full_path)
+    open_ledger = lambda **about: journal.open_ledger(
+      directory, about, 'config'
+    )
+    open_ledger(a=(1, 2), gone=0).get('piece', lambda: 5)
+    # An earlier version had a field more, and did not have one that is unset.
+    ledger = open_ledger(a=[1, 2], added=None)
+    self.assertEqual(ledger.get('piece', lambda: 6), 5)
+    with self.assertRaisesRegex(UserError, r'config.a=\[1, 2\] and not \[1\]'):
+      open_ledger(a=[1])
+    with self.assertRaisesRegex(UserError, 'config.added=None and not 3'):
+      open_ledger(a=[1, 2], added=3)
+
 
 class MethodsTest(absltest.TestCase):
   def test_grid(self):
@@ -124,19 +142,19 @@ class MethodsTest(absltest.TestCase):
     scales = [setting['guidance_scale'] for setting in settings]
     self.assertEqual(scales.count(0.0) * 3, len(settings))
     for setting in settings[:3]:
-      method = evaluate_study.of_setting(setting, T, 16, len(settings)).schedule
-      self.assertEqual(method.guided, setting['guidance_scale'] > 0)
-      self.assertIn(str(len(settings)), method.label)
+      schedule = evaluate_study.schedule_of_setting(setting, T, 16, 72)
+      self.assertEqual(schedule.guided, setting['guidance_scale'] > 0)
+      self.assertEqual(schedule.label, 'hand-made, best of 72')
       np.testing.assert_allclose(
-        method.policy.sampling_temperature, setting['sampling_temperature']
+        schedule.policy.sampling_temperature, setting['sampling_temperature']
       )
       np.testing.assert_allclose(
-        method.policy.guidance_scale[-1], setting['guidance_scale']
+        schedule.policy.guidance_scale[-1], setting['guidance_scale']
       )
 
   def test_no_seed_serves_two_purposes(self):
     # Of an Evaluation only what chooses keys; the rest is not there.
-    evaluation = object.__new__(evaluate_study.Evaluation)
+    evaluation = object.__new__(Evaluation)
     evaluation.experiment = Experiment(tiny_config(), 'unused')
     keys = []
     images = np.zeros((4, 1))
@@ -154,12 +172,15 @@ class MethodsTest(absltest.TestCase):
       decode=decode, num_classes=2, nat=types.SimpleNamespace(num_tokens=16)
     )
     evaluation.measures = mock.MagicMock()
-    evaluation.grid_row(evaluate_study.grid_settings()[0], T)
-    evaluation.grid_row(evaluate_study.grid_settings()[50], T)
-    first, second = (x.schedule for x in evaluate_study.hand_made(T, 16)[:2])
+    for index in (0, 50):
+      setting = evaluate_study.grid_settings()[index]
+      evaluate_study._grid_row(evaluation, setting, T)
+    first, second = (
+      schedules.make(name, T, 16) for name in ('maskgit', 'residual')
+    )
     for seed in range(3):
-      evaluation._row(first, seed)
-    evaluation._row(second, 0)
+      evaluate_study._row(evaluation, first, seed)
+    evaluate_study._row(evaluation, second, 0)
     for purpose in ('mean', 'floors', 'report'):
       evaluation.sample(first, purpose, 4)
     grid, other_grid, *seeds, again, mean, floors, report = map(tuple, keys)

@@ -19,6 +19,7 @@ import os
 import pathlib
 from typing import Any
 
+from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, processes
 
 COMPLETE_FILE = 'complete.json'
@@ -72,6 +73,31 @@ class Ledger:
       file.flush()
       os.fsync(file.fileno())
     return value
+
+
+def open_ledger(
+  directory: pathlib.Path, about: Mapping[str, Any], prefix: str
+) -> Ledger:
+  """Opens `ledger.jsonl` of pieces that belong to certain settings.
+
+  Args:
+    directory: gets the ledger.
+    about: the settings by name; kept in the ledger as its first piece.
+    prefix: what the names begin with where a message shows them.
+
+  Raises:
+    UserError: if the ledger was begun with other settings.
+  """
+  ledger = Ledger(directory / 'ledger.jsonl')
+  ours = files.to_json(dict(about))
+  theirs = ledger.get('about', lambda: ours)
+  for name, value in ours.items():
+    if theirs.get(name) != value:
+      raise UserError(
+        f'{directory} was begun with {prefix}.{name}={theirs.get(name)} and not'
+        f' {value}; use that, or another --workdir, or delete it'
+      )
+  return ledger
 
 
 def mark_complete(

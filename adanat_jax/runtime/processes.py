@@ -47,7 +47,7 @@ _WHILE_THEY_LIVE_MS = 7 * 24 * 3600 * 1000
 # How long a failing process waits for others that fail at the same time.
 _LEAVE_TOGETHER_MS = 3000
 # No shared file system hides a new file for longer.
-_MAX_LAG_SECONDS = 60.0
+MAX_LAG_SECONDS = 60.0
 # JAX's coordination service accepts messages of up to 4 MiB.
 _PIECE = 1 << 20
 
@@ -327,7 +327,7 @@ def wait_until_seen(path: pathlib.Path) -> None:
   """
   if not is_shared():
     return
-  timeout = min(_timeout, _MAX_LAG_SECONDS)
+  timeout = min(_timeout, MAX_LAG_SECONDS)
   deadline = time.monotonic() + timeout
   while not (seen := path.exists()) and time.monotonic() < deadline:
     time.sleep(0.05)

@@ -40,8 +40,6 @@ from adanat_jax.stages import prepare_shards
 Config = ml_collections.ConfigDict
 
 SETTINGS_FILE = 'settings.json'
-# No file system that hosts share hides a new file for longer.
-_MAX_LAG_SECONDS = 60.0
 
 
 def check_config(experiment: Experiment) -> None:
@@ -150,7 +148,7 @@ def _finish(
   settings: Mapping[str, Any],
 ) -> None:
   """Writes what describes the set, the manifest last; for process 0."""
-  deadline = time.monotonic() + _MAX_LAG_SECONDS
+  deadline = time.monotonic() + processes.MAX_LAG_SECONDS
   while missing := [s for s in every if not s.is_done(directory)]:
     if time.monotonic() > deadline:
       raise UserError(

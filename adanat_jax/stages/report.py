@@ -17,6 +17,7 @@ from adanat_jax.data import digits
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.report import (
   document,
   pictures,
@@ -27,7 +28,6 @@ from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
 from adanat_jax.runtime.journal import read_complete
 from adanat_jax.stages import evaluate_study
-from adanat_jax.stages.evaluate_study import Evaluation
 
 # Roles whose samples are shown side by side.
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
@@ -106,7 +106,8 @@ def _drawn(
   for num_steps in sorted(set(config.policy.num_steps)):
     rows: list[tuple[str, np.ndarray]] = []
     adaptive: Schedule | None = None
-    for method in all_methods(evaluation, results, num_steps):
+    grid = next(g for g in results['grid'] if g['num_steps'] == num_steps)
+    for method in evaluate_study.methods(evaluation, grid):
       if method.role in SHOWN and method.training in (None, 0):
         schedule = method.schedule
         count = config.report.images_per_class * len(names)
@@ -164,23 +165,6 @@ def _draw_reveal(
       for i in range(count)
     ],
   )
-
-
-def all_methods(
-  evaluation: Evaluation, results: dict[str, Any], num_steps: int
-) -> list[evaluate_study.Method]:
-  """Every method that evaluation compared at one T."""
-  grid = next(g for g in results['grid'] if g['num_steps'] == num_steps)
-  num_tokens = evaluation.generator.nat.num_tokens
-  best = {key: grid['best'][key] for key in evaluate_study.GRID}
-  methods = evaluate_study.hand_made(num_steps, num_tokens)
-  methods.append(
-    evaluate_study.of_setting(best, num_steps, num_tokens, grid['evaluations'])
-  )
-  for which in policies.trainings(evaluation.experiment):
-    if which.num_steps == num_steps:
-      methods.extend(evaluation.learned(which))
-  return methods
 
 
 def _plotted(
