@@ -99,8 +99,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Images of each split whose loss is measured; 0 for all.
   nat.validation_examples = 0
   # Images in a picture of samples, nat/samples/<step>.png; 0 for none. They are
-  # decoded in so many steps by 'maskgit', 'residual' (AdaNAT's hand-made
-  # schedule) or 'guidance-3'.
+  # decoded in so many steps by a schedule of decoding/schedules.py, such as
+  # 'maskgit', 'residual' (AdaNAT's hand-made one) or 'guidance-3'.
   nat.sample_grid = 0
   nat.sample_num_steps = 8
   nat.sample_schedule = 'residual'
@@ -152,8 +152,8 @@ def get_config() -> ml_collections.ConfigDict:
   evaluate.rounding = 'none'
   # What was counted is saved after so many images.
   evaluate.save_every = 5000
-  # Which policies: 'learned', 'maskgit', 'residual', 'guidance-3', or a table
-  # of decoding/schedules.py.
+  # Which policies: 'learned', or a schedule of decoding/schedules.py, such as
+  # 'maskgit', 'residual', 'guidance-3' or 'enat_256'.
   evaluate.policies = ('learned', 'maskgit')
   # An ENAT that follows a learned policy gathers within so many shapes, chosen
   # by watching the policy; 0 to run every block at every position. The samples
@@ -195,7 +195,8 @@ def get_config() -> ml_collections.ConfigDict:
   # and the classes unless evaluate.labels is 'balanced'.
   search.common_noise = ('on',)
   # 'published' starts where AutoNAT does; with 'fewer_steps' the smallest T
-  # does, each other one where the search of the next smaller T has ended.
+  # does, each other one where the search of the next smaller T has ended. A
+  # schedule of decoding/schedules.py, by its name, starts at its table.
   search.start = 'published'
   search.repetitions = 1
   # How many points a search measures, and images of each.

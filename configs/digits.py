@@ -209,6 +209,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Sampling seeds, and images of each.
   evaluate.num_seeds = 4
   evaluate.num_samples = 2000
+  # Which schedules of decoding/schedules.py the study compares with tuned and
+  # learned ones; unset: 'maskgit', 'residual' and 'guidance-3'.
+  evaluate.schedules = placeholder(tuple)
   # Images for each setting of the grid that tunes the hand-made schedule, and
   # how many settings of the grid are tried.
   evaluate.grid_samples = 1000
@@ -232,6 +235,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   enat.encoder_depth = 4
   enat.decoder_depth = 1
   enat.reuse_probability = 0.5
+  # Which schedules of decoding/schedules.py are compared with searched and
+  # learned ones; unset: 'maskgit'.
+  compare.schedules = placeholder(tuple)
   # Images decoded at a time. What ENAT computes for a policy that decides for
   # each sample is what the most demanding sample of a batch needs, within at
   # most so many compiled sizes and, beyond them, all tokens.
@@ -251,7 +257,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   sample.num_steps = 4
   sample.seed = 0
   # 'learned', 'hand-made' (MaskGIT's), 'table' with a JSON file of the four
-  # lists, or 'autonat_large', 'adagen', 'enat_256', 'enat_512' (published).
+  # lists, or a schedule of decoding/schedules.py, such as 'autonat_large'.
   sample.policy = 'learned'
   sample.table = ''
   # See evaluate.num_buckets.

@@ -14,11 +14,23 @@ import numpy as np
 from adanat_jax.decoding import schedules, step
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.learning import schedule_search
 from adanat_jax.learning.agent import Agent
+from adanat_jax.measuring import study
+from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.runtime import files
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import evaluate, nat, nat_held_out, sample
+from adanat_jax.stages import (
+  compare,
+  evaluate,
+  nat,
+  nat_held_out,
+  sample,
+  search,
+  search_common,
+)
 from support.evaluating import random_generator, tiny_config
 
 T = 2
@@ -156,6 +168,66 @@ class OneMoreTest(absltest.TestCase):
     )
     page = (self.workdir / 'evaluate/results.md').read_text()
     self.assertIn('the eager one', page)
+
+  def test_study(self):
+    self.config.evaluate.update(
+      protocol='study',
+      schedules=('eager',),
+      num_seeds=1,
+      num_samples=100,
+      grid_samples=100,
+      max_grid=1,
+    )
+    measures = mock.Mock(return_value=dict.fromkeys(study.MEASURES, 0.5))
+    measures.distance.return_value = 0.5
+    with (
+      mock.patch.object(study, 'Measures', lambda *_: measures),
+      mock.patch.object(policies, 'trainings', lambda *_: []),
+    ):
+      evaluate.run(self.experiment)
+    results = files.read_json(self.workdir / 'evaluate/results.json')
+    eager_one, tuned = results['methods']
+    self.assertEqual(
+      [eager_one[name] for name in ('name', 'label', 'role', 'note')],
+      ['eager', 'the eager one', 'hand-made', 'made here'],
+    )
+    self.assertEqual(tuned['name'], 'tuned')
+    *_, measured, _ = self.decoded
+    self.decoded = [measured]
+    self.assert_decoded()
+
+  def test_comparison(self):
+    self.config.evaluate.num_samples = 100
+    self.config.compare.schedules = ('eager',)
+    compare.check_config(self.experiment)
+    evaluation = Evaluation(self.experiment)
+    method = next(compare._methods(evaluation, T))
+    self.assertEqual(method.role, 'hand-made')
+    evaluation.sample(method.schedule, 'seed-0', 2)
+    self.assert_decoded()
+
+  def test_search_starts_there(self):
+    self.config.search.update(start='eager', num_steps=(T,))
+    search.check_config(self.experiment)
+    point = search_common.first_point(self.experiment, T)
+    table = schedule_search.table_of(point)
+    expected = eager(T, self.generator.nat.num_tokens).policy
+    np.testing.assert_allclose(table.mask_ratio[:-1], expected.mask_ratio[:-1])
+    np.testing.assert_allclose(
+      table.sampling_temperature, expected.sampling_temperature
+    )
+
+  def test_a_schedule_that_is_not_there_is_named_first(self):
+    for mode, field, stage in (
+      ('evaluate', 'policies', evaluate),
+      ('compare', 'schedules', compare),
+    ):
+      with self.subTest(mode):
+        before = self.config[mode][field]
+        self.config[mode][field] = ('autonat_large',)
+        with self.assertRaisesRegex(UserError, 'num_steps=2 was given'):
+          stage.check_config(self.experiment)
+        self.config[mode][field] = before
 
 
 if __name__ == '__main__':

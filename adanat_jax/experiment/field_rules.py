@@ -270,6 +270,7 @@ _SHARED: Mapping[str, Rule] = {
     rounding=choice('none', 'floor', 'nearest'),
     save_every=_EVERY,
     policies=some_of(choice('learned', known=SCHEDULES)),
+    schedules=optional(some_of(choice(known=SCHEDULES))),
     num_buckets=_BUCKETS,
     # Three neighbours say how far images reach.
     precision_recall=zero_or(integer(4, 10**6)),
@@ -291,7 +292,7 @@ _SHARED: Mapping[str, Rule] = {
     num_steps=some_of(_DECODING_STEPS),
     optimizers=some_of(choice('cma', 'finite_differences')),
     common_noise=some_of(choice('on', 'off')),
-    start=choice('published', 'fewer_steps'),
+    start=choice('published', 'fewer_steps', known=SCHEDULES),
     repetitions=_REPETITIONS,
     evaluations=integer(1, 10**6),
     num_samples=_MEASURED,
@@ -324,6 +325,7 @@ _SHARED: Mapping[str, Rule] = {
   **_section(
     'compare',
     networks=some_of(choice('nat', 'enat')),
+    schedules=optional(some_of(choice(known=SCHEDULES))),
     # One step has nothing to schedule.
     num_steps=some_of(integer(2, 1024)),
     batch_size=_BATCH,

@@ -15,6 +15,7 @@ what a path is. `seconds` may be null. Shape legend: `T` steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import itertools
 import os
 from typing import Any
 
@@ -28,8 +29,8 @@ _UNITS = {
   'operations': ('M operations', 1e-6),
   'seconds': ('ms', 1e3),
 }
-_SCHEDULES = {'maskgit': 'MaskGIT', 'autonat': 'AutoNAT', 'adanat': 'AdaNAT'}
 _COLOURS = {'maskgit': '#5b7c99', 'autonat': '#2a9d8f', 'adanat': '#e4572e'}
+_MORE_COLOURS = ('#9a6fb0', '#f0a030', '#34506b', '#8fb3cf', '#a7b0ba')
 _NETWORKS = {
   'nat': {'linestyle': '-', 'marker': 'o'},
   'enat': {'linestyle': '--', 'marker': 's', 'markerfacecolor': 'white'},
@@ -96,9 +97,12 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
     path: the PNG file; its directory must exist.
     results: see the module.
   """
+  titles = _schedules(results)
+  others = (name for name in titles if name not in _COLOURS)
+  colours = _COLOURS | dict(zip(others, itertools.cycle(_MORE_COLOURS)))
   curves = {
     (network, schedule): found
-    for schedule in _SCHEDULES
+    for schedule in titles
     for network in _NETWORKS
     if (found := trade_offs.points(results, network, schedule))
   }
@@ -108,7 +112,7 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
   panels = figure.subplots(1, 2, sharey=True)
   for axes, (cost, (unit, scale)) in zip(panels, _UNITS.items(), strict=True):
     for (network, schedule), found in curves.items():
-      colour, look = _COLOURS[schedule], _NETWORKS[network]
+      colour, look = colours[schedule], _NETWORKS[network]
       across = [scale * point.cost(cost) for point in found]
       axes.plot(
         across, [point.distance for point in found], color=colour,
@@ -120,7 +124,7 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
           marker=look['marker'], markersize=5.0 + 2.0 * place,
           markerfacecolor=look.get('markerfacecolor', colour), zorder=4,
           linestyle='none',
-          label=f'{_SCHEDULES[schedule]} on {network.upper()}'
+          label=f'{titles[schedule]} on {network.upper()}'
           if not place
           else None,
         )  # fmt: skip
@@ -142,13 +146,23 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
   style.save(path, figure)
 
 
+def _schedules(results: Results) -> dict[str, str]:
+  """The titles of all schedules by their names, in the order of results."""
+  return {
+    entry['schedule']: entry['label'].removesuffix(
+      f' on {entry["network"].upper()}'
+    )
+    for entry in results['methods']
+  }
+
+
 def _groups(results: Results) -> list[list[reading.MethodResult]]:
   """The trainings of each schedule on each network at each T."""
   return [
     entries
     for num_steps in reading.all_num_steps(results)
     for network in _NETWORKS
-    for schedule in _SCHEDULES
+    for schedule in _schedules(results)
     if (
       entries := reading.select(
         results, network=network, schedule=schedule, num_steps=num_steps
@@ -159,12 +173,13 @@ def _groups(results: Results) -> list[list[reading.MethodResult]]:
 
 def _method_table(results: Results) -> str:
   measures = ('frechet', 'precision', 'recall', 'accuracy')
+  schedules = _schedules(results)
   rows = []
   for entries in _groups(results):
     first = entries[0]
     row = [
       first['network'].upper(),
-      _SCHEDULES[first['schedule']],
+      schedules[first['schedule']],
       str(first['num_steps']),
     ]
     for measure in measures:

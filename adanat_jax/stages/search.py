@@ -55,6 +55,9 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   section = experiment.config.search
   if section.rounds:
     yield from search_alternating.problems(experiment)
+  for num_steps in section.num_steps:
+    # Some schedules exist for some numbers of steps only.
+    search_common.first_point(experiment, num_steps)
   if 'cma' in section.optimizers:
     schedule_search.require_cmaes()
 
@@ -91,7 +94,7 @@ def _first_point(
   """Where a search starts; those of fewer steps are finished."""
   before = search_common.before(experiment, which)
   if before is None:
-    return schedule_search.first_point(which.num_steps)
+    return search_common.first_point(experiment, which.num_steps)
   path = parent / before.name / 'results.json'
 
   def stretched() -> list[float]:
@@ -126,7 +129,7 @@ def _run(
   """
   config = experiment.config
   count = config.search.evaluations
-  ledger = search_common.open_ledger(experiment, which, directory)
+  ledger = search_common.ledger_of(experiment, which, directory)
   if is_complete(directory) and read_complete(directory)['step'] >= count:
     return
   first = _first_point(experiment, which, directory.parent, ledger)

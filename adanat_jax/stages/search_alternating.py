@@ -53,7 +53,7 @@ def problems(experiment: Experiment) -> Iterator[str]:
       f' {section.rounds + 1}, as many schedules are searched with'
       f' config.search.rounds={section.rounds}'
     )
-  if section.start != 'published':
+  if section.start == 'fewer_steps':
     yield (
       f'config.search.start={section.start} needs finished searches, which'
       ' there are none of with other NATs: give published, or'
@@ -97,9 +97,7 @@ class _Alternation:
     self._which = which
     self._scorer = scorer
     self._generator: Generator | None = None
-    self._ledger: Ledger = search_common.open_ledger(
-      experiment, which, directory
-    )
+    self._ledger: Ledger = search_common.ledger_of(experiment, which, directory)
 
   def run(self) -> None:
     """Searches, and writes what was found."""
@@ -108,7 +106,7 @@ class _Alternation:
     beta: Beta = tuple(self._experiment.config.nat.beta)
     trainings = [beta]
     objective = self._objective(beta)
-    point = schedule_search.first_point(self._which.num_steps)
+    point = search_common.first_point(self._experiment, self._which.num_steps)
     begun = (objective, point)
     turns: list[dict[str, Any]] = []
     with search_common.Rows(self._experiment, self._directory) as rows:

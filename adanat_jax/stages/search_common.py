@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding import schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.measuring import scores
-from adanat_jax.runtime import files, processes
+from adanat_jax.measuring.evaluation import over_seeds
+from adanat_jax.runtime import files, journal, processes
 from adanat_jax.runtime.journal import Ledger
 from adanat_jax.runtime.metric_writer import MetricWriter, Progress
 from adanat_jax.sampling.generator import Generator
@@ -101,9 +102,30 @@ def before(experiment: Experiment, which: Search) -> Search | None:
   """The search of fewer steps where this one starts, if there is one."""
   config = experiment.config
   fewer = [t for t in config.search.num_steps if t < which.num_steps]
-  if config.search.start == 'published' or not fewer:
+  if config.search.start != 'fewer_steps' or not fewer:
     return None
   return dataclasses.replace(which, num_steps=max(fewer))
+
+
+def first_point(
+  experiment: Experiment, num_steps: int
+) -> schedule_search.Point:
+  """Where a search starts that does not go on from another one.
+
+  Raises:
+    UserError: if `search.start` names a schedule that is no table of this many
+      steps.
+  """
+  start = experiment.config.search.start
+  if start in ('published', 'fewer_steps'):
+    return schedule_search.first_point(num_steps)
+  schedule = schedules.make(start, num_steps, experiment.num_tokens)
+  if not isinstance(schedule.policy, PolicyValues):
+    raise UserError(
+      f'config.search.start={start} is no table of numbers: nothing can be'
+      ' searched from there'
+    )
+  return schedule_search.clamped(schedule_search.point_of(schedule.policy))
 
 
 class Objective:
@@ -149,15 +171,12 @@ class Objective:
     """
     count = self._section.fresh_seeds
     first = _FRESH_SEEDS + skipped * count
-    values = [
-      self._measure(point, self._section.fresh_samples, seed)
-      for seed in range(first, first + count)
-    ]
-    return {
-      'mean': float(np.mean(values)),
-      'std': float(np.std(values, ddof=1)) if count > 1 else 0.0,
-      'values': values,
-    }
+    return over_seeds(
+      [
+        self._measure(point, self._section.fresh_samples, seed)
+        for seed in range(first, first + count)
+      ]
+    )
 
   def settled(self, point: schedule_search.Point) -> PolicyValues:
     """The table of a point for any options of the step."""
@@ -294,7 +313,7 @@ def _agreed(point: schedule_search.Point) -> schedule_search.Point:
   return np.array(processes.from_first(point.tolist), np.float64)
 
 
-def open_ledger(
+def ledger_of(
   experiment: Experiment, which: Search, directory: pathlib.Path
 ) -> Ledger:
   """What was evaluated so far.
@@ -302,16 +321,8 @@ def open_ledger(
   Raises:
     UserError: if it was begun with other settings.
   """
-  ledger = Ledger(directory / 'ledger.jsonl')
-  ours = files.to_json(about(experiment, which))
-  theirs = ledger.get('about', lambda: ours)
-  for name, value in ours.items():
-    if theirs.get(name) != value:
-      raise UserError(
-        f'{directory} was begun with config.search.{name}={theirs.get(name)}'
-        f' and not {value}; use that, or another --workdir, or delete it'
-      )
-  return ledger
+  settings = about(experiment, which)
+  return journal.open_ledger(directory, settings, 'config.search')
 
 
 def about(experiment: Experiment, which: Search) -> dict[str, Any]:
