@@ -61,7 +61,8 @@ _WITH_ONE_IMPORTER = {
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),
   'a measure': (
-    *('measuring.clip_score', 'metrics.inception_score', 'metrics.pixels'),
+    *('measuring.clip_score', 'measuring.study'),
+    *('metrics.inception_score', 'metrics.pixels'),
   ),
   'a train step': ('learning.classifier',),
   'a page or a kind of picture': (
@@ -72,7 +73,7 @@ _WITH_ONE_IMPORTER = {
     *('stages.evaluate_published', 'stages.nat_held_out', 'stages.policy'),
     *('stages.policy_rules', 'stages.prepare_shards', 'stages.search'),
     *('stages.search_alternating', 'stages.tokenizer_reconstruction'),
-    'stages.compare_contender',
+    'stages.compare_costs',
   ),
   'a concern of processes and their loops': (
     *('runtime.environment', 'runtime.handshake', 'runtime.loop'),
