@@ -26,14 +26,14 @@ from adanat_jax.learning import ppo, vq
 from adanat_jax.models import clip, discriminator
 from adanat_jax.report import published_figures
 from adanat_jax.runtime import files
+from support import configs
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 _OLD_WORKDIR = pathlib.Path(__file__).parent / 'data/workdir-0.1.0.tar.xz'
 
 
 def presets():
   """Every config with every preset, as `--config` takes them."""
-  for path in sorted(_CONFIGS.glob('*.py')):
+  for path in sorted(configs.CONFIGS.glob('*.py')):
     names = runpy.run_path(str(path)).get('PRESETS', ('default',))
     for name in names:
       yield str(path) if name == 'default' else f'{path}:{name}'
@@ -63,7 +63,7 @@ def odd_values(like):
 
 def check(source, **overrides):
   """What `main` does before the first stage."""
-  config = config_lib.load(str(_CONFIGS / source))
+  config = configs.load(source)
   for name, value in overrides.items():
     node = config
     *groups, last = name.split('__')
@@ -231,7 +231,7 @@ class CheckTest(parameterized.TestCase):
     )
 
   def test_a_field_that_is_missing_is_named_by_who_reads_it(self):
-    config = config_lib.load(str(_CONFIGS / 'digits.py'))
+    config = configs.load('digits.py')
     with config.unlocked():
       del config.nat.width
       del config.report
