@@ -20,6 +20,7 @@ from adanat_jax.experiment import (
   field_rules,
   fields,
   policies,
+  rewards,
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import ppo, vq
@@ -171,6 +172,9 @@ class TableTest(parameterized.TestCase):
   def test_elements_and_conditions_are_those_that_there_are(self):
     kinds = fields.some_of(fields.choice(*policies.KINDS))
     self.assertEqual(field_rules.RULES['policy.kinds'].allowed, kinds.allowed)
+    several = fields.some_of(fields.choice(*rewards.REWARDS))
+    allowed = field_rules.RULES['policy.rewards'].allowed
+    self.assertEqual(allowed, several.allowed)
     self.assertEqual(field_rules.GROUP_SIZE, discriminator.GROUP_SIZE)
     for name in digits.CONDITION_NAMES:
       self.assertTrue(field_rules.RULES['data.condition'].accepts(name))

@@ -157,7 +157,7 @@ def pieces(
     return len({str(index) for index in places})
 
   _, params = Experiment(config, workdir).network('nat')
-  reward = rewards.make_spec('adversarial', Experiment(config, workdir), 1)
+  reward = rewards.REWARDS['adversarial'].make(Experiment(config, workdir), 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
   batch = fit.Batches(Experiment(config, 'unused'), 'nat', examples, (16,))(0)[
     'rows'

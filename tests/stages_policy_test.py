@@ -287,7 +287,7 @@ class StageTest(parameterized.TestCase):
     config.policy.discriminator.learning_rate = 0.02
     config.policy.discriminator.reconstruct_real = False
     text = Experiment(config, 'unused').network('text')
-    spec = adversarial_reward.make_spec(Experiment(config, self.root), 1, text)
+    spec = adversarial_reward.make_spec(Experiment(config, self.root), 1)
     random = np.random.default_rng(0)
     images = np.where(np.arange(16)[:, None, None, None] % 2, 0.9, 0.1)
     images = images + 0.05 * random.random((16, 16, 16, 3))

@@ -147,17 +147,12 @@ class _ProjectedDiscriminator:
     return variables['params'], spectral
 
 
-def make_spec(
-  experiment: Experiment,
-  groups: int,
-  text: tuple[CLIPText, Any] | None = None,
-) -> RewardSpec:
+def make_spec(experiment: Experiment, groups: int) -> RewardSpec:
   """A projected discriminator on the frozen reward network, trained in turn.
 
   Args:
     experiment: its reward network is trained or converted.
     groups: see `learning.discriminator.deal`.
-    text: the text tower and its parameters, where images have captions.
 
   Raises:
     UserError: for a network or images that are not there.
@@ -169,16 +164,16 @@ def make_spec(
   frozen = {'reward': trunk_params}
   if section.held_out:
     frozen['held_out'] = _held_out(experiment)
-  if text is not None:
-    frozen['text'] = text[1]
-  tokenizer = None
+  text = tokenizer = None
+  if experiment.is_text:
+    text, frozen['text'] = experiment.network('text')
   if section.reconstruct_real and not experiment.is_digits:
     tokenizer, frozen['tokenizer'] = experiment.network('tokenizer')
   discriminator = _ProjectedDiscriminator(
     experiment,
     trunk,
     networks.discriminator_module(config),
-    text[0] if text is not None else None,
+    text,
     tokenizer,
   )
 

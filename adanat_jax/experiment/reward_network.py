@@ -41,12 +41,6 @@ def problems(experiment: Experiment) -> Iterator[str]:
         ' digits have one: give centred'
       )
     return
-  for name in config.policy.rewards:
-    if name != 'adversarial':
-      yield (
-        f'config.policy.rewards holds {name}, which is for the digits alone;'
-        f' give adversarial for config.data.source={config.data.source}'
-      )
   sections = {'judges.reward': 'dino'}
   if experiment.is_text:
     sections['text'] = 'clip_text'
