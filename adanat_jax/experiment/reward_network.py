@@ -80,7 +80,7 @@ def inputs(
   """Images as the reward network of `config.judges.reward` takes them.
 
   Args:
-    experiment: of this run.
+    experiment: names the network.
     images: float32[B, H, W, C] in [0, 1].
     key: decides whether larger images are cropped, and where: all of a batch
       alike, as published. None averages them down.
