@@ -56,6 +56,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a layer of reading foreign files': (
     *('convert.kinds', 'convert.pickle_machine', 'convert.torch_reader'),
+    'data.sources.table',
   ),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
@@ -80,7 +81,7 @@ _WITH_ONE_IMPORTER = {
     'runtime.stopping',
   ),
   'a part of what a config becomes': (
-    *('data.raw_images', 'data.sources.registry', 'experiment.workdir'),
+    *('data.sources.registry', 'experiment.workdir'),
   ),
 }
 
