@@ -57,17 +57,13 @@ class Agent:
     return len(self.residual)
 
   def policy(
-    self,
-    std: Array | float | None = None,
-    weights: Array | None = None,
+    self, std: Array | float | None = None, weights: Array | None = None
   ) -> Policy:
     """The policy, whose aux is `PolicyAux`.
 
     Args:
-      std: exploration standard deviation; None takes the mean action, as at
-        inference.
-      weights: float32[T, A], entries that count in the log-density; all if
-        None.
+      std: of the exploration; None takes the mean action, as at inference.
+      weights: float32[T, A], which entries count; None for all.
     """
 
     def policy(
@@ -92,12 +88,8 @@ class Agent:
 def non_adaptive(actor_critic: ActorCritic, num_steps: int) -> ActorCritic:
   """The same networks blind to the image: zeros in place of the features.
 
-  All samples of a step then get the same action, so the networks run on one row
-  per step.
-
-  Args:
-    actor_critic: `(params, features, step) -> (mean, value)`.
-    num_steps: T; steps are in `[0, T)`.
+  All samples of a step (in `[0, num_steps)`) then get the same action, so the
+  networks run on one row per step.
   """
 
   def blind(params: Any, features: Array, step: Array) -> tuple[Array, Array]:

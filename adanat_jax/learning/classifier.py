@@ -21,12 +21,7 @@ Apply: TypeAlias = Callable[[Any, Array, Array | None], Array]
 
 @struct.dataclass
 class ClassifierState:
-  """What the training of a classifier carries from step to step.
-
-  Attributes:
-    params: of the network.
-    opt_state: of the optimizer.
-  """
+  """What the training of a classifier carries from step to step."""
 
   params: Any
   opt_state: optax.OptState
@@ -63,15 +58,12 @@ def make_train_step(
     images = augment.add_noise(keys[2], images, noise)
 
     def loss_fn(params: Any) -> tuple[Array, Array]:
-      logits = apply(params, images, keys[3])
-      loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, batch['labels']
-      ).mean()
-      return loss, (logits.argmax(-1) == batch['labels']).mean()
+      logits, labels = apply(params, images, keys[3]), batch['labels']
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return loss.mean(), (logits.argmax(-1) == labels).mean()
 
-    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
-    )
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, accuracy), grads = gradient(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {'loss': loss, 'accuracy': accuracy}

@@ -4,7 +4,7 @@
 (AdaNAT, section 3.3; LeapLabTHU/AdaNAT train.py). Each update runs two
 training-mode forwards, so the spectral norms' power iteration advances twice.
 
-What is trained are heads, on features that a frozen network computes of images.
+Only heads are trained, on the features of a frozen network.
 """
 
 from __future__ import annotations
@@ -50,16 +50,10 @@ class Discriminator:
 
 @struct.dataclass
 class DiscriminatorState:
-  """The trained part of the discriminator.
+  """The trained part of the discriminator."""
 
-  Attributes:
-    params: of the heads.
-    spectral: the vectors of the spectral norms.
-    opt_state: of the optimizer.
-  """
-
-  params: Any
-  spectral: Any
+  params: Any  # of the heads
+  spectral: Any  # the vectors of the spectral norms
   opt_state: optax.OptState
 
 
@@ -93,18 +87,7 @@ def update(
   real: tuple[Any, Condition],
   fake: tuple[Any, Condition],
 ) -> tuple[DiscriminatorState, dict[str, Array]]:
-  """One gradient step on one batch of real and one of generated images.
-
-  Args:
-    heads: the discriminator's trained part.
-    optimizer: of its parameters.
-    state: before the step.
-    real: features and condition of real images.
-    fake: features and condition of generated images.
-
-  Returns:
-    The state after it and float32[] metrics.
-  """
+  """One gradient step; `real` and `fake` are features with their condition."""
 
   def loss_fn(params: Any) -> tuple[Array, Any]:
     spectral, logits = state.spectral, []
@@ -115,16 +98,14 @@ def update(
     loss += jax.nn.softplus(logits[1]).mean()
     return loss, spectral
 
-  (loss, spectral), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-    state.params
-  )
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+  (loss, spectral), grads = gradient(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   # Power iteration never needs a gradient, and the state must not carry one.
   spectral = jax.lax.stop_gradient(spectral)
-  return DiscriminatorState(params, spectral, opt_state), {
-    'discriminator_loss': loss
-  }
+  state = DiscriminatorState(params, spectral, opt_state)
+  return state, {'discriminator_loss': loss}
 
 
 def make_reward_model(
@@ -138,8 +119,8 @@ def make_reward_model(
 ) -> RewardModel:
   """The discriminator as a reward that learns in turn with the policy.
 
-  Its `learn` takes real batches [updates, batch_size, ...] that
-  `discriminator.read` reads, and returns the mean loss of its updates with the
+  Its `learn` takes real batches [updates, batch_size, ...] for
+  `discriminator.read`, and returns the mean loss of its updates with the
   accuracies before them.
 
   Args:
@@ -148,8 +129,7 @@ def make_reward_model(
     updates: gradient steps an iteration.
     batch_size: real images of an update, and generated ones.
     groups: see `deal`.
-    held_out: a batch of real images that are not trained on, whose accuracy is
-      reported.
+    held_out: real images that are not trained on, to report their accuracy.
   """
   heads = discriminator.heads
 
@@ -161,11 +141,10 @@ def make_reward_model(
     return score(heads, state, features, condition)
 
   def reward(state: DiscriminatorState) -> Reward:
-    return rewards.adversarial_reward(
-      lambda images, condition, key: score_images(
-        state, (images, condition), key
-      )[:, None]
-    )
+    def logits(images: Array, condition: Condition, key: Array) -> Array:
+      return score_images(state, (images, condition), key)[:, None]
+
+    return rewards.adversarial_reward(logits)
 
   def accuracies(
     state: DiscriminatorState, real: Any, fakes: Labelled, key: Array
@@ -191,35 +170,22 @@ def make_reward_model(
     key: Array,
   ) -> tuple[DiscriminatorState, dict[str, Array]]:
     # `split` takes the numbers below.
-    crop_key, score_key = (
-      jax.random.fold_in(key, updates + i) for i in range(2)
-    )
+    crop_key = jax.random.fold_in(key, updates)
+    score_key = jax.random.fold_in(key, updates + 1)
     metrics = accuracies(state, real, fakes, score_key)
     if fresh is None:
-      fake_batches: Any = jax.tree.map(
-        lambda x: deal(x, updates, batch_size, groups), fakes
-      )
+      divide = lambda x: deal(x, updates, batch_size, groups)
+      fake_batches: Any = jax.tree.map(divide, fakes)
     else:
-      keys = jax.random.split(key, updates)
-      fake_batches = keys, jnp.arange(updates)
+      fake_batches = jax.random.split(key, updates), jnp.arange(updates)
 
     def body(state: Any, batch: Any) -> tuple[Any, Any]:
       real_batch, fake, crop_keys = batch
       real_images, real_condition = discriminator.read(real_batch)
       fake_images, fake_condition = fake if fresh is None else fresh(*fake)
-      real_features, fake_features = (
-        discriminator.features(images, crop_key)
-        for images, crop_key in zip(
-          (real_images, fake_images), crop_keys, strict=True
-        )
-      )
-      return update(
-        heads,
-        optimizer,
-        state,
-        (real_features, real_condition),
-        (fake_features, fake_condition),
-      )
+      real = discriminator.features(real_images, crop_keys[0]), real_condition
+      fake = discriminator.features(fake_images, crop_keys[1]), fake_condition
+      return update(heads, optimizer, state, real, fake)
 
     crop_keys = jax.random.split(crop_key, (updates, 2))
     state, history = jax.lax.scan(
@@ -235,7 +201,7 @@ def make_reward_model(
 
 
 def deal(rows: Array, updates: int, size: int, groups: int) -> Array:
-  """Divides a batch into several smaller ones, repeating it if it is short.
+  """Divides a batch into smaller ones, [U, S, ...]; a short batch repeats.
 
   Args:
     rows: [B, ...].
@@ -244,9 +210,6 @@ def deal(rows: Array, updates: int, size: int, groups: int) -> Array:
     groups: equal consecutive parts of the batch; the g-th part of every small
       batch comes from the g-th part of the batch, so no row moves between up to
       this many devices. It divides B and S.
-
-  Returns:
-    [U, S, ...].
   """
   parts = rows.reshape(groups, -1, *rows.shape[1:])
   share = size // groups

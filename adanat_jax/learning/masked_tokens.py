@@ -1,10 +1,10 @@
 """Training a masked-token transformer: its masks, its loss, and one step.
 
 Each example gets a mask ratio, by MaskGIT's cosine law or AutoNAT's Beta(12,
-3), and that share of its tokens is masked. The loss is the cross-entropy of all
-masked tokens of the batch, with label smoothing; some examples get the null
-condition, so that guidance can be used later. Decoding uses an exponential
-moving average of the parameters.
+3), and that share of its tokens is masked. The loss is the label-smoothed
+cross-entropy of all masked tokens of the batch; some examples get the null
+condition, for guidance. Decoding uses an exponential moving average of the
+parameters.
 
 A network that decodes with a cache (ENAT) also learns to use one. Some examples
 get a cache that the moving average computes, from fewer visible tokens than the
@@ -36,46 +36,29 @@ from adanat_jax.types import Array, Cache
 
 @struct.dataclass
 class NatState:
-  """What NAT training carries from step to step.
-
-  Attributes:
-    params: of the network.
-    ema: moving average of `params`; what decoding uses.
-    opt_state: of the optimizer.
-  """
+  """What NAT training carries from step to step."""
 
   params: Any
-  ema: Any
+  ema: Any  # moving average of `params`; what decoding uses
   opt_state: optax.OptState
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How examples are made from tokens, and the constants of the step.
+  """How examples are made from tokens, and the constants of the step."""
 
-  Attributes:
-    mask_token: the id that stands for a masked token.
-    mask_ratio: law of the mask ratios, see `sample_mask_ratio`.
-    beta: parameters of the Beta law.
-    mask_ratio_per: whether the mask ratio, whether there is a cache, and what
-      it has seen are drawn for each `'example'`, or once for the `'batch'`, as
-      ENAT's authors do.
-    reuse_probability: chance of a cache; 0 for a network without one.
-    label_smoothing: share of the target spread evenly over all ids.
-    condition_dropping: share of examples that see the null condition.
-    ema_decay: of the moving average, a step.
-    micro_batches: in how many parts of the batch a gradient is computed, one
-      after the other, so that only one part's activations are held.
-  """
-
-  mask_token: int
-  mask_ratio: str = 'cosine'
-  beta: tuple[float, float] = (12.0, 3.0)
+  mask_token: int  # the id that stands for a masked token
+  mask_ratio: str = 'cosine'  # law of the mask ratios, see `sample_mask_ratio`
+  beta: tuple[float, float] = (12.0, 3.0)  # parameters of the Beta law
+  # Whether the mask ratio, whether there is a cache, and what it has seen are
+  # drawn for each `'example'`, or once for the `'batch'`, as ENAT's authors do.
   mask_ratio_per: str = 'example'
-  reuse_probability: float = 0.0
-  label_smoothing: float = 0.1
-  condition_dropping: float = 0.1
-  ema_decay: float = 0.9999
+  reuse_probability: float = 0.0  # of a cache; 0 for a network without one
+  label_smoothing: float = 0.1  # share of the target spread evenly over all ids
+  condition_dropping: float = 0.1  # share of examples with the null condition
+  ema_decay: float = 0.9999  # of the moving average, a step
+  # In how many parts of the batch a gradient is computed, one after the other,
+  # so that only one part's activations are held.
   micro_batches: int = 1
 
 
@@ -105,11 +88,8 @@ def sample_mask_ratio(
 ) -> Array:
   """Mask ratios for training, float32[B] in [0, 1].
 
-  Args:
-    key: typed key.
-    batch_size: B.
-    law: `'cosine'`, `cos(pi/2 u)` of uniform u (MaskGIT), or `'beta'`.
-    beta: the two parameters of the Beta law.
+  The law is `'cosine'`, `cos(pi/2 u)` of uniform u (MaskGIT), or `'beta'`, with
+  its two parameters.
   """
   if law == 'beta':
     return jax.random.beta(key, *beta, (batch_size,))
@@ -119,9 +99,8 @@ def sample_mask_ratio(
 def random_mask(key: Array, ratio: Array, num_tokens: int) -> Array:
   """Marks `max(1, round(ratio * N))` random tokens a sample, bool[B, N]."""
   count = jnp.maximum(1, jnp.round(ratio * num_tokens)).astype(jnp.int32)
-  return least_confident(
-    jax.random.uniform(key, (len(ratio), num_tokens)), count
-  )
+  scores = jax.random.uniform(key, (len(ratio), num_tokens))
+  return least_confident(scores, count)
 
 
 def draw_masks(
@@ -129,12 +108,14 @@ def draw_masks(
 ) -> Array:
   """Marks the tokens to be predicted, bool[B, N].
 
+  With one ratio for the batch at least one token stays visible, as published;
+  an example with its own ratio may be masked altogether, as in the first step
+  of decoding.
+
   Args:
     keys: of the ratios, and of where.
     shape: B and N.
-    recipe: with one ratio for the batch at least one token stays visible, as
-      published; an example with its own ratio may be masked altogether, as in
-      the first step of decoding.
+    recipe: how.
   """
   ratio_key, mask_key = keys
   batch_size, num_tokens = shape
@@ -151,23 +132,16 @@ def draw_masks(
 def draw_reuse(
   key: Array, masked: Array, recipe: Recipe
 ) -> tuple[Array, Array]:
-  """Draws which examples get a cache, and which tokens are hidden from it.
+  """Draws which examples get a cache, bool[B], and what is hidden from it.
 
-  Args:
-    key: typed key.
-    masked: bool[B, N], the tokens to be predicted.
-    recipe: how.
-
-  Returns:
-    bool[B], and bool[B, N], which includes `masked`: of the `Nv` visible
-    tokens `round(u Nv)` are hidden too, from none to all.
+  The latter, bool[B, N], includes `masked` bool[B, N]: of the `Nv` visible
+  tokens `round(u Nv)` are hidden too, from none to all.
   """
   wanted_key, share_key, mask_key = jax.random.split(key, 3)
   batch_size = len(masked)
   num_draws = 1 if recipe.mask_ratio_per == 'batch' else batch_size
-  wanted = jax.random.bernoulli(
-    wanted_key, recipe.reuse_probability, (num_draws,)
-  )
+  chance = recipe.reuse_probability
+  wanted = jax.random.bernoulli(wanted_key, chance, (num_draws,))
   share = jax.random.uniform(share_key, (num_draws,))
   num_masked = jnp.sum(masked, axis=-1)
   more = jnp.round(share * (masked.shape[1] - num_masked)).astype(jnp.int32)
@@ -185,18 +159,15 @@ def masked_cross_entropy(
   label_smoothing: float,
   num_masked: Array | None = None,
 ) -> Array:
-  """Cross-entropy in nats, averaged over the masked tokens of the batch.
+  """Cross-entropy in nats, averaged over the masked tokens: float32[].
 
   Args:
     logits: float32[B, N, K].
     tokens: int32[B, N], the true ids.
     masked: bool[B, N].
     label_smoothing: share of the target spread evenly over all K ids.
-    num_masked: divisor of the sum. Where these samples are a part of a batch,
-      the number of masked tokens in all of it; None for that in these samples.
-
-  Returns:
-    float32[].
+    num_masked: divisor of the sum: the masked tokens of the whole batch, where
+      these samples are a part of it; None for those of these samples.
   """
   target = jax.nn.one_hot(tokens, logits.shape[-1])
   target = optax.smooth_labels(target, label_smoothing)
@@ -303,12 +274,9 @@ def make_train_step(
           dropout,
           cache,
         )
+        tokens, masked = part['tokens'], part['masked']
         return masked_cross_entropy(
-          logits,
-          part['tokens'],
-          part['masked'],
-          recipe.label_smoothing,
-          num_masked,
+          logits, tokens, masked, recipe.label_smoothing, num_masked
         )
 
       return jax.value_and_grad(loss_fn)(state.params)

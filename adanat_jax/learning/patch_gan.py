@@ -1,7 +1,7 @@
 """The adversarial loss of a tokenizer: reconstructions that look real.
 
-A patch discriminator learns to tell images from their reconstructions by the
-hinge loss, and the tokenizer learns to make reconstructions that it takes for
+A patch discriminator learns by the hinge loss to tell images from their
+reconstructions, and the tokenizer to make reconstructions that it takes for
 real (Esser et al. 2021, "Taming Transformers", section 3.1). Over the training:
 
 1. before `trains_from` nothing of this is computed;
@@ -11,11 +11,10 @@ real (Esser et al. 2021, "Taming Transformers", section 3.1). Over the training:
 
 The loss is weighted by a constant, or so that at the decoder's last layer its
 gradient is `weight` times as long as that of the reconstruction error (equation
-7 of that paper). The discriminator and the tokenizer read the same
-reconstructions, those from before the step.
+7 of that paper). Discriminator and tokenizer read the same reconstructions,
+those from before the step.
 
-Shape letters: `B` samples, `H`, `W`, `I` an image, `h`, `w` the grid of
-patches.
+Shape letters: `B` samples, `H`, `W`, `I` an image, `h`, `w` grid of patches.
 """
 
 from __future__ import annotations
@@ -38,12 +37,7 @@ _LARGEST_RATIO = 1e4
 
 @struct.dataclass
 class PatchDiscriminatorState:
-  """The discriminator while it learns.
-
-  Attributes:
-    params: of the network.
-    opt_state: of the optimizer.
-  """
+  """The discriminator while it learns."""
 
   params: Any
   opt_state: optax.OptState
@@ -51,27 +45,18 @@ class PatchDiscriminatorState:
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialLoss:
-  """The discriminator, and how its loss reaches the tokenizer.
+  """The discriminator, and how its loss reaches the tokenizer."""
 
-  Attributes:
-    init: `key -> params`, newly drawn parameters of the discriminator.
-    logits: `(params, images float[B, H, W, I]) -> float32[B, h, w]`,
-      high for real patches.
-    optimizer: of its parameters.
-    weight: of its loss, against the reconstruction error.
-    adaptive: whether the loss's gradient is first scaled to the length of the
-      error's.
-    trains_from: first step, from 0, in which the discriminator learns.
-    used_from: first step in which the tokenizer gets its gradient.
-  """
-
-  init: Callable[[Array], Any]
+  init: Callable[[Array], Any]  # `key -> params`, newly drawn
+  # `(params, images float[B, H, W, I]) -> float32[B, h, w]`, high for real
+  # patches.
   logits: Callable[[Any, Array], Array]
-  optimizer: optax.GradientTransformation
-  weight: float
+  optimizer: optax.GradientTransformation  # of its parameters
+  weight: float  # of its loss, against the reconstruction error
+  # Whether the loss's gradient is first scaled to the length of the error's.
   adaptive: bool
-  trains_from: int
-  used_from: int
+  trains_from: int  # first step, from 0, in which the discriminator learns
+  used_from: int  # first step in which the tokenizer gets its gradient
 
   def initial_state(self, key: Array) -> PatchDiscriminatorState:
     """The state before the first step, with parameters drawn by `key`."""
@@ -109,9 +94,8 @@ class AdversarialLoss:
       loss, gradient = jax.value_and_grad(fooling_loss)(rebuilt)
       weight = jnp.float32(self.weight)
       if self.adaptive:
-        ratio = last_layer_norm(towards) / (
-          last_layer_norm(gradient) + _SMALLEST_NORM
-        )
+        own_norm = last_layer_norm(gradient) + _SMALLEST_NORM
+        ratio = last_layer_norm(towards) / own_norm
         weight *= jnp.clip(ratio, 0.0, _LARGEST_RATIO)
       weight = jnp.where(step >= self.used_from, weight, 0.0)
       after, own_loss = self._learn(state, images, rebuilt)
@@ -127,30 +111,21 @@ class AdversarialLoss:
     self, state: PatchDiscriminatorState, images: Array, rebuilt: Array
   ) -> tuple[PatchDiscriminatorState, Array]:
     def loss_fn(params: Any) -> Array:
-      return hinge_loss(
-        self.logits(params, images), self.logits(params, rebuilt)
-      )
+      real, fake = self.logits(params, images), self.logits(params, rebuilt)
+      return hinge_loss(real, fake)
 
-    loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    updates, opt_state = self.optimizer.update(
-      grads, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = state.params, state.opt_state
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = self.optimizer.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
     return PatchDiscriminatorState(params, opt_state), loss
 
 
 def hinge_loss(real: Array, fake: Array) -> Array:
-  """The discriminator's loss.
+  """The discriminator's loss from patch logits, float32[].
 
   `(mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2`: 1 at zero logits, 0
   where all logits are right by 1 or more.
-
-  Args:
-    real: logits of patches of real images.
-    fake: of their reconstructions.
-
-  Returns:
-    float32[].
   """
   return (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean()) / 2
 

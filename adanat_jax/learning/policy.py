@@ -6,11 +6,12 @@
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
    from real ones (as published: images of fresh rollouts).
-5. Optionally, a moving average of the policy's parameters is updated.
+5. Optionally, a moving average of the policy's parameters is updated; nothing
+   learns from it.
 
 Policy and discriminator circle around each other, so the last iterate is partly
 luck; their average depends on it less (Yazici et al., The Unusual Effectiveness
-of Averaging in GAN Training, ICLR 2019). No learning depends on the average.
+of Averaging in GAN Training, ICLR 2019).
 
 AdaNAT, section 3, which keeps no average; LeapLabTHU/AdaNAT train.py.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from flax import struct
@@ -45,10 +47,8 @@ from adanat_jax.types import (
 class Prompts:
   """The texts of one iteration; both None where classes are drawn.
 
-  Attributes:
-    rollouts: of the trajectories that PPO learns from.
-    fresh: of those generated for the discriminator, for each of its updates;
-      None where it sees PPO's.
+  `fresh` are for the images that are generated for the discriminator, for each
+  of its updates; None where it sees PPO's.
   """
 
   rollouts: Any = None  # each [B, ...]
@@ -61,19 +61,13 @@ def _as_given(prompts: Any) -> tuple[Condition, Condition]:
 
 @struct.dataclass
 class PolicyState:
-  """What policy training carries from iteration to iteration.
-
-  Attributes:
-    params: of actor and critic.
-    opt_state: of PPO's optimizer.
-    adversary: the discriminator, None for other rewards.
-    average: moving average of `params`, None if none is kept.
-  """
+  """What policy training carries from iteration to iteration."""
 
   params: Any
   opt_state: optax.OptState
+  # The discriminator, None for other rewards.
   adversary: DiscriminatorState | None = None
-  average: Any = None
+  average: Any = None  # moving average of `params`, None if none is kept
 
 
 def initial_state(
@@ -83,13 +77,10 @@ def initial_state(
   *,
   ema_decay: float = 0.0,
 ) -> PolicyState:
-  """The state before the first iteration.
+  """The state before the first iteration, from newly drawn parameters.
 
-  Args:
-    params: of actor and critic, newly drawn.
-    config: constants of PPO.
-    discriminator: its state, for the adversarial reward.
-    ema_decay: see `make_train_step`.
+  `discriminator` is that of the adversarial reward; without an `ema_decay` no
+  average is kept.
   """
   return PolicyState(
     params,
@@ -106,14 +97,8 @@ def decay_at(iteration: Array | int, decay: float) -> Array:
   Early iterations are forgotten fast: the untrained policy says nothing about
   the trained one, and a short training ends before a large decay would have
   forgotten it. As TensorFlow's ExponentialMovingAverage with `num_updates`.
-
-  Args:
-    iteration: i, counted from 0.
-    decay: the limit; 1.0 is the fraction alone, which averages about the last
-      tenth of the iterations.
-
-  Returns:
-    float32[].
+  A decay of 1.0 averages about the last tenth of the iterations. float32[]; i
+  is the iteration, counted from 0.
   """
   iteration = jnp.asarray(iteration, jnp.float32)
   return jnp.minimum(decay, (1 + iteration) / (10 + iteration))
@@ -122,43 +107,28 @@ def decay_at(iteration: Array | int, decay: float) -> Array:
 def update_average(
   average: Any, params: Any, iteration: Array | int, decay: float
 ) -> Any:
-  """The moving average after an iteration.
-
-  Args:
-    average: before it.
-    params: of the policy, after it.
-    iteration: counted from 0.
-    decay: see `decay_at`.
-  """
-  return optax.incremental_update(
-    params, average, 1 - decay_at(iteration, decay)
-  )
+  """The moving average after the iteration that gave `params`."""
+  share = 1 - decay_at(iteration, decay)
+  return optax.incremental_update(params, average, share)
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What a policy is trained on: the frozen parts, as callables.
+  """What a policy is trained on: the frozen parts, as callables."""
 
-  Attributes:
-    denoiser: the NAT.
-    decode_images: `tokens int32[B, N] -> images float32[B, H, W, C]`.
-    num_tokens: N.
-    mask_token: `codebook_size`.
-    num_classes: conditions are int32 in `[0, num_classes)`, and their number
-      is the null condition; None if conditions are read from prompts.
-    read: `prompts -> (condition of the denoiser, condition of the reward)`,
-      each sample by itself; classes are both.
-    null_condition: of one sample, where there are no classes.
-    empty_cache: `(condition, rows of a forward) -> cache` of the first step.
-  """
-
-  denoiser: Denoiser
+  denoiser: Denoiser  # the NAT
+  # `tokens int32[B, N] -> images float32[B, H, W, C]`.
   decode_images: Callable[[Array], Array]
   num_tokens: int
   mask_token: int
+  # Conditions are int32 in `[0, num_classes)`, and their number is the null
+  # condition; None if conditions are read from prompts.
   num_classes: int | None
+  # `prompts -> (condition of the denoiser, condition of the reward)`, each
+  # sample by itself; classes are both.
   read: Callable[[Any], tuple[Condition, Condition]] = _as_given
-  null_condition: Any = None
+  null_condition: Any = None  # of one sample, where there are no classes
+  # `(condition, rows of a forward) -> cache` of the first step.
   empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
 
 
@@ -185,21 +155,16 @@ class RolloutConfig:
 
 @struct.dataclass
 class Experience:
-  """What a rollout records, for learning and for metrics, time-major.
-
-  Attributes:
-    observations: see `ppo.Rollout`: features, those in bfloat16 as their bits,
-      or (canvases before each step, prompts).
-    aux: actions, their log-densities and the critic's values.
-    values: the four numbers of each step.
-    num_committed: how many tokens became known at each step.
-  """
+  """What a rollout records, for learning and for metrics, time-major."""
 
   # float32 or uint16[T, B, N, D], or (int32[T, B, N], each [1, B, ...])
+  # See `ppo.Rollout`: features, those in bfloat16 as their bits, or (canvases
+  # before each step, prompts).
   observations: Any
+  # Actions, their log-densities and the critic's values.
   aux: PolicyAux  # each [T, B, ...]
-  values: PolicyValues  # float32[T, B]
-  num_committed: Array  # int32[T, B]
+  values: PolicyValues  # float32[T, B]; the four numbers of each step
+  num_committed: Array  # int32[T, B]; how many tokens became known at each step
 
 
 def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
@@ -240,9 +205,8 @@ def collect(
   null_condition = problem.null_condition
   if problem.num_classes is not None:
     null_condition = jnp.int32(problem.num_classes)
-    prompts = jax.random.randint(
-      condition_key, (batch_size,), 0, problem.num_classes
-    )
+    shape = (batch_size,)
+    prompts = jax.random.randint(condition_key, shape, 0, problem.num_classes)
   prompts = sharding.split_batch(prompts)
   keys = sharding.split_batch(loop.sample_keys(sample_key, batch_size))
   denoiser = _rounded(problem.denoiser, config.dtype)
@@ -250,9 +214,8 @@ def collect(
   def decode(inputs: tuple[Any, Array]) -> tuple[Experience, Any]:
     prompts, keys = inputs
     condition, reward_condition = sharding.split_batch(problem.read(prompts))
-    start = sharding.split_batch(
-      loop.full_mask(len(keys), problem.num_tokens, problem.mask_token)
-    )
+    start = loop.full_mask(len(keys), problem.num_tokens, problem.mask_token)
+    start = sharding.split_batch(start)
     decoded = loop.decode(
       denoiser,
       agent.policy(std, weights),
@@ -302,10 +265,8 @@ def _make_learner(
       canvases, prompts = observations
       # Once per sample, not once per step.
       condition, _ = problem.read(prompts)
-      num_samples = len(jax.tree.leaves(prompts)[0])
-      condition = batch_parts.repeat_steps(
-        condition, len(canvases) // num_samples
-      )
+      num_steps = len(canvases) // len(jax.tree.leaves(prompts)[0])
+      condition = batch_parts.repeat_steps(condition, num_steps)
       return denoiser(canvases, condition, ())[0]
     if observations.dtype == jnp.uint16:
       return jax.lax.bitcast_convert_type(observations, jnp.bfloat16)
@@ -333,10 +294,9 @@ def make_train_step(
   rollouts: RolloutConfig = RolloutConfig(),
   ema_decay: float = 0.0,
 ) -> Callable[..., tuple[PolicyState, Any]]:
-  """Returns the training step, not jitted.
+  """Returns `(state, real batch, iteration, prompts) -> (state, metrics)`.
 
-  It is `(state, real batch, iteration, prompts) -> (state, metrics)`; without
-  `Prompts`, images are of random classes.
+  It is not jitted. Without `Prompts`, images are of random classes.
 
   Args:
     problem: the frozen parts.
@@ -350,8 +310,7 @@ def make_train_step(
     fresh_rollouts: whether the discriminator sees images of rollouts of its
       own, as published, or those that PPO has just used.
     rollouts: how trajectories are collected and kept.
-    ema_decay: of the moving average, an iteration, see `decay_at`; 0.0 keeps
-      none.
+    ema_decay: of the moving average, see `decay_at`; 0.0 keeps none.
   """
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(config)
@@ -370,16 +329,19 @@ def make_train_step(
       jax.random.fold_in(key, iteration), 4
     )
     std = ppo.exploration_std(iteration, num_iterations, config)
-    agent = agent_lib.Agent(state.params, residual, actor_critic)
-    experience, images, condition = collect(
+    make_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
+    decode = functools.partial(
+      collect,
       problem,
-      agent,
-      rollout_key,
-      batch_size=batch_size,
       num_steps=num_steps,
       std=std,
       weights=weights,
       config=rollouts,
+    )
+    experience, images, condition = decode(
+      make_agent(state.params),
+      rollout_key,
+      batch_size=batch_size,
       prompts=prompts.rollouts,
     )
     reward = reward_model.reward(state.adversary)(images, condition, reward_key)
@@ -406,16 +368,10 @@ def make_train_step(
     )
 
     def fresh(key: Array, update: Array | int = 0) -> Labelled:
-      new = agent_lib.Agent(params, residual, actor_critic)
-      _, images, condition = collect(
-        problem,
-        new,
+      _, images, condition = decode(
+        make_agent(params),
         key,
         batch_size=reward_model.fakes_per_update,
-        num_steps=num_steps,
-        std=std,
-        weights=weights,
-        config=rollouts,
         prompts=jax.tree.map(lambda x: x[update], prompts.fresh),
       )
       return images, condition

@@ -35,50 +35,32 @@ from adanat_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-  """The constants of the update.
-
-  Attributes:
-    learning_rate: of Adam.
-    num_epochs: passes over the batch.
-    num_minibatches: gradient steps a pass; minibatches are whole trajectories.
-    shuffle_groups: minibatches are drawn within this many equal consecutive
-      parts of the batch; where the number of devices divides it no feature
-      moves between devices. 1: from the whole batch.
-    micro_batches: a gradient is the mean over this many parts of its
-      minibatch, computed one after the other, so that only one part's
-      activations are held.
-    clip_epsilon: half-width of the interval to which ratios are clipped.
-    value_coefficient: weight of the critic's squared error.
-    entropy_coefficient: weight of the (constant) entropy.
-    discount: of rewards, a step.
-    max_gradient_norm: gradients are scaled down to this norm; 0 for no limit.
-    adam_epsilon: Adam's epsilon.
-    drop_dead_actions: leave the last step's mask ratio and masking
-      temperature, which change nothing in the image, out of the density.
-    initial_std: exploration standard deviation at the first iteration.
-    final_std: at the last one (`linear`), or its lower limit (`steps`).
-    std_schedule: `'linear'` over the configured iterations, or `'steps'`.
-    std_decay: `'steps'`: how much is taken off at each of `std_decay_steps`.
-    std_decay_steps: `'steps'`: iterations from which on it is taken off.
-  """
+  """The constants of the update."""
 
   learning_rate: float = 1e-5
-  num_epochs: int = 5
-  num_minibatches: int = 1
+  num_epochs: int = 5  # passes over the batch
+  num_minibatches: int = 1  # gradient steps a pass, on whole trajectories
+  # Minibatches are drawn within this many equal consecutive parts of the batch;
+  # where the number of devices divides it no feature moves between devices. 1:
+  # from the whole batch.
   shuffle_groups: int = 1
+  # A gradient is the mean over this many parts of its minibatch, computed one
+  # after the other, so that only one part's activations are held.
   micro_batches: int = 1
-  clip_epsilon: float = 0.2
-  value_coefficient: float = 0.5
-  entropy_coefficient: float = 0.01
-  discount: float = 1.0
-  max_gradient_norm: float = 0.0
+  clip_epsilon: float = 0.2  # ratios are clipped to 1 - this and 1 + this
+  value_coefficient: float = 0.5  # weight of the critic's squared error
+  entropy_coefficient: float = 0.01  # weight of the (constant) entropy
+  discount: float = 1.0  # of rewards, a step
+  max_gradient_norm: float = 0.0  # largest norm of a gradient; 0 for no limit
   adam_epsilon: float = 1e-8
+  # Leave the last step's mask ratio and masking temperature, which change
+  # nothing in the image, out of the density.
   drop_dead_actions: bool = False
-  initial_std: float = 0.6
-  final_std: float = 0.1
-  std_schedule: str = 'steps'
-  std_decay: float = 0.3
-  std_decay_steps: tuple[int, ...] = (500,)
+  initial_std: float = 0.6  # of the exploration, at the first iteration
+  final_std: float = 0.1  # at the last (`linear`); lower limit (`steps`)
+  std_schedule: str = 'steps'  # or 'linear' over the configured iterations
+  std_decay: float = 0.3  # taken off at each of `std_decay_steps` (`steps`)
+  std_decay_steps: tuple[int, ...] = (500,)  # from these iterations on
 
 
 PAPER = PPOConfig()
@@ -96,23 +78,15 @@ PRESETS = {'paper': PAPER, 'ours': OURS}
 
 @struct.dataclass
 class Rollout:
-  """One batch of trajectories as the update takes it, time-major.
+  """One batch of trajectories as the update takes it, time-major."""
 
-  Attributes:
-    observations: features, or what they are computed from, as `actor_critic`
-      takes them.
-    actions: raw actions it took.
-    log_probs: their log-densities then.
-    values: the critic's estimates then.
-    returns: standardised.
-    weights: 1 for action entries that count in the density, 0 for dead ones.
-  """
-
+  # Features, or what they are computed from, as `actor_critic` takes them.
   observations: Any  # each [T, B, ...], e.g. float[T, B, N, D]
-  actions: Array  # float32[T, B, A]
-  log_probs: Array  # float32[T, B]
-  values: Array  # float32[T, B]
-  returns: Array  # float32[T, B]
+  actions: Array  # float32[T, B, A]; raw actions it took
+  log_probs: Array  # float32[T, B]; their log-densities then
+  values: Array  # float32[T, B]; the critic's estimates then
+  returns: Array  # float32[T, B]; standardised
+  # 1 for action entries that count in the density, 0 for dead ones.
   weights: Array  # float32[T, A]
 
 
@@ -128,23 +102,14 @@ def action_weights(num_steps: int, num_actions: int, drop_dead: bool) -> Array:
 
 
 def discounted_returns(rewards: Array, discount: float) -> Array:
-  """Sum of this and all later rewards, `G_t = r_t + discount * G_{t+1}`.
-
-  Args:
-    rewards: float32[T, B].
-    discount: in [0, 1].
-
-  Returns:
-    float32[T, B].
-  """
+  """`G_t = r_t + discount * G_{t+1}` of rewards, float32[T, B] both."""
 
   def body(later: Array, reward: Array) -> tuple[Array, Array]:
     total = reward + discount * later
     return total, total
 
-  return jax.lax.scan(body, jnp.zeros_like(rewards[0]), rewards, reverse=True)[
-    1
-  ]
+  nothing = jnp.zeros_like(rewards[0])
+  return jax.lax.scan(body, nothing, rewards, reverse=True)[1]
 
 
 def standardise(returns: Array) -> Array:
@@ -155,15 +120,10 @@ def standardise(returns: Array) -> Array:
 def exploration_std(
   iteration: Array | int, total: int, config: PPOConfig
 ) -> Array:
-  """Standard deviation of the exploration, by iteration and total alone.
+  """Standard deviation of the exploration, float32[].
 
-  Args:
-    iteration: counted from 0.
-    total: configured number of iterations.
-    config: its `std_*` fields.
-
-  Returns:
-    float32[].
+  It depends on the iteration, counted from 0, the configured total and the
+  `std_*` fields alone.
   """
   iteration = jnp.asarray(iteration)
   if config.std_schedule == 'linear':
@@ -181,7 +141,7 @@ def ppo_loss(
   std: Array | float,
   config: PPOConfig,
 ) -> tuple[Array, dict[str, Array]]:
-  """The clipped objective, with metrics.
+  """The clipped objective, float32[], with a dict of float32[] metrics.
 
   Args:
     mean: float32[T, B, A], the actor's means now.
@@ -189,9 +149,6 @@ def ppo_loss(
     rollout: the batch.
     std: exploration standard deviation with which it was collected.
     config: constants.
-
-  Returns:
-    The loss, float32[], and a dict of float32[] metrics.
   """
   chex.assert_equal_shape([values, rollout.returns, rollout.log_probs])
   weights = rollout.weights[:, None]
@@ -264,15 +221,10 @@ def update(
 
   def loss_fn(params: Any, batch: Rollout) -> tuple[Array, dict[str, Array]]:
     steps = jnp.arange(num_steps)[:, None]
-    mean, values = batch_parts.unflatten_steps(
-      actor_critic(
-        params,
-        *batch_parts.flatten_steps(
-          (batch.observations, jnp.broadcast_to(steps, batch.returns.shape))
-        ),
-      ),
-      num_steps,
-    )
+    steps = jnp.broadcast_to(steps, batch.returns.shape)
+    flat = batch_parts.flatten_steps((batch.observations, steps))
+    results = actor_critic(params, *flat)
+    mean, values = batch_parts.unflatten_steps(results, num_steps)
     return ppo_loss(mean, values, batch, std, config)
 
   def gradient(params: Any, part: Array) -> tuple[Any, dict[str, Array]]:
@@ -324,11 +276,8 @@ def update(
 def _part(rollout: Rollout, part: Array, config: PPOConfig) -> Rollout:
   """The trajectories of one micro-batch.
 
-  Args:
-    rollout: the whole batch.
-    part: int32[G, M], rows of each group; with one minibatch int32[], the
-      number of the micro-batch.
-    config: constants.
+  `part` is int32[G, M], rows of each group; with one minibatch int32[], the
+  number of the micro-batch.
   """
   if config.num_minibatches == config.micro_batches == 1:
     return rollout

@@ -22,19 +22,14 @@ Labelled: TypeAlias = tuple[Array, Condition]
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-  """A reward, and how it learns in turn with the policy.
+  """A reward, and how it learns in turn with the policy."""
 
-  Attributes:
-    reward: `state -> Reward`.
-    learn: `(state, real, fakes, fresh, key) -> (state, metrics)`; `real` is a
-      batch of the training, `fakes` are the iteration's images and conditions,
-      `fresh(key, update)` generates new ones; None if `fakes` are to be used.
-    fakes_per_update: how many generated images one update takes.
-  """
-
-  reward: Callable[[Any], Reward]
+  reward: Callable[[Any], Reward]  # `state -> Reward`
+  # `(state, real, fakes, fresh, key) -> (state, metrics)`; `real` is a batch of
+  # the training, `fakes` are the iteration's images and conditions, `fresh(key,
+  # update)` generates new ones; None if `fakes` are to be used.
   learn: Callable[..., tuple[Any, dict[str, Array]]]
-  fakes_per_update: int = 0
+  fakes_per_update: int = 0  # how many generated images one update takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +37,11 @@ class RewardSpec:
   """A reward model whose arrays are passed to jit as arguments.
 
   A compiled function would hold arrays that it closes over as constants.
-
-  Attributes:
-    frozen: arrays that the model reads and no training changes.
-    build: `frozen -> RewardModel`, inside jit.
-    initial: `(frozen, key) -> state`, None for a reward that does not learn.
   """
 
-  frozen: Any
-  build: Callable[[Any], RewardModel]
+  frozen: Any  # arrays that the model reads and no training changes
+  build: Callable[[Any], RewardModel]  # `frozen -> RewardModel`, inside jit
+  # `(frozen, key) -> state`, None for a reward that does not learn.
   initial: Callable[[Any, Array], Any] | None = None
 
 
@@ -62,14 +53,10 @@ def fixed_model(reward: Reward) -> RewardModel:
 def adversarial_reward(
   discriminator: Callable[[Array, Condition, Array], Array],
 ) -> Reward:
-  """How real the discriminator finds an image.
+  """How real the discriminator finds an image: `sigmoid(mean logit)`.
 
-  Args:
-    discriminator: `(images, condition, key) -> logits float32[B, L]`, in
-      evaluation mode.
-
-  Returns:
-    A reward, `sigmoid(mean of the L logits)`, in (0, 1).
+  `discriminator` is `(images, condition, key) -> logits float32[B, L]`, in
+  evaluation mode.
   """
 
   def reward(images: Array, condition: Condition, key: Array) -> Array:
@@ -82,11 +69,8 @@ def adversarial_reward(
 def pretrained_reward(classifier: Callable[[Array], Array]) -> Reward:
   """Log-probability that a pre-trained classifier gives to the asked class.
 
-  Args:
-    classifier: `images -> logits float32[B, num_classes]`.
-
-  Returns:
-    A reward, at most 0; the condition is int32[B].
+  `classifier` is `images -> logits float32[B, num_classes]`; the condition is
+  int32[B], the reward at most 0.
   """
 
   def reward(images: Array, condition: Array, key: Array) -> Array:
@@ -104,15 +88,13 @@ def frechet_reward(
   """Each sample's own influence on the batch's Fréchet distance.
 
   The reward is minus the first-order change of the distance when the sample
-  gets more weight in the batch, `frechet_influence`.
+  gets more weight in the batch, `frechet_influence`; its mean over the batch is
+  0.
 
   Args:
     features: `images -> float32[B, F]`.
     mean: float32[F] of the real images.
     covariance: float32[F, F] of the real images.
-
-  Returns:
-    A reward of zero mean over the batch.
   """
 
   def reward(images: Array, condition: Condition, key: Array) -> Array:

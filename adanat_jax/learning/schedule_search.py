@@ -38,14 +38,10 @@ LOWEST_OTHER = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-  """The next evaluation that an optimizer asks for.
+  """The next evaluation that an optimizer asks for."""
 
-  Attributes:
-    point: the point to measure.
-    centre: the optimizer's current estimate, which need not have been measured.
-  """
-
-  point: Point
+  point: Point  # to be measured
+  # The optimizer's current estimate, which need not have been measured.
   centre: Point
 
 
@@ -53,16 +49,10 @@ Proposals = Generator[Proposal, float, None]
 
 
 def first_point(num_steps: int) -> Point:
-  """Where AutoNAT starts.
+  """Where AutoNAT starts, float64[4T - 2].
 
   The cosine curve, a masking temperature that falls from 1, a sampling
   temperature of 1, a guidance scale that grows to 1.
-
-  Args:
-    num_steps: T.
-
-  Returns:
-    float64[4T - 2].
   """
   done = np.arange(1, num_steps + 1) / num_steps
   return np.concatenate(
@@ -113,13 +103,6 @@ def stretched(point: Point, num_steps: int) -> Point:
   Values are interpolated over the length of a decode: a mask ratio lies at the
   end of its step, the others in its middle. The curve of mask ratios goes from
   1 to 0; the others are constant before the first and after the last.
-
-  Args:
-    point: float64[4T - 2].
-    num_steps: T of the result.
-
-  Returns:
-    float64[4 num_steps - 2].
   """
   ratio, *others = _lists(point)
   old, new = (np.arange(1, n + 1) / n for n in (steps_of(point), num_steps))
@@ -157,18 +140,13 @@ def point_of(table: PolicyValues) -> Point:
 
 
 def masked_counts(table: PolicyValues, num_tokens: int) -> list[int]:
-  """How many tokens AutoNAT's step leaves masked after each step.
+  """How many tokens AutoNAT's step leaves masked after each of the T steps.
 
-  Args:
-    table: float32[T].
-    num_tokens: N; all are unknown at the start.
-
-  Returns:
-    T numbers. The last is 1, and that token keeps what was sampled for it.
+  The last number is 1, and that token keeps what was sampled for it. All
+  `num_tokens` are unknown at the start.
   """
-  asked = np.floor(
-    np.float32(num_tokens) * np.asarray(table.mask_ratio, np.float32)
-  )
+  ratio = np.asarray(table.mask_ratio, np.float32)
+  asked = np.floor(np.float32(num_tokens) * ratio)
   counts, masked = [], num_tokens
   for count in asked.astype(int).tolist():
     masked = max(1, min(masked - 1, count))
@@ -181,14 +159,7 @@ def settled(table: PolicyValues, num_tokens: int) -> PolicyValues:
 
   AutoNAT's step reveals at least one token and leaves at least one masked.
   Where a mask ratio asks for another count than the step gives, it is replaced
-  by one that asks for that count.
-
-  Args:
-    table: float32[T].
-    num_tokens: N; all are unknown at the start.
-
-  Returns:
-    A table, float32[T].
+  by one that asks for that count. All `num_tokens` are unknown at the start.
   """
   ratio = np.asarray(table.mask_ratio, np.float32).copy()
   counts = masked_counts(table, num_tokens)
@@ -202,24 +173,14 @@ def settled(table: PolicyValues, num_tokens: int) -> PolicyValues:
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-  """The constants of AutoNAT's descent; the defaults are the published ones.
+  """The constants of AutoNAT's descent; the defaults are the published ones."""
 
-  Attributes:
-    ratio_difference: finite difference of mask ratios; 2.56 of the published
-      256 tokens.
-    other_difference: finite difference of all other values.
-    ratio_rate: learning rate of mask ratios.
-    other_rate: learning rate of all others.
-    momentum: of the descent.
-    clip_gradient: largest magnitude of a derivative; 0 for no limit.
-  """
-
-  ratio_difference: float = 0.01
-  other_difference: float = 0.1
-  ratio_rate: float = 1e-3
-  other_rate: float = 0.1
-  momentum: float = 0.5
-  clip_gradient: float = 0.0
+  ratio_difference: float = 0.01  # finite, of mask ratios: 2.56 of 256 tokens
+  other_difference: float = 0.1  # of all other values
+  ratio_rate: float = 1e-3  # learning rate of mask ratios
+  other_rate: float = 0.1  # learning rate of all others
+  momentum: float = 0.5  # of the descent
+  clip_gradient: float = 0.0  # largest size of a derivative; 0 for no limit
 
 
 def finite_differences(first: Point, descent: Descent) -> Proposals:
@@ -227,11 +188,7 @@ def finite_differences(first: Point, descent: Descent) -> Proposals:
 
   An update measures the point itself and then each coordinate moved upwards,
   4T - 1 evaluations; the moved values are kept in bounds, and the differences
-  are those of the values measured.
-
-  Args:
-    first: float64[4T - 2], where to start.
-    descent: its constants.
+  are those of the values measured. It starts at `first`, float64[4T - 2].
 
   Yields:
     Proposals without end; the centre is the point of the current update.
@@ -248,11 +205,8 @@ def finite_differences(first: Point, descent: Descent) -> Proposals:
     for place in range(len(point)):
       moved = point.copy()
       # Mask ratios may come to 1 here, and only here.
-      moved[place] = (
-        min(moved[place] + difference[place], 1.0)
-        if ratio[place]
-        else max(moved[place] + difference[place], LOWEST_OTHER)
-      )
+      new = moved[place] + difference[place]
+      moved[place] = min(new, 1.0) if ratio[place] else max(new, LOWEST_OTHER)
       value = yield Proposal(moved, point)
       gradient[place] = (value - base) / (moved[place] - point[place])
     if descent.clip_gradient:
@@ -264,17 +218,11 @@ def finite_differences(first: Point, descent: Descent) -> Proposals:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """Initial standard deviations of CMA-ES.
+  """Initial standard deviations of CMA-ES."""
 
-  Attributes:
-    ratio: of mask ratios.
-    temperature: of the logarithms of both temperatures.
-    guidance: of guidance scales.
-  """
-
-  ratio: float = 0.07
-  temperature: float = 0.4
-  guidance: float = 0.3
+  ratio: float = 0.07  # of mask ratios
+  temperature: float = 0.4  # of the logarithms of both temperatures
+  guidance: float = 0.3  # of guidance scales
 
   def times(self, factor: float) -> Spread:
     """All standard deviations, multiplied by `factor`."""
@@ -285,11 +233,11 @@ class Spread:
 def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
   """CMA-ES with a diagonal covariance, by the library `cmaes`.
 
-  It only ranks values, so that noise in them does not become steps, and one
-  variance per coordinate can be learned from few evaluations (sep-CMA-ES, Ros
-  and Hansen 2008). Temperatures are searched by their logarithms: good ones lie
-  between a fraction and a multiple of the first. Points drawn out of bounds are
-  moved to the nearest point within.
+  It only ranks values, so noise in them does not become steps, and one variance
+  per coordinate can be learned from few evaluations (sep-CMA-ES, Ros and Hansen
+  2008). Temperatures are searched by their logarithms: good ones lie between a
+  fraction and a multiple of the first. Points drawn out of bounds are moved to
+  the nearest point within.
 
   Args:
     first: float64[4T - 2], where to start; measured before all others.
@@ -329,11 +277,7 @@ def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
 
 
 def require_cmaes():
-  """Returns the library `cmaes`.
-
-  Raises:
-    UserError: if it is not installed.
-  """
+  """Returns the library `cmaes`, or raises UserError if it is not installed."""
   try:
     import cmaes  # pylint: disable=import-outside-toplevel
   except ImportError as error:
@@ -347,17 +291,14 @@ def require_cmaes():
 def beta_directions(
   beta: tuple[float, float], axis: int, factor: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-  """Two neighbours of a Beta law, on either side along one axis.
+  """Two neighbours of a Beta law, on either side along one axis, larger first.
 
   Args:
     beta: its parameters (a, b).
     axis: 0 changes the mean a / (a + b), 1 the concentration a + b, the other
       staying as it is.
-    factor: what the odds of the mean, or the concentration, are multiplied
-      with and divided by.
-
-  Returns:
-    The neighbours, larger first.
+    factor: what the odds of the mean, or the concentration, are multiplied and
+      divided by.
   """
   a, b = beta
   found = []

@@ -88,14 +88,7 @@ def initial_state(
   key: Array,
   adversarial: AdversarialLoss | None = None,
 ) -> TokenizerState:
-  """The state before the first step, with newly drawn parameters.
-
-  Args:
-    network: what is trained.
-    optimizer: of its parameters.
-    key: draws all parameters.
-    adversarial: the adversarial loss, if there is one.
-  """
+  """The state before the first step; `key` draws all parameters."""
   params = network.init(key)
   codebook = params['codebook']
   discriminator = None
@@ -127,6 +120,9 @@ def update_codebook(
 ) -> tuple[Array, Array]:
   """One step of the codebook's moving averages; unused codes restart.
 
+  A code whose count falls below a tenth of its even share, M / K, restarts at a
+  random encoding, with its even share.
+
   Args:
     counts: float32[K].
     sums: float32[K, C].
@@ -136,8 +132,7 @@ def update_codebook(
     decay: of the averages.
 
   Returns:
-    New counts and sums. A code whose count falls below a tenth of its even
-    share, M / K, restarts at a random encoding, with its even share.
+    New counts and sums.
   """
   share = encodings.shape[0] / counts.shape[0]
   assigned = jax.nn.one_hot(ids, counts.shape[0])
@@ -152,10 +147,8 @@ def update_codebook(
 
 
 def _random_rows(key: Array, rows: Array, count: int) -> Array:
-  index = jax.random.choice(
-    key, rows.shape[0], (count,), replace=count > rows.shape[0]
-  )
-  return rows[index]
+  replace = count > rows.shape[0]
+  return rows[jax.random.choice(key, rows.shape[0], (count,), replace=replace)]
 
 
 def make_train_step(
