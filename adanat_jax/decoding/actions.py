@@ -26,14 +26,10 @@ def inverse_softplus(x: Array) -> Array:
 
 
 def published_residual(num_steps: int) -> Array:
-  """AdaNAT's hand-made schedule in raw action space (`heu = 1`).
+  """AdaNAT's hand-made schedule in raw action space (`heu = 1`), float32[T, A].
 
-  Args:
-    num_steps: T.
-
-  Returns:
-    float32[T, A]. Through `values_from_action` it is the cosine curve, masking
-    temperature falling and guidance growing linearly, sampling temperature 1.
+  Through `values_from_action` it is the cosine curve, masking temperature
+  falling and guidance growing linearly, sampling temperature 1.
   """
   step = jnp.arange(num_steps, dtype=jnp.float32)
   progress = (step + 1 - 1e-3) / num_steps
@@ -55,14 +51,10 @@ def no_residual(num_steps: int) -> Array:
 
 
 def residual_of(table: PolicyValues) -> Array:
-  """The residual that makes a zero action equal to a given schedule.
+  """The residual, float32[T, A], that makes a zero action equal to a schedule.
 
-  Args:
-    table: float32[T] each; values are kept 1e-3 away from where the
-      activations saturate.
-
-  Returns:
-    float32[T, A].
+  Values of the table, float32[T] each, are kept 1e-3 away from where the
+  activations saturate.
   """
   ratio = jnp.clip(table.mask_ratio, 1e-3, 1 - 1e-3)
   positive = lambda x: inverse_softplus(jnp.maximum(x, 1e-3))
@@ -78,14 +70,9 @@ def residual_of(table: PolicyValues) -> Array:
 
 
 def values_from_action(action: Array, residual: Array) -> PolicyValues:
-  """The four decoding values of raw actions.
+  """The four decoding values, float32[...], of raw actions float32[..., A].
 
-  Args:
-    action: float32[..., A].
-    residual: float32[A] of this step, or broadcastable to `action`.
-
-  Returns:
-    Fields float32[...].
+  The residual is float32[A] of this step, or broadcastable to `action`.
   """
   raw = action + residual
   return PolicyValues(

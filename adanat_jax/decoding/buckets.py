@@ -1,23 +1,21 @@
 """A few static shapes for a policy that decides for each sample.
 
 An adaptive policy reveals another number of tokens in every sample, so counts
-are known only while it runs. A bucket is a `TokenCounts` of upper bounds: at
+are known only while it runs. A bucket is a `TokenCounts` of upper bounds. At
 each step the cheapest one that holds all samples of the batch is taken, and
-samples with fewer tokens are padded. So much is computed as the fullest sample
-of each kind needs, and no more variants are compiled than there are buckets,
-and one for what none of them holds.
+samples with fewer tokens are padded: a step costs as much as its fullest
+sample. One variant is compiled per bucket, plus a fallback.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding.unrolled import GatheringDenoiser
+from adanat_jax.decoding.unrolled import GatheringDenoiser, fix_counts
 from adanat_jax.types import Array, Cache, Condition, Denoiser, TokenCounts
 
 Cost = Callable[[TokenCounts], float]
@@ -81,10 +79,9 @@ def choose(
     found: int[S, 3], the largest counts in each of S batches, in the order of
       `TokenCounts` (`counts_of_decode(...).max(axis=1)`, step after step).
     length: N, or L + N.
-    num_buckets: at most so many.
+    num_buckets: the most there may be.
     cost: of one forward with such counts, such as its operations.
-    multiple: bounds are multiples of this, or the length; None for a 16th of
-      it.
+    multiple: bounds are multiples of this, or the length; None: a 16th of it.
 
   Returns:
     The buckets, cheapest first. Every batch fits into one of them.
@@ -129,12 +126,9 @@ def bucketed(
 
   Returns:
     A denoiser whose cache is the network's, with a field `visible`,
-    bool[B, L + N]. It compiles as many variants as there are buckets, and one
-    more.
+    bool[B, L + N].
   """
-  variants = [
-    functools.partial(_with_counts, gathering, counts) for counts in buckets
-  ]
+  variants = [fix_counts(gathering, counts) for counts in buckets]
   bounds = jnp.array(list(buckets), jnp.int32).reshape(-1, 3)
 
   def denoiser(
@@ -146,13 +140,3 @@ def bucketed(
     return jax.lax.switch(first, [*variants, masking], tokens, condition, cache)
 
   return denoiser
-
-
-def _with_counts(
-  gathering: GatheringDenoiser,
-  counts: TokenCounts,
-  tokens: Array,
-  condition: Condition,
-  cache: Cache,
-) -> tuple[Array, Array, Cache]:
-  return gathering(tokens, condition, cache, counts)

@@ -7,10 +7,10 @@ Each of the `num_steps` rounds
 2. asks the policy for the four numbers of this step;
 3. takes one `decode_step`.
 
-So a guided decode costs `2 T` denoiser passes and an unguided one `T`, never
-one more. Noise belongs to the sample: sample `i` owns a key, and step `t` uses
-`fold_in(key, t)`, so in float32 on a CPU the same key gives the same
-tokens whatever the batch, the devices or the processes around it.
+So a guided decode costs `2 T` denoiser passes and an unguided one `T`. Noise
+belongs to the sample: sample `i` owns a key, and step `t` uses `fold_in(key,
+t)`, so in float32 on a CPU the same key gives the same tokens whatever the
+batch, the devices or the processes around it.
 """
 
 from __future__ import annotations
@@ -39,27 +39,17 @@ from adanat_jax.types import (
 
 @struct.dataclass
 class Noise:
-  """Standard Gumbel noise, when it is to be given instead of drawn.
+  """Standard Gumbel noise, when it is to be given instead of drawn."""
 
-  Attributes:
-    tokens: float32[T, B, N, K], for drawing tokens.
-    confidence: float32[T, B, N], for the confidences.
-  """
-
-  tokens: Array  # float32[T, B, N, K]
-  confidence: Array  # float32[T, B, N]
+  tokens: Array  # float32[T, B, N, K], for drawing tokens
+  confidence: Array  # float32[T, B, N], for the confidences
 
 
 @struct.dataclass
 class Decoded:
-  """What a decode returns.
+  """What a decode returns."""
 
-  Attributes:
-    tokens: complete grids: what the last step sampled.
-    trajectory: time-major record, or None if it was not asked for.
-  """
-
-  tokens: Array  # int32[B, N]
+  tokens: Array  # int32[B, N]; complete grids: what the last step sampled
   trajectory: Trajectory | None
 
 
@@ -69,13 +59,10 @@ def full_mask(batch_size: int, num_tokens: int, mask_token: int) -> Array:
 
 
 def sample_keys(key: Array, batch_size: int, start: int = 0) -> Array:
-  """One typed key a sample, key[batch_size].
+  """One typed key a sample, key[batch_size], from the key of the whole set.
 
-  Args:
-    key: the key of the whole set of samples.
-    batch_size: how many.
-    start: index of the first sample within the set; a set decoded in batches
-      gives each sample the key it would have had in one batch.
+  `start` is the index of the first sample within the set: a set decoded in
+  batches gives each sample the key it would have had in one batch.
   """
   return keys_of(key, start + jnp.arange(batch_size))
 
@@ -239,16 +226,10 @@ def decode(
 
 
 def revealed_at(trajectory: Trajectory, start: Array, mask_token: int) -> Array:
-  """The step at which each token became known.
+  """The step at which each token became known, int32[B, N].
 
-  Args:
-    trajectory: record of a decode.
-    start: int32[B, N], the canvas it started from.
-    mask_token: `codebook_size`.
-
-  Returns:
-    int32[B, N]: 0 for given tokens, t + 1 for tokens known in the canvas after
-    step t, and T for those that the end of the decode filled in.
+  0 for tokens given by `start` int32[B, N], t + 1 for tokens known in the
+  canvas after step t, and T for those that the end of the decode filled in.
   """
   num_steps = trajectory.tokens.shape[0]
   still_masked = (trajectory.tokens == mask_token).sum(0)

@@ -1,17 +1,17 @@
 """Schedules: what decides a decode, as one object, and the list of all of them.
 
-Every published hand-made schedule is a table: one set of four numbers a step,
-the same for all samples. So a table here is a function of `num_steps` that
-returns a `PolicyValues` of float32[T]. A `Schedule` is such a table, or a
-learned policy, with all else that decides a decode; `SCHEDULES` knows those
-that need no training by their names. Whoever adds one there,
+Every published hand-made schedule is a table: four numbers a step, the same for
+all samples, made by a function of `num_steps` as a `PolicyValues` of
+float32[T]. A `Schedule` is such a table, or a learned policy, with all else
+that decides a decode. `SCHEDULES` names those that need no training; an entry
+that is added there,
 
   SCHEDULES['mine'] = lambda num_steps, num_tokens: Schedule(
     'mine', hand_made(num_steps, curve='pow2', total=num_tokens),
     guided=False, options=step.MASKGIT, label='my schedule',
   )
 
-can name it wherever a schedule is named, in configs as in the library.
+can be named in configs as in the library.
 """
 
 from __future__ import annotations
@@ -94,24 +94,16 @@ PolicyLike: TypeAlias = PolicyValues | LearnedPolicy
 # Compared by identity: arrays have no single answer to `==`.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-  """All that decides how canvases are decoded, besides network and noise.
+  """All that decides how canvases are decoded, besides network and noise."""
 
-  Attributes:
-    name: in configs, file names and results.
-    policy: a table of float32[T], of float32[T, B] with a column for each
-      sample, or a learned policy.
-    guided: whether the unconditional pass runs; if not, a decode costs half.
-    options: of the decode step.
-    label: for tables and pictures; the name if empty.
-    note: a remark for reports.
-  """
-
-  name: str
+  name: str  # in configs, file names and results
+  # A table of float32[T], of float32[T, B] with a column for each sample, or a
+  # learned policy.
   policy: PolicyLike
-  guided: bool = True
+  guided: bool = True  # whether the unconditional pass runs, at twice the cost
   options: step_lib.StepOptions = step_lib.ADANAT
-  label: str = ''
-  note: str = ''
+  label: str = ''  # for tables and pictures; the name if empty
+  note: str = ''  # a remark for reports
 
   def __post_init__(self) -> None:
     """Lets the name stand in for a label."""
@@ -176,12 +168,8 @@ def as_policy(policy: PolicyLike) -> Policy:
 def table_policy(table: PolicyValues) -> Policy:
   """A policy that reads its values from a table and ignores features.
 
-  Args:
-    table: fields float32[T], one number a step for all samples, or
-      float32[T, B], one a step and sample.
-
-  Returns:
-    A policy with empty aux and unchanged carry.
+  The table's fields are float32[T], one number a step for all samples, or
+  float32[T, B], one a step and sample. Aux is empty, the carry unchanged.
   """
 
   def policy(
@@ -207,7 +195,7 @@ def hand_made(
   masking_temperature: float = 4.5,
   guidance_scale: float = 0.0,
 ) -> PolicyValues:
-  """The family of hand-made schedules with its four dials.
+  """The family of hand-made schedules with its four dials, float32[T].
 
   The masking temperature falls linearly to 0 and the guidance grows linearly
   to its full value, as in MaskGIT and Muse; the sampling temperature is
@@ -218,12 +206,8 @@ def hand_made(
     curve: mask-ratio curve, see `mask_ratio_curve`.
     total: how many tokens are unknown at the start.
     sampling_temperature: at every step.
-    masking_temperature: before the first step; step t uses
-      `masking_temperature * (1 - (t + 1) / T)`.
-    guidance_scale: at the last step; step t uses `guidance_scale * (t+1) / T`.
-
-  Returns:
-    A table, float32[T].
+    masking_temperature: step t uses `masking_temperature * (1 - (t + 1) / T)`.
+    guidance_scale: step t uses `guidance_scale * (t + 1) / T`.
   """
   progress = (jnp.arange(num_steps, dtype=jnp.float32) + 1) / num_steps
   return PolicyValues(
@@ -241,20 +225,16 @@ def muse(
   temperature: float = 4.5,
   guidance_scale: float = 10.0,
 ) -> PolicyValues:
-  """Muse's schedule as baaivision/MUSE-Pytorch libs/muse.py runs it.
+  """Muse's schedule, float32[T], of baaivision/MUSE-Pytorch libs/muse.py.
 
   Its confidence is the guided logit: decode with `step.MUSE`.
 
   Args:
     num_steps: T.
     total: how many tokens are unknown at the start.
-    temperature: of sampling and masking before the first step; both fall as
-      `temperature * (1 - (t + 1) / T)`.
-    guidance_scale: grows linearly, one step behind: step t uses
-      `guidance_scale * t / T`.
-
-  Returns:
-    A table, float32[T].
+    temperature: of sampling and masking; step t uses `temperature * (1 - (t +
+      1) / T)`.
+    guidance_scale: one step behind: step t uses `guidance_scale * t / T`.
   """
   done = jnp.arange(num_steps, dtype=jnp.float32) / num_steps
   progress = done + 1 / num_steps
@@ -269,23 +249,17 @@ def muse(
 def maskgit_residual(num_steps: int) -> Array:
   """MaskGIT's unguided schedule in raw action space, where it can learn.
 
-  Args:
-    num_steps: T.
-
-  Returns:
-    float32[T, A]. Values at which the activations hardly answer to an action
-    are kept away from: the guidance and the last masking temperature are 0.1.
+  float32[T, A]. Values are clipped to where the activations are not saturated:
+  the guidance and the last masking temperature are 0.1.
   """
   table = hand_made(num_steps)
-  away = lambda x: jnp.maximum(x, 0.1)
-  return actions.residual_of(
-    dataclasses.replace(
-      table,
-      mask_ratio=jnp.clip(table.mask_ratio, 0.01, 0.99),
-      masking_temperature=away(table.masking_temperature),
-      guidance_scale=away(table.guidance_scale),
-    )
+  clipped = dataclasses.replace(
+    table,
+    mask_ratio=jnp.clip(table.mask_ratio, 0.01, 0.99),
+    masking_temperature=jnp.maximum(table.masking_temperature, 0.1),
+    guidance_scale=jnp.maximum(table.guidance_scale, 0.1),
   )
+  return actions.residual_of(clipped)
 
 
 def enat(
@@ -297,55 +271,45 @@ def enat(
   guidance_scale: float = 2.5,
   lagged: bool = True,
 ) -> PolicyValues:
-  """ENAT's schedule, LeapLabTHU/ENAT `libs/nat_misc.py`.
+  """ENAT's schedule, LeapLabTHU/ENAT `libs/nat_misc.py`, float32[T].
 
   The defaults are published for ImageNet 256 with T = 8; for ImageNet 512 they
   are a guidance of 3.5 and a sampling temperature of 4. Decode with
-  `step.ADANAT`.
+  `step.ADANAT`. Its mask ratios stand half a token above the published counts,
+  `floor(total * cos(pi / 2 * (t + 1) / T))` in float64, so that rounding to
+  float32 does not change these.
 
   Args:
     num_steps: T.
     total: how many tokens are unknown at the start.
-    sampling_temperature: before the first step; step t uses
-      `sampling_temperature * (1 - (t + 1) / T)`, and 1e-3 at the last one.
+    sampling_temperature: step t uses `sampling_temperature * (1 - (t + 1) /
+      T)`, and 1e-3 at the last one.
     masking_temperature: falls to 0 in the same way.
-    guidance_scale: grows linearly; step t uses `guidance_scale * t / T`.
+    guidance_scale: step t uses `guidance_scale * t / T`.
     lagged: False lets step t use `guidance_scale * (t + 1) / T`, as MaskGIT's
       relatives that do not lag do.
-
-  Returns:
-    A table, float32[T]. Its mask ratios stand half a token above the published
-    counts, `floor(total * cos(pi / 2 * (t + 1) / T))` in float64, which so come
-    out of float32 unchanged.
   """
   progress = (np.arange(num_steps) + 1) / num_steps
   counts = [math.floor(total * math.cos(math.pi / 2 * p)) for p in progress]
   falling = 1 - progress
+  sampling = np.maximum(sampling_temperature * falling, 1e-3)
   growing = progress - 1 / num_steps if lagged else progress
   return PolicyValues(
     mask_ratio=jnp.float32((np.array(counts) + 0.5) / total),
-    sampling_temperature=jnp.float32(
-      np.maximum(sampling_temperature * falling, 1e-3)
-    ),
+    sampling_temperature=jnp.float32(sampling),
     masking_temperature=jnp.float32(masking_temperature * falling),
     guidance_scale=jnp.float32(guidance_scale * growing),
   )
 
 
 def autonat_large(num_steps: int = 8) -> PolicyValues:
-  """AutoNAT-L's searched schedule on ImageNet 256, FID 2.68 at T = 8.
+  """AutoNAT-L's schedule for ImageNet 256, FID 2.68 at T = 8: float32[8].
 
   AutoNAT (arXiv 2406.05478); the numbers were searched for this network, by
   descent on the FID. Decode with `step.MASKGIT`, which clamps as AutoNAT does.
 
-  Args:
-    num_steps: T; only 8 is published.
-
-  Returns:
-    A table, float32[8].
-
   Raises:
-    UserError: for another number of steps.
+    UserError: for another number of steps than 8.
   """
   if num_steps != len(_AUTONAT_MASK_RATIO):
     raise UserError(
@@ -366,20 +330,15 @@ def adagen(
   masking_temperature: float = 1.0,
   guidance_scale: float = 1.0,
 ) -> PolicyValues:
-  """AdaGen's hand schedule for MaskGIT, which its policy is a correction of.
+  """AdaGen's hand schedule for MaskGIT, which its policy corrects: float32[T].
 
   LeapLabTHU/AdaGen configs/maskgit.yaml and core/policy_net.py (T = 16, both
   scales 1); AdaNAT's `heu = 1` is the same at its own T. AdaGen's schedules for
   diffusion, flows and VAR steer other numbers than a token decoder has. Decode
   with `step.ADANAT`.
 
-  Args:
-    num_steps: T.
-    masking_temperature: before the first step; falls linearly to almost 0.
-    guidance_scale: grows linearly from almost 0 to almost this.
-
-  Returns:
-    A table, float32[T].
+  The masking temperature falls linearly to almost 0; the guidance grows
+  linearly from almost 0 to almost `guidance_scale`.
   """
   step = jnp.arange(num_steps, dtype=jnp.float32)
   # A thousandth of a step keeps the ends away from where sigmoid and softplus
@@ -394,42 +353,22 @@ def adagen(
 
 
 def enat_256(num_steps: int = 8) -> PolicyValues:
-  """ENAT's schedule on ImageNet 256, FID 2.79 with ENAT-L at T = 8.
+  """ENAT's schedule on ImageNet 256, FID 2.79 with ENAT-L at T = 8: float32[T].
 
-  LeapLabTHU/ENAT, README. Decode with `step.ADANAT`.
-
-  Args:
-    num_steps: T; the authors give settings for 8 and none for 4.
-
-  Returns:
-    A table, float32[T], with the published counts of 256 tokens.
+  LeapLabTHU/ENAT, README: settings for T = 8, none for 4. It has the published
+  counts of 256 tokens. Decode with `step.ADANAT`.
   """
-  return enat(
-    num_steps,
-    total=256,
-    sampling_temperature=6.0,
-    masking_temperature=1.5,
-    guidance_scale=2.5,
-  )
+  return enat(num_steps)
 
 
 def enat_512(num_steps: int = 8) -> PolicyValues:
-  """ENAT's schedule on ImageNet 512, FID 4.00 with ENAT-L at T = 8.
+  """ENAT's schedule on ImageNet 512, FID 4.00 with ENAT-L at T = 8: float32[T].
 
-  LeapLabTHU/ENAT, README. Decode with `step.ADANAT`.
-
-  Args:
-    num_steps: T; only 8 is published.
-
-  Returns:
-    A table, float32[T], with the published counts of 1024 tokens.
+  LeapLabTHU/ENAT, README: only T = 8. It has the published counts of 1024
+  tokens. Decode with `step.ADANAT`.
   """
   return enat(
-    num_steps,
-    total=1024,
-    sampling_temperature=4.0,
-    masking_temperature=1.5,
-    guidance_scale=3.5,
+    num_steps, total=1024, sampling_temperature=4.0, guidance_scale=3.5
   )
 
 
@@ -472,18 +411,9 @@ def _published(
   options: step_lib.StepOptions = step_lib.ADANAT,
 ) -> Factory:
   """The factory of a table whose numbers do not depend on N."""
-
-  def make_schedule(num_steps: int, num_tokens: int) -> Schedule:
-    del num_tokens
-    return Schedule(
-      name,
-      table(num_steps),
-      options=options,
-      label=label,
-      note='published schedule',
-    )
-
-  return make_schedule
+  return lambda num_steps, num_tokens: Schedule(
+    name, table(num_steps), True, options, label, 'published schedule'
+  )
 
 
 # (num_steps, num_tokens) -> Schedule: how many tokens are unknown at the start
@@ -504,15 +434,7 @@ SCHEDULES: dict[str, Factory] = {
 
 
 def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
-  """Makes a schedule of `SCHEDULES`.
-
-  Args:
-    name: one of `SCHEDULES`.
-    num_steps: T.
-    num_tokens: N, all of them unknown at the start.
-
-  Returns:
-    The schedule of this name, with T steps.
+  """Makes a schedule of `SCHEDULES` for N tokens, all unknown at the start.
 
   Raises:
     UserError: for an unknown name, or a number of steps that the schedule is

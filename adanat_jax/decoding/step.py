@@ -53,15 +53,9 @@ MUSE = StepOptions(clamp='progress', confidence='logit')
 
 
 def guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
-  """Classifier-free guidance, `c + w (c - u)`.
+  """Classifier-free guidance, `c + w (c - u)`, float[B, N, K] all.
 
-  Args:
-    conditional: float[B, N, K].
-    unconditional: float[B, N, K].
-    scale: float32[B], the `w` above: 0 is no guidance.
-
-  Returns:
-    float[B, N, K].
+  The scale `w`, float32[B], is 0 for no guidance.
   """
   weight = scale[:, None, None]
   return conditional + weight * (conditional - unconditional)
@@ -74,9 +68,6 @@ def sample_tokens(logits: Array, temperature: Array, gumbel: Array) -> Array:
     logits: float32[B, N, K].
     temperature: float32[B]; 0 takes the most likely token.
     gumbel: float32[B, N, K] standard Gumbel noise.
-
-  Returns:
-    int32[B, N].
   """
   noisy = logits + temperature[:, None, None] * gumbel
   return jnp.argmax(noisy, axis=-1).astype(jnp.int32)
@@ -85,15 +76,12 @@ def sample_tokens(logits: Array, temperature: Array, gumbel: Array) -> Array:
 def score_tokens(
   logits: Array, sampled: Array, confidence: str = 'log_prob'
 ) -> Array:
-  """How sure the decoder is of each sampled token.
+  """How sure the decoder is of each sampled token, float32[B, N].
 
   Args:
     logits: float32[B, N, K], guided.
     sampled: int32[B, N].
     confidence: see `StepOptions`.
-
-  Returns:
-    float32[B, N].
   """
   picked = jnp.take_along_axis(logits, sampled[..., None], axis=-1)[..., 0]
   if confidence == 'logit':
@@ -131,16 +119,9 @@ def count_to_mask(
 
 
 def least_confident(confidence: Array, count: Array) -> Array:
-  """Marks the `count` least confident tokens of each sample.
+  """Marks the `count` least confident tokens of each sample, bool[B, N].
 
-  Exactly `count` are marked, also among equal confidences: the leftmost first.
-
-  Args:
-    confidence: float32[B, N].
-    count: int32[B].
-
-  Returns:
-    bool[B, N].
+  Exactly `count`, int32[B], are marked: of equal confidences the leftmost ones.
   """
   rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
   return rank < count[:, None]
@@ -166,9 +147,6 @@ def decode_step(
     gumbel_confidence: float32[B, N] standard Gumbel noise for the confidences.
     mask_token: the id of a masked position, `codebook_size`.
     options: see `StepOptions`.
-
-  Returns:
-    The canvas after the step.
   """
   masked = state.tokens == mask_token
   drawn = sample_tokens(logits, values.sampling_temperature, gumbel_tokens)

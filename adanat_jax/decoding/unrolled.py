@@ -1,16 +1,15 @@
 """Decoding with a schedule whose counts are known before it runs.
 
-A table of numbers says how many tokens every canvas has masked at each step,
-whatever the network sees. So a network that works on some of the tokens only
-(ENAT) can take them out of the grid: the loop is unrolled, and each step has
-static shapes of its own. A policy that reads features decides for each sample;
-it needs `loop.decode`, and a denoiser that masks instead of gathering.
+A table says how many tokens every canvas has masked at each step, whatever the
+network sees. So a network that works on some of the tokens only (ENAT) can take
+them out of the grid: the loop is unrolled, and each step has static shapes of
+its own. A policy that reads features decides for each sample; it needs
+`loop.decode`, and a denoiser that masks instead of gathering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 from typing import TypeAlias
 
 import jax
@@ -22,6 +21,7 @@ from adanat_jax.types import (
   Array,
   Cache,
   Condition,
+  Denoiser,
   PolicyValues,
   TokenCounts,
 )
@@ -31,6 +31,17 @@ from adanat_jax.types import (
 GatheringDenoiser: TypeAlias = Callable[
   [Array, Condition, Cache, TokenCounts], tuple[Array, Array, Cache]
 ]
+
+
+def fix_counts(denoiser: GatheringDenoiser, counts: TokenCounts) -> Denoiser:
+  """The denoiser for canvases with these counts."""
+
+  def counted(
+    tokens: Array, condition: Condition, cache: Cache
+  ) -> tuple[Array, Array, Cache]:
+    return denoiser(tokens, condition, cache, counts)
+
+  return counted
 
 
 def counts_of(
@@ -48,8 +59,7 @@ def counts_of(
       outside of `jax.jit`.
     num_tokens: N.
     num_unknown: how many of them are masked at the start; None for all.
-    text_length: tokens of a text, which are new at the first step and reused
-      from then on.
+    text_length: tokens of a text, new at the first step and then reused.
     options: see `step.StepOptions`.
 
   Returns:
@@ -99,9 +109,8 @@ def decode(
     denoiser: the network, told at each step how many tokens it will find.
     table: see `counts_of`.
     tokens: int32[B, N], the canvas to start from; `mask_token` where unknown.
-    condition: pytree with leading axis B.
-    null_condition: the null condition of one sample, or None to decode without
-      guidance.
+    condition: see `loop.decode`, as of all that is not said here.
+    null_condition: of one sample, or None to decode without guidance.
     keys: key[B], one typed key a sample.
     mask_token: `codebook_size`.
     num_unknown: how many tokens of every canvas are masked; None for all. If
@@ -124,11 +133,8 @@ def decode(
       text_length=text_length,
       options=options,
     )
-  denoisers: Sequence[loop.Denoiser] = [
-    functools.partial(_counted, denoiser, one) for one in counts
-  ]
   return loop.decode(
-    denoisers,
+    [fix_counts(denoiser, one) for one in counts],
     schedules.table_policy(table),
     tokens=tokens,
     condition=condition,
@@ -140,13 +146,3 @@ def decode(
     noise=noise,
     record=record,
   )
-
-
-def _counted(
-  denoiser: GatheringDenoiser,
-  counts: TokenCounts,
-  tokens: Array,
-  condition: Condition,
-  cache: Cache,
-) -> tuple[Array, Array, Cache]:
-  return denoiser(tokens, condition, cache, counts)

@@ -110,10 +110,10 @@ class Generator:
     """As `sample`, with tokens and, on demand, what happened on the way.
 
     Args:
-      labels: class ids, or captions, or their states, float32[B, L, C].
+      labels: see `sample`, as for the three that follow.
       num_steps: T.
-      seed: see `sample`.
-      policy: see `sample`.
+      seed: of the samples.
+      policy: what decides the decode.
       tokens: int32[B, N] canvases to start from, the mask token (`codebook
         size`) where unknown; given tokens stay. None starts from nothing.
       record: whether to return the trajectory.
@@ -141,11 +141,7 @@ class Generator:
   def schedule(
     self, policy: str | PolicyLike | Schedule, num_steps: int
   ) -> Schedule:
-    """The schedule that `sample` follows for what its caller has given.
-
-    Args:
-      policy: see `sample`.
-      num_steps: T.
+    """The schedule that `sample` follows for its `policy`.
 
     Raises:
       UserError: for a name that is not known here, or another number of steps.
@@ -188,9 +184,8 @@ class Generator:
     """
     count = len(labels)
     if tokens is None:
-      tokens = np.full(
-        (count, self.nat.num_tokens), self.nat.codebook_size, np.int32
-      )
+      shape = (count, self.nat.num_tokens)
+      tokens = np.full(shape, self.nat.codebook_size, np.int32)
     mesh = self.mesh or sharding.make_mesh()
     plan = Plan.from_schedule(schedule, record)
     plan = self._planned(plan, schedule.policy, tokens, labels)
@@ -253,11 +248,11 @@ class Generator:
 
     Args:
       policy: see `sample`; what decides for each sample.
-      labels: conditions [B, ...] of samples that the policy is watched on,
+      labels: conditions [B, ...] of samples on which the policy is watched,
         batch by batch; samples of other policies stay right, if slower.
       key: of those samples.
       num_steps: T.
-      num_buckets: at most so many shapes are compiled, and one more.
+      num_buckets: how many shapes are compiled at most, besides a fallback.
 
     Returns:
       A generator with `buckets` for this number of steps; this one if its
@@ -275,15 +270,13 @@ class Generator:
       chosen, labels, key, record=True
     )
     assert watched.trajectory is not None  # It was asked for.
-    length = denoisers.text_length(labels)
-    start = np.full_like(watched.tokens, self.nat.codebook_size)
-    found = np.asarray(
-      buckets_lib.counts_of_decode(
-        watched.trajectory.tokens, start, self.nat.codebook_size, length
-      )
+    length, mask = denoisers.text_length(labels), self.nat.codebook_size
+    start = np.full_like(watched.tokens, mask)
+    found = buckets_lib.counts_of_decode(
+      watched.trajectory.tokens, start, mask, length
     )
     largest = [
-      found[:, index[:num_real]].max(axis=1)
+      np.asarray(found)[:, index[:num_real]].max(axis=1)
       for index, num_real in self._batches(0, len(labels))
     ]
     buckets = buckets_lib.choose(
@@ -292,9 +285,8 @@ class Generator:
       num_buckets,
       lambda counts: operations.enat_operations(self.nat, counts, length),
     )
-    return dataclasses.replace(
-      self, buckets={**self.buckets, num_steps: buckets}
-    )
+    buckets_by_steps = {**self.buckets, num_steps: buckets}
+    return dataclasses.replace(self, buckets=buckets_by_steps)
 
   def _planned(
     self, plan: Plan, policy: PolicyLike, tokens: np.ndarray, labels: Any
@@ -379,16 +371,9 @@ def _checked_labels(
   null_condition: Any,
   encode_captions: Callable[[Sequence[str]], np.ndarray] | None,
 ) -> np.ndarray:
-  """What the network takes for what was asked for.
+  """What the network takes for `labels`: int32[B] or float32[B, L, C].
 
-  Args:
-    labels: class ids, or captions, or float32[B, L, C] states of captions.
-    num_classes: class ids lie in `[0, num_classes)`.
-    null_condition: float32[L, C] of texts; None where conditions are classes.
-    encode_captions: turns captions into states; None where nothing can.
-
-  Returns:
-    int32[B] or float32[B, L, C].
+  A `null_condition` float32[L, C] says that it takes texts.
 
   Raises:
     UserError: naming what was given and what is allowed.

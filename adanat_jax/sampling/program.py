@@ -1,7 +1,7 @@
 """The compiled decoding of one batch, from canvases to images.
 
-`generator.Generator` cuts what it is asked for into batches; here is the one
-program that each of them runs.
+`generator.Generator` cuts requests into batches; each of them runs this one
+program.
 """
 
 from __future__ import annotations
@@ -31,43 +31,32 @@ from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
 
 @struct.dataclass
 class Samples:
-  """What a batch of samples consists of.
+  """What a batch of samples consists of."""
 
-  Attributes:
-    images: in [0, 1].
-    tokens: complete token grids.
-    trajectory: time-major record of the decode less the network's features,
-      None unless asked for.
-  """
-
-  images: Any  # float32[B, H, W, C]
-  tokens: Any  # int32[B, N]
+  images: Any  # float32[B, H, W, C]; in [0, 1]
+  tokens: Any  # int32[B, N]; complete token grids
+  # Time-major record of the decode less the network's features, None unless
+  # asked for.
   trajectory: Trajectory | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a compiled program is made for: of a schedule, what is static.
+  """What a compiled program is made for: what is static of a schedule.
 
   Schedules that differ in nothing else, such as two tables of a search, share
   a program: their policies are its arguments.
-
-  Attributes:
-    num_steps: T.
-    guided: whether the unconditional pass runs at all.
-    options: of the decode step.
-    record: whether to return the trajectory.
-    counts: of each step of a table, where the network can make use of them:
-      the steps are unrolled, each gathers the tokens it needs.
-    buckets: bounds of the counts of a policy that decides for each sample,
-      cheapest first; none to run every block at every position.
   """
 
   num_steps: int
-  guided: bool = True
+  guided: bool = True  # whether the unconditional pass runs at all
   options: step_lib.StepOptions = step_lib.ADANAT
-  record: bool = False
+  record: bool = False  # whether to return the trajectory
+  # Of each step of a table, where the network can make use of them: the steps
+  # are unrolled, each gathers the tokens it needs.
   counts: tuple[TokenCounts, ...] | None = None
+  # Bounds of the counts of a policy that decides for each sample, cheapest
+  # first; none to run every block at every position.
   buckets: tuple[TokenCounts, ...] = ()
 
   @classmethod
@@ -114,13 +103,10 @@ def decode_tokens(
   )
   if plan.counts is not None:
     assert isinstance(policy, PolicyValues)
-    decoded = unrolled.decode(
-      denoisers.make_gathering(nat, nat_params),
-      policy,
-      counts=plan.counts,
-      **shared,
+    gathering = denoisers.make_gathering(nat, nat_params)
+    return _without_features(
+      unrolled.decode(gathering, policy, counts=plan.counts, **shared)
     )
-    return _without_features(decoded)
   denoiser = denoisers.make(nat, nat_params)
   if plan.buckets:
     denoiser = buckets_lib.bucketed(
@@ -129,11 +115,8 @@ def decode_tokens(
       plan.buckets,
       nat.codebook_size,
     )
-  cache = denoisers.empty_cache(
-    nat,
-    (1 + plan.guided) * len(tokens),
-    denoisers.text_length(condition),
-  )
+  rows = (1 + plan.guided) * len(tokens)
+  cache = denoisers.empty_cache(nat, rows, denoisers.text_length(condition))
   decoded = loop.decode(
     denoiser,
     schedules.as_policy(policy),
@@ -166,25 +149,14 @@ def decode_batch(
 ) -> Samples:
   """Decodes one batch to images.
 
-  Args:
-    nat: see `decode_tokens`, as for what is not told here.
-    tokenizer: module with the method `decode_tokens`.
-    plan: see `Plan`.
-    nat_params: of the network.
-    tokenizer_params: of the tokenizer.
-    policy: that of the schedule.
-    batch: canvases, conditions and numbers of the samples.
-    null_condition: what stands for no condition.
-    key: of the whole set of samples.
+  `tokenizer` is a module with the method `decode_tokens`; of the others see the
+  function `decode_tokens`.
   """
   decoded = decode_tokens(
     nat, plan, nat_params, policy, batch, null_condition, key
   )
-  images = tokenizer.apply(
-    {'params': sharding.whole(tokenizer_params)},
-    decoded.tokens,
-    method='decode_tokens',
-  )
+  variables = {'params': sharding.whole(tokenizer_params)}
+  images = tokenizer.apply(variables, decoded.tokens, method='decode_tokens')
   return Samples(images, decoded.tokens, decoded.trajectory)
 
 
@@ -200,14 +172,10 @@ def with_counts(
   tokens: np.ndarray,
   labels: Any,
 ) -> Plan:
-  """The plan of a table with its counts, if all canvases have the same.
+  """The plan of a table float32[T], with its counts if all canvases share them.
 
-  Args:
-    nat: a network that can make use of them.
-    plan: without counts.
-    table: float32[T].
-    tokens: int32[B, N], the canvases to start from.
-    labels: conditions, see `decode_tokens`.
+  `nat` can make use of them, `tokens` int32[B, N] are the canvases to start
+  from, and of `labels` see `decode_tokens`.
   """
   unknown = np.unique((tokens == nat.codebook_size).sum(axis=1))
   if len(unknown) > 1:
