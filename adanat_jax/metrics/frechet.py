@@ -4,16 +4,16 @@ Each set is summarised as a Gaussian, and
 
     d(a, b) = |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)
 
-which is the FID when the features are Inception's. The trace of the square
-root is the sum of the singular values of `S_a^(1/2) S_b^(1/2)`: the same
-number as the square roots of the eigenvalues of `S_a S_b`, but no square root
-of a rounding error is taken, so rank-deficient covariances (fewer samples
-than dimensions) need no regularisation.
+which is the FID when the features are Inception's. The trace of the square root
+is the sum of the singular values of `S_a^(1/2) S_b^(1/2)`: the same number as
+the square roots of the eigenvalues of `S_a S_b`, but no square root of a
+rounding error is taken, so rank-deficient covariances (fewer samples than
+dimensions) need no regularisation.
 
 Shape legend: `n` samples, `d` features.
 
-Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule
-Converge to a Local Nash Equilibrium", 2017.
+Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge
+to a Local Nash Equilibrium", 2017.
 """
 
 from collections.abc import Mapping
@@ -169,14 +169,7 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-  """The (squared) Fréchet distance between two Gaussians.
-
-  Args:
-    a: moments of one set.
-    b: moments of the other, of the same dimension.
-
-  Returns:
-    The distance, 0 or more; symmetric.
+  """The (squared) Fréchet distance between two Gaussians: symmetric, 0 or more.
 
   Raises:
     ValueError: if the dimensions differ.

@@ -26,12 +26,7 @@ class ScoreAccumulator:
   def __init__(
     self, num_samples: int, splits: int = 10, seed: int | None = 2020
   ):
-    """Assigns the samples to splits.
-
-    Args:
-      num_samples: how many will be counted.
-      splits: number of parts that they are cut into after the shuffle.
-      seed: of the shuffle; None keeps the order.
+    """Assigns the samples to `splits` parts, after a shuffle by `seed`, if any.
 
     Raises:
       ValueError: if there are fewer samples than splits.
@@ -39,11 +34,9 @@ class ScoreAccumulator:
     if not 1 <= splits <= num_samples:
       raise ValueError(f'cannot cut {num_samples} samples into {splits} splits')
     # RandomState: its stream is frozen, so published scores can be repeated.
-    order = (
-      np.arange(num_samples)
-      if seed is None
-      else np.random.RandomState(seed).permutation(num_samples)
-    )
+    order = np.arange(num_samples)
+    if seed is not None:
+      order = np.random.RandomState(seed).permutation(num_samples)
     self._split = np.empty(num_samples, np.int64)
     for i in range(splits):
       part = slice(i * num_samples // splits, (i + 1) * num_samples // splits)
@@ -68,10 +61,7 @@ class ScoreAccumulator:
     self._p_log_p = np.array(state['p_log_p'], np.float64)
 
   def update(self, logits: np.ndarray) -> None:
-    """Counts the next samples.
-
-    Args:
-      logits: float[n, num_classes], unnormalised.
+    """Counts the next samples, by unnormalised logits float[n, num_classes].
 
     Raises:
       ValueError: if they are not finite or of another shape, or too many.

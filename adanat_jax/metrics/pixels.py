@@ -24,15 +24,12 @@ class PixelPrincipalComponents:
   def fit(
     cls, images: np.ndarray, num_components: int = 32, size: int = 8
   ) -> 'PixelPrincipalComponents':
-    """Finds the components.
+    """Finds the components, in order of falling variance.
 
     Args:
       images: float[B, H, W, C], training images.
       num_components: d; fewer than B and at most P.
       size: images are averaged over boxes down to this height and width.
-
-    Returns:
-      The projection; components in order of falling variance.
 
     Raises:
       ValueError: if the images cannot be cut into equal boxes, or there are
@@ -55,13 +52,7 @@ class PixelPrincipalComponents:
     return cls(mean=mean, components=components * signs, size=size)
 
   def features(self, images: np.ndarray) -> np.ndarray:
-    """Projects images.
-
-    Args:
-      images: float[B, H, W, C] on the scale of the images of `fit`.
-
-    Returns:
-      float64[B, d].
+    """Projects images float[B, H, W, C], scaled as those of `fit`, to [B, d].
 
     Raises:
       ValueError: if the images cannot be cut into equal boxes.
@@ -78,7 +69,5 @@ def _small_pixels(images: np.ndarray, size: int) -> np.ndarray:
       f'shape {images.shape}'
     )
   count, height, width, channels = images.shape
-  boxes = images.reshape(
-    count, size, height // size, size, width // size, channels
-  )
-  return boxes.mean(axis=(2, 4)).reshape(count, -1)
+  shape = (count, size, height // size, size, width // size, channels)
+  return images.reshape(shape).mean(axis=(2, 4)).reshape(count, -1)

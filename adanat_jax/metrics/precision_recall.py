@@ -33,9 +33,7 @@ class PrecisionRecall:
 
 
 def precision_recall(
-  real: np.ndarray,
-  generated: np.ndarray,
-  num_neighbours: int = 3,
+  real: np.ndarray, generated: np.ndarray, num_neighbours: int = 3
 ) -> PrecisionRecall:
   """Measures how much of each set lies inside the other.
 
@@ -44,9 +42,6 @@ def precision_recall(
     generated: float[m, d].
     num_neighbours: k, the neighbour that sets the radius of a ball; the
       feature itself does not count.
-
-  Returns:
-    Precision and recall.
 
   Raises:
     ValueError: if a set has k features or fewer, dimensions differ, or a

@@ -26,9 +26,8 @@ class SampleTally:
 
     Args:
       num_samples: how many samples there will be.
-      num_kept: how many samples keep their features, the first ones:
-        float32[num_kept, d], the only memory that depends on a number of
-        samples.
+      num_kept: how many first samples keep their features, float32[num_kept,
+        d]: the only memory that depends on a number of samples.
       num_splits: of the inception score; fewer where there are fewer samples.
     """
     self.num_samples = num_samples

@@ -16,43 +16,27 @@ class ConvClassifier(nn.Module):
 
   Normalisation is within each sample (one group per layer), so a sample's
   features do not depend on its batch.
-
-  Attributes:
-    widths: channels of each stage; all stages but the first halve the image.
-    num_classes: number of logits.
-    feature_width: width of the features.
-    dropout_rate: of the features, in training, before the logits.
-    dtype: compute type; features and logits are float32.
   """
 
+  # Channels of each stage; all stages but the first halve the image.
   widths: tuple[int, ...]
   num_classes: int
   feature_width: int
-  dropout_rate: float = 0.2
-  dtype: layers.Dtype = jnp.float32
+  dropout_rate: float = 0.2  # of the features, in training, before the logits
+  dtype: layers.Dtype = jnp.float32  # compute type; results are float32
 
   @nn.compact
   def __call__(
     self, images: jax.Array, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
-    """Classifies images.
+    """Classifies images float[B, H, W, C] in [0, 1]; `train` drops out.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      train: whether to drop out (needs the `dropout` stream).
-
-    Returns:
-      The features, float32[B, F], and the logits, float32[B, num_classes].
+    Returns features, float32[B, F], and logits, float32[B, num_classes].
     """
     x = 2.0 * images.astype(self.dtype) - 1.0
     for i, width in enumerate(self.widths):
-      x = nn.Conv(
-        width,
-        (3, 3),
-        strides=1 if i == 0 else 2,
-        dtype=self.dtype,
-        name=f'conv_{i}',
-      )(x)
+      strides = 1 if i == 0 else 2
+      x = nn.Conv(width, (3, 3), strides, dtype=self.dtype, name=f'conv_{i}')(x)
       x = nn.GroupNorm(num_groups=1, dtype=self.dtype, name=f'norm_{i}')(x)
       x = layers.gelu(x)
     x = x.reshape(x.shape[0], -1)

@@ -38,7 +38,7 @@ class TextStates:
 
   Attributes:
     states: after the final norm, not projected: a NAT's condition.
-    pooled: the state at the end of the text, projected; not normalised. A
+    pooled: the state at the end of the text, projected, not normalised; a
       discriminator takes it divided by its length.
   """
 
@@ -58,21 +58,13 @@ _ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class CLIPLayer(nn.Module):
-  """Attention and MLP, each normalised before and added after.
-
-  Attributes:
-    num_heads: number of attention heads.
-    mlp_width: hidden width of the MLP.
-    activation: see `CLIPText`.
-    dtype: compute type.
-    is_causal: whether a position sees no later ones: texts, not images.
-  """
+  """Attention and MLP, each normalised before and added after."""
 
   num_heads: int
   mlp_width: int
-  activation: str
+  activation: str  # see `CLIPText`
   dtype: layers.Dtype
-  is_causal: bool = True
+  is_causal: bool = True  # no position sees a later one: texts, not images
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,40 +91,24 @@ class CLIPLayer(nn.Module):
 
 
 class CLIPText(nn.Module):
-  """The text tower. Padding is not masked: it stands after the end of the text.
-
-  Attributes:
-    width: width of the trunk.
-    depth: number of layers.
-    num_heads: number of attention heads.
-    mlp_width: hidden width of the MLPs.
-    projection_width: width of the space that texts and images share.
-    activation: 'gelu' (exact; LAION's towers) or 'quick_gelu' (OpenAI's). The
-      weights do not tell which.
-    vocabulary: number of token ids; the end of the text is the last.
-    num_positions: longest text, in tokens.
-    dtype: compute type; parameters and results are float32.
-  """
+  """The text tower. Padding is not masked: it follows the end of the text."""
 
   width: int
   depth: int
   num_heads: int
   mlp_width: int
-  projection_width: int
+  projection_width: int  # width of the space that texts and images share
+  # 'gelu' (exact; LAION's towers) or 'quick_gelu' (OpenAI's). The weights do
+  # not tell which.
   activation: str
-  vocabulary: int = 49408
-  num_positions: int = 77
+  vocabulary: int = 49408  # token ids; the end of the text is the last
+  num_positions: int = 77  # longest text, in tokens
+  # Compute type; parameters and results are float32.
   dtype: layers.Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> TextStates:
-    """Reads captions.
-
-    Args:
-      ids: int32[B, L], see `data.clip_tokens`; L at most `num_positions`.
-
-    Returns:
-      The states and the pooled embedding.
+    """Reads captions `ids` int32[B, L], see `data.clip_tokens`.
 
     Raises:
       UserError: if the fields do not fit together.
@@ -165,9 +141,8 @@ class CLIPText(nn.Module):
     # The end of the text has the largest id; padding may repeat it after.
     end = jnp.argmax(ids, axis=1)
     pooled = jnp.take_along_axis(states, end[:, None, None], axis=1)[:, 0]
-    projection = nn.Dense(
-      self.projection_width, use_bias=False, name='projection'
-    )
+    width = self.projection_width
+    projection = nn.Dense(width, use_bias=False, name='projection')
     return TextStates(states=states, pooled=projection(pooled))
 
 
@@ -176,14 +151,8 @@ def prepare_images(images: jax.Array, side: int) -> jax.Array:
 
   Pillow's bicubic kernel with its filter against aliasing, along the rows and
   then along the columns. Values are clipped to [0, 1] after each, as Pillow's
-  bytes are, but not rounded.
-
-  Args:
-    images: float[B, H, H, 3] in [0, 1].
-    side: S, that the tower reads.
-
-  Returns:
-    float32[B, S, S, 3].
+  bytes are, but not rounded. Maps float[B, H, H, 3] in [0, 1] to float32[B, S,
+  S, 3], S being the side that the tower reads.
   """
   count, height = images.shape[:2]
   images = images.astype(jnp.float32)
@@ -194,39 +163,24 @@ def prepare_images(images: jax.Array, side: int) -> jax.Array:
 
 
 class CLIPImage(nn.Module):
-  """The image tower.
+  """The image tower."""
 
-  Attributes:
-    image_size: S, side of the images that it reads.
-    patch_size: side of a patch; divides `image_size`.
-    width: width of the trunk.
-    depth: number of layers.
-    num_heads: number of attention heads.
-    mlp_width: hidden width of the MLPs.
-    projection_width: width of the space that texts and images share.
-    activation: as of `CLIPText`.
-    dtype: compute type; parameters and results are float32.
-  """
-
-  image_size: int
-  patch_size: int
+  image_size: int  # S, side of the images that it reads
+  patch_size: int  # side of a patch; divides `image_size`
   width: int
   depth: int
   num_heads: int
   mlp_width: int
-  projection_width: int
-  activation: str
+  projection_width: int  # width of the space that texts and images share
+  activation: str  # as of `CLIPText`
+  # Compute type; parameters and results are float32.
   dtype: layers.Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Places images in the joint space.
+    """Places images float32[B, S, S, 3] from `prepare_images` in joint space.
 
-    Args:
-      images: float32[B, S, S, 3] from `prepare_images`.
-
-    Returns:
-      float32[B, P], not normalised.
+    Returns float32[B, P], not normalised.
 
     Raises:
       UserError: if the fields do not fit together.

@@ -1,6 +1,6 @@
 """The two families of networks, NAT and ENAT, behind one signature.
 
-A NAT encodes the canvas anew at every step. An ENAT also reads its cache of the
+A NAT encodes the canvas anew at every step; an ENAT also reads its cache of the
 step before. Decoding starts from `empty_cache` and passes on the cache that a
 call returns; a NAT's is empty.
 """
@@ -14,13 +14,7 @@ import numpy as np
 from adanat_jax.decoding.unrolled import GatheringDenoiser
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
-from adanat_jax.types import (
-  Array,
-  Cache,
-  Condition,
-  Denoiser,
-  TokenCounts,
-)
+from adanat_jax.types import Array, Cache, Condition, Denoiser, TokenCounts
 
 DenoiserModule: TypeAlias = NAT | ENAT
 
@@ -35,10 +29,6 @@ def make(module: DenoiserModule, params: Any) -> Denoiser:
 
   An ENAT runs its blocks at every position and masks the attention: each sample
   may have its own number of masked tokens, and nothing is saved.
-
-  Args:
-    module: the network.
-    params: its parameters.
   """
 
   def denoiser(
@@ -53,23 +43,13 @@ def make(module: DenoiserModule, params: Any) -> Denoiser:
 
 
 def make_gathering(module: ENAT, params: Any) -> GatheringDenoiser:
-  """Makes a denoiser of an ENAT that is given the numbers of tokens.
-
-  Args:
-    module: the network.
-    params: its parameters.
-  """
+  """Makes a denoiser of an ENAT that is given the numbers of tokens."""
 
   def denoiser(
     tokens: Array, condition: Condition, cache: Cache, counts: TokenCounts
   ) -> tuple[Array, Array, Cache]:
     return module.apply(
-      {'params': params},
-      tokens,
-      condition,
-      cache,
-      counts,
-      method='gathered',
+      {'params': params}, tokens, condition, cache, counts, method='gathered'
     )
 
   return denoiser
@@ -80,10 +60,8 @@ def empty_cache(
 ) -> Cache:
   """Makes the cache for the first step.
 
-  Args:
-    module: the network.
-    batch_size: rows of a forward: two per sample where it is guided.
-    text_length: tokens of a text; 0 for classes.
+  `batch_size` counts the rows of a forward, two per sample where it is guided;
+  `text_length` the tokens of a text, 0 for classes.
   """
   if isinstance(module, ENAT):
     return module.nothing_encoded(batch_size, text_length)

@@ -1,19 +1,19 @@
 """The projected discriminator: trained heads on a frozen feature network.
 
 AdaNAT's reward model, as in StyleGAN-T (LeapLabTHU/AdaNAT
-`libs/discriminator.py`): every hooked layer of a frozen vision transformer
-has its own head, which gives one logit per patch; the condition enters by an
-inner product with the last layer. The heads see local batch statistics and
-spectrally normalised weights.
+`libs/discriminator.py`): every hooked layer of a frozen vision transformer has
+its own head, which gives one logit per patch; the condition enters by an inner
+product with the last layer. The heads see local batch statistics and spectrally
+normalised weights.
 
 Spectral normalisation keeps two vectors `u`, `v` per weight in the collection
-`spectral`. They advance by one power iteration per forward with `train=True`
-if that collection is mutable; otherwise the stored ones serve. An update that
-is split into micro-batches calls `advance_spectral` once per pass over the
-batch instead, and leaves the collection immutable.
+`spectral`. They advance by one power iteration per forward with `train=True` if
+that collection is mutable; otherwise the stored ones serve. An update in
+micro-batches leaves the collection immutable and calls `advance_spectral` once
+per pass over the batch.
 
-Shape letters: `B` samples, `P` patches, `D` width of the features, `E` width
-of the condition.
+Shape letters: `B` samples, `P` patches, `D` width of the features, `E` width of
+the condition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,12 +59,8 @@ def advance_spectral(
 ) -> dict[str, Any]:
   """Advances every pair of spectral vectors by one power iteration.
 
-  Args:
-    params: parameters of `DiscriminatorHeads` (or of a part of it).
-    spectral: its `spectral` collection.
-
-  Returns:
-    The next `spectral` collection.
+  Takes the parameters and the `spectral` collection of `DiscriminatorHeads`, or
+  of a part of it, and returns the next collection.
   """
   if 'u' in spectral:
     u, v = _power_iteration(params['kernel'], spectral['u'])
@@ -76,25 +72,17 @@ def advance_spectral(
 
 
 class SpectralConv(nn.Module):
-  """Circular 1-d convolution whose kernel is divided by its largest gain.
+  """Circular 1-d convolution whose kernel is divided by its largest gain."""
 
-  Attributes:
-    width: channels of the result.
-    kernel_size: odd length of the kernel.
-  """
-
-  width: int
-  kernel_size: int
+  width: int  # channels of the result
+  kernel_size: int  # odd length of the kernel
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Convolves `x` float32[B, P, D] to float32[B, P, width]."""
     fan_in = self.kernel_size * x.shape[-1]
-    kernel = self.param(
-      'kernel',
-      layers.torch_conv_init,
-      (self.kernel_size, x.shape[-1], self.width),
-    )
+    shape = (self.kernel_size, x.shape[-1], self.width)
+    kernel = self.param('kernel', layers.torch_conv_init, shape)
     bias = self.param('bias', layers.torch_bias_init(fan_in), (self.width,))
 
     def start(size: int):
@@ -143,14 +131,9 @@ class LocalBatchNorm(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-  """One head: a convolution, a residual one, a projection.
+  """One head: a convolution, a residual one, a projection."""
 
-  Attributes:
-    condition_map_width: width of the space in which patches meet the
-      condition.
-    kernel_size: of the residual convolution.
-  """
-
+  # Width of the space in which patches meet the condition.
   condition_map_width: int = 64
   kernel_size: int = 9
 
@@ -158,15 +141,10 @@ class DiscriminatorHead(nn.Module):
   def __call__(
     self, x: jax.Array, condition: jax.Array | None, train: bool
   ) -> jax.Array:
-    """Judges patches.
+    """Judges patches: float32[B, P] logits of features float32[B, P, D].
 
-    Args:
-      x: float32[B, P, D] features.
-      condition: float32[B, E], or None for an unconditional head.
-      train: whether the spectral vectors may advance.
-
-    Returns:
-      float32[B, P] logits.
+    The condition is float32[B, E], or None for an unconditional head; `train`
+    says whether the spectral vectors may advance.
     """
     width = x.shape[-1]
 
@@ -185,42 +163,28 @@ class DiscriminatorHead(nn.Module):
 
 
 class EqualizedDense(nn.Module):
-  """StyleGAN's linear layer: the weights are scaled when used, not at start.
+  """StyleGAN's linear layer: the weights are scaled when used, not at start."""
 
-  Attributes:
-    width: width of the result.
-    learning_rate_multiplier: how much slower the layer learns.
-  """
-
-  width: int
-  learning_rate_multiplier: float = 1.0
+  width: int  # width of the result
+  learning_rate_multiplier: float = 1.0  # how much slower the layer learns
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float32[B, D] to float32[B, width]."""
     multiplier = self.learning_rate_multiplier
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(1.0 / multiplier),
-      (x.shape[-1], self.width),
-    )
+    init = nn.initializers.normal(1.0 / multiplier)
+    kernel = self.param('kernel', init, (x.shape[-1], self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     kernel = kernel * (multiplier / math.sqrt(x.shape[-1]))
     return x @ kernel + (bias * multiplier)[None]
 
 
 class MappingNetwork(nn.Module):
-  """StyleGAN's mapping network of a class vector.
+  """StyleGAN's mapping network of a class vector."""
 
-  Attributes:
-    width: width of all layers.
-    num_layers: layers after the embedding.
-    learning_rate_multiplier: of these layers.
-  """
-
-  width: int = 512
-  num_layers: int = 8
-  learning_rate_multiplier: float = 0.01
+  width: int = 512  # width of all layers
+  num_layers: int = 8  # layers after the embedding
+  learning_rate_multiplier: float = 0.01  # of these layers
 
   @nn.compact
   def __call__(self, classes: jax.Array) -> jax.Array:
@@ -237,22 +201,15 @@ class MappingNetwork(nn.Module):
 
 
 class DiscriminatorHeads(nn.Module):
-  """One head per feature layer; the class mapping network, if any.
+  """One head per feature layer; the class mapping network, if any."""
 
-  Attributes:
-    num_classes: number of classes for conditions given as ids; None for
-      conditions given as embeddings, or for none.
-    mapping_width: width of the mapping network; the published one is 512.
-    mapping_layers: its layers.
-    condition_map_width: of the heads.
-    kernel_size: of the heads' residual convolution.
-  """
-
+  # Number of classes for conditions given as ids; None for conditions given as
+  # embeddings, or for none.
   num_classes: int | None = None
-  mapping_width: int = 512
-  mapping_layers: int = 8
-  condition_map_width: int = 64
-  kernel_size: int = 9
+  mapping_width: int = 512  # of the mapping network; 512 is published
+  mapping_layers: int = 8  # its layers
+  condition_map_width: int = 64  # of the heads
+  kernel_size: int = 9  # of the heads' residual convolution
 
   @nn.compact
   def __call__(
@@ -278,9 +235,9 @@ class DiscriminatorHeads(nn.Module):
     """
     if self.num_classes is not None:
       chex.assert_rank(condition, 1)
-      condition = MappingNetwork(
-        self.mapping_width, self.mapping_layers, name='mapping'
-      )(jax.nn.one_hot(condition, self.num_classes))
+      sizes = self.mapping_width, self.mapping_layers
+      mapping = MappingNetwork(*sizes, name='mapping')
+      condition = mapping(jax.nn.one_hot(condition, self.num_classes))
     elif condition is not None:
       condition = jax.vmap(_unit)(condition.astype(jnp.float32))
     logits = [
@@ -315,10 +272,10 @@ def prepare_images(
     resolution: side of the square result.
     mean: C numbers to subtract.
     std: C numbers to divide by.
-    crop: int32[2], top and left of a square of side `resolution` to cut out
-      of all images; None to average whole images down (each output pixel is
-      the mean of the pixels it touches). The original crops with probability
-      1/2 when the images are larger, in training and out of it.
+    crop: int32[2], top and left of the square to cut out of all images; None to
+      average whole images down (each output pixel is the mean of the pixels it
+      touches). The original crops with probability 1/2 when the images are
+      larger, in training and out of it.
 
   Returns:
     float32[B, resolution, resolution, C].
@@ -333,18 +290,12 @@ def prepare_images(
       raise UserError(
         f'cannot crop {resolution}x{resolution} from images of {height}x{width}'
       )
-    images = jax.lax.dynamic_slice(
-      images,
-      (0, crop[0], crop[1], 0),
-      (batch, resolution, resolution, channels),
-    )
+    shape = (batch, resolution, resolution, channels)
+    images = jax.lax.dynamic_slice(images, (0, crop[0], crop[1], 0), shape)
   elif (height, width) != (resolution, resolution):
-    images = jnp.einsum(
-      'ih,bhwc,jw->bijc',
-      _area_weights(height, resolution),
-      images,
-      _area_weights(width, resolution),
-    )
+    rows = _area_weights(height, resolution)
+    columns = _area_weights(width, resolution)
+    images = jnp.einsum('ih,bhwc,jw->bijc', rows, images, columns)
   shift = jnp.asarray(mean, jnp.float32)[None, None, None]
   scale = jnp.asarray(std, jnp.float32)[None, None, None]
   return (images - shift) / scale

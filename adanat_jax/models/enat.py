@@ -84,16 +84,11 @@ class SelfCrossAttention(nn.Module):
   """Attention to a stream's own tokens and to context tokens, in one softmax.
 
   The two have projections of their own to keys and values.
-
-  Attributes:
-    num_heads: number of heads; divides the width.
-    dtype: compute type; the softmax is float32.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
   """
 
   num_heads: int
-  dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'
+  dtype: layers.Dtype = jnp.float32  # compute type; the softmax is float32
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   @nn.compact
   def __call__(
@@ -110,8 +105,7 @@ class SelfCrossAttention(nn.Module):
       context: float[B, M, D]; its keys stand before those of `x`.
       from_context: bool[B, N], only if M = N: there is one key a position
         then, that of the context where this is true and that of `x` elsewhere.
-      attend: which keys are attended to, bool[B, number of keys]; None for
-        all.
+      attend: which keys are attended to, bool[B, number of keys]; None for all.
 
     Returns:
       float[B, N, D].
@@ -144,19 +138,12 @@ class SelfCrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-  """Self-cross attention and an MLP, modulated and gated by the class if any.
-
-  Attributes:
-    num_heads: number of heads.
-    mlp_ratio: hidden width of the MLP over the width.
-    dtype: compute type.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
-  """
+  """Self-cross attention and an MLP; a class modulates and gates them."""
 
   num_heads: int
-  mlp_ratio: int
+  mlp_ratio: int  # hidden width of the MLP over the width
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   @nn.compact
   def __call__(
@@ -167,18 +154,10 @@ class Block(nn.Module):
     from_context: jax.Array | None = None,
     attend: jax.Array | None = None,
   ) -> jax.Array:
-    """Runs the block on the tokens `x`.
+    """Runs the block on the tokens `x` float[B, N, D], to the same shape.
 
-    Args:
-      x: float[B, N, D].
-      label: float[B, D], the embedded class; None for norms that are learned
-        instead, and no gates.
-      context: see `SelfCrossAttention`, as are the two that follow.
-      from_context: bool[B, N].
-      attend: bool[B, number of keys].
-
-    Returns:
-      float[B, N, D].
+    The `label` is the embedded class, float[B, D]; None means norms that are
+    learned instead, and no gates. For the others see `SelfCrossAttention`.
     """
     width = x.shape[-1]
     norm = functools.partial(layers.LayerNorm, _BLOCK_EPSILON, dtype=self.dtype)
@@ -216,15 +195,11 @@ class Block(nn.Module):
 
 @struct.dataclass
 class Encoded:
-  """What one forward caches for the next one.
+  """What one forward caches for the next one."""
 
-  Attributes:
-    features: of the text and the grid; those of masked positions are not read.
-    visible: which positions the forward saw.
-  """
-
+  # Of the text and the grid; those of masked positions are not read.
   features: jax.Array  # float[B, L + N, D]
-  visible: jax.Array  # bool[B, L + N]
+  visible: jax.Array  # bool[B, L + N]; which positions the forward saw
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -245,35 +220,21 @@ class ENAT(nn.Module):
 
   Token ids lie in [0, codebook_size]; `codebook_size` is the mask token.
   Exactly one of `num_classes` and `text_width` is given.
-
-  Attributes:
-    codebook_size: number of codes, the mask token not counted.
-    num_tokens: number of positions in the grid.
-    width: width of the trunk.
-    encoder_depth: number of blocks that run on visible tokens.
-    decoder_depth: number of blocks that run on masked tokens.
-    num_heads: number of attention heads; divides the width.
-    num_classes: number of classes, the null class (id `num_classes`) not
-      counted.
-    text_width: width of the text states.
-    mlp_ratio: hidden width of the MLPs over the width.
-    dropout_rate: of the token embeddings, in training.
-    dtype: compute type; parameters, statistics and logits are float32.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
   """
 
-  codebook_size: int
-  num_tokens: int
+  codebook_size: int  # number of codes, the mask token not counted
+  num_tokens: int  # number of positions in the grid
   width: int
-  encoder_depth: int
-  decoder_depth: int
-  num_heads: int
-  num_classes: int | None = None
-  text_width: int | None = None
-  mlp_ratio: int = 4
-  dropout_rate: float = 0.1
+  encoder_depth: int  # number of blocks that run on visible tokens
+  decoder_depth: int  # number of blocks that run on masked tokens
+  num_heads: int  # number of attention heads; divides the width
+  num_classes: int | None = None  # not counting the null class, whose id it is
+  text_width: int | None = None  # width of the text states
+  mlp_ratio: int = 4  # hidden width of the MLPs over the width
+  dropout_rate: float = 0.1  # of the token embeddings, in training
+  # Compute type; parameters, statistics and logits are float32.
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   def setup(self):
     if min(self.encoder_depth, self.decoder_depth) < 1:
@@ -286,10 +247,7 @@ class ENAT(nn.Module):
       self.codebook_size + 1, self.num_tokens, self.width, self.dtype
     )
     linear = functools.partial(
-      layers.Dense,
-      self.width,
-      dtype=self.dtype,
-      kernel_init=_linear_init,
+      layers.Dense, self.width, dtype=self.dtype, kernel_init=_linear_init
     )
     if self.num_classes is not None:
       self.classes = self.param(
@@ -424,18 +382,15 @@ class ENAT(nn.Module):
       for block in self.blocks[self.encoder_depth :]:
         masked = block(masked, label, context, attend=attend)
 
-    features = _take(
-      jnp.concatenate([known, masked], axis=1), _places(kinds, counts)
-    )
-    return self._outputs(features, visible)
+    features = jnp.concatenate([known, masked], axis=1)
+    return self._outputs(_take(features, _places(kinds, counts)), visible)
 
   def _embed(
     self, tokens: jax.Array, condition: jax.Array, train: bool
   ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """What is visible, its embedding and that of the class.
+    """What is visible, its embedding and that of the class, if any.
 
-    Returns:
-      bool[B, L + N], float[B, L + N, D], and float[B, D] or None.
+    bool[B, L + N], float[B, L + N, D], and float[B, D] or None.
     """
     chex.assert_shape(tokens, (None, self.num_tokens))
     x = self.dropout(self.tokens(tokens), deterministic=not train)
@@ -468,12 +423,7 @@ class ENAT(nn.Module):
 def _places(kinds: tuple[jax.Array, ...], counts: TokenCounts) -> jax.Array:
   """Where each position's token stands among those gathered kind by kind.
 
-  Args:
-    kinds: bool[B, N] each; every position is of one kind.
-    counts: how many tokens of each kind were gathered.
-
-  Returns:
-    int32[B, N].
+  Maps bool[B, N] of each kind, one of them true, to int32[B, N].
   """
   places: Any = 0
   start = 0

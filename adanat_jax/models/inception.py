@@ -31,40 +31,23 @@ _SAME_POOL = ((1, 1), (1, 1))
 
 @struct.dataclass
 class InceptionFeatures:
-  """Features and logits that the measures read, each float32.
+  """Features and logits that the measures read, each float32."""
 
-  Attributes:
-    pool1: mean after the first pool.
-    pool2: mean after the second pool.
-    mixed6: mean after the last 17 x 17 block.
-    pool3: the features of the Frechet distance.
-    logits: outputs of the classifier.
-    unbiased_logits: the same without its bias: what the Inception Score
-      takes.
-  """
-
-  pool1: jax.Array  # float32[B, 64]
-  pool2: jax.Array  # float32[B, 192]
-  mixed6: jax.Array  # float32[B, 768]
-  pool3: jax.Array  # float32[B, 2048]
-  logits: jax.Array  # float32[B, 1008]
-  unbiased_logits: jax.Array  # float32[B, 1008]
+  pool1: jax.Array  # float32[B, 64]; mean after the first pool
+  pool2: jax.Array  # float32[B, 192]; mean after the second pool
+  mixed6: jax.Array  # float32[B, 768]; mean after the last 17 x 17 block
+  pool3: jax.Array  # float32[B, 2048]; the features of the Frechet distance
+  logits: jax.Array  # float32[B, 1008]; outputs of the classifier
+  unbiased_logits: jax.Array  # float32[B, 1008]; for the Inception Score
 
 
 class ConvNorm(nn.Module):
-  """Convolution, frozen batch normalisation, rectifier.
+  """Convolution, frozen batch normalisation, rectifier."""
 
-  Attributes:
-    width: channels of the result.
-    size: height and width of the kernel.
-    stride: in both directions.
-    valid: no padding; otherwise the size is kept (at stride 1).
-  """
-
-  width: int
-  size: tuple[int, int] = (1, 1)
-  stride: int = 1
-  valid: bool = False
+  width: int  # channels of the result
+  size: tuple[int, int] = (1, 1)  # height and width of the kernel
+  stride: int = 1  # in both directions
+  valid: bool = False  # no padding; otherwise the size is kept (at stride 1)
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,12 +55,9 @@ class ConvNorm(nn.Module):
     shape = (*self.size, x.shape[-1], self.width)
     kernel = self.param('kernel', layers.torch_conv_init, shape)
     padding = [(0, 0) if self.valid else (n // 2, n // 2) for n in self.size]
+    strides, layout = (self.stride, self.stride), ('NHWC', 'HWIO', 'NHWC')
     x = jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (self.stride, self.stride),
-      padding,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      x, kernel, strides, padding, dimension_numbers=layout
     )
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
     mean = self.param('mean', zeros, (self.width,))
@@ -90,16 +70,10 @@ class ConvNorm(nn.Module):
 
 
 def prepare(images: jax.Array) -> jax.Array:
-  """Resizes images to what the network reads.
+  """Resizes float[B, H, W, 3] in [0, 1] to float32[B, 299, 299, 3] in [-1, 1].
 
   Bilinear between pixel centres and without a filter against aliasing, as the
   original; TensorFlow's own resize and Pillow's give other distances.
-
-  Args:
-    images: float[B, H, W, 3] in [0, 1].
-
-  Returns:
-    float32[B, 299, 299, 3] in [-1, 1].
   """
   shape = (images.shape[0], _SIDE, _SIDE, images.shape[-1])
   images = images.astype(jnp.float32)
@@ -222,13 +196,9 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-  """8 x 8; the last one of the network pools by maximum.
+  """8 x 8; the last one of the network pools by maximum."""
 
-  Attributes:
-    max_pool: whether the pool takes maxima instead of means.
-  """
-
-  max_pool: bool
+  max_pool: bool  # whether the pool takes maxima instead of means
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -262,14 +232,10 @@ class InceptionV3(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> InceptionFeatures:
-    """Measures images.
+    """Measures images float32[B, H, W, 3] in [0, 1], not rounded to bytes.
 
-    Args:
-      images: float32[B, H, W, 3] in [0, 1]; not rounded to bytes.
-
-    Returns:
-      Features and logits. Convolutions run at the highest precision: the
-      statistics of the Frechet distance are sensitive to rounding.
+    Convolutions run at the highest precision: the statistics of the Frechet
+    distance are sensitive to rounding.
     """
     chex.assert_shape(images, (None, None, None, 3))
     with jax.default_matmul_precision('highest'):
@@ -300,16 +266,9 @@ class InceptionV3(nn.Module):
     x = BlockE(False, name='mixed_7b')(x)
     x = BlockE(True, name='mixed_7c')(x)
     pool3 = mean(x)
-    kernel = self.param(
-      'kernel', layers.normal_init, (pool3.shape[-1], _NUM_OUTPUTS)
-    )
+    shape = (pool3.shape[-1], _NUM_OUTPUTS)
+    kernel = self.param('kernel', layers.normal_init, shape)
     bias = self.param('bias', nn.initializers.zeros, (_NUM_OUTPUTS,))
     unbiased = pool3 @ kernel
-    return InceptionFeatures(
-      pool1=pool1,
-      pool2=pool2,
-      mixed6=mixed6,
-      pool3=pool3,
-      logits=unbiased + bias[None],
-      unbiased_logits=unbiased,
-    )
+    logits = unbiased + bias[None]
+    return InceptionFeatures(pool1, pool2, mixed6, pool3, logits, unbiased)

@@ -58,18 +58,11 @@ class Dense(nn.Dense):
 
 
 class LayerNorm(nn.Module):
-  """Layer normalisation whose statistics are float32 whatever goes in.
+  """Layer normalisation whose statistics are float32 whatever goes in."""
 
-  Attributes:
-    epsilon: added to the variance; the originals differ in it, so it has no
-      default.
-    affine: whether a scale and a bias are learned.
-    dtype: type of the result.
-  """
-
-  epsilon: float
-  affine: bool = True
-  dtype: Dtype = jnp.float32
+  epsilon: float  # added to the variance; no default, as the originals differ
+  affine: bool = True  # whether a scale and a bias are learned
+  dtype: Dtype = jnp.float32  # type of the result
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,19 +82,12 @@ class LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention with one projection for q, k and v.
+  """Multi-head self-attention with one projection for q, k and v."""
 
-  Attributes:
-    num_heads: number of heads; divides the width.
-    qkv_bias: whether the joint projection has a bias.
-    dtype: compute type; the softmax is float32.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
-  """
-
-  num_heads: int
-  qkv_bias: bool
-  dtype: Dtype = jnp.float32
-  attention: str | None = 'xla'
+  num_heads: int  # divides the width
+  qkv_bias: bool  # whether the joint projection has a bias
+  dtype: Dtype = jnp.float32  # compute type; the softmax is float32
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -121,19 +107,13 @@ class SelfAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Linear, activation, linear.
+  """Linear, activation, linear."""
 
-  Attributes:
-    hidden_width: width between the two.
-    dtype: compute type.
-    activation: None for the exact GELU.
-    kernel_init: of both kernels.
-  """
-
-  hidden_width: int
+  hidden_width: int  # width between the two
   dtype: Dtype = jnp.float32
+  # None for the exact GELU.
   activation: Callable[[jax.Array], jax.Array] | None = None
-  kernel_init: Initializer = normal_init
+  kernel_init: Initializer = normal_init  # of both kernels
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -147,60 +127,44 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-  """Pre-norm block; with a skip, the two inputs are merged first.
-
-  Attributes:
-    num_heads: number of heads.
-    mlp_ratio: hidden width of the MLP over the width.
-    epsilon: of both layer normalisations.
-    qkv_bias: whether the joint projection has a bias.
-    dtype: compute type.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
-  """
+  """Pre-norm block; with a skip, the two inputs are merged first."""
 
   num_heads: int
-  mlp_ratio: int
-  epsilon: float
-  qkv_bias: bool
+  mlp_ratio: int  # hidden width of the MLP over the width
+  epsilon: float  # of both layer normalisations
+  qkv_bias: bool  # whether the joint projection has a bias
   dtype: Dtype = jnp.float32
-  attention: str | None = 'xla'
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   @nn.compact
   def __call__(self, x: jax.Array, skip: jax.Array | None = None) -> jax.Array:
     """Maps `x` float[B, N, D], and `skip` of its shape, to the same shape."""
     width = x.shape[-1]
     if skip is not None:
-      x = Dense(width, dtype=self.dtype, kernel_init=normal_init, name='skip')(
-        jnp.concatenate([x, skip], axis=-1)
+      merge = Dense(
+        width, dtype=self.dtype, kernel_init=normal_init, name='skip'
       )
+      x = merge(jnp.concatenate([x, skip], axis=-1))
     norm = functools.partial(LayerNorm, self.epsilon, dtype=self.dtype)
-    x = x + SelfAttention(
-      self.num_heads,
-      self.qkv_bias,
-      self.dtype,
-      self.attention,
-      name='attention',
-    )(norm(name='norm1')(x))
-    return x + Mlp(self.mlp_ratio * width, self.dtype, name='mlp')(
-      norm(name='norm2')(x)
-    )
+    options = self.num_heads, self.qkv_bias, self.dtype, self.attention
+    attention = SelfAttention(*options, name='attention')
+    x = x + attention(norm(name='norm1')(x))
+    mlp = Mlp(self.mlp_ratio * width, self.dtype, name='mlp')
+    return x + mlp(norm(name='norm2')(x))
 
 
 def embed_patches(
   module: Any, images: jax.Array, use_bias: bool = True
 ) -> jax.Array:
-  """Makes the tokens of a vision transformer: class token, then patches.
+  """Makes the tokens of a vision transformer, `dtype`[B, 1 + patches, D].
 
-  Called within a compact method of `module`, which gets the parameters
-  `patches`, `cls` and `positions`.
+  The class token comes first. Called within a compact method of `module`, which
+  gets the parameters `patches`, `cls` and `positions`.
 
   Args:
     module: has the fields `image_size`, `patch_size`, `width` (D) and `dtype`.
     images: float[B, image_size, image_size, C].
     use_bias: whether the projection of the patches has a bias.
-
-  Returns:
-    `dtype`[B, 1 + patches, D].
 
   Raises:
     UserError: if the images cannot be cut into patches.

@@ -27,18 +27,11 @@ _gelu = functools.partial(nn.gelu, approximate=True)
 
 
 class MaskGITLayer(nn.Module):
-  """Attention and MLP, each followed by a sum and a normalisation.
+  """Attention and MLP, each followed by a sum and a normalisation."""
 
-  Attributes:
-    num_heads: number of attention heads; divides the width.
-    mlp_width: hidden width of the MLP.
-    dropout_rate: of the attention and of both results, in training.
-    dtype: compute type.
-  """
-
-  num_heads: int
+  num_heads: int  # number of attention heads; divides the width
   mlp_width: int
-  dropout_rate: float
+  dropout_rate: float  # of the attention and of both results, in training
   dtype: layers.Dtype = jnp.float32
 
   @nn.compact
@@ -66,28 +59,17 @@ class MaskGITLayer(nn.Module):
 
 
 class MaskGITTransformer(nn.Module):
-  """Predicts every position of a class token followed by codes.
+  """Predicts every position of a class token followed by codes."""
 
-  Attributes:
-    codebook_size: number of codes K.
-    num_classes: number of classes; class c has the id K + c.
-    num_tokens: number of codes in a sequence, the class not counted.
-    width: width of the trunk.
-    depth: number of layers.
-    num_heads: number of attention heads.
-    mlp_width: hidden width of the MLPs.
-    dropout_rate: in training.
-    dtype: compute type; parameters, statistics and logits are float32.
-  """
-
-  codebook_size: int
-  num_classes: int
-  num_tokens: int
+  codebook_size: int  # number of codes K
+  num_classes: int  # number of classes; class c has the id K + c
+  num_tokens: int  # number of codes in a sequence, the class not counted
   width: int = 768
   depth: int = 24
   num_heads: int = 16
   mlp_width: int = 3072
   dropout_rate: float = 0.1
+  # Compute type; parameters, statistics and logits are float32.
   dtype: layers.Dtype = jnp.float32
 
   def setup(self):
@@ -101,12 +83,8 @@ class MaskGITTransformer(nn.Module):
     )
     self.embedding_norm = norm()
     self.embedding_dropout = nn.Dropout(self.dropout_rate)
-    self.layers = [
-      MaskGITLayer(
-        self.num_heads, self.mlp_width, self.dropout_rate, self.dtype
-      )
-      for _ in range(self.depth)
-    ]
+    options = self.num_heads, self.mlp_width, self.dropout_rate, self.dtype
+    self.layers = [MaskGITLayer(*options) for _ in range(self.depth)]
     self.head = layers.Dense(
       self.width, dtype=self.dtype, kernel_init=layers.normal_init
     )
@@ -137,14 +115,10 @@ class MaskGITTransformer(nn.Module):
     return logits + self.head_bias[None, None, :rows]
 
   def __call__(self, input_ids: jax.Array, *, train: bool = False) -> jax.Array:
-    """Runs the network once.
+    """Runs the network once: int32[B, 1 + N] to float32[B, 1 + N, V].
 
-    Args:
-      input_ids: int32[B, 1 + N], the class token first; -1 is the mask.
-      train: whether to drop out (needs the `dropout` stream).
-
-    Returns:
-      float32[B, 1 + N, V].
+    The class token comes first, -1 is the mask. `train` drops out (it needs the
+    `dropout` stream).
     """
     return self._logits(self._features(input_ids, train), len(self.words))
 
@@ -153,9 +127,8 @@ class MaskGITTransformer(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Runs the network on a canvas, as every denoiser of this package.
 
-    The network was trained without a null class. The id `num_classes` puts
-    the mask in the class's place, which it has never seen: decode it
-    unguided.
+    The network was trained without a null class. The id `num_classes` puts the
+    mask in the class's place, which it has never seen: decode it unguided.
 
     Args:
       tokens: int32[B, N] in [0, codebook_size]; `codebook_size` is the mask.

@@ -22,14 +22,7 @@ _EPSILON = 1e-5
 
 
 class Embedding(nn.Module):
-  """Word plus position embedding, normalised.
-
-  Attributes:
-    vocabulary: number of rows.
-    num_positions: number of positions.
-    width: width of the embedding.
-    dtype: compute type.
-  """
+  """Word plus position embedding, normalised."""
 
   vocabulary: int
   num_positions: int
@@ -57,45 +50,26 @@ class NAT(nn.Module):
 
   Token ids lie in [0, codebook_size]; `codebook_size` is the mask token.
   Exactly one of `num_classes` and `text_width` is given.
-
-  Attributes:
-    codebook_size: number of codes, the mask token not counted.
-    num_tokens: number of positions in the grid.
-    width: width of the trunk.
-    depth: number of blocks but the middle one; even.
-    num_heads: number of attention heads; divides the width.
-    mlp_ratio: hidden width of the MLPs over the width.
-    num_classes: number of classes, the null class (id `num_classes`) not
-      counted.
-    text_width: width of the text states.
-    dropout_rate: of the token embeddings, in training.
-    qkv_bias: whether the attention's joint projection has a bias.
-    dtype: compute type; parameters, statistics and logits are float32.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
   """
 
-  codebook_size: int
-  num_tokens: int
+  codebook_size: int  # number of codes, the mask token not counted
+  num_tokens: int  # number of positions in the grid
   width: int
-  depth: int
-  num_heads: int
-  mlp_ratio: int = 4
-  num_classes: int | None = None
-  text_width: int | None = None
-  dropout_rate: float = 0.1
-  qkv_bias: bool = False
+  depth: int  # number of blocks but the middle one; even
+  num_heads: int  # number of attention heads; divides the width
+  mlp_ratio: int = 4  # hidden width of the MLPs over the width
+  num_classes: int | None = None  # not counting the null class, whose id it is
+  text_width: int | None = None  # width of the text states
+  dropout_rate: float = 0.1  # of the token embeddings, in training
+  qkv_bias: bool = False  # whether the attention's joint projection has a bias
+  # Compute type; parameters, statistics and logits are float32.
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   def _block(self, name: str) -> layers.TransformerBlock:
+    options = self.qkv_bias, self.dtype, self.attention
     return layers.TransformerBlock(
-      self.num_heads,
-      self.mlp_ratio,
-      _EPSILON,
-      self.qkv_bias,
-      self.dtype,
-      self.attention,
-      name=name,
+      self.num_heads, self.mlp_ratio, _EPSILON, *options, name=name
     )
 
   def _context(self, condition: jax.Array) -> jax.Array:
@@ -107,10 +81,7 @@ class NAT(nn.Module):
       )(condition[:, None])
     chex.assert_shape(condition, (None, None, self.text_width))
     return layers.Dense(
-      self.width,
-      dtype=self.dtype,
-      kernel_init=layers.normal_init,
-      name='text',
+      self.width, dtype=self.dtype, kernel_init=layers.normal_init, name='text'
     )(condition)
 
   @nn.compact
@@ -159,10 +130,7 @@ class NAT(nn.Module):
       x[:, -self.num_tokens :]
     )
     hidden = layers.Dense(
-      self.width,
-      dtype=self.dtype,
-      kernel_init=layers.normal_init,
-      name='head',
+      self.width, dtype=self.dtype, kernel_init=layers.normal_init, name='head'
     )(features)
     hidden = layers.LayerNorm(_EPSILON, dtype=self.dtype, name='head_norm')(
       layers.gelu(hidden)

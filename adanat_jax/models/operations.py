@@ -27,13 +27,8 @@ _STEP_EMBEDDING_WIDTH = 256
 def nat_operations(module: NAT, text_length: int = 0) -> int:
   """Operations of one forward of one sample, conditional or not.
 
-  Args:
-    module: the network; of its fields only sizes are read.
-    text_length: number of text tokens; class conditions have one token, which
-      costs no product to make.
-
-  Returns:
-    Twice the multiply-adds.
+  Of the fields of the module only sizes are read. Class conditions have one
+  token, which costs no product to make, instead of `text_length`.
   """
   width, num_tokens = module.width, module.num_tokens
   by_class = module.num_classes is not None
@@ -59,15 +54,14 @@ def enat_operations(
 ) -> int:
   """Operations of one forward of one sample, conditional or not.
 
+  ENAT's authors count multiply-adds, once each.
+
   Args:
     module: the network; of its fields only sizes are read.
     counts: what `ENAT.gathered` is given; None for `ENAT.__call__` with a
       cache, where every block runs at every position and makes the keys and
       values of both streams.
     text_length: number of text tokens, which `counts` hold too.
-
-  Returns:
-    Twice the multiply-adds. ENAT's authors count multiply-adds, once each.
   """
   width, num_tokens = module.width, module.num_tokens
   length = text_length + num_tokens
@@ -102,12 +96,7 @@ def enat_operations(
 def policy_operations(module: PolicyNetwork, feature_width: int) -> int:
   """Operations of one forward of the actor or the critic for one sample.
 
-  Args:
-    module: the network.
-    feature_width: D of the NAT whose features it reads.
-
-  Returns:
-    Twice the multiply-adds.
+  `feature_width` is D of the NAT whose features it reads.
   """
   hidden, (first, second) = module.hidden_size, module.mlp_widths
   half = (module.grid_size + 1) // 2
@@ -127,15 +116,7 @@ def policy_operations(module: PolicyNetwork, feature_width: int) -> int:
 
 
 def decoder_operations(module: VQGAN, num_tokens: int) -> int:
-  """Operations of turning one sample's tokens into an image.
-
-  Args:
-    module: the tokenizer; only its decoder is counted.
-    num_tokens: N, a square.
-
-  Returns:
-    Twice the multiply-adds.
-  """
+  """Operations of turning one sample's N tokens, a square, into an image."""
   widths = [module.base_width * m for m in module.width_multipliers]
   side, width = math.isqrt(num_tokens), widths[-1]
   total = _conv(side, module.code_width, width)
@@ -153,13 +134,7 @@ def decoder_operations(module: VQGAN, num_tokens: int) -> int:
 def encoder_operations(module: VQGAN, num_tokens: int) -> int:
   """Operations of turning one image into the vectors that codes are found for.
 
-  Args:
-    module: the tokenizer; only its encoder is counted, the one that halves
-      sides by averaging.
-    num_tokens: N, a square.
-
-  Returns:
-    Twice the multiply-adds.
+  The encoder is the one that halves sides by averaging; N is a square.
   """
   widths = [module.base_width * m for m in module.width_multipliers]
   side, width = math.isqrt(num_tokens) * module.downsampling, widths[0]
@@ -177,17 +152,10 @@ def encoder_operations(module: VQGAN, num_tokens: int) -> int:
 def sampling_operations(
   nat: int, policy: int, decoder: int, num_steps: int, guided: bool
 ) -> int:
-  """Operations of one image.
+  """Operations of one image: `T (2 nat + policy) + decoder`.
 
-  Args:
-    nat: of one forward.
-    policy: of one call of the actor; 0 for a schedule.
-    decoder: of the tokenizer's decoder; 0 to stop at tokens.
-    num_steps: T.
-    guided: whether each step has an unconditional forward too.
-
-  Returns:
-    `T (2 nat + policy) + decoder`, or with `nat` once if not guided.
+  If it is not guided, the NAT counts once. `nat` and `policy` are those of one
+  forward; 0 for the policy of a schedule, and for `decoder` to stop at tokens.
   """
   return num_steps * ((1 + guided) * nat + policy) + decoder
 
@@ -201,15 +169,8 @@ def enat_sampling_operations(
 ) -> int:
   """Operations of one image by a schedule whose counts are known.
 
-  Args:
-    module: the network.
-    counts: of each step, see `decoding.unrolled.counts_of`.
-    decoder: of the tokenizer's decoder; 0 to stop at tokens.
-    guided: whether each step has an unconditional forward too.
-    text_length: number of text tokens.
-
-  Returns:
-    The sum of its forwards and the decoder.
+  `counts` are of each step, see `decoding.unrolled.counts_of`; for the others
+  see `sampling_operations`.
   """
   forwards = sum(enat_operations(module, x, text_length) for x in counts)
   return (1 + guided) * forwards + decoder

@@ -21,28 +21,19 @@ _init = nn.initializers.normal(0.02)
 
 
 class PatchDiscriminator(nn.Module):
-  """Logits of patches, high for real ones.
+  """Logits of patches, high for real ones."""
 
-  Attributes:
-    base_width: channels after the first convolution; they double a level, up
-      to eight times as many.
-    num_levels: how often the sides are halved.
-    num_groups: groups of the normalisations; divides `base_width`.
-  """
-
+  # Channels after the first convolution; they double a level, up to eight times
+  # as many.
   base_width: int = 64
-  num_levels: int = 3
-  num_groups: int = 32
+  num_levels: int = 3  # how often the sides are halved
+  num_groups: int = 32  # groups of the normalisations; divides `base_width`
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Judges patches.
+    """Judges patches of images float[B, H, W, C] in [0, 1].
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-
-    Returns:
-      float32[B, h, w], h = H / 2 ** num_levels, rounded up.
+    Returns float32[B, h, w], h = H / 2 ** num_levels, rounded up.
 
     Raises:
       UserError: if `num_groups` does not divide `base_width`.
@@ -66,6 +57,5 @@ class PatchDiscriminator(nn.Module):
   def _conv(
     self, x: jax.Array, width: int, stride: int, name: str
   ) -> jax.Array:
-    return nn.Conv(
-      width, (4, 4), (stride, stride), kernel_init=_init, name=name
-    )(x)
+    strides = (stride, stride)
+    return nn.Conv(width, (4, 4), strides, kernel_init=_init, name=name)(x)

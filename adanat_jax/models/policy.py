@@ -7,6 +7,8 @@ normalisation carries the step. At the start its output is zero.
 Shape letters: `B` samples, `N` tokens, `D` width of the features.
 """
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -70,32 +72,20 @@ class DepthwiseConv(nn.Module):
 
 
 class PolicyNetwork(nn.Module):
-  """Maps features and step to `num_outputs` numbers per sample, in float32.
+  """Maps features and step to `num_outputs` numbers per sample, in float32."""
 
-  Attributes:
-    num_outputs: 4 for the actor, 1 for the critic.
-    grid_size: side of the square token grid.
-    hidden_size: width of the trunk; features of another width are projected.
-    conv_width: channels after the 1x1 convolution.
-    mlp_widths: widths of the two hidden layers of the read-out.
-  """
-
-  num_outputs: int
-  grid_size: int
-  hidden_size: int = 512
-  conv_width: int = 128
-  mlp_widths: tuple[int, int] = (1024, 512)
+  num_outputs: int  # 4 for the actor, 1 for the critic
+  grid_size: int  # side of the square token grid
+  hidden_size: int = 512  # of the trunk; other features are projected to it
+  conv_width: int = 128  # channels after the 1x1 convolution
+  mlp_widths: tuple[int, int] = (1024, 512)  # hidden layers of the read-out
 
   @nn.compact
   def __call__(self, features: jax.Array, step: jax.Array) -> jax.Array:
-    """Runs the network once.
+    """Runs the network once, to float32[B, num_outputs].
 
-    Args:
-      features: float[B, N, D] with N = grid_size ** 2.
-      step: int32[] or int32[B], counted from 0.
-
-    Returns:
-      float32[B, num_outputs].
+    The features are float[B, N, D] with N = grid_size ** 2; the step, int32[]
+    or int32[B], counts from 0.
     """
     batch, num_tokens, width = features.shape
     chex.assert_equal(num_tokens, self.grid_size**2)
@@ -104,12 +94,11 @@ class PolicyNetwork(nn.Module):
       x = layers.Dense(self.hidden_size, kernel_init=_xavier, name='embed')(x)
 
     step = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,))
-    embedding = nn.Dense(
-      self.hidden_size, kernel_init=layers.normal_init, name='step_fc1'
-    )(step_embedding(step))
-    embedding = nn.Dense(
-      self.hidden_size, kernel_init=layers.normal_init, name='step_fc2'
-    )(nn.silu(embedding))
+    dense = functools.partial(
+      nn.Dense, self.hidden_size, kernel_init=layers.normal_init
+    )
+    embedding = dense(name='step_fc1')(step_embedding(step))
+    embedding = dense(name='step_fc2')(nn.silu(embedding))
 
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
     x = x.reshape(batch, self.grid_size, self.grid_size, self.hidden_size)
@@ -128,6 +117,5 @@ class PolicyNetwork(nn.Module):
     x = layers.gelu(AdaptiveLayerNorm(name='norm2')(x, embedding))
     x = nn.Dense(self.mlp_widths[1], kernel_init=_xavier, name='fc2')(x)
     x = layers.gelu(AdaptiveLayerNorm(name='norm3')(x, embedding))
-    return nn.Dense(
-      self.num_outputs, kernel_init=nn.initializers.zeros, name='fc3'
-    )(x)
+    zeros = nn.initializers.zeros
+    return nn.Dense(self.num_outputs, kernel_init=zeros, name='fc3')(x)

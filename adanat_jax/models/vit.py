@@ -33,44 +33,28 @@ class ViTOutput:
 
 
 class VisionTransformer(nn.Module):
-  """A vision transformer with hooks.
+  """A vision transformer with hooks."""
 
-  Attributes:
-    image_size: side of the square images.
-    patch_size: side of a patch; divides `image_size`.
-    width: width of the trunk.
-    depth: number of blocks.
-    num_heads: number of attention heads.
-    image_channels: channels of the images.
-    num_outputs: width of the linear head on the class token; 0 for none.
-    hooks: blocks whose outputs are read, in this order. Without hooks no
-      features are returned.
-    dtype: compute type.
-    attention: `implementation` of `jax.nn.dot_product_attention`.
-  """
-
-  image_size: int
-  patch_size: int
+  image_size: int  # side of the square images
+  patch_size: int  # side of a patch; divides `image_size`
   width: int
   depth: int
   num_heads: int
   image_channels: int = 3
-  num_outputs: int = 0
+  num_outputs: int = 0  # width of the head on the class token; 0 for none
+  # Blocks whose outputs are read, in this order. Without hooks no features are
+  # returned.
   hooks: tuple[int, ...] = ()
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'
+  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
 
   @nn.compact
   def __call__(self, images: jax.Array) -> ViTOutput:
-    """Runs the network once.
+    """Runs the network on normalised float[B, image_size, image_size, C].
 
-    Args:
-      images: float[B, image_size, image_size, C], already normalised.
-
-    Returns:
-      A `ViTOutput`. Its features are the outputs of the hooked blocks, then
-      the input of the first block; the class token is added to each patch
-      token, as the projected discriminator reads them.
+    The features are the outputs of the hooked blocks, then the input of the
+    first block; the class token is added to each patch token, as the projected
+    discriminator reads them.
 
     Raises:
       UserError: if the fields do not fit together.
@@ -99,9 +83,8 @@ class VisionTransformer(nn.Module):
     cls = layers.LayerNorm(_EPSILON, name='norm')(x[:, 0])
     head = None
     if self.num_outputs:
-      head = nn.Dense(
-        self.num_outputs, kernel_init=layers.normal_init, name='head'
-      )(cls)
+      init = layers.normal_init
+      head = nn.Dense(self.num_outputs, kernel_init=init, name='head')(cls)
     return ViTOutput(cls, head, features)
 
 

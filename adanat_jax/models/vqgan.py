@@ -43,15 +43,14 @@ class GroupNorm(nn.Module):
         f'num_groups={self.num_groups} of the VQGAN does not divide a '
         f'width of {x.shape[-1]}; choose one that divides every width'
       )
-    return nn.swish(
-      nn.GroupNorm(
-        self.num_groups,
-        epsilon=_EPSILON,
-        dtype=self.dtype,
-        use_fast_variance=False,
-        name='norm',
-      )(x)
+    norm = nn.GroupNorm(
+      self.num_groups,
+      epsilon=_EPSILON,
+      dtype=self.dtype,
+      use_fast_variance=False,
+      name='norm',
     )
+    return nn.swish(norm(x))
 
 
 class ResidualBlock(nn.Module):
@@ -60,15 +59,10 @@ class ResidualBlock(nn.Module):
   Where the width changes, the published networks add a 1x1 convolution of
   the block's own output, not of its input: the input is lost there. The
   published weights were trained so.
-
-  Attributes:
-    width: channels of the result.
-    num_groups: groups of the normalisations.
-    dtype: compute type.
   """
 
-  width: int
-  num_groups: int
+  width: int  # channels of the result
+  num_groups: int  # groups of the normalisations
   dtype: layers.Dtype
 
   @nn.compact
@@ -181,29 +175,20 @@ class ImageDecoder(_Half):
 
 
 class VQGAN(nn.Module):
-  """The tokenizer. The straight-through gradient is the trainer's business.
+  """The tokenizer. The straight-through gradient is the trainer's business."""
 
-  Attributes:
-    codebook_size: number of codes K.
-    code_width: width C of a code.
-    base_width: channels at full resolution, times the first multiplier.
-    width_multipliers: one per level; between two levels the sides are halved.
-    num_res_blocks: residual blocks per level.
-    num_groups: groups of the normalisations; divides every width.
-    image_channels: channels of the images.
-    conv_downsample: halve the sides with 4x4 convolutions, as some tokenizers
-      of Google's MaskGIT, instead of average pooling.
-    dtype: compute type; parameters, vectors, distances, images are float32.
-  """
-
-  codebook_size: int
-  code_width: int
-  base_width: int = 128
+  codebook_size: int  # number of codes K
+  code_width: int  # width C of a code
+  base_width: int = 128  # times the first multiplier: channels at full size
+  # One per level; between two levels the sides are halved.
   width_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-  num_res_blocks: int = 2
-  num_groups: int = 32
+  num_res_blocks: int = 2  # residual blocks per level
+  num_groups: int = 32  # groups of the normalisations; divides every width
   image_channels: int = 3
+  # Halve the sides with 4x4 convolutions, as some tokenizers of Google's
+  # MaskGIT, instead of average pooling.
   conv_downsample: bool = False
+  # Compute type; parameters, vectors, distances, images are float32.
   dtype: layers.Dtype = jnp.float32
 
   def setup(self):
@@ -228,13 +213,9 @@ class VQGAN(nn.Module):
     return 2 ** (len(self.width_multipliers) - 1)
 
   def encode(self, images: jax.Array) -> jax.Array:
-    """Encodes images.
+    """Encodes images float[B, H, W, image_channels] in [0, 1].
 
-    Args:
-      images: float[B, H, W, image_channels] in [0, 1].
-
-    Returns:
-      The vectors before quantisation, float32[B, h, w, C].
+    Returns the vectors before quantisation, float32[B, h, w, C].
 
     Raises:
       UserError: if the sides are no multiples of `downsampling`.
@@ -249,20 +230,15 @@ class VQGAN(nn.Module):
     return self.encoder(images).astype(jnp.float32)
 
   def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Finds the nearest code, by squared distance.
+    """Finds the nearest codes of `z` float[B, h, w, C], by squared distance.
 
-    Args:
-      z: float[B, h, w, C].
-
-    Returns:
-      The codes' vectors, float32[B, h, w, C], and their ids, int32[B, h, w].
-      No gradient passes from the vectors to `z`.
+    Returns the codes' vectors, float32[B, h, w, C], and their ids, int32[B, h,
+    w]. No gradient passes from the vectors to `z`.
     """
     # |z - e|^2 without |z|^2, which is the same for every code.
-    distances = jnp.sum(jnp.square(self.codebook), axis=-1)[
-      None, None, None
-    ] - 2.0 * jnp.einsum('bhwc,kc->bhwk', z, self.codebook)
-    ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
+    lengths = jnp.sum(jnp.square(self.codebook), axis=-1)[None, None, None]
+    products = jnp.einsum('bhwc,kc->bhwk', z, self.codebook)
+    ids = jnp.argmin(lengths - 2.0 * products, axis=-1).astype(jnp.int32)
     return self._vectors(ids), ids
 
   def _vectors(self, ids: jax.Array) -> jax.Array:
@@ -279,13 +255,9 @@ class VQGAN(nn.Module):
     return self.decoder(z).astype(jnp.float32)
 
   def decode_tokens(self, tokens: jax.Array) -> jax.Array:
-    """Decodes codes of a square grid.
+    """Decodes codes int32[B, N] of a square grid, row-major, without masks.
 
-    Args:
-      tokens: int32[B, N] in [0, codebook_size), row-major, N a square.
-
-    Returns:
-      float32[B, H, W, channels] in [0, 1].
+    Returns images float32[B, H, W, channels] in [0, 1].
     """
     side = math.isqrt(tokens.shape[-1])
     chex.assert_shape(tokens, (None, side * side))
