@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -39,8 +38,6 @@ from adanat_jax.types import Array, Condition
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-
-Config = ml_collections.ConfigDict
 
 
 def real_examples(experiment: Experiment, split: str) -> Examples:

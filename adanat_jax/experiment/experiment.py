@@ -156,10 +156,8 @@ class Experiment:
   def load_converted(self, section: str, name: str, shapes: Any) -> Any:
     """The pretrained parameters that a section names by `init_from`.
 
-    Args:
-      section: dotted name of the section.
-      name: of the parameters in the checkpoint: `'params'`, `'ema'`.
-      shapes: from `param_shapes`.
+    `section` is its dotted name, `name` that of the parameters in the
+    checkpoint (`'params'`, `'ema'`); `shapes` come from `param_shapes`.
 
     Raises:
       UserError: if the section names none, or parameters of other shapes.

@@ -47,7 +47,6 @@ _EVERY_OR_NEVER = integer(0, 10**8)
 # Images at a time, and in all.
 _BATCH = integer(1, 2**20)
 _PARTS = integer(1, 2**16)
-_IMAGES = integer(1, 10**7)
 _IMAGES_OR_NONE = integer(0, 10**7)
 _IMAGES_OR_ALL = integer(0, 10**7)
 # A covariance needs two of them.

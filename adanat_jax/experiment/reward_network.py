@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
-import ml_collections
 
 from adanat_jax.experiment import networks
 from adanat_jax.models import vit
@@ -19,8 +18,6 @@ from adanat_jax.types import Array
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-
-Config = ml_collections.ConfigDict
 
 
 def problems(experiment: Experiment) -> Iterator[str]:

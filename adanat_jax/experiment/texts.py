@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens
@@ -22,8 +21,6 @@ from adanat_jax.types import Array
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-
-Config = ml_collections.ConfigDict
 
 
 def tokenize(experiment: Experiment, captions: Sequence[str]) -> np.ndarray:

@@ -26,31 +26,14 @@ CONFIG_FILE = 'config.json'
 # that differ in these alone may share a workdir. Shell patterns on the dotted
 # name of a field.
 RUN_ONLY_FIELDS = (
-  'mode',
-  'mesh.*',
-  'data.max_corrupt_share',
-  'prepare.batch_size',
-  'prepare.num_threads',
-  'nat.micro_batches',
-  'evaluate.batch_size',
-  'evaluate.num_buckets',
-  'policy.rollout_size',
-  'policy.ppo.micro_batches',
-  'sample.*',
+  *('mode', 'mesh.*', 'data.max_corrupt_share', 'nat.micro_batches'),
+  *('prepare.batch_size', 'prepare.num_threads'),
+  *('evaluate.batch_size', 'evaluate.num_buckets'),
+  *('policy.rollout_size', 'policy.ppo.micro_batches', 'sample.*'),
   # Each search, and a comparison, keeps and compares its own settings.
-  'search.*',
-  'compare.*',
-  'statistics.*',
-  'report.*',
-  'profile',
-  'profile.*',
-  'log_every',
-  '*.log_every',
-  'save_every',
-  '*.save_every',
-  'keep_every',
-  'keep_best',
-  'tensorboard',
+  *('search.*', 'compare.*', 'statistics.*', 'report.*'),
+  *('profile', 'profile.*', 'log_every', '*.log_every'),
+  *('save_every', '*.save_every', 'keep_every', 'keep_best', 'tensorboard'),
 )
 
 _MAX_DIFFERENCES_SHOWN = 8
@@ -76,14 +59,9 @@ def claim(
 ) -> None:
   """Writes `config.json`, or makes sure that it is this config's.
 
-  Fields in `RUN_ONLY_FIELDS` may differ. With several processes, the directory
-  must be the same one for all of them.
-
-  Args:
-    workdir: the run's directory; made if it is not there.
-    config: the resolved config.
-    overrides: the fields set on the command line, recorded beside it.
-    source: `FILE[:preset]`, recorded beside it.
+  Fields in `RUN_ONLY_FIELDS` may differ. A missing workdir is made; it must be
+  the same one for all processes. `overrides`, the fields set on the command
+  line, and `source`, `FILE[:preset]`, are recorded beside the config.
 
   Raises:
     UserError: if the directory cannot be used, not all processes see it, or it
