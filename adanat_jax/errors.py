@@ -4,6 +4,23 @@ from collections.abc import Sequence
 import os
 
 
+def printable(text: str, longest: int | None = None) -> str:
+  """Escapes what a terminal would obey, and shortens what would flood it.
+
+  Names in other people's files may hold anything: control characters, halves
+  of surrogate pairs, a megabyte.
+
+  Args:
+    text: the text.
+    longest: number of characters of the result; None for no limit.
+  """
+  if longest is not None and len(text) > longest:
+    text = text[: longest // 2] + '...' + text[-(longest // 4) :]
+  if text.isprintable():
+    return text
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
   """A mistake in what the user gave: a file, a field, a shape, a checkpoint.
 

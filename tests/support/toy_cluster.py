@@ -25,9 +25,9 @@ from adanat_jax import main
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import (
+  addresses,
   checkpoint,
   checkpoint_format,
-  handshake,
   journal,
   leaves,
   loop,
@@ -40,9 +40,14 @@ CONFIG = """
 import ml_collections
 
 def get_config():
-  return ml_collections.ConfigDict(
-    {'mode': 'nat', 'seed': 0, 'width': 8, 'num_steps': 23, 'pause': 0.0}
-  )
+  return ml_collections.ConfigDict({
+    'mode': 'nat',
+    'data': {'source': 'digits'},
+    'seed': 0,
+    'width': 8,
+    'num_steps': 23,
+    'pause': 0.0,
+  })
 """
 # The parameters are split, over the processes too.
 RULES = (('kernel$', PartitionSpec(None, 'fsdp')),)
@@ -238,7 +243,7 @@ def arguments(
     count: how many there are.
     timeout: `--distributed_timeout`.
   """
-  port = handshake.free_port()
+  port = addresses.free_port()
   return [
     [
       f'--coordinator_address=localhost:{port}',
