@@ -27,7 +27,7 @@ import time
 from laboratory import TIMEOUT, Laboratory, Launch, Outcome, Start
 import numpy as np
 
-from adanat_jax.runtime import handshake
+from adanat_jax.runtime import addresses
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/digits.py:tiny'
@@ -211,7 +211,7 @@ def launcher(cache: pathlib.Path) -> Launch:
   def launch(
     workdir: pathlib.Path, outputs: Sequence[pathlib.Path], how: Start
   ) -> list[subprocess.Popen[bytes]]:
-    port = handshake.free_port()
+    port = addresses.free_port()
     started = []
 
     def limit() -> None:

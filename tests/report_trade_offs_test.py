@@ -46,7 +46,6 @@ class TradeOffsTest(parameterized.TestCase):
           {
             'network': network,
             'schedule': 'adanat',
-            'label': f'AdaNAT on {network.upper()}',
             'num_steps': point.num_steps,
             'measures': {
               name: {'values': values}

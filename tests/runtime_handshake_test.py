@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from jax._src.clusters import cloud_tpu_cluster
 
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import handshake, processes
+from adanat_jax.runtime import addresses, handshake, processes
 
 FACTS = {'jax': '0.10.2', 'config.width': '8'}
 
@@ -18,7 +18,7 @@ class RendezvousTest(absltest.TestCase):
     self, *attendees: tuple[int, dict[str, str]], num: int, timeout: float
   ) -> list[str]:
     """Returns what each is told; '' if all is well."""
-    address = f'localhost:{handshake.free_port()}'
+    address = f'localhost:{addresses.free_port()}'
     told = [''] * len(attendees)
 
     def attend(index: int) -> None:
@@ -39,6 +39,19 @@ class RendezvousTest(absltest.TestCase):
     with socket.create_server(('', int(address.split(':')[1]))):
       pass
     return told
+
+  def test_long_facts_are_compared_to_the_end(self):
+    long = 'a' * 70_000
+    told = self.meet((0, {'x': long}), (1, {'x': long}), num=2, timeout=20)
+    self.assertEqual(told, ['', ''])
+    told = self.meet(
+      (0, {'x': f'{long}b'}), (1, {'x': f'{long}c'}), num=2, timeout=20
+    )
+    self.assertLen(set(told), 1)
+    self.assertRegex(told[0], r'x is \.\.\..* in process 0 \(.*\) and \.\.\.')
+    many = {str(number): 'a' * 150 for number in range(1000)}
+    with self.assertRaisesRegex(UserError, 'too long .* compare: 1000 values'):
+      handshake.meet('localhost:1', 2, 1, many, 5)
 
   def test_all_come_and_agree(self):
     told = self.meet(*((i, FACTS) for i in range(3)), num=3, timeout=20)
@@ -63,7 +76,7 @@ class RendezvousTest(absltest.TestCase):
     self.assertIn('Connection refused', told)
 
   def test_strangers_are_passed_over(self):
-    address = f'localhost:{handshake.free_port()}'
+    address = f'localhost:{addresses.free_port()}'
     port = int(address.split(':')[1])
     told = []
 
@@ -90,14 +103,11 @@ class RendezvousTest(absltest.TestCase):
     self.assertEqual(told, ['all is well'])
 
   def test_one_of_another_version_says_more(self):
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-      theirs.sendall(
-        b'{"hello": "adanat_jax", "process": 1, "host": "h", "mood": "good", '
-        b'"facts": {"jax": 9}}\n'
-      )
-      attendee = handshake._introduction(ours)
-    self.assertEqual(attendee, handshake.Attendee(1, 'h', {'jax': '9'}))
+    said = {'process': 1, 'host': 'h', 'mood': 'good', 'facts': {'jax': 9}}
+    self.assertEqual(
+      handshake.parse_attendee(said),
+      handshake.Attendee(1, 'h', {'jax': '9'}),
+    )
 
   def test_a_stranger_at_the_coordinators_port(self):
     with socket.create_server(('localhost', 0)) as server:

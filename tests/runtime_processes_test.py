@@ -5,8 +5,10 @@ import multiprocessing
 import pathlib
 import random
 import signal
+import socket
 import sys
 from typing import Any
+from unittest import mock
 
 from absl import logging
 from absl.testing import absltest, parameterized
@@ -15,8 +17,8 @@ import numpy as np
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import (
+  addresses,
   checkpoint,
-  handshake,
   leaves,
   metric_writer,
   processes,
@@ -291,7 +293,7 @@ class StartTest(ProcessTest):
       self.assert_one_line(result, 'process 1', '--workdir must be on a disk')
 
   def test_a_process_that_is_never_started(self):
-    port = handshake.free_port()
+    port = addresses.free_port()
     arguments = [
       f'--coordinator_address=localhost:{port}',
       '--num_processes=3',
@@ -313,8 +315,51 @@ class StartTest(ProcessTest):
         '--worker=all',
       )
 
+  def test_what_one_process_cannot_start_with(self):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+      taken = f'127.0.0.1:{server.getsockname()[1]}'
+      for flags, words in (
+        (['nohost.invalid:81'], ['nohost.invalid:81: process 0 cannot listen']),
+        ([taken], [f'{taken}: process 0 cannot listen there', 'started twice']),
+        (['localhost:1', '--distributed_timeout=nan'], ['timeout=nan: from']),
+      ):
+        address, *more = flags
+        output = self.directory / 'output.txt'
+        process = toy_cluster.start(
+          [
+            f'--coordinator_address={address}',
+            '--num_processes=1',
+            '--process_id=0',
+            f'--config={self.directory / "config.py"}',
+            f'--workdir={self.directory / "w"}',
+            *more,
+          ],
+          output,
+        )
+        process.join(60)
+        self.assert_one_line((process.exitcode, output.read_text()), *words)
 
-class AloneTest(absltest.TestCase):
+
+class AloneTest(parameterized.TestCase):
+  @parameterized.parameters('nan', 'inf', '-inf', '-1', '0', '0.5', '1e9')
+  def test_a_timeout_is_a_time(self, text: str):
+    with self.assertRaisesRegex(UserError, 'timeout=.*: from 1 s to 604800 s'):
+      processes.start('off', timeout=float(text))
+
+  def test_the_coordinator_listens_where_the_processes_met(self):
+    """By default JAX's would at all addresses of the machine."""
+    address = f'127.0.0.1:{addresses.free_port()}'
+    with (
+      mock.patch.object(jax.distributed, 'initialize') as initialize,
+      mock.patch.object(jax.config, 'update'),
+      mock.patch.object(processes, 'say'),
+    ):
+      processes.start(
+        coordinator_address=address, num_processes=1, process_id=0
+      )
+    found = initialize.call_args.kwargs['coordinator_bind_address']
+    self.assertEqual(found, address)
+
   def test_one_process_is_not_told_about_others(self):
     with self.assertRaisesRegex(UserError, 'num_processes=2: --distributed=lo'):
       processes.start('local', num_processes=2)

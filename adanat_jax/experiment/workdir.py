@@ -1,6 +1,7 @@
-"""The directory of a run, which belongs to the first config that was run in it.
+"""The directory of a run, and that it belongs to one config.
 
-Results of two configs in one directory could not be told apart.
+A workdir belongs to the first config that was run in it: results of two configs
+in one directory could not be told apart.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def claim(
   line, and `source`, `FILE[:preset]`, are recorded beside the config.
 
   Raises:
-    UserError: if the directory cannot be used, not all processes see it, or it
-      was made with another config: naming both values of every such field.
+    UserError: the directory cannot be used, or was made with another config;
+      the fields that differ are named with both values; or not all processes
+      see it.
   """
   processes.from_first(lambda: _claim(workdir, config, overrides, source))
   _check_shared(workdir)
@@ -99,7 +101,11 @@ def _claim(
   try:
     files.make_directory(workdir)
     if not path.exists():
-      record = {'source': source, 'overrides': dict(overrides), 'config': ours}
+      record = {
+        'source': source,
+        'overrides': dict(overrides),
+        'config': ours,
+      }
       files.write_json(path, record)
       return
   except OSError as error:

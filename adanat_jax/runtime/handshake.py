@@ -5,27 +5,47 @@ does not name it. So the processes first talk over plain TCP, at the address
 that JAX will use:
 
   1. process 0 listens; the others try to connect until the time is up, and
-     introduce themselves: number, host, and facts such as versions;
+     introduce themselves: number, host, and facts such as versions. Process 0
+     welcomes each, and counts it once it has answered and until it leaves;
   2. once all are connected or the time is up, process 0 checks that none is
      missing or duplicated and that all facts agree;
   3. it sends all the same one-line verdict, empty if all is well, and frees
      the port for JAX.
+
+Anybody who reaches the port may talk to it. All are heard at the same time,
+none for longer than a few seconds, and none is believed that does not know the
+run's secret (`adanat_jax.runtime.conversation`).
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import socket
+import struct
 import time
+from typing import Any
 
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, printable
+from adanat_jax.runtime import addresses, conversation
+from adanat_jax.runtime.conversation import Conversation, StrangerError
 
-_HELLO = 'adanat_jax'
-# The time-out of one attempt to connect, and of one message.
+# For one attempt to connect, and for one introduction.
 _PATIENCE_SECONDS = 5.0
-_MAX_MESSAGE = 1 << 22
+_GOODBYE_SECONDS = 2.0
+_PAUSE_SECONDS = 0.2
+# More than these who have not introduced themselves are not heard at once.
+_MAX_STRANGERS = 128
 _MAX_SHOWN = 4
+_LONGEST_FACT = 200
+_LONGEST_INTRODUCTION = conversation.MAX_SENTENCE - 200
+_LONGEST_SHOWN = 60
+_LARGEST_NUMBER = 1 << 20
+_LONGEST_DIFFERENCES = 800
+_LONGEST_VERDICT = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +63,7 @@ class Attendee:
   facts: Mapping[str, str]
 
   def __str__(self) -> str:
-    return f'process {self.process} ({self.host})'
+    return f'process {self.process} ({_shown(self.host)})'
 
 
 def meet(
@@ -52,7 +72,7 @@ def meet(
   process: int,
   facts: Mapping[str, str],
   timeout: float,
-) -> None:
+) -> str:
   """Returns once all processes have met and agree.
 
   Args:
@@ -62,138 +82,248 @@ def meet(
     facts: what must be the same in all processes, by name.
     timeout: seconds to wait for the others.
 
+  Returns:
+    HOST:PORT at which process 0 listened, and JAX's coordinator should.
+
   Raises:
     UserError: in every process that came, with the same message.
   """
-  if num_processes == 1:
-    return
   deadline = time.monotonic() + timeout
-  us = Attendee(process, socket.gethostname(), dict(facts))
+  place = os.environ.get(addresses.BIND_VARIABLE) or address
+  us = Attendee(
+    process,
+    socket.gethostname(),
+    {name: _compact(value) for name, value in facts.items()},
+  )
+  if len(json.dumps(dataclasses.asdict(us))) > _LONGEST_INTRODUCTION:
+    raise UserError(
+      'the config is too long for the processes to compare: '
+      f'{len(us.facts)} values'
+    )
   if process == 0:
-    verdict = _preside(address, num_processes, us, deadline, timeout)
+    with contextlib.ExitStack() as stack:
+      listeners, place = addresses.listen(
+        address, place, num_processes, min(timeout, _PATIENCE_SECONDS)
+      )
+      for listener in listeners:
+        stack.enter_context(listener)
+      if num_processes == 1:
+        return place
+      where = f'{address} within {timeout:g} s'
+      verdict = asyncio.run(
+        _preside(listeners, num_processes, us, deadline, where)
+      )
   else:
-    verdict = _attend(address, us, deadline, timeout)
+    verdict = asyncio.run(_attend(address, us, deadline, timeout))
   if verdict:
     raise UserError(verdict)
+  return place
 
 
-def judge(attendees: Sequence[Attendee], num_processes: int, where: str) -> str:
+def judge(
+  attendees: Sequence[Attendee],
+  num_processes: int,
+  where: str,
+  turned_away: str = '',
+) -> str:
   """Returns what is wrong with the attendees, in one line; '' if nothing.
 
   Args:
     attendees: the processes that came, process 0 first.
     num_processes: number of processes expected.
     where: the address and the time-out, for the message.
+    turned_away: who came and was not believed, for the message.
   """
-  by_number: dict[int, Attendee] = {}
-  problems = []
-  for attendee in attendees:
-    twin = by_number.setdefault(attendee.process, attendee)
-    if twin is not attendee:
-      problems.append(
-        f'two processes have --process_id={attendee.process}, on {twin.host} '
-        f'and {attendee.host}'
-      )
-  expected = attendees[0].facts
-  for attendee in attendees[1:]:
-    names = {**expected, **attendee.facts}
-    for name in names:
-      ours, theirs = expected.get(name), attendee.facts.get(name)
-      if ours != theirs:
-        problems.append(
-          f'{name} is {ours or "absent"} in {attendees[0]} and '
-          f'{theirs or "absent"} in {attendee}'
-        )
+  problems = _differences(attendees)
   if problems:
     shown = problems[:_MAX_SHOWN]
     if len(problems) > len(shown):
       shown.append(f'and {len(problems) - len(shown)} more')
+    text = '; '.join(shown)
+    if len(text) > _LONGEST_DIFFERENCES:
+      text = f'{text[:_LONGEST_DIFFERENCES]}...'
     return (
-      f'the processes differ: {"; ".join(shown)}. Start the same command with '
-      'the same code and libraries on every host'
+      f'the processes differ: {text}. Start the same command with the same '
+      'code and libraries on every host'
     )
-  missing = [str(i) for i in range(num_processes) if i not in by_number]
+  came = {attendee.process for attendee in attendees}
+  missing = [str(i) for i in range(num_processes) if i not in came]
   if missing:
     text = ', '.join(missing[:8]) + (', ...' if len(missing) > 8 else '')
     return (
-      f'only {len(by_number)} of {num_processes} processes came to {where}, '
-      f'missing: {text}. Start the same command on every host (gcloud: '
-      '--worker=all), and check that each can reach this address'
+      f'only {len(came)} of {num_processes} processes came to {where}, '
+      f'missing: {text}{turned_away}. Start the same command on every host '
+      '(gcloud: --worker=all), and check that each can reach this address'
     )
   return ''
 
 
-def free_port() -> int:
-  """Returns an unused TCP port of this machine."""
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    return probe.getsockname()[1]
+class _Reception:
+  """Process 0's side of all connections, each a task of its own."""
+
+  def __init__(self, us: Attendee, num_processes: int):
+    """Nobody is here yet."""
+    self._us = us
+    self._num_processes = num_processes
+    self._key = conversation.secret()
+    self._changed = asyncio.Event()
+    # Who has not introduced itself yet, the oldest first.
+    self._strangers: dict[asyncio.Task[None], None] = {}
+    self._guests: dict[asyncio.Task[None], tuple[Attendee, Conversation]] = {}
+    self._refusals = 0
+    self._last_refusal = ''
+
+  @property
+  def attendees(self) -> list[Attendee]:
+    """This process, and those that have introduced themselves and are here."""
+    return [self._us, *(attendee for attendee, _ in self._guests.values())]
+
+  @property
+  def turned_away(self) -> str:
+    """Who was not believed, as part of a sentence; '' if nobody."""
+    if not self._refusals:
+      return ''
+    return f'; turned away: {self._refusals}, the last {self._last_refusal}'
+
+  def receive(
+    self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+  ) -> None:
+    """Begins to hear a connection; asyncio calls this for each."""
+    if len(self._strangers) >= _MAX_STRANGERS:
+      next(iter(self._strangers)).cancel()
+    task = asyncio.create_task(self._hear(reader, writer))
+    self._strangers[task] = None
+    task.add_done_callback(self._forget)
+
+  async def wait_for_all(self) -> None:
+    """Returns once as many are here as there are processes."""
+    while len(self._guests) < self._num_processes - 1:
+      self._changed.clear()
+      await self._changed.wait()
+
+  async def tell_all(self, verdict: str) -> None:
+    """Tells all guests the verdict, and waits for them to leave.
+
+    The side that closes first keeps its port busy for a while. That must be
+    theirs: JAX needs ours.
+    """
+    guests = dict(self._guests)
+    if not guests:
+      return
+    told = [talk.say({'verdict': verdict}) for _, talk in guests.values()]
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(_GOODBYE_SECONDS):
+        await asyncio.gather(*told, return_exceptions=True)
+        await asyncio.wait(guests)
+
+  async def end(self) -> None:
+    """Drops whoever is still here."""
+    tasks = [*self._strangers, *self._guests]
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+  async def _hear(
+    self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+  ) -> None:
+    """Hears one connection from its beginning to its end."""
+    task = asyncio.current_task()
+    assert task is not None
+    talk = Conversation(reader, writer, 'host', 'guest', self._key)
+    try:
+      _notice_dead_hosts(writer)
+      async with asyncio.timeout(_PATIENCE_SECONDS):
+        attendee = await self._introduction(talk)
+      del self._strangers[task]
+      self._guests[task] = attendee, talk
+      self._changed.set()
+      await talk.wait_for_end()
+    except (StrangerError, OSError) as error:
+      if task in self._strangers:
+        self._refuse(writer, error)
+    finally:
+      writer.transport.abort()
+
+  async def _introduction(self, talk: Conversation) -> Attendee:
+    """Hears who has connected.
+
+    Raises:
+      StrangerError: if it is not one of our processes.
+      OSError: if it leaves, or says nothing in time.
+    """
+    await talk.greet()
+    guest = parse_attendee(await talk.hear())
+    # Those that differ are heard: the user has to learn of them.
+    if guest.facts == self._us.facts and not (
+      0 < guest.process < self._num_processes
+    ):
+      raise StrangerError(f'it says that it is process {guest.process}')
+    await talk.say({'welcome': guest.process})
+    # One that has left does not answer, and is not counted.
+    await talk.hear()
+    return guest
+
+  def _refuse(self, writer: asyncio.StreamWriter, error: Exception) -> None:
+    """Remembers why a stranger is turned away, for the verdict."""
+    self._refusals += 1
+    peer = writer.get_extra_info('peername') or ('?',)
+    self._last_refusal = f'{peer[0]} because {addresses.reason(error)}'
+    # Reset, for a connection that we close would keep the port busy.
+    with contextlib.suppress(OSError):
+      writer.get_extra_info('socket').setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)
+      )
+
+  def _forget(self, task: asyncio.Task[None]) -> None:
+    self._strangers.pop(task, None)
+    self._guests.pop(task, None)
 
 
-def _preside(
-  address: str,
+async def _preside(
+  listeners: Sequence[socket.socket],
   num_processes: int,
   us: Attendee,
   deadline: float,
-  timeout: float,
+  where: str,
 ) -> str:
   """Process 0's part; returns the verdict that it sent to all."""
-  with contextlib.ExitStack() as stack:
-    listener = stack.enter_context(_listen(address, num_processes))
-    guests: list[tuple[socket.socket, Attendee]] = []
-    while len(guests) < num_processes - 1:
-      remaining = deadline - time.monotonic()
-      if remaining <= 0:
-        break
-      listener.settimeout(remaining)
-      try:
-        connection, _ = listener.accept()
-      except TimeoutError:
-        break
-      stack.enter_context(connection)
-      attendee = _introduction(connection)
-      # A process that was restarted has left its first connection closed.
-      guests = [guest for guest in guests if _is_open(guest[0])]
-      if attendee is None:
-        connection.close()
-      else:
-        guests.append((connection, attendee))
-    verdict = judge(
-      [us, *(attendee for _, attendee in guests)],
-      num_processes,
-      f'{address} within {timeout:g} s',
+  reception = _Reception(us, num_processes)
+  servers = [
+    await asyncio.start_server(
+      reception.receive, sock=listener, limit=conversation.MAX_SENTENCE
     )
-    for connection, _ in guests:
-      with contextlib.suppress(OSError):
-        _send(connection, {'verdict': verdict})
-    for connection, _ in guests:
-      # The side that closes first keeps its port busy for a while. That must
-      # be theirs: JAX needs ours.
-      with contextlib.suppress(OSError):
-        connection.settimeout(_PATIENCE_SECONDS)
-        connection.recv(1)
+    for listener in listeners
+  ]
+  try:
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(deadline - time.monotonic()):
+        await reception.wait_for_all()
+    for server in servers:
+      server.close()
+    verdict = judge(
+      reception.attendees, num_processes, where, reception.turned_away
+    )
+    await reception.tell_all(verdict)
+  finally:
+    await reception.end()
   return verdict
 
 
-def _attend(address: str, us: Attendee, deadline: float, timeout: float) -> str:
+async def _attend(
+  address: str, us: Attendee, deadline: float, timeout: float
+) -> str:
   """The other processes' part; returns the verdict of process 0."""
-  host, port = split_address(address)
   reason = 'no answer'
   while (remaining := deadline - time.monotonic()) > 0:
     try:
-      with socket.create_connection(
-        (host, port), timeout=min(remaining, _PATIENCE_SECONDS)
-      ) as connection:
-        _send(connection, {'hello': _HELLO, **dataclasses.asdict(us)})
-        # Process 0 may have been started later and wait longer.
-        connection.settimeout(timeout + _PATIENCE_SECONDS)
-        answer = _receive(connection)
-        if answer is not None and 'verdict' in answer:
-          return answer['verdict']
-        reason = 'another program answers there'
-    except OSError as error:
-      reason = error.strerror or str(error)
-    time.sleep(min(0.2, max(deadline - time.monotonic(), 0)))
+      return await _visit(
+        address, us, min(remaining, _PATIENCE_SECONDS), timeout
+      )
+    except (StrangerError, OSError) as error:
+      reason = addresses.reason(error)
+    await asyncio.sleep(
+      min(_PAUSE_SECONDS, max(deadline - time.monotonic(), 0))
+    )
   return (
     f'{us} got no answer from process 0 at {address} within {timeout:g} s '
     f'({reason}): check --coordinator_address, that process 0 is running, and '
@@ -201,83 +331,150 @@ def _attend(address: str, us: Attendee, deadline: float, timeout: float) -> str:
   )
 
 
-def split_address(address: str) -> tuple[str, int]:
-  """Splits HOST:PORT."""
-  host, colon, port = address.rpartition(':')
-  if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-    raise UserError(
-      f'--coordinator_address={address}: HOST:PORT is needed, for example '
-      'worker-0:8476'
-    )
-  return host.strip('[]'), int(port)
+async def _visit(
+  address: str, us: Attendee, patience: float, timeout: float
+) -> str:
+  """Goes to process 0 once; returns its verdict.
 
+  Args:
+    address: HOST:PORT of process 0.
+    us: this process.
+    patience: seconds within which process 0 has to bid welcome.
+    timeout: seconds from then on: it may have been started later than this
+      process, and wait longer.
 
-def _listen(address: str, backlog: int) -> socket.socket:
-  """Listens on all addresses of this machine, as JAX will."""
-  _, port = split_address(address)
-  dual = socket.has_dualstack_ipv6()
+  Raises:
+    StrangerError: if something else answers.
+    OSError: if nothing does, or not in time.
+  """
+  writer = None
   try:
-    return socket.create_server(
-      ('', port),
-      family=socket.AF_INET6 if dual else socket.AF_INET,
-      dualstack_ipv6=dual,
-      backlog=backlog,
-    )
-  except OSError as error:
-    raise UserError(
-      f'--coordinator_address={address}: process 0 cannot listen there '
-      f'({error.strerror}): is it started twice, or still running? Stop it or '
-      'choose another port'
-    ) from error
+    async with asyncio.timeout(patience):
+      reader, writer = await _connect(address, patience)
+      talk = Conversation(
+        reader, writer, 'guest', 'host', conversation.secret()
+      )
+      await talk.greet()
+      await talk.say(dataclasses.asdict(us))
+      try:
+        await talk.hear()
+      except ConnectionError:
+        raise StrangerError(
+          'it turned this process away: is '
+          f'{conversation.SECRET_VARIABLE} the same in both?'
+        ) from None
+      await talk.say({'here': us.process})
+    async with asyncio.timeout(timeout + _PATIENCE_SECONDS):
+      verdict = (await talk.hear()).get('verdict')
+  finally:
+    if writer is not None:
+      writer.transport.abort()
+  if not isinstance(verdict, str):
+    raise StrangerError('it does not speak as our processes do')
+  return printable(verdict[:_LONGEST_VERDICT])
 
 
-def _introduction(connection: socket.socket) -> Attendee | None:
-  """Reads who has connected; None if it is not one of our processes."""
-  connection.settimeout(_PATIENCE_SECONDS)
-  try:
-    said = _receive(connection)
-  except OSError:
-    return None
-  if said is None or said.pop('hello', None) != _HELLO:
-    return None
+async def _connect(
+  address: str, patience: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+  """Connects to the first address of a name that answers."""
+  problem = OSError('its name has no address')
+  for family, place in addresses.resolve(
+    *addresses.split_address(address), patience
+  ):
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+      connection.setblocking(False)
+      await asyncio.get_running_loop().sock_connect(connection, place)
+      return await asyncio.open_connection(
+        sock=connection, limit=conversation.MAX_SENTENCE
+      )
+    except BaseException as error:
+      connection.close()
+      if not isinstance(error, OSError):
+        raise
+      problem = error
+  raise problem
+
+
+def parse_attendee(said: Mapping[str, Any]) -> Attendee:
+  """Returns who introduces itself by a sentence.
+
+  Raises:
+    StrangerError: if it is no introduction.
+  """
   process, host, facts = (said.get(k) for k in ('process', 'host', 'facts'))
   if (
     not isinstance(process, int)
+    or isinstance(process, bool)
+    or not 0 <= process <= _LARGEST_NUMBER
     or not isinstance(host, str)
     or not isinstance(facts, dict)
   ):
-    return None
+    raise StrangerError('it does not speak as our processes do')
   # Another version of this program may send more; its facts differ anyway.
   return Attendee(process, host, {k: str(v) for k, v in facts.items()})
 
 
-def _is_open(connection: socket.socket) -> bool:
-  """Returns whether the other side has not closed the connection."""
-  connection.setblocking(False)
-  try:
-    return connection.recv(1, socket.MSG_PEEK) != b''
-  except BlockingIOError:
-    return True
-  except OSError:
-    return False
-  finally:
-    connection.setblocking(True)
+def _notice_dead_hosts(writer: asyncio.StreamWriter) -> None:
+  """Has the kernel ask every few seconds whether the other machine is there."""
+  connection = writer.get_extra_info('socket')
+  connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+  for name, value in (
+    ('TCP_KEEPIDLE', 5),
+    ('TCP_KEEPINTVL', 5),
+    ('TCP_KEEPCNT', 3),
+  ):
+    if hasattr(socket, name):  # macOS lacks the first.
+      connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _send(connection: socket.socket, message: Mapping[str, object]) -> None:
-  connection.sendall(json.dumps(message).encode() + b'\n')
+def _compact(value: str) -> str:
+  """Returns a fact in a length that fits into a sentence, still distinct."""
+  if len(value) <= _LONGEST_FACT:
+    return value
+  digest = hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()
+  return f'{value[:_LONGEST_FACT]}... ({len(value)} characters, {digest[:12]})'
 
 
-def _receive(connection: socket.socket) -> dict | None:
-  """Returns the object in one JSON line; None for anything else."""
-  data = b''
-  while not data.endswith(b'\n') and len(data) < _MAX_MESSAGE:
-    piece = connection.recv(1 << 16)
-    data += piece
-    if not piece or not data.startswith(b'{'):
-      break
-  try:
-    message = json.loads(data)
-  except ValueError:
-    return None
-  return message if isinstance(message, dict) else None
+def _differences(attendees: Sequence[Attendee]) -> list[str]:
+  """Returns what differs from the first attendee, as parts of a sentence."""
+  by_number: dict[int, Attendee] = {}
+  problems = []
+  for attendee in attendees:
+    twin = by_number.setdefault(attendee.process, attendee)
+    if twin is not attendee:
+      problems.append(
+        f'two processes have --process_id={attendee.process}, on '
+        f'{_shown(twin.host)} and {_shown(attendee.host)}'
+      )
+  expected = attendees[0].facts
+  for attendee in attendees[1:]:
+    for name in {**expected, **attendee.facts}:
+      ours, theirs = expected.get(name), attendee.facts.get(name)
+      if ours != theirs:
+        shown = _shown_apart(ours or 'absent', theirs or 'absent')
+        problems.append(
+          f'{_shown(name)} is {shown[0]} in {attendees[0]} and '
+          f'{shown[1]} in {attendee}'
+        )
+  return problems
+
+
+def _shown_apart(ours: str, theirs: str) -> tuple[str, str]:
+  """Two texts as they are shown: long ones from where they differ."""
+  if max(len(ours), len(theirs)) <= _LONGEST_SHOWN:
+    return _shown(ours), _shown(theirs)
+  same = len(os.path.commonprefix([ours, theirs]))
+  start = max(same - _LONGEST_SHOWN // 2, 0)
+  dots = '...' if start else ''
+  return dots + _shown(ours[start:]), dots + _shown(theirs[start:])
+
+
+def _shown(text: str) -> str:
+  """Another process's text as it is shown: escaped, and not too long."""
+  escaped = printable(text[:_LONGEST_SHOWN])
+  if len(escaped) == len(text):
+    return escaped
+  cut = escaped[:_LONGEST_SHOWN]
+  return f'{cut}...' if len(text) > _LONGEST_SHOWN or cut != escaped else cut

@@ -36,11 +36,12 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
-from adanat_jax.errors import UserError, WriteError
-from adanat_jax.runtime import handshake
+from adanat_jax.errors import UserError, WriteError, printable
+from adanat_jax.runtime import addresses, handshake
 
 MODES = ('auto', 'on', 'off', 'local')
 DEFAULT_TIMEOUT = 300
+_MAX_TIMEOUT = 7 * 24 * 3600
 
 # Other processes may be busy for hours. Dead ones are noticed by other means.
 _WHILE_THEY_LIVE_MS = 7 * 24 * 3600 * 1000
@@ -100,14 +101,17 @@ def start(
     UserError: if processes are missing, differ, or cannot be reached.
   """
   global _timeout
-  if timeout < 1:
-    raise UserError(f'--distributed_timeout={timeout}: at least 1 s is needed')
+  if not 1 <= timeout <= _MAX_TIMEOUT:
+    raise UserError(
+      f'--distributed_timeout={timeout}: from 1 s to {_MAX_TIMEOUT} s are '
+      'allowed'
+    )
   found = find_cluster(
     mode, coordinator_address, num_processes, process_id, timeout
   )
   if found is None:
     return
-  handshake.meet(
+  place = handshake.meet(
     found.address,
     found.num_processes,
     found.process,
@@ -132,6 +136,8 @@ def start(
     found.process,
     local_device_ids=found.local_device_ids,
     cluster_detection_method='deactivate',
+    # By default it would be all addresses of the machine.
+    coordinator_bind_address=place,
     initialization_timeout=int(timeout),
     heartbeat_timeout_seconds=max(10, int(timeout / 3)),
     shutdown_timeout_seconds=int(timeout),
@@ -177,7 +183,7 @@ def find_cluster(
           f'--{flag}={value}: --distributed=local is one process that needs no '
           'other; give one of these flags'
         )
-    return Cluster(f'localhost:{handshake.free_port()}', 1, 0)
+    return Cluster(f'localhost:{addresses.free_port()}', 1, 0)
   address = coordinator_address or os.environ.get('JAX_COORDINATOR_ADDRESS')
   local_device_ids = None
   if None in (address, num_processes, process_id):
@@ -211,7 +217,7 @@ def find_cluster(
       )
   assert address is not None and num_processes is not None
   assert process_id is not None
-  handshake.split_address(address)
+  addresses.split_address(address)
   if num_processes < 1 or not 0 <= process_id < num_processes:
     raise UserError(
       f'--process_id={process_id} of --num_processes={num_processes}: '
@@ -376,7 +382,8 @@ def process_table() -> str:
   kinds = sorted({device.device_kind for device in devices})
   rows = all_values([socket.gethostname(), len(devices), ', '.join(kinds)])
   cells = [('process', 'host', 'devices', 'kind')] + [
-    (str(index), *(str(cell) for cell in row)) for index, row in enumerate(rows)
+    (str(index), *(printable(str(cell), 60) for cell in row))
+    for index, row in enumerate(rows)
   ]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return '\n'.join(
