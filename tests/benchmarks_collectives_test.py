@@ -26,7 +26,6 @@ import sampling
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import sharding
 
-_NUM_DEVICES = 8
 # A device has 56 trajectories: 7 a micro-batch of a quarter in two.
 _BATCH_SIZE = 7 * 64
 _CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'in256.py'

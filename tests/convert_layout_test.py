@@ -89,7 +89,6 @@ class PublishedKeysTest(parameterized.TestCase):
     self.assertEqual(policy.infer(arrays), module)
 
   @parameterized.parameters(
-    (4, 768, 11_876_484),
     (1, 768, 11_874_945),
     (4, 1152, 12_073_092),
     (1, 1152, 12_071_553),
@@ -103,24 +102,6 @@ class PublishedKeysTest(parameterized.TestCase):
     )
     # Features of the network's own width need no projection.
     self.check(arrays, 20 if width == 512 else 22, size)
-
-  def test_discriminator_of_texts(self):
-    module = discriminator_model.DiscriminatorHeads()
-    features = [np.zeros((1, 1, 384), np.float32)] * 5
-    text = np.zeros((1, 1280), np.float32)
-    arrays = discriminator.FAMILY.to_theirs(_published(module, features, text))
-    vectors = sum(
-      math.prod(value.shape)
-      for key, value in arrays.items()
-      if key.endswith(('_u', '_v'))
-    )
-    self.check(
-      arrays,
-      90,
-      7_917_440 + vectors,
-      heads__0__cmapper__weight=(64, 1280),
-    )
-    self.assertEqual(discriminator.infer(arrays), (module, 5))
 
   def test_vqgan(self):
     module = vqgan_model.VQGAN(1024, 256)
@@ -175,24 +156,35 @@ class PublishedKeysTest(parameterized.TestCase):
     )
     self.assertEqual(vit.infer(arrays, num_heads=6), module)
 
-  def test_discriminator(self):
-    module = discriminator_model.DiscriminatorHeads(num_classes=1000)
+  @parameterized.parameters(
+    (
+      (discriminator_model.DiscriminatorHeads(num_classes=1000), _IDS),
+      (108, 10_285_440),
+      {
+        'mapping__embed__weight': (512, 1000),
+        'heads__4__main__1__fn__0__weight_orig': (384, 384, 9),
+        'heads__4__main__1__fn__0__weight_v': (3456,),
+        'heads__0__cmapper__weight': (64, 512),
+      },
+    ),
+    (
+      (discriminator_model.DiscriminatorHeads(), np.zeros((1, 1280), 'f')),
+      (90, 7_917_440),
+      {'heads__0__cmapper__weight': (64, 1280)},
+    ),
+  )
+  def test_discriminator(self, network, counts, shapes):
+    module, condition = network
     features = [np.zeros((1, 1, 384), np.float32)] * 5
-    arrays = discriminator.FAMILY.to_theirs(_published(module, features, _IDS))
+    arrays = discriminator.FAMILY.to_theirs(
+      _published(module, features, condition)
+    )
     vectors = sum(
       math.prod(value.shape)
       for key, value in arrays.items()
       if key.endswith(('_u', '_v'))
     )
-    self.check(
-      arrays,
-      108,
-      10_285_440 + vectors,
-      mapping__embed__weight=(512, 1000),
-      heads__4__main__1__fn__0__weight_orig=(384, 384, 9),
-      heads__4__main__1__fn__0__weight_v=(3456,),
-      heads__0__cmapper__weight=(64, 512),
-    )
+    self.check(arrays, counts[0], counts[1] + vectors, **shapes)
     self.assertEqual(discriminator.infer(arrays), (module, 5))
 
 

@@ -10,12 +10,6 @@ from adanat_jax.errors import UserError
 
 
 class AutoNATTest(absltest.TestCase):
-  def test_counts_of_masked_tokens(self):
-    ratio = np.asarray(schedules.autonat_large().mask_ratio)
-    np.testing.assert_array_equal(
-      np.floor(256 * ratio), [244, 225, 203, 190, 159, 104, 66, 0]
-    )
-
   def test_only_eight_steps(self):
     with self.assertRaisesRegex(UserError, 'num_steps=4'):
       schedules.autonat_large(4)

@@ -56,28 +56,6 @@ class HandComputedTest(DecodingTest):
     marked = step_lib.least_confident(confidence, jnp.array([count]))
     self.assertEqual(np.flatnonzero(marked[0]).tolist(), expected)
 
-  def test_values_from_action(self):
-    # sigmoid(ln 3) = 3/4; softplus(0) = ln 2; softplus(ln(e^x - 1)) = x. The
-    # order is ratio, masking temperature, sampling temperature, guidance.
-    raw = np.float32([np.log(3), 0.0, np.log(np.e**2 - 1), np.log(np.e - 1)])
-    for action in (raw, raw - 1.5):
-      values = actions.values_from_action(action, raw - action)
-      self.assertAlmostEqual(float(values.mask_ratio), 0.75, 5)
-      self.assertAlmostEqual(float(values.masking_temperature), np.log(2), 5)
-      self.assertAlmostEqual(float(values.sampling_temperature), 2.0, 5)
-      self.assertAlmostEqual(float(values.guidance_scale), 1.0, 5)
-
-  def test_published_residual(self):
-    # T = 2: cos(pi/2 (t + 1 - 0.001) / 2), 1 - (t + 1 - 0.001) / 2, 1,
-    # (t + 0.001) / 2.
-    residual = actions.published_residual(2)
-    values = actions.values_from_action(jnp.zeros((2, 4)), residual)
-    close = functools.partial(np.testing.assert_allclose, atol=2e-6)
-    close(values.mask_ratio, [np.cos(np.pi * 0.24975), np.cos(np.pi * 0.49975)])
-    close(values.masking_temperature, [0.5005, 0.0005])
-    close(values.sampling_temperature, [1.0, 1.0])
-    close(values.guidance_scale, [0.0005, 0.5005])
-
   def test_maskgit_residual(self):
     # T = 4: cos(pi/2 (t + 1) / 4) of 16 tokens, 4.5 falling, nothing else.
     residual = schedules.maskgit_residual(4)
@@ -115,19 +93,6 @@ class HandComputedTest(DecodingTest):
     )
     zero = actions.values_from_action(jnp.zeros(4), actions.no_residual(1)[0])
     np.testing.assert_allclose(zero.guidance_scale, np.log(2), rtol=1e-6)
-
-  @parameterized.parameters(
-    # At half of the progress, of 256 tokens; at the start.
-    ('cosine', 0.5**0.5, 1.0),
-    ('uniform', 0.5, 1.0),
-    ('pow2', 0.75, 1.0),
-    ('pow0.5', 1 - 0.5**0.5, 1.0),
-    ('log', 1 / 8, 1.0),  # -log2(1/2) / log2(256)
-    ('exp', 1 - 2**-4, 1 - 2**-8),  # 1 - 2^(-8 / 2)
-  )
-  def test_mask_ratio_curve(self, curve, half, start):
-    ratio = schedules.mask_ratio_curve(jnp.float32([0.5, 0, 1]), 256, curve)
-    np.testing.assert_allclose(ratio, [half, start, 1e-6], atol=2e-6)
 
   @parameterized.parameters('cos', 'pow', 'powx', '')
   def test_unknown_curve(self, curve):
