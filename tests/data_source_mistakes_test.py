@@ -12,6 +12,7 @@ from adanat_jax.data.sources import registry
 from adanat_jax.data.sources.raw_source import SourceSettings
 from adanat_jax.errors import UserError
 from support import raw_files, raw_pictures
+from support.raw_files import make_settings
 
 
 def setUpModule():
@@ -29,12 +30,8 @@ def setUpModule():
 class MistakesTest(parameterized.TestCase):
   def _check(self, expected, source, path, split='train', **fields):
     """Checks for one line that has all the given parts in this order."""
-    fields = {
-      name: str(value) if isinstance(value, pathlib.Path) else value
-      for name, value in fields.items()
-    }
     with self.assertRaises(UserError) as caught:
-      registry.open_source(SourceSettings(source, str(path), **fields), split)
+      registry.open_source(make_settings(source, path, **fields), split)
     message = str(caught.exception)
     self.assertNotIn('\n', message)
     self.assertRegex(message, r'config\.data\.')

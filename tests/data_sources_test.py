@@ -12,9 +12,9 @@ import numpy as np
 
 from adanat_jax.data import images
 from adanat_jax.data.sources import registry, tar_index
-from adanat_jax.data.sources.raw_source import SourceSettings
 from adanat_jax.errors import UserError, WriteError
 from support import raw_files, raw_pictures
+from support.raw_files import make_settings, read_all
 
 
 def setUpModule():
@@ -34,46 +34,28 @@ def setUpModule():
 
 def _imagenet_settings(**changes):
   paths = {'path': _imagenet.train, 'validation_path': _imagenet.validation}
-  return _settings('imagenet_tar', **{**paths, **changes})
-
-
-def _settings(source, path, **fields):
-  texts = {
-    name: str(value) if isinstance(value, pathlib.Path) else value
-    for name, value in fields.items()
-  }
-  return SourceSettings(source, str(path), **texts)
+  return make_settings('imagenet_tar', **{**paths, **changes})
 
 
 def _coco_settings():
-  train, val = _coco['train'], _coco['val']
-  return _settings(
-    'coco',
-    train.path,
-    validation_path=val.path,
-    annotations=train.annotations,
-    validation_annotations=val.annotations,
-  )
+  return raw_files.make_coco_settings(_coco['train'], _coco['val'])
 
 
 def _all_settings():
   return {
-    'image_folder': _settings('image_folder', _folder.path, held_out=5),
+    'image_folder': make_settings('image_folder', _folder.path, held_out=5),
     'imagenet_tar': _imagenet_settings(),
     'coco': _coco_settings(),
-    'cc3m_tsv': _settings('cc3m_tsv', _tsv.path, validation_path=_prompts.path),
-    'webdataset': _settings('webdataset', _web.path, held_out=2),
-    'tfds': _settings('tfds', _tfds.path, tfds_name='imagenet2012'),
+    'cc3m_tsv': make_settings(
+      'cc3m_tsv', _tsv.path, validation_path=_prompts.path
+    ),
+    'webdataset': make_settings('webdataset', _web.path, held_out=2),
+    'tfds': make_settings('tfds', _tfds.path, tfds_name='imagenet2012'),
   }
 
 
-def _read(settings, split='train'):
-  source = registry.open_source(settings, split)
-  return [source[index] for index in range(len(source))]
-
-
 def _labels(settings, split='train'):
-  return {example.key: example.label for example in _read(settings, split)}
+  return {example.key: example.label for example in read_all(settings, split)}
 
 
 class EverySourceTest(parameterized.TestCase):
@@ -85,7 +67,7 @@ class EverySourceTest(parameterized.TestCase):
     keys = [example.key for example in examples]
     self.assertLen(set(keys), len(train))
     self.assertTrue(
-      set(keys).isdisjoint(e.key for e in _read(settings, 'test'))
+      set(keys).isdisjoint(e.key for e in read_all(settings, 'test'))
     )
     for example in examples:
       self.assertEqual(bool(example.captions), train.has_captions)
@@ -114,7 +96,7 @@ class EverySourceTest(parameterized.TestCase):
   @parameterized.parameters(*registry.SOURCES)
   def test_opened_again_it_is_the_same(self, name):
     settings = _all_settings()[name]
-    self.assertEqual(_read(settings), _read(settings))
+    self.assertEqual(read_all(settings), read_all(settings))
 
   def test_tensorflow_is_not_needed(self):
     for settings in _all_settings().values():
@@ -124,10 +106,10 @@ class EverySourceTest(parameterized.TestCase):
 
 class ImageFolderTest(absltest.TestCase):
   def test_files_classes_and_bytes(self):
-    settings = _settings('image_folder', _folder.path)
+    settings = make_settings('image_folder', _folder.path)
     corrupt = dict.fromkeys(_folder.corrupt, 2)
     self.assertEqual(_labels(settings), {**_folder.labels, **corrupt})
-    for example in _read(settings):
+    for example in read_all(settings):
       stored = (_folder.path / example.key).read_bytes()
       self.assertEqual(example.image, stored)
 
@@ -136,13 +118,13 @@ class ImageFolderTest(absltest.TestCase):
     for name in ('b/x/y/2.jpg', 'b/1.JPG', 'a/z/3.png', '.cache/thumb.jpg'):
       (root / name).parent.mkdir(parents=True, exist_ok=True)
       (root / name).write_bytes(raw_pictures.jpeg(1))
-    labels = _labels(_settings('image_folder', root))
+    labels = _labels(make_settings('image_folder', root))
     self.assertEqual(labels, {'a/z/3.png': 0, 'b/1.JPG': 1, 'b/x/y/2.jpg': 1})
 
   def test_without_class_folders_there_is_one_class(self):
     folder = raw_files.image_folder(_root / 'flat', num_classes=0)
     source = registry.open_source(
-      _settings('image_folder', folder.path), 'train'
+      make_settings('image_folder', folder.path), 'train'
     )
     self.assertLen(source, 4)
     self.assertEqual(source[3].label, 0)
@@ -151,13 +133,13 @@ class ImageFolderTest(absltest.TestCase):
   def test_validation_images_have_the_classes_of_the_training_images(self):
     root = _root / 'fewer'
     shutil.copytree(_folder.path / 'class_2', root / 'class_2')
-    settings = _settings('image_folder', _folder.path, validation_path=root)
+    settings = make_settings('image_folder', _folder.path, validation_path=root)
     self.assertEqual(set(_labels(settings, 'test').values()), {2})
 
   def test_a_file_that_went_away_is_found_when_it_is_decoded(self):
     root = _root / 'going'
     shutil.copytree(_folder.path / 'class_1', root)
-    source = registry.open_source(_settings('image_folder', root), 'train')
+    source = registry.open_source(make_settings('image_folder', root), 'train')
     (root / source[0].key).unlink()
     with self.assertRaises(images.CorruptImageError):
       images.decode(source[0].image, 16)
@@ -166,7 +148,7 @@ class ImageFolderTest(absltest.TestCase):
     root = _root / 'names'
     root.mkdir()
     (root / os.fsdecode(b'caf\xe9.jpg')).write_bytes(raw_pictures.jpeg(1))
-    (example,) = _read(_settings('image_folder', root))
+    (example,) = read_all(make_settings('image_folder', root))
     self.assertEqual(example.image, raw_pictures.jpeg(1))
     example.key.encode()
 
@@ -175,7 +157,7 @@ class ImageNetTarTest(absltest.TestCase):
   def test_classes_and_bytes_of_a_tar_in_a_tar(self):
     self.assertEqual(_labels(_imagenet_settings()), _imagenet.train_labels)
     with tarfile.open(_imagenet.train) as outer:
-      for example in _read(_imagenet_settings()):
+      for example in read_all(_imagenet_settings()):
         folder, name = example.key.split('/')
         with tarfile.open(fileobj=outer.extractfile(f'{folder}.tar')) as inner:
           self.assertEqual(example.image, inner.extractfile(name).read())
@@ -202,14 +184,15 @@ class ImageNetTarTest(absltest.TestCase):
     with tarfile.open(_imagenet.train) as tar:
       tar.extractall(root, filter='data')
     settings = _imagenet_settings(path=root)
-    self.assertEqual(_read(settings), _read(_imagenet_settings()))
+    self.assertEqual(read_all(settings), read_all(_imagenet_settings()))
 
   def test_the_folder_that_holds_the_official_files(self):
     root = _imagenet.train.parent
     settings = _imagenet_settings(path=root, validation_path=root)
     for split in registry.SPLITS:
       self.assertEqual(
-        _read(settings, split), _read(_imagenet_settings(), split)
+        read_all(settings, split),
+        read_all(_imagenet_settings(), split),
       )
 
   def test_validation_images_in_folders_of_synsets(self):
@@ -239,24 +222,24 @@ class IndexTest(absltest.TestCase):
     )
 
   def test_is_made_once(self):
-    first = _read(self.settings)
+    first = read_all(self.settings)
     self.assertEqual(self.scans.call_count, 1)
     self.assertTrue(self.index.exists())
-    self.assertEqual(_read(self.settings), first)
+    self.assertEqual(read_all(self.settings), first)
     self.assertEqual(self.scans.call_count, 1)
 
   def test_is_made_anew_for_another_file(self):
-    self.assertLen(_read(self.settings), 12)
+    self.assertLen(read_all(self.settings), 12)
     other = raw_files.imagenet_tars(self.path.parent / 'other', per_class=2)
     shutil.copy(other.train, self.path)
-    self.assertLen(_read(self.settings), 6)
+    self.assertLen(read_all(self.settings), 6)
 
   def test_is_made_anew_if_it_is_damaged(self):
-    first = _read(self.settings)
+    first = read_all(self.settings)
     content = self.index.read_bytes()
     for damaged in (b'', content[:50], content[: len(content) // 2]):
       self.index.write_bytes(damaged)
-      self.assertEqual(_read(self.settings), first)
+      self.assertEqual(read_all(self.settings), first)
     self.assertEqual(self.scans.call_count, 4)
     self.assertEqual(self.index.read_bytes(), content)
 
@@ -265,14 +248,14 @@ class IndexTest(absltest.TestCase):
       'adanat_jax.runtime.files.write_bytes',
       side_effect=WriteError('no space left'),
     ):
-      self.assertLen(_read(self.settings), 12)
+      self.assertLen(read_all(self.settings), 12)
     self.assertFalse(self.index.exists())
 
 
 class HeldOutTest(absltest.TestCase):
   def test_splits_share_nothing_and_lack_nothing(self):
-    whole = _labels(_settings('image_folder', _folder.path))
-    settings = _settings('image_folder', _folder.path, held_out=5)
+    whole = _labels(make_settings('image_folder', _folder.path))
+    settings = make_settings('image_folder', _folder.path, held_out=5)
     train, test = (_labels(settings, split) for split in registry.SPLITS)
     self.assertLen(test, 5)
     self.assertEqual({**train, **test}, whole)
@@ -281,7 +264,7 @@ class HeldOutTest(absltest.TestCase):
   def test_they_hardly_change_when_images_are_added(self):
     root = _root / 'growing'
     shutil.copytree(_folder.path, root)
-    settings = _settings('image_folder', root, held_out=8)
+    settings = make_settings('image_folder', root, held_out=8)
     before = set(_labels(settings, 'test'))
     for number in range(3):
       name = root / 'class_1' / f'added_{number}.jpg'
@@ -291,16 +274,16 @@ class HeldOutTest(absltest.TestCase):
   def test_they_do_not_depend_on_the_source_s_order(self):
     # The same keys, once in one tar and once in a folder in another order.
     root = _root / 'unpacked'
-    for example in _read(_imagenet_settings()):
+    for example in read_all(_imagenet_settings()):
       (root / example.key).parent.mkdir(parents=True, exist_ok=True)
       (root / example.key).write_bytes(example.image)
-    folder = _settings('image_folder', root, held_out=4)
+    folder = make_settings('image_folder', root, held_out=4)
     tar = _imagenet_settings(validation_path='', held_out=4)
     self.assertEqual(_labels(folder, 'test'), _labels(tar, 'test'))
 
   def test_more_than_there_are(self):
     count = len(_folder.labels) + len(_folder.corrupt)
-    settings = _settings('image_folder', _folder.path, held_out=count)
+    settings = make_settings('image_folder', _folder.path, held_out=count)
     expected = f'config.data.held_out={count}: give a number below {count}'
     with self.assertRaisesRegex(UserError, expected):
       registry.open_source(settings, 'test')

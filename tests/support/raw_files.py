@@ -19,11 +19,14 @@ import io
 import json
 import pathlib
 import tarfile
+from typing import Any
 
 import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
+from adanat_jax.data.sources import registry
+from adanat_jax.data.sources.raw_source import RawExample, SourceSettings
 from support import raw_pictures
 
 # Four of ImageNet's, in the order of its synsets. The numbers of its devkit are
@@ -397,3 +400,31 @@ def tfds_images(root: pathlib.Path, name: str = 'imagenet2012') -> Captioned:
   tfds.disable_progress_bar()
   builder.download_and_prepare()
   return Captioned(root, root, texts)
+
+
+def make_settings(
+  source: str, path: pathlib.Path | str, **fields: object
+) -> SourceSettings:
+  """The settings that read a data set, paths as text."""
+  as_text = lambda x: str(x) if isinstance(x, pathlib.Path) else x
+  texts: dict[str, Any] = {name: as_text(x) for name, x in fields.items()}
+  return SourceSettings(source, str(path), **texts)
+
+
+def make_coco_settings(train: Captioned, val: Captioned) -> SourceSettings:
+  """The settings that read two splits of COCO."""
+  return make_settings(
+    'coco',
+    train.path,
+    validation_path=val.path,
+    annotations=train.annotations,
+    validation_annotations=val.annotations,
+  )
+
+
+def read_all(
+  settings: SourceSettings, split: str = 'train'
+) -> list[RawExample]:
+  """All examples of a split, in the order of the source."""
+  source = registry.open_source(settings, split)
+  return [source[index] for index in range(len(source))]
