@@ -226,11 +226,8 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(
     # 32 trajectories, 4 minibatches, 16 images for the discriminator.
     ('policy.ppo.micro_batches', 3, '4 minibatches of 3 micro-batches'),
-    ('policy.ppo.micro_batches', 0, 'from 1 to 65536'),
     ('policy.ppo.shuffle_groups', 16, 'drawn from 16 groups'),
     ('policy.rollout_size', 12, 'divides the batches of 32'),
-    ('policy.rollout_features', 'forget', 'one of store, recompute'),
-    ('policy.rollout_dtype', 'float16', 'one of float32, bfloat16'),
   )
   def test_refuses(self, field, value, words):
     config = config_lib.load(f'{_DIGITS}:tiny', {field: value})

@@ -349,11 +349,6 @@ class CostsTest(parameterized.TestCase):
 
 class MistakesTest(parameterized.TestCase):
   @parameterized.parameters(
-    ({'compare__networks': ('maskgit',)}, 'each one of nat, enat'),
-    ({'compare__networks': ()}, 'config.compare.networks=()'),
-    ({'compare__num_steps': (4, 4)}, 'none twice'),
-    ({'compare__num_steps': (1,)}, 'config.compare.num_steps=(1,)'),
-    ({'compare__num_buckets': 0}, 'config.compare.num_buckets=0'),
     (
       {'search__optimizers': ('cma', 'finite_differences')},
       'give a tuple of 1 element',

@@ -287,26 +287,10 @@ class StageTest(parameterized.TestCase):
       workdir_lib.claim(self.workdir, tiny_config(nat__width=32), {})
 
   @parameterized.parameters(
-    ({'search__num_steps': (0,)}, 'config.search.num_steps=(0,)'),
-    ({'search__num_steps': ()}, 'at least one element'),
-    ({'search__optimizers': ('sgd',)}, 'each one of cma, finite_differences'),
-    ({'search__common_noise': ('yes',)}, 'each one of on, off'),
-    ({'search__evaluations': 0}, 'config.search.evaluations=0'),
-    ({'search__num_samples': 1}, 'config.search.num_samples=1'),
-    ({'search__descent__ratio_rate': 0.0}, 'config.search.descent.ratio_rate'),
-    (
-      {'search__spread__guidance': -1.0},
-      'config.search.spread.guidance=-1.0',
-    ),
-    ({'search__start': 'here'}, "search.start='here' is not allowed"),
     ({'search__rounds': 1}, 'evaluations is 5; give a multiple of 2'),
     (
       {'search__rounds': 4, 'search__start': 'fewer_steps'},
       'config.search.start=fewer_steps needs finished searches',
-    ),
-    (
-      {'search__rounds': 4, 'search__training_steps': 0},
-      'config.search.training_steps=0',
     ),
     ({'evaluate__network': 'inception'}, 'config.evaluate.inception.init_from'),
   )

@@ -303,11 +303,7 @@ class StageTest(parameterized.TestCase):
     self.assertCountEqual(names, ['complete.json', 'reconstructions.png'])
 
   @parameterized.parameters(
-    ('tokenizer.error', 'cubed', 'squared, absolute'),
-    ('tokenizer.betas', (0.5,), '2 elements'),
-    ('tokenizer.adversarial.weight', -1.0, 'from 0.0 to 1000.0'),
     ('tokenizer.adversarial.num_groups', 3, 'num_groups=3.*base_width=8'),
-    ('tokenizer.adversarial.start_fraction', 1.5, 'from 0.0 to below 1.0'),
     ('data.image_size', 17, 'multiple of 2'),
     ('data.path', '', 'config.data.path is empty'),
   )
