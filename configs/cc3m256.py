@@ -1,7 +1,7 @@
 """AdaNAT on CC3M: text to images of 256 pixels.
 
-docs/cc3m.md goes from raw files to the published protocol. From converted
-weights alone,
+docs/cc3m.md goes from raw files to the published protocol. From published
+weights alone, once converted,
 
   python -m adanat_jax.main --config=configs/cc3m256.py --workdir=runs/cc3m \
       --config.mode=sample \
@@ -11,8 +11,8 @@ weights alone,
       --config.policy.init_from=weights/policy-cc3m \
       --config.sample.captions="'a lighthouse at dusk','two cats on a sofa'"
 
-samples captions. Presets and unexplained fields as in in256.py; in :tiny the
-digits' classes stand in for captions. Sources: LeapLabTHU/AdaNAT
+samples captions. Presets, and fields not explained here, are as in in256.py; in
+:tiny the digits' classes replace captions. Sources: LeapLabTHU/AdaNAT
 configs/cc3m_AdaNAT_muse.yaml, train.py and README; baaivision/MUSE-Pytorch
 configs/cc3m_xl_vqf16_jax_2048bs_featset_CLIP_G.py for the NAT's training.
 """
@@ -54,7 +54,7 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   nat.width = 1152
   nat.depth = 28
   nat.num_heads = 16
-  # MUSE-Pytorch: 285 000 steps were published. Its weight decay, betas,
+  # MUSE-Pytorch published weights of 285,000 steps. Its weight decay, betas,
   # warm-up, smoothing, dropping of conditions, batch size and EMA are those
   # of in256.py.
   nat.num_steps = 285_000
@@ -63,7 +63,7 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   nat.micro_batches = 32
 
   config.text = text = ml_collections.ConfigDict()
-  # The text tower of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k: the states of
+  # The text tower of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k. The states of
   # its 77 positions are the NAT's condition, those of '' the null condition.
   text.width = 1280
   text.depth = 32
@@ -74,8 +74,8 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   text.activation = 'gelu'
   # Checkpoint of `python -m adanat_jax.convert --kind=clip_text`.
   text.init_from = ''
-  # The tokenizer.json beside those weights, where instant-clip-tokenizer has no
-  # build; empty to take that package.
+  # The tokenizer.json next to those weights, for platforms without a build of
+  # instant-clip-tokenizer; empty to use that package.
   text.tokenizer = ''
 
   # AdaNAT README: --max_training_timesteps 150, 'early stopping';
@@ -89,9 +89,10 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   config.policy.discriminator.held_out = 0
   config.evaluate.num_samples = 30_000
   config.evaluate.benchmark = 'cc3m'
-  # The published moments, fid_stats_cc3m_val.npz, start from the validation
-  # images. Of them the authors' list holds the captions alone, so that there
-  # are none to make other moments of, or to compare one by one.
+  # The published reference statistics, fid_stats_cc3m_val.npz, are of the
+  # validation images. The authors' list holds only the captions of these, so
+  # there are no images to compute other statistics from, or to compare one by
+  # one.
   config.evaluate.reference_split = 'test'
   config.evaluate.precision_recall = 0
 
@@ -100,7 +101,7 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-  """Makes what `_set_networks` set small again."""
+  """Makes the sizes that `_set_networks` set small again."""
   config.nat.update(width=32, depth=2, num_heads=4, num_steps=8)
   config.nat.micro_batches = 2
   config.text.update(width=16, depth=1, num_heads=2, mlp_width=32)

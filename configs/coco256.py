@@ -1,11 +1,11 @@
 """AdaNAT-S on MS-COCO: text to images of 256 pixels. Our choice throughout.
 
 The paper gives a result (FID 5.75 at T = 8) and neither a config, nor weights,
-nor the text encoder. Here it is AdaNAT-S as in256_s.py chooses it, conditioned
-on the text tower of OpenAI's CLIP ViT-L/14, because U-ViT, whose COCO setting
-the paper compares with, uses that one and the original's network takes its
-width of 768 by default. Used as cc3m256.py; there are no weights to convert
-but CLIP's and the tokenizer's.
+nor the text encoder. This file uses AdaNAT-S with the sizes of in256_s.py,
+conditioned on the text tower of OpenAI's CLIP ViT-L/14: U-ViT, whose COCO
+setting the paper compares with, uses that tower, and the original's network
+expects its width of 768 by default. Use it as cc3m256.py. Only CLIP and the
+tokenizer have published weights to convert.
 """
 
 import pathlib
@@ -23,8 +23,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   """The configuration of a preset; every field can be overridden by a flag."""
   config = config_lib.load(f'{_CC3M}:{preset}')
   config.unlock()
-  # As on ImageNet: AutoNAT's author says that COCO differs in its condition
-  # alone (LeapLabTHU/ImprovedNAT, issue 2).
+  # As on ImageNet: AutoNAT's author says that COCO differs only in its
+  # condition (LeapLabTHU/ImprovedNAT, issue 2).
   config.nat.mask_ratio = 'beta'
   config.policy.residual = 'none'
   if preset != 'tiny':

@@ -1,7 +1,7 @@
-"""What all configs share: fields that few runs set, at values that suit most.
+"""The fields that all configs share, at values that suit most runs.
 
-The other files load this one and add what their data need. Every field can be
-overridden by a flag, as theirs can.
+The other files load this one and add what their data need. A flag can override
+every field, here as there.
 """
 
 import ml_collections
@@ -11,54 +11,56 @@ def get_config() -> ml_collections.ConfigDict:
   """The shared fields; not a configuration that can be run."""
   config = ml_collections.ConfigDict()
 
-  # Everything random follows from this number.
+  # The seed of everything random.
   config.seed = 0
-  # The first step of each training loop to trace with jax.profiler, counted
-  # from 0, and the first that is no longer traced; (0, 0) traces nothing.
+  # jax.profiler traces each training loop from the first of these steps,
+  # counted from 0, up to but without the second; (0, 0) traces nothing.
   config.profile = (0, 0)
-  # Every training loop logs a row after this many steps, and saves after this
-  # many; where it is stopped and resumed changes nothing in its result.
+  # Every training loop logs a row after this many steps, and saves after that
+  # many. Stopping and resuming it anywhere does not change its result.
   config.log_every = 50
   config.save_every = 250
-  # The two newest checkpoints of a training stay, and those of steps that this
-  # divides; 0 keeps no others.
+  # A training keeps its two newest checkpoints, and those of steps that this
+  # number divides; 0 keeps no others.
   config.keep_every = 0
-  # Also keep the best one: of a policy that of the smallest distance, where it
-  # is measured, or of the highest 'pretrained' reward (the others are relative,
-  # to a discriminator that learns or to the batch, and their policies keep
-  # none); of other networks that of the lowest loss. What comes after uses the
-  # last one, but see policy.iterate.
+  # Also keep the best checkpoint. For a policy that is the one of the smallest
+  # distance, if it is measured, or else of the highest 'pretrained' reward; the
+  # other rewards are relative, to a discriminator that is trained or to the
+  # batch, so their policies keep none. For other networks it is the one of the
+  # lowest loss. Later stages use the last checkpoint, but see policy.iterate.
   config.keep_best = False
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
 
   config.mesh = mesh = ml_collections.ConfigDict()
-  # All devices share the work; this many of them also share one copy of the
-  # NAT's large matrices. 1 keeps a copy on each.
+  # All devices share the work; groups of this many also share one copy of the
+  # NAT's large matrices. 1 keeps a copy on each device.
   mesh.fsdp = 1
 
   config.tokenizer = tokenizer = ml_collections.ConfigDict()
   # Decays of Adam's two averages.
   tokenizer.betas = (0.9, 0.999)
-  # How far a reconstruction is from its image: 'squared' or 'absolute', the
-  # mean over all of their values.
+  # The reconstruction error: the mean of 'squared' or 'absolute' differences
+  # over all values of the image.
   tokenizer.error = 'squared'
-  # Images of each split whose reconstructions are measured, drawn at random but
-  # always the same ones; 0 for all.
+  # Number of images of each split whose reconstructions are measured: a random
+  # choice that is always the same; 0 for all.
   tokenizer.measured_images = 0
-  # Also measure, and draw, held-out images after so many steps; 0 for never.
+  # Also measure, and draw, held-out images every so many steps; 0 for never.
   tokenizer.evaluate_every = 0
-  # A discriminator of patches that tells images from reconstructions.
+  # A patch discriminator that tells images from reconstructions.
   tokenizer.adversarial = adversarial = ml_collections.ConfigDict()
-  # Weight of what it says, against the error; 0.0 to do without it.
+  # Weight of its loss against the reconstruction error; 0.0 for no
+  # discriminator.
   adversarial.weight = 0.0
-  # Whether that weight is relative: what it says is first made as strong as the
-  # error is, at the decoder's last layer.
+  # Whether that weight is relative: the gradient of its loss is first scaled to
+  # the norm of the error's gradient, at the decoder's last layer.
   adversarial.adaptive = True
-  # Share of the steps before it learns, and then before reconstructions answer.
+  # Fraction of the steps before the discriminator trains; further fraction
+  # before its loss is used.
   adversarial.start_fraction = 0.3
   adversarial.lead_fraction = 0.02
-  # The image's sides are halved so many times; channels double from the width.
+  # How often the image's sides are halved; channels double from the width.
   adversarial.num_levels = 3
   adversarial.base_width = 64
   adversarial.num_groups = 32
@@ -67,149 +69,158 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.judges = ml_collections.ConfigDict()
   config.judges.reward = reward = ml_collections.ConfigDict()
-  # Side of the images it sees, in pixels; 0 for that of the data.
+  # Side of the images that the reward network sees, in pixels; 0 for that of
+  # the data.
   reward.image_size = 0
-  # How they are scaled: 'centred', from -1 to 1, or 'imagenet', by the colours'
-  # means and deviations there.
+  # How they are scaled: 'centred', from -1 to 1, or 'imagenet', by ImageNet's
+  # means and standard deviations of the colours.
   reward.normalisation = 'centred'
-  # Chance that a batch of larger images is cut down to that size instead of
+  # Probability that a batch of larger images is cropped to that size instead of
   # averaged down.
   reward.crop_probability = 0.0
 
   config.nat = nat = ml_collections.ConfigDict()
-  # 'nat' reads all tokens at every step; 'enat' encodes each once, in so many
-  # blocks, and predicts the masked ones in so many others (`depth` is the
-  # NAT's).
+  # 'nat' reads all tokens at every step. 'enat' encodes each token once, in
+  # `encoder_depth` blocks, and predicts the masked ones in `decoder_depth`
+  # blocks (`depth` is for the NAT).
   nat.network = 'nat'
   nat.encoder_depth = 15
   nat.decoder_depth = 1
-  # Share of the examples for which an ENAT learns to use what it left at the
-  # step before (published: 0.5); 0.0 for the NAT, which leaves nothing.
+  # Share of the examples on which an ENAT learns to reuse its cache
+  # (published: 0.5); must be 0.0 for a NAT, which has no cache.
   nat.reuse_probability = 0.0
-  # A mask ratio, and how much is reused, is drawn for each 'example', or once
-  # for the 'batch', as ENAT's authors do.
+  # Whether the mask ratio, and how much is reused, is drawn for each 'example'
+  # or once for the 'batch', as ENAT's authors do.
   nat.mask_ratio_per = 'example'
   # Each gradient is computed in this many parts of the batch, one after the
-  # other: less memory, the same gradient but for dropout, which each draws.
+  # other. That takes less memory and gives the same gradient, except that each
+  # part draws its own dropout.
   nat.micro_batches = 1
-  # The moving average is measured after this many steps and after the last: its
-  # loss on training and held-out images, and what follows. 0 for the losses
-  # alone, at the end.
+  # Every so many steps and after the last, the moving average is measured: its
+  # loss on training and held-out images, and what the next fields say. 0 for
+  # the losses alone, at the end.
   nat.evaluate_every = 0
-  # Images of each split whose loss is measured; 0 for all.
+  # Number of images of each split whose loss is measured; 0 for all.
   nat.validation_examples = 0
-  # Images in a picture of samples, nat/samples/<step>.png; 0 for none. They are
-  # decoded in so many steps by a schedule of decoding/schedules.py, such as
-  # 'maskgit', 'residual' (AdaNAT's hand-made one) or 'guidance-3'.
+  # Number of images in a picture of samples, nat/samples/<step>.png; 0 for
+  # none. They are decoded in `sample_num_steps` steps by a schedule of
+  # decoding/schedules.py, such as 'maskgit', 'residual' (AdaNAT's hand-made
+  # one) or 'guidance-3'.
   nat.sample_grid = 0
   nat.sample_num_steps = 8
   nat.sample_schedule = 'residual'
-  # Samples whose Frechet distance is measured as `evaluate` says; 0 for none.
+  # Number of samples whose Frechet distance is measured, in the features that
+  # `evaluate` chooses; 0 for none.
   nat.frechet_samples = 0
-  # After how many steps it is; a multiple of evaluate_every, 0 for the end.
+  # How often, in steps: a multiple of evaluate_every, or 0 for only at the end.
   nat.frechet_every = 0
 
   config.policy = policy = ml_collections.ConfigDict()
-  # Trajectories decoded at a time, over all devices; 0 for all. Saves memory
-  # and changes nothing else.
+  # Number of trajectories decoded at a time, over all devices; 0 for all. This
+  # saves memory and changes nothing else.
   policy.rollout_size = 0
-  # What PPO's epochs read: 'store' keeps the NAT's features of every step,
-  # 'recompute' the canvases, and runs the NAT again in each epoch.
+  # What PPO's epochs read: 'store' keeps the NAT's features of every step;
+  # 'recompute' keeps the canvases and runs the NAT again in each epoch.
   policy.rollout_features = 'store'
-  # 'float32' leaves features as the NAT gives them; 'bfloat16' rounds them, for
-  # acting as for learning.
+  # 'float32' keeps features as the NAT returns them; 'bfloat16' rounds them,
+  # both for acting and for learning.
   policy.rollout_dtype = 'float32'
-  # Images of the policy's mean actions are measured after this many iterations
-  # and after the last; 0 for never. How many images of validation conditions.
+  # Every so many iterations and after the last, images of the policy's mean
+  # actions are measured; 0 for never. The second field says how many, for
+  # validation conditions.
   policy.evaluate_every = 0
   policy.evaluate_samples = 2000
-  # Which iterate is used afterwards: the 'last' one, the 'best' of those that
-  # were measured, or the 'average', which is then measured in their place.
+  # Which checkpoint is used afterwards: the 'last' one, the 'best' of those
+  # that were measured, or the 'average', which is then measured in their place.
   policy.iterate = 'last'
-  # Decay of the moving average of its parameters an iteration, smaller in the
-  # first ones: learning/policy.py. 0.0 keeps none (the published recipe).
+  # Decay of the moving average of the policy's parameters, for each iteration;
+  # smaller in the first ones: learning/policy.py. 0.0 keeps no average (the
+  # published recipe).
   policy.ema_decay = 0.0
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   # 'study' compares schedules on the digits, 'published' measures policies as
-  # the benchmarks do. What follows is for the latter, and for the scores of
-  # networks that are still being trained.
+  # the benchmarks do. The fields below are for 'published', and for the scores
+  # of networks during training.
   evaluate.protocol = 'study'
-  # Whose features are compared: 'inception', 'measure' (a classifier of the
-  # digits) or 'pixels' (means of 8x8 boxes, no network).
+  # Which features are compared: those of 'inception', of 'measure' (a
+  # classifier of the digits) or 'pixels' (means of 8x8 boxes, no network).
   evaluate.network = 'measure'
   evaluate.inception = ml_collections.ConfigDict()
   # Checkpoint of `python -m adanat_jax.convert --kind=inception`.
   evaluate.inception.init_from = ''
-  # Moments of real images: a file of others, or of mode `statistics`; empty for
-  # those of the reference split ('train' or 'test'), made where they are not.
+  # Reference statistics: a published file, or one of mode `statistics`. If
+  # empty, those of the reference split ('train' or 'test') are used, and
+  # computed if they do not exist.
   evaluate.statistics = ''
   evaluate.reference_split = 'train'
-  # 'uniform' draws the classes, 'balanced' takes each equally often.
+  # 'uniform' draws the classes, 'balanced' uses each equally often.
   evaluate.labels = 'balanced'
-  # What is measured: images as they are ('none'), or rounded to bytes ('floor',
+  # Images are measured as they are ('none'), or rounded to bytes ('floor',
   # 'nearest').
   evaluate.rounding = 'none'
-  # What was counted is saved after so many images.
+  # Partial sums are saved every so many images.
   evaluate.save_every = 5000
   # Which policies: 'learned', or a schedule of decoding/schedules.py, such as
   # 'maskgit', 'residual', 'guidance-3' or 'enat_256'.
   evaluate.policies = ('learned', 'maskgit')
-  # An ENAT that follows a learned policy gathers within so many shapes, chosen
-  # by watching the policy; 0 to run every block at every position. The samples
-  # are the same.
+  # For a learned policy on an ENAT: the number of buckets (shapes to gather
+  # into), which are chosen by watching the policy; 0 to run every block at
+  # every position. The samples are the same.
   evaluate.num_buckets = 0
-  # Real and generated images that precision and recall compare; 0 for neither.
+  # How many real and generated images precision and recall compare; 0 to leave
+  # both out.
   evaluate.precision_recall = 1000
-  # Also write the samples as ADM's evaluator reads them.
+  # Also write the samples in the format of ADM's evaluator.
   evaluate.save_npz = False
-  # CLIP, for captions: which one ('ViT-B/32', 'ViT-L/14', 'ViT-bigG/14'), and
-  # the checkpoints of --kind=clip_text and --kind=clip_image; empty for no CLIP
-  # score. The tokenizer as in config.text.
+  # The CLIP that scores captions: its name ('ViT-B/32', 'ViT-L/14',
+  # 'ViT-bigG/14'), and the checkpoints of --kind=clip_text and
+  # --kind=clip_image; empty for no CLIP score. The tokenizer is given as in
+  # config.text.
   evaluate.clip = clip = ml_collections.ConfigDict()
   clip.tower = 'ViT-L/14'
   clip.tokenizer = ''
   clip.text = ml_collections.ConfigDict({'init_from': ''})
   clip.image = ml_collections.ConfigDict({'init_from': ''})
-  # Whose published figures stand beside ours: a key of
-  # report/published_figures.py, or empty.
+  # Which published figures the results are shown with: a key of
+  # report/published_figures.py, or empty for none.
   evaluate.benchmark = ''
 
   config.statistics = statistics = ml_collections.ConfigDict()
-  # Which images mode `statistics` takes the moments of, 'train' or 'test', and
-  # the .npz file they go to; empty for <workdir>/statistics.
+  # Mode `statistics` computes the mean and covariance of this split, 'train' or
+  # 'test', and writes them to this .npz file; empty for <workdir>/statistics.
   statistics.split = 'train'
   statistics.output = ''
 
   config.search = search = ml_collections.ConfigDict()
   # Mode `search` looks for the table of T steps, the same for all samples,
-  # whose images have the smallest distance that `evaluate` says (AutoNAT).
-  # Each T with each optimizer and each kind of noise is a search of its own,
-  # made so many times.
+  # whose images have the smallest distance, measured as `evaluate` says
+  # (AutoNAT). Each T with each optimizer and each kind of noise is a separate
+  # search, which runs `repetitions` times.
   search.num_steps = (4,)
   # 'cma' (CMA-ES, pip install -e '.[search]') or 'finite_differences', as
   # published.
   search.optimizers = ('cma',)
-  # 'on' measures all points with the same classes and noise, so that their
-  # differences are the points' own; 'off' draws anew, as published: the noise,
-  # and the classes unless evaluate.labels is 'balanced'.
+  # 'on' measures all points with the same classes and noise, so that only the
+  # points differ. 'off' draws new noise for each point, as published, and new
+  # classes too unless evaluate.labels is 'balanced'.
   search.common_noise = ('on',)
-  # 'published' starts where AutoNAT does; with 'fewer_steps' the smallest T
-  # does, each other one where the search of the next smaller T has ended. A
-  # schedule of decoding/schedules.py, by its name, starts at its table.
+  # 'published' starts where AutoNAT does. With 'fewer_steps' only the smallest
+  # T starts there; each other T starts where the search of the next smaller T
+  # ended. The name of a schedule of decoding/schedules.py starts at its table.
   search.start = 'published'
   search.repetitions = 1
-  # How many points a search measures, and images of each.
+  # How many points a search measures, and with how many images each.
   search.evaluations = 300
   search.num_samples = 1000
-  # What was found is measured again with so many seeds that no search has seen,
-  # and images of each.
+  # How many seeds, which no search has seen, measure the tables found again,
+  # and with how many images each.
   search.fresh_seeds = 4
   search.fresh_samples = 2000
-  # Finite differences, as published for 256 tokens: by how much mask ratios and
-  # all others are moved to see what that does, learning rates of both, and the
-  # limit on a derivative, 0 for none. Of 16 tokens a ratio of 0.16 is as many
-  # as 0.01 of 256: smaller ones mostly change nothing.
+  # Finite differences, as published for 256 tokens: how far mask ratios, and
+  # the other numbers, are moved to estimate a derivative; the learning rates of
+  # both; and the limit on a derivative, 0 for none. For 16 tokens a ratio of
+  # 0.16 is as many tokens as 0.01 of 256: smaller ones mostly change nothing.
   search.descent = descent = ml_collections.ConfigDict()
   descent.ratio_difference = 0.01
   descent.other_difference = 0.1
@@ -217,18 +228,19 @@ def get_config() -> ml_collections.ConfigDict:
   descent.other_rate = 0.1
   descent.momentum = 0.5
   descent.clip_gradient = 0.0
-  # CMA-ES: how far from the start it looks at first, as standard deviations, of
-  # temperatures by their logarithms. Of 16 tokens a ratio of 0.07 is one.
+  # CMA-ES: its initial standard deviations; for temperatures they are those of
+  # the logarithm. For 16 tokens a ratio of 0.07 is about one token.
   search.spread = spread = ml_collections.ConfigDict()
   spread.ratio = 0.07
   spread.temperature = 0.4
   spread.guidance = 0.3
-  # A search that starts where another ended looks so many times as far.
+  # Factor on these deviations for a search that starts where another ended.
   search.refinement = 0.5
-  # Rounds in which schedule and training take turns: in each, NATs are trained
-  # with one or two other laws of mask ratios, from nat.beta on, in so many
-  # steps. The evaluations are shared out among rounds + 1 schedules. 0 to
-  # search schedules alone, for the NAT that there is.
+  # Number of rounds in which the searches of schedule and training alternate.
+  # Each round trains NATs with one or two other laws of mask ratios, starting
+  # from nat.beta, for `training_steps` steps. The evaluations are divided among
+  # rounds + 1 searches of the schedule. 0 searches only schedules, for the NAT
+  # of this workdir.
   search.rounds = 0
   search.training_steps = 1000
   return config

@@ -1,9 +1,9 @@
-"""AdaNAT from nothing on real handwritten digits, on a laptop.
+"""AdaNAT on real handwritten digits, trained from nothing on a laptop.
 
   python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits
 
-trains a tokenizer, two classifiers, a NAT and a policy, then
-compares the policy with hand-made schedules and writes a report. Presets:
+trains a tokenizer, two classifiers, a NAT and a policy, then compares the
+policy with hand-made schedules and writes a report. Presets:
 
   configs/digits.py        T = 4, adversarial reward, one training each
   configs/digits.py:full   T = 2, 4, 8, all three rewards, two trainings each:
@@ -14,7 +14,7 @@ compares the policy with hand-made schedules and writes a report. Presets:
   configs/digits.py:pod    the default, in batches for up to 16 devices
   configs/digits.py:tiny   everything once through, in minutes, for tests
 
-Fields that most runs leave alone are in common.py.
+common.py has the fields that few runs set.
 """
 
 import pathlib
@@ -35,16 +35,16 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
 
   # Which stage to run: all, or one of tokenizer, judges, nat, policy, search,
-  # evaluate, report, compare, sample; prepare and statistics are for other
-  # images.
+  # evaluate, report, compare, sample. The stages prepare and statistics are for
+  # other images.
   config.mode = 'all'
 
   config.data = data = ml_collections.ConfigDict()
-  # Where the images come from; in256.py has the others.
+  # Where the images come from; in256.py lists the other sources.
   data.source = 'digits'
   # Height and width in pixels; the 8x8 originals are enlarged bilinearly.
   data.image_size = 16
-  # What the decoder is told: 'parity' (even or odd; it must settle on a digit
+  # The condition: 'parity' (even or odd; the decoder must choose a digit
   # itself, so schedules matter) or 'digit'.
   data.condition = 'parity'
 
@@ -53,24 +53,25 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   tokenizer.codebook_size = 128
   # Width of a code.
   tokenizer.code_width = 8
-  # Channels: the first, and what they are multiplied by at each level, of which
-  # all but the last halve the sides; residual blocks of a level, and groups of
-  # the normalisations.
+  # Channels of the first layer, and their multiples at each level (all levels
+  # but the last halve the sides); residual blocks of a level; groups of the
+  # normalisations.
   tokenizer.base_width = 16
   tokenizer.width_multipliers = (1, 2, 4)
   tokenizer.num_res_blocks = 1
   tokenizer.num_groups = 8
-  # How long it is trained, with how many images at a time.
+  # Length of the training, and images in a batch.
   tokenizer.num_steps = 1200
   tokenizer.batch_size = 96
   tokenizer.learning_rate = 2e-3
-  # Share of the steps as a plain autoencoder, before codes are set.
+  # Fraction of the steps that train a plain autoencoder, before there are
+  # codes.
   tokenizer.warmup_fraction = 0.1
-  # Weight of the encoder's pull towards its codes.
+  # Weight of the loss that pulls encodings towards their codes.
   tokenizer.commitment = 0.25
   # Decay of the codebook's moving averages.
   tokenizer.codebook_decay = 0.97
-  # Images are moved by up to this many pixels while the tokenizer trains.
+  # Training images are shifted by up to this many pixels.
   tokenizer.max_shift = 1
   judges = config.judges
   # The measuring network: a convolutional classifier of the ten digits.
@@ -78,24 +79,24 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Channels of its levels, and of the features that are compared.
   measure.widths = (16, 32, 64)
   measure.feature_width = 32
-  # How it is trained. Images are moved by up to so many pixels, get noise of
-  # this standard deviation, and lose a square of this side.
+  # Its training. Images are shifted by up to `max_shift` pixels, get noise of
+  # the standard deviation `noise`, and lose a square with the side `cutout`.
   measure.num_steps = 1500
   measure.batch_size = 128
   measure.learning_rate = 1e-3
   measure.max_shift = 1
   measure.noise = 0.05
   measure.cutout = 0
-  # The reward network: a small vision transformer, other augmentation.
+  # The reward network: a small vision transformer, with another augmentation.
   reward = judges.reward
-  # Side of a patch in pixels; width, blocks and heads; after which blocks the
+  # Side of a patch in pixels; width, blocks and heads; the blocks after which
   # features are taken.
   reward.patch_size = 4
   reward.width = 64
   reward.depth = 4
   reward.num_heads = 4
   reward.hooks = (0, 1, 2, 3)
-  # As of the measuring network.
+  # As for the measuring network.
   reward.num_steps = 1500
   reward.batch_size = 128
   reward.learning_rate = 1e-3
@@ -104,78 +105,80 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   reward.cutout = 4
 
   nat = config.nat
-  # Width of a token, blocks, heads, and by how much an MLP is wider.
+  # Width of a token, blocks, heads, and the factor by which an MLP is wider.
   nat.width = 96
   nat.depth = 4
   nat.num_heads = 4
   nat.mlp_ratio = 4
-  # How it is trained: AdamW, whose rate rises over the first steps.
+  # Its training, by AdamW; the rate rises over the first `warmup_steps`.
   nat.dropout_rate = 0.1
   nat.num_steps = 3500
   nat.batch_size = 128
   nat.learning_rate = 1.5e-3
   nat.warmup_steps = 200
-  # 'cosine' falls to 0, 'constant' stays (the published recipe).
+  # Afterwards it falls to 0 ('cosine') or stays ('constant', as published).
   nat.learning_rate_schedule = 'cosine'
   nat.weight_decay = 0.03
   nat.betas = (0.9, 0.99)
-  # Decay of the moving average of the parameters, which decoding uses, a step.
+  # Decay, at each step, of the moving average of the parameters, which decoding
+  # uses.
   nat.ema_decay = 0.998
   # Share of the target that is spread evenly over all codes.
   nat.label_smoothing = 0.1
-  # Share of examples trained with the null condition, for guidance.
+  # Share of the examples that are trained with the null condition, for
+  # guidance.
   nat.condition_dropping = 0.1
   # Distribution of mask ratios in training: 'cosine', or 'beta' with the
   # published parameters.
   nat.mask_ratio = 'cosine'
   nat.beta = (12.0, 3.0)
-  # Compute type of the network: 'float32' or 'bfloat16'; empty for the same
-  # while it trains. Parameters and their averages are float32.
+  # Type that the network computes in, 'float32' or 'bfloat16', and the same for
+  # training (empty: as nat.dtype). Parameters and their averages are float32.
   nat.dtype = 'float32'
   nat.training_dtype = ''
-  # Attention implementation: 'xla', or 'cudnn' on NVIDIA GPUs, in bfloat16 only
-  # (nat.dtype too: networks are sampled in that).
+  # Attention implementation: 'xla', or 'cudnn', which needs an NVIDIA GPU and
+  # bfloat16 (in nat.dtype too, because sampling uses that).
   nat.attention = 'xla'
   policy = config.policy
-  # A policy is trained for each reward, each number of decoding steps T and
-  # each repetition: one that sees the NAT's features, one that does not.
+  # A policy of each kind is trained for each reward, each number of decoding
+  # steps T and each repetition.
   policy.rewards = ('adversarial',)
   policy.num_steps = (4,)
   policy.trainings = 1
-  # Each iteration samples trajectories, and learns from them.
+  # Each iteration samples trajectories and learns from them.
   policy.iterations = 150
-  # Which policies: 'adaptive' sees the NAT's features, 'constant' does not.
+  # Kinds of policies: 'adaptive' sees the NAT's features, 'constant' does not.
   policy.kinds = ('adaptive', 'constant')
-  # Trajectories an iteration.
+  # Number of trajectories in an iteration.
   policy.batch_size = 384
   policy.log_every = 1
   policy.save_every = 25
   # Constants of PPO: 'paper', or 'ours' for short runs. Fields that are unset
-  # below keep the preset's value, in learning/ppo.py.
+  # below have the preset's value, which learning/ppo.py gives.
   policy.preset = 'ours'
   policy.ppo = ppo = ml_collections.ConfigDict()
   ppo.learning_rate = placeholder(float)
-  # Passes over an iteration's trajectories, and steps in each.
+  # Passes over an iteration's trajectories, and gradient steps in each.
   ppo.num_epochs = placeholder(int)
   ppo.num_minibatches = placeholder(int)
-  # Minibatches are drawn within this many equal consecutive parts of the batch;
-  # where the number of devices divides it no feature moves between devices.
+  # Minibatches are drawn within this many equal consecutive parts of the batch.
+  # If the number of devices divides it, no feature moves between devices.
   ppo.shuffle_groups = placeholder(int)
-  # Each gradient is computed in this many parts, one after the other: less
-  # memory, the same gradient.
+  # Each gradient is computed in this many parts, one after the other, which
+  # takes less memory and gives the same gradient.
   ppo.micro_batches = placeholder(int)
   # Half-width of the interval that ratios are clipped to; weights of the
-  # critic's error and of the entropy; limit of a gradient's norm, 0.0 for none.
+  # critic's error and of the entropy; limit on a gradient's norm, 0.0 for none.
   ppo.clip_epsilon = placeholder(float)
   ppo.value_coefficient = placeholder(float)
   ppo.entropy_coefficient = placeholder(float)
   ppo.max_gradient_norm = placeholder(float)
-  # How boldly actions are tried at first, and at the end: 'ours' goes evenly
-  # from one to the other; 'paper' takes 0.3 off at iteration 500, and final_std
-  # is its lower limit.
+  # Exploration: the standard deviation of actions at first and at the end.
+  # 'ours' goes linearly from one to the other; 'paper' subtracts 0.3 at
+  # iteration 500, with final_std as the lower limit.
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
-  # What a zero action means, so where policies start: 'maskgit' (unguided),
+  # The schedule of a zero action, where policies start: 'maskgit' (unguided),
   # 'published' (AdaNAT's hand-made schedule) or 'none'.
   policy.residual = 'maskgit'
   # Actor and critic; the published widths are 512, 128, (1024, 512).
@@ -184,51 +187,53 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   network.conv_width = 32
   network.mlp_widths = (128, 64)
   policy.discriminator = discriminator = ml_collections.ConfigDict()
-  # The network that maps classes; texts come as embeddings and need none.
+  # The mapping network for classes; texts come as embeddings and need none.
   discriminator.mapping_width = 64
   discriminator.mapping_layers = 2
-  # Of a head: width of what it compares with the class, and its convolution.
+  # Of a head: width of the map that is compared with the class; length of the
+  # kernel of its convolution.
   discriminator.condition_map_width = 64
   discriminator.kernel_size = 9
   discriminator.learning_rate = 1e-3
-  # Updates an iteration, and real and generated images in each.
+  # Updates in an iteration; real images, and generated images, in each.
   discriminator.updates = 4
   discriminator.batch_size = 96
   # Power iterations of the spectral norms before the first reward.
   discriminator.spectral_warmup = 10
-  # True: new rollouts for the discriminator, as published; False: those that
-  # PPO has just used, at no cost.
+  # True gives the discriminator new rollouts, as published; False gives it
+  # those that PPO has just used, at no cost.
   discriminator.fresh_rollouts = False
-  # Compare with real images that have been through the tokenizer (as published:
-  # False): what it blurs, no schedule can mend.
+  # Whether real images pass through the tokenizer first (as published: False),
+  # because no schedule can mend the tokenizer's blur.
   discriminator.reconstruct_real = True
-  # Test images on which the discriminator's accuracy is logged; 0 for none.
+  # Number of test images on which the discriminator's accuracy is logged; 0 for
+  # none.
   discriminator.held_out = 96
 
   evaluate = config.evaluate
-  # Sampling seeds, and images of each.
+  # Number of sampling seeds, and of images for each.
   evaluate.num_seeds = 4
   evaluate.num_samples = 2000
   # Which schedules of decoding/schedules.py the study compares with tuned and
   # learned ones; unset: 'maskgit', 'residual' and 'guidance-3'.
   evaluate.schedules = placeholder(tuple)
-  # Images for each setting of the grid that tunes the hand-made schedule, and
-  # how many settings of the grid are tried.
+  # Number of images for each setting of the grid that tunes the hand-made
+  # schedule, and how many settings of the grid are tried.
   evaluate.grid_samples = 1000
   evaluate.max_grid = 72
-  # Images decoded at a time.
+  # Number of images decoded at a time.
   evaluate.batch_size = 250
   config.report = report = ml_collections.ConfigDict()
-  # Images of each class and method in the picture of samples.
+  # Number of images of each class and method in the picture of samples.
   report.images_per_class = 24
-  # Samples in the picture of a decode step by step.
+  # Number of samples in the picture that shows a decode step by step.
   report.revealed_samples = 3
 
   config.compare = compare = ml_collections.ConfigDict()
-  # Mode `compare`: which networks, 'nat' as `nat` above says and 'enat' as that
-  # with what `compare.enat` replaces, and which numbers of steps. Tables are
-  # searched as `search` says, policies trained as `policy` does, whose T and
-  # kinds are not read.
+  # Mode `compare`: which networks and which numbers of steps it compares. 'nat'
+  # is the NAT of `nat` above; 'enat' is that with the fields of `compare.enat`
+  # replaced. Tables are searched as `search` says. Policies are trained as
+  # `policy` says, except for its T and kinds, which are not read.
   compare.networks = ('nat', 'enat')
   compare.num_steps = (2, 4, 8)
   compare.enat = enat = ml_collections.ConfigDict()
@@ -238,20 +243,21 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Which schedules of decoding/schedules.py are compared with searched and
   # learned ones; unset: 'maskgit'.
   compare.schedules = placeholder(tuple)
-  # Images decoded at a time. What ENAT computes for a policy that decides for
-  # each sample is what the most demanding sample of a batch needs, within at
-  # most so many compiled sizes and, beyond them, all tokens.
+  # Number of images decoded at a time. For a policy that decides for each
+  # sample, an ENAT computes what the most demanding sample of a batch needs, in
+  # one of at most `num_buckets` compiled shapes, or else on all tokens.
   compare.batch_size = 100
   compare.num_buckets = 6
-  # Rounds in which all methods are timed in turn, and batches of each in one.
+  # Number of rounds in which all methods are timed in turn, and of batches of
+  # each method in a round.
   compare.timing_rounds = 7
   compare.timing_batches = 5
 
   config.sample = sample = ml_collections.ConfigDict()
-  # Classes to sample; a class may stand several times.
+  # Classes to sample; a class may be repeated.
   sample.classes = (0, 1)
-  # Images of each. They are decoded evaluate.batch_size at a time, and what a
-  # batch lacks is filled up: for one image set that to 1.
+  # Number of images of each. They are decoded in padded batches of
+  # evaluate.batch_size: for a single image set that to 1.
   sample.images_per_class = 16
   # A learned policy belongs to one number of steps.
   sample.num_steps = 4
@@ -262,7 +268,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   sample.table = ''
   # See evaluate.num_buckets.
   sample.num_buckets = 0
-  # Where the pictures go; empty for <workdir>/sample.
+  # Directory of the pictures; empty for <workdir>/sample.
   sample.output = ''
 
   if preset == 'full':
@@ -277,7 +283,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.search.num_samples = 300
     config.evaluate.batch_size = 150
   elif preset == 'pod':
-    # Samples share statistics in groups of 8, which lie on one device each.
+    # Each group of 8 samples shares statistics and lies on one device.
     policy.discriminator.update(batch_size=128, held_out=128)
   elif preset == 'tiny':
     _make_tiny(config)
@@ -285,7 +291,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
 
 
 def _make_tiny(config: ml_collections.ConfigDict) -> None:
-  """Makes everything small: the whole pipeline in minutes, no good images."""
+  """Makes everything small: the pipeline runs in minutes; images are poor."""
   config.log_every = 5
   config.save_every = 10
   config.tokenizer.update(num_steps=30, batch_size=32, base_width=8)

@@ -6,16 +6,16 @@
       --config.judges.reward.init_from=weights/dino \
       --config.evaluate.inception.init_from=weights/inception
 
-A folder of folders has a class in each, a folder of pictures is one class;
-docs/own_images.md goes through it. Presets:
+In a folder of folders each folder is a class; a folder of pictures is one
+class. docs/own_images.md explains each step. Presets:
 
   configs/image_folder.py         256 pixels, for one GPU of 40 GB or more
   configs/image_folder.py:laptop  64 pixels, an evening on a laptop
   configs/image_folder.py:tiny    everything once through, in minutes, for tests
 
 All sizes are our choice; neither of the first two has been run to its end on a
-large set of pictures. Every field that is not explained here is explained in
-common.py, digits.py or in256.py, whose networks these are.
+large set of pictures. common.py, digits.py and in256.py, whose networks these
+are, explain the fields that are not explained here.
 """
 
 import pathlib
@@ -49,20 +49,20 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
   """Sets what does not depend on the size."""
   data = config.data
   data.source = 'image_folder'
-  # Photographs from cameras are stored as the sensor lay.
+  # Cameras store photographs in the orientation of the sensor.
   data.apply_orientation = True
 
-  # Falls to 0, because the run is short.
+  # The rate falls to 0, because the run is short.
   config.nat.learning_rate_schedule = 'cosine'
 
   policy = config.policy
-  # From the hand-made schedule on, with constants for short runs; the
+  # Policies start at the hand-made schedule, with constants for short runs. The
   # discriminator sees the rollouts that PPO has used.
   policy.residual = 'published'
   policy.preset = 'ours'
   policy.discriminator.fresh_rollouts = False
   policy.discriminator.spectral_warmup = 10
-  # A tokenizer trained on few pictures blurs, and no schedule mends that.
+  # A tokenizer trained on few pictures blurs, and no schedule can mend that.
   policy.discriminator.reconstruct_real = True
 
   config.evaluate.benchmark = ''
@@ -76,7 +76,8 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   config.data.held_out = 200
 
   tokenizer = config.tokenizer
-  # The published networks' sizes, so that theirs can be named by `init_from`.
+  # The network has its published size, so that `init_from` can name published
+  # weights.
   tokenizer.num_steps = 100_000
   tokenizer.batch_size = 16
   tokenizer.measured_images = 2000
@@ -122,7 +123,7 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
 
 
 def _shrink(config: ml_collections.ConfigDict) -> None:
-  """Makes the GPU's sizes those of a laptop."""
+  """Replaces the sizes for a GPU by sizes for a laptop."""
   config.save_every = 250
   config.data.image_size = 64
   config.data.held_out = 50
@@ -177,7 +178,7 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   discriminator.batch_size = 32
   discriminator.held_out = 16
 
-  # Colours and coarse shapes, without a network.
+  # This compares colours and coarse shapes, without a network.
   config.evaluate.network = 'pixels'
   config.evaluate.num_samples = 500
   config.evaluate.precision_recall = 200
@@ -185,6 +186,6 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
 
 
 def _make_tiny(config: ml_collections.ConfigDict) -> None:
-  """Adds to in256.py:mini what only these configs use."""
+  """Sets the fields of in256.py:mini that differ for a folder of pictures."""
   config.data.held_out = 8
   config.evaluate.network = 'pixels'

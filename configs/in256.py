@@ -6,8 +6,8 @@
       --config.judges.reward.init_from=weights/dino \
       --config.evaluate.inception.init_from=weights/inception
 
-prepares tokens, trains NAT and policy, and evaluates; docs/imagenet256.md goes
-through it. From published weights alone (docs/weights.md),
+prepares tokens, trains NAT and policy, and evaluates; docs/imagenet256.md
+explains each step. From published weights alone (docs/weights.md),
 
   python -m adanat_jax.main --config=configs/in256.py --workdir=runs/sample \
       --config.mode=sample \
@@ -16,8 +16,8 @@ through it. From published weights alone (docs/weights.md),
       --config.policy.init_from=weights/policy \
       --config.sample.classes=207,360
 
-samples with the published policy; without one, --config.sample.policy=
-autonat_large takes AutoNAT's searched schedule. Presets:
+samples with the published policy. Without a policy, --config.sample.policy=
+autonat_large uses AutoNAT's searched schedule. Presets:
 
   configs/in256.py        the published sizes and hyperparameters
   configs/in256.py:mini   the same stages with everything small, for tests on a
@@ -26,7 +26,7 @@ autonat_large takes AutoNAT's searched schedule. Presets:
   configs/in256.py:tiny   the published recipe, small, on the digits, from
                           nothing: every stage in minutes
 
-Fields not explained here are explained in digits.py and common.py. Sources:
+digits.py and common.py explain the fields not explained here. Sources:
 LeapLabTHU/AdaNAT configs/imagenet_256_AdaNAT_L.yaml, train.py and README;
 LeapLabTHU/ImprovedNAT configs/AutoNAT_L.yaml, train.py and README, for the NAT.
 """
@@ -57,7 +57,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
 
 
 def set_recipe(config: ml_collections.ConfigDict) -> None:
-  """Sets what the published training and decoding do, whatever the size."""
+  """Sets the published training and decoding, independent of the size."""
   # AutoNAT README: --beta_alpha_beta 12 3; AutoNAT_L.yaml and train.py.
   config.nat.mask_ratio = 'beta'
   config.nat.beta = (12.0, 3.0)
@@ -67,14 +67,14 @@ def set_recipe(config: ml_collections.ConfigDict) -> None:
   config.nat.label_smoothing = 0.1
   config.nat.condition_dropping = 0.15
   config.nat.dropout_rate = 0.1
-  # AdaNAT train.py: gen_steps, heu = 0 on ImageNet, PPO's constants.
+  # AdaNAT train.py: gen_steps; heu = 0 on ImageNet; PPO's constants.
   config.policy.rewards = ('adversarial',)
   config.policy.num_steps = (8,)
   config.policy.residual = 'none'
   config.policy.preset = 'paper'
   # AdaNAT train.py: new rollouts for each update of the discriminator.
   config.policy.discriminator.fresh_rollouts = True
-  # Real images as they are.
+  # The discriminator sees real images as they are.
   config.policy.discriminator.reconstruct_real = False
   # Its spectral norms start without power iterations.
   config.policy.discriminator.spectral_warmup = 0
@@ -90,26 +90,26 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   # A folder, a file, a glob of tar files, or tfds' data_dir; docs/ has a page
   # for each benchmark.
   data.path = ''
-  # The same for the validation images; empty to set `held_out` images apart.
+  # The same for the validation images; empty to hold out `held_out` images.
   data.validation_path = ''
-  # Chosen by a hash of their names, so that they stay the same ones.
+  # How many. A hash of their names chooses them, so they are always the same.
   data.held_out = 0
-  # Of source 'tfds': the name of the data set, such as 'imagenet2012'.
+  # For source 'tfds': the name of the data set, such as 'imagenet2012'.
   data.tfds_name = ''
-  # Of source 'coco': the JSON files of captions. Of 'imagenet_tar' the second
-  # is the devkit, with the classes of the validation images; it is found by
-  # itself if it lies beside them.
+  # For source 'coco': the JSON files of captions. For 'imagenet_tar' the second
+  # field names the devkit, with the classes of the validation images; it is
+  # found without the field if it lies next to the images.
   data.annotations = ''
   data.validation_annotations = ''
-  # Whether photographs are turned upright by their EXIF tag; as published: no.
+  # Whether photographs are turned upright by their EXIF tag; published: no.
   data.apply_orientation = False
-  # Files that cannot be read are named and left out; past this share of all,
-  # preparation fails.
+  # Files that cannot be read are named and left out. If their share of all
+  # files is larger than this, preparation fails.
   data.max_corrupt_share = 0.01
   # Directory of the prepared tokens; empty for <workdir>/prepare. Runs with the
   # same tokenizer may share one.
   data.prepared = ''
-  # 'store' writes the states of captions beside the tokens, 'compute' runs the
+  # 'store' writes the states of captions with the tokens, 'compute' runs the
   # text tower in each training step.
   data.text_embeddings = 'store'
   data.image_size = 256
@@ -118,13 +118,14 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.num_classes = 1000
 
   config.prepare = prepare = ml_collections.ConfigDict()
-  # Images that a process encodes at once, each with its mirror image: 0.3 GB of
-  # device memory each at 256 pixels.
+  # Number of images that a process encodes at once, each with its mirror image:
+  # 0.3 GB of device memory each at 256 pixels.
   prepare.batch_size = 32
-  # Images whose records share a file: what a kill costs a process at most, and
-  # the files of a set should stay below a system's limit of open ones.
+  # Number of images whose records share a file. A kill costs a process at most
+  # this work; the files of a set should be fewer than the system's limit of
+  # open files.
   prepare.shard_size = 8192
-  # Threads that decode; 0 for one a processor.
+  # Number of threads that decode; 0 for one for each processor.
   prepare.num_threads = 0
 
 
@@ -140,11 +141,11 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   tokenizer.num_groups = 32
   # Checkpoint of `python -m adanat_jax.convert --kind=vqgan`.
   tokenizer.init_from = ''
-  # What follows is for whoever trains one: how the published one was trained
-  # is not known in full, and this is our choice. As VQGAN (Esser et al. 2021),
-  # less the perceptual loss, which needs one more published network.
+  # The fields below train a tokenizer. How the published one was trained is not
+  # fully known, so these are our choice: as VQGAN (Esser et al. 2021), without
+  # the perceptual loss, which needs one more published network.
   tokenizer.num_steps = 400_000
-  # 1.3 GiB of device memory an image.
+  # An image takes 1.3 GiB of device memory.
   tokenizer.batch_size = 64
   tokenizer.learning_rate = 1e-4
   tokenizer.betas = (0.5, 0.9)
@@ -173,10 +174,10 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   nat.ema_decay = 0.9999
   # The original trains in float16, with scaled losses.
   nat.training_dtype = 'bfloat16'
-  # Our choice: what one GPU of 140 GB should hold, and 8 devices of 16 GB; with
-  # more of them fewer parts are faster. See docs/scaling.md.
+  # Our choice: parts that should fit one GPU of 140 GB, or 8 devices of 16 GB;
+  # with more devices fewer parts are faster. See docs/scaling.md.
   nat.micro_batches = 8
-  # Our choice: 10,000 samples take the operations of some 30 steps.
+  # Our choice: 10,000 samples take as many operations as some 30 steps.
   nat.evaluate_every = 5000
   nat.validation_examples = 10_000
   nat.sample_grid = 64
@@ -196,8 +197,7 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   policy.evaluate_every = 25
   policy.evaluate_samples = 10_000
   policy.iterate = 'best'
-  # Our choice: what devices of 16 GB hold, from 8 to 128 of them; see
-  # docs/scaling.md.
+  # Our choice: this fits 8 to 128 devices of 16 GB; see docs/scaling.md.
   policy.rollout_size = 256
   policy.ppo.micro_batches = 16
   # AdaNAT libs/policy.py.
@@ -217,11 +217,11 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   discriminator.learning_rate = 1e-4
   discriminator.updates = 5
   discriminator.batch_size = 1024
-  # Our choice: 8 for each of up to 128 devices.
+  # Our choice: 8 images for each of up to 128 devices.
   discriminator.held_out = 1024
 
   reward = config.judges.reward
-  # DINO ViT-S/16 (AdaNAT libs/discriminator.py): larger images are cropped half
+  # DINO ViT-S/16 (AdaNAT libs/discriminator.py). Larger images are cropped half
   # of the time.
   reward.image_size = 224
   reward.normalisation = 'imagenet'
@@ -242,13 +242,14 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   evaluate.num_samples = 50_000
   evaluate.labels = 'uniform'
   evaluate.rounding = 'none'
-  # The published moments, fid_stats_imagenet256_guided_diffusion.npz, start
-  # from the training images; empty to make our own of them.
+  # The published reference statistics,
+  # fid_stats_imagenet256_guided_diffusion.npz, are of the training images;
+  # empty to compute our own from these.
   evaluate.statistics = ''
   evaluate.reference_split = 'train'
-  # Our choice, ADM's number of real images; the sources compare none.
+  # Our choice: ADM's number of real images. The sources do not compare any.
   evaluate.precision_recall = 10_000
-  # Our choice: what a laptop's memory holds.
+  # Our choice: this fits a laptop's memory.
   evaluate.batch_size = 4
 
   config.sample.classes = (207, 360, 387, 974)
@@ -256,7 +257,7 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-  """Makes a config of real images small; what is not size stays as it is."""
+  """Makes a config of real images small; changes only sizes."""
   config.log_every = 2
   config.save_every = 4
   config.data.image_size = 32
@@ -286,7 +287,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   discriminator = config.policy.discriminator
   discriminator.update(updates=2, batch_size=16, held_out=8)
   discriminator.update(mapping_width=16, condition_map_width=8, kernel_size=3)
-  # Inception is no network for a test.
+  # Inception is too large for a test.
   config.evaluate.update(network='pixels', num_samples=24, batch_size=8)
   config.evaluate.precision_recall = 8
   config.sample.classes = (0, 1)

@@ -17,20 +17,20 @@ samples with the published schedule. From raw images, as in256.py,
       --config.judges.reward.init_from=weights/dino \
       --config.evaluate.inception.init_from=weights/inception
 
-prepares tokens, trains the network, then AdaNAT's policy for it, which is
-nobody's published method, and measures that beside ENAT's own schedule. With
---config.evaluate.policies=enat_256 from the first command on, modes `prepare`,
-`nat` and `evaluate` are ENAT alone. Presets:
+prepares tokens, trains the network and then AdaNAT's policy for it (which
+nobody has published), and compares that policy with ENAT's own schedule. For
+ENAT alone, give --config.evaluate.policies=enat_256 from the first command on
+and run the modes `prepare`, `nat` and `evaluate`. Presets:
 
   configs/in256_enat.py        ENAT-L, FID 2.79 at T = 8
   configs/in256_enat.py:base   ENAT-B, FID 3.53; its weights are not published
-  configs/in256_enat.py:small  ENAT-S, of the ablations; nor are these
+  configs/in256_enat.py:small  ENAT-S, of the ablations; weights not published
   configs/in256_enat.py:mini, :tiny  as in256.py's, for tests
 
-Everything that is not set here is in256.py's: the published recipe is AutoNAT's
-but for what `set_recipe` changes. Sources: LeapLabTHU/ENAT README, train.py,
-utils.py, libs/nat_misc.py, libs/models.py, and table 7 of the paper. Nobody has
-run this file at its size.
+Everything that is not set here is as in in256.py: the published recipe is
+AutoNAT's, except for what `set_recipe` changes. Sources: LeapLabTHU/ENAT
+README, train.py, utils.py, libs/nat_misc.py, libs/models.py, and table 7 of the
+paper. Nobody has run this file at full size.
 """
 
 import pathlib
@@ -64,26 +64,28 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   nat.update(dict(zip(_FIELDS, _SIZES[preset], strict=True)))
   set_recipe(config)
   if like == 'default':
-    # Our choice, not tried: a block holds twice what NAT-L's does, since
-    # training masks the attention and makes keys of all tokens twice.
+    # Our choice, not tried: a block takes twice the memory of NAT-L's, because
+    # training masks the attention and computes keys of all tokens twice.
     nat.micro_batches = 16
   return config
 
 
 def set_recipe(config: ml_collections.ConfigDict) -> None:
-  """Sets in what ENAT's training and decoding differ from AutoNAT's."""
-  # One ratio, and one decision to reuse, for all examples of a GPU, so that
-  # they can be gathered: 8 or 16 of each a step. Here they are of the whole
-  # batch; 'example', which masked attention allows, is not published.
+  """Sets the fields in which ENAT differs from AutoNAT."""
+  # The original draws one ratio, and one decision to reuse, for all examples of
+  # a GPU, so that it can gather them: 8 or 16 of each in a step. Here they are
+  # drawn for the whole batch. 'example', which masked attention allows, is not
+  # published.
   config.nat.mask_ratio_per = 'batch'
   config.nat.reuse_probability = 0.5
-  # The original drops 15 % of the labels where it loads them and a tenth of the
-  # rest in the network, not in the forward that is reused, whose features then
-  # know a class that the network is not told. We drop once, 15 %, in both.
+  # The original drops 15 % of the labels where it loads them, and a tenth of
+  # the rest in the network, but not in the forward that fills the cache. So the
+  # cache sometimes contains a class that the network does not see. We drop 15 %
+  # once, for both forwards.
   config.nat.condition_dropping = 0.15
-  # sample.num_steps is 8: settings for 4 steps are not published.
+  # sample.num_steps stays 8: settings for 4 steps are not published.
   config.sample.policy = 'enat_256'
   config.evaluate.policies = ('learned', 'enat_256')
   config.evaluate.num_buckets = 6
-  # Each class equally often; 50 images.
+  # Each class equally often: 50 images.
   config.evaluate.labels = 'balanced'

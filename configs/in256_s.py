@@ -1,10 +1,10 @@
 """AdaNAT-S on ImageNet 256. Its sizes are not published: these are our choice.
 
-The paper gives results of AdaNAT-S and no sizes. Width 512, depth 12 (and the
-middle block) and 8 heads are those of U-ViT-S, the network with which the
-paper's tables compare it; the NAT then has 45.5 M parameters. Everything else
-is in256.py's, presets and use included; there are no weights to convert, but a
-NAT that was trained here or converted from this layout samples.
+The paper gives results of AdaNAT-S but no sizes. Width 512, depth 12 (and the
+middle block) and 8 heads are those of U-ViT-S, with which the paper's tables
+compare it; the NAT then has 45.5 M parameters. Everything else is as in
+in256.py, including presets and use. There are no published weights to convert,
+but a NAT that was trained here, or converted from this layout, can sample.
 """
 
 import pathlib

@@ -1,11 +1,11 @@
 """AdaNAT-L on ImageNet 512. The network is not published: it is our choice.
 
 The paper gives a result (FID 3.66 at T = 8) and neither a config nor weights.
-Here the tokenizer of in256.py, which is fully convolutional and which ENAT
-uses at 512 too, makes 32x32 tokens, and the NAT and the policy of AdaNAT-L see
-all 1024 of them. (The paper's 1.2 TFLOPs suggest a trunk that sees patches of
-2x2 tokens; its code refuses that setting.) Everything else is in256.py's,
-presets and use included; there are no weights to convert.
+Here the tokenizer of in256.py makes 32x32 tokens (it is fully convolutional,
+and ENAT uses it at 512 too), and the NAT and the policy of AdaNAT-L see all
+1024 of them. (The paper's 1.2 TFLOPs suggest a trunk that sees patches of
+2x2 tokens; its code refuses that setting.) Everything else is as in in256.py,
+including presets and use; there are no published weights to convert.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
   if preset == 'default':
     config.data.image_size = 512
-    # Four times the tokens, eight times the parts: for one GPU of 80 GB.
+    # Four times the tokens need eight times the parts, for one GPU of 80 GB.
     config.nat.micro_batches = 64
     config.prepare.batch_size = 8
     config.evaluate.batch_size = 1

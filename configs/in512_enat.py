@@ -7,8 +7,8 @@
       --config.sample.classes=207,360
 
 samples from published weights (docs/weights.md). The tokenizer is that of 256
-pixels, and so are other uses, presets and sources: see in256_enat.py. ENAT-B
-and S are not published at this size. Nobody has run this file at its size.
+pixels. Other uses, presets and sources are those of in256_enat.py. ENAT-B and S
+are not published at this size. Nobody has run this file at full size.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.evaluate.policies = ('learned', 'enat_512')
   if preset == 'default':
     config.data.image_size = 512
-    # ENAT README: the rate in proportion to the batch.
+    # ENAT README: the rate is proportional to the batch.
     config.nat.batch_size = 512
     config.nat.learning_rate = 1e-4
     # Our choice, not tried, for one GPU of 80 GB: see in512.py.
@@ -39,8 +39,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     # The paper measures 50,000 images, the README's command 5,000.
     config.evaluate.batch_size = 1
     config.evaluate.benchmark = 'imagenet512'
-    # Features of 4,096 trajectories take 137 GB in float32, and those of an
-    # ENAT cannot be made again.
+    # Features of 4,096 trajectories take 137 GB in float32, and an ENAT's
+    # features cannot be recomputed.
     config.policy.rollout_dtype = 'bfloat16'
     config.sample.classes = (207, 360)
   return config

@@ -23,12 +23,11 @@ import hlo
 import programs
 import sampling
 
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import sharding
+from support import configs
 
 # A device has 56 trajectories: 7 a micro-batch of a quarter in two.
 _BATCH_SIZE = 7 * 64
-_CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'in256.py'
 # Nothing is run; compiling takes the time.
 _OPTIONS = {
   'xla_backend_optimization_level': 0,
@@ -63,7 +62,7 @@ def config_of(**changes: Any) -> Any:
     'policy.discriminator.updates': 1,
     'nat.batch_size': _BATCH_SIZE,
   }
-  return config_lib.load(f'{_CONFIG}:tiny', sizes | changes)
+  return configs.load('in256.py:tiny', sizes | changes)
 
 
 def joined() -> programs.Program:

@@ -8,19 +8,17 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.models import operations
 from adanat_jax.models.vqgan import VQGAN
+from support import configs
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
 import hours
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
-
 
 def load(name, changes=None):
-  return config_lib.load(str(_CONFIGS / name), changes)
+  return configs.load(name, changes)
 
 
 class EncoderTest(parameterized.TestCase):

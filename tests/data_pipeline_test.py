@@ -16,15 +16,14 @@ from adanat_jax.data.order import epoch_batch
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.prepared import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
-from adanat_jax.experiment import config as config_lib, fit
+from adanat_jax.experiment import fit
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, timing
+from support import configs
 
 # The benchmark is not part of the package.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 import pipelines
-
-CONFIG = pathlib.Path(__file__).parent.parent / 'configs' / 'in256.py'
 
 
 class _Source:
@@ -248,7 +247,7 @@ class PreparedExamplesTest(absltest.TestCase):
     writer.discard()
 
   def test_a_resumed_run_reads_what_it_would_have_read(self):
-    config = config_lib.load(f'{CONFIG}:mini')
+    config = configs.load('in256.py:mini')
 
     def read(steps):
       examples = PreparedExamples(self.directory, 'train')

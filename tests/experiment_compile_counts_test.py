@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax.experiment import config as config_lib, fit
+from adanat_jax.experiment import fit
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import sharding
-from support import children
+from support import children, configs
 
-_CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
 _OPTIMIZER = optax.adam(0.1)
 
 
@@ -29,7 +28,7 @@ def initial(frozen: Any) -> Any:
 
 def train(num_steps: int, directory: str) -> dict[str, list[int]]:
   """Fits a line; returns what had been traced and compiled after each step."""
-  config = config_lib.load(f'{_CONFIG}:tiny', {'save_every': 2, 'log_every': 1})
+  config = configs.load('digits.py:tiny', {'save_every': 2, 'log_every': 1})
   compiled, after = [], []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: (

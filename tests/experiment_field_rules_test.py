@@ -20,20 +20,21 @@ from adanat_jax.experiment import (
   field_rules,
   fields,
   policies,
+  rewards,
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import ppo, vq
 from adanat_jax.models import clip, discriminator
 from adanat_jax.report import published_figures
 from adanat_jax.runtime import files
+from support import configs
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 _OLD_WORKDIR = pathlib.Path(__file__).parent / 'data/workdir-0.1.0.tar.xz'
 
 
 def presets():
   """Every config with every preset, as `--config` takes them."""
-  for path in sorted(_CONFIGS.glob('*.py')):
+  for path in sorted(configs.CONFIGS.glob('*.py')):
     names = runpy.run_path(str(path)).get('PRESETS', ('default',))
     for name in names:
       yield str(path) if name == 'default' else f'{path}:{name}'
@@ -63,7 +64,7 @@ def odd_values(like):
 
 def check(source, **overrides):
   """What `main` does before the first stage."""
-  config = config_lib.load(str(_CONFIGS / source))
+  config = configs.load(source)
   for name, value in overrides.items():
     node = config
     *groups, last = name.split('__')
@@ -194,6 +195,9 @@ class TableTest(parameterized.TestCase):
   def test_elements_and_conditions_are_those_that_there_are(self):
     kinds = fields.some_of(fields.choice(*policies.KINDS))
     self.assertEqual(field_rules.RULES['policy.kinds'].allowed, kinds.allowed)
+    several = fields.some_of(fields.choice(*rewards.REWARDS))
+    allowed = field_rules.RULES['policy.rewards'].allowed
+    self.assertEqual(allowed, several.allowed)
     self.assertEqual(field_rules.GROUP_SIZE, discriminator.GROUP_SIZE)
     for name in digits.CONDITION_NAMES:
       self.assertTrue(field_rules.RULES['data.condition'].accepts(name))
@@ -254,7 +258,7 @@ class CheckTest(parameterized.TestCase):
     )
 
   def test_a_field_that_is_missing_is_named_by_who_reads_it(self):
-    config = config_lib.load(str(_CONFIGS / 'digits.py'))
+    config = configs.load('digits.py')
     with config.unlocked():
       del config.nat.width
       del config.report

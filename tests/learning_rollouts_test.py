@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 
 from absl.testing import absltest, parameterized
 import jax
@@ -11,13 +10,11 @@ import numpy as np
 
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import policy as policy_lib, ppo, rewards
 from adanat_jax.runtime import batch_parts
 from adanat_jax.stages import policy
-
-_DIGITS = pathlib.Path(__file__).parents[1] / 'configs' / 'digits.py'
+from support import configs
 
 # T steps, B trajectories, N tokens, K codes, D width.
 T, B, N, K, D = 3, 16, 4, 5, 6
@@ -230,7 +227,7 @@ class ConfigTest(parameterized.TestCase):
     ('policy.rollout_size', 12, 'divides the batches of 32'),
   )
   def test_refuses(self, field, value, words):
-    config = config_lib.load(f'{_DIGITS}:tiny', {field: value})
+    config = configs.load('digits.py:tiny', {field: value})
     with self.assertRaises(UserError) as caught:
       policy.check_config(Experiment(config, 'unused'))
     self.assertIn(words, str(caught.exception))
@@ -238,8 +235,8 @@ class ConfigTest(parameterized.TestCase):
   def test_accepts(self):
     policy.check_config(
       Experiment(
-        config_lib.load(
-          f'{_DIGITS}:tiny',
+        configs.load(
+          'digits.py:tiny',
           {
             'policy.ppo.micro_batches': 2,
             'policy.ppo.shuffle_groups': 4,

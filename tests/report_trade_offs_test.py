@@ -46,6 +46,7 @@ class TradeOffsTest(parameterized.TestCase):
           {
             'network': network,
             'schedule': 'adanat',
+            'label': f'AdaNAT on {network.upper()}',
             'num_steps': point.num_steps,
             'measures': {
               name: {'values': values}

@@ -28,9 +28,8 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models.enat import SIZES
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.stages import sample
-from support import torch_files
+from support import configs, torch_files
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 NAMES = (
   *('in256', 'in256_s', 'in512', 'cc3m256', 'coco256'),
   *('in256_enat', 'in512_enat'),
@@ -92,7 +91,7 @@ class PublishedSamplingTest(parameterized.TestCase):
     return str(self.folder / kind)
 
   def load_config(self, name, **more):
-    return config_lib.load(str(CONFIGS / f'{name}.py'), {**SHRUNKEN, **more})
+    return configs.load(f'{name}.py', {**SHRUNKEN, **more})
 
   def weights(self, config, condition):
     """Converts a tokenizer and a network; returns overrides and parameters."""
@@ -274,8 +273,8 @@ class PublishedSamplingTest(parameterized.TestCase):
 class ConfigsTest(parameterized.TestCase):
   @parameterized.parameters(*NAMES)
   def test_tiny_has_the_fields_of_the_digits(self, name):
-    digits = config_lib.load(str(CONFIGS / 'digits.py') + ':tiny')
-    tiny = config_lib.load(str(CONFIGS / f'{name}.py') + ':tiny')
+    digits = configs.load('digits.py:tiny')
+    tiny = configs.load(f'{name}.py:tiny')
     fields = [
       set(traverse_util.flatten_dict(config_lib.to_dict(config), sep='.'))
       for config in (tiny, digits)
@@ -287,7 +286,7 @@ class ConfigsTest(parameterized.TestCase):
     ('in256', 193_655_297), ('in256_s', 45_546_497), ('cc3m256', 503_628_929)
   )
   def test_published_sizes(self, name, count):
-    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    config = configs.load(f'{name}.py')
     module = networks.nat_module(config)
     is_text = config.data.condition == 'text'
     condition = (
@@ -306,7 +305,7 @@ class ConfigsTest(parameterized.TestCase):
     ('in512_enat.py', 'L', 566_690_817),
   )
   def test_published_sizes_of_enat(self, name, size, count):
-    config = config_lib.load(str(CONFIGS / name))
+    config = configs.load(name)
     module = networks.nat_module(config)
     tokens = jnp.zeros((1, module.num_tokens), int)
     shapes = jax.eval_shape(
@@ -336,7 +335,7 @@ class ConfigsTest(parameterized.TestCase):
     )
     at_512 = dict(published, batch_size=512, learning_rate=1e-4)
     for name, recipe in (('in256_enat', published), ('in512_enat', at_512)):
-      nat_section = config_lib.load(str(CONFIGS / f'{name}.py')).nat
+      nat_section = configs.load(f'{name}.py').nat
       given = {field: nat_section[field] for field in recipe}
       self.assertEqual(given, recipe)
 
@@ -344,7 +343,7 @@ class ConfigsTest(parameterized.TestCase):
     ('in256', 11_876_484), ('cc3m256', 12_073_092), ('in512', None)
   )
   def test_published_sizes_beside_the_nat(self, name, actor_size):
-    config = config_lib.load(str(CONFIGS / f'{name}.py'))
+    config = configs.load(f'{name}.py')
     count = lambda module, *inputs: sum(
       int(np.prod(x.shape))
       for x in jax.tree.leaves(
@@ -368,7 +367,7 @@ class ConfigsTest(parameterized.TestCase):
 
   @parameterized.product(name=NAMES, preset=('default', 'mini'))
   def test_real_images_go_through_every_stage(self, name, preset):
-    config = config_lib.load(str(CONFIGS / f'{name}.py') + f':{preset}')
+    config = configs.load(f'{name}.py:{preset}')
     self.assertEqual(config.mode, 'all')
     with self.assertRaisesRegex(UserError, r'config\.data\.path is empty'):
       Experiment(config, 'unused').check(datasets.problems)

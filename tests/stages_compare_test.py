@@ -22,7 +22,6 @@ from adanat_jax.decoding import schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
-  config as config_lib,
   networks,
   policies,
   workdir as workdir_lib,
@@ -40,9 +39,8 @@ from adanat_jax.stages import (
   compare_costs as costs,
 )
 from adanat_jax.types import TokenCounts
-from support import random_weights, small_weights
+from support import configs, random_weights, small_weights
 
-DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 # Little to compile.
 SMALL = {
   'mode': 'compare',
@@ -73,9 +71,10 @@ def setUpModule():
 
 def small_config(**fields):
   """A comparison of little networks at T = 2."""
-  return config_lib.load(
-    f'{DIGITS}:tiny',
-    SMALL | {name.replace('__', '.'): value for name, value in fields.items()},
+  return configs.load(
+    'digits.py:tiny',
+    SMALL,
+    **fields,
   )
 
 
@@ -386,7 +385,7 @@ class MistakesTest(parameterized.TestCase):
       compare.check_config(Experiment(config, 'unused'))
 
   def test_the_preset_and_its_stages(self):
-    config = config_lib.load(f'{DIGITS}:relatives')
+    config = configs.load('digits.py:relatives')
     self.assertEqual(config.mode, 'compare')
     compare.check_config(Experiment(config, 'unused'))
     self.assertEqual(main.COMPARISON, ('tokenizer', 'judges', 'compare'))
@@ -395,7 +394,7 @@ class MistakesTest(parameterized.TestCase):
       compare.run(Experiment(config, workdir))
     # The NAT is that of the default job: nothing but what it reads differs.
     ours = compare.network_experiment(Experiment(config, workdir), 'nat')
-    default = config_lib.load(str(DIGITS))
+    default = configs.load('digits.py')
     self.assertEqual(
       {k: v for k, v in ours.config.nat.items() if k != 'init_from'},
       dict(default.nat.items()),

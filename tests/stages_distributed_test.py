@@ -21,7 +21,6 @@ import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.experiment import (
-  config as config_lib,
   fit,
   policies,
   rewards,
@@ -36,9 +35,8 @@ from adanat_jax.runtime import (
   sharding,
 )
 from adanat_jax.stages import judges, nat, policy, tokenizer
-from support import children
+from support import children, configs
 
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 STEPS = 10
 # What a stage reads, and where it writes.
 STAGES = {
@@ -55,7 +53,7 @@ THRESHOLDS = ('accuracy', 'clip_fraction', 'time')
 
 def config_of(fsdp: int) -> ml_collections.ConfigDict:
   """`digits:tiny`, smaller still, in batches that eight devices can share."""
-  config = config_lib.load(f'{CONFIGS / "digits.py"}:tiny')
+  config = configs.load('digits.py:tiny')
   config.mesh.fsdp = fsdp
   config.log_every = 1
   config.save_every = 100
@@ -159,7 +157,7 @@ def pieces(
     return len({str(index) for index in places})
 
   _, params = Experiment(config, workdir).network('nat')
-  reward = rewards.make_spec('adversarial', Experiment(config, workdir), 1)
+  reward = rewards.REWARDS['adversarial'].make(Experiment(config, workdir), 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
   batch = fit.Batches(Experiment(config, 'unused'), 'nat', examples, (16,))(0)[
     'rows'

@@ -8,14 +8,12 @@ import numpy as np
 
 from adanat_jax import main
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, workdir
+from adanat_jax.experiment import workdir
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, reference_statistics, scores
 from adanat_jax.runtime import files
 from adanat_jax.stages import policy_rules
-from support import raw_files
-
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+from support import configs, raw_files
 
 
 def check_all(config):
@@ -39,8 +37,8 @@ class EarlyMistakesTest(parameterized.TestCase):
     weights.mkdir(exist_ok=True)
     files.write_json(weights / 'complete.json', {'step': 0, 'figures': {}})
     found = raw_files.image_folder(self.folder / 'raw')
-    return config_lib.load(
-      f'{CONFIGS / "in256.py"}:mini',
+    return configs.load(
+      'in256.py:mini',
       {
         'data.path': str(found.path),
         'data.held_out': 4,
@@ -77,14 +75,13 @@ class EarlyMistakesTest(parameterized.TestCase):
 
   def test_what_nobody_uses_is_not_checked(self):
     fields = {'policy.discriminator.batch_size': 9}
-    digits = f'{CONFIGS / "digits.py"}:tiny'
     with self.assertRaisesRegex(UserError, r'discriminator\.batch_size is 9'):
       policy_rules.check_config(
-        Experiment(config_lib.load(digits, fields), 'unused')
+        Experiment(configs.load('digits.py:tiny', fields), 'unused')
       )
     fields |= {'policy.rewards': ('frechet',)}
     policy_rules.check_config(
-      Experiment(config_lib.load(digits, fields), 'unused')
+      Experiment(configs.load('digits.py:tiny', fields), 'unused')
     )
 
   def test_moments_of_other_images_are_not_taken(self):

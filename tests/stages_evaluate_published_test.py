@@ -18,15 +18,14 @@ import numpy as np
 from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.runtime import addresses, files, processes
 from adanat_jax.stages import evaluate, evaluate_published
-from support import children
-from support.evaluating import CONFIGS, COUNT, random_generator, tiny_config
+from support import children, configs
+from support.evaluating import COUNT, random_generator, tiny_config
 
 
 def frechet_by_eigenvalues(a: np.ndarray, b: np.ndarray) -> float:
@@ -287,7 +286,7 @@ class BenchmarkTest(parameterized.TestCase):
       evaluate.check_config(Experiment(tiny_config(**fields), 'unused'))
 
   def test_a_study_is_of_digits(self):
-    config = config_lib.load(f'{CONFIGS}/in256.py:mini')
+    config = configs.load('in256.py:mini')
     config.evaluate.protocol = 'study'
     with self.assertRaisesRegex(UserError, 'protocol=study.*image_folder'):
       evaluate.check_config(Experiment(config, 'unused'))

@@ -18,15 +18,12 @@ import optax
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.enat import ENAT
 from adanat_jax.runtime import journal, sharding
 from adanat_jax.stages import nat as nat_stage
-from support import children, random_weights
-
-DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
+from support import children, configs, random_weights
 
 _MASK, _NUM_TOKENS, _BATCH = 5, 4, 8
 _KEY = jax.random.key(17)
@@ -277,7 +274,7 @@ def _config(**changes):
     'nat.validation_examples': 20,
   }
   changes = {f'nat.{name}': value for name, value in changes.items()}
-  return config_lib.load(f'{DIGITS}:tiny', fields | changes)
+  return configs.load('digits.py:tiny', fields | changes)
 
 
 class StageTest(parameterized.TestCase):

@@ -15,16 +15,14 @@ from PIL import Image
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.experiment import networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, journal, metric_writer
 from adanat_jax.stages import nat as nat_stage, nat_held_out
-from support import random_weights
-
-DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
+from support import configs, random_weights
 
 
 def setUpModule():
@@ -53,9 +51,10 @@ def small_config(**changes):
     'nat.sample_num_steps': 2,
     'data.condition': 'digit',
   }
-  return config_lib.load(
-    f'{DIGITS}:tiny',
-    fields | {k.replace('__', '.'): v for k, v in changes.items()},
+  return configs.load(
+    'digits.py:tiny',
+    fields,
+    **changes,
   )
 
 

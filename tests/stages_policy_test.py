@@ -14,7 +14,6 @@ from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   adversarial_reward,
-  config as config_lib,
   datasets,
   networks,
   policies,
@@ -28,9 +27,8 @@ from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.runtime import checkpoint_format
 from adanat_jax.runtime.journal import read_complete
 from adanat_jax.stages import policy
-from support import compiling, random_weights, raw_files, small_weights
+from support import compiling, configs, random_weights, raw_files, small_weights
 
-CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 TINY = {
   'policy.iterations': 3,
   'policy.save_every': 1,
@@ -94,8 +92,8 @@ class StageTest(parameterized.TestCase):
     # What goes on after a kill is the same program: it is compiled once.
     cls.enterClassContext(compiling.compiled_once(cls.root / 'cache'))
     found = raw_files.image_folder(cls.root / 'raw', per_class=6, corrupt=True)
-    cls.classes = config_lib.load(
-      f'{CONFIGS / "in256.py"}:mini',
+    cls.classes = configs.load(
+      'in256.py:mini',
       {
         **TINY,
         'data.path': str(found.path),
@@ -107,8 +105,8 @@ class StageTest(parameterized.TestCase):
     train, validation = (
       raw_files.coco(cls.root / 'coco', split) for split in ('train', 'val')
     )
-    cls.captions = config_lib.load(
-      f'{CONFIGS / "cc3m256.py"}:mini',
+    cls.captions = configs.load(
+      'cc3m256.py:mini',
       {
         **TINY,
         'data.source': 'coco',
@@ -289,7 +287,7 @@ class StageTest(parameterized.TestCase):
     config.policy.discriminator.learning_rate = 0.02
     config.policy.discriminator.reconstruct_real = False
     text = Experiment(config, 'unused').network('text')
-    spec = adversarial_reward.make_spec(Experiment(config, self.root), 1, text)
+    spec = adversarial_reward.make_spec(Experiment(config, self.root), 1)
     random = np.random.default_rng(0)
     images = np.where(np.arange(16)[:, None, None, None] % 2, 0.9, 0.1)
     images = images + 0.05 * random.random((16, 16, 16, 3))
@@ -353,7 +351,7 @@ class StageTest(parameterized.TestCase):
 class RewardInputsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.config = config_lib.load(f'{CONFIGS / "in256.py"}:mini')
+    self.config = configs.load('in256.py:mini')
     random = np.random.default_rng(0)
     self.images = jnp.float32(random.random((8, 32, 32, 3)))
     mean, std = np.float32(vit.IMAGENET_MEAN), np.float32(vit.IMAGENET_STD)
@@ -400,7 +398,7 @@ class RewardInputsTest(absltest.TestCase):
     )
 
   def test_digits_are_centred(self):
-    config = config_lib.load(str(CONFIGS / 'digits.py'))
+    config = configs.load('digits.py')
     seen = reward_network.inputs(
       Experiment(config, 'unused'), self.images, jax.random.key(0)
     )

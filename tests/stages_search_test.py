@@ -20,7 +20,6 @@ from adanat_jax.decoding import step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
-  config as config_lib,
   networks,
   workdir as workdir_lib,
 )
@@ -31,9 +30,8 @@ from adanat_jax.runtime import files, metric_writer
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import nat as nat_stage, sample, search, search_common
-from support import random_weights, small_weights
+from support import configs, random_weights, small_weights
 
-DIGITS = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
 Scorer = scores.Scorer
 
 
@@ -43,8 +41,8 @@ def setUpModule():
 
 def tiny_config(**fields):
   """A search of two numbers of steps by little networks."""
-  config = config_lib.load(
-    f'{DIGITS}:tiny',
+  return configs.load(
+    'digits.py:tiny',
     {
       'tensorboard': False,
       'nat.width': 16,
@@ -57,10 +55,9 @@ def tiny_config(**fields):
       'search.evaluations': 5,
       'search.num_samples': 24,
       'search.fresh_samples': 24,
-    }
-    | {name.replace('__', '.'): value for name, value in fields.items()},
+    },
+    **fields,
   )
-  return config
 
 
 def tree_of(directory):

@@ -15,14 +15,11 @@ import numpy as np
 from PIL import Image
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, real_images, reference_statistics
 from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
-from support import raw_files
-
-CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+from support import configs, raw_files
 
 
 def setUpModule():
@@ -46,7 +43,7 @@ class StatisticsTest(parameterized.TestCase):
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
 
   def config(self, **data):
-    config = config_lib.load(f'{CONFIGS}/in256.py:mini')
+    config = configs.load('in256.py:mini')
     config.data.update(path=str(self.root), max_corrupt_share=0.5, **data)
     config.evaluate.update(batch_size=4, save_every=4)
     return config
@@ -184,7 +181,7 @@ class StatisticsTest(parameterized.TestCase):
       reference_statistics.read(path)
 
   def test_captions_alone_have_no_moments(self):
-    config = config_lib.load(f'{CONFIGS}/cc3m256.py:mini')
+    config = configs.load('cc3m256.py:mini')
     config.data.path = str(raw_files.cc3m_tsv(self.workdir, count=2).path)
     prompts = raw_files.cc3m_prompts(self.workdir).path
     config.data.validation_path = str(prompts)

@@ -1,6 +1,5 @@
 """The parts of the stages: numbers by hand, ledger, methods, measures."""
 
-import importlib.util
 import json
 import pathlib
 import types
@@ -23,16 +22,9 @@ from adanat_jax.runtime import journal
 from adanat_jax.runtime.journal import Ledger
 from adanat_jax.stages import evaluate_study
 from adanat_jax.types import PolicyValues
+from support import configs
 
 T = 3
-
-
-def tiny_config():
-  path = pathlib.Path(__file__).parents[1] / 'configs/digits.py'
-  spec = importlib.util.spec_from_file_location('digits_config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config('tiny')
 
 
 class CodebookTest(absltest.TestCase):
@@ -155,7 +147,7 @@ class MethodsTest(absltest.TestCase):
   def test_no_seed_serves_two_purposes(self):
     # Of an Evaluation only what chooses keys; the rest is not there.
     evaluation = object.__new__(Evaluation)
-    evaluation.experiment = Experiment(tiny_config(), 'unused')
+    evaluation.experiment = Experiment(configs.load('digits.py:tiny'), 'unused')
     keys = []
     images = np.zeros((4, 1))
 
@@ -222,7 +214,7 @@ class MeasuresTest(absltest.TestCase):
     module = ConvClassifier(widths=(4, 8), num_classes=10, feature_width=8)
     data = digits.load(16)
     params = jax.jit(module.init)(jax.random.key(0), data.train_images[:1])
-    config = tiny_config()
+    config = configs.load('digits.py:tiny')
     with mock.patch.object(
       Experiment, 'network', return_value=(module, params['params'])
     ):

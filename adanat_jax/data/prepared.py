@@ -100,8 +100,9 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
 
   Returns:
     `settings`, the config's fields that determine its contents; `layout`, see
-    `RecordLayout`; and for each of `splits` its `source`, counts, what was left
-    out, and `shards`, the records in each file.
+    `RecordLayout`; and for each of `splits` its `source`, `ledger` (see
+    `sources.ledger`), counts, what was left out, and `shards`, the records in
+    each file.
 
   Raises:
     UserError: if there is no finished set.

@@ -24,6 +24,31 @@ from adanat_jax.errors import UserError
 _MOST_NEIGHBOURS = 64
 
 
+def decode(
+  example: RawExample,
+  image_size: int,
+  apply_orientation: bool = False,
+  *,
+  with_captions: bool = False,
+) -> np.ndarray:
+  """The pixels of an example, uint8[image_size, image_size, 3].
+
+  Args:
+    example: the example.
+    image_size: see `images.decode`.
+    apply_orientation: see `images.decode`.
+    with_captions: whether it is of no use without a caption.
+
+  Raises:
+    CorruptImageError: if it is of no use, or its image cannot be read.
+  """
+  if with_captions and not example.captions:
+    raise images.CorruptImageError(example.problem or 'it has no caption')
+  if not example.image and example.problem:
+    raise images.CorruptImageError(example.problem)
+  return images.decode(example.image, image_size, apply_orientation)
+
+
 class RawImages:
   """A source's images, float32 in [0, 1], with classes or caption ids.
 
@@ -112,8 +137,11 @@ class RawImages:
         # Not a fault of the file: the disk, or a permission.
         raise UserError(f'an image cannot be read: {error}') from error
       try:
-        pixels = images.decode(
-          example.image, self._size, self._apply_orientation
+        pixels = decode(
+          example,
+          self._size,
+          self._apply_orientation,
+          with_captions=self._tokenize is not None,
         )
       except images.CorruptImageError as error:
         self._report((first + step) % count, example.key, error)

@@ -1,10 +1,10 @@
 """The adversarial reward of a config: its networks and its real images.
 
-A projected discriminator: heads that are trained on the features of a frozen
-network. Real images come in the training's batches, with their class or the
-token ids of their caption, which the frozen text tower embeds
-(AdaNAT, section 3.3; LeapLabTHU/AdaNAT train.py and libs/discriminator.py). How
-it learns: `adanat_jax.learning.discriminator`.
+A projected discriminator: trained heads on the features of a frozen network.
+Real images come in the training's batches, with their class or their caption's
+token ids, which the frozen text tower embeds (AdaNAT, section 3.3;
+LeapLabTHU/AdaNAT train.py and libs/discriminator.py). How it learns:
+`adanat_jax.learning.discriminator`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def real_examples(experiment: Experiment, split: str) -> Examples:
 
   With `reconstruct_real` they go through the tokenizer, as generated ones do:
   no schedule can undo its blur, and a discriminator that tells images apart by
-  it gives no useful reward. Images in memory are reconstructed here, others
-  when the train step reads them.
+  it gives no useful reward. Images in memory are reconstructed here, others in
+  the train step.
   """
   examples = experiment.examples(split, 'images', mirrored=split == 'train')
   if not experiment.config.policy.discriminator.reconstruct_real:
@@ -69,20 +69,13 @@ def _rebuild(module: VQGAN, params: Any, images: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _ProjectedDiscriminator:
-  """The networks, which become functions of the heads' state by `bind`.
-
-  Attributes:
-    experiment: of this run.
-    trunk: the frozen network.
-    heads: what is trained.
-    text: the tower that reads captions; None for classes.
-    tokenizer: reconstructs real images when they are read; None: it does not.
-  """
+  """The networks, which become functions of the heads' state by `bind`."""
 
   experiment: Experiment
-  trunk: vit.VisionTransformer
-  heads: DiscriminatorHeads
-  text: CLIPText | None
+  trunk: vit.VisionTransformer  # the frozen network
+  heads: DiscriminatorHeads  # what is trained
+  text: CLIPText | None  # the tower that reads captions; None for classes
+  # Reconstructs real images when they are read; None: it does not.
   tokenizer: VQGAN | None
 
   def bind(self, frozen: Any) -> discriminator_lib.Discriminator:
@@ -144,17 +137,12 @@ class _ProjectedDiscriminator:
     return variables['params'], spectral
 
 
-def make_spec(
-  experiment: Experiment,
-  groups: int,
-  text: tuple[CLIPText, Any] | None = None,
-) -> RewardSpec:
+def make_spec(experiment: Experiment, groups: int) -> RewardSpec:
   """A projected discriminator on the frozen reward network, trained in turn.
 
   Args:
     experiment: its reward network is trained or converted.
     groups: see `learning.discriminator.deal`.
-    text: the text tower and its parameters, where images have captions.
 
   Raises:
     UserError: for a network or images that are not there.
@@ -166,16 +154,16 @@ def make_spec(
   frozen = {'reward': trunk_params}
   if section.held_out:
     frozen['held_out'] = _held_out(experiment)
-  if text is not None:
-    frozen['text'] = text[1]
-  tokenizer = None
+  text = tokenizer = None
+  if experiment.is_text:
+    text, frozen['text'] = experiment.network('text')
   if section.reconstruct_real and not experiment.is_digits:
     tokenizer, frozen['tokenizer'] = experiment.network('tokenizer')
   discriminator = _ProjectedDiscriminator(
     experiment,
     trunk,
     networks.discriminator_module(config),
-    text[0] if text is not None else None,
+    text,
     tokenizer,
   )
 

@@ -2,17 +2,14 @@
 
 A config is a Python file whose `get_config(preset='')` returns an
 `ml_collections.ConfigDict` and whose `PRESETS` names the presets it knows. On
-the command line it is `--config=FILE[:preset]`, and any of its fields can be
-set by `--config.field=value`. `ml_collections.config_flags` does the parsing;
-what this module adds is that every mistake becomes one line, a `UserError`,
-because config_flags answers most of them with a traceback.
+the command line it is `--config=FILE[:preset]`; `--config.field=value` sets a
+field. `ml_collections.config_flags` does the parsing, but answers most mistakes
+with a traceback; here each becomes one line, a `UserError`. So `load` reads the
+file once, the fields that the command line sets are looked up in the result,
+and only then absl parses that command line for real.
 
-The order is: the file and the preset are read once by `load`, the names of the
-fields that the command line sets are looked up in the result, and only then
-absl parses the same command line for real.
-
-What fields may hold stands in `experiment.field_rules`; `experiment.workdir`
-keeps the config of a run.
+`experiment.field_rules` says what fields may hold; `experiment.workdir` keeps
+the config of a run.
 """
 
 from __future__ import annotations
@@ -60,8 +57,8 @@ def load(
     The config, locked: fields can be changed, not added.
 
   Raises:
-    UserError: the file, the preset or a field is not there, the file does not
-      run, or a value has another type than the field.
+    UserError: if the file, the preset or a field is missing, the file does not
+      run, or a value has another type than its field.
   """
   path, _, preset = source.partition(':')
   module = _load_module(source, pathlib.Path(path))
@@ -93,12 +90,8 @@ def define_flag(
 ) -> flags.FlagHolder:
   """Defines `--config` and, while parsing, `--config.field` flags.
 
-  Args:
-    flag_values: where to define them.
-    argv: the command line that will be parsed; `sys.argv` unless told.
-
-  Returns:
-    The flag, whose value after `parse_flags` is the ConfigDict.
+  The flag's value after `parse_flags` is the ConfigDict. `argv` is the command
+  line that will be parsed; `sys.argv` by default.
   """
   return config_flags.DEFINE_config_file(
     'config',
@@ -114,12 +107,7 @@ def parse_flags(
 ) -> list[str]:
   """Parses a command line; what `absl.app.run` takes as `flags_parser`.
 
-  Args:
-    argv: the command line, the program's name first.
-    flag_values: the flags, `define_flag`'s among them.
-
-  Returns:
-    The program's name alone: other arguments are refused.
+  Returns the program's name alone: other arguments are refused.
 
   Raises:
     UserError: any mistake in the flags, the config file or its fields.
@@ -147,9 +135,7 @@ def parse_flags(
   return rest
 
 
-def overrides_of(
-  flag_values: flags.FlagValues = flags.FLAGS,
-) -> dict[str, Any]:
+def overrides_of(flag_values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
   """The fields set on the command line, by dotted name, after parsing."""
   return dict(config_flags.get_override_values(flag_values['config']))
 

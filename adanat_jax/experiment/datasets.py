@@ -60,6 +60,8 @@ def problems(experiment: Experiment) -> Iterator[str]:
       f'config.data.image_size is {size}; give a multiple of'
       f' {digits.SOURCE_SIZE}, the side of the digits before they are enlarged'
     )
+  if not experiment.is_digits and section.path:
+    registry.check_apart(_settings(experiment))
 
 
 def path_of(experiment: Experiment, split: str) -> str:
@@ -85,8 +87,13 @@ def raw_source(experiment: Experiment, split: str) -> RawSource:
   Raises:
     UserError: naming the field that does not lead to such images.
   """
+  return registry.open_source(_settings(experiment), split)
+
+
+def _settings(experiment: Experiment) -> SourceSettings:
+  """The fields of the config that say where images are."""
   data = experiment.config.data
-  settings = SourceSettings(
+  return SourceSettings(
     source=data.source,
     path=data.path,
     validation_path=data.validation_path,
@@ -96,8 +103,8 @@ def raw_source(experiment: Experiment, split: str) -> RawSource:
     held_out=data.held_out,
     condition=data.condition,
     num_classes=0 if experiment.is_text else data.num_classes,
+    max_corrupt_share=data.max_corrupt_share,
   )
-  return registry.open_source(settings, split)
 
 
 def image_examples(

@@ -5,10 +5,9 @@
   examples = experiment.examples('train', 'tokens')
   generator = experiment.generator()
 
-This is where a ConfigDict stops: what lies below takes arguments, and what lies
-above takes an `Experiment`, reads its config and hands the values down. What
-reads data or texts is imported when it is asked for: loading a generator needs
-neither.
+No ConfigDict goes below: those modules take plain arguments. Stages take an
+`Experiment`, read its config and pass the values on. Modules that read data or
+texts are imported on demand: loading a generator needs neither.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import functools
 import math
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import zlib
 
 import jax
@@ -43,15 +42,13 @@ if TYPE_CHECKING:
 # may lack some of them.
 _GENERATOR = ('data', 'tokenizer', 'nat', 'text', 'policy')
 
+Check: TypeAlias = Callable[['Experiment'], Iterable[str] | None]
+
 
 class Experiment:
   """What a config and a workdir stand for.
 
   A network is loaded when it is first asked for, and kept.
-
-  Attributes:
-    config: the whole config.
-    workdir: the directory of the run.
   """
 
   def __init__(
@@ -67,8 +64,7 @@ class Experiment:
     """The experiment that made a workdir, on the devices that are here now.
 
     Raises:
-      UserError: if the directory holds no config, or one of a generator that
-        cannot be.
+      UserError: if there is no config, or a generator's field is wrong.
     """
     path = pathlib.Path(workdir) / 'config.json'
     if not path.is_file():
@@ -100,9 +96,8 @@ class Experiment:
 
   def key(self, name: str) -> jax.Array:
     """The typed key of one training or evaluation, by its name."""
-    return jax.random.fold_in(
-      jax.random.key(self.config.seed), self.order_seed(name)
-    )
+    key = jax.random.key(self.config.seed)
+    return jax.random.fold_in(key, self.order_seed(name))
 
   def order_seed(self, name: str) -> int:
     """The seed of the data order of one training, by its name."""
@@ -186,9 +181,8 @@ class Experiment:
   def network(self, name: str) -> tuple[Any, Any]:
     """A network and its parameters.
 
-    The parameters come from the checkpoint that the section's `init_from`
-    names, as `python -m adanat_jax.convert` wrote it, or else from what a
-    finished stage left in the workdir.
+    The parameters come from the checkpoint of the section's `init_from`, as
+    `python -m adanat_jax.convert` wrote it, or from a finished stage.
 
     Args:
       name: `tokenizer`; `nat` (the moving average of its parameters); `measure`
@@ -237,43 +231,31 @@ class Experiment:
       return datasets.prompts(self, split)
     return datasets.token_examples(self, split)
 
-  def check(
-    self,
-    *checks: Callable[[Experiment], Iterable[str] | None],
-    reads: tuple[str, ...] = (),
-  ) -> None:
+  def check(self, *checks: Check, reads: tuple[str, ...] = ()) -> None:
     """Checks all fields of the config, then how they go together.
 
     Args:
       *checks: functions of an experiment that yield what is wrong, a line each,
-        or raise UserError. Each says what it can with the fields that are
-        sound: it ends where it needs one that is missing or not allowed.
-      reads: the fields, and groups of fields, that have to be there; see
-        `field_rules.check`.
+        or raise UserError. A check ends at the first field that it needs and
+        that is missing or not allowed.
+      reads: the fields and groups that must be there, see `field_rules.check`.
 
     Raises:
       ConfigError: listing everything that is wrong.
     """
 
-    def ask(
-      check: Callable[[Experiment], Iterable[str] | None],
-      config: ml_collections.ConfigDict,
-    ) -> Iterable[str] | None:
+    def ask(check: Check, config: ml_collections.ConfigDict) -> Any:
       same = config is self.config
       return check(self if same else Experiment(config, self.workdir))
 
-    field_rules.check(
-      self.config,
-      *(functools.partial(ask, check) for check in checks),
-      reads=reads,
-    )
+    asked = (functools.partial(ask, check) for check in checks)
+    field_rules.check(self.config, *asked, reads=reads)
 
   def uneven_batches(self, multiples: Mapping[str, int]) -> Iterator[str]:
     """Says which batches cannot be split evenly over the devices.
 
-    Args:
-      multiples: for each dotted field what every device's share of it must be
-        a multiple of: 8 where samples share statistics in groups of 8.
+    `multiples` says, for each dotted field, what every device's share must be a
+    multiple of: 8 where samples share statistics in groups of 8.
     """
     devices = self.mesh.size
     for name, multiple in multiples.items():
@@ -288,8 +270,8 @@ class Experiment:
   def generator(self) -> Generator:
     """The NAT with its tokenizer and learned policies.
 
-    Where several policies were learned for the same number of steps, the first
-    training of the first reward is taken.
+    Of several policies for the same number of steps it takes the first training
+    of the first reward.
 
     Raises:
       UserError: if a network is neither converted nor trained.
@@ -313,13 +295,7 @@ class Experiment:
 
 
 def load(path: str | os.PathLike[str]) -> Generator:
-  """Loads what a workdir has trained.
-
-  Args:
-    path: the workdir of `python -m adanat_jax.main`.
-
-  Returns:
-    The NAT with its tokenizer and every policy that has been learned.
+  """The NAT, tokenizer and learned policies of a workdir of `adanat_jax.main`.
 
   Raises:
     UserError: if this is no workdir, or its NAT has not been trained.

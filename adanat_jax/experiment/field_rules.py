@@ -1,11 +1,11 @@
 """The rule of every config field, in one table.
 
-The comments in `configs/` say what the fields mean. Here stands what they may
-hold by themselves: what fields have to be to each other, and what has to be on
-the disk, is checked by the stages.
+The comments in `configs/` say what the fields mean. The table says what each
+may hold by itself; stages check what fields must be to each other and what must
+be on the disk.
 
-Upper limits are far above what anybody has used. They are there so that a
-mistyped size is refused in words, before it takes all memory or never ends.
+Upper limits are far above what anybody has used. They refuse a mistyped size in
+words, before it takes all memory or never ends.
 """
 
 from __future__ import annotations
@@ -79,18 +79,8 @@ def _section(name: str, **rules: Rule) -> dict[str, Rule]:
 # Fields that every config has.
 _SHARED: Mapping[str, Rule] = {
   'mode': choice(
-    'all',
-    'tokenizer',
-    'judges',
-    'prepare',
-    'nat',
-    'policy',
-    'search',
-    'evaluate',
-    'report',
-    'compare',
-    'statistics',
-    'sample',
+    *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
+    *('evaluate', 'report', 'compare', 'statistics', 'sample'),
   ),
   'seed': _SEED,
   'profile': steps(10**8),
@@ -394,24 +384,15 @@ _TEXTS: Mapping[str, Rule] = {
     init_from=path(),
     tokenizer=path(),
   ),
-  **_section(
-    'sample',
-    captions=tuple_of(text(2000)),
-  ),
+  **_section('sample', captions=tuple_of(text(2000))),
 }
 
 RULES: Mapping[str, Rule] = {**_SHARED, **_FILES, **_TEXTS}
 
 # What every training loop reads of the top of a config.
 LOOP = (
-  'seed',
-  'profile',
-  'log_every',
-  'save_every',
-  'keep_every',
-  'keep_best',
-  'tensorboard',
-  'mesh',
+  *('seed', 'profile', 'log_every', 'save_every', 'keep_every', 'keep_best'),
+  *('tensorboard', 'mesh'),
 )
 
 
@@ -423,12 +404,11 @@ def check(
   """Checks all fields of a config, then how they go together.
 
   Args:
-    config: the config. Every field that it has is checked, whoever reads it.
+    config: every field that it has is checked, whoever reads it.
     *checks: see `fields.check`.
-    reads: names of fields, and of groups of fields, that have to be there. Of a
-      group only the fields that such a config has: those of files where
-      `data.source` is not 'digits', those of captions where `data.condition` is
-      'text'.
+    reads: fields and groups of fields that must be there. Fields of files count
+      only where `data.source` is not 'digits', those of captions only where
+      `data.condition` is 'text'.
 
   Raises:
     ConfigError: listing everything that is wrong.
@@ -439,13 +419,11 @@ def check(
 def _required(config: Config, reads: tuple[str, ...]) -> Iterator[str]:
   """The fields that have to be there for what is read."""
   data = config.get('data')
-  if not isinstance(data, Config):
-    data = Config()
+  data = data if isinstance(data, Config) else Config()
   names = [*_SHARED]
   if data.get('source', 'digits') != 'digits':
     names += _FILES
   if data.get('condition', '') == 'text':
     names += _TEXTS
-  for name in names:
-    if any(f'{name}.'.startswith(f'{group}.') for group in reads):
-      yield name
+  groups = tuple(f'{group}.' for group in reads)
+  yield from (name for name in names if f'{name}.'.startswith(groups))

@@ -59,14 +59,12 @@ def check(
   """Finds everything that is wrong with a config.
 
   Args:
-    config: the config. Fields without a rule are not looked at.
-    rules: the rule of each field, by its dotted name. They apply to the fields
-      that the config has.
+    config: fields without a rule are not looked at.
+    rules: the rule of each field, by its dotted name; fields may be missing.
     checks: functions that yield what is wrong with several fields together, a
       line each, or raise UserError. Their config lacks the fields that are
-      missing or break their rule; a check that needs one of those ends there,
-      since nothing can be said before that is mended.
-    required: dotted names of fields that have to be there.
+      missing or break their rule; a check that needs one of those ends there.
+    required: dotted names of fields that must be there.
 
   Raises:
     ConfigError: listing every mistake once, fields before checks.
@@ -89,12 +87,7 @@ def check(
 
 
 def choice(*options: str, known: Collection[str] = ()) -> Rule:
-  """One of the given names.
-
-  Args:
-    *options: names.
-    known: more names; those that are added to it later are allowed too.
-  """
+  """One of `options`, or of `known` as it is when a value is checked."""
   allowed = ', '.join(option or "''" for option in (*options, *known))
   return Rule(
     f'one of {allowed}',
@@ -107,10 +100,7 @@ def choice(*options: str, known: Collection[str] = ()) -> Rule:
 def integer(low: int, high: int, step: int = 1) -> Rule:
   """An integer from `low` to `high`, both included.
 
-  Args:
-    low: the lower limit.
-    high: the upper limit.
-    step: 1, or 2 for those that are even, or odd, as `low` is.
+  With a step of 2 only even integers, or odd ones, as `low` is.
   """
   kind = ('an even integer', 'an odd integer')[low % 2]
   return Rule(
@@ -120,20 +110,12 @@ def integer(low: int, high: int, step: int = 1) -> Rule:
 
 
 def between(
-  low: float,
-  high: float,
-  *,
-  above_low: bool = False,
-  below_high: bool = False,
+  low: float, high: float, *, above_low: bool = False, below_high: bool = False
 ) -> Rule:
   """A number from `low` to `high`, both included unless told otherwise.
 
-  Args:
-    low: the lower limit.
-    high: the upper limit.
-    above_low: whether `low` itself is refused, e.g. a learning rate of 0.
-    below_high: whether `high` itself is refused, e.g. a decay of 1, with which
-      an average never moves.
+  `above_low` refuses `low` itself, e.g. a learning rate of 0; `below_high`
+  refuses `high`, e.g. a decay of 1, with which an average never moves.
   """
   first = f'above {low}, ' if above_low else f'from {low} to '
   last = 'below ' if below_high else 'at most ' if above_low else ''
@@ -173,10 +155,7 @@ def text(length: int) -> Rule:
 def path(suffix: str = '') -> Rule:
   """A path that a file system can hold, or an empty text.
 
-  Whether anything is there is for a check of its own.
-
-  Args:
-    suffix: how the path has to end, e.g. '.npz'.
+  It ends in `suffix`, e.g. '.npz'. Whether it exists is not checked here.
   """
   ending = f' that ends in {suffix}' if suffix else ''
 
@@ -215,13 +194,7 @@ def tuple_of(rule: Rule, length: int | None = None) -> Rule:
 
 
 def some_of(rule: Rule, *, most: int = 100, repeated: bool = False) -> Rule:
-  """A tuple of 1 to `most` elements that keep `rule`.
-
-  Args:
-    rule: of an element.
-    most: how many elements there may be.
-    repeated: whether an element may stand twice.
-  """
+  """A tuple of 1 to `most` elements that keep `rule`; maybe `repeated` ones."""
   elements = tuple_of(rule)
   twice = '' if repeated else ', none twice'
   return Rule(
@@ -262,8 +235,7 @@ def _is_int(value: Any) -> bool:
 def _find(config: Config, name: str) -> tuple[str, Any]:
   """The value of a field, or the first part of its name that is not there.
 
-  Returns:
-    `('', value)`, or the dotted name of what is missing, and None.
+  Returns `('', value)`, or the dotted name of what is missing, and None.
   """
   value: Any = config
   parts = name.split('.')

@@ -1,8 +1,8 @@
-"""What every training stage does the same way: its loop, on the mesh.
+"""What every training stage shares: its loop, on the mesh.
 
-Parameters are born where the rule table puts them, the step is compiled once
-with the state donated, and everything runs under the mesh of the config, so
-that `runtime.sharding.split_batch` means the same devices everywhere.
+The rule table places the parameters from the start, the step is compiled once
+with the state donated, and all runs under the mesh of the config, so that
+`runtime.sharding.split_batch` means the same devices everywhere.
 """
 
 from __future__ import annotations
@@ -55,18 +55,13 @@ class Batches:
     self._seed = experiment.order_seed(name)
     self._examples = examples
     self._shape = shape
-    self._ahead = (
-      None
-      if isinstance(examples, ArrayExamples)
-      else prefetch.Prefetch(self._read)
-    )
+    in_memory = isinstance(examples, ArrayExamples)
+    self._ahead = None if in_memory else prefetch.Prefetch(self._read)
 
   def __call__(self, step: int) -> Any:
-    """The batch of a step.
+    """The batch of a step: a dict of global arrays [*shape, ...].
 
-    Returns:
-      A dict of global arrays [*shape, ...], split over all devices along the
-      last axis of the shape.
+    They are split over all devices along the last axis of the shape.
     """
     rows = self._ahead(step) if self._ahead else self._read(step)
     return sharding.put_batch(rows, self._mesh, len(self._shape) - 1)
@@ -106,8 +101,7 @@ def fit(
     name: of the training, its directory in the workdir.
     initial: `frozen -> state`, traced.
     train_step: `(frozen, state, batch, step) -> (state, metrics)`, traced.
-    batch_at: `step -> batch` as global arrays; `Batches` are closed at the
-      end, however it comes.
+    batch_at: `step -> batch` as global arrays; `Batches` are always closed.
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `loop.run_loop`.
@@ -125,10 +119,8 @@ def fit(
       stack.callback(batch_at.close)
     stack.enter_context(jax.set_mesh(mesh))
     state = sharding.init_state(initial, frozen, mesh=mesh)
-    places = (
-      sharding.state_shardings(state, mesh),
-      NamedSharding(mesh, PartitionSpec()),
-    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    places = sharding.state_shardings(state, mesh), whole
     compiled = jax.jit(train_step, donate_argnums=1, out_shardings=places)
     return loop.run_loop(
       state,

@@ -40,7 +40,7 @@ def num_classes(config: Config) -> int:
   """How many conditions there are, the null condition not counted.
 
   Raises:
-    UserError: if the condition is of no known kind, or texts.
+    UserError: if the condition is unknown, or texts.
   """
   if config.data.condition == 'class':
     return config.data.num_classes

@@ -1,8 +1,7 @@
 """The policies of a config: their trainings, networks and saved parameters.
 
-A config names several trainings: of every reward, number of steps and
-repetition, one policy that sees the NAT's features and one that does not, or
-one of the two.
+A config names one training for every reward, number of steps, repetition and
+kind of policy: one that sees the NAT's features, one that does not, or both.
 """
 
 from __future__ import annotations
@@ -34,19 +33,12 @@ RESIDUALS = {
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """One policy to be trained.
+  """One policy to be trained."""
 
-  Attributes:
-    reward: `adversarial`, `frechet` or `pretrained`.
-    num_steps: T.
-    adaptive: whether the policy sees the NAT's features.
-    index: tells repeated trainings apart, and seeds them.
-  """
-
-  reward: str
+  reward: str  # `adversarial`, `frechet` or `pretrained`
   num_steps: int
-  adaptive: bool
-  index: int
+  adaptive: bool  # whether the policy sees the NAT's features
+  index: int  # tells repeated trainings apart, and seeds them
 
   @property
   def name(self) -> str:
@@ -105,9 +97,12 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
 
 def iterate_field(experiment: Experiment) -> str:
   """The field of a training's state that is measured, and used afterwards."""
+  return 'average' if _iterate(experiment) == 'average' else 'params'
+
+
+def _iterate(experiment: Experiment) -> str:
   # Configs of older versions have no such field: they use the last iterate.
-  averaged = experiment.config.policy.get('iterate', 'last') == 'average'
-  return 'average' if averaged else 'params'
+  return experiment.config.policy.get('iterate', 'last')
 
 
 def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
@@ -118,17 +113,15 @@ def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
   """
   stage = f'policy/{training.name}'
   experiment.require(stage)
-  shapes = sharding.placed(
-    jax.eval_shape(
-      lambda key: initial_params(experiment, key), jax.random.key(0)
-    ),
-    experiment.mesh,
+  shapes = jax.eval_shape(
+    lambda key: initial_params(experiment, key), jax.random.key(0)
   )
+  shapes = sharding.placed(shapes, experiment.mesh)
   params = checkpoint.load_params(
     experiment.workdir / stage,
     iterate_field(experiment),
     shapes,
-    best=experiment.config.policy.get('iterate', 'last') == 'best',
+    best=_iterate(experiment) == 'best',
   )
   return agent_lib.Agent(
     params,

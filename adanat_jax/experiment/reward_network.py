@@ -38,12 +38,6 @@ def problems(experiment: Experiment) -> Iterator[str]:
         ' digits have one: give centred'
       )
     return
-  for name in config.policy.rewards:
-    if name != 'adversarial':
-      yield (
-        f'config.policy.rewards holds {name}, which is for the digits alone;'
-        f' give adversarial for config.data.source={config.data.source}'
-      )
   sections = {'judges.reward': 'dino'}
   if experiment.is_text:
     sections['text'] = 'clip_text'
@@ -83,7 +77,7 @@ def inputs(
   """Images as the reward network of `config.judges.reward` takes them.
 
   Args:
-    experiment: of this run.
+    experiment: names the network.
     images: float32[B, H, W, C] in [0, 1].
     key: decides whether larger images are cropped, and where: all of a batch
       alike, as published. None averages them down.

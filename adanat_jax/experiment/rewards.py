@@ -6,6 +6,8 @@ compiled training step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,6 @@ import numpy as np
 from adanat_jax.data import digits
 from adanat_jax.experiment import adversarial_reward, reward_network
 from adanat_jax.learning import rewards
-from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import processes, sharding
 from adanat_jax.types import Array
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
 
 
-def frechet_spec(experiment: Experiment) -> rewards.RewardSpec:
+def _frechet(experiment: Experiment, groups: int) -> rewards.RewardSpec:
   """Each sample's influence on the distance in the reward's features."""
+  del groups
   module, params = experiment.network('reward')
   data = digits.load(experiment.config.data.image_size)
 
@@ -60,8 +62,9 @@ def frechet_spec(experiment: Experiment) -> rewards.RewardSpec:
   return rewards.RewardSpec({'reward': params, **statistics}, build)
 
 
-def pretrained_spec(experiment: Experiment) -> rewards.RewardSpec:
+def _pretrained(experiment: Experiment, groups: int) -> rewards.RewardSpec:
   """The reward network's log-probability of the asked condition."""
+  del groups
   module, params = experiment.network('reward')
   classes = digits.condition_of(np.arange(10), experiment.config.data.condition)
 
@@ -79,22 +82,30 @@ def pretrained_spec(experiment: Experiment) -> rewards.RewardSpec:
   return rewards.RewardSpec({'reward': params}, build)
 
 
-def make_spec(
-  name: str,
-  experiment: Experiment,
-  groups: int,
-  text: tuple[CLIPText, Any] | None = None,
-) -> rewards.RewardSpec:
-  """The reward of a name: adversarial, frechet or pretrained.
+@dataclasses.dataclass(frozen=True)
+class RewardKind:
+  """A reward that a config can name.
 
-  Args:
-    name: of the reward; the last two are for the digits alone.
-    experiment: its reward network is trained or converted.
-    groups: see `adversarial_reward.make_spec`.
-    text: see `adversarial_reward.make_spec`.
+  Attributes:
+    make: `(experiment, groups) -> RewardSpec`; of the groups see
+      `learning.discriminator.deal`.
+    learns: whether a discriminator learns in turn, from real images.
+    is_absolute: whether its values compare between iterations, so that the best
+      one can be kept; others are relative to a discriminator or to a batch.
+    for_digits: whether it knows the digits alone.
   """
-  if name == 'adversarial':
-    return adversarial_reward.make_spec(experiment, groups, text)
-  if name == 'frechet':
-    return frechet_spec(experiment)
-  return pretrained_spec(experiment)
+
+  make: Callable[[Experiment, int], rewards.RewardSpec]
+  learns: bool = False
+  is_absolute: bool = False
+  for_digits: bool = True
+
+
+# The names that `config.policy.rewards` may hold.
+REWARDS = {
+  'adversarial': RewardKind(
+    adversarial_reward.make_spec, learns=True, for_digits=False
+  ),
+  'frechet': RewardKind(_frechet),
+  'pretrained': RewardKind(_pretrained, is_absolute=True),
+}

@@ -55,12 +55,10 @@ def conditions(
 def caption_encoder(
   experiment: Experiment,
 ) -> Callable[[Sequence[str]], np.ndarray]:
-  """Returns what turns captions into conditions, for many calls.
+  """Returns `captions -> float32[B, 77, D]`, the states that a NAT reads.
 
-  Returns:
-    `captions -> float32[B, 77, D]`, the states that a text-conditional NAT
-    reads. Its first call loads the text tower. It raises UserError if there is
-    no tokenizer or no text tower.
+  The first call loads the text tower. It raises UserError if there is no
+  tokenizer or no text tower.
   """
 
   @functools.cache

@@ -1,7 +1,6 @@
-"""The directory of a run, and that it belongs to one config.
+"""The directory of a run, which belongs to the first config that was run in it.
 
-A workdir belongs to the first config that was run in it: results of two configs
-in one directory could not be told apart.
+Results of two configs in one directory could not be told apart.
 """
 
 from __future__ import annotations
@@ -65,9 +64,8 @@ def claim(
   line, and `source`, `FILE[:preset]`, are recorded beside the config.
 
   Raises:
-    UserError: the directory cannot be used, or was made with another config;
-      the fields that differ are named with both values; or not all processes
-      see it.
+    UserError: if the directory cannot be used, not all processes see it, or it
+      was made with another config: naming both values of every such field.
   """
   processes.from_first(lambda: _claim(workdir, config, overrides, source))
   _check_shared(workdir)
@@ -101,11 +99,7 @@ def _claim(
   try:
     files.make_directory(workdir)
     if not path.exists():
-      record = {
-        'source': source,
-        'overrides': dict(overrides),
-        'config': ours,
-      }
+      record = {'source': source, 'overrides': dict(overrides), 'config': ours}
       files.write_json(path, record)
       return
   except OSError as error:

@@ -11,7 +11,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from adanat_jax.data import images as images_lib, prefetch
+from adanat_jax.data import images as images_lib, prefetch, raw_images
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
@@ -83,9 +83,7 @@ class RealImages:
     data = self._experiment.config.data
     example = self._source[index]
     try:
-      return images_lib.decode(
-        example.image, data.image_size, data.apply_orientation
-      )
+      return raw_images.decode(example, data.image_size, data.apply_orientation)
     except images_lib.CorruptImageError as error:
       logging.warning('%s is left out: %s', example.key, error)
       return None

@@ -72,7 +72,7 @@ def train(experiment: Experiment, training: Training) -> None:
     batches = make_batches(
       experiment,
       f'policy/{training.name}',
-      has_discriminator=training.reward == 'adversarial',
+      has_discriminator=rewards.REWARDS[training.reward].learns,
     )
     for part in batches.values():
       stack.callback(part.close)
@@ -103,9 +103,8 @@ def _train(
   tokenizer, tokenizer_params = experiment.network('tokenizer')
   text = experiment.network('text') if experiment.is_text else None
   constants = ppo_config(config)
-  reward = rewards.make_spec(
-    training.reward, experiment, constants.shuffle_groups, text
-  )
+  kind = rewards.REWARDS[training.reward]
+  reward = kind.make(experiment, constants.shuffle_groups)
   frozen = {
     'nat': nat_params,
     'tokenizer': tokenizer_params,
@@ -147,10 +146,8 @@ def _train(
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     return step(state, batch.get('real'), iteration, prompts)
 
-  # The other rewards are relative, to a learning discriminator or to a batch.
-  is_absolute = training.reward == 'pretrained'
   options: dict[str, Any] = {
-    'best_of': ('reward', 'max') if is_absolute else None
+    'best_of': ('reward', 'max') if kind.is_absolute else None
   }
   if section.evaluate_every:
     generator = Generator(

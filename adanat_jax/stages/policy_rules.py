@@ -15,6 +15,7 @@ from adanat_jax.experiment import (
   networks,
   policies,
   reward_network,
+  rewards,
 )
 from adanat_jax.learning import policy, ppo
 from adanat_jax.measuring import features
@@ -77,6 +78,12 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       ' what an ENAT sees depends on the steps before; give store'
     )
   yield from reward_network.problems(experiment)
+  for name in section.rewards:
+    if rewards.REWARDS[name].for_digits and not experiment.is_digits:
+      yield (
+        f'config.policy.rewards holds {name}, which is for the digits alone;'
+        f' give adversarial for config.data.source={config.data.source}'
+      )
   if section.iterate == 'best' and not section.evaluate_every:
     yield (
       'config.policy.iterate=best needs measurements to choose by; set'
@@ -141,4 +148,6 @@ def _problems_of_batches(experiment: Experiment) -> Iterator[str]:
 
 def has_discriminator(experiment: Experiment) -> bool:
   """Whether any of the rewards learns."""
-  return 'adversarial' in experiment.config.policy.rewards
+  return any(
+    rewards.REWARDS[n].learns for n in experiment.config.policy.rewards
+  )

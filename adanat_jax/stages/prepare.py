@@ -169,6 +169,7 @@ def _finish(
     )
     splits[split] = {
       'source': source.description,
+      'ledger': source.ledger.to_json(),
       'has_images': source.has_images,
       'images': len(source) - len(skipped),
       'records': sum(told['records'] for told in facts[split]),

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax.data import images, prepared, prepared_writer
+from adanat_jax.data import images, prepared, prepared_writer, raw_images
 from adanat_jax.data.prefetch import Prefetch
 from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
@@ -208,9 +208,12 @@ def _decode(
       ) from error
     about = dataclasses.replace(example, image=b'')
     if not source.has_images:
-      return about, None, ''
+      return about, None, '' if example.captions else example.problem
     try:
-      return about, images.decode(example.image, size, orient), ''
+      pixels = raw_images.decode(
+        example, size, orient, with_captions=experiment.is_text
+      )
+      return about, pixels, ''
     except images.CorruptImageError as error:
       return about, None, str(error)
 

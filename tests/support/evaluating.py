@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import jax.numpy as jnp
 
-from adanat_jax.experiment import config as config_lib, networks
+from adanat_jax.experiment import networks
 from adanat_jax.sampling.generator import Generator
-from support import random_weights
+from support import configs, random_weights
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 COUNT = 42
 
 
 def tiny_config(**evaluate_fields):
-  config = config_lib.load(f'{CONFIGS}/digits.py:tiny')
+  config = configs.load('digits.py:tiny')
   config.policy.num_steps = (2,)
   # Little to compile.
   config.nat.depth = 0

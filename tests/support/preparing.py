@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax.experiment import config as config_lib, networks
-from support import random_weights, small_weights
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+from adanat_jax.experiment import networks
+from support import configs, random_weights, small_weights
 
 
 def make_config(
@@ -30,7 +28,7 @@ def make_config(
   }
   for field, value in overrides.items():
     fields[field.replace('__', '.')] = value
-  return config_lib.load(f'{CONFIGS / name}.py:mini', fields)
+  return configs.load(f'{name}.py:mini', fields)
 
 
 def write_tokenizer(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from adanat_jax.data.sources import text_files
+from adanat_jax.data.sources.folder_walk import is_regular
 from adanat_jax.data.sources.image_folder import read_file
+from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   Names,
   RawExample,
@@ -14,8 +20,8 @@ from adanat_jax.data.sources.raw_source import (
   SplitPath,
   printable,
 )
+from adanat_jax.data.sources.text_files import TextError
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import files
 
 
 def load(split: SplitPath) -> RawSource:
@@ -41,28 +47,30 @@ def load(split: SplitPath) -> RawSource:
       f'{split.annotations_field.rstrip("=")} is empty: give the captions, such'
       ' as annotations/captions_train2014.json'
     )
-  images, captions = _read(split)
+  ledger = SourceLedger()
+  images, captions = _read(split, ledger)
   with_captions = {
-    number: name for number, name in images.items() if captions.get(number)
+    number: name for number, name in images.items() if number in captions
   }
   if not with_captions:
     raise UserError(f'{split.annotations_field}: no image has a caption')
-  first = next(iter(with_captions.values()))
-  if not (folder / first).is_file():
-    raise UserError(
-      f'{split.path_field}: {first} of {split.annotations} is not in it; give'
-      ' the folder of these images'
-    )
+  _look_for(with_captions, split, folder, ledger)
+  if split.is_validation:
+    _check_apart(split)
   of_images = [captions[number] for number in with_captions]
   names = Names.pack(with_captions.values())
   texts = Names.pack(text for some in of_images for text in some)
   ends = np.cumsum([0, *map(len, of_images)])
+  ledger.read['images'] = len(names) - ledger.count('missing')
+  ledger.read['captions'] = len(texts)
 
   def read(i: int) -> RawExample:
+    found = tuple(texts[int(ends[i]) : int(ends[i + 1])])
     return RawExample(
       printable(names[i]),
       read_file(folder / names[i]),
-      captions=tuple(texts[int(ends[i]) : int(ends[i + 1])]),
+      captions=found,
+      problem='' if found else 'none of its captions can be read',
     )
 
   return RawSource(
@@ -74,23 +82,146 @@ def load(split: SplitPath) -> RawSource:
       'captions': len(texts),
       'images_without_captions': len(images) - len(names),
     },
+    ledger=ledger,
   )
 
 
-def _read(split: SplitPath) -> tuple[dict[int, str], dict[int, list[str]]]:
-  """The file names of images, and their captions, by the images' numbers."""
-  try:
-    content = files.read_json(pathlib.Path(split.annotations).expanduser())
-  except UserError as error:
-    raise UserError(f'{split.annotations_field}: {error}') from error
-  captions: dict[int, list[str]] = {}
-  try:
-    images = {row['id']: row['file_name'] for row in content['images']}
-    for row in content['annotations']:
-      captions.setdefault(row['image_id'], []).append(row['caption'].strip())
-  except (KeyError, TypeError, AttributeError) as error:
+def _look_for(
+  names: Mapping[Any, str],
+  split: SplitPath,
+  folder: pathlib.Path,
+  ledger: SourceLedger,
+) -> None:
+  """Counts the images that are not in a folder.
+
+  Raises:
+    UserError: if none of them is.
+  """
+  there: dict[str, frozenset[str]] = {}
+  is_any = False
+  for number, name in names.items():
+    below, _, base = name.rpartition('/')
+    if below not in there:
+      there[below] = _files_in(folder / (below or '/' * name.startswith('/')))
+    if base in there[below]:
+      is_any = True
+    else:
+      ledger.fault('missing', f'{name}, id {number}')
+  if not is_any:
+    first = text_files.shown(next(iter(names.values())))
     raise UserError(
-      f'{split.annotations_field}: no captions of COCO; give'
-      ' captions_train2014.json or a file like it'
-    ) from error
-  return images, captions
+      f'{split.path_field}: {first} and all other images of {split.annotations}'
+      ' is not in it; give the folder of these images'
+    )
+
+
+def _check_apart(split: SplitPath) -> None:
+  """Refuses validation images that the training images' file lists, too."""
+  ours, theirs = (
+    os.path.realpath(pathlib.Path(part.annotations).expanduser())
+    for part in (split, split.training)
+  )
+  if ours == theirs:
+    raise UserError(
+      f'{split.annotations_field} is the file of config.data.annotations: give'
+      ' that of other images'
+    )
+
+
+def _files_in(folder: pathlib.Path) -> frozenset[str]:
+  """The names of the regular files in a folder; none if it is not there."""
+  try:
+    with os.scandir(folder) as entries:
+      return frozenset(e.name for e in entries if is_regular(e))
+  except (OSError, ValueError):
+    return frozenset()
+
+
+def _read(
+  split: SplitPath, ledger: SourceLedger
+) -> tuple[dict[Any, str], dict[Any, list[str]]]:
+  """The file names of images, and their captions, by the images' numbers."""
+  field = split.annotations_field
+  path = pathlib.Path(split.annotations).expanduser()
+  content = text_files.read_json(path, field)
+  images, captions = (
+    content.get(name) if isinstance(content, Mapping) else None
+    for name in ('images', 'annotations')
+  )
+  if not isinstance(images, list) or not isinstance(captions, list):
+    raise _no_captions(field, 'it has no lists called images and annotations')
+  ledger.tried = {
+    'images': len(images),
+    'captions': len(captions),
+    'rows': len(images) + len(captions),
+  }
+  names = _names(images, ledger)
+  found: dict[Any, list[str]] = {}
+  unlisted = 0
+  for place, row in enumerate(captions):
+    where = f'annotations[{place}]'
+    if not isinstance(row, Mapping) or not _is_number(row.get('image_id')):
+      ledger.fault('broken_rows', f'{where} has no image_id')
+      continue
+    number = row['image_id']
+    unlisted += number not in names
+    texts = found.setdefault(number, [])
+    if not isinstance(caption := row.get('caption'), str):
+      kind = 'null' if 'caption' in row and caption is None else 'missing'
+      ledger.fault('bad_texts', f'{where}.caption is {kind}')
+      continue
+    try:
+      text_files.check(caption)
+    except TextError as error:
+      ledger.fault('bad_texts', f'{where}.caption: {error}')
+      continue
+    if text := text_files.tidy(caption):
+      texts.append(text)
+    else:
+      ledger.fault('empty_captions', f'{where}.caption')
+  if unlisted:
+    ledger.pass_over('captions of images that are not listed', unlisted)
+  if captions and not any(found.values()):
+    fault = next(iter(ledger.faults.values()))
+    raise _no_captions(field, fault.examples[0])
+  return names, found
+
+
+def _names(rows: list[Any], ledger: SourceLedger) -> dict[Any, str]:
+  """The file names of images by their numbers."""
+  names: dict[Any, str] = {}
+  for place, row in enumerate(rows):
+    where = f'images[{place}]'
+    if not isinstance(row, Mapping) or not _is_number(row.get('id')):
+      ledger.fault('broken_rows', f'{where} has no id')
+      continue
+    name = row.get('file_name')
+    if not _is_file_name(name):
+      ledger.fault('broken_rows', f'{where} has no file_name')
+      continue
+    if names.setdefault(row['id'], str(name)) != name:
+      ledger.fault('duplicates', f'{where}, {name}, has the id of another')
+  return names
+
+
+def _is_number(value: Any) -> bool:
+  """Whether a value can be the number of an image."""
+  return isinstance(value, (int, float, str))
+
+
+def _is_file_name(value: Any) -> bool:
+  """Whether a value can be the name of a file; it need not be UTF-8."""
+  if not isinstance(value, str) or not value or '\0' in value:
+    return False
+  try:
+    os.fsencode(value)
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _no_captions(field: str, why: str) -> UserError:
+  return UserError(
+    f'{field}: no captions of COCO ({why}); give captions_train2014.json or a'
+    ' file like it'
+  )

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+import errno
 import os
 import pathlib
+import stat
 
 import numpy as np
 
+from adanat_jax.data.sources.folder_walk import Walk, is_within
+from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   Names,
   RawExample,
   RawSource,
   SplitPath,
-  is_image,
   printable,
 )
 from adanat_jax.errors import UserError
 
 # Folders of these names hold class folders and are not classes.
 _SPLITS = frozenset({'train', 'training', 'val', 'valid', 'validation', 'test'})
+# What opening says if there is no such file, or it is something else.
+_NO_FILE = frozenset(
+  (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR),
+    *(errno.ENXIO, errno.ENAMETOOLONG),
+  )
+)
+# No image that fits into memory.
+_LARGEST_FILE = 1 << 31
 
 
 def load(split: SplitPath) -> RawSource:
@@ -36,31 +48,48 @@ def load(split: SplitPath) -> RawSource:
   Raises:
     UserError: if it is not there, holds no images or is laid out otherwise.
   """
-  root = _existing(split)
-  folders = _class_folders(root)
+  walk = Walk(_existing(split), SourceLedger())
+  loose, folders = walk.look_into()
   if not folders:
-    return _load_flat(split, root)
-  _check_layout(split, root, folders)
-  classes = folders
+    return _load_flat(split, walk)
+  _check_layout(split, walk.root, loose, folders)
+  classes = tuple(folders)
   if split.is_validation:
-    classes = _class_folders(_existing(split.training))
-    check_classes(split, folders, classes)
+    classes = _classes(_existing(split.training))
+    check_classes(split, tuple(folders), classes)
+    check_apart(split)
   numbers = {name: label for label, name in enumerate(classes)}
   labels = array.array('i')
 
   def names() -> Iterator[str]:
     for folder in folders:
-      before = len(labels)
-      for name in _images_below(root / folder):
+      before, seen = len(labels), dict(walk.ledger.passed_over)
+      for name in walk.images(folder):
         labels.append(numbers[folder])
-        yield f'{folder}/{name}'
+        yield name
       if len(labels) == before:
         raise UserError(
           f'{split.path_field}: the class folder {folder!r} holds no images'
+          + _instead(walk.ledger, seen)
         )
 
   table = Names.pack(names())
-  return _source(root, table, np.array(labels, np.int32), classes)
+  return _source(walk, table, np.array(labels, np.int32), classes)
+
+
+def check_apart(split: SplitPath) -> None:
+  """Refuses folders of validation images that hold training images, too."""
+  training = split.training.location
+  if not training.is_dir():
+    return
+  ours, theirs = map(os.path.realpath, (split.location, training))
+  if is_within(ours, theirs) or is_within(theirs, ours):
+    what = 'the same folder as' if ours == theirs else 'in one folder with'
+    raise UserError(
+      f'{split.path_field} is {what} config.data.path={split.training.path}:'
+      ' give a folder of other images, or leave it empty and set'
+      ' config.data.held_out'
+    )
 
 
 def check_classes(
@@ -76,36 +105,58 @@ def check_classes(
 
 
 def read_file(path: pathlib.Path) -> bytes:
-  """A file's bytes; none if it is gone, which decoding reports."""
+  """A regular file's bytes; none if it is gone or none, which decoding reports.
+
+  Raises:
+    OSError: if the disk cannot be read, or the file must not be.
+  """
   try:
-    return path.read_bytes()
-  except FileNotFoundError:
-    return b''
+    # Nothing waits for somebody to write into what is a pipe by now.
+    with open(path, 'rb', buffering=0, opener=_open_at_once) as file:
+      found = os.fstat(file.fileno())
+      if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_FILE:
+        return b''
+      return file.read()
+  except OSError as error:
+    if error.errno in _NO_FILE:
+      return b''
+    raise
 
 
-def _load_flat(split: SplitPath, root: pathlib.Path) -> RawSource:
-  if split.is_validation and _class_folders(_existing(split.training)):
-    raise UserError(
-      f'{split.path_field}: no class folders here, as config.data.path='
-      f'{split.settings.path} has'
-    )
-  names = Names.pack(_images_below(root))
+def _open_at_once(path: str, flags: int) -> int:
+  return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _load_flat(split: SplitPath, walk: Walk) -> RawSource:
+  if split.is_validation:
+    if _classes(_existing(split.training)):
+      raise UserError(
+        f'{split.path_field}: no class folders here, as config.data.path='
+        f'{split.settings.path} has'
+      )
+    check_apart(split)
+  walk.ledger = SourceLedger()  # The root is looked into once more.
+  names = Names.pack(walk.images())
   if not names:
     raise UserError(
       f'{split.path_field}: no image in this folder; give one of images, or of'
-      ' a folder for each class'
+      f' a folder for each class{_instead(walk.ledger, {})}'
     )
   labels = np.zeros(len(names), np.int32)
-  return _source(root, names, labels, ('images',))
+  return _source(walk, names, labels, ('images',))
 
 
 def _source(
-  root: pathlib.Path,
+  walk: Walk,
   names: Names,
   labels: np.ndarray,
   classes: tuple[str, ...],
 ) -> RawSource:
   """Images by their names relative to the root, with labels int32[n]."""
+  root, ledger = walk.root, walk.ledger
+  ledger.tried['images'] = len(names) + ledger.count('unreadable')
+  ledger.read['images'] = len(names)
+  ledger.count_classes(labels)
 
   def read(i: int) -> RawExample:
     name = names[i]
@@ -117,6 +168,8 @@ def _source(
     names.hashes,
     classes,
     description={'classes': len(classes)},
+    labels=labels,
+    ledger=ledger,
   )
 
 
@@ -128,19 +181,24 @@ def _existing(split: SplitPath) -> pathlib.Path:
   return root
 
 
-def _class_folders(root: pathlib.Path) -> tuple[str, ...]:
-  with os.scandir(root) as entries:
-    return tuple(
-      sorted(
-        entry.name
-        for entry in entries
-        if entry.is_dir() and not entry.name.startswith('.')
-      )
-    )
+def _classes(root: pathlib.Path) -> tuple[str, ...]:
+  return tuple(Walk(root, SourceLedger()).look_into()[1])
+
+
+def _instead(ledger: SourceLedger, before: Mapping[str, int]) -> str:
+  """What was found where there is no image, for a message."""
+  found = SourceLedger()
+  for kind, count in ledger.passed_over.items():
+    if count > before.get(kind, 0):
+      found.pass_over(kind, count - before.get(kind, 0))
+  return f', but {found.seen()}' if found.passed_over else ''
 
 
 def _check_layout(
-  split: SplitPath, root: pathlib.Path, folders: tuple[str, ...]
+  split: SplitPath,
+  root: pathlib.Path,
+  loose: Sequence[str],
+  folders: Sequence[str],
 ) -> None:
   splits = [name for name in folders if name.lower() in _SPLITS]
   if len(splits) == len(folders):
@@ -148,23 +206,8 @@ def _check_layout(
       f'{split.path_field}: {", ".join(splits)} look like splits, not classes;'
       f' give {root / splits[0]}'
     )
-  with os.scandir(root) as entries:
-    loose = sorted(
-      entry.name
-      for entry in entries
-      if entry.is_file() and is_image(entry.name)
-    )
   if loose:
     raise UserError(
       f'{split.path_field}: {len(loose)} images such as {loose[0]} lie beside'
       f' {len(folders)} class folders; move them into one or away'
     )
-
-
-def _images_below(folder: pathlib.Path) -> Iterator[str]:
-  """Yields the names of images, relative to a folder, in a fixed order."""
-  for directory, subfolders, names in os.walk(folder, followlinks=True):
-    subfolders[:] = sorted(n for n in subfolders if not n.startswith('.'))
-    below = pathlib.Path(directory).relative_to(folder)
-    for name in sorted(filter(is_image, names)):
-      yield (below / name).as_posix()

@@ -20,8 +20,9 @@ import tarfile
 import numpy as np
 import scipy.io
 
-from adanat_jax.data.sources import tar_index
+from adanat_jax.data.sources import tar_index, text_files
 from adanat_jax.data.sources.image_folder import check_classes
+from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   Names,
   RawExample,
@@ -54,8 +55,17 @@ def load(split: SplitPath) -> RawSource:
     for path, prefix in prefixes.items()
   ]
   names = Names.join([tar.names for tar in tars])
+  ledger = SourceLedger()
+  for tar in tars:
+    ledger.add(tar.ledger)
   if not names:
-    raise UserError(f'{split.path_field}: no images in {paths[0].name}')
+    seen = ledger.seen()
+    raise UserError(
+      f'{split.path_field}: no images in {paths[0].name}'
+      + (f', but {seen}' if seen else '')
+    )
+  if split.is_validation:
+    tar_index.check_apart(split, paths, _tars(split.training))
   folders = tuple(sorted({name for tar in tars for name in tar.folders}))
   if '' not in folders:
     classes = folders
@@ -73,6 +83,7 @@ def load(split: SplitPath) -> RawSource:
       f' ILSVRC2012_img_{"val" if split.is_validation else "train"}.tar or a'
       ' tar of class folders'
     )
+  ledger.count_classes(labels)
   # int64[n, 3]: the tar's number, offset and size of an image.
   ranges = np.concatenate([
     np.stack([np.full_like(tar.offsets, number), tar.offsets, tar.sizes], 1)
@@ -90,6 +101,8 @@ def load(split: SplitPath) -> RawSource:
     names.hashes,
     classes,
     description={'classes': len(classes)},
+    labels=labels,
+    ledger=ledger,
   )
 
 
@@ -185,7 +198,7 @@ def _read_devkit(
     if not data:
       raise UserError(f'{where}: no {name} in it; give {_DEVKIT}.tar.gz')
   try:
-    truth = [int(line) for line in found[_TRUTH].split()]
+    truth = [int(line) for line in text_files.decode(found[_TRUTH]).split()]
     meta = scipy.io.loadmat(io.BytesIO(found[_META]), squeeze_me=True)
     rows = np.atleast_1d(meta['synsets'])
     synsets = {int(row['ILSVRC2012_ID']): str(row['WNID']) for row in rows}

@@ -16,8 +16,12 @@ from typing import Any, overload
 
 import numpy as np
 
+from adanat_jax.data.sources.ledger import SourceLedger
+
+# All that Pillow's users give to the formats that `images` decodes.
 IMAGE_SUFFIXES = frozenset(
-  '.bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp'.split()
+  '.apng .bmp .dib .gif .jfif .jpe .jpeg .jpg .mpo .pbm .pgm .png .pnm .ppm'
+  ' .tif .tiff .webp'.split()
 )
 
 # File names are bytes; those that are not UTF-8 must survive too.
@@ -33,14 +37,16 @@ class RawExample:
     image: the file's bytes; empty if they are missing or cannot be unpacked,
       and in lists of captions alone.
     label: the class, from 0; None in sources without classes.
-    captions: what it shows; at least one in sources with captions, '' where
-      the image has none.
+    captions: what it shows, none of them empty: that would be the null
+      condition. None where there are none, or they cannot be read.
+    problem: why there is no image, or no caption where others have some.
   """
 
   key: str
   image: bytes
   label: int | None = None
   captions: tuple[str, ...] = ()
+  problem: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,8 @@ class RawSource:
     has_captions: whether the images have captions.
     has_images: False for lists of captions alone.
     description: identifies the source in a manifest; JSON types.
+    labels: int32[size], where they are known without reading any image.
+    ledger: what was read and what was not, of the whole path.
   """
 
   size: int
@@ -67,6 +75,8 @@ class RawSource:
   has_captions: bool = False
   has_images: bool = True
   description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  labels: np.ndarray | None = None
+  ledger: SourceLedger = dataclasses.field(default_factory=SourceLedger)
 
   def __len__(self) -> int:
     return self.size
@@ -91,6 +101,8 @@ class SourceSettings:
     held_out: how many images to set apart if there is no validation_path.
     condition: 'class' or 'text' if the source must have that, '' otherwise.
     num_classes: how many classes there must be; 0 for any number.
+    max_corrupt_share: the largest share of images or captions that may be
+      wrong in one way; 1 counts and names them alone.
   """
 
   source: str
@@ -102,6 +114,7 @@ class SourceSettings:
   held_out: int = 0
   condition: str = ''
   num_classes: int = 0
+  max_corrupt_share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,4 +229,11 @@ def is_image(name: str) -> bool:
   """Whether the name has an image suffix and is not hidden."""
   base = name.rpartition('/')[2]
   suffix = os.path.splitext(base)[1].lower()
-  return suffix in IMAGE_SUFFIXES and not base.startswith('.')
+  return suffix in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a name is hidden, or one that macOS puts beside others."""
+  return name.rpartition('/')[2].startswith('.') or '__MACOSX' in name.split(
+    '/'
+  )

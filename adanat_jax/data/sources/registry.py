@@ -13,15 +13,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import os
 
 import numpy as np
 
+from adanat_jax.data.sources import image_folder
 from adanat_jax.data.sources.raw_source import (
   RawSource,
   SourceSettings,
   SplitPath,
 )
 from adanat_jax.errors import UserError
+from adanat_jax.runtime import processes
 
 # The module whose `load` reads each. It is imported when asked for: not
 # everyone has all the libraries that they need.
@@ -36,9 +39,12 @@ _MODULES = {
 SOURCES = tuple(_MODULES)
 SPLITS = ('train', 'test')
 
+# What this process has said of sources; several stages open the same ones.
+_said: set[str] = set()
+
 
 def open_source(settings: SourceSettings, split: str) -> RawSource:
-  """Opens the images of a split.
+  """Opens the images of a split, and says what was read and what was not.
 
   Args:
     settings: the fields of `config.data`.
@@ -50,7 +56,8 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
 
   Raises:
     UserError: naming the field that does not lead to images, or that asks for
-      what these images do not have.
+      what these images do not have; or more of them are wrong than
+      `max_corrupt_share` allows.
   """
   if settings.source not in SOURCES:
     raise UserError(
@@ -70,9 +77,15 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
   module = f'adanat_jax.data.sources.{_MODULES[settings.source]}'
   load = importlib.import_module(module).load
   source: RawSource = load(SplitPath(settings, is_test and has_validation))
+  where = SplitPath(settings, is_test and bool(settings.validation_path))
+  field = where.path_field
+  if settings.source == 'coco':
+    field += f', {where.annotations_field}'
+  with_captions = source.has_captions and settings.condition != 'class'
+  _say(source.ledger.line(field, with_captions))
+  source.ledger.check(field, settings.max_corrupt_share, with_captions)
   if not has_validation:
     source = _part(source, settings, split)
-  where = SplitPath(settings, is_test and bool(settings.validation_path))
   _check_fits(source, settings, where.path_field)
   description = {
     'source': settings.source,
@@ -83,6 +96,30 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
     **source.description,
   }
   return dataclasses.replace(source, description=description)
+
+
+def check_apart(settings: SourceSettings) -> None:
+  """Refuses a path of validation images that is that of the training images.
+
+  What paths do not tell, such as a tar in both, is found when images are read.
+
+  Raises:
+    UserError: naming both.
+  """
+  split = SplitPath(settings, is_validation=True)
+  if not split.path:
+    return
+  if settings.source == 'image_folder':
+    image_folder.check_apart(split)
+  elif settings.source in ('cc3m_tsv', 'webdataset'):
+    ours, theirs = map(
+      os.path.realpath, (split.location, split.training.location)
+    )
+    if ours == theirs:
+      raise UserError(
+        f'{split.path_field} leads to the training images: give others, or'
+        ' leave it empty and set config.data.held_out'
+      )
 
 
 def digest(source: RawSource) -> str:
@@ -109,22 +146,69 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
   # Equal hashes keep their order, so that no image is in both splits.
   hashes = source.key_hashes()
   order = np.argsort(hashes, kind='stable')
-  index = np.sort(order[:held_out] if split == 'test' else order[held_out:])
+  chosen = _choose(order, held_out, source, settings)
+  index = np.flatnonzero(chosen if split == 'test' else ~chosen)
   return dataclasses.replace(
     source,
     size=len(index),
     read=lambda i: source.read(int(index[i])),
     key_hashes=lambda: hashes[index],
+    labels=None if source.labels is None else source.labels[index],
   )
+
+
+def _choose(
+  order: np.ndarray, held_out: int, source: RawSource, settings: SourceSettings
+) -> np.ndarray:
+  """Which images are set apart, bool[n].
+
+  The first ones in `order`, less the last image of each class: a class of which
+  nothing is left would never be trained.
+  """
+  chosen = np.zeros(len(order), bool)
+  chosen[order[:held_out]] = True
+  labels = source.labels
+  if labels is None or not len(labels):
+    return chosen
+  left = np.bincount(labels[~chosen], minlength=int(labels.max()) + 1)
+  if left[labels].all():
+    return chosen
+  left = np.bincount(labels)
+  chosen[:] = False
+  missing = held_out
+  for place in order.tolist():
+    if missing and left[labels[place]] > 1:
+      left[labels[place]] -= 1
+      chosen[place] = True
+      missing -= 1
+  if missing:
+    most = held_out - missing
+    fewest = int(np.flatnonzero(left == 1)[0])
+    names = source.class_names or ()
+    raise UserError(
+      f'config.data.held_out={held_out}: at most {most} images of'
+      f' config.data.path={settings.path} can be set apart: one of each class'
+      f' stays for training, such as {names[fewest]!r}'
+    )
+  return chosen
+
+
+def _say(line: str) -> None:
+  """Prints a line the first time."""
+  if line not in _said:
+    _said.add(line)
+    processes.say(line)
 
 
 def _check_fits(
   source: RawSource, settings: SourceSettings, path_field: str
 ) -> None:
   if settings.condition == 'text' and not source.has_captions:
+    fault = source.ledger.faults.get('without_captions')
+    seen = f' ({fault.examples[0]})' if fault else ''
     raise UserError(
       f'config.data.condition=text: the images of {path_field} have no'
-      ' captions; use class'
+      f' captions{seen}; use class'
     )
   if settings.condition == 'class' and source.class_names is None:
     raise UserError(

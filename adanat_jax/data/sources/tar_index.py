@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import os
 import pathlib
 import posixpath
 import tarfile
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from adanat_jax.data.sources import index_file
-from adanat_jax.data.sources.raw_source import Names, is_image
+from adanat_jax.data.sources import index_file, text_files
+from adanat_jax.data.sources.ledger import SourceLedger
+from adanat_jax.data.sources.raw_source import (
+  Names,
+  SplitPath,
+  is_hidden,
+  is_image,
+)
 from adanat_jax.errors import UserError
 
-_KIND = 'images of a tar 1'
+_KIND = 'images of a tar 2'
+# Headers of long names and of extended fields take some kilobytes at most.
+_LONGEST_HEADER = 1 << 20
 _COMPRESSED = {
   b'\x1f\x8b': 'gzip',
   b'BZ': 'bzip2',
@@ -53,6 +61,7 @@ class TarIndex:
     sizes: int64[n].
     folder: int32[n], the place in `folders` of the folder an image lies in.
     folders: the folders' own names; '' for that of images in no folder.
+    ledger: what was read and what was not.
   """
 
   names: Names
@@ -60,6 +69,7 @@ class TarIndex:
   sizes: np.ndarray
   folder: np.ndarray
   folders: tuple[str, ...]
+  ledger: SourceLedger
 
 
 def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
@@ -77,10 +87,12 @@ def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
   def build() -> index_file.IndexArrays:
     offsets, sizes, folder = (array.array('q') for _ in range(3))
     numbers: dict[str, int] = {}
+    ledger = SourceLedger()
 
     def names() -> Iterator[str]:
-      for member in scan(path, field):
+      for member in scan(path, field, ledger):
         if not is_image(member.name):
+          ledger.pass_over_file(member.name)
           continue
         name = prefix + member.name
         own = posixpath.basename(posixpath.dirname(name))
@@ -91,6 +103,7 @@ def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
 
     table = Names.pack(names())
     folders = Names.pack(numbers)
+    ledger.read['images'] = len(table)
     return {
       'names': np.frombuffer(table.blob, np.uint8),
       'ends': table.ends,
@@ -99,6 +112,7 @@ def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
       'folder': np.array(folder, np.int32),
       'folders': np.frombuffer(folders.blob, np.uint8),
       'folder_ends': folders.ends,
+      'ledger': ledger.to_array(),
     }
 
   check_is_tar(path, field)
@@ -109,6 +123,7 @@ def index_images(path: pathlib.Path, field: str, prefix: str = '') -> TarIndex:
     arrays['sizes'],
     arrays['folder'],
     tuple(Names(arrays['folders'].tobytes(), arrays['folder_ends'])),
+    SourceLedger.from_array(arrays['ledger']),
   )
 
 
@@ -118,37 +133,66 @@ def check_is_tar(path: pathlib.Path, field: str) -> None:
     what = 'a folder' if path.is_dir() else 'no such file'
     raise UserError(f'{field}: {path} is {what}; give a tar file')
   with path.open('rb') as file:
-    start = file.read(2)
-  if start in _COMPRESSED:
+    start = file.read(tarfile.BLOCKSIZE)
+  kind = _COMPRESSED.get(start[:2])
+  if kind:
     raise UserError(
-      f'{field}: {path} is compressed ({_COMPRESSED[start]}); unpack it to a'
-      ' plain tar, images are read from its middle'
+      f'{field}: {path} is compressed ({kind}); unpack it to a plain tar,'
+      ' images are read from its middle'
     )
-  if not tarfile.is_tarfile(path):
-    raise UserError(f'{field}: {path} is not a tar file')
+  try:
+    # An empty tar is zeros. `tarfile.is_tarfile` would read what the header
+    # says, gigabytes if it says so.
+    if len(start) < tarfile.BLOCKSIZE or start.strip(b'\0'):
+      tarfile.TarInfo.frombuf(start, 'utf-8', 'surrogateescape')
+  except (tarfile.TarError, ValueError) as error:
+    raise UserError(f'{field}: {path} is not a tar file') from error
 
 
-def scan(path: pathlib.Path, field: str) -> Iterator[Member]:
+def check_apart(
+  split: SplitPath,
+  ours: Iterable[pathlib.Path],
+  theirs: Iterable[pathlib.Path],
+) -> None:
+  """Refuses tars of validation images that are among the training images'."""
+  training = set(map(os.path.realpath, theirs))
+  for path in ours:
+    if os.path.realpath(path) in training:
+      raise UserError(
+        f'{split.path_field}: {path.name} is one of the tars of'
+        f' config.data.path={split.training.path}; give others, or leave it'
+        ' empty and set config.data.held_out'
+      )
+
+
+def scan(
+  path: pathlib.Path, field: str, ledger: SourceLedger | None = None
+) -> Iterator[Member]:
   """Yields the files in a tar in its order, reading headers alone.
+
+  A link to a file in the same tar is another name of it; links come last.
 
   Args:
     path: a tar that `check_is_tar` found to be one.
     field: the config field that leads to it, for messages.
+    ledger: counts what is in the tar and is no file.
 
   Raises:
     UserError: if the tar ends too early, or its headers are damaged.
   """
   end = path.stat().st_size
   where = f'{field}: {path}'
-  with path.open('rb') as file:
-    for member in _members(file, 0, end, where):
-      if not member.name.endswith('.tar'):
+  if ledger is None:
+    ledger = SourceLedger()
+  with path.open('rb', buffering=0) as file:
+    for member in _members(file, 0, end, where, ledger):
+      if not member.name.endswith('.tar') or is_hidden(member.name):
         yield member
         continue
       inner_end = member.offset + member.size
       folder = member.name.removesuffix('.tar')
-      inside = f'{where}, {member.name}'
-      for inner in _members(file, member.offset, inner_end, inside):
+      inside = f'{where}, {text_files.shown(member.name)}'
+      for inner in _members(file, member.offset, inner_end, inside, ledger):
         name = f'{folder}/{inner.name}'
         yield dataclasses.replace(inner, name=name)
 
@@ -166,30 +210,108 @@ def read_range(path: pathlib.Path, offset: int, size: int) -> bytes:
     return b''
 
 
+class _Window:
+  """A part of a file, for tarfile: it reads headers, and none of gigabytes."""
+
+  def __init__(self, file: BinaryIO, begin: int, end: int):
+    self._handle = file.fileno()
+    self._position = begin
+    self._end = end
+
+  def read(self, size: int) -> bytes:
+    if not 0 <= size <= _LONGEST_HEADER:
+      raise tarfile.ReadError(f'a header of {size} bytes')
+    size = max(0, min(size, self._end - self._position))
+    data = os.pread(self._handle, size, self._position)
+    self._position += len(data)
+    return data
+
+  def seek(self, position: int) -> None:
+    if position < 0:
+      raise tarfile.ReadError(f'a header at byte {position}')
+    self._position = position
+
+  def tell(self) -> int:
+    return self._position
+
+
 def _members(
-  file: BinaryIO, begin: int, end: int, where: str
+  file: BinaryIO, begin: int, end: int, where: str, ledger: SourceLedger
 ) -> Iterator[Member]:
   """Yields the files of the tar that is at [begin, end) of a file."""
-  file.seek(begin)
+  links: dict[str, str] = {}
+  for info in _headers(file, begin, end, where):
+    name = posixpath.normpath(info.name)
+    if info.isreg() and not info.issparse():
+      yield Member(name, info.offset_data, info.size)
+    elif info.islnk():
+      links[name] = posixpath.normpath(info.linkname)
+    elif info.issym():
+      target = posixpath.join(posixpath.dirname(name), info.linkname)
+      links[name] = posixpath.normpath(target)
+    elif info.issparse():
+      ledger.pass_over('sparse files')
+    elif not info.isdir():
+      ledger.pass_over('devices')
+  if not links:
+    return
+  targets = {name: _follow(name, links) for name in links}
+  # Read again: all names would take gigabytes where there are millions.
+  wanted = set(targets.values())
+  places: dict[str, tuple[int, int]] = {}
+  for info in _headers(file, begin, end, where):
+    name = posixpath.normpath(info.name)
+    if name in wanted and info.isreg() and not info.issparse():
+      places.setdefault(name, (info.offset_data, info.size))
+  for name, target in targets.items():
+    if target in places:
+      yield Member(name, *places[target])
+    else:
+      ledger.pass_over('links that lead to no file in the tar')
+
+
+def _follow(name: str, links: Mapping[str, str]) -> str:
+  """The name at the end of a chain of links; '' if it has no end."""
+  for _ in range(len(links) + 1):
+    if name not in links:
+      return name
+    name = links[name]
+  return ''
+
+
+def _headers(
+  file: BinaryIO, begin: int, end: int, where: str
+) -> Iterator[tarfile.TarInfo]:
+  """Yields the headers of the tar that is at [begin, end) of a file."""
+  stopped = begin
   try:
     # Offsets are counted from the beginning of the file.
-    with tarfile.open(fileobj=file, mode='r:') as tar:
+    window = cast(Any, _Window(file, begin, end))
+    with tarfile.open(fileobj=window, mode='r:') as tar:
       while (info := tar.next()) is not None:
         # tarfile would keep a kilobyte for each file that it has read.
         tar.members.clear()  # type: ignore[attr-defined]
-        if info.offset_data + info.size > end:
+        if info.size < 0 or tar.offset <= stopped:
+          # It would read the same headers again and again.
+          raise tarfile.ReadError(f'a file of {info.size} bytes')
+        stopped = tar.offset
+        if info.isreg() and info.offset_data + info.size > end:
+          name = text_files.shown(info.name)
           raise UserError(
-            f'{where} ends in the middle of {info.name}; it is not whole'
+            f'{where} ends in the middle of {name}; it is not whole'
           )
-        if info.isreg() and not info.issparse():
-          name = posixpath.normpath(info.name)
-          yield Member(name, info.offset_data, info.size)
+        yield info
       stopped = tar.offset
-  except tarfile.TarError as error:
-    raise UserError(f'{where} is not a whole tar ({error})') from error
+  except (UserError, OSError):
+    raise
+  except Exception as error:
+    # Broken headers raise whatever the first thing that they break raises.
+    reason = text_files.shown(' '.join(str(error).split()))
+    raise UserError(
+      f'{where} is not a whole tar ({reason or type(error).__name__})'
+    ) from error
   # tarfile takes any block that is not a header for the end; valid ends are
   # zeros or the end of the file.
-  file.seek(stopped)
-  rest = file.read(min(tarfile.BLOCKSIZE, end - stopped))
-  if rest.strip(b'\0'):
+  size = max(0, min(tarfile.BLOCKSIZE, end - stopped))
+  if os.pread(file.fileno(), size, stopped).strip(b'\0'):
     raise UserError(f'{where} is damaged at byte {stopped}')

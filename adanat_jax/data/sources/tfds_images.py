@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from adanat_jax.data.sources import text_files
+from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   RawExample,
   RawSource,
@@ -25,6 +27,7 @@ from adanat_jax.data.sources.raw_source import (
   key_hash,
   printable,
 )
+from adanat_jax.data.sources.text_files import TextError
 from adanat_jax.errors import UserError
 
 # In the order of preference. Karpathy's and Li's three parts of COCO's val2014
@@ -96,15 +99,23 @@ def _source(builder: Any, split_name: str, names: _Features) -> RawSource:
     row: Mapping[str, Any] = data[i]
     key = f'{prefix}/{i}'
     if names.file_name:
-      key = printable(_text(row[names.file_name]))
+      key = _name(row[names.file_name])
     captions = row[names.captions] if names.captions else ()
     if isinstance(captions, Mapping):
       captions = captions['text']
+    problem = ''
+    texts: tuple[str, ...] = ()
+    try:
+      texts = tuple(filter(None, map(_text, np.atleast_1d(captions))))
+      problem = '' if texts or not names.captions else 'it has no caption'
+    except TextError as error:
+      problem = f'its caption is not text: {error}'
     return RawExample(
       key,
       bytes(row[names.image]),
       int(row[names.label]) if names.label else None,
-      tuple(_text(caption) for caption in np.atleast_1d(captions)),
+      texts,
+      problem,
     )
 
   def hashes() -> np.ndarray:
@@ -118,6 +129,7 @@ def _source(builder: Any, split_name: str, names: _Features) -> RawSource:
     hashes,
     tuple(info[names.label].names) if names.label else None,
     has_captions=bool(names.captions),
+    ledger=SourceLedger(read={'images': len(data)}),
     description={'tfds': builder.info.full_name, 'tfds_split': split_name},
   )
 
@@ -174,5 +186,15 @@ def _find_features(split: SplitPath, builder: Any) -> _Features:
 
 
 def _text(value: bytes | str) -> str:
-  text = value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
-  return str(text).strip()
+  """A caption.
+
+  Raises:
+    TextError: if it is not text.
+  """
+  text = text_files.decode(value) if isinstance(value, bytes) else str(value)
+  return text_files.tidy(text)
+
+
+def _name(value: bytes | str) -> str:
+  name = value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
+  return printable(str(name).strip())
