@@ -51,6 +51,8 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
   data.source = 'image_folder'
   # Cameras store photographs in the orientation of the sensor.
   data.apply_orientation = True
+  # White behind transparent pictures, as on a page.
+  data.background = (255, 255, 255)
 
   # The rate falls to 0, because the run is short.
   config.nat.learning_rate_schedule = 'cosine'

@@ -34,6 +34,7 @@ LeapLabTHU/ImprovedNAT configs/AutoNAT_L.yaml, train.py and README, for the NAT.
 import pathlib
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from adanat_jax.experiment import config as config_lib
 
@@ -103,6 +104,10 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.validation_annotations = ''
   # Whether photographs are turned upright by their EXIF tag; published: no.
   data.apply_orientation = False
+  # Red, green and blue, 0 to 255, behind transparent pixels. (), as published,
+  # drops the alpha, so that hidden colours appear. Unset: white for source
+  # 'webdataset', as img2dataset has it, () for the other sources.
+  data.background = placeholder(tuple)
   # Files that cannot be read are named and left out. If their share of all
   # files is larger than this, preparation fails.
   data.max_corrupt_share = 0.01

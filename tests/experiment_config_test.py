@@ -210,6 +210,27 @@ class ClaimTest(absltest.TestCase):
     unset = _TOY.replace('nat.depth = 2', 'nat.depth = 2\n  nat.height = None')
     workdir.claim(self.workdir, config_lib.load(_toy_file(self, unset)), {})
 
+  def test_a_workdir_of_an_earlier_version_does_what_that_did(self):
+    white = (
+      'config.data = ml_collections.ConfigDict({"background": (255,) * 3})'
+    )
+    newer = _toy_file(self, _TOY.replace('  return', f'  {white}\n  return'))
+    config = config_lib.load(newer)
+    workdir.claim(self.workdir, config, {})
+    workdir.claim(self.workdir, config, {})
+    self.assertEqual(config.data.background, (255, 255, 255))
+    path = self.workdir / workdir.CONFIG_FILE
+    record = json.loads(path.read_text())
+    del record['config']['data']
+    path.write_text(json.dumps(record))
+    workdir.claim(self.workdir, config, {})
+    self.assertEqual(config.data.background, ())
+    overrides = {'data.background': ()}
+    workdir.claim(self.workdir, config_lib.load(newer, overrides), overrides)
+    overrides = {'data.background': (0, 0, 0)}
+    with self.assertRaisesRegex(UserError, r'background is \[\] there and \[0'):
+      workdir.claim(self.workdir, config_lib.load(newer, overrides), overrides)
+
   def test_file_in_the_way_and_foreign_config_are_one_line(self):
     with self.assertRaisesRegex(UserError, 'toy.py'):
       workdir.claim(pathlib.Path(self.toy), config_lib.load(self.toy), {})

@@ -101,6 +101,8 @@ class TableTest(parameterized.TestCase):
       name: ['no such name'] for name in taken if '' in defaults()[name]
     }
     expected['seed'] = expected['sample.seed'] = [10**9]
+    # No colour: alpha is dropped.
+    expected['data.background'] = [()]
     expected['sample.captions'] = [(), ('no such name',) * 2, ('x' * 300,) * 2]
     self.assertEqual(taken, expected)
 

@@ -56,7 +56,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a layer of reading foreign files': (
     *('convert.kinds', 'convert.pickle_machine', 'convert.torch_reader'),
-    'data.sources.table',
+    *('data.image_metadata', 'data.sources.table'),
   ),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),

@@ -105,6 +105,38 @@ class ClassesTest(absltest.TestCase):
       self.assertEqual(split['images'] + len(split['skipped']), total)
       self.assertEqual(sum(split['shards']), split['records'])
 
+  def test_the_manifest_holds_what_was_read(self):
+    for split in prepared.read_manifest(self.set)['splits'].values():
+      ledger = split['ledger']
+      self.assertEqual(ledger['read']['images'], 34)
+      self.assertEqual(ledger['read']['classes'], 3)
+      self.assertEqual(ledger['passed_over'], {'.db': 1, 'hidden': 1})
+      self.assertEqual(ledger['faults'], {})
+
+  def test_transparent_pictures_have_a_background(self):
+    root = self.root / 'transparent'
+    for label in range(3):
+      path = root / 'raw' / f'class_{label}' / 'a.png'
+      path.parent.mkdir(parents=True)
+      clear = np.full((32, 32, 4), 0, np.uint8)
+      path.write_bytes(raw_pictures.encode(clear, 'PNG'))
+      white = np.full((32, 32, 3), 255, np.uint8)
+      path.with_name('b.png').write_bytes(raw_pictures.encode(white, 'PNG'))
+    fields = {
+      'data.path': str(root / 'raw'),
+      'data.held_out': 0,
+      'data.background': (255, 255, 255),
+    }
+    for number, white in enumerate(((255, 255, 255), ())):
+      config = make_config(self.root, **{**fields, 'data.background': white})
+      experiment = Experiment(config, root / str(number))
+      prepare.run(experiment)
+      tokens = datasets.token_examples(experiment, 'train').take(np.arange(2))
+      same = bool((tokens['tokens'][0] == tokens['tokens'][1]).all())
+      self.assertEqual(same, bool(white))
+      images_there = experiment.examples('train', 'images').take(np.arange(2))
+      self.assertEqual(images_there['images'][0].min(), 255 if white else 0)
+
   def test_too_many_corrupt_files_end_the_run_and_can_be_allowed(self):
     config = make_config(self.root, data__max_corrupt_share=0.05)
     workdir = self.root / 'strict'
@@ -168,6 +200,11 @@ class ClassesTest(absltest.TestCase):
       ('tokenizer.init_from', str(other), 'tokenizer is'),
       ('data.image_size', 64, 'data.image_size is 32 there and 64 here'),
       ('data.apply_orientation', True, 'data.apply_orientation is False'),
+      (
+        'data.background',
+        (0, 0, 9),
+        r'data.background is None there and .0, 0',
+      ),
     ):
       config = make_config(self.root, **{field: value})
       for use in (

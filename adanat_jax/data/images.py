@@ -3,7 +3,8 @@
 The crop is ADM's (openai/guided-diffusion, image_datasets.center_crop_arr),
 which the published tokenizers, networks and statistics were made with:
 
-1. to RGB; the EXIF orientation is not applied, alpha is dropped;
+1. to RGB; the EXIF orientation is not applied, alpha is dropped, unless
+   `decode` is asked to do otherwise;
 2. as long as the shorter side has twice the pixels it needs, halve both sides
    (rounded down) with a box filter;
 3. scale bicubically until the shorter side fits, the longer one rounded;
@@ -12,19 +13,46 @@ which the published tokenizers, networks and statistics were made with:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import io
-from typing import TypeVar
+from typing import Any, TypeVar
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from adanat_jax.data import image_metadata
+
+# As large as a picture may be in its file: 16,384 x 16,384, a GiB in memory.
+MOST_SOURCE_PIXELS = 1 << 28
 ROUNDINGS = ('floor', 'nearest')
 
 # Those of `raw_source.IMAGE_SUFFIXES`. For some others, such as EPS, Pillow
 # starts another program on what may be anybody's file.
-_FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
+_FORMATS = ('BMP', 'DIB', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 # A strip of one by thousands of pixels would be enlarged to gigabytes.
 _MOST_PIXELS = 1 << 27
+
+# What each orientation of EXIF asks for.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# Modes whose colours are multiplied by their alpha, and what they become.
+_PREMULTIPLIED = {'La': 'LA', 'RGBa': 'RGBA'}
+
+# Pillow's limit is that of a web server, past which it warns of an attack. At
+# twice ours there is time to ask how large a picture is.
+if Image.MAX_IMAGE_PIXELS is not None:
+  Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 2 * MOST_SOURCE_PIXELS)
+# It warns of tags that do not matter, in pictures that can be read, and does
+# not say in which.
+warnings.filterwarnings('ignore', module=r'PIL\.')
 
 # 1 / 255 in two parts: any byte times the first one is exact.
 _HIGH = np.float32(4112 / 2**20)
@@ -39,7 +67,10 @@ class CorruptImageError(ValueError):
 
 
 def decode(
-  data: bytes, image_size: int, apply_orientation: bool = False
+  data: bytes,
+  image_size: int,
+  apply_orientation: bool = False,
+  background: Sequence[int] | None = None,
 ) -> np.ndarray:
   """Reads an image file and cuts out its centre.
 
@@ -49,6 +80,9 @@ def decode(
     image_size: side of the square, in pixels; smaller images are enlarged.
     apply_orientation: turn it upright by its EXIF tag first, which the
       published data were not.
+    background: red, green and blue, 0 to 255, of what lies behind transparent
+      pixels; None drops the alpha, as published: colours appear that were
+      hidden under it.
 
   Returns:
     uint8[image_size, image_size, 3], RGB.
@@ -56,7 +90,7 @@ def decode(
   Raises:
     CorruptImageError: if it is not an image, or not a whole one.
   """
-  return center_crop(_open(data, apply_orientation), image_size)
+  return center_crop(_open(data, apply_orientation, background), image_size)
 
 
 def center_crop(image: Image.Image, image_size: int) -> np.ndarray:
@@ -135,36 +169,97 @@ def to_uint8(images: AnyArray, rounding: str = 'floor') -> AnyArray:
   return scaled.clip(0, 255).astype(np.uint8)
 
 
-def _open(data: bytes, apply_orientation: bool) -> Image.Image:
+def _open(
+  data: bytes, apply_orientation: bool, background: Sequence[int] | None
+) -> Image.Image:
+  """Opens and decodes a file, and turns it into RGB."""
   if not data:
     raise CorruptImageError('the file is missing or empty')
+  data, orientation = image_metadata.pixels_alone(data)
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-      file.load()
-      return _to_rgb(
-        ImageOps.exif_transpose(file) if apply_orientation else file
-      )
+      _check_size(file)
+      image = _upright(file, orientation, apply_orientation)
+      return _to_rgb(image, file.format, background)
+  except Image.DecompressionBombError as error:
+    # It says that of an honest map, too, and not how large it is.
+    raise CorruptImageError(
+      f'more than {MOST_SOURCE_PIXELS:,} pixels are not read; make it smaller'
+    ) from error
   except (MemoryError, CorruptImageError):
     raise
   except Exception as error:
-    # Broken files raise errors of many kinds: OSError, SyntaxError,
-    # struct.error, IndexError, ...
+    # Broken files raise whatever the first thing that they break raises:
+    # OSError, SyntaxError, struct.error, IndexError, ...
     message = ' '.join(str(error).split()) or type(error).__name__
     # Pillow names the stream, whose address differs each time.
     message = message.partition(' <_io.BytesIO')[0]
     raise CorruptImageError(message) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-  if image.mode.startswith('I;16'):
+def _upright(file: Any, orientation: int, apply_orientation: bool) -> Any:
+  """Decodes an open file, and turns it."""
+  xmp = file.info.get('xmp', b'')
+  xmp = xmp if isinstance(xmp, bytes) else b''
+  if file.format == 'WEBP':
+    exif = file.info.get('exif', b'')
+    orientation = image_metadata.orientation_of(exif, xmp)
+  elif file.format == 'TIFF':
+    # Pillow turns these whether asked or not, but reads all their tags first.
+    apply_orientation = True
+    default = image_metadata.orientation_of(b'', xmp)
+    orientation = file.tag_v2.get(image_metadata.ORIENTATION, default)
+    file.load_end = lambda: None
+  file.load()
+  turn = _TURNS.get(orientation) if apply_orientation else None
+  return file if turn is None else file.transpose(turn)
+
+
+def _check_size(image: Image.Image) -> None:
+  """Raises CorruptImageError for more pixels than are read."""
+  if image.width * image.height > MOST_SOURCE_PIXELS:
+    raise CorruptImageError(
+      f'{image.width}x{image.height} pixels: more than {MOST_SOURCE_PIXELS:,}'
+      ' are not read; make it smaller'
+    )
+
+
+def _to_rgb(
+  image: Image.Image, kind: str | None, background: Sequence[int] | None
+) -> Image.Image:
+  """Any mode to RGB; transparency is dropped, or composited on a background."""
+  transparency = image.info.get('transparency')
+  if image.mode.startswith('I;16') or (image.mode == 'I' and kind == 'PPM'):
     # Pillow would clip all levels above 255 to white; of colours with 16 bits
     # it takes the higher byte itself.
-    pixels = np.asarray(image).astype(np.uint16) >> 8
-    image = Image.fromarray(pixels.astype(np.uint8))
+    levels = np.asarray(image).astype(np.uint16)
+    image = Image.fromarray((levels >> 8).astype(np.uint8))
+    if background is not None and isinstance(transparency, int):
+      opaque = Image.fromarray(255 * (levels != transparency).astype(np.uint8))
+      image.putalpha(opaque)
+    transparency = None
   elif image.mode in ('I', 'F'):
     raise CorruptImageError(
       f"pixels of Pillow's mode {image.mode} have no known range"
     )
-  # Pillow would only warn that it is lost.
-  image.info.pop('transparency', None)
-  return image.convert('RGB')
+  if background is None or not _is_transparent(image, transparency):
+    # Only a warning about losing it would come of it.
+    image.info.pop('transparency', None)
+    return image.convert('RGB')
+  if isinstance(transparency, tuple) and max(transparency) > 255:
+    # Of 16 bits, as the pixels were.
+    image.info['transparency'] = tuple(level >> 8 for level in transparency)
+  if image.mode in _PREMULTIPLIED:
+    image = image.convert(_PREMULTIPLIED[image.mode])
+  canvas = Image.new('RGBA', image.size, (*background, 255))
+  canvas.alpha_composite(image.convert('RGBA'))
+  return canvas.convert('RGB')
+
+
+def _is_transparent(image: Image.Image, transparency: Any) -> bool:
+  palette = image.palette.mode if image.palette else ''
+  return (
+    transparency is not None
+    or image.mode in ('LA', 'PA', 'RGBA', *_PREMULTIPLIED)
+    or (image.mode == 'P' and palette.endswith('A'))
+  )

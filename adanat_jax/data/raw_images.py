@@ -28,6 +28,7 @@ def decode(
   example: RawExample,
   image_size: int,
   apply_orientation: bool = False,
+  background: Sequence[int] | None = None,
   *,
   with_captions: bool = False,
 ) -> np.ndarray:
@@ -37,6 +38,7 @@ def decode(
     example: the example.
     image_size: see `images.decode`.
     apply_orientation: see `images.decode`.
+    background: see `images.decode`.
     with_captions: whether it is of no use without a caption.
 
   Raises:
@@ -46,7 +48,7 @@ def decode(
     raise images.CorruptImageError(example.problem or 'it has no caption')
   if not example.image and example.problem:
     raise images.CorruptImageError(example.problem)
-  return images.decode(example.image, image_size, apply_orientation)
+  return images.decode(example.image, image_size, apply_orientation, background)
 
 
 class RawImages:
@@ -62,6 +64,7 @@ class RawImages:
     image_size: int,
     *,
     apply_orientation: bool = False,
+    background: Sequence[int] | None = None,
     mirrored: bool = False,
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
     num_threads: int | None = None,
@@ -72,6 +75,8 @@ class RawImages:
       source: see `adanat_jax.data.sources.registry`.
       image_size: side of the square images, in pixels.
       apply_orientation: turn photographs upright by their EXIF tag.
+      background: what transparent pixels are composited on; see
+        `images.decode`.
       mirrored: whether each image also counts left-right mirrored.
       tokenize: captions to int32[B, L]; None for sources with classes.
       num_threads: how many decode at once; None for one per processor.
@@ -86,6 +91,7 @@ class RawImages:
     self._source = source
     self._size = image_size
     self._apply_orientation = apply_orientation
+    self._background = background
     self._views = 2 if mirrored else 1
     self._tokenize = tokenize
     self._pool = concurrent.futures.ThreadPoolExecutor(
@@ -141,6 +147,7 @@ class RawImages:
           example,
           self._size,
           self._apply_orientation,
+          self._background,
           with_captions=self._tokenize is not None,
         )
       except images.CorruptImageError as error:

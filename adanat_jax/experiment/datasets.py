@@ -135,6 +135,7 @@ def image_examples(
     raw_source(experiment, split),
     config.data.image_size,
     apply_orientation=config.data.apply_orientation,
+    background=experiment.background,
     mirrored=mirrored,
     tokenize=(
       functools.partial(texts.tokenize, experiment)

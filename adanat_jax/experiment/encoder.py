@@ -110,6 +110,8 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     f'data.{name}': data[name]
     for name in ('source', 'image_size', 'apply_orientation', 'condition')
   }
+  # Sets of earlier versions lack it.
+  settings['data.background'] = list(data.get('background') or ()) or None
   settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size
   settings['tokenizer'] = _digest(experiment, 'tokenizer')
   if experiment.is_text:

@@ -109,6 +109,15 @@ class Experiment:
     return self.config.data.source == 'digits'
 
   @property
+  def background(self) -> tuple[int, ...] | None:
+    """What transparent pixels are composited on; None to drop their alpha."""
+    data = self.config.data
+    given = data.get('background')
+    if given is None and data.source == 'webdataset':
+      return (255, 255, 255)
+    return given or None
+
+  @property
   def is_text(self) -> bool:
     """Whether the NAT is conditioned on texts instead of classes."""
     return networks.is_text(self.config)

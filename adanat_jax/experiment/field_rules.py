@@ -20,6 +20,7 @@ from adanat_jax.experiment.fields import (
   between,
   boolean,
   choice,
+  colour_or_none,
   integer,
   optional,
   path,
@@ -387,7 +388,12 @@ _TEXTS: Mapping[str, Rule] = {
   **_section('sample', captions=tuple_of(text(2000))),
 }
 
-RULES: Mapping[str, Rule] = {**_SHARED, **_FILES, **_TEXTS}
+# Fields that configs of images in files may lack: earlier versions had none.
+_ADDED: Mapping[str, Rule] = {
+  **_section('data', background=optional(colour_or_none)),
+}
+
+RULES: Mapping[str, Rule] = {**_SHARED, **_FILES, **_TEXTS, **_ADDED}
 
 # What every training loop reads of the top of a config.
 LOOP = (

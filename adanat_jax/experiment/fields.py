@@ -225,6 +225,14 @@ def steps(most: int) -> Rule:
   )
 
 
+colour_or_none = Rule(
+  'a tuple of 3 integers from 0 to 255 (red, green, blue), or () for none',
+  lambda value: (
+    isinstance(value, tuple)
+    and len(value) in (0, 3)
+    and all(_is_int(item) and 0 <= item <= 255 for item in value)
+  ),
+)
 boolean = Rule('true or false', lambda value: isinstance(value, bool))
 
 

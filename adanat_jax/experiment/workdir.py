@@ -5,7 +5,7 @@ Results of two configs in one directory could not be told apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fnmatch
 import pathlib
@@ -36,6 +36,10 @@ RUN_ONLY_FIELDS = (
   *('save_every', '*.save_every', 'keep_every', 'keep_best', 'tensorboard'),
 )
 
+# Fields that earlier versions did not have, and values with which this one does
+# what they did. A workdir of theirs goes on with these unless told otherwise.
+ADDED_FIELDS = {'data.background': ()}
+
 _MAX_DIFFERENCES_SHOWN = 8
 
 
@@ -61,14 +65,21 @@ def claim(
 
   Fields in `RUN_ONLY_FIELDS` may differ. A missing workdir is made; it must be
   the same one for all processes. `overrides`, the fields set on the command
-  line, and `source`, `FILE[:preset]`, are recorded beside the config.
+  line, and `source`, `FILE[:preset]`, are recorded beside the config. Fields in
+  `ADDED_FIELDS` are changed in `config` to what an earlier version did, if that
+  made the workdir and `overrides` do not set them.
 
   Raises:
     UserError: if the directory cannot be used, not all processes see it, or it
       was made with another config: naming both values of every such field.
   """
-  processes.from_first(lambda: _claim(workdir, config, overrides, source))
+  lacking = processes.from_first(
+    lambda: _claim(workdir, config, overrides, source)
+  )
   _check_shared(workdir)
+  config.update_from_flattened_dict(
+    {name: ADDED_FIELDS[name] for name in lacking}
+  )
 
 
 def _check_shared(workdir: pathlib.Path) -> None:
@@ -92,8 +103,8 @@ def _claim(
   config: ml_collections.ConfigDict,
   overrides: Mapping[str, Any],
   source: str,
-) -> None:
-  """Process 0's part of `claim`."""
+) -> list[str]:
+  """Process 0's part of `claim`; returns the fields that the workdir lacks."""
   path = workdir / CONFIG_FILE
   ours = config_lib.to_dict(config)
   try:
@@ -101,7 +112,7 @@ def _claim(
     if not path.exists():
       record = {'source': source, 'overrides': dict(overrides), 'config': ours}
       files.write_json(path, record)
-      return
+      return []
   except OSError as error:
     raise UserError(
       f'--workdir={workdir} cannot be used: {error.strerror}'
@@ -112,7 +123,13 @@ def _claim(
     raise UserError(
       f'{path} is not a config that this program wrote; use another --workdir'
     )
-  differences = list(_differences(theirs, ours))
+  there = dict(config_lib.fields(theirs))
+  lacking = [
+    name
+    for name, _ in config_lib.fields(ours)
+    if name in ADDED_FIELDS and name not in {**there, **overrides}
+  ]
+  differences = list(_differences(theirs, ours, lacking))
   if differences:
     shown = differences[:_MAX_DIFFERENCES_SHOWN]
     if len(differences) > len(shown):
@@ -121,16 +138,21 @@ def _claim(
       f'--workdir={workdir} was made with another config: {"; ".join(shown)}.'
       ' Use another --workdir, or the config it was made with'
     )
+  return lacking
 
 
 def _differences(
-  theirs: Mapping[str, Any], ours: Mapping[str, Any]
+  theirs: Mapping[str, Any], ours: Mapping[str, Any], lacking: Sequence[str]
 ) -> Iterator[str]:
   """Yields 'config.a is 1 there and 2 here' for each field that matters."""
   there = dict(config_lib.fields(theirs))
   here = dict(config_lib.fields(ours))
+  for name in ADDED_FIELDS.keys() & here.keys() - there.keys():
+    there[name] = files.to_json(ADDED_FIELDS[name])
   for name in sorted(there.keys() | here.keys()):
     if any(fnmatch.fnmatchcase(name, field) for field in RUN_ONLY_FIELDS):
+      continue
+    if name in lacking:
       continue
     values = [
       repr(side[name]) if name in side else 'absent' for side in (there, here)

@@ -83,7 +83,12 @@ class RealImages:
     data = self._experiment.config.data
     example = self._source[index]
     try:
-      return raw_images.decode(example, data.image_size, data.apply_orientation)
+      return raw_images.decode(
+        example,
+        data.image_size,
+        data.apply_orientation,
+        self._experiment.background,
+      )
     except images_lib.CorruptImageError as error:
       logging.warning('%s is left out: %s', example.key, error)
       return None

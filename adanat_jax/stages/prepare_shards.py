@@ -196,6 +196,7 @@ def _decode(
   config = experiment.config
   size = config.data.image_size
   orient = config.data.apply_orientation
+  background = experiment.background
 
   def read(place: int) -> tuple[Any, np.ndarray | None, str]:
     try:
@@ -211,7 +212,7 @@ def _decode(
       return about, None, '' if example.captions else example.problem
     try:
       pixels = raw_images.decode(
-        example, size, orient, with_captions=experiment.is_text
+        example, size, orient, background, with_captions=experiment.is_text
       )
       return about, pixels, ''
     except images.CorruptImageError as error:
