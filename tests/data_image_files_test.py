@@ -1,7 +1,6 @@
 """Pictures with odd metadata, with transparency, and large ones."""
 
 import io
-import logging
 import pathlib
 import struct
 import subprocess
@@ -330,7 +329,6 @@ class WarningTest(parameterized.TestCase):
     self.assertEqual(process.stdout + process.stderr, '')
 
   def test_every_suffix_is_decoded(self):
-    logging.getLogger('PIL').setLevel(logging.ERROR)
     picture = raw_pictures.picture(1, 9, 9)
     for suffix in ('mpo', 'jfif', 'jpe', 'dib', 'apng', 'pbm', 'pnm', 'webp'):
       path = pathlib.Path(self.create_tempdir().full_path) / f'a.{suffix}'

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import io
+import logging
 from typing import Any, TypeVar
 import warnings
 
@@ -30,6 +31,10 @@ ROUNDINGS = ('floor', 'nearest')
 # Those of `raw_source.IMAGE_SUFFIXES`. For some others, such as EPS, Pillow
 # starts another program on what may be anybody's file.
 _FORMATS = ('BMP', 'DIB', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
+# So many take memory, and are not all in a file that has few bytes for them: a
+# white page has one for 8,000 black-and-white pixels of a PNG.
+_MANY_PIXELS = 1 << 26
+_MOST_PIXELS_PER_BYTE = 1 << 14
 # A strip of one by thousands of pixels would be enlarged to gigabytes.
 _MOST_PIXELS = 1 << 27
 
@@ -51,8 +56,10 @@ _PREMULTIPLIED = {'La': 'LA', 'RGBa': 'RGBA'}
 if Image.MAX_IMAGE_PIXELS is not None:
   Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, 2 * MOST_SOURCE_PIXELS)
 # It warns of tags that do not matter, in pictures that can be read, and does
-# not say in which.
+# not say in which; what cannot be read raises an error, too.
 warnings.filterwarnings('ignore', module=r'PIL\.')
+if not logging.getLogger('PIL').level:
+  logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 # 1 / 255 in two parts: any byte times the first one is exact.
 _HIGH = np.float32(4112 / 2**20)
@@ -178,7 +185,7 @@ def _open(
   data, orientation = image_metadata.pixels_alone(data)
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-      _check_size(file)
+      _check_size(file, len(data))
       image = _upright(file, orientation, apply_orientation)
       return _to_rgb(image, file.format, background)
   except Image.DecompressionBombError as error:
@@ -215,13 +222,16 @@ def _upright(file: Any, orientation: int, apply_orientation: bool) -> Any:
   return file if turn is None else file.transpose(turn)
 
 
-def _check_size(image: Image.Image) -> None:
-  """Raises CorruptImageError for more pixels than are read."""
-  if image.width * image.height > MOST_SOURCE_PIXELS:
+def _check_size(image: Image.Image, num_bytes: int) -> None:
+  """Raises CorruptImageError for more pixels than are read, or can be there."""
+  count = image.width * image.height
+  size = f'{image.width}x{image.height} pixels'
+  if count > MOST_SOURCE_PIXELS:
     raise CorruptImageError(
-      f'{image.width}x{image.height} pixels: more than {MOST_SOURCE_PIXELS:,}'
-      ' are not read; make it smaller'
+      f'{size}: more than {MOST_SOURCE_PIXELS:,} are not read; make it smaller'
     )
+  if count > max(_MANY_PIXELS, _MOST_PIXELS_PER_BYTE * num_bytes):
+    raise CorruptImageError(f'{size} in {num_bytes:,} bytes: it is cut off')
 
 
 def _to_rgb(
@@ -245,7 +255,8 @@ def _to_rgb(
   if background is None or not _is_transparent(image, transparency):
     # Only a warning about losing it would come of it.
     image.info.pop('transparency', None)
-    return image.convert('RGB')
+    # Converting what is RGB would copy it.
+    return image if image.mode == 'RGB' else image.convert('RGB')
   if isinstance(transparency, tuple) and max(transparency) > 255:
     # Of 16 bits, as the pixels were.
     image.info['transparency'] = tuple(level >> 8 for level in transparency)

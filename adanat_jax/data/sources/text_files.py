@@ -15,11 +15,11 @@ import json
 import pathlib
 from typing import Any, BinaryIO
 
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, printable
 
 # A file of another kind may be one line of any length.
 LONGEST_LINE = 1 << 27
-# A message shows this many characters of a text.
+# A message shows about as many characters of a text.
 _SHOWN = 80
 # A sign that no text needs, and that would be part of a caption otherwise.
 _MARK = '\ufeff'
@@ -159,10 +159,7 @@ def tidy(text: str) -> str:
 
 def shown(text: str) -> str:
   """A text as a message shows it: short, and nothing in it but characters."""
-  short = text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
-  if short.isprintable():
-    return short
-  return short.encode('unicode_escape', 'backslashreplace').decode('ascii')
+  return printable(text, _SHOWN)
 
 
 def parse_json(data: bytes) -> Any:
