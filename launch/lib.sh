@@ -23,6 +23,14 @@ die() {
   exit 2
 }
 
+# Programs would take such a value for a flag of theirs.
+for variable in BUCKET NFS REPOSITORY REVISION MOUNT; do
+  [[ ${!variable} != -* ]] || die "$variable=${!variable}: begins with a dash"
+done
+for host in $HOSTS; do
+  [[ $host != -* ]] || die "HOSTS=$HOSTS: $host begins with a dash"
+done
+
 # need VARIABLE EXAMPLE
 need() {
   [[ -n ${!1} ]] ||

@@ -33,6 +33,13 @@ done
 parcel=${XDG_CACHE_HOME:-$HOME/.cache}/adanat_jax/$REMOTE
 run mkdir -p "$parcel"
 run cp "$LAUNCH/worker.sh" "$parcel/"
+# By this the processes of a run know each other. A file of ours alone and not a
+# word of a command, which everybody on a machine may read.
+dry || (
+  umask 077
+  rm -f "$parcel/secret.new"
+  od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n' >"$parcel/secret.new"
+)
 if [[ -z $REPOSITORY ]]; then
   root=$(dirname "$LAUNCH")
   # Tracked and new files, but for those that were deleted.

@@ -29,6 +29,12 @@ cd "${SLURM_SUBMIT_DIR:?is not set; start this with sbatch}"
 # shellcheck disable=SC1091  # The user's.
 . "${VENV:-.venv}/bin/activate"
 
+# By this the processes know each other; srun passes it on.
+if [[ -z ${ADANAT_JAX_SECRET:-} ]]; then
+  ADANAT_JAX_SECRET=$(od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n')
+fi
+export ADANAT_JAX_SECRET
+
 out_of_time=''
 # SLURM tells this shell, and not the step, when the time is nearly up. (srun
 # would not pass the signal on but kill its processes.)

@@ -4,8 +4,8 @@
 #
 #   worker.sh setup | run FLAG... | status | logs FLAG... | stop [--kill] | kill
 #
-# Everything is kept beside it: source/, venv/, log, and of the last run pid,
-# exit (its exit code) and stopped (somebody asked for that). While it runs it
+# Everything is kept beside it: source/, venv/, log, secret, and of the last run
+# pid, exit (its exit code) and stopped (somebody asked for that). While it runs it
 # holds a lock on the file lock, which no crash can leave behind.
 set -euo pipefail
 
@@ -81,7 +81,7 @@ setup() {
 
   rm -rf "$ROOT/source.new"
   if [[ -n ${REPOSITORY:-} ]]; then
-    git clone --quiet "$REPOSITORY" "$ROOT/source.new"
+    git clone --quiet -- "$REPOSITORY" "$ROOT/source.new"
     git -C "$ROOT/source.new" checkout --quiet --detach "$REVISION"
   else
     mkdir "$ROOT/source.new"
@@ -89,6 +89,8 @@ setup() {
   fi
   rm -rf "$ROOT/source"
   mv "$ROOT/source.new" "$ROOT/source"
+  chmod 600 "$ROOT/secret.new"
+  mv -f "$ROOT/secret.new" "$ROOT/secret"
 
   # The images' Python is too old; uv brings its own.
   uv=$(command -v uv || echo "$ROOT/bin/uv")
@@ -120,7 +122,8 @@ check_workdir() {
 }
 
 run() {
-  [[ -x $ROOT/venv/bin/python ]] || die 'not set up: launch/setup.sh first'
+  [[ -x $ROOT/venv/bin/python && -s $ROOT/secret ]] ||
+    die 'not set up: launch/setup.sh first'
   check_workdir "$@"
   mount_shared
   exec 9>"$ROOT/lock"
@@ -144,6 +147,8 @@ run() {
 # What `run` leaves in the background, with the lock as its file 9.
 hold() {
   local code=0
+  ADANAT_JAX_SECRET=$(cat "$ROOT/secret")
+  export ADANAT_JAX_SECRET
   cd "$ROOT/source"
   "$ROOT/venv/bin/python" -m adanat_jax.main "$@" &
   echo $! >"$ROOT/pid"

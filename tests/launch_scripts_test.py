@@ -143,6 +143,12 @@ class RefusalTest(launching.LaunchTest, parameterized.TestCase):
     ('setup.sh', (), {'REPOSITORY': 'x'}, 'REVISION is not set'),
     ('setup.sh', (), {'BUCKET': 'b', 'NFS': 'n:/'}, 'both set'),
     ('setup.sh', (), {}, 'there is no slice; launch/create.sh'),
+    ('setup.sh', (), {'BUCKET': '--foreground'}, 'BUCKET=--foreground: begins'),
+    ('setup.sh', (), {'NFS': '-oexec'}, 'NFS=-oexec: begins with a dash'),
+    ('setup.sh', (), {'REPOSITORY': '--upload-pack=x'}, 'REPOSITORY=--upload-'),
+    ('run.sh', (), {'REVISION': '-f'}, 'REVISION=-f: begins with a dash'),
+    ('run.sh', (), {'MOUNT': '-t'}, 'MOUNT=-t: begins with a dash'),
+    ('run.sh', ('-v',), {'HOSTS': 'a -oX=y'}, 'HOSTS=a -oX=y: -oX=y begins'),
     ('run.sh', (), {}, 'no flags; for example: launch/run.sh --config='),
     ('logs.sh', ('-f',), {}, '-f: not a flag'),
     ('stop.sh', ('now',), {}, 'now: only --kill'),
@@ -255,6 +261,31 @@ class LifeTest(launching.LaunchTest):
       if text.count(state) == workers:
         return
     self.fail(text)
+
+  def test_processes_share_a_secret_that_nobody_else_sees(self):
+    self.launch('create.sh')
+    found = []
+    for _ in range(2):
+      said = self.launch('setup.sh')
+      said += self.launch('run.sh', *_RUN)
+      said += self.launch('stop.sh')
+      said += self.launch('logs.sh', '--worker=all')
+      homes = [self.worker(number).parent for number in (0, 1)]
+      given = [
+        (home / 'secrets').read_text().splitlines()[-1] for home in homes
+      ]
+      self.assertLen(set(given), 1)
+      self.assertRegex(given[0], '^[0-9a-f]{64}$')
+      found.append(given[0])
+      for number in (0, 1):
+        secret = self.worker(number) / 'secret'
+        self.assertEqual(secret.read_text(), given[0])
+        self.assertEqual(secret.stat().st_mode & 0o777, 0o600)
+      # Nor is it a word of any command.
+      self.assertNotIn(given[0], said + str(self.calls()))
+    self.assertNotEqual(*found)
+    (kept,) = self.home.rglob('secret.new')
+    self.assertEqual(kept.stat().st_mode & 0o777, 0o600)
 
   def test_ends_of_a_run(self):
     self.env['HOSTS'] = 'local'

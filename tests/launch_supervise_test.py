@@ -171,6 +171,15 @@ class SlurmTest(launching.LaunchTest):
       ['python', '-m', 'adanat_jax.main', '--distributed=auto', *_RUN],
     )
 
+  def test_a_secret_for_each_job(self):
+    self.ends(*'000')
+    for secret in ('', '', 'the user has one'):
+      self.launch('slurm.sh', *_RUN, ADANAT_JAX_SECRET=secret)
+    one, other, theirs = (self.home / 'secrets').read_text().splitlines()
+    self.assertRegex(one, '^[0-9a-f]{64}$')
+    self.assertNotEqual(one, other)
+    self.assertEqual(theirs, 'the user has one')
+
   def test_other_ends_are_the_job_s(self):
     for code in (0, 1, 143):
       self.ends(*[code] * 9)

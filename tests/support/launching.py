@@ -24,6 +24,7 @@ _OURS = (
   *NAMES,
   *('HOSTS', 'EXTRA', 'PYTHON', 'REPOSITORY', 'REVISION', 'BUCKET', 'NFS'),
   *('MOUNT', 'POLL', 'PATIENCE', 'MAX_FAILURES', 'DRY_RUN', 'XDG_CACHE_HOME'),
+  'ADANAT_JAX_SECRET',
 )
 
 # The fakes know the worker by its home directory. Python keeps what it was
@@ -38,6 +39,7 @@ echo "uv $*" >>"$HOME/did"
 """,
   'run': """
 printf '%s\\n' "$@" '' >>"$HOME/args"
+echo "$ADANAT_JAX_SECRET" >>"$HOME/secrets"
 starts={cloud}/starts-$(basename "$HOME")
 echo >>"$starts"
 own={cloud}/ends-$(basename "$HOME")
