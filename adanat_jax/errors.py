@@ -31,6 +31,10 @@ class UserError(ValueError):
 
   status = 2
 
+  def __init__(self, message: str):
+    """Escapes what cannot be printed; a `ConfigError` has several lines."""
+    super().__init__('\n'.join(map(printable, message.split('\n'))))
+
   @property
   def problems(self) -> tuple[str, ...]:
     """The mistakes, a line each; one but for a `ConfigError`."""
@@ -43,7 +47,7 @@ class ConfigError(UserError):
   def __init__(self, problems: Sequence[str]):
     """Takes at least one line."""
     super().__init__('\n'.join(problems))
-    self._problems = tuple(problems)
+    self._problems = tuple(map(printable, problems))
 
   @property
   def problems(self) -> tuple[str, ...]:

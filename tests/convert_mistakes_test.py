@@ -5,10 +5,10 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from adanat_jax.convert import __main__ as cli, files
+from adanat_jax.convert import __main__ as cli, entries
 from adanat_jax.errors import UserError
 from support import torch_files
-from support.converting import CommandLineTest, files_subset, weights_of
+from support.converting import DATA, CommandLineTest, files_subset, weights_of
 
 
 class ConvertMistakesTest(CommandLineTest):
@@ -29,11 +29,14 @@ class ConvertMistakesTest(CommandLineTest):
       self.assertIn(part, message)
 
   @parameterized.parameters(
-    ('weights.pth', b'no file of torch', 'torch.save'),
-    ('weights.safetensors', b'\xff' * 40, 'weights.safetensors'),
-    ('weights.npz', b'PK\x03\x04 and no more', 'weights.npz'),
-    ('weights.msgpack', b'\xc1\xc1', 'msgpack'),
-    ('weights.h5', b'', 'the ending is none of'),
+    ('weights.pth', b'no file of torch', 'a text, not weights'),
+    ('weights.pth', b'\x80\x02no file of torch', 'torch.save'),
+    ('weights.safetensors', b'\xff' * 40, 'begin nothing that is read'),
+    ('weights.npz', b'PK\x03\x04 and no more', 'broken zip file'),
+    ('weights.msgpack', b'\x81\xa1a\xc1', 'msgpack'),
+    ('weights.h5', b'\x89HDF\r\n', 'an HDF5 file'),
+    ('weights', b'', 'it is empty'),
+    ('weights', bytes(9), 'was not finished'),
   )
   def test_broken_files(self, name, content, word):
     path = self.folder / name
@@ -49,7 +52,7 @@ class ConvertMistakesTest(CommandLineTest):
     loop = {}
     loop.update(model=loop, other=loop)
     with self.assertRaisesRegex(UserError, 'no arrays'):
-      files.find_arrays(loop)
+      entries.find_arrays(loop)
 
   @parameterized.parameters(
     ('nat', [3, 4], 'no arrays by name'),
@@ -162,6 +165,69 @@ class ConvertMistakesTest(CommandLineTest):
     names = {entry.name for entry in self.folder.iterdir()}
     self.assertEqual(names, {'nat.pth', 'out'})
 
+  @parameterized.parameters(
+    (np.nan, 'holds NaN or infinity (1 of 64)'),
+    (-np.inf, 'holds NaN or infinity (1 of 64)'),
+    (1e300, 'holds NaN or infinity (1 of 64)'),
+    (1j, 'holds complex128, which is not a real number'),
+    ('a', 'holds <U32, which is not a real number'),
+  )
+  def test_numbers_that_are_no_weights(self, value, words):
+    arrays = weights_of('uvit_class_shared')
+    x = arrays['norm.weight'].astype(np.result_type(type(value), np.float64))
+    x[3] = value
+    arrays['norm.weight'] = x
+    path = self.folder / 'nat.npz'
+    np.savez(path, **arrays)
+    message = self.refused('nat', path)
+    self.assertIn(f'1 without usable numbers: norm.weight {words}', message)
+    self.assertIn(str(path), message)
+
+  def test_large_numbers_are_numbers(self):
+    arrays = weights_of('uvit_class_shared')
+    arrays['norm.weight'] = np.full_like(arrays['norm.weight'], 3e38)
+    np.savez(self.folder / 'nat.npz', **arrays)
+    self.convert('nat', self.folder / 'nat.npz')
+
+  @parameterized.parameters(
+    ('nat', 'uvit_class_shared', 'in_blocks.{}.x'),
+    ('enat', 'enat_shared', 'blocks.{}.x'),
+    ('vqgan', 'vqgan_shared', 'encoder.down.{}.x'),
+    ('vqgan', 'vqgan_shared', 'encoder.down.0.block.{}.x'),
+    ('discriminator', 'projdisc_class_shared', 'heads.{}.x'),
+    ('discriminator', 'projdisc_class_shared', 'mapping.fc{}.x'),
+    ('clip_text', 'clip_text_gelu', 'text_model.encoder.layers.{}.x'),
+    ('maskgit_transformer', 'maskgit_transformer_shared',
+     'TransformerLayer_{}/x'),
+    ('maskgit_tokenizer', 'maskgit_vqgan_shared', 'encoder/ResBlock_{}/x'),
+  )  # fmt: skip
+  def test_layers_without_end(self, kind, file, name):
+    original = weights_of(file).items()
+    arrays = {key.removeprefix('params/'): x for key, x in original}
+    x = np.zeros(1, np.float32)
+    arrays.update({name.format(i): x for i in range(10_000)})
+    torch_files.save_zip(self.folder / 'x.pth', arrays)
+    message = self.refused(kind, self.folder / 'x.pth')
+    self.assertIn('its keys number', message)
+
+  def test_names_that_a_terminal_would_obey(self):
+    arrays = weights_of('uvit_class_shared')
+    arrays['\x1b[2J\x07\u202e' + 'x' * 900] = np.zeros(1, np.float32)
+    torch_files.save_zip(self.folder / 'x.pth', arrays)
+    message = self.refused('nat', self.folder / 'x.pth')
+    self.assertIn(r'1 unexpected: \x1b[2J\x07\u202exxx', message)
+    self.assertTrue(message[:-1].isprintable())
+    self.assertLess(len(message), 400)
+
+  def test_too_little_memory(self):
+    path = self.folder / 'nat.pth'
+    torch_files.save_zip(path, weights_of('uvit_class_shared'))
+    for place in ('adanat_jax.convert.torch_reader.read_zip',
+                  'adanat_jax.convert.layout.shapes'):  # fmt: skip
+      for error in (MemoryError, RecursionError):
+        with mock.patch(place, side_effect=error):
+          self.refused('nat', path)
+
   def test_outputs_that_cannot_be_written(self):
     path = self.folder / 'nat.pth'
     torch_files.save_zip(path, weights_of('uvit_class_shared'))
@@ -181,6 +247,31 @@ class ConvertMistakesTest(CommandLineTest):
 
   def test_a_folder_is_no_file(self):
     self.assertIn('it is a directory', self.refused('nat', self.folder))
+
+  @parameterized.parameters(
+    ('moments_nan', 'sigma holds NaN or infinity (9 of 9)'),
+    ('moments_negative', '3 variances are negative'),
+    ('moments_triangle', 'it differs from its transpose by 1'),
+    ('moments_bit_flipped', 'sigma.npy is damaged'),
+    ('moments_truncated', 'truncated or broken zip file'),
+  )
+  def test_moments_of_nothing(self, name, words):
+    self.output = self.output.with_suffix('.npz')
+    path = DATA / 'cases' / 'statistics' / f'{name}.npz'
+    message = self.refused('fid_stats', path)
+    self.assertIn(words, message)
+    self.assertIn(str(path), message)
+
+  def test_moments_of_nothing_on_the_way_back(self):
+    path = DATA / 'cases' / 'statistics' / 'moments_negative.npz'
+    ours, back = self.folder / 'ours.npz', self.folder / 'back.npz'
+    with np.load(path) as file:
+      np.savez(ours, mean=file['mu'], covariance=file['sigma'])
+    status, _, err = self.run_cli(
+      '--kind=fid_stats', f'--input={ours}', f'--output={back}', '--reverse'
+    )
+    self.assertEqual((status, err.count('\n')), (2, 1))
+    self.assertFalse(back.exists())
 
   def test_npz_tricks(self):
     path = self.folder / 'weights.npz'

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from adanat_jax.convert import (
   __main__ as cli,
+  entries,
   files,
   inception,
   kinds,
@@ -82,7 +83,7 @@ class ConvertTest(CommandLineTest):
     said = self.convert(kind, path)
     self.assertIn('parameters', said)
     wrapper = ('discriminator',) if kind == 'discriminator' else ()
-    self.assert_same(self.reverse(kind), files.find_arrays(held, wrapper))
+    self.assert_same(self.reverse(kind), entries.find_arrays(held, wrapper))
 
   @parameterized.parameters(sorted(FLAX_CASES))
   def test_flax_there_and_back(self, case):
@@ -103,7 +104,8 @@ class ConvertTest(CommandLineTest):
 
   def test_fid_stats_there_and_back(self):
     rng = np.random.default_rng(0)
-    stats = {'mu': rng.normal(size=5), 'sigma': rng.normal(size=(5, 5))}
+    factor = rng.normal(size=(5, 5))
+    stats = {'mu': rng.normal(size=5), 'sigma': factor @ factor.T}
     path, ours = self.folder / 'adm.npz', self.folder / 'ours.npz'
     back = self.folder / 'back.npz'
     np.savez(path, **stats)
@@ -126,7 +128,7 @@ class ConvertTest(CommandLineTest):
     save_file(arrays, self.folder / 'a.safetensors')
     np.savez(self.folder / 'a.npz', **arrays)
     for path in sorted(self.folder.glob('a.*')):
-      self.assert_same(files.find_arrays(files.read(path)), arrays)
+      self.assert_same(entries.find_arrays(files.read(path)), arrays)
 
   def test_types_of_safetensors(self):
     path = self.folder / 'types.safetensors'

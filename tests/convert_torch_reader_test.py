@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 import ml_dtypes
 import numpy as np
 
-from adanat_jax.convert import pickle_machine, torch_reader
+from adanat_jax.convert import files, reading
 from adanat_jax.errors import UserError
 from support import torch_files
 from support.torch_files import Call, Global, Raw, Tensor
@@ -36,7 +36,7 @@ class ValidTest(parameterized.TestCase):
   def test_every_type_is_exact(self, saver, dtype):
     values = np.array([0, 1, 3, 1, 0, 77]).astype(dtype).reshape(3, 2)
     SAVERS[saver](self.path, {'x': values})
-    read = torch_reader.read(self.path)['x']
+    read = files.read(self.path)['x']
     self.assertEqual(read.dtype, dtype)
     np.testing.assert_array_equal(read, values)
 
@@ -54,7 +54,7 @@ class ValidTest(parameterized.TestCase):
         'empty': Tensor(flat, 0, (0, 7), (7, 1)),
       },
     )
-    read = torch_reader.read(self.path)
+    read = files.read(self.path)
     whole = flat.reshape(4, 6)
     np.testing.assert_array_equal(read['whole'], whole)
     np.testing.assert_array_equal(read['transposed'], whole.T)
@@ -86,7 +86,7 @@ class ValidTest(parameterized.TestCase):
         'numbers': (1, -(2**70), True, 0.5, None, [()]),
       },
     )
-    read = torch_reader.read(self.path)
+    read = files.read(self.path)
     self.assertEqual(read['ordered'], dict(pairs))
     self.assertEqual(
       vars(read['args']), {'lr': 1e-5, 'upd_set': ['x'], 'none': None}
@@ -98,7 +98,7 @@ class ValidTest(parameterized.TestCase):
 
   @parameterized.parameters('torch_zip.pth', 'torch_legacy.pth')
   def test_files_that_torch_itself_wrote(self, name):
-    read = torch_reader.read(DATA / name)
+    read = files.read(DATA / name)
     with np.load(DATA / 'torch_files.npz') as expected:
       for key in expected:
         value = read['tensors'][key]
@@ -112,7 +112,7 @@ class ValidTest(parameterized.TestCase):
   def test_reading_copies_nothing(self):
     torch_files.save_zip(self.path, {'x': np.zeros(1 << 22, np.float32)})
     tracemalloc.start()
-    read = torch_reader.read(self.path)
+    read = files.read(self.path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     self.assertEqual(read['x'].size, 1 << 22)
@@ -263,7 +263,7 @@ class HostileTest(parameterized.TestCase):
       mock.patch.object(os, 'system') as system,
       self.assertRaises(UserError) as caught,
     ):
-      torch_reader.read(self.path)
+      files.read(self.path)
     system.assert_not_called()
     self.assertEqual(sorted(self.folder.iterdir()), before)
     new = {name for name in sys.modules if not name.startswith('encodings.')}
@@ -290,7 +290,7 @@ class HostileTest(parameterized.TestCase):
   @parameterized.parameters(sorted(SAVERS))
   def test_pickle_of_too_many_operations(self, saver):
     SAVERS[saver](self.path, {'x': Raw(b']' * 3000)})
-    with mock.patch.object(pickle_machine, 'MAX_OPERATIONS', 2000):
+    with mock.patch.object(reading, 'MAX_OPERATIONS', 2000):
       self.assert_refused('2000 operations')
 
   @parameterized.product(
@@ -388,7 +388,7 @@ class HostileTest(parameterized.TestCase):
     self.assert_refused('cannot read')
 
   def test_absent(self):
-    self.assert_refused('No such file')
+    self.assert_refused('no such file')
 
   def test_folder(self):
     self.path.mkdir()

@@ -7,6 +7,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
+from adanat_jax.errors import UserError
 from adanat_jax.metrics import frechet, inception_score, precision_recall
 from adanat_jax.metrics.pixels import PixelPrincipalComponents
 from adanat_jax.metrics.tally import SampleTally
@@ -150,6 +151,64 @@ class FrechetTest(parameterized.TestCase):
         frechet.gaussian_of(np.zeros((2, 4))),
         frechet.gaussian_of(np.zeros((2, 5))),
       )
+
+  def test_moments_from_files(self):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(20, 300)) ** 3
+    whole = frechet.gaussian_of(features)
+    mean, covariance = whole.mean, whole.covariance
+    # Rounding in other people's sums is no mistake.
+    for mu, sigma in (
+      (mean, covariance),
+      (mean.astype(np.float32), covariance.astype(np.float32)),
+      (mean, covariance + 1e-7 * rng.normal(size=covariance.shape)),
+      (mean, np.cov(features.astype(np.float32).T, dtype=np.float32)),
+      (np.arange(3), np.eye(3, dtype=int)),
+      (np.zeros(2), np.zeros((2, 2))),
+      (np.zeros(2), np.eye(2) * 1e-30),
+      (np.zeros(1), np.ones((1, 1))),
+    ):
+      checked = frechet.checked(mu, sigma)
+      np.testing.assert_array_equal(checked.mean, mu)
+      np.testing.assert_array_equal(checked.covariance, sigma)
+      self.assertEqual(checked.mean.dtype, np.float64)
+
+  def test_moments_of_nothing(self):
+    eye, zeros = np.eye(3), np.zeros(3)
+    swapped = np.diag([1.0, 1e-3, 1e-3])
+    swapped[1, 2] = swapped[2, 1] = 2e-3
+    skew = np.eye(300)
+    skew[290, 3] += 1e-3
+    for mu, sigma, words in (
+      (zeros, np.eye(2), r'\(3,\) and sigma \(2, 2\)'),
+      (eye, eye, 'not the moments'),
+      (np.zeros(0), np.zeros((0, 0)), 'not the moments'),
+      (zeros, eye * np.nan, r'sigma holds NaN or infinity \(9 of 9\)'),
+      (zeros + [0, np.inf, 0], eye, r'mu holds NaN or infinity \(1 of 3\)'),
+      (zeros + 1e200, eye, r'mu holds 1e\+200: no features do'),
+      (zeros, -eye, '3 variances are negative'),
+      (zeros, np.triu(np.ones((3, 3))), 'differs from its transpose by 1'),
+      (np.zeros(300), skew, 'differs from its transpose by 0.001'),
+      (zeros, np.ones((3, 3)) - eye, 'some direction is negative'),
+      (zeros, swapped, 'some direction is negative'),
+      (zeros, 1j * eye, 'sigma holds complex128'),
+      (zeros.astype(str), eye, 'mu holds <U32'),
+      (zeros, eye.astype(bool), 'sigma holds bool'),
+    ):
+      with self.assertRaisesRegex(UserError, words):
+        frechet.checked(mu, sigma)
+
+  def test_no_distance_from_nonsense(self):
+    good = frechet.Gaussian(np.zeros(3), np.eye(3))
+    for bad in (
+      frechet.Gaussian(np.zeros(3), -np.eye(3)),
+      frechet.Gaussian(np.zeros(3), np.eye(3) * np.nan),
+      frechet.Gaussian(np.zeros(3), np.ones((3, 3)) - np.eye(3)),
+    ):
+      with self.assertRaises(ValueError):
+        frechet.frechet_distance(good, bad)
+      with self.assertRaises(ValueError):
+        frechet.frechet_distance(bad, good)
 
 
 def _inception_scores(logits, splits=10, seed=2020):

@@ -21,6 +21,8 @@ from adanat_jax.runtime import files
 from adanat_jax.stages import statistics
 from support import configs, raw_files
 
+_CASES = pathlib.Path(__file__).with_name('data') / 'cases' / 'statistics'
+
 
 def setUpModule():
   # Warnings name the files that cannot be read.
@@ -179,6 +181,33 @@ class StatisticsTest(parameterized.TestCase):
     np.savez(path, **arrays)
     with self.assertRaisesRegex(UserError, words):
       reference_statistics.read(path)
+
+  @parameterized.parameters(*sorted(_CASES.glob('*.npz')))
+  def test_broken_moments_are_refused_when_they_are_read(self, path):
+    config = self.config()
+    config.evaluate.statistics = str(path)
+    experiment = Experiment(config, self.workdir)
+    with self.assertRaisesRegex(UserError, path.name) as caught:
+      reference_statistics.reference(experiment, features.load(experiment))
+    self.assertTrue(str(caught.exception).isprintable())
+
+  @parameterized.parameters(b'', b'PK\x03\x04', 'names')
+  def test_a_broken_count_is_begun_again(self, content):
+    config = self.config()
+    statistics.run(Experiment(config, self.workdir / 'whole'))
+    whole = self.workdir / 'whole/statistics/train-pixels.npz'
+    partial = self.workdir / 'cut/statistics/train-pixels.npz.partial'
+    partial.parent.mkdir(parents=True)
+    if content == 'names':
+      with partial.open('wb') as file:
+        np.savez(file, about='x', at=[4, 0])
+    else:
+      partial.write_bytes(content)
+    statistics.run(Experiment(config, self.workdir / 'cut'))
+    self.assertEqual(
+      (self.workdir / 'cut/statistics/train-pixels.npz').read_bytes(),
+      whole.read_bytes(),
+    )
 
   def test_captions_alone_have_no_moments(self):
     config = configs.load('cc3m256.py:mini')

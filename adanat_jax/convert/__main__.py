@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax.convert import files
+from adanat_jax.convert import entries, files, formats, kinds
 from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import (
@@ -58,13 +58,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     '--input',
     required=True,
     action='append',
-    help=f'a file: {files.FORMATS}; again for each further part of a file'
+    help=f'a file: {formats.READ}; again for each further part of a file'
     ' that was split; with --reverse a checkpoint',
   )
   parser.add_argument(
     '--output',
     required=True,
     help='a new directory; with --reverse a .safetensors file',
+  )
+  parser.add_argument(
+    '--entry',
+    default='',
+    help='which of the sets of weights in the file, such as model, or'
+    ' state/model; the average (EMA) if it is not given and there is one',
   )
   parser.add_argument(
     '--reverse', action='store_true', help="write the original's keys"
@@ -96,13 +102,16 @@ def _write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   plain_files.write_bytes(path, buffer.getvalue())
 
 
-def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
+def convert(
+  name: str, inputs: Sequence[str], output: str, entry: str = ''
+) -> list[str]:
   """Converts foreign weights to a checkpoint.
 
   Args:
     name: a key of `KINDS`.
     inputs: the file, or its parts.
     output: the new checkpoint's directory.
+    entry: which of the sets of weights in the file; '' for the usual one.
 
   Returns:
     What was found and written, line by line.
@@ -116,16 +125,9 @@ def convert(name: str, inputs: Sequence[str], output: str) -> list[str]:
   _check_output(path, '.npz' if is_stats else path.suffix)
   value = files.read_parts(inputs)
   try:
-    converted = KINDS[name].convert(value)
+    converted = kinds.convert(name, value, entry)
   except UserError as error:
     raise UserError(f'{", ".join(inputs)}: {error}') from error
-  except (ArithmeticError, IndexError, TypeError, ValueError) as error:
-    # Sizes are read off the shapes of a few arrays before all are compared,
-    # and these may be of any rank.
-    raise UserError(
-      f'{", ".join(inputs)}: the arrays have not the shapes of {name}'
-      f' ({str(error).splitlines()[0]:.200})'
-    ) from error
   lines = [f'{name}: {note}' for note in converted.notes]
   if is_stats:
     _write_npz(path, converted.state)
@@ -176,7 +178,7 @@ def reverse(name: str, source: str, output: str) -> list[str]:
   arrays: Mapping[str, np.ndarray]
   if name == 'fid_stats':
     _check_output(path, '.npz')
-    arrays = _back(kind, name, source, files.find_arrays(files.read(source)))
+    arrays = _back(kind, name, source, entries.find_arrays(files.read(source)))
     _write_npz(path, arrays)
   else:
     _check_output(path, '.safetensors')
@@ -193,6 +195,8 @@ def _back(
     return kind.reverse(state)
   except KeyError as error:
     raise UserError(f'{source} holds no {name}: {error.args[0]}') from error
+  except UserError as error:
+    raise UserError(f'{source}: {error}') from error
 
 
 def _load(kind: Kind, source: str) -> dict[str, Any]:
@@ -213,13 +217,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = _parse(arguments)
   try:
     if options.reverse:
-      if len(options.input) > 1:
-        raise UserError('--reverse takes one --input')
+      if len(options.input) > 1 or options.entry:
+        raise UserError('--reverse takes one --input and no --entry')
       lines = reverse(options.kind, options.input[0], options.output)
     else:
-      lines = convert(options.kind, options.input, options.output)
+      lines = convert(
+        options.kind, options.input, options.output, options.entry
+      )
   except UserError as error:
     print('adanat_jax:', *str(error).split(), file=sys.stderr)
+    return error.status
+  except MemoryError:
+    print('adanat_jax: there is not enough memory for this', file=sys.stderr)
     return 2
   print('\n'.join(lines))
   return 0

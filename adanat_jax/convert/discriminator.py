@@ -55,7 +55,7 @@ def _inputs(
 
 
 def _num_heads(arrays: layout.Arrays) -> int:
-  return layout.count(arrays, r'heads\.(\d+)\.')
+  return layout.count(arrays, r'heads\.(\d+)\.', 32)
 
 
 HEAD_TABLE: layout.Table = _head('', '')
@@ -92,7 +92,7 @@ def infer(
     fields['mapping_width'], fields['num_classes'] = shape_of(
       'mapping.embed.weight'
     )
-    fields['mapping_layers'] = layout.count(arrays, r'mapping\.fc(\d+)\.')
+    fields['mapping_layers'] = layout.count(arrays, r'mapping\.fc(\d+)\.', 32)
   module = discriminator.DiscriminatorHeads(
     condition_map_width=shape_of('heads.0.cls.weight_orig')[0],
     kernel_size=shape_of('heads.0.main.1.fn.0.weight_orig')[2],

@@ -7,27 +7,28 @@ turns that state back into the original's keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 from typing import Any
-
-import numpy as np
 
 from adanat_jax.convert import (
   clip,
   discriminator,
   enat,
-  files,
+  entries,
   inception,
   layout,
   maskgit,
   nat,
   policy,
+  reading,
   vit,
   vqgan,
 )
 from adanat_jax.convert.layout import Arrays
 from adanat_jax.errors import UserError
+from adanat_jax.metrics import frechet
 from adanat_jax.models.inception import InceptionV3
 
 # Sizes of the published networks, in parameters.
@@ -74,7 +75,8 @@ class Kind:
   Attributes:
     what: what they are.
     source: where their authors publish them.
-    convert: what a file holds -> our state.
+    convert: what a file holds, and the entry to take of it ('' for the usual
+      one, see `entries.find`) -> our state.
     fields: fields of the state that `reverse` needs; those that end in '?' may
       be absent.
     reverse: those fields -> arrays by the original's key.
@@ -82,7 +84,7 @@ class Kind:
 
   what: str
   source: str
-  convert: Callable[[Any], Converted]
+  convert: Callable[[Any, str], Converted]
   fields: tuple[str, ...]
   reverse: Callable[[Mapping[str, Any]], Arrays]
 
@@ -90,6 +92,32 @@ class Kind:
 def release_of(num_parameters: int) -> str:
   """Names the published network with this number of parameters."""
   return _RELEASES.get(num_parameters, 'no published network of this size')
+
+
+def convert(name: str, value: Any, entry: str = '') -> Converted:
+  """Converts what a file holds.
+
+  Args:
+    name: a key of `KINDS`.
+    value: what the file holds.
+    entry: which of the sets of weights in it; '' for the usual one.
+
+  Raises:
+    UserError: if it holds something else.
+  """
+  try:
+    return KINDS[name].convert(value, entry)
+  except (UserError, MemoryError):
+    raise
+  except Exception as error:
+    # Sizes are read off the shapes of a few arrays before all are compared, and
+    # these may be of any rank and size: NumPy, JAX and Flax raise what they
+    # like. Nothing has been written.
+    reason = str(error).partition('\n')[0]
+    raise UserError(
+      f'the arrays have not the shapes of {name}'
+      f' ({type(error).__name__}: {reading.shown(reason)})'
+    ) from error
 
 
 def _kind(
@@ -112,21 +140,33 @@ def _kind(
     infer: their arrays -> the module.
     notes: the module and their arrays -> what was found.
     field: of the state.
-    wrappers: see `files.find_arrays`.
+    wrappers: see `entries.find`.
     prefix: of the original's keys, when they are written.
   """
 
-  def convert(value: Any) -> Converted:
-    arrays = files.find_arrays(value, wrappers)
-    module = infer(arrays)
-    params = family.to_ours(arrays, module)
-    return Converted({field: params}, params, notes(module, arrays))
+  def convert(value: Any, entry: str) -> Converted:
+    found = entries.find(value, wrappers, entry)
+    with _saying(found):
+      module = infer(found.arrays)
+      params = family.to_ours(found.arrays, module)
+    said = (*found.notes, *notes(module, found.arrays))
+    return Converted({field: params}, params, said)
 
   def reverse(state: Mapping[str, Any]) -> Arrays:
     arrays = family.to_theirs(state[field])
     return {f'{prefix}{key}': value for key, value in arrays.items()}
 
   return Kind(what, source, convert, (field,), reverse)
+
+
+@contextlib.contextmanager
+def _saying(found: entries.Found) -> Iterator[None]:
+  """Adds to an error which entry of the file it is about."""
+  try:
+    yield
+  except UserError as error:
+    said = f' ({"; ".join(found.notes)})' if found.notes else ''
+    raise UserError(f'{error}{said}') from error
 
 
 def _nat_notes(module: Any, _: Arrays) -> tuple[str, ...]:
@@ -167,8 +207,9 @@ def _steps(value: Any) -> tuple[str, ...]:
   return (', '.join(said),) if said else ()
 
 
-def _policy(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
+def _policy(value: Any, entry: str) -> Converted:
+  found = entries.find(value, (), entry)
+  arrays = found.arrays
   networks = {'actor': layout.subset(arrays, 'policy_old.actor.')}
   if networks['actor']:
     networks['critic'] = layout.subset(arrays, 'policy_old.critic.')
@@ -177,9 +218,11 @@ def _policy(value: Any) -> Converted:
     networks = {'actor': arrays}
     form = 'an actor alone, as AdaGen publishes'
   params = {}
-  for name, weights in networks.items():
-    params[name] = policy.FAMILY.to_ours(weights, policy.infer(weights))
-  return Converted({'params': params}, params['actor'], (form, *_steps(value)))
+  with _saying(found):
+    for name, weights in networks.items():
+      params[name] = policy.FAMILY.to_ours(weights, policy.infer(weights))
+  said = (*found.notes, form, *_steps(value))
+  return Converted({'params': params}, params['actor'], said)
 
 
 def _policy_back(state: Mapping[str, Any]) -> Arrays:
@@ -198,16 +241,18 @@ def _policy_back(state: Mapping[str, Any]) -> Arrays:
   }
 
 
-def _discriminator(value: Any) -> Converted:
-  arrays = files.find_arrays(value, ('discriminator',))
-  module, num_heads = discriminator.infer(arrays)
-  state = discriminator.FAMILY.to_ours(arrays, module)
-  trunk = layout.subset(arrays, discriminator.TRUNK_PREFIX)
-  if trunk:
-    state['trunk'] = vit.FAMILY.to_ours(trunk, vit.infer(trunk, num_heads=1))
+def _discriminator(value: Any, entry: str) -> Converted:
+  found = entries.find(value, ('discriminator',), entry)
+  with _saying(found):
+    module, num_heads = discriminator.infer(found.arrays)
+    state = discriminator.FAMILY.to_ours(found.arrays, module)
+    trunk = layout.subset(found.arrays, discriminator.TRUNK_PREFIX)
+    if trunk:
+      state['trunk'] = vit.FAMILY.to_ours(trunk, vit.infer(trunk, num_heads=1))
   parts = 'with' if trunk else 'without'
   note = f'{num_heads} heads, {parts} the DINO trunk'
-  return Converted(state, state['params'], (note, *_steps(value)))
+  said = (*found.notes, note, *_steps(value))
+  return Converted(state, state['params'], said)
 
 
 def _discriminator_back(state: Mapping[str, Any]) -> Arrays:
@@ -227,24 +272,23 @@ def _clip_form(arrays: Arrays) -> str:
   return 'open_clip or OpenAI' if clip.is_open_clip(arrays) else 'Hugging Face'
 
 
-def _fid_stats(value: Any) -> Converted:
-  arrays = files.find_arrays(value)
-  if missing := {'mu', 'sigma'} - arrays.keys():
+def _fid_stats(value: Any, entry: str) -> Converted:
+  arrays = entries.find_arrays(value, (), entry)
+  names = ('mu', 'sigma')
+  if missing := set(names) - arrays.keys():
     raise UserError(
       f'no {" and ".join(sorted(missing))} in it, but'
-      f' {", ".join(sorted(arrays)[:8])}'
+      f' {reading.some(sorted(arrays))}'
     )
-  mean, covariance = arrays['mu'], arrays['sigma']
-  if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
-    raise UserError(
-      f'mu is {mean.shape} and sigma {covariance.shape}: not the moments of'
-      ' one set of features'
-    )
-  state = {
-    'mean': np.asarray(mean, np.float64),
-    'covariance': np.asarray(covariance, np.float64),
-  }
-  return Converted(state, {}, (f'moments of {mean.size} features',))
+  gaussian = frechet.checked(arrays['mu'], arrays['sigma'])
+  state = {'mean': gaussian.mean, 'covariance': gaussian.covariance}
+  note = f'moments of {gaussian.mean.size} features'
+  return Converted(state, {}, (note,))
+
+
+def _fid_stats_back(state: Mapping[str, Any]) -> Arrays:
+  gaussian = frechet.checked(state['mean'], state['covariance'])
+  return {'mu': gaussian.mean, 'sigma': gaussian.covariance}
 
 
 # No shape tells the number of attention heads, the groups of a normalisation,
@@ -259,7 +303,6 @@ KINDS: dict[str, Kind] = {
     lambda arrays: nat.infer(arrays, num_heads=1),
     _nat_notes,
     field='ema',
-    wrappers=('nnet_ema', 'ema', 'nnet'),
   ),
   'enat': _kind(
     'the token transformer of ENAT, class-conditional',
@@ -268,7 +311,6 @@ KINDS: dict[str, Kind] = {
     lambda arrays: enat.infer(arrays, num_heads=1, decoder_depth=1),
     _enat_notes,
     field='ema',
-    wrappers=('nnet_ema', 'ema', 'nnet'),
   ),
   'policy': Kind(
     'actor and critic, or the actor alone',
@@ -349,6 +391,6 @@ KINDS: dict[str, Kind] = {
     'Hugging Face nzl-thu/MUSE, assets/fid_stats (mu, sigma)',
     _fid_stats,
     ('mean', 'covariance'),
-    lambda state: {'mu': state['mean'], 'sigma': state['covariance']},
+    _fid_stats_back,
   ),
 }

@@ -8,7 +8,7 @@ directions. Each module beside this one defines a `Family`, with a function
 `infer` that reads the sizes of a network off its weights.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import re
 from typing import Any
@@ -16,13 +16,20 @@ from typing import Any
 from flax import traverse_util
 import flax.linen as nn
 import jax
+import ml_dtypes
 import numpy as np
 
+from adanat_jax.convert.reading import some
 from adanat_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
 
-_NAMES_SHOWN = 12
+# Tracing a layer takes some ten milliseconds. Published transformers have up to
+# 56; a number in a name is quickly written.
+_MOST_LAYERS = 128
+
+# What may stand for weights: numbers that lose nothing as floats of ours.
+_REAL = 'fiub'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +155,6 @@ def _find_key(path: str, table: Table) -> tuple[str, Layout]:
   raise KeyError(f'the key map has no entry for our parameter {path}')
 
 
-def _some(names: Iterable[str]) -> str:
-  names = list(names)
-  rest = len(names) - _NAMES_SHOWN
-  shown = ', '.join(names[:_NAMES_SHOWN])
-  return f'{shown} and {rest} more' if rest > 0 else shown
-
-
 def to_ours(
   arrays: Arrays,
   table: Table,
@@ -177,11 +177,11 @@ def to_ours(
     Our tree, numpy arrays of the template's dtypes; views where possible.
 
   Raises:
-    UserError: if a key is missing, unexpected or of another shape; all of
-      them are named.
+    UserError: if a key is missing, unexpected or of another shape, or if its
+      numbers are complex or not finite; all of them are named.
   """
   leaves = traverse_util.flatten_dict(template, sep='/')
-  tree, missing, misshapen = {}, [], []
+  tree, missing, misshapen, bad = {}, [], [], []
   unused = {key for key in arrays if not ignore(key)}
   for path, leaf in leaves.items():
     key, layout = _find_key(path, table)
@@ -194,16 +194,35 @@ def to_ours(
     if tuple(value.shape) != expected:
       misshapen.append(f'{key} is {tuple(value.shape)}, not {expected}')
       continue
-    tree[path] = layout.to_ours(np.asarray(value, leaf.dtype))
+    ours, problem = _as_type(value, leaf.dtype)
+    if problem:
+      bad.append(f'{key} {problem}')
+      continue
+    tree[path] = layout.to_ours(ours)
   problems = (
     ('missing', missing),
     ('unexpected', sorted(unused)),
     ('of another shape', misshapen),
+    ('without usable numbers', bad),
   )
-  found = [f'{len(n)} {kind}: {_some(n)}' for kind, n in problems if n]
+  found = [f'{len(n)} {kind}: {some(n)}' for kind, n in problems if n]
   if found:
     raise UserError(f'the weights of {what} do not fit; ' + '; '.join(found))
   return traverse_util.unflatten_dict(tree, sep='/')
+
+
+def _as_type(value: np.ndarray, dtype: Any) -> tuple[np.ndarray, str]:
+  """Returns an array in our type, and what is wrong with its numbers."""
+  if value.dtype.kind not in _REAL and value.dtype != ml_dtypes.bfloat16:
+    return value, f'holds {value.dtype}, which is not a real number'
+  with np.errstate(over='ignore', invalid='ignore'):
+    ours = np.asarray(value, dtype)
+    # A sum is finite only if all are, and takes one pass and no memory.
+    if not np.issubdtype(ours.dtype, np.inexact) or np.isfinite(ours.sum()):
+      return ours, ''
+  count = ours.size - int(np.isfinite(ours).sum())
+  said = f'holds NaN or infinity ({count} of {ours.size})' if count else ''
+  return ours, said
 
 
 def to_theirs(tree: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
@@ -224,10 +243,18 @@ def subset(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
   }
 
 
-def count(arrays: Arrays, pattern: str) -> int:
-  """Counts the different first groups of `pattern` that the keys match."""
+def count(arrays: Arrays, pattern: str, most: int = _MOST_LAYERS) -> int:
+  """Counts the different first groups of `pattern` that the keys match.
+
+  Raises:
+    UserError: if there are more than `most`: a network of so many layers would
+      take hours to trace.
+  """
   matches = (re.match(pattern, key) for key in arrays)
-  return len({match.group(1) for match in matches if match})
+  number = len({match.group(1) for match in matches if match})
+  if number > most:
+    raise UserError(f'its keys number {number} layers; up to {most} are read')
+  return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +294,7 @@ class Family:
       if key not in arrays:
         raise UserError(
           f'these are not the weights of {self.what}: no {key} among '
-          f'{_some(sorted(arrays)) or "no keys at all"}'
+          f'{some(sorted(arrays)) or "no keys at all"}'
         )
       return tuple(arrays[key].shape)
 

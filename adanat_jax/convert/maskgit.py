@@ -134,7 +134,7 @@ def infer_tokenizer(
   shape_of = TOKENIZER.shape_reader(arrays)
   codebook_size, code_width = shape_of('quantizer/codebook')
   image_channels, base_width = shape_of('encoder/Conv_0/kernel')[2:]
-  blocks = layout.count(arrays, r'encoder/ResBlock_(\d+)/')
+  blocks = layout.count(arrays, r'encoder/ResBlock_(\d+)/', 34)
   levels = blocks // num_res_blocks - 1
   firsts = [
     shape_of(f'encoder/ResBlock_{level * num_res_blocks}/Conv_1/kernel')

@@ -64,7 +64,7 @@ def infer(arrays: layout.Arrays, *, num_heads: int, **fields: Any) -> nat.NAT:
     codebook_size=vocabulary - 1,
     num_tokens=shape_of('token_emb.position_embeddings.weight')[0],
     width=width,
-    depth=2 * layout.count(arrays, r'in_blocks\.(\d+)\.'),
+    depth=2 * layout.count(arrays, r'in_blocks\.(\d+)\.', 64),
     num_heads=num_heads,
     mlp_ratio=hidden // width,
     qkv_bias='mid_block.attn.qkv.bias' in arrays,

@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import pickletools
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+import warnings
 
+from adanat_jax.convert.reading import Budget, shown
 from adanat_jax.errors import UserError
 
-# What a file may cost before it is refused. The largest published checkpoint
-# needs some twenty thousand operations.
-MAX_OPERATIONS = 2_000_000
 
-# Hashing a tuple recurses in C without a limit, so only these are keys.
-_KEY_TYPES = (str, bytes, int, float, bool, type(None))
+@runtime_checkable
+class Buildable(Protocol):
+  """What a pickle may give a state."""
+
+  def set_state(self, state: Any) -> None:
+    """Takes the state, or raises UserError."""
 
 
 class Namespace:
@@ -36,7 +39,8 @@ class Known:
 
   Attributes:
     name: the qualified name, e.g. `torch.FloatStorage`.
-    build: what stands for calling it; None for a name that is only mentioned.
+    build: what stands for calling it, given the budget and the arguments; None
+      for a name that is only mentioned.
   """
 
   name: str
@@ -53,15 +57,18 @@ class Machine:
   Args:
     known: the names a file may mention, by `module.name`.
     load_persistent: turns the persistent ids of the file into objects.
+    budget: what reading may cost.
   """
 
   def __init__(
     self,
     known: Mapping[str, Known],
     load_persistent: Callable[[Any], Any],
+    budget: Budget,
   ):
     self._known = known
     self._load_persistent = load_persistent
+    self._budget = budget
     self._stack: list[Any] = []
     self._memo: dict[int, Any] = {}
 
@@ -79,14 +86,13 @@ class Machine:
         is broken.
     """
     try:
-      for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if count > MAX_OPERATIONS:
-          raise UserError(
-            f'its pickle has more than {MAX_OPERATIONS} operations'
-          )
-        if opcode.name == 'STOP':
-          return self._pop()
-        self._step(opcode.name, argument)
+      with warnings.catch_warnings(action='ignore'):
+        # pickletools evaluates the escapes of old texts.
+        for opcode, argument, _ in pickletools.genops(stream):
+          self._budget.step()
+          if opcode.name == 'STOP':
+            return self._pop()
+          self._step(opcode.name, argument)
     except UserError:
       raise
     except (
@@ -97,22 +103,14 @@ class Machine:
       TypeError,
       ValueError,
     ) as error:
-      raise UserError(f'its pickle is broken ({error!s:.200})') from error
+      raise UserError(f'its pickle is broken ({shown(error)})') from error
     raise UserError('its pickle ends before its last opcode')
 
   def _step(self, name: str, argument: Any) -> None:
-    if name in _IGNORED:
-      return
-    if name in _LITERALS:
-      self._stack.append(argument)
-    elif name in _CONSTANTS:
-      self._stack.append(_CONSTANTS[name])
-    elif name in _EMPTY:
-      self._stack.append(_EMPTY[name]())
-    elif name in _STEPS:
-      _STEPS[name](self, argument)
-    else:
+    step = _STEPS.get(name)
+    if step is None:
       raise UserError(f'its pickle uses the opcode {name}, which is refused')
+    step(self, argument)
 
   # The stack.
 
@@ -126,6 +124,7 @@ class Machine:
     values: list[Any] = []
     while (value := self._stack.pop()) is not _Mark:
       values.append(value)
+    self._budget.hold(len(values))
     return values[::-1]
 
   def _top(self, kind: type) -> Any:
@@ -136,8 +135,9 @@ class Machine:
   # The memo.
 
   def _put(self, index: int | None) -> None:
-    value = self._pop()
-    self._stack.append(value)
+    value = self._stack[-1]
+    if value is _Mark:
+      raise ValueError('a mark where a value should be')
     self._memo[len(self._memo) if index is None else index] = value
 
   def _get(self, index: int) -> None:
@@ -155,15 +155,19 @@ class Machine:
   def _set_items(self, values: list[Any]) -> None:
     if len(values) % 2:
       raise ValueError('a key without a value')
-    pairs = zip(values[::2], values[1::2], strict=True)
-    self._top(dict).update(_pairs(pairs))
+    for key in values[::2]:
+      self._budget.check_key(key)
+    target = self._top(dict)
+    target.update(zip(values[::2], values[1::2], strict=True))
 
   def _dict(self, values: list[Any]) -> None:
     self._stack.append({})
     self._set_items(values)
 
   def _add_items(self, values: list[Any]) -> None:
-    self._top(set).update(_keys(values))
+    for value in values:
+      self._budget.check_key(value)
+    self._top(set).update(values)
 
   # Names and what they build.
 
@@ -173,7 +177,7 @@ class Machine:
     qualified = f'{module}.{name}'
     if qualified not in self._known:
       raise UserError(
-        f'it names {qualified!r:.200}, which is neither a tensor nor an'
+        f'it names {shown(qualified)!r}, which is neither a tensor nor an'
         ' ordinary container: refused, nothing was run'
       )
     self._stack.append(self._known[qualified])
@@ -184,7 +188,7 @@ class Machine:
       raise UserError(f'it calls {what}, which is refused')
     if not isinstance(arguments, tuple):
       raise ValueError('arguments that are no tuple')
-    self._stack.append(function.build(*arguments))
+    self._stack.append(function.build(self._budget, *arguments))
 
   def _reduce(self) -> None:
     arguments = self._pop()
@@ -198,7 +202,10 @@ class Machine:
         isinstance(key, str) for key in state
       ):
         raise ValueError('a Namespace whose state is no dictionary')
+      self._budget.hold(len(state))
       vars(target).update(state)
+    elif isinstance(target, Buildable):
+      target.set_state(state)
     elif not isinstance(target, dict):
       raise UserError('it sets the state of something other than a container')
     # The attributes of an ordered dictionary (torch keeps version numbers of
@@ -209,42 +216,47 @@ class Machine:
     self._global(self._pop(), name)
 
 
-def _keys(values: Any) -> list[Any]:
-  values = list(values)
-  for value in values:
-    if not isinstance(value, _KEY_TYPES):
-      raise UserError(
-        f'a {type(value).__name__} is a key or a member of a set: only texts'
-        ' and numbers are read there'
-      )
-  return values
+def _members(budget: Budget, values: Any) -> list[Any]:
+  """Lists the members of a container that a file gives as an argument."""
+  if not isinstance(values, (list, tuple, set, frozenset)):
+    raise ValueError(f'a {type(values).__name__} where members should be')
+  budget.hold(len(values))
+  return list(values)
 
 
-def _pairs(pairs: Any) -> dict[Any, Any]:
-  pairs = list(pairs)
-  keys = _keys(key for key, _ in pairs)
-  return dict(zip(keys, (value for _, value in pairs), strict=True))
-
-
-def ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+def ordered_dict(budget: Budget, pairs: Any = ()) -> dict[Any, Any]:
   """Builds what `collections.OrderedDict(pairs)` would: dicts keep order."""
   if isinstance(pairs, dict):
+    budget.hold(len(pairs))
     return dict(pairs)
-  return _pairs(pairs)
+  result = {}
+  for pair in _members(budget, pairs):
+    key, value = _members(budget, pair)
+    budget.check_key(key)
+    result[key] = value
+  return result
 
 
-def default_dict(factory: Any = None) -> dict[Any, Any]:
+def default_dict(budget: Budget, factory: Any = None) -> dict[Any, Any]:
   """Builds an ordinary dict for `collections.defaultdict(factory)`."""
-  del factory  # A mentioned name; never called.
+  del budget, factory  # A mentioned name; never called.
   return {}
 
 
-def make_set(values: Any = ()) -> set[Any]:
+def make_set(budget: Budget, values: Any = ()) -> set[Any]:
   """Builds what `set(values)` would."""
-  return set(_keys(values))
+  values = _members(budget, values)
+  for value in values:
+    budget.check_key(value)
+  return set(values)
 
 
-def make_bytes(text: str, encoding: str = 'latin1') -> bytes:
+def make_size(budget: Budget, sizes: Any = ()) -> tuple[Any, ...]:
+  """Builds a tuple for `torch.Size(sizes)`."""
+  return tuple(_members(budget, sizes))
+
+
+def make_bytes(budget: Budget, text: str, encoding: str = 'latin1') -> bytes:
   """Builds bytes, which protocol 2 writes as `_codecs.encode(text, 'latin1')`.
 
   Raises:
@@ -252,34 +264,51 @@ def make_bytes(text: str, encoding: str = 'latin1') -> bytes:
   """
   if not isinstance(text, str) or encoding != 'latin1':
     raise UserError('it encodes a text other than by latin1: refused')
+  budget.spend(len(text))
   return text.encode('latin1')
 
 
-_IGNORED = frozenset(['PROTO', 'FRAME'])
-
-_CONSTANTS = {
-  'NONE': None,
-  'NEWTRUE': True,
-  'NEWFALSE': False,
-  'MARK': _Mark,
-  'EMPTY_TUPLE': (),
-}
-
-_EMPTY: Mapping[str, Callable[[], Any]] = {
-  'EMPTY_LIST': list,
-  'EMPTY_DICT': dict,
-  'EMPTY_SET': set,
-}
-
-_LITERALS = frozenset([
-    'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4',
-    'FLOAT', 'BINFLOAT', 'STRING', 'BINSTRING', 'SHORT_BINSTRING',
-    'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'UNICODE', 'BINUNICODE',
-    'SHORT_BINUNICODE', 'BINUNICODE8',
-])  # fmt: skip
-
 # pylint: disable=protected-access
+def _push(machine: Machine, value: Any) -> None:
+  machine._stack.append(value)
+
+
+def _push_long(machine: Machine, value: Any) -> None:
+  machine._stack.append(machine._budget.make(value))
+
+
 _STEPS: Mapping[str, Callable[[Machine, Any], Any]] = {
+  'PROTO': lambda m, _: None,
+  'FRAME': lambda m, _: None,
+  'NONE': lambda m, _: m._stack.append(None),
+  'NEWTRUE': lambda m, _: m._stack.append(True),
+  'NEWFALSE': lambda m, _: m._stack.append(False),
+  'MARK': lambda m, _: m._stack.append(_Mark),
+  'EMPTY_TUPLE': lambda m, _: m._stack.append(()),
+  'EMPTY_LIST': lambda m, _: m._stack.append([]),
+  'EMPTY_DICT': lambda m, _: m._stack.append({}),
+  'EMPTY_SET': lambda m, _: m._stack.append(set()),
+  **dict.fromkeys(
+    ['INT', 'BININT', 'BININT1', 'BININT2', 'FLOAT', 'BINFLOAT'], _push
+  ),
+  **dict.fromkeys(
+    [
+      'LONG',
+      'LONG1',
+      'LONG4',
+      'STRING',
+      'BINSTRING',
+      'SHORT_BINSTRING',
+      'BINBYTES',
+      'SHORT_BINBYTES',
+      'BINBYTES8',
+      'UNICODE',
+      'BINUNICODE',
+      'SHORT_BINUNICODE',
+      'BINUNICODE8',
+    ],
+    _push_long,
+  ),
   'POP': lambda m, _: m._stack.pop(),
   'POP_MARK': lambda m, _: m._pop_to_mark(),
   'DUP': lambda m, _: m._stack.append(m._stack[-1]),
@@ -296,7 +325,9 @@ _STEPS: Mapping[str, Callable[[Machine, Any], Any]] = {
   'TUPLE3': lambda m, _: m._tuple(3),
   'LIST': lambda m, _: m._stack.append(m._pop_to_mark()),
   'DICT': lambda m, _: m._dict(m._pop_to_mark()),
-  'FROZENSET': lambda m, _: m._stack.append(make_set(m._pop_to_mark())),
+  'FROZENSET': lambda m, _: m._stack.append(
+    make_set(m._budget, m._pop_to_mark())
+  ),
   'APPEND': lambda m, _: m._append([m._pop()]),
   'APPENDS': lambda m, _: m._append(m._pop_to_mark()),
   'SETITEM': lambda m, _: m._set_items([m._pop(), m._pop()][::-1]),

@@ -13,18 +13,15 @@ from collections.abc import Callable
 import io
 import math
 import mmap
-import os
-import pathlib
-import struct
 from typing import Any, BinaryIO, NamedTuple, cast
-import zipfile
-import zlib
 
 import ml_dtypes
 import numpy as np
 
-from adanat_jax.convert import pickle_machine
+from adanat_jax.convert import pickle_machine, pickled_numpy
 from adanat_jax.convert.pickle_machine import Known, Namespace
+from adanat_jax.convert.reading import Budget, shown
+from adanat_jax.convert.zip_archive import ZipArchive
 from adanat_jax.errors import UserError
 
 _STORAGES: dict[str, Any] = {
@@ -53,12 +50,13 @@ _LEGACY_VERSION = 1001
 
 # The versions of the zip format that differ in nothing that is read here.
 _ZIP_VERSIONS = range(1, 11)
-_LOCAL_HEADER = struct.Struct('<4s5H3L2H')
 _MAX_DIMENSIONS = 32
 
 # A tensor may repeat its storage (stride 0) up to this many elements; beyond,
 # a file of a few bytes could claim all the memory there is.
 _MAX_REPEATED = 1 << 20
+# What NumPy's own overhead of an array takes.
+_ARRAY_BYTES = 300
 
 
 class _Storage(NamedTuple):
@@ -70,84 +68,46 @@ class _Storage(NamedTuple):
   data: np.ndarray | None
 
 
-def read(path: str | os.PathLike[str]) -> Any:
-  """Reads a file that `torch.save` wrote.
-
-  Args:
-    path: a `.pth`, `.pt` or `.ckpt` file.
-
-  Returns:
-    The object in it, in which tensors are read-only NumPy views of the mapped
-    file (bfloat16 as `ml_dtypes.bfloat16`), ordered dictionaries are dicts and
-    a `Namespace` is inert.
-
-  Raises:
-    UserError: if the file is broken, of another kind, or holds anything but
-      tensors, ordinary containers and a Namespace.
-  """
-  path = pathlib.Path(path)
-  try:
-    with path.open('rb') as file:
-      mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-  except (OSError, ValueError) as error:
-    raise UserError(f'cannot read {path}: {error}') from error
-  try:
-    if mapped[:2] == b'PK':
-      return _read_zip(mapped)
-    return _read_legacy(mapped)
-  except UserError as error:
-    raise UserError(f'cannot read {path}: {error}') from error
-
-
 # The zip format.
 
 
-class _Archive:
-  """The entries of a torch zip file, checked, as views of the mapped file."""
+_PICKLE = 'data.pkl'
 
-  def __init__(self, mapped: mmap.mmap):
-    self._view = memoryview(mapped)
-    try:
-      with zipfile.ZipFile(cast(BinaryIO, mapped)) as archive:
-        infos = archive.infolist()
-    except (
-      zipfile.BadZipFile,
-      NotImplementedError,
-      OverflowError,
-      UnicodeDecodeError,
-      ValueError,
-      struct.error,
-    ) as error:
-      raise UserError(f'a truncated or broken zip file ({error})') from error
-    pickles = [i.filename for i in infos if i.filename.endswith('/data.pkl')]
-    if len(pickles) != 1:
-      raise UserError('a zip file, but not one that torch.save wrote')
-    self._prefix = pickles[0][: -len('data.pkl')]
-    self._infos: dict[str, zipfile.ZipInfo] = {}
-    for info in infos:
-      self._check_name(info)
-      if info.filename in self._infos:
-        raise UserError(f'two entries are named {info.filename!r:.200}')
-      self._infos[info.filename] = info
+
+def pickle_folder(archive: ZipArchive) -> str | None:
+  """Returns the folder of a torch file's entries; None if it is none."""
+  found = [name for name in archive.entries if name.endswith('/' + _PICKLE)]
+  return found[0].removesuffix(_PICKLE) if len(found) == 1 else None
+
+
+class _TorchArchive:
+  """The entries of a torch zip file, checked."""
+
+  def __init__(self, archive: ZipArchive, folder: str):
+    self._archive = archive
+    self._folder = folder
+    for name in archive.entries:
+      self._check_name(name)
     if 'constants.pkl' in self or any(
-      name.startswith(self._prefix + 'code/') for name in self._infos
+      name.startswith(folder + 'code/') for name in archive.entries
     ):
       raise UserError('a TorchScript program, not saved weights')
 
   def __contains__(self, name: str) -> bool:
-    return self._prefix + name in self._infos
+    return self._folder + name in self._archive.entries
 
-  def _check_name(self, info: zipfile.ZipInfo) -> None:
-    name = info.orig_filename
+  def _check_name(self, name: str) -> None:
     parts = name.split('/')
     if (
-      info.filename != name
-      or not name.startswith(self._prefix)
-      or self._prefix.count('/') != 1
+      not name.startswith(self._folder)
+      or self._folder.count('/') != 1
       or '\\' in name
+      or '\0' in name
       or any(part in ('', '.', '..') for part in parts)
     ):
-      raise UserError(f'an entry is named {name!r:.200}: torch writes no such')
+      raise UserError(
+        f'an entry is named {shown(name)!r}: torch writes no such'
+      )
 
   def bytes_of(self, name: str) -> memoryview:
     """Returns the bytes of one entry without copying them.
@@ -155,34 +115,32 @@ class _Archive:
     Raises:
       UserError: if the entry is absent, compressed, encrypted or damaged.
     """
-    info = self._infos.get(self._prefix + name)
-    if info is None:
-      raise UserError(f'truncated: the entry {name!r:.200} is not there')
-    if info.flag_bits & 1:
-      raise UserError(f'its entry {name} is encrypted')
-    if info.compress_type != zipfile.ZIP_STORED:
-      raise UserError(f'its entry {name} is compressed: torch writes no such')
-    start = info.header_offset
-    if start < 0 or start + _LOCAL_HEADER.size > len(self._view):
-      raise UserError(f'truncated before its entry {name}')
-    header = _LOCAL_HEADER.unpack_from(self._view, start)
-    name_length, extra_length = header[-2:]
-    start += _LOCAL_HEADER.size
-    local_name = bytes(self._view[start : start + name_length])
-    if header[0] != b'PK\x03\x04' or local_name != info.filename.encode():
-      raise UserError(f'the header of its entry {name} is broken')
-    start += name_length + extra_length
-    data = self._view[start : start + info.file_size]
-    if info.compress_size != info.file_size or len(data) != info.file_size:
-      raise UserError(f'its entry {name} claims {info.file_size} bytes')
+    name = self._folder + name
+    data = self._archive.read(name, may_unpack=False)
     # torch writes 0 where it was told to compute no checksums.
-    if info.CRC and zlib.crc32(data) != info.CRC:
-      raise UserError(f'its entry {name} is damaged (its checksum is wrong)')
+    if self._archive.entries[name].checksum:
+      self._archive.check(name, data)
     return data
 
 
-def _read_zip(mapped: mmap.mmap) -> Any:
-  archive = _Archive(mapped)
+def read_zip(zipped: ZipArchive, folder: str, budget: Budget) -> Any:
+  """Reads the zip format.
+
+  Args:
+    zipped: the file.
+    folder: see `pickle_folder`.
+    budget: of the file.
+
+  Returns:
+    The object in it, in which tensors are read-only NumPy views of the mapped
+    file (bfloat16 as `ml_dtypes.bfloat16`), ordered dictionaries are dicts and
+    a `Namespace` is inert.
+
+  Raises:
+    UserError: if the file is broken, or holds anything but tensors, ordinary
+      containers, numbers of NumPy and a Namespace.
+  """
+  archive = _TorchArchive(zipped, folder)
   if 'version' in archive:
     version = bytes(archive.bytes_of('version')[:16]).strip()
     if not version.isdigit() or int(version) not in _ZIP_VERSIONS:
@@ -201,33 +159,39 @@ def _read_zip(mapped: mmap.mmap) -> Any:
     raw = storages[storage.key]
     if raw.size != storage.size * storage.dtype.itemsize:
       raise UserError(
-        f'storage {storage.key} claims {storage.size} numbers of'
+        f'storage {shown(storage.key)} claims {storage.size} numbers of'
         f' {storage.dtype} and has {raw.size} bytes'
       )
     return storage._replace(data=raw.view(storage.dtype))
 
-  machine = pickle_machine.Machine(_known(_build_tensor), load_storage)
-  return machine.run(io.BytesIO(archive.bytes_of('data.pkl')))
+  known = _known(_build_tensor)
+  machine = pickle_machine.Machine(known, load_storage, budget)
+  return machine.run(io.BytesIO(archive.bytes_of(_PICKLE)))
 
 
 # The format before torch 1.6: five pickles, then the storages.
 
 
-def _read_legacy(mapped: mmap.mmap) -> Any:
+def read_legacy(mapped: mmap.mmap, budget: Budget) -> Any:
+  """Reads the format before torch 1.6; see `read_zip`."""
   storages: dict[str, _Storage] = {}
 
   def load_storage(persistent_id: Any) -> _Storage:
     storage = _parse_storage(persistent_id, 6)
     if persistent_id[-1] is not None:
-      raise UserError(f'storage {storage.key} is a view of another: refused')
+      raise UserError(
+        f'storage {shown(storage.key)} is a view of another: refused'
+      )
     known = storages.setdefault(storage.key, storage)
     if known._replace(data=None) != storage:
-      raise UserError(f'storage {storage.key} is given two types or sizes')
+      raise UserError(
+        f'storage {shown(storage.key)} is given two types or sizes'
+      )
     return known
 
   def unpickle(build: Callable[..., Any] | None = None) -> Any:
     known = _known(build) if build else {}
-    machine = pickle_machine.Machine(known, load_storage)
+    machine = pickle_machine.Machine(known, load_storage, budget)
     return machine.run(cast(BinaryIO, mapped))
 
   try:
@@ -262,9 +226,9 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     position += 8
     num_bytes = storage.size * storage.dtype.itemsize
     if position + num_bytes > len(mapped):
-      raise UserError(f'truncated in storage {key}')
+      raise UserError(f'truncated in storage {shown(key)}')
     if count != storage.size:
-      raise UserError(f'storage {key} has another size than it claims')
+      raise UserError(f'storage {shown(key)} has another size than it claims')
     data = np.frombuffer(mapped, storage.dtype, count, offset=position)
     storages[key] = storage._replace(data=data)
     position += num_bytes
@@ -302,7 +266,7 @@ class _Layout(NamedTuple):
 def _build_tensor(storage: _Storage, layout: _Layout) -> np.ndarray:
   """Returns the view of a storage that is the tensor."""
   if storage.data is None:
-    raise UserError(f'storage {storage.key} has no bytes')
+    raise UserError(f'storage {shown(storage.key)} has no bytes')
   num_elements = math.prod(layout.shape)
   if num_elements == 0:
     return np.zeros(layout.shape, storage.dtype)
@@ -311,9 +275,11 @@ def _build_tensor(storage: _Storage, layout: _Layout) -> np.ndarray:
     for n, stride in zip(layout.shape, layout.strides, strict=True)
   )
   if last >= storage.size:
-    raise UserError(f'a tensor reaches beyond its storage {storage.key}')
+    raise UserError(f'a tensor reaches beyond its storage {shown(storage.key)}')
   if num_elements > max(storage.size, _MAX_REPEATED):
-    raise UserError(f'a tensor claims {num_elements} elements by repetition')
+    raise UserError(
+      f'a tensor claims {shown(num_elements)} elements by repetition'
+    )
   return np.lib.stride_tricks.as_strided(
     storage.data[layout.offset :],
     layout.shape,
@@ -342,15 +308,16 @@ def _parse_layout(offset: Any, shape: Any, strides: Any) -> _Layout:
 def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
   """Returns the names a torch file may hold; `build` makes its tensors."""
 
-  def rebuild_tensor(storage, offset, shape, strides, *_) -> Any:
+  def rebuild_tensor(budget, storage, offset, shape, strides, *_) -> Any:
+    budget.spend(_ARRAY_BYTES)
     if not isinstance(storage, _Storage):
       raise UserError('a tensor without a storage')
     return build(storage, _parse_layout(offset, shape, strides))
 
-  def rebuild_parameter(data, *_) -> Any:
+  def rebuild_parameter(budget, data, *_) -> Any:
     return data
 
-  def rebuild_subclass(function, kind, arguments, *_) -> Any:
+  def rebuild_subclass(budget, function, kind, arguments, *_) -> Any:
     if (
       not isinstance(function, Known)
       or function.name != 'torch._utils._rebuild_tensor_v2'
@@ -359,15 +326,16 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
       or not isinstance(arguments, tuple)
     ):
       raise UserError('a subclass of a tensor: refused')
-    return rebuild_tensor(*arguments)
+    return rebuild_tensor(budget, *arguments)
 
-  def make_device(kind, index=None) -> str:
+  def make_device(budget, kind, index=None) -> str:
     # Anything else could be a text that doubles with each of its levels.
     if not isinstance(kind, str) or not (index is None or _is_size(index)):
       raise UserError('a device that is no text and number')
+    budget.spend(len(kind))
     return kind if index is None else f'{kind}:{index}'
 
-  def make_namespace(kind=None, *_) -> Namespace:
+  def make_namespace(budget, kind=None, *_) -> Namespace:
     if kind is not None and getattr(kind, 'name', '') != 'argparse.Namespace':
       raise UserError('it reconstructs something other than a Namespace')
     return Namespace()
@@ -379,7 +347,7 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
     'torch._tensor._rebuild_from_type_v2': rebuild_subclass,
     'torch.Tensor': None,
     'torch.nn.parameter.Parameter': None,
-    'torch.Size': tuple,
+    'torch.Size': pickle_machine.make_size,
     'torch.device': make_device,
     'argparse.Namespace': make_namespace,
     'copy_reg._reconstructor': make_namespace,
@@ -395,4 +363,5 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
       builders[f'{module}.{name}'] = None
   for name in (*_STORAGE_DTYPES, *_DTYPES):
     builders[name] = None
-  return {name: Known(name, build) for name, build in builders.items()}
+  known = {name: Known(name, build) for name, build in builders.items()}
+  return {**known, **pickled_numpy.known()}

@@ -54,7 +54,7 @@ def infer(
   shape_of = FAMILY.shape_reader(arrays)
   codebook_size, code_width = shape_of('quantize.embedding.weight')
   base_width, image_channels = shape_of('encoder.conv_in.weight')[:2]
-  levels = layout.count(arrays, r'encoder\.down\.(\d+)\.')
+  levels = layout.count(arrays, r'encoder\.down\.(\d+)\.', 16)
   return vqgan.VQGAN(
     codebook_size=codebook_size,
     code_width=code_width,
@@ -63,7 +63,7 @@ def infer(
       shape_of(f'encoder.down.{i}.block.0.conv2.weight')[0] // base_width
       for i in range(levels)
     ),
-    num_res_blocks=layout.count(arrays, r'encoder\.down\.0\.block\.(\d+)\.'),
+    num_res_blocks=layout.count(arrays, r'encoder\.down\.0\.block\.(\d+)\.', 8),
     num_groups=num_groups,
     image_channels=image_channels,
     **fields,

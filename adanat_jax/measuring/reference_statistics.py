@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from adanat_jax.convert import files as weights
+from adanat_jax.convert.reading import some
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import real_images
 from adanat_jax.measuring.features import FeatureNetwork
+from adanat_jax.metrics import frechet
 from adanat_jax.metrics.frechet import Gaussian, MomentAccumulator
 from adanat_jax.runtime import files, processes
 
@@ -92,24 +95,24 @@ def read(path: pathlib.Path) -> Gaussian:
   """Reads moments, as published (`mu`, `sigma`) or converted by us.
 
   Raises:
-    UserError: if the file is not there or holds something else.
+    UserError: if the file is not there or holds something else, such as a
+      covariance that no set of features has.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      names = ('mu', 'sigma') if 'mu' in file else ('mean', 'covariance')
-      mean, covariance = (np.asarray(file[n], np.float64) for n in names)
-  except FileNotFoundError as error:
-    raise UserError(f'{path}: there is no such file of moments') from error
-  except (OSError, ValueError, LookupError, EOFError) as error:
+  if not path.exists():
+    raise UserError(f'{path}: there is no such file of moments')
+  value = weights.read(path)
+  found = value if isinstance(value, dict) else {}
+  names = ('mu', 'sigma') if 'mu' in found else ('mean', 'covariance')
+  mean, covariance = (found.get(name) for name in names)
+  if not isinstance(mean, np.ndarray) or not isinstance(covariance, np.ndarray):
     raise UserError(
-      f'{path}: no moments of features in it (mu, sigma): {error!s:.100}'
-    ) from error
-  if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
-    raise UserError(
-      f'{path}: mu is {mean.shape} and sigma {covariance.shape}, not the'
-      ' moments of one set of features'
+      f'{path}: no moments of features in it (mu, sigma), but'
+      f' {some(map(str, found)) or type(value).__name__}'
     )
-  return Gaussian(mean, covariance)
+  try:
+    return frechet.checked(mean, covariance)
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
 
 
 def make(
@@ -211,12 +214,16 @@ def _restore(
   """Takes up what a killed run has counted: images, unreadable ones."""
   if not partial.is_file():
     return [0, 0]
-  with np.load(partial) as file:
-    state = dict(file)
-  if str(state['about']) != json.dumps(about):
+  try:
+    state = weights.read(partial)
+    if str(state['about']) != json.dumps(about):
+      return [0, 0]
+    done, skipped = state['at'].tolist()
+    moments.restore(state)
+  except (UserError, LookupError, TypeError, ValueError) as error:
+    processes.say(f'statistics: counting again: {error}')
     return [0, 0]
-  moments.restore(state)
-  return state['at'].tolist()
+  return [done, skipped]
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:

@@ -21,6 +21,8 @@ import dataclasses
 
 import numpy as np
 
+from adanat_jax.errors import UserError
+
 # Rows that are collected before they are merged: a merge costs as much as the
 # outer products of a few hundred rows, and batches may hold fewer.
 _BLOCK = 1024
@@ -32,6 +34,89 @@ class Gaussian:
 
   mean: np.ndarray  # float64[d]
   covariance: np.ndarray  # float64[d, d], unbiased
+
+
+# How far moments may be from those of any set of features, by rounding: those
+# of others were summed in float32, in blocks. Relative to the largest entry of
+# the covariance, and to its norm.
+_ASYMMETRY = 1e-5
+_NEGATIVE_PART = 1e-4
+# Squares of float32 are below it, and its own square is finite.
+_LARGEST = 1e100
+# Rows and columns that are compared with their transpose at a time.
+_TILE = 256
+
+
+def checked(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
+  """Makes a Gaussian of moments that came from a file.
+
+  Args:
+    mean: real[d].
+    covariance: real[d, d].
+
+  Returns:
+    The Gaussian, in float64.
+
+  Raises:
+    UserError: if no set of features has such moments: shapes do not fit, or a
+      number is not finite, or the covariance is not symmetric or has a negative
+      variance in some direction.
+  """
+  if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not mean.size:
+    raise UserError(
+      f'mu is {mean.shape} and sigma {covariance.shape}: not the moments of'
+      ' one set of features'
+    )
+  for name, x in (('mu', mean), ('sigma', covariance)):
+    if x.dtype.kind not in 'fiu':
+      raise UserError(f'{name} holds {x.dtype}, which is not a real number')
+    if not np.isfinite(x).all():
+      count = x.size - int(np.isfinite(x).sum())
+      raise UserError(f'{name} holds NaN or infinity ({count} of {x.size})')
+    largest = max(float(x.max()), -float(x.min()))
+    if largest > _LARGEST:
+      raise UserError(f'{name} holds {largest:.2g}: no features do')
+  gaussian = Gaussian(
+    np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
+  )
+  if problem := _problem(gaussian.covariance):
+    raise UserError(f'sigma is no covariance: {problem}')
+  return gaussian
+
+
+def _problem(covariance: np.ndarray) -> str:
+  """Says why a finite float64[d, d] is no covariance; '' if it is one."""
+  negative = int((np.diagonal(covariance) < 0).sum())
+  if negative:
+    return f'{negative} variances are negative'
+  largest = max(covariance.max(), -covariance.min())
+  asymmetry = _asymmetry(covariance)
+  if asymmetry > _ASYMMETRY * largest:
+    return f'it differs from its transpose by {asymmetry:.2g}'
+  if not largest:
+    return ''
+  # It is positive if it has a Cholesky factor, which costs a quarter of the
+  # eigenvalues.
+  scaled = covariance / largest
+  slack = _NEGATIVE_PART * np.linalg.norm(scaled)
+  scaled[np.diag_indices(len(scaled))] += slack
+  try:
+    np.linalg.cholesky(scaled)
+  except np.linalg.LinAlgError:
+    return 'the variance in some direction is negative'
+  return ''
+
+
+def _asymmetry(matrix: np.ndarray) -> float:
+  """The largest difference from the transpose, block by block."""
+  starts = range(0, len(matrix), _TILE)
+  largest = 0.0
+  for i in starts:
+    for j in range(0, i + 1, _TILE):
+      tile = matrix[i : i + _TILE, j : j + _TILE]
+      mirrored = matrix[j : j + _TILE, i : i + _TILE]
+      largest = max(largest, np.abs(tile - mirrored.T).max())
+  return float(largest)
 
 
 class MomentAccumulator:
@@ -51,11 +136,11 @@ class MomentAccumulator:
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
     """Continues, to the same bits, from another accumulator's `state`."""
-    self._count = int(state['count'])
-    self._mean = np.array(state['mean'], np.float64)
-    self._scatter = np.array(state['scatter'], np.float64)
-    waiting = np.array(state['waiting'], np.float64)
+    count = int(state['count'])
+    names = ('mean', 'scatter', 'waiting')
+    mean, scatter, waiting = (np.array(state[n], np.float64) for n in names)
     self._waiting = [waiting] if len(waiting) else []
+    self._count, self._mean, self._scatter = count, mean, scatter
 
   def state(self) -> dict[str, np.ndarray]:
     """The accumulated values, as arrays to be saved."""
@@ -172,7 +257,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
   """The (squared) Fréchet distance between two Gaussians: symmetric, 0 or more.
 
   Raises:
-    ValueError: if the dimensions differ.
+    ValueError: if the dimensions differ, or a covariance is none.
   """
   if a.mean.shape != b.mean.shape:
     raise ValueError(
@@ -182,11 +267,17 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
   product = _root(a.covariance).T @ _root(b.covariance)
   overlap = np.linalg.svd(product, compute_uv=False).sum()
   traces = np.trace(a.covariance) + np.trace(b.covariance)
+  distance = float(shift @ shift + traces - 2.0 * overlap)
+  if not np.isfinite(distance):
+    raise UserError(f'the distance is {distance}: a moment is not finite')
   # Identical sets give a rounding error of either sign.
-  return max(float(shift @ shift + traces - 2.0 * overlap), 0.0)
+  return max(distance, 0.0)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
   """A matrix R with R R^T = covariance, float64[d, d]."""
   values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+  # Without this, nonsense is at a distance of 0 from everything.
+  if values[0] < -_NEGATIVE_PART * np.linalg.norm(values):
+    raise UserError(f'a covariance has the negative eigenvalue {values[0]:.2g}')
   return vectors * np.sqrt(np.clip(values, 0.0, None))
