@@ -29,7 +29,7 @@ _MAY_IMPORT = {
   'models': {'types', 'errors', 'decoding'},
   'learning': {'types', 'errors', 'runtime', 'decoding'},
   'data': {'types', 'errors', 'runtime'},
-  'convert': {'errors', 'runtime', 'models'},
+  'convert': {'errors', 'runtime', 'models', 'metrics'},
   'report': {'runtime'},
   'sampling': {'types', 'errors', 'runtime', 'decoding', 'models', 'learning'},
   'experiment': _PURE | _MIDDLE,
@@ -56,6 +56,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a layer of reading foreign files': (
     *('convert.kinds', 'convert.pickle_machine', 'convert.torch_reader'),
+    'convert.pickled_numpy',
     *('data.image_metadata', 'data.sources.table'),
   ),
   'a network': (

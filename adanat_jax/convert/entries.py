@@ -47,7 +47,7 @@ _MAX_VIEWS = 8
 _MAX_VIEWED = 1 << 26
 
 
-class Found(NamedTuple):
+class FoundEntry(NamedTuple):
   """The weights of a file.
 
   Attributes:
@@ -66,7 +66,9 @@ def find_arrays(
   return find(value, wrappers, entry).arrays
 
 
-def find(value: Any, wrappers: Sequence[str] = (), entry: str = '') -> Found:
+def find(
+  value: Any, wrappers: Sequence[str] = (), entry: str = ''
+) -> FoundEntry:
   """Finds the weights in what a file holds.
 
   Args:
@@ -123,7 +125,7 @@ def find(value: Any, wrappers: Sequence[str] = (), entry: str = '') -> Found:
       said += f'; {other} is there too: --entry={other}'
     notes.insert(0, said)
   _check_views(arrays)
-  return Found(_without_prefixes(arrays), tuple(notes))
+  return FoundEntry(_without_prefixes(arrays), tuple(notes))
 
 
 def _beside(taken: str, name: str) -> str:

@@ -160,7 +160,7 @@ def _kind(
 
 
 @contextlib.contextmanager
-def _saying(found: entries.Found) -> Iterator[None]:
+def _saying(found: entries.FoundEntry) -> Iterator[None]:
   """Adds to an error which entry of the file it is about."""
   try:
     yield

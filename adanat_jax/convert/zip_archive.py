@@ -33,7 +33,7 @@ _ZIP64_FIELD = 1
 _ENTRY_BYTES = 500
 
 
-class Entry(NamedTuple):
+class ZipEntry(NamedTuple):
   """A line of the directory."""
 
   name: str
@@ -58,7 +58,7 @@ class ZipArchive:
     """
     self._view = view
     self._budget = budget
-    self.entries: dict[str, Entry] = {}
+    self.entries: dict[str, ZipEntry] = {}
     for entry in _read_directory(view, budget):
       if entry.name in self.entries:
         raise UserError(f'two entries are named {shown(entry.name)}')
@@ -96,7 +96,7 @@ class ZipArchive:
         f'its entry {shown(name)} is damaged (its checksum is wrong)'
       )
 
-  def _packed_bytes(self, entry: Entry) -> memoryview:
+  def _packed_bytes(self, entry: ZipEntry) -> memoryview:
     name = shown(entry.name)
     if entry.flags & _ENCRYPTED:
       raise UserError(f'its entry {name} is encrypted')
@@ -115,7 +115,7 @@ class ZipArchive:
       )
     return self._view[start : start + entry.packed]
 
-  def _unpacked(self, entry: Entry, packed: memoryview) -> memoryview:
+  def _unpacked(self, entry: ZipEntry, packed: memoryview) -> memoryview:
     self._budget.unpack(entry.size)
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
@@ -132,7 +132,7 @@ class ZipArchive:
     return memoryview(data)
 
 
-def _read_directory(view: memoryview, budget: Budget) -> Sequence[Entry]:
+def _read_directory(view: memoryview, budget: Budget) -> Sequence[ZipEntry]:
   """Reads the central directory and refuses entries that overlap."""
   count, start, end = _find_directory(view)
   entries = []
@@ -155,7 +155,7 @@ def _read_directory(view: memoryview, budget: Budget) -> Sequence[Entry]:
     )
     position += sum(lengths)
     entries.append(
-      Entry(
+      ZipEntry(
         _decoded(name_bytes, flags), name_bytes, flags, method, checksum,
         packed, size, header, start,
       )

@@ -37,7 +37,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 
 from adanat_jax.errors import UserError, WriteError, printable
-from adanat_jax.runtime import addresses, handshake
+from adanat_jax.runtime import addresses
 
 MODES = ('auto', 'on', 'off', 'local')
 DEFAULT_TIMEOUT = 300
@@ -111,6 +111,9 @@ def start(
   )
   if found is None:
     return
+  # One process alone meets nobody.
+  from adanat_jax.runtime import handshake
+
   place = handshake.meet(
     found.address,
     found.num_processes,
