@@ -55,8 +55,7 @@ _WITH_ONE_IMPORTER = {
     *('convert.policy', 'convert.vit'),
   ),
   'a layer of reading foreign files': (
-    *('convert.kinds', 'convert.pickle_machine', 'convert.torch_reader'),
-    'convert.pickled_numpy',
+    *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
     *('data.image_metadata', 'data.sources.table'),
   ),
   'a network': (

@@ -37,7 +37,6 @@ from typing import Any, NoReturn, TypeVar
 import jax
 
 from adanat_jax.errors import UserError, WriteError, printable
-from adanat_jax.runtime import addresses
 
 MODES = ('auto', 'on', 'off', 'local')
 DEFAULT_TIMEOUT = 300
@@ -173,6 +172,8 @@ def find_cluster(
   Raises:
     UserError: names what is missing or wrong.
   """
+  from adanat_jax.runtime import addresses
+
   if mode == 'off':
     return None
   if mode == 'local':
