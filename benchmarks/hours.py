@@ -30,7 +30,7 @@ from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
-from adanat_jax.stages import policy_rules
+from adanat_jax.stages import policy as policy_stage
 
 # A forward, and its gradient by activations and by parameters.
 _TRAINING = 3
@@ -168,7 +168,7 @@ def _tokenizer(config: Config, cost: Costs) -> float:
 
 
 def _policy(config: Config, cost: Costs, computed: int) -> float:
-  section, constants = config.policy, policy_rules.ppo_config(config)
+  section, constants = config.policy, policy_stage.ppo_config(config)
   discriminator = section.discriminator
   learnt_from = discriminator.updates * discriminator.batch_size
   decoded = section.batch_size + discriminator.fresh_rollouts * learnt_from

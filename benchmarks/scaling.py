@@ -27,7 +27,7 @@ import programs
 
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.runtime import sharding
-from adanat_jax.stages import policy_rules
+from adanat_jax.stages import policy as policy_stage
 
 _CONFIG = pathlib.Path(__file__).parents[1] / 'configs' / 'in256.py'
 OPTIONS = {
@@ -112,7 +112,7 @@ def derived(
     reduced = bytes_of(state.params) * config.nat.micro_batches
     kept = bytes_of(batch) // case.num_devices
     return result | {'kept': kept, 'reduced': reduced}
-  section, ppo = config.policy, policy_rules.ppo_config(config)
+  section, ppo = config.policy, policy_stage.ppo_config(config)
   # A rollout is features or canvases, with what they are conditioned on.
   tokens = networks.grid_size(config) ** 2
   a_step = tokens * config.nat.width * jnp.dtype(section.rollout_dtype).itemsize

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import tempfile
 from typing import Any
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -59,8 +60,10 @@ def train(num_steps: int, directory: str) -> dict[str, list[int]]:
     'line',
     initial=initial,
     train_step=train_step,
-    batch_at=lambda step: sharding.put_batch(
-      np.arange(8, dtype=np.float32) + step, mesh
+    batch_at=mock.Mock(
+      side_effect=lambda step: sharding.put_batch(
+        np.arange(8, dtype=np.float32) + step, mesh
+      )
     ),
     num_steps=num_steps,
     frozen=sharding.shard_state({'start': np.float32(1)}, mesh),

@@ -12,7 +12,7 @@ from adanat_jax.experiment import workdir
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, reference_statistics, scores
 from adanat_jax.runtime import files
-from adanat_jax.stages import policy_rules
+from adanat_jax.stages import policy
 from support import configs, raw_files
 
 
@@ -76,11 +76,11 @@ class EarlyMistakesTest(parameterized.TestCase):
   def test_what_nobody_uses_is_not_checked(self):
     fields = {'policy.discriminator.batch_size': 9}
     with self.assertRaisesRegex(UserError, r'discriminator\.batch_size is 9'):
-      policy_rules.check_config(
+      policy.check_config(
         Experiment(configs.load('digits.py:tiny', fields), 'unused')
       )
     fields |= {'policy.rewards': ('frechet',)}
-    policy_rules.check_config(
+    policy.check_config(
       Experiment(configs.load('digits.py:tiny', fields), 'unused')
     )
 

@@ -41,7 +41,7 @@ class ReconstructionTest(absltest.TestCase):
     cls.images = np.random.default_rng(0).random((11, 4, 4, 3), np.float32)
     cls.images **= np.linspace(0.2, 3, 11)[:, None, None, None]
     cls.halves = tokenizer_reconstruction.Reconstruction(
-      Halves(), sharding.make_mesh()
+      Halves(), sharding.make_mesh(), 0
     )
 
   def figures(self, images):
@@ -65,7 +65,7 @@ class ReconstructionTest(absltest.TestCase):
       examples = Watched({'images': self.images})
       name = '_PIXELS_OF_A_DEVICE'
       with mock.patch.object(tokenizer_reconstruction, name, pixels):
-        found = self.halves.figures({}, {'all': examples}, 0)
+        found = self.halves.figures({}, {'all': examples})
       self.assertEqual(max(examples.asked), most_asked)
       self.assertEqual(set(found), {f'all_{name}' for name in expected})
       for key, value in expected.items():
@@ -76,7 +76,10 @@ class ReconstructionTest(absltest.TestCase):
     self.assertLen(set(index.tolist()), 5)
     np.testing.assert_array_equal(index, tokenizer_reconstruction.chosen(11, 5))
     examples = ArrayExamples({'images': self.images})
-    found = self.halves.measure({}, 'test', examples, 5)
+    some = tokenizer_reconstruction.Reconstruction(
+      Halves(), sharding.make_mesh(), 5
+    )
+    found = some.measure({}, 'test', examples)
     expected = self.figures(self.images[index])
     self.assertAlmostEqual(found['error'], expected['error'], 5)
     self.assertCountEqual(tokenizer_reconstruction.chosen(3, 5), range(3))

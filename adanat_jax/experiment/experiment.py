@@ -13,6 +13,7 @@ texts are imported on demand: loading a generator needs neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
 import functools
 import math
 import os
@@ -260,6 +261,26 @@ class Experiment:
     asked = (functools.partial(ask, check) for check in checks)
     field_rules.check(self.config, *asked, reads=reads)
 
+  def no_divisors(self, wholes: Mapping[str, str]) -> Iterator[str]:
+    """Says which fields do not divide the field that is named beside them."""
+    for name, other in wholes.items():
+      value, whole = self.field(name), self.field(other)
+      if whole % value:
+        yield (
+          f'config.{name} is {value}; give a divisor of config.{other}, which'
+          f' is {whole}'
+        )
+
+  def larger_than_images(self, *names: str) -> Iterator[str]:
+    """Says which fields are more pixels than an image's side has."""
+    size = self.config.data.image_size
+    for name in names:
+      if self.field(name) > size:
+        yield (
+          f'config.{name}={self.field(name)} is not allowed: give at most'
+          f' config.data.image_size, which is {size}'
+        )
+
   def uneven_batches(self, multiples: Mapping[str, int]) -> Iterator[str]:
     """Says which batches cannot be split evenly over the devices.
 
@@ -291,15 +312,28 @@ class Experiment:
 
       encode_captions = texts.caption_encoder(self)
       null_condition = texts.null_states(self)
+    return dataclasses.replace(
+      self.generator_of(*self.network('nat'), null_condition),
+      agents=policies.agents(self),
+      encode_captions=encode_captions,
+    )
+
+  def generator_of(
+    self, nat: Any, nat_params: Any, null_condition: Any
+  ) -> Generator:
+    """A NAT in training, with the tokenizer and without policies.
+
+    `null_condition` is that of texts, None where conditions are classes.
+    """
     return Generator(
-      *self.network('nat'),
+      nat,
+      nat_params,
       *self.network('tokenizer'),
       0 if self.is_text else self.num_classes,
-      policies.agents(self),
+      {},
       self.config.evaluate.batch_size,
       null_condition,
       self.mesh,
-      encode_captions=encode_captions,
     )
 
 

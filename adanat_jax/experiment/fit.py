@@ -86,7 +86,7 @@ def fit(
   train_step: Callable[
     [Any, State, Any, Array], tuple[State, Mapping[str, Array]]
   ],
-  batch_at: Batches | Callable[[int], Any],
+  batch_at: Batches | Mapping[str, Batches],
   num_steps: int,
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
@@ -101,7 +101,8 @@ def fit(
     name: of the training, its directory in the workdir.
     initial: `frozen -> state`, traced.
     train_step: `(frozen, state, batch, step) -> (state, metrics)`, traced.
-    batch_at: `step -> batch` as global arrays; `Batches` are always closed.
+    batch_at: the batches of the steps, or the parts of them by name; closed at
+      the end.
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `loop.run_loop`.
@@ -115,8 +116,8 @@ def fit(
   """
   mesh = experiment.mesh
   with contextlib.ExitStack() as stack:
-    if isinstance(batch_at, Batches):
-      stack.callback(batch_at.close)
+    for part in jax.tree.leaves(batch_at):
+      stack.callback(part.close)
     stack.enter_context(jax.set_mesh(mesh))
     state = sharding.init_state(initial, frozen, mesh=mesh)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -125,7 +126,7 @@ def fit(
     return loop.run_loop(
       state,
       functools.partial(compiled, frozen),
-      batch_at,
+      lambda step: jax.tree.map(lambda part: part(step), batch_at),
       directory=experiment.workdir / name,
       name=name,
       num_steps=num_steps,

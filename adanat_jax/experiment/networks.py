@@ -196,7 +196,7 @@ _SECTIONS = {
 def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
   """Builds a network and reads its parameters; see `Experiment.network`."""
   section, field = _SECTIONS[name]
-  module, inputs = _module_and_inputs(experiment.config, name)
+  module, inputs = module_and_inputs(experiment.config, name)
   shapes = experiment.param_shapes(module, *inputs)
   # No stage trains the text tower.
   if experiment.is_converted(section) or name == 'text':
@@ -210,7 +210,7 @@ def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
   return module, checkpoint.load_params(directory, field, shapes)
 
 
-def _module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
+def module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
   """A network, and the shapes of one example that it is applied to."""
   image = lambda side, channels: _shape((1, side, side, channels))
   side = config.data.image_size

@@ -58,11 +58,9 @@ def problems_of_sizes(experiment: Experiment) -> Iterator[str]:
       f'config.judges.reward.patch_size is {section.patch_size}; it must divide'
       f' the {size} pixels that the reward network sees'
     )
-  if section.width % section.num_heads:
-    yield (
-      f'config.judges.reward.num_heads is {section.num_heads}; give a divisor'
-      f' of config.judges.reward.width, which is {section.width}'
-    )
+  yield from experiment.no_divisors(
+    {'judges.reward.num_heads': 'judges.reward.width'}
+  )
   if max(section.hooks) >= section.depth:
     yield (
       f'config.judges.reward.hooks={section.hooks} is not allowed with'

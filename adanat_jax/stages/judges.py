@@ -55,30 +55,17 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   yield from datasets.problems(experiment)
   for judge in ('judges.measure', 'judges.reward'):
     yield from experiment.uneven_batches({f'{judge}.batch_size': 1})
-    for name in (f'{judge}.max_shift', f'{judge}.cutout'):
-      value = experiment.field(name)
-      if value > section.image_size:
-        yield (
-          f'config.{name}={value} is not allowed: give at most'
-          f' config.data.image_size, which is {section.image_size}'
-        )
+    yield from experiment.larger_than_images(
+      f'{judge}.max_shift', f'{judge}.cutout'
+    )
 
 
 def run(experiment: Experiment) -> None:
-  """Trains both classifiers, each until its `num_steps`.
-
-  Args:
-    experiment: its workdir gets `judges/measure` and `judges/reward`.
-
-  Raises:
-    UserError: for a value that is not allowed.
-  """
+  """Trains `judges/measure` and `judges/reward`, each until `num_steps`."""
   config = experiment.config
   check_config(experiment)
-  measure, reward = (
-    networks.measuring_module(config),
-    networks.reward_module(config),
-  )
+  measure = networks.measuring_module(config)
+  reward = networks.reward_module(config)
 
   def apply_measure(params: Any, images: Array, key: Array | None) -> Array:
     rngs = None if key is None else {'dropout': key}
@@ -95,26 +82,22 @@ def run(experiment: Experiment) -> None:
 
 
 def _train(
-  experiment: Experiment,
-  name: str,
-  module: Any,
-  apply: classifier.Apply,
+  experiment: Experiment, judge: str, module: Any, apply: classifier.Apply
 ) -> None:
   """Trains one classifier unless it is complete."""
-  config = experiment.config
-  if experiment.is_complete(f'judges/{name}'):
+  name = f'judges/{judge}'
+  if experiment.is_complete(name):
     return
-  section = config.judges[name]
-  data = digits.load(config.data.image_size)
-  key = experiment.key(f'judges/{name}')
-  init_key, step_key = jax.random.split(key)
+  section = experiment.config.judges[judge]
+  data = digits.load(experiment.config.data.image_size)
+  init_key, step_key = jax.random.split(experiment.key(name))
   optimizer = optax.adam(
     optax.cosine_decay_schedule(section.learning_rate, section.num_steps)
   )
-  image_shape = data.train_images.shape[1:]
 
   def initial(frozen: Any) -> classifier.ClassifierState:
-    params = module.init(init_key, jnp.zeros((1, *image_shape)))['params']
+    image = jnp.zeros((1, *data.train_images.shape[1:]))
+    params = module.init(init_key, image)['params']
     return classifier.ClassifierState(params, optimizer.init(params))
 
   train_step = classifier.make_train_step(
@@ -133,16 +116,14 @@ def _train(
     right = sharding.gather(logits).argmax(-1) == data.test_labels
     return {'test_accuracy': float(right.mean())}
 
+  examples = {'images': data.train_images, 'labels': data.train_labels}
   fit.fit(
     experiment,
-    f'judges/{name}',
+    name,
     initial=initial,
     train_step=lambda frozen, *arguments: train_step(*arguments),
     batch_at=fit.Batches(
-      experiment,
-      f'judges/{name}',
-      ArrayExamples({'images': data.train_images, 'labels': data.train_labels}),
-      (section.batch_size,),
+      experiment, name, ArrayExamples(examples), (section.batch_size,)
     ),
     num_steps=section.num_steps,
     final_figures=figures,

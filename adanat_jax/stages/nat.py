@@ -2,7 +2,7 @@
 
 The tokens are those of the digits, or of the set that stage `prepare` has
 written; conditions are classes or texts. `learning.masked_tokens` holds what is
-learned, `nat_scores` what is measured on the way.
+learned, `nat_held_out` what is measured on the way.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adanat_jax.data import clip_tokens, prepared
+from adanat_jax.data import prepared
 from adanat_jax.data.examples import Examples
 from adanat_jax.decoding import schedules
 from adanat_jax.experiment import field_rules, fit, networks, texts
@@ -68,18 +68,9 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       'config.nat.reuse_probability is 0; give more with'
       ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
     )
-  if section.width % section.num_heads:
-    yield (
-      f'config.nat.num_heads is {section.num_heads}; give a divisor of'
-      f' config.nat.width, which is {section.width}'
-    )
+  yield from experiment.no_divisors({'nat.num_heads': 'nat.width'})
   if experiment.is_text:
-    text = experiment.config.text
-    if text.width % text.num_heads:
-      yield (
-        f'config.text.num_heads is {text.num_heads}; give a divisor of'
-        f' config.text.width, which is {text.width}'
-      )
+    yield from experiment.no_divisors({'text.num_heads': 'text.width'})
   yield from experiment.uneven_batches(
     {'nat.batch_size': section.micro_batches}
   )
@@ -108,24 +99,19 @@ def _problems_of_measurements(experiment: Experiment) -> Iterator[str]:
 
 
 def run(experiment: Experiment) -> None:
-  """Trains the NAT, from its newest checkpoint if there is one.
-
-  Args:
-    experiment: its tokenizer is trained (the digits) or its tokens are
-      prepared (other images); its workdir gets `nat/`.
-
-  Raises:
-    UserError: for tokens that are missing or a value that is not allowed.
-  """
+  """Trains `nat/` on the digits, or on what stage `prepare` has written."""
   config = experiment.config
   check_config(experiment)
   if experiment.is_converted('nat') or experiment.is_complete('nat'):
     return
   section = config.nat
   examples = _splits(experiment)
-  module = training_module(experiment)
-  text, frozen = _frozen(experiment, examples['train'])
-  network = make_network(module, text[0] if text else None)
+  # In the type in which it trains.
+  module = networks.nat_module(config).clone(
+    dtype=jnp.dtype(section.training_dtype or section.dtype)
+  )
+  tower, frozen = _frozen(experiment, examples['train'])
+  network = make_network(module, tower)
   optimizer = masked_tokens.make_optimizer(
     section.num_steps,
     section.learning_rate,
@@ -137,7 +123,9 @@ def run(experiment: Experiment) -> None:
   init_key, step_key, test_key = jax.random.split(experiment.key('nat'), 3)
 
   def initial(frozen: Any) -> NatState:
-    params = module.init(init_key, *_one_example(experiment, module))['params']
+    _, inputs = networks.module_and_inputs(config, 'nat')
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+    params = module.init(init_key, *zeros)['params']
     ema = jax.tree.map(jnp.copy, params)
     return NatState(params, ema, optimizer.init(params))
 
@@ -199,15 +187,6 @@ def recipe_of(config: Config) -> masked_tokens.Recipe:
   )
 
 
-def training_module(experiment: Experiment) -> DenoiserModule:
-  """The network of `config.nat` in the type in which it trains."""
-  config = experiment.config
-  section = config.nat
-  return networks.nat_module(config).clone(
-    dtype=jnp.dtype(section.training_dtype or section.dtype)
-  )
-
-
 def make_network(
   module: DenoiserModule, tower: Any = None
 ) -> masked_tokens.Network:
@@ -238,22 +217,16 @@ def make_network(
     # A text's tokens were seen too, without any of the image's.
     return cache.replace(visible=cache.visible & wanted[:, None])
 
-  reusing = encode if denoisers.reuses(module) else None
-  if module.num_classes is not None:
-    return masked_tokens.Network(
-      logits,
-      encode=reusing,
-      condition=lambda frozen, batch: batch['condition'],
-      null=lambda frozen: module.num_classes,
-    )
-  return masked_tokens.Network(
-    logits,
-    encode=reusing,
-    condition=lambda frozen, batch: texts.conditions(
+  if module.num_classes is None:
+    condition = lambda frozen, batch: texts.conditions(
       tower, frozen['text'], batch
-    )[0],
-    null=lambda frozen: frozen['null'],
-  )
+    )[0]
+    null = lambda frozen: frozen['null']
+  else:
+    condition = lambda frozen, batch: batch['condition']
+    null = lambda frozen: module.num_classes
+  reusing = encode if denoisers.reuses(module) else None
+  return masked_tokens.Network(logits, condition, null, reusing)
 
 
 def _splits(experiment: Experiment) -> dict[str, Examples]:
@@ -273,14 +246,14 @@ def _splits(experiment: Experiment) -> dict[str, Examples]:
 
 def _frozen(
   experiment: Experiment, examples: Examples
-) -> tuple[tuple[Any, Any] | None, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
   """The text tower where it is needed, and what the compiled step reads.
 
   The null condition of texts is what the tower says of the empty caption.
   """
   if not experiment.is_text:
     return None, {}
-  text = None
+  tower: Any = None
   params: Any = {}
   if (
     isinstance(examples, prepared.PreparedExamples)
@@ -288,18 +261,7 @@ def _frozen(
   ):
     null = examples.null_states()
   else:
-    text = experiment.network('text')
-    null, params = texts.null_states(experiment), text[1]
+    tower, params = experiment.network('text')
+    null = texts.null_states(experiment)
   null = sharding.shard_state(np.asarray(null, np.float32), experiment.mesh)
-  return text, {'null': null, 'text': params}
-
-
-def _one_example(
-  experiment: Experiment, module: DenoiserModule
-) -> tuple[Array, Array]:
-  """Tokens and a condition in the shapes that the network takes."""
-  tokens = jnp.zeros((1, module.num_tokens), jnp.int32)
-  if not experiment.is_text:
-    return tokens, jnp.zeros(1, jnp.int32)
-  states = (1, clip_tokens.NUM_POSITIONS, experiment.config.text.width)
-  return tokens, jnp.zeros(states)
+  return tower, {'null': null, 'text': params}

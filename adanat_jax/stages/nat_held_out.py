@@ -10,11 +10,11 @@ to a picture, and every so often to the Fréchet distance on a small budget.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from adanat_jax.data.examples import Examples
@@ -29,8 +29,6 @@ from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
-
-Config = ml_collections.ConfigDict
 
 # Tokens that go through the network at a time, where nothing is learned: 256
 # images of 256 pixels.
@@ -96,8 +94,7 @@ class HeldOutLoss:
 
   def __call__(self, params: Any, frozen: Any) -> float:
     """The loss of these parameters, the same in all processes."""
-    devices = self._mesh.size
-    length = self._masked.shape[1]
+    devices, length = self._mesh.size, self._masked.shape[1]
     size = min(len(self._index), max(1, _TOKENS_AT_A_TIME // length))
     size = -(-size // devices) * devices
     found = []
@@ -117,7 +114,7 @@ class HeldOutLoss:
 
 
 class TrainingSamples:
-  """What a NAT in training generates: a picture, and how far it is off."""
+  """Draws samples of a NAT in training, and measures their distance."""
 
   def __init__(self, experiment: Experiment, frozen: Any):
     """Loads what images are made and measured with.
@@ -129,79 +126,56 @@ class TrainingSamples:
     Raises:
       UserError: for a network or a file that is not there.
     """
-    config = experiment.config
-    section = config.nat
     self._experiment = experiment
-    self._module = networks.nat_module(config)
-    self._tokenizer = experiment.network('tokenizer')
-    self._null = sharding.gather(frozen['null']) if experiment.is_text else None
+    self._section = section = experiment.config.nat
+    module = networks.nat_module(experiment.config)
+    null = sharding.gather(frozen['null']) if experiment.is_text else None
+    self._generator = experiment.generator_of(module, None, null)
     self._schedule = schedules.make(
-      section.sample_schedule,
-      section.sample_num_steps,
-      self._module.num_tokens,
+      section.sample_schedule, section.sample_num_steps, module.num_tokens
     )
-    self._directory = experiment.workdir / 'nat' / 'samples'
-    self._scorer = None
-    if section.frechet_samples:
-      self._scorer = scores.Scorer(experiment)
+    self._scorer = (
+      scores.Scorer(experiment) if section.frechet_samples else None
+    )
     self._conditions = (
       self._scorer.conditions if self._scorer else scores.Conditions(experiment)
     )
 
   def __call__(self, params: Any, step: int) -> dict[str, float]:
-    """Samples with these parameters.
-
-    Args:
-      params: of the NAT.
-      step: finished steps; names the picture, and says what is due.
+    """Samples with parameters of the NAT after `step` finished steps.
 
     Returns:
       Figures by their names, none if no distance is due.
     """
-    generator = self._generator(params)
-    if self._experiment.config.nat.sample_grid:
-      self._picture(generator, step)
-    every, last = (
-      self._experiment.config.nat.frechet_every,
-      self._experiment.config.nat.num_steps,
-    )
-    due = step == last or (every and step % every == 0)
+    section = self._section
+    generator = dataclasses.replace(self._generator, nat_params=params)
+    if section.sample_grid:
+      self._draw(generator, step)
+    every = section.frechet_every
+    due = step == section.num_steps or (every and step % every == 0)
     if self._scorer is None or not due:
       return {}
     return self._scorer(
-      generator,
-      self._schedule,
-      num_samples=self._experiment.config.nat.frechet_samples,
+      generator, self._schedule, num_samples=section.frechet_samples
     )
 
-  def _generator(self, params: Any) -> Generator:
-    is_text = self._experiment.is_text
-    return Generator(
-      self._module,
-      params,
-      *self._tokenizer,
-      0 if is_text else self._experiment.num_classes,
-      {},
-      self._experiment.config.evaluate.batch_size,
-      self._null,
-      self._experiment.mesh,
-    )
-
-  def _picture(self, generator: Generator, step: int) -> None:
+  def _draw(self, generator: Generator, step: int) -> None:
     """Writes a picture of the same conditions and noise at every step."""
-    count = self._experiment.config.nat.sample_grid
+    experiment, count = self._experiment, self._section.sample_grid
     chosen = self._conditions.of(count, 0)
-    images = []
-    for index, part in generator.stream(
-      self._schedule,
-      lambda index: self._conditions.batch(chosen[index]),
-      count,
-      self._experiment.key('nat/samples'),
-    ):
-      images.append(sharding.gather(part.images)[: len(index)])
+    images = [
+      sharding.gather(part.images)[: len(index)]
+      for index, part in generator.stream(
+        self._schedule,
+        lambda index: self._conditions.batch(chosen[index]),
+        count,
+        experiment.key('nat/samples'),
+      )
+    ]
+    directory = files.make_directory(experiment.workdir / 'nat' / 'samples')
     pictures.save_grid(
-      files.make_directory(self._directory) / f'{step:07d}.png',
+      directory / f'{step:07d}.png',
       np.concatenate(images),
       columns=int(np.ceil(np.sqrt(count))),
-      scale=max(1, 64 // self._experiment.config.data.image_size),
+      scale=max(1, 64 // experiment.config.data.image_size),
     )

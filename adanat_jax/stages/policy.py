@@ -8,120 +8,183 @@ Optionally the images of the policy's mean actions are measured at intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import contextlib
+from collections.abc import Iterator
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
+import ml_collections
 
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import (
   adversarial_reward,
+  datasets,
+  field_rules,
   fit,
+  networks,
+  policies,
+  reward_network,
   rewards,
   texts,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.experiment.policies import (
-  Training,
-  initial_params,
-  iterate_field,
-  make_actor_critic,
-  residual_of,
-  trainings,
-)
-from adanat_jax.learning import agent as agent_lib, policy
-from adanat_jax.measuring import scores
+from adanat_jax.learning import agent as agent_lib, policy, ppo
+from adanat_jax.measuring import features, scores
 from adanat_jax.models import denoisers
 from adanat_jax.models.clip import CLIPText
+from adanat_jax.models.discriminator import GROUP_SIZE
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
-from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages.policy_rules import (
-  check_config,
-  ppo_config,
-  rollout_config,
-)
 from adanat_jax.types import Array
 
 
+def check_config(experiment: Experiment) -> None:
+  """Raises ConfigError for policies that cannot be trained."""
+  experiment.check(
+    policies.problems,
+    _problems,
+    _problems_of_batches,
+    reads=(
+      *('data', 'tokenizer', 'judges.reward', 'nat', 'policy'),
+      *field_rules.LOOP,
+    ),
+  )
+
+
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why policies cannot be trained or measured."""
+  config = experiment.config
+  section = config.policy
+  if experiment.is_converted('policy'):
+    return
+  held_out = section.discriminator.held_out
+  if (
+    _has_discriminator(experiment)
+    and held_out
+    and not datasets.has_validation(experiment)
+  ):
+    yield (
+      f'config.policy.discriminator.held_out is {held_out}, and there are no'
+      ' validation images: give config.data.validation_path or'
+      ' config.data.held_out, or 0'
+    )
+  if section.rollout_features == 'recompute' and denoisers.reuses(
+    networks.nat_module(config)
+  ):
+    yield (
+      'config.policy.rollout_features=recompute needs config.nat.network=nat:'
+      ' what an ENAT sees depends on the steps before; give store'
+    )
+  yield from reward_network.problems(experiment)
+  for name in section.rewards:
+    if rewards.REWARDS[name].for_digits and not experiment.is_digits:
+      yield (
+        f'config.policy.rewards holds {name}, which is for the digits alone;'
+        f' give adversarial for config.data.source={config.data.source}'
+      )
+  if section.iterate == 'best' and not section.evaluate_every:
+    yield (
+      'config.policy.iterate=best needs measurements to choose by; set'
+      ' config.policy.evaluate_every, or give last'
+    )
+  if section.iterate == 'average' and not section.ema_decay:
+    yield (
+      'config.policy.iterate=average needs an average; set'
+      ' config.policy.ema_decay, which is 0.0, or give last'
+    )
+  if section.evaluate_every:
+    for problem in features.problems(experiment):
+      yield (
+        f'{problem}; config.policy.evaluate_every=0 measures nothing while the'
+        ' policy trains'
+      )
+
+
+def _problems_of_batches(experiment: Experiment) -> Iterator[str]:
+  """Says which batches devices, PPO or rollouts cannot cut evenly."""
+  section, devices = experiment.config.policy, experiment.mesh.size
+  if experiment.is_converted('policy'):
+    return
+  sizes = {'policy.batch_size': section.batch_size}
+  wholes = [section.batch_size]
+  multiples = dict.fromkeys(sizes, GROUP_SIZE)
+  if _has_discriminator(experiment):
+    size = section.discriminator.batch_size
+    sizes['policy.discriminator.batch_size'] = size
+    multiples = dict.fromkeys(
+      [*sizes, 'policy.discriminator.held_out'], GROUP_SIZE
+    )
+    if section.discriminator.fresh_rollouts:
+      wholes.append(size)
+  yield from experiment.uneven_batches(multiples)
+  constants = ppo_config(experiment.config)
+  minibatches, parts = constants.num_minibatches, constants.micro_batches
+  groups = constants.shuffle_groups if minibatches > 1 else 1
+  multiple = minibatches * parts * math.lcm(groups, devices)
+  if section.batch_size % multiple:
+    yield (
+      f'config.policy.batch_size is {section.batch_size}; it must be a multiple'
+      f' of {multiple}: PPO cuts it into {minibatches} minibatches of {parts}'
+      f' micro-batches, drawn from {groups} groups on {devices} devices'
+    )
+  for name, size in sizes.items():
+    if size % constants.shuffle_groups:
+      yield (
+        f'config.{name} is {size}; it must be a multiple of the'
+        f' {constants.shuffle_groups} shuffle_groups of PPO'
+      )
+  size = section.rollout_size
+  if size % devices or any(
+    size and whole % min(size, whole) for whole in wholes
+  ):
+    yield (
+      f'config.policy.rollout_size is {size}; it must be 0, or a multiple of'
+      f' the number of devices, {devices}, that divides the batches of'
+      f' {" and ".join(map(str, wholes))} trajectories'
+    )
+
+
 def run(experiment: Experiment) -> None:
-  """Trains every policy that the config asks for.
-
-  Args:
-    experiment: its tokenizer, NAT and reward network are trained or
-      converted; its workdir gets `policy/<training>/`.
-
-  Raises:
-    UserError: for a missing stage or a value that is not allowed.
-  """
+  """Trains `policy/<training>/` for each policy that the config asks for."""
   check_config(experiment)
   if experiment.is_converted('policy'):
     return
-  for training in trainings(experiment):
+  for training in policies.trainings(experiment):
     if not experiment.is_complete(f'policy/{training.name}'):
       train(experiment, training)
 
 
-def train(experiment: Experiment, training: Training) -> None:
+def train(experiment: Experiment, training: policies.Training) -> None:
   """Trains one policy, from its newest checkpoint if there is one."""
-  with contextlib.ExitStack() as stack:
-    # Batches first: missing data is reported before anything slow.
-    batches = make_batches(
-      experiment,
-      f'policy/{training.name}',
-      has_discriminator=rewards.REWARDS[training.reward].learns,
-    )
-    for part in batches.values():
-      stack.callback(part.close)
-    _train(
-      experiment,
-      training,
-      lambda step: {name: part(step) for name, part in batches.items()},
-    )
-
-
-def _train(
-  experiment: Experiment,
-  training: Training,
-  batch_at: Callable[[int], dict[str, Any]],
-) -> None:
-  """Trains one policy.
-
-  Args:
-    experiment: of this run.
-    training: which policy.
-    batch_at: `iteration -> batches`, of `make_batches`.
-  """
-  config = experiment.config
-  section = config.policy
+  config, section = experiment.config, experiment.config.policy
   name = f'policy/{training.name}'
+  kind = rewards.REWARDS[training.reward]
+  # First: missing data is reported before anything slow.
+  batches = make_batches(experiment, name, has_discriminator=kind.learns)
   init_key, reward_key, step_key = jax.random.split(experiment.key(name), 3)
   nat, nat_params = experiment.network('nat')
   tokenizer, tokenizer_params = experiment.network('tokenizer')
-  text = experiment.network('text') if experiment.is_text else None
   constants = ppo_config(config)
-  kind = rewards.REWARDS[training.reward]
   reward = kind.make(experiment, constants.shuffle_groups)
   frozen = {
     'nat': nat_params,
     'tokenizer': tokenizer_params,
     'reward': reward.frozen,
   }
-  null = None
-  if text is not None:
+  tower = null = None
+  if experiment.is_text:
+    tower, params = experiment.network('text')
     null = texts.null_states(experiment)
     mesh = experiment.mesh
-    frozen |= {'text': text[1], 'null': sharding.shard_state(null, mesh)}
-  actor_critic = make_actor_critic(experiment, training)
-  residual = residual_of(experiment, training.num_steps)
+    frozen |= {'text': params, 'null': sharding.shard_state(null, mesh)}
+  actor_critic = policies.make_actor_critic(experiment, training)
+  residual = policies.residual_of(experiment, training.num_steps)
 
   def initial(frozen: Any) -> policy.PolicyState:
-    params = initial_params(experiment, init_key)
     return policy.initial_state(
-      params,
+      policies.initial_params(experiment, init_key),
       constants,
       reward.initial(frozen['reward'], reward_key) if reward.initial else None,
       ema_decay=section.ema_decay,
@@ -131,7 +194,7 @@ def _train(
     frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
   ) -> tuple[policy.PolicyState, dict[str, Array]]:
     step = policy.make_train_step(
-      make_problem(nat, tokenizer, frozen, text[0] if text else None),
+      make_problem(nat, tokenizer, frozen, tower),
       actor_critic,
       residual,
       reward.build(frozen['reward']),
@@ -140,7 +203,9 @@ def _train(
       batch_size=section.batch_size,
       num_iterations=section.iterations,
       fresh_rollouts=section.discriminator.fresh_rollouts,
-      rollouts=rollout_config(config),
+      rollouts=policy.RolloutConfig(
+        section.rollout_features, section.rollout_dtype, section.rollout_size
+      ),
       ema_decay=section.ema_decay,
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
@@ -150,27 +215,30 @@ def _train(
     'best_of': ('reward', 'max') if kind.is_absolute else None
   }
   if section.evaluate_every:
-    generator = Generator(
-      nat,
-      nat_params,
-      tokenizer,
-      tokenizer_params,
-      nat.num_classes or 0,
-      {},
+    scorer, count = scores.Scorer(experiment), section.evaluate_samples
+    generator = dataclasses.replace(
+      experiment.generator_of(nat, nat_params, null),
       # As many images as the devices hold while the policy explores.
-      section.rollout_size or config.evaluate.batch_size,
-      null,
-      experiment.mesh,
+      batch_size=section.rollout_size or config.evaluate.batch_size,
     )
-    as_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
-    scorer = scores.Scorer(experiment)
-    options = _evaluation(experiment, scorer, generator, as_agent)
+
+    def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
+      del iteration  # Every iterate gets the same conditions and noise.
+      params = getattr(state, policies.iterate_field(experiment))
+      agent = agent_lib.Agent(params, residual, actor_critic)
+      return scorer(generator, Schedule('learned', agent), num_samples=count)
+
+    options = {
+      'evaluate': evaluate,
+      'evaluate_every': section.evaluate_every,
+      'best_of': (f'eval/{scorer.distance_name(count)}', 'min'),
+    }
   fit.fit(
     experiment,
     name,
     initial=initial,
     train_step=train_step,
-    batch_at=batch_at,
+    batch_at=batches,
     num_steps=section.iterations,
     frozen=frozen,
     keep_best=section.iterate == 'best',
@@ -180,49 +248,14 @@ def _train(
   )
 
 
-def _evaluation(
-  experiment: Experiment,
-  scorer: scores.Scorer,
-  generator: Generator,
-  as_agent: Callable[[Any], agent_lib.Agent],
-) -> dict[str, Any]:
-  """Options of `fit` for measuring the policy while it trains."""
-  section = experiment.config.policy
-
-  def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
-    del iteration  # Every iterate gets the same conditions and noise.
-    return scorer(
-      generator,
-      Schedule('learned', as_agent(getattr(state, iterate_field(experiment)))),
-      num_samples=section.evaluate_samples,
-    )
-
-  distance = scorer.distance_name(section.evaluate_samples)
-  return {
-    'evaluate': evaluate,
-    'evaluate_every': section.evaluate_every,
-    'best_of': (f'eval/{distance}', 'min'),
-  }
-
-
 def make_batches(
-  experiment: Experiment,
-  name: str,
-  *,
-  has_discriminator: bool,
+  experiment: Experiment, name: str, *, has_discriminator: bool
 ) -> dict[str, fit.Batches]:
   """The batches that the iterations of a training read, by part.
 
-  Each part has an order of its own.
-
-  Args:
-    experiment: of this run.
-    name: of the training.
-    has_discriminator: whether real images are needed.
-
-  Returns:
-    `real` images of the discriminator's updates and, where the NAT reads texts,
-    the captions of `rollouts` and of the discriminator's `fresh` images.
+  They are `real` images of the discriminator's updates, if it has one, and,
+  where the NAT reads texts, the captions of `rollouts` and of the
+  discriminator's `fresh` images. Each part has an order of its own.
 
   Raises:
     UserError: if images or prepared captions are missing.
@@ -250,14 +283,10 @@ def make_problem(
   frozen: Any,
   text: CLIPText | None = None,
 ) -> policy.Problem:
-  """NAT and tokenizer, with the parameters `frozen` holds, as callables.
+  """NAT and tokenizer as callables, with the parameters that `frozen` holds.
 
-  Args:
-    nat: the NAT, `frozen['nat']` its parameters.
-    tokenizer: the tokenizer, `frozen['tokenizer']` its parameters.
-    frozen: where the NAT reads texts, `text` and `null` too: the parameters of
-      the tower, and the states of the empty text.
-    text: the tower.
+  Where the NAT reads texts, `text` is their tower, and `frozen` has its
+  parameters as `text` and the states of the empty text as `null`.
   """
   denoiser = denoisers.make(nat, sharding.whole(frozen['nat']))
   tokenizer_params = sharding.whole(frozen['tokenizer'])
@@ -283,4 +312,17 @@ def make_problem(
     problem,
     read=functools.partial(texts.conditions, text, frozen['text']),
     null_condition=frozen['null'],
+  )
+
+
+def ppo_config(config: ml_collections.ConfigDict) -> ppo.PPOConfig:
+  """The preset that `config.policy.preset` names, with its overrides."""
+  given = {k: v for k, v in config.policy.ppo.items() if v is not None}
+  return dataclasses.replace(ppo.PRESETS[config.policy.preset], **given)
+
+
+def _has_discriminator(experiment: Experiment) -> bool:
+  """Whether any of the rewards learns."""
+  return any(
+    rewards.REWARDS[n].learns for n in experiment.config.policy.rewards
   )

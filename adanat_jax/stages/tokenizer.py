@@ -35,26 +35,21 @@ def check_config(experiment: Experiment) -> None:
 
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says why the tokenizer cannot be trained, if it is to be."""
-  section, size = experiment.config.tokenizer, experiment.config.data.image_size
+  section = experiment.config.tokenizer
   if experiment.is_converted('tokenizer'):
     return
   yield from experiment.uneven_batches({'tokenizer.batch_size': 1})
-  if section.max_shift > size:
-    yield (
-      f'config.tokenizer.max_shift={section.max_shift} is not allowed: give at'
-      f' most config.data.image_size, which is {size}'
-    )
+  yield from experiment.larger_than_images('tokenizer.max_shift')
   widths = [section.base_width * m for m in section.width_multipliers]
   if any(width % section.num_groups for width in widths):
     yield (
       f'config.tokenizer.num_groups={section.num_groups}: give one that divides'
       f' base_width times each of width_multipliers, {widths}'
     )
-  patches = section.adversarial
-  if patches.weight and patches.base_width % patches.num_groups:
-    yield (
-      f'config.tokenizer.adversarial.num_groups={patches.num_groups}: give one'
-      f' that divides base_width={patches.base_width}'
+  if section.adversarial.weight:
+    patches = 'tokenizer.adversarial'
+    yield from experiment.no_divisors(
+      {f'{patches}.num_groups': f'{patches}.base_width'}
     )
 
 
@@ -62,9 +57,6 @@ def splits_of(experiment: Experiment) -> dict[str, Examples]:
   """Images to train on and, if there are any, those to measure on, by split.
 
   Mirror images count as images of their own, in training and in measuring.
-
-  Raises:
-    UserError: naming the field that does not lead to images.
   """
   names = [*datasets.SPLITS]
   # CC3M's validation split has captions alone: there is nothing to rebuild.
@@ -117,32 +109,28 @@ def make_adversarial_loss(
 
 
 def run(experiment: Experiment) -> None:
-  """Trains the tokenizer and draws originals beside reconstructions.
+  """Trains `tokenizer/`, and draws originals beside reconstructions.
 
   A converted tokenizer is only measured, so that its quality can be checked
   before a NAT is trained on it.
-
-  Args:
-    experiment: its workdir gets `tokenizer/`.
-
-  Raises:
-    UserError: for a value that is not allowed.
   """
-  config = experiment.config
   check_config(experiment)
-  directory = experiment.workdir / 'tokenizer'
   if experiment.is_complete('tokenizer'):
     return
-  section = config.tokenizer
+  config, section = experiment.config, experiment.config.tokenizer
+  directory = experiment.workdir / 'tokenizer'
   module = networks.tokenizer_module(config)
   splits = splits_of(experiment)
-  rebuilding = tokenizer_reconstruction.Reconstruction(module, experiment.mesh)
-  most, picture = section.measured_images, directory / 'reconstructions.png'
+  rebuilding = tokenizer_reconstruction.Reconstruction(
+    module,
+    experiment.mesh,
+    section.measured_images,
+    directory / 'reconstructions.png',
+  )
   if experiment.is_converted('tokenizer'):
     _, params = experiment.network('tokenizer')
     files.make_directory(directory)
-    found = rebuilding.figures(params, splits, most, picture)
-    journal.mark_complete(directory, 0, found)
+    journal.mark_complete(directory, 0, rebuilding.figures(params, splits))
     return
   optimizer = optax.adam(
     optax.warmup_cosine_decay_schedule(
@@ -169,15 +157,7 @@ def run(experiment: Experiment) -> None:
     adversarial=adversarial,
   )
 
-  def evaluate(state: vq.TokenizerState, step: int) -> dict[str, float]:
-    del step
-    last = list(splits)[-1]
-    return rebuilding.measure(state.params, last, splits[last], most, picture)
-
-  def figures(state: vq.TokenizerState) -> dict[str, float]:
-    return rebuilding.figures(state.params, splits, most, picture)
-
-  evaluated = section.evaluate_every > 0
+  evaluated, last = section.evaluate_every > 0, list(splits)[-1]
   fit.fit(
     experiment,
     'tokenizer',
@@ -191,8 +171,12 @@ def run(experiment: Experiment) -> None:
       experiment, 'tokenizer', splits['train'], (section.batch_size,)
     ),
     num_steps=section.num_steps,
-    evaluate=evaluate if evaluated else None,
+    evaluate=(
+      lambda state, step: rebuilding.measure(state.params, last, splits[last])
+    )
+    if evaluated
+    else None,
     evaluate_every=section.evaluate_every,
     best_of=('eval/error' if evaluated else 'loss', 'min'),
-    final_figures=figures,
+    final_figures=lambda state: rebuilding.figures(state.params, splits),
   )

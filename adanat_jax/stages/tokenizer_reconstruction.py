@@ -36,10 +36,26 @@ _LARGEST_SCALE = 3
 class Reconstruction:
   """Rebuilds images by a tokenizer, the same way for every set of them."""
 
-  def __init__(self, module: VQGAN, mesh: Mesh):
-    """Compiles nothing yet."""
+  def __init__(
+    self,
+    module: VQGAN,
+    mesh: Mesh,
+    most: int,
+    picture: pathlib.Path | None = None,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      module: the tokenizer.
+      mesh: the devices.
+      most: how many images of a split are read; 0 for all.
+      picture: where the first images that were measured last are drawn above
+        their reconstructions; None for nowhere.
+    """
     self._module = module
     self._mesh = mesh
+    self._most = most
+    self._picture = picture
 
     @jax.jit
     def rebuild(variables: Any, images: Array) -> tuple[Array, Array, Array]:
@@ -51,48 +67,36 @@ class Reconstruction:
     self._rebuild = rebuild
 
   def figures(
-    self,
-    params: Any,
-    splits: Mapping[str, Examples],
-    most: int,
-    picture: pathlib.Path | None = None,
+    self, params: Any, splits: Mapping[str, Examples]
   ) -> dict[str, float]:
-    """Measures reconstructions of each split.
+    """The figures of `measure` of each split, by `<split>_<figure>`."""
+    return {
+      f'{name}_{key}': value
+      for name, examples in splits.items()
+      for key, value in self.measure(params, name, examples).items()
+    }
+
+  def measure(
+    self, params: Any, name: str, examples: Examples
+  ) -> dict[str, float]:
+    """Measures the reconstructions of one split.
 
     Args:
       params: of the tokenizer.
-      splits: examples with `images` [H, W, C], bytes or in [0, 1], by name.
-      most: how many images of a split are read; 0 for all.
-      picture: where the first images of the last split are drawn above their
-        reconstructions; None for nowhere.
+      name: of the split.
+      examples: with `images` [H, W, C], bytes or in [0, 1].
 
     Returns:
-      For each split the mean squared error, the same as a share of the
-      variance of all pixels and in decibels, the number of codes that occur
-      and the perplexity of their frequencies.
+      The mean squared error, the same as a share of the variance of all pixels
+      and in decibels, the number of codes that occur and the perplexity of
+      their frequencies.
     """
-    result: dict[str, float] = {}
-    for name, examples in splits.items():
-      drawn = picture if name == list(splits)[-1] else None
-      total = self.measure(params, name, examples, most, drawn)
-      result |= {f'{name}_{key}': value for key, value in total.items()}
-    return result
-
-  def measure(
-    self,
-    params: Any,
-    name: str,
-    examples: Examples,
-    most: int,
-    picture: pathlib.Path | None = None,
-  ) -> dict[str, float]:
-    """Measures the reconstructions of the split `name`, see `figures`."""
     usage = np.zeros(self._module.codebook_size, np.int64)
     pixels, error = _Moments(), _Moments()
-    for images, tokens, rebuilt in self._batches(params, examples, most):
-      if picture is not None and not pixels.count:
+    for images, tokens, rebuilt in self._batches(params, examples):
+      if self._picture is not None and not pixels.count:
         label = 'held-out images' if name == 'test' else f'{name} images'
-        _draw(picture, label, images[:_NUM_DRAWN], rebuilt[:_NUM_DRAWN])
+        _draw(self._picture, label, images[:_NUM_DRAWN], rebuilt[:_NUM_DRAWN])
       usage += np.bincount(tokens.reshape(-1), minlength=usage.size)
       pixels.add(images)
       error.add((rebuilt - images) ** 2)
@@ -105,10 +109,10 @@ class Reconstruction:
     }
 
   def _batches(
-    self, params: Any, examples: Examples, most: int
+    self, params: Any, examples: Examples
   ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Images float[n, H, W, C], tokens int[n, N] and reconstructions."""
-    index = chosen(len(examples), most)
+    index = chosen(len(examples), self._most)
     height, width = examples.take(index[:1])['images'].shape[1:3]
     size = max(1, _PIXELS_OF_A_DEVICE // (height * width)) * self._mesh.size
     for start in range(0, len(index), size):
