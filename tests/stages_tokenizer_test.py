@@ -303,7 +303,11 @@ class StageTest(parameterized.TestCase):
     self.assertCountEqual(names, ['complete.json', 'reconstructions.png'])
 
   @parameterized.parameters(
-    ('tokenizer.adversarial.num_groups', 3, 'num_groups=3.*base_width=8'),
+    (
+      'tokenizer.adversarial.num_groups',
+      3,
+      'num_groups is 3; .*which is 8',
+    ),
     ('data.image_size', 17, 'multiple of 2'),
     ('data.path', '', 'config.data.path is empty'),
   )

@@ -8,7 +8,7 @@ Results do not depend on it, so it has no state to save.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
 import threading
 from types import TracebackType
@@ -102,6 +102,16 @@ class Prefetch(Generic[BatchT]):
     trace: TracebackType | None,
   ) -> None:
     self.close()
+
+
+def one_behind(items: Iterable[BatchT]) -> Iterator[BatchT]:
+  """The items, each after the next one was begun: devices work meanwhile."""
+  waiting = []
+  for item in items:
+    waiting.append(item)
+    if len(waiting) > 1:
+      yield waiting.pop(0)
+  yield from waiting
 
 
 def _make(batch_at: Callable[[int], Any], step: int) -> Any:

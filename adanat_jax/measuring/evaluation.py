@@ -11,15 +11,17 @@ same noise, seed after seed; the published protocol measures by a `Scorer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import scores, study
@@ -58,6 +60,21 @@ class Method:
   reward: str | None = None
 
 
+def problems(
+  experiment: Experiment, names: Iterable[str], all_num_steps: Iterable[int]
+) -> Iterator[str]:
+  """Says why these schedules cannot be compared; see `Experiment.check`."""
+  for name, num_steps in itertools.product(names, all_num_steps):
+    # Some exist for some numbers of steps only.
+    schedules.make(name, num_steps, experiment.num_tokens)
+  count = experiment.config.evaluate.num_samples
+  if count < FEWEST_SAMPLES:
+    yield (
+      f'config.evaluate.num_samples={count} is not allowed where schedules are'
+      f' compared: give {FEWEST_SAMPLES} or more'
+    )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _apply(module: Any, method: str, params: Any, inputs: Any) -> Any:
   return module.apply({'params': params}, inputs, method=method)
@@ -74,12 +91,7 @@ class Evaluation:
   def __init__(self, experiment: Experiment, batch_size: int | None = None):
     """Loads the generator; what measures is loaded when it is first needed.
 
-    Args:
-      experiment: see the class.
-      batch_size: images decoded at a time; None for `evaluate.batch_size`.
-
-    Raises:
-      UserError: naming the stage that has to be run first.
+    It decodes `batch_size` images at a time, by default `evaluate.batch_size`.
     """
     self.experiment = experiment
     self.generator: Generator = experiment.generator()
@@ -173,13 +185,7 @@ class Evaluation:
   def rows(
     self, ledger: Ledger, key: str, measure: Callable[[int], dict[str, Any]]
   ) -> list[dict[str, Any]]:
-    """What is measured of each sampling seed; the ledger keeps it.
-
-    Args:
-      ledger: of the evaluation.
-      key: of the method, in the ledger.
-      measure: returns the row of a seed.
-    """
+    """What is measured of each sampling seed; the ledger keeps it by `key`."""
     return [
       ledger.get(f'{key}/{seed}', functools.partial(measure, seed))
       for seed in range(self.experiment.config.evaluate.num_seeds)
@@ -209,12 +215,7 @@ class Evaluation:
     }
 
   def entry(self, method: Method, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A method as `results.json` has it.
-
-    Args:
-      method: what was measured.
-      rows: what `rows` returned.
-    """
+    """A method as `results.json` has it, from its `rows`."""
     schedule = method.schedule
     return {
       'name': schedule.name,

@@ -67,10 +67,7 @@ def problems(
 ) -> Iterator[str]:
   """Says why nothing can be measured; see `Experiment.check`.
 
-  Args:
-    experiment: of this run.
-    needs_reference: whether there must be moments to start from, or images to
-      make them of.
+  `needs_reference`: there must be moments, or images to make them of.
   """
   config = experiment.config
   section, data = config.evaluate, config.data
@@ -130,15 +127,10 @@ def load(experiment: Experiment) -> FeatureNetwork:
 
 
 def rounded(images: Array, rounding: str) -> Array:
-  """Images as a viewer of a file of bytes sees them.
+  """Images float32[B, H, W, C] in [0, 1] as a viewer of a file sees them.
 
-  Args:
-    images: float32[B, H, W, C] in [0, 1].
-    rounding: 'none' leaves them as they are (AdaNAT), otherwise one of
-      `data.images.to_uint8`'s conventions.
-
-  Returns:
-    float32[B, H, W, C] in [0, 1].
+  `rounding` is one of the conventions of `data.images.to_uint8`, or 'none',
+  which leaves them as they are (AdaNAT).
   """
   if rounding == 'none':
     return images
@@ -159,9 +151,7 @@ def _inception(experiment: Experiment) -> FeatureNetwork:
   shapes = experiment.param_shapes(module, image)
   section = 'evaluate.inception'
   params = experiment.load_converted(section, 'params', shapes)
-  source = published_weights.source_of(
-    experiment.config.evaluate.inception.init_from
-  )
+  source = published_weights.source_of(experiment.field(section).init_from)
 
   def apply(params: Any, images: Array) -> tuple[Array, Array]:
     if images.shape[-1] == 1:
@@ -170,13 +160,8 @@ def _inception(experiment: Experiment) -> FeatureNetwork:
     # The score takes the logits without the classifier's bias.
     return out.pool3, out.unbiased_logits
 
-  return FeatureNetwork(
-    'inception',
-    params,
-    apply,
-    source,
-    published_weights.is_published(source, published_weights.INCEPTION),
-  )
+  known = published_weights.is_published(source, published_weights.INCEPTION)
+  return FeatureNetwork('inception', params, apply, source, known)
 
 
 def _pixels(params: Any, images: Array) -> tuple[Array, None]:

@@ -39,14 +39,10 @@ _PUBLISHED_COUNTS = {50_000: '50K', 30_000: '30K'}
 
 
 def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:
-  """The files that a converted checkpoint was made of.
+  """SHA-256, by name, of the files that a converted checkpoint was made of.
 
-  Args:
-    directory: what `python -m adanat_jax.convert` wrote.
-
-  Returns:
-    SHA-256 by name of the file; nothing for a checkpoint that was trained here
-    or converted before hashes were kept.
+  None for a checkpoint that was trained here, or converted before hashes were
+  kept.
   """
   path = pathlib.Path(directory).absolute()
   if not is_complete(path):
@@ -64,12 +60,10 @@ def is_published(source: dict[str, str], known: dict[str, str]) -> bool:
 
 
 def distance_name(network: str, published: bool, num_samples: int) -> str:
-  """What a Fréchet distance is called.
+  """What the Fréchet distance in the features of a network is called.
 
-  Args:
-    network: whose features are compared.
-    published: whether it is the published Inception-v3.
-    num_samples: how many generated images were measured.
+  `published`: it is the published Inception-v3. `num_samples`: how many
+  generated images were measured.
   """
   return _name('FID', 'frechet', network, published, num_samples)
 
@@ -82,9 +76,7 @@ def class_score_name(network: str, published: bool, num_samples: int) -> str:
 def agreement_name(published: bool, num_samples: int) -> str:
   """What the mean cosine of images and captions is called.
 
-  Args:
-    published: whether both towers are those of one published CLIP.
-    num_samples: how many generated images were measured.
+  `published`: both towers are those of one published CLIP.
   """
   return 'CLIP-score' if published else f'clip_cosine_{num_samples}'
 

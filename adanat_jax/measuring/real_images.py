@@ -58,10 +58,7 @@ class RealImages:
     return len(self._source if self._digits is None else self._digits)
 
   def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
-    """Decodes images.
-
-    Args:
-      index: int[n].
+    """Decodes images int[n].
 
     Returns:
       `images` [n, H, W, C], uint8 or in [0, 1], and `is_read` bool[n]; images
@@ -73,10 +70,9 @@ class RealImages:
     found = list(self._pool.map(self._decode, index.tolist()))
     side = self._experiment.config.data.image_size
     black = np.zeros((side, side, 3), np.uint8)
-    pixels = np.stack([black if image is None else image for image in found])
     return {
-      'images': pixels,
-      'is_read': np.array([image is not None for image in found]),
+      'images': np.stack([black if x is None else x for x in found]),
+      'is_read': np.array([x is not None for x in found]),
     }
 
   def _decode(self, index: int) -> np.ndarray | None:
@@ -137,23 +133,17 @@ def measured(
     lambda params, x: network.apply(params, images_lib.to_unit(x))[0]
   )
 
-  def gathered(batch: int, found: Any, is_read: Any) -> tuple[Any, Any]:
-    num_real = min(size, len(index) - batch * size)
-    found, is_read = sharding.gather((found, is_read))
-    return found[:num_real], is_read[:num_real]
+  def computed() -> Iterator[tuple[int, Any]]:
+    with prefetch.Prefetch(rows_at, num_steps=num_batches) as ahead:
+      for batch in range(num_batches):
+        rows = sharding.put_batch(ahead(batch), mesh)
+        with jax.set_mesh(mesh):
+          found = apply(network.params, rows['images'])
+        yield min(size, len(index) - batch * size), (found, rows['is_read'])
 
-  # One behind: the devices compute a batch while this waits for the one before.
-  waiting = None
-  with prefetch.Prefetch(rows_at, num_steps=num_batches) as ahead:
-    for batch in range(num_batches):
-      rows = sharding.put_batch(ahead(batch), mesh)
-      with jax.set_mesh(mesh):
-        found = apply(network.params, rows['images'])
-      if waiting:
-        yield gathered(*waiting)
-      waiting = batch, found, rows['is_read']
-    if waiting:
-      yield gathered(*waiting)
+  for num_real, arrays in prefetch.one_behind(computed()):
+    found, is_read = sharding.gather(arrays)
+    yield found[:num_real], is_read[:num_real]
 
 
 def some_features(

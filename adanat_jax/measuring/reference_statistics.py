@@ -31,12 +31,7 @@ from adanat_jax.runtime import files, processes
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """The moments of real images.
-
-  Attributes:
-    gaussian: mean and covariance of their features.
-    description: which file they are from, and its hash.
-  """
+  """The moments of real images, and which file they are from."""
 
   gaussian: Gaussian
   description: dict[str, Any]
@@ -44,11 +39,8 @@ class Reference:
 
 def path_of(experiment: Experiment, split: str) -> pathlib.Path:
   """Where the moments of a split are kept unless they are put elsewhere."""
-  return (
-    experiment.workdir
-    / 'statistics'
-    / f'{split}-{experiment.config.evaluate.network}.npz'
-  )
+  name = f'{split}-{experiment.config.evaluate.network}.npz'
+  return experiment.workdir / 'statistics' / name
 
 
 def reference(experiment: Experiment, network: FeatureNetwork) -> Reference:
@@ -123,11 +115,7 @@ def make(
 ) -> None:
   """Writes the moments of a split, unless the file is there already.
 
-  Args:
-    experiment: of this run.
-    network: what measures the images.
-    split: 'train' or 'test'.
-    path: the .npz file; what was counted so far is kept beside it.
+  What was counted so far is kept beside it.
 
   Raises:
     UserError: if too many images cannot be read.
@@ -162,8 +150,9 @@ def make(
       moments.update(found, is_read)
       if unsaved >= config.evaluate.save_every:
         unsaved = 0
-        position = {'about': json.dumps(about), 'at': [done, skipped]}
-        files.write_bytes(partial, _npz({**moments.state(), **position}))
+        state = {**moments.state(), 'about': json.dumps(about)}
+        state['at'] = [done, skipped]
+        files.write_bytes(partial, to_npz(state))
   images.check_share(skipped)
   processes.from_first(lambda: _finish(path, moments, about, skipped))
   processes.say(f'statistics: written {path}')
@@ -196,8 +185,7 @@ def _finish(
   skipped: int,
 ) -> None:
   gaussian = moments.result()
-  arrays = {'mu': gaussian.mean, 'sigma': gaussian.covariance}
-  data = _npz(arrays)
+  data = to_npz({'mu': gaussian.mean, 'sigma': gaussian.covariance})
   # The moments last: where they are, the manifest is.
   manifest = {
     'sha256': hashlib.sha256(data).hexdigest(),
@@ -226,7 +214,8 @@ def _restore(
   return [done, skipped]
 
 
-def _npz(arrays: dict[str, Any]) -> bytes:
+def to_npz(arrays: dict[str, Any]) -> bytes:
+  """The content of a .npz file of these arrays."""
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)
   return buffer.getvalue()

@@ -1,6 +1,6 @@
 """Scores of generated images as they are made: nothing of them is kept.
 
-  scorer = Scorer(config, workdir)
+  scorer = Scorer(experiment)
   scorer(generator, schedule, num_samples=2000, seed=0)
 
 gives `{'frechet_inception_2000': ...}`. Batches are decoded, rounded and
@@ -11,9 +11,9 @@ directory a run that was killed goes on where it was, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-import io
+from collections.abc import Sequence
 import json
+import operator
 import os
 import pathlib
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from adanat_jax.data import prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import texts
@@ -56,13 +57,6 @@ class Observer(Protocol):
     self, params: Any, images: Array, inputs: Any
   ) -> dict[str, Array]:
     """Its figures by name, float32[B]; traced."""
-
-
-class Images(Protocol):
-  """Where images are kept while they are measured."""
-
-  def write(self, first: int, images: np.ndarray) -> None:
-    """Keeps uint8[n, H, W, C], samples `first` and following."""
 
 
 class SampleFile:
@@ -131,11 +125,8 @@ class Conditions:
   def __init__(self, experiment: Experiment):
     """Opens the validation captions, where there are captions.
 
-    Args:
-      experiment: of this run.
-
     Raises:
-      UserError: if there are no captions, or no text tower to read them.
+      UserError: if there are none, or no text tower to read them.
     """
     self._experiment = experiment
     self._mesh = experiment.mesh
@@ -151,18 +142,11 @@ class Conditions:
       )
 
   def of(self, count: int, seed: int) -> np.ndarray:
-    """Labels, or numbers of captions, of a set of samples.
+    """Labels, or numbers of captions, of a set of samples, int32[count].
 
     Labels are drawn uniformly (AdaNAT, AutoNAT) or go round (`balanced`).
     Captions go round too, in a random order: each comes once before any comes
     twice.
-
-    Args:
-      count: how many samples.
-      seed: of the set.
-
-    Returns:
-      int32[count].
     """
     number = self._experiment.order_seed(f'scores/{seed}/conditions')
     if self._prompts is not None:
@@ -202,9 +186,6 @@ class Scorer:
 
     Where no moments are named and none were made, they are made now.
 
-    Args:
-      experiment: `evaluate` and `data` are read.
-
     Raises:
       UserError: for a network, moments or captions that are not there.
     """
@@ -228,32 +209,14 @@ class Scorer:
     *,
     num_samples: int | None = None,
     seed: int = 0,
-    directory: pathlib.Path | None = None,
   ) -> dict[str, float]:
-    """Samples and measures.
-
-    Nothing is compiled anew from call to call as long as the networks' modules
-    and, of an agent, the function `actor_critic` are the same objects, and, of
-    a table that an ENAT follows, its counts are the same.
-
-    Args:
-      generator: what decodes, in batches of its `batch_size`.
-      schedule: by which it decodes: a table of float32[T], or a learned policy.
-      num_samples: how many; `evaluate.num_samples` if None.
-      seed: of conditions and noise.
-      directory: where to keep what was counted; None to keep nothing.
+    """Samples and measures; arguments as `tally`.
 
     Returns:
       Figures by names that say what they are: the Fréchet distance, and if the
       network is a classifier the inception score. The same in all processes.
     """
-    tally = self.tally(
-      generator,
-      schedule,
-      num_samples=num_samples,
-      seed=seed,
-      directory=directory,
-    )
+    tally = self.tally(generator, schedule, num_samples=num_samples, seed=seed)
     return processes.from_first(lambda: self.figures(tally))
 
   def tally(
@@ -266,16 +229,20 @@ class Scorer:
     directory: pathlib.Path | None = None,
     num_kept: int = 0,
     observers: Sequence[Observer] = (),
-    images: Images | None = None,
+    images: SampleFile | None = None,
   ) -> SampleTally:
-    """Counts samples; arguments as above.
+    """Counts samples.
+
+    Nothing is compiled anew from call to call as long as the networks' modules
+    and, of an agent, the function `actor_critic` are the same objects, and, of
+    a table that an ENAT follows, its counts are the same.
 
     Args:
-      generator: see above, as for what is not here.
-      schedule: see above.
-      num_samples: how many.
+      generator: what decodes, in batches of its `batch_size`.
+      schedule: by which it decodes: a table of float32[T], or a learned policy.
+      num_samples: how many; `evaluate.num_samples` if None.
       seed: of conditions and noise.
-      directory: where to keep what was counted.
+      directory: where to keep what was counted; None to keep nothing.
       num_kept: of how many samples features are kept.
       observers: what else is measured of each image.
       images: where the images go.
@@ -286,10 +253,12 @@ class Scorer:
     count = self._count(num_samples)
     chosen = self.conditions.of(count, seed)
     tally = SampleTally(count, num_kept=num_kept)
-    kept = _Kept(
-      directory, self._about(count, schedule.num_steps, seed, num_kept)
+    # What makes two tallies the same one, within one workdir.
+    about = json.dumps(
+      [count, schedule.num_steps, seed, num_kept, self.network.description()]
     )
-    first = processes.from_first(lambda: kept.restore(tally))
+    path = directory and files.make_directory(directory) / _TALLY_FILE
+    first = processes.from_first(lambda: _restore(path, about, tally))
     unsaved = 0
     stream = generator.stream(
       schedule,
@@ -299,22 +268,22 @@ class Scorer:
       first=first,
     )
     measure = self._measure(tuple(observers), images is not None)
-    for index, found in _one_behind(
+    for index, found in prefetch.one_behind(
       (index, measure(index, part.images)) for index, part in stream
     ):
-      found = _first_rows(sharding.gather(found), len(index))
+      found = sharding.gather(found)
       if processes.process_index() != 0:
         continue
+      found = jax.tree.map(operator.itemgetter(slice(len(index))), found)
       if images is not None:
         images.write(int(index[0]), found['images'])
       tally.update(found['features'], found.get('logits'), found['values'])
       unsaved += len(index)
-      if (
-        unsaved >= self._experiment.config.evaluate.save_every
-        or tally.count == count
-      ):
+      every = self._experiment.config.evaluate.save_every
+      if path and (unsaved >= every or tally.count == count):
         unsaved = 0
-        kept.save(tally)
+        state = {**tally.state(), 'about': about}
+        files.write_bytes(path, reference_statistics.to_npz(state))
     return tally
 
   def figures(self, tally: SampleTally) -> dict[str, float]:
@@ -332,15 +301,9 @@ class Scorer:
     return result
 
   def _count(self, num_samples: int | None) -> int:
-    return (
-      self._experiment.config.evaluate.num_samples
-      if num_samples is None
-      else (num_samples)
-    )
-
-  def _about(self, *settings: int) -> str:
-    """What makes two tallies the same one, within one workdir."""
-    return json.dumps([*settings, self.network.description()])
+    if num_samples is None:
+      return self._experiment.config.evaluate.num_samples
+    return num_samples
 
   def _measure(self, observers: tuple[Observer, ...], keep: bool) -> Any:
     """A function of sample numbers and images that measures on the mesh."""
@@ -375,51 +338,18 @@ class Scorer:
     return measure
 
 
-def _first_rows(tree: Any, count: int) -> Any:
-  return jax.tree.map(lambda x: x[:count], tree)
-
-
-def _one_behind(items: Iterator[Any]) -> Iterator[Any]:
-  """The items, each after the next one was begun: devices work meanwhile."""
-  waiting = []
-  for item in items:
-    waiting.append(item)
-    if len(waiting) > 1:
-      yield waiting.pop(0)
-  yield from waiting
-
-
 def forget(directory: pathlib.Path) -> None:
   """Deletes what was counted in a directory."""
   (directory / _TALLY_FILE).unlink(missing_ok=True)
 
 
-class _Kept:
-  """What was counted so far, in a file of process 0."""
-
-  def __init__(self, directory: pathlib.Path | None, about: str):
-    """Takes the directory, None to keep nothing, and what is counted."""
-    self._path = directory and directory / _TALLY_FILE
-    self._about = about
-    if directory is not None:
-      files.make_directory(directory)
-
-  def restore(self, tally: SampleTally) -> int:
-    """Takes up what a killed run has counted; returns how many samples."""
-    if self._path is None or not self._path.is_file():
-      return 0
-    with np.load(self._path) as file:
-      state = dict(file)
-    if str(state.pop('about')) != self._about:
-      return 0
-    tally.restore(state)
-    return tally.count
-
-  def save(self, tally: SampleTally) -> None:
-    """Keeps what was counted, in one step."""
-    if self._path is None:
-      return
-    buffer = io.BytesIO()
-    state: dict[str, Any] = {**tally.state(), 'about': self._about}
-    np.savez(buffer, **state)
-    files.write_bytes(self._path, buffer.getvalue())
+def _restore(path: pathlib.Path | None, about: str, tally: SampleTally) -> int:
+  """Takes up what a killed run has counted; returns how many samples."""
+  if path is None or not path.is_file():
+    return 0
+  with np.load(path) as file:
+    state = dict(file)
+  if str(state.pop('about')) != about:
+    return 0
+  tally.restore(state)
+  return tally.count

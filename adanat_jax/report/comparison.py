@@ -92,10 +92,6 @@ def save_plot(path: str | os.PathLike[str], results: Results) -> None:
 
   A line is a schedule on a network, a marker one T, larger with T; a bar is the
   standard deviation over seeds and trainings.
-
-  Args:
-    path: the PNG file; its directory must exist.
-    results: see the module.
   """
   titles = _schedules(results)
   others = (name for name in titles if name not in _COLOURS)

@@ -8,17 +8,11 @@ from adanat_jax.report import results as reading, tables
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A picture of the report.
+  """A picture of the report."""
 
-  Attributes:
-    file: its name, relative to the report.
-    title: the heading above it.
-    caption: what is to be seen, one or two sentences.
-  """
-
-  file: str
-  title: str
-  caption: str
+  file: str  # Its name, relative to the report.
+  title: str  # The heading above it.
+  caption: str  # What is to be seen, one or two sentences.
 
 
 def compose(
@@ -27,16 +21,9 @@ def compose(
   title: str,
   command: str,
 ) -> str:
-  """Writes the report's text.
+  """The report's text, in Markdown.
 
-  Args:
-    results: see `adanat_jax.report.results`.
-    pictures: in the order in which they are shown.
-    title: the document's heading.
-    command: what produced the figures, for the reader to repeat.
-
-  Returns:
-    Markdown.
+  The command is what produced the figures, for the reader to repeat.
   """
   all_num_steps = reading.all_num_steps(results)
   notes = {e['label']: e['note'] for e in results['methods'] if e['note']}
@@ -93,9 +80,7 @@ def _how_measured(results: reading.Results) -> str:
   entries = results['methods']
   seeds = sorted({len(entry['seeds']) for entry in entries})
   samples = sorted({int(entry['samples_per_seed']) for entry in entries})
-  trainings = {
-    entry['training'] for entry in entries if entry['training'] is not None
-  }
+  trainings = {entry['training'] for entry in entries} - {None}
   text = (
     f'Each figure is the mean and the standard deviation over {_list(seeds)} '
     f'sampling seeds of {_list(samples)} images each.'

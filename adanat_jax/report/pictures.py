@@ -1,7 +1,8 @@
 """Pictures of images: grids, methods side by side, tokens being revealed.
 
-Every function takes float images in [0, 1] and writes one PNG, whole or not
-at all. Shape legend: `n` images, `G` classes, `S` samples, `T` steps, `N`
+Every function takes float images in [0, 1] and writes one PNG at `path`, whole
+or not at all; its directory must exist. Each pixel becomes a square of `scale`
+pixels. Shape legend: `n` images, `G` classes, `S` samples, `T` steps, `N`
 tokens; images are `[..., H, W, C]` with C = 1 (grey) or 3 (colour).
 """
 
@@ -28,16 +29,10 @@ MARGIN = 12
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-  """Rounds images to 8 bits: the only place where that happens.
+  """Rounds images float[...] in [0, 1] to uint8: the only place that does.
 
   Values are clipped to [0, 1], multiplied by 255 in float32 and rounded to
   the nearest level, a half upwards, so that `to_uint8(level / 255) == level`.
-
-  Args:
-    images: float[...] in [0, 1].
-
-  Returns:
-    uint8[...].
 
   Raises:
     ValueError: if a value is NaN, or the images are integers already.
@@ -54,13 +49,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 def save_image(
   path: str | os.PathLike[str], image: np.ndarray, scale: int = 1
 ) -> None:
-  """Writes one image.
-
-  Args:
-    path: the PNG file; its directory must exist.
-    image: float[H, W, C].
-    scale: each pixel becomes a square of so many pixels.
-  """
+  """Writes one image, float[H, W, C]."""
   pixels = _pixels(image, scale)
   grey = np.shape(image)[-1] == 1
   _save(path, Image.fromarray(pixels[..., 0] if grey else pixels))
@@ -76,10 +65,10 @@ def save_grid(
   """Writes images in lines from left to right.
 
   Args:
-    path: the PNG file; its directory must exist.
+    path: see the module.
     images: float[n, H, W, C], at least one.
     columns: images a line.
-    scale: each pixel becomes a square of so many pixels.
+    scale: see the module.
     gap: white pixels between two images.
   """
   _save(path, Image.fromarray(_tile(_pixels(images, scale), columns, gap)))
@@ -95,11 +84,11 @@ def save_class_grid(
   """Writes samples by class, one block of lines for each method.
 
   Args:
-    path: the PNG file; its directory must exist.
+    path: see the module.
     methods: label and float[G, n, H, W, C] of each method; the same n for all.
     class_names: G names, the headings of the columns of blocks.
     columns: images a line within a class.
-    scale: each pixel becomes a square of so many pixels.
+    scale: see the module.
 
   Raises:
     ValueError: if a method does not have images of every class.
@@ -119,7 +108,7 @@ def save_class_grid(
     labels,
     (width + group_gap) * len(class_names) - group_gap,
     (height + row_gap) * len(blocks) - row_gap,
-    has_headings=True,
+    headings=True,
   )
   for group, name in enumerate(class_names):
     sheet.write(name, group * (width + group_gap) + width // 2, -7)
@@ -140,11 +129,11 @@ def save_pairs(
   """Writes versions of the same images above each other, line after line.
 
   Args:
-    path: the PNG file; its directory must exist.
+    path: see the module.
     rows: label and float[n, H, W, C] of each version, such as originals and
       reconstructions; the same images in the same order.
     columns: images a line.
-    scale: each pixel becomes a square of so many pixels.
+    scale: see the module.
 
   Raises:
     ValueError: if the versions differ in shape.
@@ -182,12 +171,12 @@ def save_reveal(
   A last column shows the result without edges.
 
   Args:
-    path: the PNG file; its directory must exist.
+    path: see the module.
     rows: for each sample a label, float[T, H, W, C] images decoded from what
       is known after each step, and bool[T, N] which tokens are still masked
       then (row-major; N a square number). The last step reveals what is left:
       give it no masked tokens.
-    scale: each pixel becomes a square of so many pixels.
+    scale: see the module.
 
   Raises:
     ValueError: if the masks do not fit the images, or samples differ in shape.
@@ -213,7 +202,7 @@ def save_reveal(
     [label for label, *_ in rows],
     (num_steps + 1) * (cell_width + gap) - gap,
     len(rows) * row_height - row_gap,
-    has_headings=True,
+    headings=True,
   )
   centres = [
     step * (cell_width + gap) + cell_width // 2 for step in range(num_steps + 1)
@@ -246,16 +235,12 @@ class _Sheet:
   """
 
   def __init__(
-    self,
-    labels: Sequence[str],
-    width: int,
-    height: int,
-    has_headings: bool = False,
+    self, labels: Sequence[str], width: int, height: int, headings: bool = False
   ):
     lines = [line for label in labels for line in label.split('\n')]
     longest = max(map(_font().getlength, lines), default=0)
     self.left = MARGIN + (math.ceil(longest) + 14 if longest else 0)
-    self.top = MARGIN + (FONT_SIZE + 8 if has_headings else 0)
+    self.top = MARGIN + (FONT_SIZE + 8 if headings else 0)
     size = (self.left + width + MARGIN, self.top + height + MARGIN)
     self.image = Image.new('RGB', size, 'white')
     self.draw = ImageDraw.Draw(self.image)

@@ -1,8 +1,10 @@
 """Plots of an evaluation and of trainings, by Matplotlib's objects alone.
 
 No pyplot: nothing global is touched, so plots can be drawn from any thread
-and in any order. A method has the same colour and marker in every plot of one
-`results`. Shape legend: `T` steps.
+and in any order. Every function writes a PNG at `path`, whose directory must
+exist; `results` are those of `adanat_jax.report.results`, and `measure` is a
+key of their `measures`. A method has the same colour and marker in every plot
+of one `results`. Shape legend: `T` steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,12 +84,6 @@ def save_distance_plot(
   A distance starts at 0, and a method more than `FAR` times as far as the best
   one is only an arrow at the right edge, so that the others can be told apart.
 
-  Args:
-    path: the PNG file; its directory must exist.
-    results: see `adanat_jax.report.results`.
-    num_steps: T.
-    measure: a key of `measures`.
-
   Raises:
     ValueError: if no method at this T has the measure.
   """
@@ -148,11 +144,6 @@ def save_steps_plot(
 
   Frozen and shuffled policies are left out, and floors less than a third of the
   best method, which would squeeze the curves.
-
-  Args:
-    path: the PNG file; its directory must exist.
-    results: see `adanat_jax.report.results`.
-    measure: a key of `measures`.
   """
   styles = method_styles(results)
   every = reading.all_num_steps(results)
@@ -233,13 +224,8 @@ def save_values_plot(
   """Draws the four values at each step: learned against hand-made.
 
   A line is the mean over samples, a band one standard deviation each way;
-  schedules are dashed. Values that cannot change the image are hollow.
-
-  Args:
-    path: the PNG file; its directory must exist.
-    results: for the colours.
-    learned: methods whose values are drawn with their spread.
-    schedules: methods whose values are the same for every sample.
+  schedules, whose values are the same for every sample, are dashed. Values that
+  cannot change the image are hollow.
   """
   styles = method_styles(results)
   figure = Figure(figsize=(9.2, 6.2), layout='constrained')
@@ -300,10 +286,7 @@ def _pool(
 
 
 def _draw_training(
-  axes: Axes,
-  numbers: Mapping[str, Any],
-  height: float,
-  look: tuple[str, str],
+  axes: Axes, numbers: Mapping[str, Any], height: float, look: tuple[str, str]
 ) -> None:
   """Mean, spread and seeds of one training on a horizontal line."""
   colour, marker = look
@@ -408,12 +391,8 @@ def save_training_plot(
 ) -> None:
   """Draws training curves from the rows of a metrics.jsonl.
 
-  Args:
-    path: the PNG file; its directory must exist.
-    rows: each with 'step' and any metrics; a metric may be missing in some.
-    panels: what to draw; a panel with none of its metrics in the rows is
-      left out.
-    title: above all panels.
+  A metric may be missing in some rows; a panel whose metrics are in none is
+  left out. The title stands above all panels.
 
   Raises:
     ValueError: if no panel has anything to draw.

@@ -22,41 +22,23 @@ _MUSE = 'baaivision/MUSE-Pytorch, README'
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """One row of a table.
+  """One row of a table."""
 
-  Attributes:
-    method: as its authors call it; '+' is DPM-Solver.
-    num_steps: decoding steps.
-    fid: with 50,000 samples, 30,000 of text-to-image models.
-    inception_score: of as many.
-    parameters: in millions.
-    teraflops: of one image, as the source counts them.
-    source: where the numbers stand.
-  """
-
-  method: str
+  method: str  # as its authors call it; '+' is DPM-Solver
   num_steps: int
-  fid: float
-  inception_score: float | None = None
-  parameters: float | None = None
-  teraflops: float | None = None
-  source: str = _ENAT
+  fid: float  # with 50,000 samples, 30,000 of text-to-image models
+  inception_score: float | None = None  # of as many
+  parameters: float | None = None  # in millions
+  teraflops: float | None = None  # of one image, as the source counts them
+  source: str = _ENAT  # where the numbers stand
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """A benchmark as it is reported.
-
-  Attributes:
-    title: its name.
-    statistics: the file of moments that published distances start from; ''
-      where its name is not known.
-    num_samples: how many samples are measured.
-    figures: what was published.
-  """
+  """A benchmark as it is reported."""
 
   title: str
-  statistics: str
+  statistics: str  # the file that published distances start from, '' if unknown
   num_samples: int
   figures: tuple[Figure, ...]
 
@@ -139,13 +121,9 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def compose(results: Mapping[str, Any]) -> str:
-  """Writes our results and the published figures as one Markdown page.
+  """Our results and the published figures as one Markdown page.
 
-  Args:
-    results: what `stages.evaluate_published` writes to `results.json`.
-
-  Returns:
-    Markdown.
+  `results` are what `stages.evaluate_published` writes to `results.json`.
   """
   names = sorted({name for row in results['rows'] for name in row['figures']})
   ours = [
@@ -177,11 +155,7 @@ def compose(results: Mapping[str, Any]) -> str:
       '## Published',
       f'Figures of others with {results["published samples"]:,} samples, to be'
       ' compared with an FID of as many here and of the same statistics'
-      + (
-        f' (`{results["published statistics"]}`).'
-        if results['published statistics']
-        else '.'
-      ),
+      + (f' (`{theirs}`).' if theirs else '.'),
       tables.markdown_table(
         ['method', 'steps', 'FID', 'IS', 'parameters', 'TFLOPs', 'source'],
         [

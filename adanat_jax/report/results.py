@@ -42,19 +42,13 @@ HIGHER_IS_BETTER = frozenset({'precision', 'recall', 'accuracy'})
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-  """One measure of one method at one T, over all trainings and seeds.
+  """One measure of one method at one T, over all trainings and seeds."""
 
-  Attributes:
-    mean: over all values.
-    std: unbiased, over all values; NaN for a single one.
-    seeds: mean over trainings of each sampling seed.
-    between: standard error of the mean over trainings; 0 for a single one,
-      where it is unknown.
-  """
-
-  mean: float
-  std: float
-  seeds: tuple[float, ...]
+  mean: float  # over all values
+  std: float  # unbiased, over all values; NaN for a single one
+  seeds: tuple[float, ...]  # mean over trainings of each sampling seed
+  # Standard error of the mean over trainings; 0 for a single one, where it is
+  # unknown.
   between: float
 
 

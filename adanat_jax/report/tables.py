@@ -22,15 +22,9 @@ CLEAR = 3.2
 def markdown_table(
   header: Sequence[Any], rows: Sequence[Sequence[Any]], rule: str = '---:'
 ) -> str:
-  """A table whose first column is aligned left.
+  """A Markdown table; `rule` aligns all columns but the first.
 
-  Args:
-    header: the columns' titles.
-    rows: cells, which are turned into text.
-    rule: of the other columns: '---:' aligns them right, '---' left.
-
-  Returns:
-    Markdown.
+  '---:' aligns them right, '---' left.
   """
   lines = [header, ['---'] + [rule] * (len(header) - 1), *rows]
   return ''.join(
@@ -50,13 +44,8 @@ def number(value: float, measure: str) -> str:
 def method_table(results: Results, num_steps: int) -> str:
   """All methods at one T, one row a training; the best of a column is bold.
 
-  Args:
-    results: see `adanat_jax.report.results`.
-    num_steps: T.
-
-  Returns:
-    A Markdown table of mean ± standard deviation over sampling seeds, the
-    deviation only where there are several.
+  Cells are mean ± standard deviation over sampling seeds, the deviation only
+  where there are several.
   """
   entries = reading.select(results, num_steps=num_steps)
   shown = [m for m in _MEASURES if any(m in e['measures'] for e in entries)]
@@ -97,11 +86,7 @@ def floor_table(results: Results) -> str:
 def values_table(entries: Sequence[reading.MethodResult]) -> str:
   """The four values at each step: mean ± standard deviation over samples.
 
-  Args:
-    entries: methods with `values_per_step`.
-
-  Returns:
-    A Markdown table with one row a method and value, one column a step.
+  One row a method and value, one column a step.
   """
   num_steps = max(int(entry['num_steps']) for entry in entries)
   rows = []
@@ -119,15 +104,9 @@ def values_table(entries: Sequence[reading.MethodResult]) -> str:
 
 
 def grid_table(grid: Mapping[str, Any], count: int = 5) -> str:
-  """The best rows of a search for a hand-made schedule.
+  """The best `count` rows of a search for a hand-made schedule, best first.
 
-  Args:
-    grid: `num_steps`, `evaluations`, `best` and `rows`; a row holds settings
-      and `frechet`.
-    count: how many rows to show.
-
-  Returns:
-    A Markdown table, the best setting first.
+  The rows of a grid hold settings and `frechet`.
   """
   rows = sorted(grid['rows'], key=lambda row: float(row['frechet']))[:count]
   settings = [key for key in rows[0] if key != 'frechet']
@@ -149,12 +128,6 @@ def findings(results: Results) -> list[str]:
   policy against all hand-made schedules, the tuned one, and, for the same
   reward, the policy learned without looking at the sample and itself with its
   adaptivity taken away.
-
-  Args:
-    results: see `adanat_jax.report.results`.
-
-  Returns:
-    Sentences, in Markdown.
   """
   sentences = []
   for num_steps in reading.all_num_steps(results):
@@ -182,12 +155,7 @@ def findings(results: Results) -> list[str]:
 
 
 def difference(ours: Pooled, theirs: Pooled, name: str) -> str:
-  """Compares two means, and says whether the seeds can tell them apart.
-
-  Args:
-    ours: a method's distance.
-    theirs: its rival's distance.
-    name: the rival's name.
+  """Compares a method's distance with that of a rival of this name.
 
   Returns:
     "12 % below NAME", or that the two are not told apart: they differ by at

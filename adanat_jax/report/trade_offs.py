@@ -21,21 +21,13 @@ COSTS = ('operations', 'seconds')
 
 @dataclasses.dataclass(frozen=True)
 class CostPoint:
-  """A schedule on a network at one T, trainings pooled.
+  """A schedule on a network at one T, trainings pooled."""
 
-  Attributes:
-    num_steps: T.
-    distance: mean over trainings and seeds.
-    std: over them.
-    operations: of an image.
-    seconds: of an image, the median of rounds.
-  """
-
-  num_steps: int
-  distance: float
-  std: float
-  operations: float
-  seconds: float
+  num_steps: int  # T
+  distance: float  # mean over trainings and seeds
+  std: float  # over them
+  operations: float  # of an image
+  seconds: float  # of an image, the median of rounds
 
   def cost(self, name: str) -> float:
     """One of `COSTS`."""
@@ -68,15 +60,10 @@ def points(results: Results, network: str, schedule: str) -> list[CostPoint]:
 def distance_at(
   curve: Sequence[CostPoint], cost: str, value: float
 ) -> float | None:
-  """The distance of a schedule at a cost, along its points.
+  """The distance of a schedule at a cost of one of `COSTS`, along its points.
 
   Linear in the logarithm of the cost between two points: nobody can take two
   and a half steps, but a network can be made a little larger or smaller.
-
-  Args:
-    curve: points of one schedule on one network.
-    cost: one of `COSTS`.
-    value: where.
 
   Returns:
     None if the first point costs more; what the last one gives if that costs
@@ -94,11 +81,6 @@ def cost_at(
   curve: Sequence[CostPoint], cost: str, distance: float
 ) -> float | None:
   """The least cost at which a schedule comes to a distance, see `distance_at`.
-
-  Args:
-    curve: points of one schedule on one network.
-    cost: one of `COSTS`.
-    distance: how near.
 
   Returns:
     None if no point is as near; the cost of the first point if that one is.
@@ -118,14 +100,10 @@ def cost_at(
 def rows(results: Results, schedule: str = 'adanat') -> list[dict[str, Any]]:
   """Compares an ENAT with each point of a NAT with the same schedule.
 
-  Args:
-    results: of both networks; of a NAT alone there are no rows.
-    schedule: of both.
-
   Returns:
     A row for each T and cost: `enat_distance` at the same cost, or at its most
     expensive point if that is cheaper (`enat_is_cheaper`); `enat_cost` at the
-    same distance. None where that is not reached.
+    same distance. None where that is not reached; no rows of a NAT alone.
   """
   nat, enat = (points(results, name, schedule) for name in ('nat', 'enat'))
   if not enat:

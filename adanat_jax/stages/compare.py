@@ -41,7 +41,8 @@ from adanat_jax.experiment import (
   policies,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring.evaluation import FEWEST_SAMPLES, Evaluation, Method
+from adanat_jax.measuring import evaluation as evaluation_lib
+from adanat_jax.measuring.evaluation import Evaluation, Method
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.report import comparison, trade_offs
@@ -102,15 +103,9 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         f'config.{name}={value} is not allowed in mode compare: give a tuple of'
         ' 1 element'
       )
-  if config.evaluate.num_samples < FEWEST_SAMPLES:
-    yield (
-      f'config.evaluate.num_samples={config.evaluate.num_samples} is not'
-      f' allowed in mode compare: give {FEWEST_SAMPLES} or more'
-    )
-  for name in _schedule_names(experiment):
-    for num_steps in config.compare.num_steps:
-      # Some exist for some numbers of steps only.
-      schedules.make(name, num_steps, experiment.num_tokens)
+  yield from evaluation_lib.problems(
+    experiment, _schedule_names(experiment), config.compare.num_steps
+  )
   for name in config.compare.enat:
     if f'nat.{name}' not in field_rules.RULES:
       yield (
@@ -160,20 +155,22 @@ def network_experiment(experiment: Experiment, network: str) -> Experiment:
 
 
 def run(experiment: Experiment) -> None:
-  """Trains what is missing, measures, times, and writes the comparison.
-
-  Args:
-    experiment: tokenizer and classifiers must be complete; gets `compare/`.
+  """Trains what is missing, measures, times, and writes `compare/`.
 
   Raises:
-    UserError: for a missing stage, a value that is not allowed, or a comparison
-      that was begun with other settings.
+    UserError: also for a comparison that was begun with other settings.
   """
   config = experiment.config
   check_config(experiment)
   directory = experiment.workdir / 'compare'
-  # Also of a finished one: it is not that of other settings.
-  ledger = open_ledger(directory, _about(experiment), 'config')
+  # A workdir may go on with another search, a comparison may not: its tables
+  # would not be those that were measured. So a finished one is asked, too.
+  about = {
+    f'{section}.{name}': value
+    for section in ('compare', 'search')
+    for name, value in config_lib.fields(config[section])
+  }
+  ledger = open_ledger(directory, about, 'config')
   if is_complete(directory):
     return
   for name, stage in _SHARED.items():
@@ -191,11 +188,8 @@ def run(experiment: Experiment) -> None:
   for network, part in ours.items():
     evaluation = Evaluation(part, config.compare.batch_size)
     results['settings'][network.upper()] = _sizes(evaluation.generator)
-    results['floors'] = {
-      'held-out images': ledger.get(
-        'floors', functools.partial(_floor, evaluation)
-      )
-    }
+    floor = functools.partial(_floor, evaluation)
+    results['floors'] = {'held-out images': ledger.get('floors', floor)}
     for num_steps in sorted(config.compare.num_steps):
       for method in _methods(evaluation, num_steps):
         schedule = method.schedule
@@ -210,7 +204,7 @@ def run(experiment: Experiment) -> None:
             generator, schedule, path, config.compare.timing_batches
           )
   _say(f'{config.compare.timing_rounds} rounds of timing')
-  timed = ledger.get('timing', lambda: _timing(experiment, calls))
+  timed = ledger.get('timing', lambda: _timing(config.compare, calls))
   results['machine'] = timed['machine']
   for entry in results['methods']:
     for path, figures in entry['paths'].items():
@@ -224,7 +218,10 @@ def run(experiment: Experiment) -> None:
 
 
 def _train(experiment: Experiment) -> None:
-  """Makes one network, its tables and its policies, as far as missing."""
+  """Trains the network, searches its tables, trains its policies.
+
+  What exists is skipped.
+  """
   directory = files.make_directory(experiment.workdir)
   # With it the directory is a workdir that `adanat_jax.load` reads.
   record = {
@@ -237,24 +234,10 @@ def _train(experiment: Experiment) -> None:
     stage.run(experiment)
 
 
-def _about(experiment: Experiment) -> dict[str, Any]:
-  """What a comparison depends on besides the workdir's config.
-
-  A workdir may go on with another search, a comparison may not: its tables
-  would not be those that were measured.
-  """
-  return {
-    f'{section}.{name}': value
-    for section in ('compare', 'search')
-    for name, value in config_lib.fields(experiment.config[section])
-  }
-
-
 def _timing(
-  experiment: Experiment, calls: dict[str, Callable[[int], None]]
+  section: Config, calls: dict[str, Callable[[int], None]]
 ) -> dict[str, Any]:
   """Seconds of an image by method and path, and the machine they belong to."""
-  section = experiment.config.compare
   machine = timing.machine()
   images = section.batch_size * section.timing_batches
   measured = costs.seconds_of(calls, section.timing_rounds)
@@ -292,15 +275,13 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 def _sizes(generator: Generator) -> dict[str, Any]:
   """What the network consists of."""
   nat = generator.nat
-  names = ['width', 'num_heads']
-  if isinstance(nat, ENAT):
-    names += ['encoder_depth', 'decoder_depth']
-  else:
-    names += ['depth']
+  depths = (
+    ('encoder_depth', 'decoder_depth') if isinstance(nat, ENAT) else ('depth',)
+  )
   leaves = jax.tree.leaves(generator.nat_params)
   return {
     'parameters': sum(leaf.size for leaf in leaves),
-    **{name: getattr(nat, name) for name in names},
+    **{name: getattr(nat, name) for name in ('width', 'num_heads', *depths)},
   }
 
 

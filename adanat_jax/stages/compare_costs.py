@@ -42,9 +42,7 @@ def paths_of(generator: Generator, schedule: Schedule) -> list[str]:
 
 
 def path_operations(
-  generator: Generator,
-  schedule: Schedule,
-  actor: PolicyNetwork,
+  generator: Generator, schedule: Schedule, actor: PolicyNetwork
 ) -> dict[str, int]:
   """Operations of one image by each path whose counts no sample decides.
 
@@ -57,27 +55,23 @@ def path_operations(
     Twice the multiply-adds, to tokens: of `all`, or `static`, or `masked`.
   """
   nat, guided = generator.nat, schedule.guided
-  num_steps, policy = schedule.num_steps, 0
-  if not schedule.is_table:
-    policy = operations.policy_operations(actor, nat.width)
-  if not isinstance(nat, ENAT):
-    forward = operations.nat_operations(nat)
-    return {
-      'all': operations.sampling_operations(
-        forward, policy, 0, num_steps, guided
-      )
-    }
-  if isinstance(schedule.policy, PolicyValues):
+  if isinstance(nat, ENAT) and isinstance(schedule.policy, PolicyValues):
     counts = unrolled.counts_of(
       schedule.policy, nat.num_tokens, options=schedule.options
     )
     return {
       'static': operations.enat_sampling_operations(nat, counts, 0, guided)
     }
-  forward = operations.enat_operations(nat)
+  policy = 0
+  if not schedule.is_table:
+    policy = operations.policy_operations(actor, nat.width)
+  if isinstance(nat, ENAT):
+    path, forward = 'masked', operations.enat_operations(nat)
+  else:
+    path, forward = 'all', operations.nat_operations(nat)
   return {
-    'masked': operations.sampling_operations(
-      forward, policy, 0, num_steps, guided
+    path: operations.sampling_operations(
+      forward, policy, 0, schedule.num_steps, guided
     )
   }
 
@@ -121,21 +115,15 @@ def adaptive_operations(
 
 
 def make_calls(
-  generator: Generator,
-  schedule: Schedule,
-  path: str,
-  num_batches: int,
+  generator: Generator, schedule: Schedule, path: str, num_batches: int
 ) -> Callable[[int], None]:
-  """A function that decodes batches to tokens, and waits for them.
+  """A function of a seed that decodes batches to tokens, and waits for them.
 
   Args:
     generator: the network, and for the path `buckets` its buckets.
     schedule: the schedule.
     path: see the module.
     num_batches: how many batches of the generator's size a call decodes.
-
-  Returns:
-    A function of a seed, which chooses the noise.
   """
   nat, size = generator.nat, generator.batch_size
   mesh = generator.mesh or sharding.make_mesh()
@@ -180,14 +168,14 @@ def make_calls(
 def seconds_of(
   calls: Mapping[str, Callable[[int], None]], num_rounds: int
 ) -> dict[str, list[float]]:
-  """Times every call in turn, in rounds.
+  """Times every call in turn, in rounds, compiled beforehand.
 
   Args:
     calls: functions of a seed, which all calls of a round share.
     num_rounds: how many.
 
   Returns:
-    Seconds of each call, one number a round. Compiling is none of it.
+    Seconds of each call, one number a round.
   """
   return timing.interleaved(
     {name: _timed(call) for name, call in calls.items()}, num_rounds

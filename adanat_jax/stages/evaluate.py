@@ -14,21 +14,14 @@ _PROTOCOLS = {'study': evaluate_study, 'published': evaluate_published}
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be measured."""
-  experiment.check(_of_protocol, reads=('evaluate.protocol',))
+  experiment.check(_problems, reads=('evaluate.protocol',))
 
 
-def _of_protocol(experiment: Experiment) -> None:
+def _problems(experiment: Experiment) -> None:
   _PROTOCOLS[experiment.config.evaluate.protocol].check_config(experiment)
 
 
 def run(experiment: Experiment) -> None:
-  """Measures everything that the protocol asks for.
-
-  Args:
-    experiment: its networks are there; its workdir gets `evaluate/`.
-
-  Raises:
-    UserError: for a missing network or policy, or a value that is not allowed.
-  """
+  """Measures in `evaluate/` everything that the protocol asks for."""
   check_config(experiment)
   _PROTOCOLS[experiment.config.evaluate.protocol].run(experiment)

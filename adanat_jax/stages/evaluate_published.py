@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import io
+import itertools
 import pathlib
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from adanat_jax.decoding import schedules
@@ -40,8 +40,6 @@ from adanat_jax.report import published_figures
 from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
-
-Config = ml_collections.ConfigDict
 
 # One set of samples: all policies are measured with the same noise.
 _SEED = 0
@@ -66,22 +64,13 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   config = experiment.config
   if config.evaluate.precision_recall:
     yield from datasets.problems(experiment)
-  for name in config.evaluate.policies:
-    if name in schedules.SCHEDULES:
-      for num_steps in config.policy.num_steps:
-        schedules.make(name, num_steps, experiment.num_tokens)
+  names = [n for n in config.evaluate.policies if n in schedules.SCHEDULES]
+  for name, num_steps in itertools.product(names, config.policy.num_steps):
+    schedules.make(name, num_steps, experiment.num_tokens)
 
 
 def run(experiment: Experiment) -> None:
-  """Measures every policy of the config.
-
-  Args:
-    experiment: its networks are trained or converted; its workdir gets
-      `evaluate/`.
-
-  Raises:
-    UserError: for a missing network, policy, or file of moments.
-  """
+  """Measures every policy of the config."""
   check_config(experiment)
   directory = experiment.workdir / 'evaluate'
   if is_complete(directory):
@@ -152,22 +141,29 @@ def _row(
     schedule: what decodes.
     directory: keeps what was counted so far, and the samples if asked for.
   """
-  section = evaluation.experiment.config.evaluate
+  experiment, scorer = evaluation.experiment, evaluation.scorer
+  config, section = experiment.config, experiment.config.evaluate
   images = None
   if section.save_npz:
-    images = SampleFile(
-      directory, _sample_shape(evaluation), _labels(evaluation)
-    )
+    side, channels = config.data.image_size, networks.image_channels(config)
+    shape = evaluation.count, side, side, channels
+    labels = None
+    if not experiment.is_text:
+      labels = scorer.conditions.of(evaluation.count, _SEED)
+    images = SampleFile(directory, shape, labels)
     if not processes.from_first(images.is_begun):
       _tidy(directory)
   # First: what is wrong with real images is told before any is generated.
   real = _real_features(evaluation)
-  tally = evaluation.scorer.tally(
+
+  def watched() -> np.ndarray:
+    count = min(evaluation.count, _WATCHED_BATCHES * section.batch_size)
+    conditions = scorer.conditions
+    return conditions.on_hosts(conditions.of(count, _SEED + 1))
+
+  tally = scorer.tally(
     evaluation.generator_for(
-      schedule,
-      section.num_buckets,
-      functools.partial(_watched, evaluation),
-      'evaluate/buckets',
+      schedule, section.num_buckets, watched, 'evaluate/buckets'
     ),
     schedule,
     num_samples=evaluation.count,
@@ -182,22 +178,12 @@ def _row(
     'label': schedule.label,
     'note': schedule.note,
     'num_steps': schedule.num_steps,
-    'figures': processes.from_first(
-      lambda: _figures(evaluation.scorer, tally, real)
-    ),
+    'figures': processes.from_first(lambda: _figures(scorer, tally, real)),
   }
   if images is not None:
     processes.from_first(images.finish)
     row['samples'] = images.path.name
   return row
-
-
-def _watched(evaluation: Evaluation) -> np.ndarray:
-  """Conditions of samples that no figure is of."""
-  most = _WATCHED_BATCHES * evaluation.experiment.config.evaluate.batch_size
-  conditions = evaluation.scorer.conditions
-  chosen = conditions.of(min(evaluation.count, most), _SEED + 1)
-  return conditions.on_hosts(chosen)
 
 
 def _tidy(directory: pathlib.Path) -> None:
@@ -212,10 +198,9 @@ def _figures(
 ) -> dict[str, float]:
   result = {**scorer.figures(tally), **tally.means()}
   if real is not None:
-    generated = tally.kept
     # The measure depends on the sizes of both sets: equal ones.
-    size = min(len(real), len(generated))
-    shares = precision_recall(real[:size], generated[:size], _NEIGHBOURS)
+    size = min(len(real), len(tally.kept))
+    shares = precision_recall(real[:size], tally.kept[:size], _NEIGHBOURS)
     name = f'{scorer.network.name}_{size}'
     result[f'precision_{name}'] = shares.precision
     result[f'recall_{name}'] = shares.recall
@@ -224,34 +209,19 @@ def _figures(
 
 def _real_features(evaluation: Evaluation) -> np.ndarray | None:
   """Features of real images, float32[n, d], in process 0; made once."""
-  count = evaluation.experiment.config.evaluate.precision_recall
+  experiment = evaluation.experiment
+  count = experiment.config.evaluate.precision_recall
   if not count:
     return None
-  split = evaluation.experiment.config.evaluate.reference_split
-  path = evaluation.experiment.workdir / 'evaluate' / f'real-{split}.npy'
+  split = experiment.config.evaluate.reference_split
+  path = experiment.workdir / 'evaluate' / f'real-{split}.npy'
   if not processes.from_first(path.is_file):
-    found = real_images.some_features(
-      evaluation.experiment,
-      evaluation.scorer.network,
-      split,
-      count,
-    )
+    network = evaluation.scorer.network
+    found = real_images.some_features(experiment, network, split, count)
     buffer = io.BytesIO()
     np.save(buffer, found)
     files.write_bytes(path, buffer.getvalue())
   return np.load(path) if processes.process_index() == 0 else None
-
-
-def _labels(evaluation: Evaluation) -> np.ndarray | None:
-  if evaluation.experiment.is_text:
-    return None
-  return evaluation.scorer.conditions.of(evaluation.count, _SEED)
-
-
-def _sample_shape(evaluation: Evaluation) -> tuple[int, int, int, int]:
-  config = evaluation.experiment.config
-  side, channels = config.data.image_size, networks.image_channels(config)
-  return evaluation.count, side, side, channels
 
 
 def _about(
@@ -261,10 +231,11 @@ def _about(
   config = evaluation.experiment.config
   section = config.evaluate
   benchmark = BENCHMARKS.get(section.benchmark)
-  is_text = networks.is_text(config)
   settings: dict[str, Any] = {
     'samples': evaluation.count,
-    'conditions': 'validation captions' if is_text else section.labels,
+    'conditions': (
+      'validation captions' if evaluation.experiment.is_text else section.labels
+    ),
     'image size': config.data.image_size,
     'rounding': section.rounding,
     'seed': config.seed,

@@ -26,7 +26,7 @@ from adanat_jax.decoding import actions, schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring.evaluation import FEWEST_SAMPLES, Evaluation, Method
+from adanat_jax.measuring.evaluation import Evaluation, Method, problems
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
 from adanat_jax.types import PolicyValues
@@ -47,10 +47,8 @@ ROLE_LABELS = {True: 'AdaNAT', False: 'learned, non-adaptive'}
 
 def grid_settings() -> list[dict[str, Any]]:
   """Every setting of the grid."""
-  return [
-    dict(zip(GRID, values, strict=True))
-    for values in itertools.product(*GRID.values())
-  ]
+  values = itertools.product(*GRID.values())
+  return [dict(zip(GRID, chosen, strict=True)) for chosen in values]
 
 
 def schedule_of_setting(
@@ -58,11 +56,7 @@ def schedule_of_setting(
 ) -> Schedule:
   """A setting of the grid, unguided where its guidance is 0.
 
-  Args:
-    setting: of `grid_settings`.
-    num_steps: T.
-    num_tokens: N.
-    evaluations: of how many settings it is the best, for the label.
+  It is the best of `evaluations` settings, as its label says.
   """
   return Schedule(
     'tuned',
@@ -168,8 +162,7 @@ def _grid(
   }
 
 
-def schedule_names(experiment: Experiment) -> tuple[str, ...]:
-  """The schedules that the study compares with tuned and learned ones."""
+def _schedule_names(experiment: Experiment) -> tuple[str, ...]:
   # A config of an older version has no such field.
   named = experiment.config.evaluate.get('schedules')
   return named or DEFAULT_SCHEDULES
@@ -178,14 +171,9 @@ def schedule_names(experiment: Experiment) -> tuple[str, ...]:
 def methods(
   evaluation: Evaluation, grid: Mapping[str, Any]
 ) -> Iterator[Method]:
-  """Every method that the study compares at one T.
-
-  Args:
-    evaluation: of the study.
-    grid: the entry of `results.json` for this T.
-  """
+  """Every method that the study compares at one T, that of a `_grid`."""
   num_steps, num_tokens = grid['num_steps'], evaluation.generator.nat.num_tokens
-  for name in schedule_names(evaluation.experiment):
+  for name in _schedule_names(evaluation.experiment):
     yield Method(schedules.make(name, num_steps, num_tokens), 'hand-made')
   best = {key: grid['best'][key] for key in GRID}
   tuned = schedule_of_setting(best, num_steps, num_tokens, grid['evaluations'])
@@ -240,32 +228,19 @@ def check_config(experiment: Experiment) -> None:
 
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says what the study does not allow."""
-  section = experiment.config.evaluate
+  config = experiment.config
   if not experiment.is_digits:
     yield (
       'config.evaluate.protocol=study compares schedules on the digits; give'
-      f' published for config.data.source={experiment.config.data.source}'
+      f' published for config.data.source={config.data.source}'
     )
-  for name in schedule_names(experiment):
-    for num_steps in experiment.config.policy.num_steps:
-      # Some exist for some numbers of steps only.
-      schedules.make(name, num_steps, experiment.num_tokens)
-  if section.num_samples < FEWEST_SAMPLES:
-    yield (
-      f'config.evaluate.num_samples={section.num_samples} is not allowed with'
-      f' config.evaluate.protocol=study: give {FEWEST_SAMPLES} or more'
-    )
+  yield from problems(
+    experiment, _schedule_names(experiment), config.policy.num_steps
+  )
 
 
 def run(experiment: Experiment) -> None:
-  """Measures every method of the config.
-
-  Args:
-    experiment: its trainings are complete; its workdir gets `evaluate/`.
-
-  Raises:
-    UserError: for a missing stage or a value that is not allowed.
-  """
+  """Measures every method of the config; its trainings must be complete."""
   check_config(experiment)
   directory = experiment.workdir / 'evaluate'
   if is_complete(directory):

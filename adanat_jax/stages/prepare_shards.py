@@ -20,8 +20,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from adanat_jax.data import images, prepared, prepared_writer, raw_images
-from adanat_jax.data.prefetch import Prefetch
+from adanat_jax.data import (
+  images,
+  prefetch,
+  prepared,
+  prepared_writer,
+  raw_images,
+)
 from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import texts
@@ -164,7 +169,7 @@ def make(
 
     num_steps = per_shard * len(shards)
     ahead = stack.enter_context(
-      Prefetch(batch_at, depth=_DEPTH, num_steps=num_steps)
+      prefetch.Prefetch(batch_at, depth=_DEPTH, num_steps=num_steps)
     )
     progress = metric_writer.Progress(
       'prepare', sum(shard.last - shard.first for shard in shards)
@@ -173,16 +178,11 @@ def make(
     output = stack.enter_context(
       contextlib.closing(_Output(directory, encoder, tallies, progress))
     )
-    # The devices encode a batch while the one before is written.
-    waiting = None
-    for step in range(num_steps):
-      batch = ahead(step)
-      encoded = _encode(encoder, batch)
-      if waiting is not None:
-        output.write(*waiting)
-      waiting = batch, encoded
-    if waiting is not None:
-      output.write(*waiting)
+    begun = (
+      (batch, _encode(encoder, batch)) for batch in map(ahead, range(num_steps))
+    )
+    for batch, encoded in prefetch.one_behind(begun):
+      output.write(batch, encoded)
 
 
 def _decode(

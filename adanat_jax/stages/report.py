@@ -7,6 +7,7 @@ trainings and the trained networks, so a report can be redrawn at any time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 import pathlib
 import shlex
 from typing import Any
@@ -39,14 +40,7 @@ def check_config(experiment: Experiment) -> None:
 
 
 def run(experiment: Experiment) -> None:
-  """Writes `report/report.md`, `report/results.json` and the pictures.
-
-  Args:
-    experiment: its evaluation is complete; its workdir gets `report/`.
-
-  Raises:
-    UserError: if there is no evaluation yet.
-  """
+  """Writes `report/report.md`, `report/results.json` and the pictures."""
   check_config(experiment)
   experiment.require('evaluate')
   directory = files.make_directory(experiment.workdir / 'report')
@@ -55,10 +49,11 @@ def run(experiment: Experiment) -> None:
     *_drawn(experiment, directory, results),
     *_plotted(experiment, directory, results),
   ]
-  files.write_json(
-    directory / 'results.json',
-    {**results, 'training': _trained(experiment)},
-  )
+  trained = {}
+  for stage in ('tokenizer', 'judges/measure', 'judges/reward', 'nat'):
+    experiment.require(stage)
+    trained[stage] = read_complete(experiment.workdir / stage)['figures']
+  files.write_json(directory / 'results.json', {**results, 'training': trained})
   text = document.compose(
     results,
     shown,
@@ -82,27 +77,18 @@ def _command(workdir: pathlib.Path) -> str:
 
 
 def _drawn(
-  experiment: Experiment,
-  directory: pathlib.Path,
-  results: dict[str, Any],
-) -> list[Picture]:
+  experiment: Experiment, directory: pathlib.Path, results: dict[str, Any]
+) -> Iterator[Picture]:
   """Pictures of samples, and of one decode step by step, at each T."""
   config = experiment.config
   evaluation = Evaluation(experiment)
   names = digits.CONDITION_NAMES[config.data.condition]
-  shown = []
   reconstructions = experiment.workdir / 'tokenizer' / 'reconstructions.png'
   if reconstructions.is_file():
-    files.write_bytes(
-      directory / 'reconstructions.png', reconstructions.read_bytes()
-    )
-    shown.append(
-      Picture(
-        'reconstructions.png',
-        'The tokenizer',
-        'Held-out images above what the tokenizer makes of their tokens.',
-      )
-    )
+    name = reconstructions.name
+    files.write_bytes(directory / name, reconstructions.read_bytes())
+    caption = 'Held-out images above what the tokenizer makes of their tokens.'
+    yield Picture(name, 'The tokenizer', caption)
   for num_steps in sorted(set(config.policy.num_steps)):
     rows: list[tuple[str, np.ndarray]] = []
     adaptive: Schedule | None = None
@@ -117,32 +103,27 @@ def _drawn(
         adaptive = adaptive or (schedule if method.role == 'adaptive' else None)
     name = f'samples-T{num_steps}.png'
     pictures.save_class_grid(directory / name, rows, names)
-    shown.append(
-      Picture(
-        name,
-        f'Samples, T = {num_steps}',
-        'The first images of one seed, not chosen; every method has the same'
-        ' noise.',
-      )
+    yield Picture(
+      name,
+      f'Samples, T = {num_steps}',
+      'The first images of one seed, not chosen; every method has the same'
+      ' noise.',
     )
-    if adaptive is None:
-      continue
-    name = f'revealed-T{num_steps}.png'
-    _draw_reveal(evaluation, adaptive, directory / name)
-    shown.append(
-      Picture(
+    if adaptive is not None:
+      name = f'revealed-T{num_steps}.png'
+      _draw_reveal(evaluation, adaptive, names, directory / name)
+      yield Picture(
         name,
         f'Revealed step by step, T = {num_steps}',
         f'{adaptive.label}: after each step the image of what was sampled;'
         ' grey cells were masked again.',
       )
-    )
-  return shown
 
 
 def _draw_reveal(
   evaluation: Evaluation,
   schedule: Schedule,
+  names: Sequence[str],
   path: pathlib.Path,
 ) -> None:
   """One picture of a few samples, a column a step."""
@@ -156,64 +137,49 @@ def _draw_reveal(
   tokens = trajectory.sampled.reshape(-1, trajectory.sampled.shape[-1])
   images = evaluation.images_of(tokens)
   images = images.reshape(schedule.num_steps, count, *images.shape[1:])
-  names = digits.CONDITION_NAMES[evaluation.experiment.config.data.condition]
-  labels = evaluation.labels(count)
-  pictures.save_reveal(
-    path,
-    [
-      (f'asked: {names[labels[i]]}', images[:, i], masked[:, i])
-      for i in range(count)
-    ],
-  )
+  rows = [
+    (f'asked: {names[label]}', images[:, i], masked[:, i])
+    for i, label in enumerate(evaluation.labels(count))
+  ]
+  pictures.save_reveal(path, rows)
 
 
 def _plotted(
-  experiment: Experiment,
-  directory: pathlib.Path,
-  results: dict[str, Any],
-) -> list[Picture]:
+  experiment: Experiment, directory: pathlib.Path, results: dict[str, Any]
+) -> Iterator[Picture]:
   """Plots of distances, of learned values, and of the trainings."""
-  config = experiment.config
-  shown = []
-  for num_steps in sorted(set(config.policy.num_steps)):
+  all_num_steps = sorted(set(experiment.config.policy.num_steps))
+  for num_steps in all_num_steps:
     entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
     for measure in ('frechet', 'pixel_frechet'):
       name = f'{measure}-T{num_steps}.png'
       plots.save_distance_plot(directory / name, results, num_steps, measure)
-      shown.append(
-        Picture(
-          name,
-          f'{reading.title_of(measure)}, T = {num_steps}',
-          'A marker is a training, a tick a sampling seed.',
-        )
-      )
-    name = f'values-T{num_steps}.png'
-    plots.save_values_plot(
-      directory / name,
-      results,
-      [
-        e
-        for e in entries
-        if e['role'] in ('adaptive', 'non-adaptive') and e['training'] == 0
-      ],
-      [e for e in entries if e['name'] in ('residual', 'tuned')],
-    )
-    shown.append(
-      Picture(
+      yield Picture(
         name,
-        f'What the policies chose, T = {num_steps}',
-        'Mean over samples, and one standard deviation; hand-made schedules'
-        ' are dashed.',
+        f'{reading.title_of(measure)}, T = {num_steps}',
+        'A marker is a training, a tick a sampling seed.',
       )
+    learned = [
+      e
+      for e in entries
+      if e['role'] in ('adaptive', 'non-adaptive') and e['training'] == 0
+    ]
+    hand_made = [e for e in entries if e['name'] in ('residual', 'tuned')]
+    name = f'values-T{num_steps}.png'
+    plots.save_values_plot(directory / name, results, learned, hand_made)
+    yield Picture(
+      name,
+      f'What the policies chose, T = {num_steps}',
+      'Mean over samples, and one standard deviation; hand-made schedules are'
+      ' dashed.',
     )
-  if len(set(config.policy.num_steps)) > 1:
-    plots.save_steps_plot(directory / 'frechet-over-steps.png', results)
-    shown.append(
-      Picture(
-        'frechet-over-steps.png',
-        'Fréchet distance over the number of steps',
-        'Trainings of a method are pooled.',
-      )
+  if len(all_num_steps) > 1:
+    name = 'frechet-over-steps.png'
+    plots.save_steps_plot(directory / name, results)
+    yield Picture(
+      name,
+      'Fréchet distance over the number of steps',
+      'Trainings of a method are pooled.',
     )
   for which in policies.trainings(experiment):
     rows = metric_writer.read_metrics(
@@ -224,20 +190,8 @@ def _plotted(
       plots.save_training_plot(
         directory / name, rows, plots.POLICY_PANELS, which.name
       )
-      shown.append(
-        Picture(
-          name,
-          f'Training curves, {which.reward} reward, T = {which.num_steps}',
-          'One point an iteration.',
-        )
+      yield Picture(
+        name,
+        f'Training curves, {which.reward} reward, T = {which.num_steps}',
+        'One point an iteration.',
       )
-  return shown
-
-
-def _trained(experiment: Experiment) -> dict[str, Any]:
-  """The final figures of the trainings that came before."""
-  result = {}
-  for stage in ('tokenizer', 'judges/measure', 'judges/reward', 'nat'):
-    experiment.require(stage)
-    result[stage] = read_complete(experiment.workdir / stage)['figures']
-  return result

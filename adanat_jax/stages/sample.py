@@ -50,14 +50,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 
 def run(experiment: Experiment) -> None:
-  """Samples, writes `grid.png` and the single images, prints images a second.
-
-  Args:
-    experiment: its NAT, and for `learned` a policy, is trained or converted.
-
-  Raises:
-    UserError: for a class, policy or table that cannot be sampled.
-  """
+  """Writes `grid.png` and the single images, prints images a second."""
   check_config(experiment)
   section = experiment.config.sample
   generator = experiment.generator()
@@ -94,9 +87,7 @@ def run(experiment: Experiment) -> None:
   )
 
 
-def conditions_of(
-  experiment: Experiment,
-) -> tuple[list[str], np.ndarray]:
+def conditions_of(experiment: Experiment) -> tuple[list[str], np.ndarray]:
   """The conditions to sample, and what names them in the files.
 
   Returns:
@@ -146,18 +137,18 @@ def read_table(path: str) -> PolicyValues:
       f' {", ".join(names)}'
     ) from error
   lengths = {name: values.shape for name, values in lists.items()}
-  first = lists[names[0]]
-  if len(set(lengths.values())) != 1 or first.ndim != 1 or not first.size:
-    raise UserError(
-      f'config.sample.table={path}: the lists must have equal lengths, at least'
-      f' 1, they have {lengths}'
+  mask_ratio = lists['mask_ratio']
+  alike = len(set(lengths.values())) == 1
+  if not alike or mask_ratio.ndim != 1 or not mask_ratio.size:
+    problem = (
+      f'the lists must have equal lengths, at least 1, they have {lengths}'
     )
-  if not all(np.isfinite(values).all() for values in lists.values()):
-    raise UserError(f'config.sample.table={path}: every value must be finite')
-  if lists['mask_ratio'].min() < 0 or lists['mask_ratio'].max() > 1:
-    raise UserError(
-      f'config.sample.table={path}: mask_ratio must lie in [0, 1]'
-    )
-  if any(values.min() < 0 for values in lists.values()):
-    raise UserError(f'config.sample.table={path}: no value may be negative')
-  return PolicyValues(**{k: jnp.asarray(v) for k, v in lists.items()})
+  elif not all(np.isfinite(values).all() for values in lists.values()):
+    problem = 'every value must be finite'
+  elif mask_ratio.min() < 0 or mask_ratio.max() > 1:
+    problem = 'mask_ratio must lie in [0, 1]'
+  elif any(values.min() < 0 for values in lists.values()):
+    problem = 'no value may be negative'
+  else:
+    return PolicyValues(**{k: jnp.asarray(v) for k, v in lists.items()})
+  raise UserError(f'config.sample.table={path}: {problem}')

@@ -30,13 +30,12 @@ import ml_collections
 
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
+from adanat_jax.learning.schedule_search import Point
 from adanat_jax.measuring import scores
-from adanat_jax.runtime import files
-from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
+from adanat_jax.runtime.journal import is_complete
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import nat as nat_stage, search_common
 
-Config = ml_collections.ConfigDict
 Beta = tuple[float, float]
 
 # What the odds of the mean, or the concentration, are multiplied with and
@@ -93,11 +92,10 @@ class _Alternation:
     scorer: scores.Scorer,
   ):
     self._experiment = experiment
-    self._directory = directory
     self._which = which
     self._scorer = scorer
     self._generator: Generator | None = None
-    self._ledger: Ledger = search_common.ledger_of(experiment, which, directory)
+    self._run = search_common.Run(experiment, which, directory)
 
   def run(self) -> None:
     """Searches, and writes what was found."""
@@ -109,53 +107,39 @@ class _Alternation:
     point = search_common.first_point(self._experiment, self._which.num_steps)
     begun = (objective, point)
     turns: list[dict[str, Any]] = []
-    with search_common.Rows(self._experiment, self._directory) as rows:
-      for turn in range(section.rounds + 1):
-        found = search_common.optimise(
-          *(
-            self._experiment,
-            self._which,
-            objective,
-            self._ledger,
-            rows,
-          ),
-          *(point, share, turn),
-        )
-        # Each of the three may be the one that goes on: also the old one, if
-        # the search has only fitted the noise.
-        value, point = min(
-          (
-            (self._value(f'{turn}/{name}', objective, one), one)
-            for name, one in (
-              ('begun', point),
-              ('last', found.last),
-              ('best', found.best),
-            )
-          ),
-          key=lambda pair: pair[0],
-        )
-        turns.append({'beta': beta, 'schedule_found': value, 'tried': []})
-        self._say(f'Beta{_numbers(beta)}: schedule found, {value:.4g}')
-        if turn == section.rounds:
+    for turn in range(section.rounds + 1):
+      found = self._run.optimise(objective, point, share, turn)
+      # Each of the three may be the one that goes on: also the old one, if the
+      # search has only fitted the noise.
+      rivals = {'begun': point, 'last': found.last, 'best': found.best}
+      values = {
+        name: self._value(f'{turn}/{name}', objective, one)
+        for name, one in rivals.items()
+      }
+      best = min(values, key=values.__getitem__)
+      value, point = values[best], rivals[best]
+      turns.append({'beta': beta, 'schedule_found': value, 'tried': []})
+      self._say(beta, f'schedule found, {value:.4g}')
+      if turn == section.rounds:
+        break
+      factor = _FACTOR ** (0.5 ** (turn // 2))
+      for other in schedule_search.beta_directions(beta, turn % 2, factor):
+        trainings.append(other)
+        neighbour = self._objective(other)
+        distance = self._value(f'{turn}/{_numbers(other)}', neighbour, point)
+        turns[-1]['tried'].append({'beta': other, 'distance': distance})
+        self._say(other, f'{distance:.4g}')
+        if distance < value:
+          beta, objective = other, neighbour
           break
-        factor = _FACTOR ** (0.5 ** (turn // 2))
-        for other in schedule_search.beta_directions(beta, turn % 2, factor):
-          trainings.append(other)
-          rival = self._objective(other)
-          rivals = self._value(f'{turn}/{_numbers(other)}', rival, point)
-          turns[-1]['tried'].append({'beta': other, 'distance': rivals})
-          self._say(f'Beta{_numbers(other)}: {rivals:.4g}')
-          if rivals < value:
-            beta, objective = other, rival
-            break
     self._finish(begun, (objective, point), beta, trainings, turns)
 
   def _objective(self, beta: Beta) -> search_common.Objective:
     """The NAT that a law gives, trained if it is not there yet."""
-    directory = self._directory / f'nat-{_numbers(beta, "-")}'
+    directory = self._run.directory / f'nat-{_numbers(beta, "-")}'
     training = _training(self._experiment, directory, beta)
     if not training.is_complete('nat'):
-      self._say(f'Beta{_numbers(beta)}: training')
+      self._say(beta, 'training')
     nat_stage.run(training)
     if self._generator is None:
       self._generator = training.generator()
@@ -168,67 +152,51 @@ class _Alternation:
     )
 
   def _value(
-    self,
-    name: str,
-    objective: search_common.Objective,
-    point: schedule_search.Point,
+    self, name: str, objective: search_common.Objective, point: Point
   ) -> float:
     """The distance by which is decided what goes on.
 
     With other noise than that of the searches, to which their schedules are
     fitted on one NAT and not on the other.
     """
-    return self._ledger.get(
+    return self._run.ledger.get(
       f'decision/{name}', functools.partial(objective.fresh, point, skipped=1)
     )['mean']
 
   def _finish(
     self,
-    begun: tuple[search_common.Objective, schedule_search.Point],
-    ended: tuple[search_common.Objective, schedule_search.Point],
+    begun: tuple[search_common.Objective, Point],
+    ended: tuple[search_common.Objective, Point],
     beta: Beta,
     trainings: list[Beta],
     turns: list[dict[str, Any]],
   ) -> None:
     """Measures with noise that decided nothing, and writes what was found."""
-    rows = {}
+    tables = {}
     for name, objective, point in (
       ('start', *begun),
       ('first NAT, last schedule', begun[0], ended[1]),
       ('last NAT, first schedule', ended[0], begun[1]),
       ('last', *ended),
     ):
-      rows[name] = {
-        'searched': search_common.table_lists(schedule_search.table_of(point)),
-        'table': search_common.table_lists(objective.settled(point)),
-        'fresh': self._ledger.get(
-          f'fresh/{name}', functools.partial(objective.fresh, point)
-        ),
-      }
-    results = {
-      **search_common.about(self._experiment, self._which),
-      'evaluations': self._experiment.config.search.evaluations,
-      'distance': self._scorer.distance_name(
-        self._experiment.config.search.fresh_samples
-      ),
-      'first_beta': trainings[0],
-      'last_beta': beta,
-      'last_nat': f'nat-{_numbers(beta, "-")}',
-      'trainings': trainings,
-      'turns': turns,
-      'tables': rows,
-    }
-    search_common.write_table(self._directory / 'last.json', rows['last'])
-    files.write_json(self._directory / 'results.json', results)
-    figures = {name: row['fresh']['mean'] for name, row in rows.items()}
-    mark_complete(self._directory, results['evaluations'], figures)
-    self._say(
-      f'Beta{_numbers(beta)} of {len(trainings)} trainings; '
-      + ', '.join(f'{name}: {value:.4g}' for name, value in figures.items())
+      fresh = self._run.ledger.get(
+        f'fresh/{name}', functools.partial(objective.fresh, point)
+      )
+      tables[name] = objective.row(point, fresh)
+    self._say(beta, f'the last of {len(trainings)} trainings')
+    self._run.finish(
+      tables,
+      ('last',),
+      self._scorer,
+      first_beta=trainings[0],
+      last_beta=beta,
+      last_nat=f'nat-{_numbers(beta, "-")}',
+      trainings=trainings,
+      turns=turns,
     )
 
-  def _say(self, text: str) -> None:
-    search_common.say(f'{self._directory.name}: {text}')
+  def _say(self, beta: Beta, text: str) -> None:
+    self._run.say(f'Beta{_numbers(beta)}: {text}')
 
 
 def _training(

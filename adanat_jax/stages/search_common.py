@@ -1,11 +1,12 @@
 """What every search of schedules does the same way, whatever is searched.
 
 An optimizer proposes points, the objective measures each, the ledger keeps each
-at once. Told the ledger's values again, the optimizer comes to where it was.
+at once. Replaying the ledger restores the optimizer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,7 +15,6 @@ import pathlib
 from typing import Any
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from adanat_jax.decoding import schedules, step as step_lib
@@ -22,16 +22,12 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
+from adanat_jax.learning.schedule_search import Point
 from adanat_jax.measuring import scores
 from adanat_jax.measuring.evaluation import over_seeds
-from adanat_jax.runtime import files, journal, processes
-from adanat_jax.runtime.journal import Ledger
-from adanat_jax.runtime.metric_writer import MetricWriter, Progress
+from adanat_jax.runtime import files, journal, metric_writer, processes
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
-
-Config = ml_collections.ConfigDict
-
 
 # Seeds of the noise: those of `evaluate` lie below all of these.
 _FRESH_SEEDS = 10_000
@@ -70,17 +66,10 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """Where a search came to.
+  """Where an optimizer came to."""
 
-  Attributes:
-    last: the point at which the optimizer ended, which it may not have measured
-      itself.
-    best: the point of the lowest distance that was measured.
-    best_distance: that distance.
-  """
-
-  last: schedule_search.Point
-  best: schedule_search.Point
+  last: Point  # where it ended, which it may not have measured itself
+  best: Point  # that of the lowest distance that was measured
   best_distance: float
 
 
@@ -107,9 +96,7 @@ def before(experiment: Experiment, which: Search) -> Search | None:
   return dataclasses.replace(which, num_steps=max(fewer))
 
 
-def first_point(
-  experiment: Experiment, num_steps: int
-) -> schedule_search.Point:
+def first_point(experiment: Experiment, num_steps: int) -> Point:
   """Where a search starts that does not go on from another one.
 
   Raises:
@@ -138,36 +125,22 @@ class Objective:
     generator: Generator,
     scorer: scores.Scorer,
   ):
-    """Samples nothing yet.
-
-    Args:
-      experiment: `search` is read.
-      which: the search.
-      generator: what decodes.
-      scorer: what measures.
-    """
+    """Samples nothing yet."""
     self._section = experiment.config.search
     self._which = which
     # An ENAT would be compiled anew for the counts of every point.
     self._generator = dataclasses.replace(generator, static_counts=False)
     self._scorer = scorer
 
-  def __call__(self, point: schedule_search.Point, evaluation: int) -> float:
+  def __call__(self, point: Point, evaluation: int) -> float:
     """The distance by the noise of an evaluation."""
     count, seed = self._section.num_samples, self._which.seed(evaluation)
     return self._measure(point, count, seed)
 
-  def fresh(
-    self, point: schedule_search.Point, skipped: int = 0
-  ) -> dict[str, Any]:
-    """Distances with noise that no search has seen.
+  def fresh(self, point: Point, skipped: int = 0) -> dict[str, Any]:
+    """Mean, deviation and values of distances with noise no search has seen.
 
-    Args:
-      point: what to measure.
-      skipped: leaves out that many sets of seeds, used otherwise already.
-
-    Returns:
-      Mean, standard deviation and values.
+    `skipped` leaves out that many sets of seeds, used otherwise already.
     """
     count = self._section.fresh_seeds
     first = _FRESH_SEEDS + skipped * count
@@ -178,126 +151,154 @@ class Objective:
       ]
     )
 
-  def settled(self, point: schedule_search.Point) -> PolicyValues:
-    """The table of a point for any options of the step."""
-    return schedule_search.settled(
-      schedule_search.table_of(point), self._generator.nat.num_tokens
-    )
+  def row(self, point: Point, fresh: dict[str, Any]) -> dict[str, Any]:
+    """A point in the results: as searched, and for any options of the step."""
+    table = schedule_search.table_of(point)
+    num_tokens = self._generator.nat.num_tokens
+    return {
+      'searched': table_lists(table),
+      'table': table_lists(schedule_search.settled(table, num_tokens)),
+      'fresh': fresh,
+    }
 
-  def _measure(
-    self, point: schedule_search.Point, count: int, seed: int
-  ) -> float:
+  def _measure(self, point: Point, count: int, seed: int) -> float:
     # The table is an argument of the compiled decoder: nothing is compiled
     # from one point to the next.
+    schedule = Schedule(
+      self._which.name,
+      schedule_search.table_of(point),
+      options=step_lib.AUTONAT,
+    )
     figures = self._scorer(
-      self._generator,
-      Schedule(
-        self._which.name,
-        schedule_search.table_of(point),
-        options=step_lib.AUTONAT,
-      ),
-      num_samples=count,
-      seed=seed,
+      self._generator, schedule, num_samples=count, seed=seed
     )
     return figures[self._scorer.distance_name(count)]
 
 
-class Rows:
-  """The metrics of a search; told again on resuming, they come out the same."""
+class Run:
+  """One search in its directory, which a killed run goes on with.
 
-  def __init__(self, experiment: Experiment, directory: pathlib.Path):
-    """Opens the metrics, empty."""
-    self._writer = MetricWriter(
-      directory, first_step=0, tensorboard=experiment.config.tensorboard
-    )
-    self._count = 0
-    self._lowest = float('inf')
-
-  def __enter__(self) -> Rows:
-    return self
-
-  def __exit__(self, *unused: Any) -> None:
-    self._writer.close()
-
-  def add(
-    self, point: schedule_search.Point, distance: float
-  ) -> dict[str, Any]:
-    """Adds the row of the next evaluation, and returns it."""
-    self._count += 1
-    self._lowest = min(self._lowest, distance)
-    row = {'distance': distance, 'lowest': self._lowest}
-    self._writer.write(
-      self._count, row | table_lists(schedule_search.table_of(point))
-    )
-    return row
-
-
-def optimise(
-  experiment: Experiment,
-  which: Search,
-  objective: Objective,
-  ledger: Ledger,
-  rows: Rows,
-  first: schedule_search.Point,
-  count: int,
-  part: int = 0,
-) -> Found:
-  """Lets an optimizer measure `count` points.
-
-  Args:
-    experiment: `search` is read.
-    which: the search.
-    objective: what is measured.
+  Attributes:
+    directory: gets `ledger.jsonl`, `metrics.jsonl` and the results.
     ledger: keeps each evaluation as soon as it is made.
-    rows: gets a row for each.
-    first: where to start.
-    count: how many evaluations.
-    part: number of this optimisation, if a search consists of several.
-
-  Raises:
-    UserError: if the ledger's evaluations are not those that the optimizer asks
-      for, as another version of it might.
   """
-  section = experiment.config.search
-  if which.optimizer == 'cma':
+
+  def __init__(
+    self, experiment: Experiment, which: Search, directory: pathlib.Path
+  ):
+    """Reads what was evaluated so far.
+
+    Raises:
+      UserError: if it was begun with other settings.
+    """
+    self._experiment = experiment
+    self._which = which
+    self._lowest = float('inf')
+    self.directory = directory
+    self.ledger = journal.open_ledger(
+      directory, _about(experiment, which), 'config.search'
+    )
+
+  def optimise(
+    self, objective: Objective, first: Point, count: int, part: int = 0
+  ) -> Found:
+    """Lets an optimizer measure `count` points, and writes a row for each.
+
+    Args:
+      objective: what is measured.
+      first: where to start.
+      count: how many evaluations.
+      part: number of this optimisation, if a search consists of several.
+
+    Raises:
+      UserError: if the ledger's evaluations are not those that the optimizer
+        asks for, as another version of it might.
+    """
+    which, done = self._which, part * count
+    proposals = self._proposals(first, part)
+    progress = metric_writer.Progress(f'search {which.name}', count)
+    best, best_distance = first, float('inf')
+    writer = metric_writer.MetricWriter(
+      self.directory,
+      first_step=done,
+      tensorboard=self._experiment.config.tensorboard,
+    )
+    with contextlib.closing(writer), contextlib.closing(progress):
+      proposal = next(proposals)
+      for index in range(done, done + count):
+        point = _agreed(proposal.point)
+        kept = self.ledger.get(
+          f'evaluation/{index}',
+          functools.partial(_evaluation, objective, point, index),
+        )
+        if kept['point'] != point.tolist():
+          raise UserError(
+            f'search/{which.name}: evaluation {index} was made elsewhere than'
+            ' the optimizer asks now, so it was begun with other versions of'
+            ' the libraries; delete the directory or use those'
+          )
+        distance = kept['distance']
+        self._lowest = min(self._lowest, distance)
+        row = {'distance': distance, 'lowest': self._lowest}
+        table = table_lists(schedule_search.table_of(point))
+        writer.write(index + 1, row | table)
+        progress.update(index + 1 - done, row)
+        if distance < best_distance:
+          best, best_distance = point, distance
+        proposal = proposals.send(distance)
+    return Found(_agreed(proposal.centre), best, best_distance)
+
+  def finish(
+    self,
+    tables: dict[str, dict[str, Any]],
+    written: tuple[str, ...],
+    scorer: scores.Scorer,
+    **facts: Any,
+  ) -> None:
+    """Writes what was found.
+
+    Args:
+      tables: rows of `Objective.row` by name.
+      written: which of them get a file, for `config.sample.table`.
+      scorer: what measured.
+      **facts: what else the results say.
+    """
+    section = self._experiment.config.search
+    results = {
+      **_about(self._experiment, self._which),
+      'evaluations': section.evaluations,
+      'distance': scorer.distance_name(section.fresh_samples),
+      **facts,
+      'tables': tables,
+    }
+    for name in written:
+      write_table(self.directory / f'{name}.json', tables[name])
+    files.write_json(self.directory / 'results.json', results)
+    figures = {name: row['fresh']['mean'] for name, row in tables.items()}
+    journal.mark_complete(self.directory, section.evaluations, figures)
+    self.say(
+      ', '.join(f'{name} {value:.4g}' for name, value in figures.items())
+      + f' with fresh noise; tables in {self.directory}'
+    )
+
+  def say(self, text: str) -> None:
+    """Tells how the search goes on."""
+    processes.say(f'search: {self.directory.name}: {text}')
+
+  def _proposals(self, first: Point, part: int) -> schedule_search.Proposals:
+    section = self._experiment.config.search
+    if self._which.optimizer != 'cma':
+      descent = schedule_search.Descent(**section.descent)
+      return schedule_search.finite_differences(first, descent)
     spread = schedule_search.Spread(**section.spread)
-    if before(experiment, which):
+    if before(self._experiment, self._which):
       spread = spread.times(section.refinement)
-    proposals = schedule_search.covariance_adaptation(
-      first,
-      spread,
-      experiment.order_seed(f'search/{which.name}/{part}'),
-    )
-  else:
-    proposals = schedule_search.finite_differences(
-      first, schedule_search.Descent(**section.descent)
-    )
-  progress = Progress(f'search {which.name}', count)
-  best, best_distance = first, float('inf')
-  proposal = next(proposals)
-  for index in range(part * count, (part + 1) * count):
-    point = _agreed(proposal.point)
-    kept = ledger.get(
-      f'evaluation/{index}',
-      functools.partial(_evaluation, objective, point, index),
-    )
-    if kept['point'] != point.tolist():
-      raise UserError(
-        f'search/{which.name}: evaluation {index} was made elsewhere than the'
-        ' optimizer asks now, so it was begun with other versions of the'
-        ' libraries; delete the directory or use those'
-      )
-    distance = kept['distance']
-    progress.update(index + 1 - part * count, rows.add(point, distance))
-    if distance < best_distance:
-      best, best_distance = point, distance
-    proposal = proposals.send(distance)
-  progress.close()
-  return Found(_agreed(proposal.centre), best, best_distance)
+    seed = self._experiment.order_seed(f'search/{self._which.name}/{part}')
+    return schedule_search.covariance_adaptation(first, spread, seed)
 
 
 def _evaluation(
-  objective: Objective, point: schedule_search.Point, index: int
+  objective: Objective, point: Point, index: int
 ) -> dict[str, Any]:
   distance = objective(point, index)
   if not math.isfinite(distance):
@@ -308,24 +309,12 @@ def _evaluation(
   return {'point': point, 'distance': distance}
 
 
-def _agreed(point: schedule_search.Point) -> schedule_search.Point:
+def _agreed(point: Point) -> Point:
   """The point as process 0 has it: the last bit may differ between hosts."""
   return np.array(processes.from_first(point.tolist), np.float64)
 
 
-def ledger_of(
-  experiment: Experiment, which: Search, directory: pathlib.Path
-) -> Ledger:
-  """What was evaluated so far.
-
-  Raises:
-    UserError: if it was begun with other settings.
-  """
-  settings = about(experiment, which)
-  return journal.open_ledger(directory, settings, 'config.search')
-
-
-def about(experiment: Experiment, which: Search) -> dict[str, Any]:
+def _about(experiment: Experiment, which: Search) -> dict[str, Any]:
   """What a search depends on besides the rest of the config.
 
   The number of evaluations is none of it, unless several schedules share them:
@@ -339,10 +328,7 @@ def about(experiment: Experiment, which: Search) -> dict[str, Any]:
   if section.rounds:
     names += ['evaluations', 'rounds', 'training_steps']
   settings = section.to_dict()
-  return {
-    **dataclasses.asdict(which),
-    **{name: settings[name] for name in names},
-  }
+  return dataclasses.asdict(which) | {name: settings[name] for name in names}
 
 
 def table_lists(table: PolicyValues) -> dict[str, list[float]]:
@@ -363,8 +349,3 @@ def table_of_lists(lists: dict[str, list[float]]) -> PolicyValues:
 def write_table(path: pathlib.Path, row: dict[str, Any]) -> None:
   """Writes the table of a row of results for `config.sample.table`."""
   files.write_json(path, {**row['table'], 'about': row['fresh']})
-
-
-def say(text: str) -> None:
-  """Tells how the stage goes on."""
-  processes.say(f'search: {text}')

@@ -27,19 +27,12 @@ def check_config(experiment: Experiment) -> None:
 
 
 def run(experiment: Experiment) -> None:
-  """Writes the statistics of the split `config.statistics.split`.
-
-  Args:
-    experiment: its workdir gets `statistics/`.
-
-  Raises:
-    UserError: for a missing network or images that are not there.
-  """
+  """Writes the statistics of the split `config.statistics.split`."""
   config = experiment.config
   check_config(experiment)
   split = config.statistics.split
-  network = features.load(experiment)
   path = reference_statistics.path_of(experiment, split)
   if config.statistics.output:
     path = pathlib.Path(config.statistics.output)
+  network = features.load(experiment)
   reference_statistics.make(experiment, network, split, path)
