@@ -65,7 +65,7 @@ _WITH_ONE_IMPORTER = {
     *('measuring.clip_score', 'measuring.study'),
     *('metrics.inception_score', 'metrics.pixels'),
   ),
-  'a train step': ('learning.classifier',),
+  'a train step': ('learning.classifier', 'learning.policy'),
   'a page or a kind of picture': (
     *('report.comparison', 'report.document'),
     *('report.plots', 'report.published_figures'),
@@ -81,7 +81,7 @@ _WITH_ONE_IMPORTER = {
     'runtime.stopping',
   ),
   'a part of what a config becomes': (
-    *('data.sources.registry', 'experiment.workdir'),
+    *('data.sources.registry', 'experiment.rewards', 'experiment.workdir'),
   ),
 }
 
