@@ -40,8 +40,8 @@ from adanat_jax.decoding import (
   actions,
   buckets,
   loop,
-  schedules,
   step,
+  tables,
   unrolled,
 )
 from adanat_jax.errors import UserError
@@ -123,7 +123,7 @@ class Subject:
   @property
   def table(self) -> PolicyValues:
     """The schedule."""
-    return schedules.enat(self.num_steps, total=self.module.num_tokens)
+    return tables.enat(self.num_steps, total=self.module.num_tokens)
 
   def cost(self, counts: TokenCounts | None) -> int:
     """Operations of one forward of one sample."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import buckets, loop, schedules, step, unrolled
+from adanat_jax.decoding import buckets, loop, schedules, step, tables, unrolled
 from adanat_jax.models import enat, operations
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.types import PolicyValues, TokenCounts
@@ -55,7 +55,7 @@ class ScheduleTest(parameterized.TestCase):
     (3, 256, (256, 221, 128)),
   )
   def test_published_counts(self, num_steps, total, masked):
-    table = schedules.enat(num_steps, total=total)
+    table = tables.enat(num_steps, total=total)
     counts = unrolled.counts_of(table, total)
     self.assertEqual(tuple(step.masked for step in counts), masked)
     reused = 0
@@ -65,7 +65,7 @@ class ScheduleTest(parameterized.TestCase):
       reused = total - masked[i]
 
   def test_published_numbers(self):
-    table = schedules.enat(8)
+    table = tables.enat(8)
     np.testing.assert_allclose(
       table.sampling_temperature,
       [5.25, 4.5, 3.75, 3.0, 2.25, 1.5, 0.75, 1e-3],
@@ -79,11 +79,11 @@ class ScheduleTest(parameterized.TestCase):
     np.testing.assert_allclose(
       table.guidance_scale, 2.5 * np.arange(8) / 8, rtol=1e-6
     )
-    self.assertEqual(schedules.enat(8, lagged=False).guidance_scale[7], 2.5)
+    self.assertEqual(tables.enat(8, lagged=False).guidance_scale[7], 2.5)
 
   def test_counts_of_a_start_with_given_tokens(self):
     # N = 9, five unknown: floor(5 r) of them stay; MaskGIT keeps at least one.
-    table = schedules.hand_made(3, curve='uniform', total=5)
+    table = tables.hand_made(3, curve='uniform', total=5)
     self.assertEqual(
       unrolled.counts_of(table, 9, num_unknown=5, options=step.MASKGIT),
       (TokenCounts(0, 4, 5), TokenCounts(4, 2, 3), TokenCounts(6, 2, 1)),
@@ -91,13 +91,13 @@ class ScheduleTest(parameterized.TestCase):
 
   def test_counts_of_a_ratio_below_zero(self):
     ratio = jnp.float32([0.5, -0.2, 0.0])
-    table = schedules.hand_made(3, total=9)
+    table = tables.hand_made(3, total=9)
     table = dataclasses.replace(table, mask_ratio=ratio)
     counts = unrolled.counts_of(table, 9)
     self.assertEqual([one.masked for one in counts], [9, 4, 0])
 
   def test_counts_with_a_text(self):
-    table = schedules.enat(2, total=_NUM_TOKENS)
+    table = tables.enat(2, total=_NUM_TOKENS)
     self.assertEqual(
       unrolled.counts_of(table, _NUM_TOKENS, text_length=4),
       (TokenCounts(0, 4, 9), TokenCounts(4, 3, 6)),
@@ -106,10 +106,10 @@ class ScheduleTest(parameterized.TestCase):
 
 class DecodeTest(parameterized.TestCase):
   @parameterized.named_parameters(
-    ('published', schedules.enat(3, total=_NUM_TOKENS), 0, step.ADANAT, True),
+    ('published', tables.enat(3, total=_NUM_TOKENS), 0, step.ADANAT, True),
     (
       'given_tokens',
-      schedules.hand_made(3, total=_NUM_TOKENS),
+      tables.hand_made(3, total=_NUM_TOKENS),
       4,
       step.MASKGIT,
       False,
@@ -160,7 +160,7 @@ class DecodeTest(parameterized.TestCase):
       np.testing.assert_array_equal(after, one.masked)
 
   def test_a_traced_table_is_decoded_with_counts_given(self):
-    table = schedules.enat(2, total=_NUM_TOKENS)
+    table = tables.enat(2, total=_NUM_TOKENS)
     start = loop.full_mask(2, _NUM_TOKENS, _MASK)
     variables = random_variables(_SMALL, start, _CLASSES)
 
@@ -282,7 +282,7 @@ class OperationsTest(parameterized.TestCase):
     module = enat.ENAT(1024, 256, width, encoder, decoder, 6, num_classes=1000)
     counts = [
       TokenCounts(0, reused + new, masked)
-      for reused, new, masked in unrolled.counts_of(schedules.enat(8), 256)
+      for reused, new, masked in unrolled.counts_of(tables.enat(8), 256)
     ]
     total = operations.enat_sampling_operations(module, counts, 0, guided=True)
     self.assertAlmostEqual(total / 2e9, expected, delta=0.05)
@@ -298,7 +298,7 @@ class OperationsTest(parameterized.TestCase):
     decoder = operations.decoder_operations(VQGAN(1024, 256), 256)
     total = operations.enat_sampling_operations(
       _published(size),
-      unrolled.counts_of(schedules.enat(num_steps), 256),
+      unrolled.counts_of(tables.enat(num_steps), 256),
       decoder if image else 0,
       guided=True,
     )
@@ -327,7 +327,7 @@ class OperationsTest(parameterized.TestCase):
     module = _SMALL
     if text_length:
       module = dataclasses.replace(_SMALL, num_classes=None, text_width=5)
-    table = schedules.enat(3, total=_NUM_TOKENS)
+    table = tables.enat(3, total=_NUM_TOKENS)
     null = jnp.zeros((text_length, 5)) if text_length else jnp.int32(3)
     condition = null[None]
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, loop, schedules, step
+from adanat_jax.decoding import actions, loop, schedules, step, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import policies
@@ -41,7 +41,7 @@ def eager(num_steps: int, num_tokens: int) -> Schedule:
   """No other schedule has these numbers, guidance and options."""
   return Schedule(
     'eager',
-    schedules.hand_made(num_steps, curve='pow2', total=num_tokens),
+    tables.hand_made(num_steps, curve='pow2', total=num_tokens),
     guided=False,
     options=step.MUSE,
     label='the eager one',
@@ -51,7 +51,7 @@ def eager(num_steps: int, num_tokens: int) -> Schedule:
 
 class ScheduleTest(parameterized.TestCase):
   def test_steps_of_tables_and_agents(self):
-    table = schedules.hand_made(5)
+    table = tables.hand_made(5)
     agent = Agent({}, np.zeros((3, 4)), lambda *_: None)
     columns = jax.tree.map(lambda x: np.stack([x, x], axis=1), table)
     for policy, num_steps, is_table in (
@@ -86,17 +86,17 @@ class ScheduleTest(parameterized.TestCase):
 class AutoNATTest(absltest.TestCase):
   def test_only_eight_steps(self):
     with self.assertRaisesRegex(UserError, 'num_steps=4'):
-      schedules.autonat_large(4)
+      tables.autonat_large(4)
 
   def test_no_guidance_at_first_and_the_sharpest_sampling_last(self):
-    table = schedules.autonat_large()
+    table = tables.autonat_large()
     np.testing.assert_allclose(table.guidance_scale[:3], 1e-4)
     self.assertEqual(int(np.argmin(table.sampling_temperature)), 7)
 
 
 class AdaGenTest(parameterized.TestCase):
   def test_published_numbers(self):
-    table = schedules.adagen(16)
+    table = tables.adagen(16)
     np.testing.assert_allclose(
       table.mask_ratio[jnp.array([0, 1, 7, 14, 15])],
       [0.99519, 0.98080, 0.70718, 0.09811, 0.00010],
@@ -116,7 +116,7 @@ class AdaGenTest(parameterized.TestCase):
     values = actions.values_from_action(
       jnp.zeros((num_steps, 4)), actions.published_residual(num_steps)
     )
-    table = schedules.adagen(num_steps)
+    table = tables.adagen(num_steps)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), values, table
     )

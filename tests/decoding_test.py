@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, loop, schedules, step as step_lib
+from adanat_jax.decoding import (
+  actions,
+  loop,
+  schedules,
+  step as step_lib,
+  tables,
+)
 from adanat_jax.types import DecodeState, PolicyValues
 
 ALL = step_lib.StepOptions(count_from='all')
@@ -58,7 +64,7 @@ class HandComputedTest(DecodingTest):
 
   def test_maskgit_residual(self):
     # T = 4: cos(pi/2 (t + 1) / 4) of 16 tokens, 4.5 falling, nothing else.
-    residual = schedules.maskgit_residual(4)
+    residual = tables.maskgit_residual(4)
     values = actions.values_from_action(jnp.zeros((4, 4)), residual)
     counts = np.floor(16 * np.asarray(values.mask_ratio))
     np.testing.assert_array_equal(counts, [14, 11, 6, 0])
@@ -97,17 +103,17 @@ class HandComputedTest(DecodingTest):
   @parameterized.parameters('cos', 'pow', 'powx', '')
   def test_unknown_curve(self, curve):
     with self.assertRaisesRegex(ValueError, f"'{curve}'.*cosine"):
-      schedules.mask_ratio_curve(jnp.float32([0.5]), 256, curve)
+      tables.mask_ratio_curve(jnp.float32([0.5]), 256, curve)
 
   def test_hand_made_and_muse_tables(self):
     # T = 2: progress 1/2 and 1.
-    table = schedules.hand_made(
+    table = tables.hand_made(
       2, curve='uniform', masking_temperature=4.0, guidance_scale=3.0
     )
     np.testing.assert_allclose(table.mask_ratio, [0.5, 1e-6])
     np.testing.assert_allclose(table.masking_temperature, [2.0, 0.0])
     np.testing.assert_allclose(table.guidance_scale, [1.5, 3.0])
-    table = schedules.muse(2, temperature=4.0, guidance_scale=3.0)
+    table = tables.muse(2, temperature=4.0, guidance_scale=3.0)
     np.testing.assert_allclose(table.sampling_temperature, [2.0, 0.0])
     np.testing.assert_allclose(table.masking_temperature, [2.0, 0.0])
     np.testing.assert_allclose(table.guidance_scale, [0.0, 1.5])
@@ -164,7 +170,7 @@ class HandComputedTest(DecodingTest):
           jnp.zeros((1, 9, 5)),
           cache,
         ),
-        schedules.table_policy(schedules.hand_made(3)),
+        schedules.table_policy(tables.hand_made(3)),
         tokens=tokens,
         condition=jnp.zeros(1, jnp.int32),
         null_condition=None,

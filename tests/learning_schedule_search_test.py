@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop, schedules, step as step_lib
+from adanat_jax.decoding import loop, schedules, step as step_lib, tables
 from adanat_jax.learning import schedule_search
 from adanat_jax.stages import search_common
 from parity_cases import suite
@@ -87,7 +87,7 @@ class PointTest(absltest.TestCase):
 
   def test_counts_of_the_published_table(self):
     self.assertEqual(
-      schedule_search.masked_counts(schedules.autonat_large(), 256),
+      schedule_search.masked_counts(tables.autonat_large(), 256),
       [244, 225, 203, 190, 159, 104, 66, 1],
     )
 
@@ -283,7 +283,7 @@ class AutonatParityTest(parameterized.TestCase):
     outputs = reference.outputs
     self.assertEqual(set(outputs), {'masked_ids', 'final_ids'})
     masked = (outputs['masked_ids'] == reference.config['codebook_size']).sum(2)
-    table = schedules.autonat_large()
+    table = tables.autonat_large()
     counts = [256, *schedule_search.masked_counts(table, 256)[:-1]]
     np.testing.assert_array_equal(masked, np.stack([counts, counts], axis=1))
 

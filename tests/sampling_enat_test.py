@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import buckets, schedules, unrolled
+from adanat_jax.decoding import buckets, tables, unrolled
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
@@ -74,7 +74,7 @@ def plans(which: Generator, *args: Any, **options: Any) -> Any:
 
 class TablesTest(absltest.TestCase):
   def test_static_counts_change_no_token(self):
-    table = schedules.hand_made(T, total=N, guidance_scale=1.0)
+    table = tables.hand_made(T, total=N, guidance_scale=1.0)
     static, seen = plans(generator(), LABELS, T, 3, table)
     expected = unrolled.counts_of(table, N)
     self.assertEqual([plan.counts for plan in seen], [expected] * 2)
@@ -89,7 +89,7 @@ class TablesTest(absltest.TestCase):
   def test_given_tokens_are_counted(self):
     canvases = np.full((2, N), K, np.int32)
     canvases[:, 2:4] = 1
-    table = schedules.hand_made(T, total=N)
+    table = tables.hand_made(T, total=N)
     samples, seen = plans(generator(), LABELS[:2], T, 3, table, tokens=canvases)
     self.assertEqual(seen[0].counts[0], (0, 2, N - 2))
     np.testing.assert_array_equal(samples.tokens[:, 2:4], 1)
@@ -128,7 +128,7 @@ class PoliciesTest(absltest.TestCase):
 
   def test_what_is_the_same_for_all_samples_needs_no_buckets(self):
     key = jax.random.key(0)
-    table = schedules.hand_made(T, total=N)
+    table = tables.hand_made(T, total=N)
     for policy in ('hand-made', table):
       same = generator().with_buckets(policy, LABELS, key, num_steps=T)
       self.assertIs(same, generator())
@@ -168,7 +168,7 @@ def tokens_of_all_ways(num_devices: int, fsdp: int) -> dict[str, Any]:
     'learned', LABELS, jax.random.key(7), num_steps=T, num_buckets=3
   )
   kernel = params['blocks_0']['attention']['query']['kernel']
-  table = schedules.hand_made(T, total=N, guidance_scale=1.0)
+  table = tables.hand_made(T, total=N, guidance_scale=1.0)
   samples = {
     'static': some.generate(LABELS, T, 3, table),
     'masked': some.generate(LABELS, T, 5),

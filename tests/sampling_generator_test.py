@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop, schedules
+from adanat_jax.decoding import loop, schedules, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
@@ -106,7 +106,7 @@ class GeneratorTest(parameterized.TestCase):
 
   def test_a_table_decodes_as_the_loop_does(self):
     generator = toy_generator(3)
-    table = schedules.hand_made(T, total=N, guidance_scale=1.0)
+    table = tables.hand_made(T, total=N, guidance_scale=1.0)
     result = generator.generate([2, 0, 1], T, 5, table)
 
     def denoiser(tokens, condition, cache):
@@ -138,12 +138,12 @@ class GeneratorTest(parameterized.TestCase):
     ),
     (dict(policy=3), 'policy is 3; give learned'),
     (
-      dict(policy=Schedule('mine', schedules.hand_made(4))),
+      dict(policy=Schedule('mine', tables.hand_made(4))),
       'the schedule mine has 4 steps, num_steps is 3',
     ),
     (dict(policy='autonat_large'), "AutoNAT-L's schedule has 8 steps"),
     (
-      dict(policy=schedules.hand_made(4)),
+      dict(policy=tables.hand_made(4)),
       'the table has 4 steps, num_steps is 3',
     ),
     (dict(tokens=np.zeros((2, N), int)), r'tokens are int64\[2, \d+\]; give'),

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import schedules
+from adanat_jax.decoding import tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
@@ -76,7 +76,7 @@ class BenchmarkTest(parameterized.TestCase):
       (row,) = self.evaluate(config)['rows']
     self.assertEqual(row['label'], "ENAT's hand-made")
     images = generator.decode(
-      Schedule('enat_256', schedules.enat_256(2)),
+      Schedule('enat_256', tables.enat_256(2)),
       np.arange(COUNT) % 2,
       Experiment(config, 'unused').key('scores/0'),
     ).images

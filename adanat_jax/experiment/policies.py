@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.decoding import actions, schedules
+from adanat_jax.decoding import actions, tables
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.runtime import checkpoint, sharding
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KINDS = ('adaptive', 'constant')
 RESIDUALS = {
   'published': actions.published_residual,
-  'maskgit': schedules.maskgit_residual,
+  'maskgit': tables.maskgit_residual,
   'none': actions.no_residual,
 }
 

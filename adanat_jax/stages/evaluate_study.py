@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.decoding import actions, schedules, step as step_lib
+from adanat_jax.decoding import actions, schedules, step as step_lib, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
@@ -60,7 +60,7 @@ def schedule_of_setting(
   """
   return Schedule(
     'tuned',
-    schedules.hand_made(num_steps, total=num_tokens, **setting),
+    tables.hand_made(num_steps, total=num_tokens, **setting),
     guided=setting['guidance_scale'] > 0,
     options=step_lib.MASKGIT,
     label=f'hand-made, best of {evaluations}',

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 import numpy as np
 
-from adanat_jax.decoding import buckets, schedules, step, unrolled
+from adanat_jax.decoding import buckets, step, tables, unrolled
 from adanat_jax.models import operations
 from adanat_jax.models.enat import ENAT, SIZES
 from adanat_jax.report import style
@@ -231,8 +231,8 @@ def left_of(column: int) -> float:
 def draw(path: pathlib.Path) -> None:
   """Draws the figure into a PNG file."""
   matplotlib.rcParams['hatch.linewidth'] = 0.9
-  hand = counts_of(schedules.enat_256(NUM_STEPS))
-  searched = counts_of(schedules.autonat_large(NUM_STEPS), step.AUTONAT)
+  hand = counts_of(tables.enat_256(NUM_STEPS))
+  searched = counts_of(tables.autonat_large(NUM_STEPS), step.AUTONAT)
   images = [imagined(speed) for speed in (0.75, 1.05, 1.5)]
   every = [([hand], (HAND,)), ([searched], (SEARCH,)), (images, IMAGES)]
   heading: dict[str, Any] = dict(color=style.INK, fontsize=10.5)

@@ -10,7 +10,7 @@ import numpy as np
 
 from adanat_jax import types
 from adanat_jax.convert import nat
-from adanat_jax.decoding import actions, loop, schedules, step
+from adanat_jax.decoding import actions, loop, schedules, step, tables
 from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
@@ -141,7 +141,7 @@ def maskgit_schedule(reference: Reference) -> Outputs:
   for name in reference.outputs:
     curve, total, *at_zero = name.split('/')
     done = np.float32(0.0) if at_zero else reference.inputs['ratios']
-    result[name] = schedules.mask_ratio_curve(done, int(total), curve)
+    result[name] = tables.mask_ratio_curve(done, int(total), curve)
   return result
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.convert import enat as convert
-from adanat_jax.decoding import loop, schedules, unrolled
+from adanat_jax.decoding import loop, schedules, tables, unrolled
 from adanat_jax.models import enat
 from adanat_jax.types import TokenCounts
 from support.reference_arrays import Reference
@@ -101,7 +101,7 @@ def decode(reference: Reference) -> Outputs:
   module, params = _network(reference.neighbour('enat_decode', 'enat'))
   noise = loop.Noise(given['gumbel_categorical'], given['gumbel_confidence'])
   num_steps, batch, num_tokens = noise.confidence.shape
-  table = schedules.enat(
+  table = tables.enat(
     num_steps,
     total=num_tokens,
     sampling_temperature=config['samp_temp'],

@@ -14,7 +14,7 @@ from adanat_jax.convert import (
   layout,
   maskgit,
 )
-from adanat_jax.decoding import loop, schedules, step
+from adanat_jax.decoding import loop, schedules, step, tables
 from adanat_jax.metrics import frechet, inception_score
 from adanat_jax.models import inception as inception_model
 from adanat_jax.models.maskgit import MASK_ID, MaskGITTransformer
@@ -85,7 +85,7 @@ def decode(reference: Reference) -> Outputs:
   decoded = loop.decode(
     denoiser,
     schedules.table_policy(
-      schedules.hand_made(
+      tables.hand_made(
         config['T'],
         curve=config['method'],
         total=start.shape[1],
