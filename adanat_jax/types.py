@@ -7,6 +7,7 @@ entries, `D` feature width, `T` decoding steps, `A` = 4 actions.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple, TypeAlias
 
 from flax import struct
@@ -32,16 +33,46 @@ class PolicyValues:
 
   Attributes:
     mask_ratio: in [0, 1], the share of tokens that is masked after the step.
+      For the adaptive rules of `StepOptions.commit` it is their bound.
     sampling_temperature: >= 0, divides the guided logits before sampling.
     masking_temperature: >= 0, scales the Gumbel noise on the confidences.
     guidance_scale: >= 0, the `w` of `c + w (c - u)`; 0 is no guidance. The
       number that diffusers calls guidance scale is `1 + w`.
+    revisit_rate: in [0, 1], the share of known tokens that are masked again;
+      None where `StepOptions.revisit` is `'never'`.
   """
 
   mask_ratio: Array  # float32[B]
   sampling_temperature: Array  # float32[B]
   masking_temperature: Array  # float32[B]
   guidance_scale: Array  # float32[B]
+  revisit_rate: Array | None = None  # float32[B]
+
+  def by_name(self) -> dict[str, Array]:
+    """The numbers by name, less those that are None."""
+    fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+    return {name: value for name, value in fields if value is not None}
+
+
+@struct.dataclass
+class Observation:
+  """What a policy may read before a step.
+
+  The law is that of the conditional logits, at temperature 1 and unguided: the
+  policy has yet to say how they are guided. What a policy does not read is not
+  computed.
+
+  Attributes:
+    features: what the denoiser returns beside its logits.
+    max_prob: the largest probability of each position.
+    entropy: the entropy of each position, in nats.
+    masked: whether the position is masked.
+  """
+
+  features: Array  # float[B, N, D]
+  max_prob: Array  # float32[B, N]
+  entropy: Array  # float32[B, N]
+  masked: Array  # bool[B, N]
 
 
 @struct.dataclass
@@ -68,11 +99,27 @@ class DecodeState:
     sampled: the complete grid that the last step sampled; equal to `tokens`
       wherever those are known.
     num_unknown: how many positions were masked at the start of the decode.
+    passes: how many denoiser passes the sample has taken; a guided step takes
+      two.
+    given: which positions were known at the start; kept where tokens are
+      revisited, as is
+    confidence: the probability with which each token was committed.
+    share_masked: the expected share of unknown tokens that is masked; kept by
+      the commit rule `'independent'`.
+    log_probs: the law of each position in the step before, and
+    unchanged: for how many steps it has changed little; kept by the commit rule
+      `'stable'`.
   """
 
   tokens: Array  # int32[B, N]
   sampled: Array  # int32[B, N]
   num_unknown: Array  # int32[B]
+  passes: Array | None = None  # int32[B]
+  given: Array | None = None  # bool[B, N]
+  confidence: Array | None = None  # float32[B, N]
+  share_masked: Array | None = None  # float32[B]
+  log_probs: Array | None = None  # float32[B, N, K]
+  unchanged: Array | None = None  # int32[B, N]
 
 
 class TokenCounts(NamedTuple):
@@ -117,10 +164,10 @@ Denoiser: TypeAlias = Callable[
   [Array, Condition, Cache], tuple[Array, Array, Cache]
 ]
 
-# (step int32[], features float[B, N, D], keys key[B], carry)
+# (step int32[], observation, keys key[B], carry)
 #   -> (PolicyValues of float32[B], PolicyAux or (), carry)
 Policy: TypeAlias = Callable[
-  [Array, Array, Array, Carry], tuple[PolicyValues, Any, Carry]
+  [Array, Observation, Array, Carry], tuple[PolicyValues, Any, Carry]
 ]
 
 # (images float32[B, H, W, C] in [0, 1], condition, key) -> float32[B]

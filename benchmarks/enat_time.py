@@ -50,7 +50,13 @@ from adanat_jax.models import denoisers, enat, operations
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.runtime import timing
 from adanat_jax.sampling.program import Plan, decode_tokens
-from adanat_jax.types import Array, Policy, PolicyValues, TokenCounts
+from adanat_jax.types import (
+  Array,
+  Observation,
+  Policy,
+  PolicyValues,
+  TokenCounts,
+)
 
 WAYS = ('all', 'static', 'buckets', 'masks')
 # Batches that buckets are chosen on; those that are timed come after them.
@@ -83,9 +89,9 @@ class Replaying(Agent):
     inner = super().policy(*how)
 
     def policy(
-      step: Array, features: Array, keys: Array, carry: Any
+      step: Array, observation: Observation, keys: Array, carry: Any
     ) -> tuple[PolicyValues, Any, Any]:
-      values, aux, carry = inner(step, features, keys, carry)
+      values, aux, carry = inner(step, observation, keys, carry)
       return values.replace(mask_ratio=self.ratios[step]), aux, carry
 
     return policy

@@ -35,10 +35,10 @@ def denoiser(tokens, condition, cache):
   return features, 2.0 * features @ head, cache
 
 
-def adaptive_policy(step, features, keys, carry):
+def adaptive_policy(step, observation, keys, carry):
   """Reads the features, draws noise, and carries how often it was asked."""
   draw = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys)
-  signal = jax.nn.sigmoid(features.mean((1, 2)))
+  signal = jax.nn.sigmoid(observation.features.mean((1, 2)))
   fade = 1 - (step + 1) / T
   values = PolicyValues(
     mask_ratio=fade * (0.5 + 0.5 * signal),
@@ -197,7 +197,8 @@ class InvariantsTest(DecodingTest):
     def one_step(state, carry, t):
       policy_keys, token_keys, confidence_keys = keys_of_step(keys, t)
       features, logits, _ = denoiser(state.tokens, condition, ())
-      values, _, carry = adaptive_policy(t, features, policy_keys, carry)
+      seen = loop.observe(features, logits, state.tokens == MASK)
+      values, _, carry = adaptive_policy(t, seen, policy_keys, carry)
       if guided:
         _, null, _ = denoiser(state.tokens, jnp.full(B, C), ())
         logits = step_lib.guide(logits, null, values.guidance_scale)

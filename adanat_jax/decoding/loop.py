@@ -4,10 +4,11 @@ Each of the `num_steps` rounds
 
 1. runs the denoiser on the canvas, with the condition and (when guided) with
    the null condition, both in one call;
-2. asks the policy for the four numbers of this step;
+2. asks the policy for the numbers of this step;
 3. takes one `decode_step`.
 
-So a guided decode costs `2 T` denoiser passes and an unguided one `T`. Noise
+So a guided decode costs `2 T` denoiser passes and an unguided one `T`; by an
+adaptive commit rule, what a sample needs to be full. Noise
 belongs to the sample: sample `i` owns a key, and step `t` uses `fold_in(key,
 t)`, so in float32 on a CPU the same key gives the same tokens whatever the
 batch, the devices or the processes around it.
@@ -16,6 +17,7 @@ batch, the devices or the processes around it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -30,8 +32,8 @@ from adanat_jax.types import (
   Cache,
   Carry,
   Condition,
-  DecodeState,
   Denoiser,
+  Observation,
   Policy,
   Trajectory,
 )
@@ -50,6 +52,7 @@ class Decoded:
   """What a decode returns."""
 
   tokens: Array  # int32[B, N]; complete grids: what the last step sampled
+  passes: Array  # int32[B]; denoiser passes that each sample needed
   trajectory: Trajectory | None
 
 
@@ -81,6 +84,14 @@ def _step_keys(keys: Array, step: Array) -> tuple[Array, Array, Array]:
 def _gumbel(keys: Array, shape: tuple[int, ...]) -> Array:
   """Standard Gumbel noise float32[B, *shape], each sample from its own key."""
   return jax.vmap(lambda k: jax.random.gumbel(k, shape, jnp.float32))(keys)
+
+
+def observe(features: Array, logits: Array, masked: Array) -> Observation:
+  """What a policy may read of float[B, N, D] features, [B, N, K] logits."""
+  law = jax.nn.log_softmax(logits, axis=-1)
+  return Observation(
+    features, jnp.exp(law.max(-1)), step_lib.entropy(law), masked
+  )
 
 
 def denoise(
@@ -135,6 +146,7 @@ def decode(
   num_steps: int,
   mask_token: int,
   options: step_lib.StepOptions = step_lib.ADANAT,
+  priority: Array | None = None,
   policy_carry: Carry = (),
   cache: Cache = (),
   noise: Noise | None = None,
@@ -145,7 +157,7 @@ def decode(
   Args:
     denoiser: `(tokens, condition, cache) -> (features, logits, cache)`; or T of
       them, one a step: the loop is unrolled then, and caches may change shape.
-    policy: `(step, features, keys, carry) -> (values, aux, carry)`.
+    policy: `(step, observation, keys, carry) -> (values, aux, carry)`.
     tokens: int32[B, N], the canvas to start from; `mask_token` where unknown.
       Given tokens never change.
     condition: pytree with leading axis B.
@@ -154,7 +166,10 @@ def decode(
     keys: key[B], one typed key a sample.
     num_steps: T, static.
     mask_token: `codebook_size`.
-    options: see `step.StepOptions`.
+    options: see `step.StepOptions`. By an adaptive rule `num_steps` is the
+      most there may be: the last one makes all known, and when every sample of
+      the batch is full no more are taken.
+    priority: float32[N] or float32[B, N], for the order `'given'`.
     policy_carry: what the policy carries from step to step, at the start.
     cache: what the denoiser carries from step to step, at the start.
     noise: Gumbel noise to use instead of drawing it from `keys`.
@@ -165,18 +180,19 @@ def decode(
   """
   chex.assert_rank([tokens, keys], [2, 1])
   chex.assert_equal_shape_prefix([tokens, keys], 1)
-  num_unknown = (tokens == mask_token).sum(-1)
-  state = DecodeState(tokens=tokens, sampled=tokens, num_unknown=num_unknown)
+  state = step_lib.start(tokens, mask_token, options)
+  passes_of_step = 1 if null_condition is None else 2
 
   def body(carry: Any, inputs: Any, denoiser: Denoiser) -> tuple[Any, Any]:
     state, policy_carry, cache = carry
     step, given_noise = inputs
+    masked = state.tokens == mask_token
     features, logits, unconditional, cache = denoise(
       denoiser, state.tokens, condition, null_condition, cache
     )
     policy_keys, token_keys, confidence_keys = _step_keys(keys, step)
     values, aux, policy_carry = policy(
-      step, features, policy_keys, policy_carry
+      step, observe(features, logits, masked), policy_keys, policy_carry
     )
     if unconditional is not None:
       logits = step_lib.guide(logits, unconditional, values.guidance_scale)
@@ -185,6 +201,7 @@ def decode(
         tokens=_gumbel(token_keys, logits.shape[1:]),
         confidence=_gumbel(confidence_keys, logits.shape[1:2]),
       )
+    share, left = jnp.divmod(state.num_unknown, num_steps)
     new_state = step_lib.decode_step(
       state,
       logits,
@@ -193,36 +210,63 @@ def decode(
       given_noise.confidence,
       mask_token=mask_token,
       options=options,
+      priority=priority,
+      even_share=share + (step < left),
     )
+    needed = masked.any(-1) if options.revisit == 'never' else True
+    passes = state.passes + passes_of_step * needed
+    new_state = dataclasses.replace(new_state, passes=passes)
     recorded = None
     if record:
-      was_masked = (state.tokens == mask_token).sum(-1)
-      is_masked = (new_state.tokens == mask_token).sum(-1)
+      is_masked = new_state.tokens == mask_token
       recorded = Trajectory(
         features=features,
         tokens=new_state.tokens,
         sampled=new_state.sampled,
         values=values,
         aux=aux,
-        num_committed=was_masked - is_masked,
+        num_committed=masked.sum(-1) - is_masked.sum(-1),
       )
     return (new_state, policy_carry, cache), recorded
 
+  def body_if_needed(
+    carry: Any, inputs: Any, denoiser: Denoiser
+  ) -> tuple[Any, Any]:
+    """Skips the step if every sample of the batch is full."""
+    run = functools.partial(body, denoiser=denoiser)
+    _, recorded = jax.eval_shape(run, carry, inputs)
+
+    def skip(carry: Any, inputs: Any) -> tuple[Any, Any]:
+      del inputs
+      if recorded is None:
+        return carry, None
+      rows = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), recorded)
+      state = carry[0]
+      return carry, dataclasses.replace(
+        rows, tokens=state.tokens, sampled=state.sampled
+      )
+
+    unfinished = (carry[0].tokens == mask_token).any()
+    return jax.lax.cond(unfinished, run, skip, carry, inputs)
+
+  one_step = body_if_needed if options.is_adaptive else body
   steps = jnp.arange(num_steps, dtype=jnp.int32)
   carry, inputs = (state, policy_carry, cache), (steps, noise)
   if callable(denoiser):
     (state, _, _), trajectory = jax.lax.scan(
-      functools.partial(body, denoiser=denoiser), carry, inputs
+      functools.partial(one_step, denoiser=denoiser), carry, inputs
     )
   else:
     chex.assert_equal(len(denoiser), num_steps)
     rows = []
     for t, one in enumerate(denoiser):
-      carry, row = body(carry, jax.tree.map(lambda x, t=t: x[t], inputs), one)
+      inputs_of = jax.tree.map(lambda x, t=t: x[t], inputs)
+      carry, row = one_step(carry, inputs_of, one)
       rows.append(row)
     state, _, _ = carry
     trajectory = jax.tree.map(lambda *x: jnp.stack(x), *rows)
-  return Decoded(tokens=state.sampled, trajectory=trajectory)
+  assert state.passes is not None  # `start` has set it to 0.
+  return Decoded(state.sampled, state.passes, trajectory)
 
 
 def revealed_at(trajectory: Trajectory, start: Array, mask_token: int) -> Array:

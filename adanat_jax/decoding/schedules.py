@@ -33,7 +33,7 @@ from adanat_jax.decoding.tables import (
   hand_made,
 )
 from adanat_jax.errors import UserError
-from adanat_jax.types import Array, Carry, Policy, PolicyValues
+from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
 
 
 @runtime_checkable
@@ -98,10 +98,10 @@ def table_policy(table: PolicyValues) -> Policy:
   """
 
   def policy(
-    step: Array, features: Array, keys: Array, carry: Carry
+    step: Array, observation: Observation, keys: Array, carry: Carry
   ) -> tuple[PolicyValues, tuple[()], Carry]:
-    del keys
-    batch = features.shape[:1]
+    del observation
+    batch = keys.shape
     values = jax.tree.map(
       lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32)[step], batch),
       table,

@@ -4,13 +4,19 @@
 2. sample:  `token ~ Categorical(l / sampling_temperature)` at every position,
             as the arg max of `l + sampling_temperature * Gumbel`, which is the
             same draw and is defined at temperature 0 too;
-3. score:   the confidence of the drawn token, plus
-            `masking_temperature * Gumbel`; known tokens are infinitely sure;
-4. re-mask: the `floor(mask_ratio * total)` least confident tokens are masked
-            again, those that were already known never.
+3. score:   the confidence of every masked position, by `StepOptions.order`,
+            plus `masking_temperature * Gumbel`;
+4. commit:  the surest positions become known, as many as `StepOptions.commit`
+            says. With `'ratio'` all but `floor(mask_ratio * total)` of them;
+5. revisit: known tokens may be masked again, if `StepOptions.revisit` says so.
 
 AdaNAT's step (LeapLabTHU/AdaNAT train.py), MaskGIT's, Muse's, AutoNAT's and
-ENAT's differ only in the options of `StepOptions`.
+ENAT's differ only in counts and confidences. With the order `'sampled'`, which
+is theirs, a position is chosen by the token that was drawn for it, so the
+tokens that are kept are likelier than the network says: see
+`effective_temperature`. All other orders choose positions without looking at
+the draw. Their tokens follow the network's law; with one token a step and no
+guidance so does the whole grid.
 """
 
 from __future__ import annotations
@@ -23,10 +29,13 @@ import jax.numpy as jnp
 
 from adanat_jax.types import Array, DecodeState, PolicyValues
 
+# Temperatures that divide are at least this.
+_COLDEST = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-  """The choices in which published decoders differ.
+  """The choices in which decoders differ.
 
   Attributes:
     count_from: `mask_ratio` is a share of `'all'` N tokens (AdaNAT, AutoNAT,
@@ -36,14 +45,66 @@ class StepOptions:
     clamp: `'none'` takes the ratio as it is, so that a step may reveal all or
       nothing (AdaNAT; ENAT, whose counts are exact by construction);
       `'progress'` keeps at least one token masked and reveals at least one
-      (MaskGIT, Muse, AutoNAT).
-    confidence: `'log_prob'` is the log-softmax of the guided logits at
-      temperature 1, `'logit'` the guided logit itself (Muse).
+      (MaskGIT, Muse, AutoNAT); `'reveal'` reveals at least one (Halton).
+    rounding: of the number of masked tokens, `'floor'` or `'ceil'` (Halton).
+    confidence: of the order `'sampled'`: `'log_prob'` is the log-softmax of the
+      guided logits at temperature 1, `'logit'` the guided logit itself (Muse).
+    order: which positions are surest. `'sampled'`: by the confidence of the
+      drawn token. By the law of the token, guided and tempered: `'max_prob'`,
+      its largest log-probability; `'entropy'`, minus its entropy in nats;
+      `'margin'`, between the two largest probabilities; `'moment'`, by which
+      positions are chosen as `'sampled'` would choose a few of many, without
+      looking at the draw (Hayakawa et al., arXiv 2510.04525). `'given'`: by the
+      `priority` of the decode (Halton).
+    commit: how many become known. `'ratio'`: all but the share `mask_ratio`.
+      `'independent'`: each position on its own, so that the share `mask_ratio`
+      of the unknown is masked on average (Sahoo et al., MDLM). The others use
+      the first of the four numbers as their bound, and commit one position at
+      least: `'entropy_bound'`: the longest row of surest positions with
+      `sum(entropies) - max(entropies) <= bound`, in nats (Ben-Hamu et al.,
+      arXiv 2505.24857); `'threshold'`: where the largest probability of the
+      guided logits at temperature 1 is at least the bound (Wu et al., arXiv
+      2505.22618); `'stable'`: where it is above the bound and the law has
+      changed little in the last steps, else an even share (KLASS, Kim et al.,
+      arXiv 2511.05664).
+    revisit: which known tokens are masked again, the share `revisit_rate` of
+      them, given ones never (ReMDM, Wang et al., arXiv 2503.00307). `'never'`;
+      `'uniform'`: any; `'scored'`: those that were least probable when they
+      became known. With the commit rule `'ratio'` exactly
+      `floor(revisit_rate * known)` are, and as many more become known. With
+      `'independent'` each is with that probability; `'scored'` then divides one
+      `revisit_rate` among all in proportion to `exp(-probability)`.
+    divergence: of `'stable'`, the Kullback-Leibler divergence from one step to
+      the next, in nats, below which a law has changed little.
+    history: of `'stable'`, for how many steps it must have.
   """
 
   count_from: Literal['unknown', 'all'] = 'unknown'
-  clamp: Literal['none', 'progress'] = 'none'
+  clamp: Literal['none', 'progress', 'reveal'] = 'none'
+  rounding: Literal['floor', 'ceil'] = 'floor'
   confidence: Literal['log_prob', 'logit'] = 'log_prob'
+  order: Literal[
+    'sampled', 'max_prob', 'entropy', 'margin', 'moment', 'given'
+  ] = 'sampled'
+  commit: Literal[
+    'ratio', 'independent', 'entropy_bound', 'threshold', 'stable'
+  ] = 'ratio'
+  revisit: Literal['never', 'uniform', 'scored'] = 'never'
+  divergence: float = 0.01
+  history: int = 2
+
+  @property
+  def is_adaptive(self) -> bool:
+    """Whether the canvas decides how many tokens a step reveals.
+
+    Then a sample may be full before the last step, and takes no further pass.
+    """
+    return self.commit in ('entropy_bound', 'threshold', 'stable')
+
+  @property
+  def has_counts(self) -> bool:
+    """Whether a table alone says how many tokens are masked at each step."""
+    return self.commit == 'ratio' and self.revisit == 'never'
 
 
 ADANAT = StepOptions()
@@ -112,9 +173,13 @@ def count_to_mask(
     total = jnp.full_like(num_unknown, num_tokens)
   else:
     total = num_unknown
-  count = jnp.floor(total * mask_ratio).astype(jnp.int32)
+  exact = total * mask_ratio
+  rounded = jnp.ceil(exact) if options.rounding == 'ceil' else jnp.floor(exact)
+  count = rounded.astype(jnp.int32)
   if options.clamp == 'progress':
     return jnp.maximum(1, jnp.minimum(num_masked - 1, count))
+  if options.clamp == 'reveal':
+    return jnp.maximum(0, jnp.minimum(num_masked - 1, count))
   return jnp.minimum(count, jnp.maximum(total - 1, 0))
 
 
@@ -127,6 +192,96 @@ def least_confident(confidence: Array, count: Array) -> Array:
   return rank < count[:, None]
 
 
+def effective_temperature(values: PolicyValues, options: StepOptions) -> Array:
+  """The temperature of the law that the kept tokens follow, float32[...].
+
+  Choosing positions by the confidence of the drawn token sharpens what is kept:
+  where few of many are kept, `1 / (1 / sampling_temperature + 1 /
+  masking_temperature)`. The order `'moment'` draws at that temperature, all
+  others at the sampling temperature.
+  """
+  sampling = values.sampling_temperature
+  if options.order not in ('sampled', 'moment'):
+    return sampling
+  masking = values.masking_temperature
+  return sampling * masking / jnp.maximum(sampling + masking, _COLDEST)
+
+
+def position_scores(
+  logits: Array, values: PolicyValues, options: StepOptions
+) -> Array:
+  """How sure the network is of each position, float32[B, N].
+
+  Args:
+    logits: float32[B, N, K], guided.
+    values: float32[B] each.
+    options: `order` is one that does not look at the draw, nor is given.
+  """
+  coldest = lambda x: jnp.maximum(x, _COLDEST)[:, None, None]
+  log_probs = jax.nn.log_softmax(
+    logits / coldest(values.sampling_temperature), axis=-1
+  )
+  if options.order == 'max_prob':
+    return log_probs.max(-1)
+  if options.order == 'entropy':
+    return -entropy(log_probs)
+  if options.order == 'margin':
+    best, second = jnp.moveaxis(jax.lax.top_k(log_probs, 2)[0], -1, 0)
+    return jnp.exp(best) - jnp.exp(second)
+  masking = coldest(values.masking_temperature)
+  weighed = log_probs + jax.nn.log_softmax(logits, axis=-1) / masking
+  return masking[..., 0] * jax.nn.logsumexp(weighed, axis=-1)
+
+
+def entropy(log_probs: Array) -> Array:
+  """The entropy in nats, float32[...], of laws `log_probs` float32[..., K]."""
+  return -(jnp.exp(log_probs) * log_probs).sum(-1)
+
+
+def bounded_prefix(entropies: Array, bound: Array) -> Array:
+  """How many of a row may be known at once, int32[...], at least one.
+
+  The longest prefix with `sum - max <= bound`, which bounds the total
+  correlation that drawing its tokens independently neglects (arXiv 2505.24857).
+
+  Args:
+    entropies: float32[..., M] in nats, surest position first.
+    bound: float32[...].
+  """
+  before = jax.lax.cummax(entropies, axis=entropies.ndim - 1)[..., :-1]
+  # sum - max, term by term: a new entropy adds the lesser of it and the max.
+  added = jnp.minimum(entropies[..., 1:], before)
+  fits = jnp.cumsum(added, axis=-1) <= bound[..., None]
+  return 1 + fits.sum(-1, dtype=jnp.int32)
+
+
+def start(
+  tokens: Array, mask_token: int, options: StepOptions = ADANAT
+) -> DecodeState:
+  """The state before the first step, from a canvas int32[B, N]."""
+  masked = tokens == mask_token
+  nothing = jnp.zeros(tokens.shape, jnp.float32)
+  state = DecodeState(
+    tokens=tokens,
+    sampled=tokens,
+    num_unknown=masked.sum(-1),
+    passes=jnp.zeros(len(tokens), jnp.int32),
+  )
+  if options.revisit != 'never':
+    state = dataclasses.replace(state, given=~masked, confidence=nothing)
+  if options.commit == 'independent':
+    state = dataclasses.replace(state, share_masked=jnp.ones(len(tokens)))
+  if options.commit == 'stable':
+    shape = (*tokens.shape, mask_token)
+    state = dataclasses.replace(
+      state,
+      # Any first law is far from this one.
+      log_probs=jnp.full(shape, -1e9),
+      unchanged=jnp.zeros(tokens.shape, jnp.int32),
+    )
+  return state
+
+
 def decode_step(
   state: DecodeState,
   logits: Array,
@@ -136,32 +291,176 @@ def decode_step(
   *,
   mask_token: int,
   options: StepOptions,
+  priority: Array | None = None,
+  even_share: Array | int = 1,
 ) -> DecodeState:
-  """Samples every unknown token and masks the least confident ones again.
+  """Samples every unknown token and makes the surest ones known.
 
   Args:
-    state: the canvas before the step.
+    state: the canvas before the step, see `start`.
     logits: float32[B, N, K], already guided.
-    values: the policy's four numbers, float32[B] each.
+    values: the policy's numbers, float32[B] each.
     gumbel_tokens: float32[B, N, K] standard Gumbel noise for the tokens.
     gumbel_confidence: float32[B, N] standard Gumbel noise for the confidences.
     mask_token: the id of a masked position, `codebook_size`.
     options: see `StepOptions`.
+    priority: float32[N] or float32[B, N], the order `'given'`: largest first.
+    even_share: int32[B], how many become known where nothing is `'stable'`.
   """
   masked = state.tokens == mask_token
-  drawn = sample_tokens(logits, values.sampling_temperature, gumbel_tokens)
+  temperature = values.sampling_temperature
+  if options.order == 'moment':
+    temperature = effective_temperature(values, options)
+  drawn = sample_tokens(logits, temperature, gumbel_tokens)
   sampled = jnp.where(masked, drawn, state.tokens)
 
-  confidence = score_tokens(logits, drawn, options.confidence)
+  if options.order == 'sampled':
+    confidence = score_tokens(logits, drawn, options.confidence)
+  elif options.order == 'given':
+    assert priority is not None
+    confidence = jnp.broadcast_to(priority, masked.shape)
+  else:
+    confidence = position_scores(logits, values, options)
   noise = values.masking_temperature[:, None] * gumbel_confidence
-  confidence = jnp.where(masked, confidence + noise, jnp.inf)
-  count = count_to_mask(
-    values.mask_ratio,
-    masked.sum(-1),
-    state.num_unknown,
-    masked.shape[-1],
-    options,
-  )
-  remask = masked & least_confident(confidence, count)
-  tokens = jnp.where(remask, mask_token, sampled)
+  confidence = confidence + noise
+  if options.has_counts:
+    confidence = jnp.where(masked, confidence, jnp.inf)
+    count = count_to_mask(
+      values.mask_ratio,
+      masked.sum(-1),
+      state.num_unknown,
+      masked.shape[-1],
+      options,
+    )
+    remask = masked & least_confident(confidence, count)
+    tokens = jnp.where(remask, mask_token, sampled)
+    return dataclasses.replace(state, tokens=tokens, sampled=sampled)
+
+  revisited = _revisited(state, masked, values, gumbel_confidence, options)
+  law = jax.nn.log_softmax(logits, axis=-1)
+  if options.commit == 'stable':
+    state = _watched(state, law, options)
+  if options.commit == 'ratio':
+    count = count_to_mask(
+      values.mask_ratio,
+      masked.sum(-1),
+      state.num_unknown,
+      masked.shape[-1],
+      options,
+    )
+    confidence = jnp.where(masked, confidence, jnp.inf)
+    stays = least_confident(confidence, count - revisited.sum(-1))
+    known = masked & ~stays
+  elif options.commit == 'independent':
+    chance = _chance(state, values, options)
+    known = masked & (_uniform(gumbel_confidence) < chance[:, None])
+    state = dataclasses.replace(state, share_masked=values.mask_ratio)
+  else:
+    place = _places(jnp.where(masked, confidence, -jnp.inf))
+    known = masked & _within_bound(
+      state, law, logits, values, place, even_share, options
+    )
+  if state.confidence is not None:
+    drawn_law = jnp.take_along_axis(law, drawn[..., None], axis=-1)[..., 0]
+    stored = jnp.where(known, jnp.exp(drawn_law), state.confidence)
+    state = dataclasses.replace(state, confidence=stored)
+  tokens = jnp.where((masked & ~known) | revisited, mask_token, sampled)
   return dataclasses.replace(state, tokens=tokens, sampled=sampled)
+
+
+def _uniform(gumbel: Array) -> Array:
+  """Uniform numbers in (0, 1) from standard Gumbel noise."""
+  return jnp.exp(-jnp.exp(-gumbel))
+
+
+def _places(confidence: Array) -> Array:
+  """The place of each position, int32[B, N], surest first."""
+  return jnp.argsort(jnp.argsort(-confidence, axis=-1), axis=-1)
+
+
+def _revisited(
+  state: DecodeState,
+  masked: Array,
+  values: PolicyValues,
+  gumbel: Array,
+  options: StepOptions,
+) -> Array:
+  """Which known tokens are masked again, bool[B, N]."""
+  if options.revisit == 'never':
+    return jnp.zeros_like(masked)
+  assert values.revisit_rate is not None
+  assert state.given is not None and state.confidence is not None
+  known = ~masked & ~state.given
+  rate = values.revisit_rate[:, None]
+  if options.commit == 'independent':
+    if options.revisit == 'scored':
+      scores = jnp.where(known, -state.confidence, -jnp.inf)
+      rate = rate * jax.nn.softmax(scores, where=known, axis=-1)
+    return known & (_uniform(gumbel) < rate)
+  score = gumbel
+  if options.revisit == 'scored':
+    noise = values.masking_temperature[:, None] * gumbel
+    score = jnp.log(state.confidence) + noise
+  count = jnp.floor(rate[:, 0] * known.sum(-1)).astype(jnp.int32)
+  least = least_confident(jnp.where(known, score, jnp.inf), count)
+  return known & least
+
+
+def _chance(
+  state: DecodeState, values: PolicyValues, options: StepOptions
+) -> Array:
+  """The probability that a masked position becomes known, float32[B].
+
+  `(a - (1 - s) b) / (1 - b)` takes the share known from b to a on average where
+  known tokens are masked again with probability s (ReMDM, section 3).
+  """
+  assert state.share_masked is not None
+  before, after = 1 - state.share_masked, 1 - values.mask_ratio
+  stays = jnp.ones_like(before)
+  if options.revisit == 'uniform':
+    assert values.revisit_rate is not None
+    stays = 1 - values.revisit_rate
+  rise = after - stays * before
+  # Where all are known, or to be, rounding must not leave one behind.
+  return jnp.where(after >= 1, 2.0, rise / jnp.maximum(1 - before, 1e-6))
+
+
+def _watched(
+  state: DecodeState, law: Array, options: StepOptions
+) -> DecodeState:
+  """Counts for how many steps the law of each position has changed little."""
+  assert state.log_probs is not None and state.unchanged is not None
+  divergence = (jnp.exp(law) * (law - state.log_probs)).sum(-1)
+  little = divergence < options.divergence
+  unchanged = jnp.where(little, state.unchanged + 1, 0)
+  return dataclasses.replace(state, log_probs=law, unchanged=unchanged)
+
+
+def _within_bound(
+  state: DecodeState,
+  law: Array,
+  logits: Array,
+  values: PolicyValues,
+  place: Array,
+  even_share: Array | int,
+  options: StepOptions,
+) -> Array:
+  """Which positions an adaptive rule makes known, bool[B, N]."""
+  bound = values.mask_ratio
+  if options.commit == 'entropy_bound':
+    coldest = jnp.maximum(values.sampling_temperature, _COLDEST)
+    tempered = jax.nn.log_softmax(logits / coldest[:, None, None], axis=-1)
+    order = jnp.argsort(place, axis=-1)
+    entropies = jnp.take_along_axis(entropy(tempered), order, axis=-1)
+    return place < bounded_prefix(entropies, bound)[:, None]
+  probability = jnp.exp(law.max(-1))
+  if options.commit == 'threshold':
+    return (probability >= bound[:, None]) | (place == 0)
+  assert state.unchanged is not None
+  sure = probability > bound[:, None]
+  sure &= state.unchanged >= options.history
+  # Known positions come last, so place 0 is masked where anything is.
+  sure &= state.tokens == law.shape[-1]
+  none = ~sure.any(-1, keepdims=True)
+  share = jnp.broadcast_to(even_share, bound.shape)[:, None]
+  return sure | (none & (place < share))

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.decoding import actions as actions_lib
-from adanat_jax.types import Array, Carry, Policy, PolicyAux, PolicyValues
+from adanat_jax.types import (
+  Array,
+  Carry,
+  Observation,
+  Policy,
+  PolicyAux,
+  PolicyValues,
+)
 
 # (params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])
 # PPO may pass what features are computed from in place of features.
@@ -67,8 +74,9 @@ class Agent:
     """
 
     def policy(
-      step: Array, features: Array, keys: Array, carry: Carry
+      step: Array, observation: Observation, keys: Array, carry: Carry
     ) -> tuple[PolicyValues, PolicyAux, Carry]:
+      features = observation.features
       steps = jnp.full(features.shape[:1], step)
       mean, value = self.actor_critic(self.params, features, steps)
       if std is None:

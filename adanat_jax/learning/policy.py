@@ -403,8 +403,7 @@ def _describe(
     'exploration_std': jnp.asarray(std, jnp.float32),
     'committed': experience.num_committed.mean(1, dtype=jnp.float32),
   }
-  for field in dataclasses.fields(PolicyValues):
-    value = getattr(experience.values, field.name)
-    metrics[field.name] = value.mean(1)
-    metrics[f'{field.name}_std'] = value.std(1)
+  for name, value in experience.values.by_name().items():
+    metrics[name] = value.mean(1)
+    metrics[f'{name}_std'] = value.std(1)
   return metrics

@@ -30,7 +30,6 @@ from adanat_jax.runtime import sharding
 from adanat_jax.runtime.journal import Ledger
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Samples
-from adanat_jax.types import PolicyValues
 
 # Fewer images of a set say nothing of a schedule.
 FEWEST_SAMPLES = 100
@@ -208,8 +207,8 @@ class Evaluation:
         samples.images, self.labels(len(samples.images))
       ),
       'values_per_step': {
-        field.name: over_samples(getattr(trajectory.values, field.name))
-        for field in dataclasses.fields(PolicyValues)
+        name: over_samples(values)
+        for name, values in trajectory.values.by_name().items()
       },
       'committed_per_step': over_samples(trajectory.num_committed),
     }

@@ -334,8 +334,8 @@ def _about(experiment: Experiment, which: Search) -> dict[str, Any]:
 def table_lists(table: PolicyValues) -> dict[str, list[float]]:
   """A table as JSON and metrics have it."""
   return {
-    field.name: files.to_json(np.asarray(getattr(table, field.name)))
-    for field in dataclasses.fields(PolicyValues)
+    name: files.to_json(np.asarray(row))
+    for name, row in table.by_name().items()
   }
 
 
