@@ -25,6 +25,7 @@ import chex
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.types import (
@@ -79,6 +80,14 @@ def _step_keys(keys: Array, step: Array) -> tuple[Array, Array, Array]:
   """Keys of one step for the policy, the tokens, the confidences: key[B]."""
   split = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, step), 3))
   return tuple(jnp.moveaxis(split(keys), 1, 0))
+
+
+def _offsets(keys: Array, num_tokens: int) -> Array:
+  """Where the order of each sample begins, int32[B]; drawn once a decode."""
+  # No step has this number.
+  once = jax.vmap(lambda k: jax.random.fold_in(k, np.iinfo(np.uint32).max))
+  draw = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_tokens))
+  return draw(once(keys))
 
 
 def _gumbel(keys: Array, shape: tuple[int, ...]) -> Array:
@@ -181,6 +190,10 @@ def decode(
   chex.assert_rank([tokens, keys], [2, 1])
   chex.assert_equal_shape_prefix([tokens, keys], 1)
   state = step_lib.start(tokens, mask_token, options)
+  if options.rolled:
+    assert priority is not None
+    priority = jnp.broadcast_to(priority, tokens.shape)
+    priority = step_lib.rolled(priority, _offsets(keys, tokens.shape[1]))
   passes_of_step = 1 if null_condition is None else 2
 
   def body(carry: Any, inputs: Any, denoiser: Denoiser) -> tuple[Any, Any]:

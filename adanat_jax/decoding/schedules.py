@@ -1,36 +1,48 @@
 """Schedules: what decides a decode, as one object, and the list of all of them.
 
-Every published hand-made schedule is a table: four numbers a step, the same for
-all samples, made by a function of `num_steps` as a `PolicyValues` of
-float32[T]. A `Schedule` is such a table, or a learned policy, with all else
-that decides a decode. `SCHEDULES` names those that need no training; an entry
-that is added there,
+A `Schedule` is a table (a `PolicyValues` of float32[T]: the numbers of each
+step, the same for all samples), a learned policy or any function, with all else
+that decides a decode. `SCHEDULES` names those that need no training. A name may
+carry parameters, `'entropy_bound(bound=0.5)'`, in configs as in the library. An
+entry that is added to the list,
 
-  SCHEDULES['mine'] = lambda num_steps, num_tokens: Schedule(
-    'mine', hand_made(num_steps, curve='pow2', total=num_tokens),
+  SCHEDULES['mine'] = lambda num_steps, num_tokens, *, curve='pow2': Schedule(
+    'mine', hand_made(num_steps, curve=curve, total=num_tokens),
     guided=False, options=step.MASKGIT, label='my schedule',
   )
 
-can be named in configs as in the library.
+can be named in the same way, `'mine(curve="pow3")'`.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 import dataclasses
-from typing import Protocol, TypeAlias, runtime_checkable
+import functools
+import inspect
+import math
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, step as step_lib
+from adanat_jax.decoding import actions, halton, step as step_lib
 from adanat_jax.decoding.tables import (
   adagen,
+  amused,
   autonat_large,
   enat_256,
   enat_512,
+  exact_ratio,
   hand_made,
+  maskgen,
+  muse,
+  of_numbers,
+  remdm,
+  titok,
 )
 from adanat_jax.errors import UserError
 from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
@@ -47,8 +59,37 @@ class LearnedPolicy(Protocol):
   def policy(self) -> Policy:
     """The policy, as it acts when nothing is explored."""
 
+  def initial_carry(self, keys: Array) -> Carry:
+    """What it carries into the first step of samples with these keys."""
+
 
 PolicyLike: TypeAlias = PolicyValues | LearnedPolicy
+
+
+def _nothing(keys: Array) -> Carry:
+  del keys
+  return ()
+
+
+@struct.dataclass
+class FunctionPolicy:
+  """Any function of a policy's signature, as a `LearnedPolicy`.
+
+  Attributes:
+    function: `(step, observation, keys, carry) -> (values, aux, carry)`.
+    num_steps: T.
+    initial_carry: `keys key[B] -> carry`, with a leading axis B.
+  """
+
+  function: Policy = struct.field(pytree_node=False)
+  num_steps: int = struct.field(pytree_node=False)
+  initial_carry: Callable[[Array], Carry] = struct.field(
+    pytree_node=False, default=_nothing
+  )
+
+  def policy(self) -> Policy:
+    """The function."""
+    return self.function
 
 
 # Compared by identity: arrays have no single answer to `==`.
@@ -64,6 +105,8 @@ class Schedule:
   options: step_lib.StepOptions = step_lib.ADANAT
   label: str = ''  # for tables and pictures; the name if empty
   note: str = ''  # a remark for reports
+  # float32[N], of the order 'given': which positions come first.
+  priority: np.ndarray | None = None
 
   def __post_init__(self) -> None:
     """Lets the name stand in for a label."""
@@ -77,7 +120,7 @@ class Schedule:
 
   @property
   def num_steps(self) -> int:
-    """T."""
+    """T; of an adaptive schedule the most steps there may be."""
     if isinstance(self.policy, PolicyValues):
       return int(np.shape(self.policy.mask_ratio)[0])
     return self.policy.num_steps
@@ -88,6 +131,13 @@ def as_policy(policy: PolicyLike) -> Policy:
   if isinstance(policy, PolicyValues):
     return table_policy(policy)
   return policy.policy()
+
+
+def initial_carry(policy: PolicyLike, keys: Array) -> Carry:
+  """What the policy carries into the first step of samples with these keys."""
+  if isinstance(policy, PolicyValues):
+    return ()
+  return policy.initial_carry(keys)
 
 
 def table_policy(table: PolicyValues) -> Policy:
@@ -111,14 +161,35 @@ def table_policy(table: PolicyValues) -> Policy:
   return policy
 
 
-def _maskgit(num_steps: int, num_tokens: int) -> Schedule:
+# What a factory takes for `guided`: nothing is computed and thrown away.
+def _is_guided(scale: float) -> bool:
+  return scale != 0
+
+
+def _maskgit(
+  num_steps: int,
+  num_tokens: int,
+  *,
+  curve: str = 'cosine',
+  sampling_temperature: float = 1.0,
+  masking_temperature: float = 4.5,
+  guidance_scale: float = 0.0,
+) -> Schedule:
+  table = hand_made(
+    num_steps,
+    curve=curve,
+    total=num_tokens,
+    sampling_temperature=sampling_temperature,
+    masking_temperature=masking_temperature,
+    guidance_scale=guidance_scale,
+  )
   return Schedule(
     'maskgit',
-    hand_made(num_steps, total=num_tokens),
-    guided=False,
-    options=step_lib.MASKGIT,
-    label='MaskGIT, unguided',
-    note='cosine curve, masking temperature falling from 4.5',
+    table,
+    _is_guided(guidance_scale),
+    step_lib.MASKGIT,
+    'MaskGIT' if _is_guided(guidance_scale) else 'MaskGIT, unguided',
+    f'{curve} curve, masking temperature falling from {masking_temperature:g}',
   )
 
 
@@ -155,9 +226,218 @@ def _published(
   )
 
 
-# (num_steps, num_tokens) -> Schedule: how many tokens are unknown at the start
-# decides on some tables. A factory may refuse a number of steps by a UserError.
-Factory: TypeAlias = Callable[[int, int], Schedule]
+def _counted(
+  name: str,
+  table: Callable[..., PolicyValues],
+  label: str,
+  options: step_lib.StepOptions,
+  **published: float | None,
+) -> Factory:
+  """The factory of a published table that depends on N.
+
+  Its parameters and their defaults are `published`.
+  """
+
+  def factory(
+    num_steps: int, num_tokens: int, **parameters: float | None
+  ) -> Schedule:
+    chosen = {**published, **parameters}
+    made = table(num_steps, total=num_tokens, **chosen)
+    guided = _is_guided(chosen['guidance_scale'] or 0.0)
+    return Schedule(name, made, guided, options, label, 'published schedule')
+
+  shared = list(inspect.signature(factory).parameters.values())[:2]
+  named = [
+    inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value)
+    for key, value in published.items()
+  ]
+  signature = inspect.Signature([*shared, *named])
+  factory.__signature__ = signature  # type: ignore[attr-defined]
+  return factory
+
+
+_ORDERS = {
+  'max_prob': 'the largest probability first',
+  'entropy': 'the least entropy first',
+  'margin': 'the widest margin first',
+  'moment': "MaskGIT's choice, without looking at the draw",
+  'random': 'any position first',
+}
+
+
+def _chosen(
+  name: str,
+  num_steps: int,
+  num_tokens: int,
+  *,
+  curve: str = 'cosine',
+  sampling_temperature: float = 1.0,
+  masking_temperature: float = 0.0,
+  guidance_scale: float = 0.0,
+) -> Schedule:
+  """Positions by an order that does not look at the draw, then their tokens."""
+  order: Any = 'given' if name == 'random' else name
+  progress = (np.arange(num_steps) + 1) / num_steps
+  falling = masking_temperature * (1 - progress)
+  return Schedule(
+    name,
+    of_numbers(
+      num_steps,
+      exact_ratio(num_steps, curve, num_tokens),
+      sampling_temperature=sampling_temperature,
+      masking_temperature=1.0 if name == 'random' else falling,
+      guidance_scale=guidance_scale * progress,
+    ),
+    _is_guided(guidance_scale),
+    step_lib.StepOptions(order=order, clamp='reveal'),
+    f'{name.replace("_", " ")} order',
+    f'{curve} curve, {_ORDERS[name]}',
+  )
+
+
+def _halton(
+  num_steps: int,
+  num_tokens: int,
+  *,
+  rows: int = 0,
+  columns: int = 0,
+  sharpness: float = 1.0,
+  final_sharpness: float = 1.2,
+  guidance_scale: float = 2.0,
+  randomize: bool = True,
+) -> Schedule:
+  """Halton's, of README's settings there; `rows` 0: a square if N is one."""
+  side = math.isqrt(num_tokens)
+  if not rows and not columns:
+    rows = side if side * side == num_tokens else num_tokens
+  rows = rows or num_tokens // columns
+  columns = columns or num_tokens // rows
+  if rows * columns != num_tokens:
+    raise UserError(
+      f'halton has rows={rows} and columns={columns}, but the generator has'
+      f' {num_tokens} tokens; their product must be that'
+    )
+  # The original multiplies logits by what others divide by.
+  sharpnesses = np.linspace(sharpness, final_sharpness, num_steps)
+  return Schedule(
+    'halton',
+    of_numbers(
+      num_steps,
+      halton.mask_ratio(num_tokens, num_steps),
+      sampling_temperature=1 / sharpnesses,
+      guidance_scale=guidance_scale,
+    ),
+    _is_guided(guidance_scale),
+    step_lib.StepOptions(
+      order='given', clamp='reveal', rounding='ceil', rolled=randomize
+    ),
+    'Halton',
+    f'{rows} x {columns} cells, arccos curve',
+    halton.priority(rows, columns),
+  )
+
+
+def _adaptive(
+  name: str,
+  commit: Any,
+  order: Any,
+  bound: float,
+  label: str,
+) -> Factory:
+  """The factory of a schedule whose bound decides how many become known."""
+
+  def factory(
+    num_steps: int,
+    num_tokens: int,
+    *,
+    bound: float = bound,
+    order: str = order,
+    sampling_temperature: float = 1.0,
+    masking_temperature: float = 0.0,
+    guidance_scale: float = 0.0,
+  ) -> Schedule:
+    del num_tokens
+    chosen: Any = order
+    return Schedule(
+      name,
+      of_numbers(
+        num_steps,
+        bound,
+        sampling_temperature=sampling_temperature,
+        masking_temperature=masking_temperature,
+        guidance_scale=guidance_scale,
+      ),
+      _is_guided(guidance_scale),
+      step_lib.StepOptions(commit=commit, order=chosen),
+      f'{label}, {bound:g}',
+      f'at most {num_steps} steps',
+    )
+
+  return factory
+
+
+def _remdm(
+  name: str,
+  rule: str,
+  label: str,
+  revisit: Any = 'uniform',
+  eta: float = 0.05,
+  on: float = 0.0,
+  off: float = 0.0,
+  share: float = 0.0,
+) -> Factory:
+  """The factory of a ReMDM schedule."""
+
+  def factory(
+    num_steps: int,
+    num_tokens: int,
+    *,
+    eta: float = eta,
+    on: float = on,
+    off: float = off,
+    share: float = share,
+    exact: bool = False,
+    sampling_temperature: float = 1.0,
+    guidance_scale: float = 0.0,
+  ) -> Schedule:
+    table = remdm(
+      num_steps,
+      rule=rule,
+      eta=eta,
+      loop=(on, off, share) if share else None,
+      sampling_temperature=sampling_temperature,
+      guidance_scale=guidance_scale,
+    )
+    if exact:
+      # Half a token above the count, so that no rounding changes it; any
+      # masking temperature makes the choice among equals random.
+      counts = np.floor(num_tokens * np.asarray(table.mask_ratio) + 1e-6)
+      ratio = np.where(counts > 0, (counts + 0.5) / num_tokens, 0.0)
+      table = dataclasses.replace(
+        table,
+        mask_ratio=jnp.float32(ratio),
+        masking_temperature=jnp.ones(num_steps),
+      )
+    return Schedule(
+      name,
+      table,
+      _is_guided(guidance_scale),
+      step_lib.StepOptions(
+        order='given',
+        commit='ratio' if exact else 'independent',
+        revisit='never' if rule == 'none' else revisit,
+      ),
+      label,
+      'exact counts' if exact else 'each position on its own',
+    )
+
+  return factory
+
+
+# (num_steps, num_tokens, **parameters) -> Schedule: how many tokens are unknown
+# at the start decides on some tables. A factory may refuse a number of steps or
+# a parameter by a UserError.
+Factory: TypeAlias = Callable[..., Schedule]
 
 SCHEDULES: dict[str, Factory] = {
   'maskgit': _maskgit,
@@ -169,25 +449,126 @@ SCHEDULES: dict[str, Factory] = {
   'adagen': _published('adagen', adagen, "AdaGen's hand-made"),
   'enat_256': _published('enat_256', enat_256, "ENAT's hand-made"),
   'enat_512': _published('enat_512', enat_512, "ENAT's hand-made, 512"),
-}
+  'muse': _counted(
+    'muse', muse, 'Muse', step_lib.MUSE, temperature=4.5, guidance_scale=10.0
+  ),
+  'amused': _counted(
+    'amused', amused, 'aMUSEd', step_lib.MASKGIT, guidance_scale=9.0
+  ),
+  'titok_l32': _counted(
+    'titok_l32', titok, 'TiTok-L-32', step_lib.MUSE,
+    temperature=9.5, guidance_scale=4.5,
+  ),
+  'titok_b64': _counted(
+    'titok_b64', titok, 'TiTok-B-64', step_lib.MUSE,
+    temperature=11.0, guidance_scale=3.0,
+  ),
+  'titok_s128': _counted(
+    'titok_s128', titok, 'TiTok-S-128', step_lib.MUSE,
+    temperature=2.8, guidance_scale=6.9, power=3.0,
+  ),
+  'maskgen': _counted(
+    'maskgen', maskgen, 'MaskGen-VQ', step_lib.MUSE,
+    temperature=1.5, guidance_scale=12.0,
+  ),
+  **{order: functools.partial(_chosen, order) for order in _ORDERS},
+  'halton': _halton,
+  'entropy_bound': _adaptive(
+    'entropy_bound', 'entropy_bound', 'entropy', 0.1, 'entropy bound'
+  ),
+  'threshold': _adaptive(
+    'threshold', 'threshold', 'max_prob', 0.9, 'threshold'
+  ),
+  'klass': _adaptive('klass', 'stable', 'max_prob', 0.9, 'KLASS'),
+  'mdlm': _remdm('mdlm', 'none', 'MDLM'),
+  'remdm_cap': _remdm('remdm_cap', 'cap', 'ReMDM, cap'),
+  'remdm_rescale': _remdm('remdm_rescale', 'rescale', 'ReMDM, rescale'),
+  'remdm_conf': _remdm('remdm_conf', 'most', 'ReMDM, conf', 'scored'),
+  'remdm_loop': _remdm(
+    'remdm_loop', 'cap', 'ReMDM, loop',
+    eta=0.02, on=0.55, off=0.05, share=0.9,
+  ),
+}  # fmt: skip
+
+
+def entropy_bound_count(entropies: np.ndarray, gamma: float) -> int:
+  """How many positions an entropy bound makes known at once, at least one.
+
+  Args:
+    entropies: float[M] in nats, of the masked positions in any order.
+    gamma: the bound on `sum - max` of those that become known.
+  """
+  rising = jnp.sort(jnp.asarray(entropies, jnp.float32))
+  return int(step_lib.bounded_prefix(rising, jnp.float32(gamma)))
+
+
+def parse(name: str) -> tuple[str, dict[str, Any]]:
+  """The entry of `SCHEDULES` that a name names, and its parameters.
+
+  `'halton(rows=4)'` is `('halton', {'rows': 4})`.
+
+  Raises:
+    UserError: for what is no name, an unknown one, or parameters that the
+      schedule does not have.
+  """
+  base, bracket, _ = name.partition('(')
+  if base not in SCHEDULES:
+    raise UserError(
+      f'there is no schedule {name!r}; known are {", ".join(SCHEDULES)}'
+    )
+  if not bracket:
+    return base, {}
+  known = {
+    key: parameter.default
+    for key, parameter in inspect.signature(SCHEDULES[base]).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+  }
+  allowed = ', '.join(f'{k}={v!r}' for k, v in known.items()) or 'none'
+  mistake = UserError(
+    f'the schedule {name!r} cannot be read; write {base}, or {base}(name=value,'
+    f' ...) with its parameters: {allowed}'
+  )
+  try:
+    call = ast.parse('_' + name[len(base) :], mode='eval').body
+    if not isinstance(call, ast.Call) or call.args:
+      raise mistake
+    given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    raise mistake from None
+  for key, value in given.items():
+    if key not in known or not _alike(value, known[key]):
+      raise mistake
+  return base, given  # type: ignore[return-value]
+
+
+def _alike(value: Any, default: Any) -> bool:
+  """Whether a parameter may have this value, going by its default."""
+  if isinstance(default, bool | str):
+    return isinstance(value, type(default))
+  if isinstance(default, int):
+    return isinstance(value, int) and not isinstance(value, bool)
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
   """Makes a schedule of `SCHEDULES` for N tokens, all unknown at the start.
 
+  Args:
+    name: an entry, with parameters or without: `'halton(randomize=False)'`.
+    num_steps: T.
+    num_tokens: N.
+
   Raises:
-    UserError: for an unknown name, or a number of steps that the schedule is
-      not made for.
+    UserError: see `parse`; or for a number of steps or a parameter that the
+      schedule is not made for.
   """
-  if name not in SCHEDULES:
-    raise UserError(
-      f'there is no schedule {name!r}; known are {", ".join(SCHEDULES)}'
-    )
-  schedule = SCHEDULES[name](num_steps, num_tokens)
+  base, parameters = parse(name)
+  schedule = SCHEDULES[base](num_steps, num_tokens, **parameters)
   made = schedule.name, schedule.num_steps
-  if made != (name, num_steps):
+  if made != (base, num_steps):
     raise UserError(
-      f'SCHEDULES[{name!r}] made the schedule {made[0]!r} of {made[1]} steps;'
-      f' its name must be {name!r}, and {num_steps} steps were asked for'
+      f'SCHEDULES[{base!r}] made the schedule {made[0]!r} of {made[1]} steps;'
+      f' its name must be {base!r}, and {num_steps} steps were asked for'
     )
-  return schedule
+  return dataclasses.replace(schedule, name=name)

@@ -55,7 +55,9 @@ class StepOptions:
       `'margin'`, between the two largest probabilities; `'moment'`, by which
       positions are chosen as `'sampled'` would choose a few of many, without
       looking at the draw (Hayakawa et al., arXiv 2510.04525). `'given'`: by the
-      `priority` of the decode (Halton).
+      `priority` of the decode (Halton), or any first where there is none.
+    rolled: of the order `'given'`, whether each sample starts at another place
+      of it, drawn once (Halton's `randomize`).
     commit: how many become known. `'ratio'`: all but the share `mask_ratio`.
       `'independent'`: each position on its own, so that the share `mask_ratio`
       of the unknown is masked on average (Sahoo et al., MDLM). The others use
@@ -86,6 +88,7 @@ class StepOptions:
   order: Literal[
     'sampled', 'max_prob', 'entropy', 'margin', 'moment', 'given'
   ] = 'sampled'
+  rolled: bool = False
   commit: Literal[
     'ratio', 'independent', 'entropy_bound', 'threshold', 'stable'
   ] = 'ratio'
@@ -190,6 +193,17 @@ def least_confident(confidence: Array, count: Array) -> Array:
   """
   rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
   return rank < count[:, None]
+
+
+def rolled(priority: Array, offset: Array) -> Array:
+  """The same order from another place on, float32[B, N].
+
+  Args:
+    priority: float32[B, N], largest first.
+    offset: int32[B], how many places come last instead of first.
+  """
+  places = _places(priority) - offset[:, None]
+  return -(places % priority.shape[-1]).astype(jnp.float32)
 
 
 def effective_temperature(values: PolicyValues, options: StepOptions) -> Array:
@@ -317,8 +331,9 @@ def decode_step(
   if options.order == 'sampled':
     confidence = score_tokens(logits, drawn, options.confidence)
   elif options.order == 'given':
-    assert priority is not None
-    confidence = jnp.broadcast_to(priority, masked.shape)
+    confidence = jnp.zeros(masked.shape)
+    if priority is not None:
+      confidence = jnp.broadcast_to(priority, masked.shape)
   else:
     confidence = position_scores(logits, values, options)
   noise = values.masking_temperature[:, None] * gumbel_confidence

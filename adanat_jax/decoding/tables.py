@@ -9,14 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
 from adanat_jax.types import Array, PolicyValues
 
-CURVES = ('cosine', 'uniform', 'pow<exponent>', 'log', 'exp')
+CURVES = ('cosine', 'arccos', 'uniform', 'pow<exponent>', 'log', 'exp')
 
 # LeapLabTHU/ImprovedNAT, configs/AutoNAT_L-T8_strategy.yaml. The lists of the
 # mask ratio and of the masking temperature end one step early: the last step
@@ -66,7 +68,9 @@ _AUTONAT_GUIDANCE_SCALE = (
 def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
   """MaskGIT's mask-ratio curves.
 
-  `google-research/maskgit libml/mask_schedule.py`, section 3.3 of the paper.
+  `google-research/maskgit libml/mask_schedule.py`, section 3.3 of the paper;
+  `'arccos'` is TiTok's. Others call `'pow0.5'`, `'uniform'` and `'pow2'` root,
+  linear and square.
 
   Args:
     progress: float32[...] in [0, 1], the share of decoding that is done.
@@ -83,6 +87,8 @@ def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
     ratio = 1.0 - progress
   elif curve == 'cosine':
     ratio = jnp.cos(math.pi / 2 * progress)
+  elif curve == 'arccos':
+    ratio = jnp.arccos(progress) / (math.pi / 2)
   elif curve == 'log':
     ratio = -jnp.log2(progress) / math.log2(total)
   elif curve == 'exp':
@@ -155,6 +161,169 @@ def muse(
     sampling_temperature=temperature * (1 - progress),
     masking_temperature=temperature * (1 - progress),
     guidance_scale=guidance_scale * done,
+  )
+
+
+def of_numbers(
+  num_steps: int,
+  mask_ratio: ArrayLike,
+  *,
+  sampling_temperature: ArrayLike = 1.0,
+  masking_temperature: ArrayLike = 0.0,
+  guidance_scale: ArrayLike = 0.0,
+  revisit_rate: ArrayLike | None = None,
+) -> PolicyValues:
+  """A table float32[T] of rows and of numbers that all steps share."""
+  row = lambda x: jnp.broadcast_to(jnp.float32(x), (num_steps,))
+  return PolicyValues(
+    mask_ratio=row(mask_ratio),
+    sampling_temperature=row(sampling_temperature),
+    masking_temperature=row(masking_temperature),
+    guidance_scale=row(guidance_scale),
+    revisit_rate=None if revisit_rate is None else row(revisit_rate),
+  )
+
+
+def exact_ratio(num_steps: int, curve: str, total: int) -> np.ndarray:
+  """Ratios float32[T] with the counts of a curve in exact arithmetic.
+
+  Half a token above `floor(total * curve)`, so that no rounding to float32
+  changes these.
+  """
+  progress = (np.arange(num_steps) + 1) / num_steps
+  with jax.enable_x64(True):
+    ratio = np.asarray(mask_ratio_curve(jnp.asarray(progress), total, curve))
+  counts = np.floor(total * ratio + 1e-9)
+  half = np.where(counts > 0, (counts + 0.5) / total, 0.0)
+  return half.astype(np.float32)
+
+
+def amused(
+  num_steps: int, *, total: int = 256, guidance_scale: float = 9.0
+) -> PolicyValues:
+  """AMUSEd's schedule, and Meissonic's, float32[T].
+
+  huggingface/diffusers `schedulers/scheduling_amused.py`: T = 12, and a
+  guidance of 10 in its convention; viiika/Meissonic takes 64 steps. Decode with
+  `step.MASKGIT`. The masking temperature falls linearly from 2 to 0, both
+  included.
+  """
+  ratio = hand_made(num_steps, total=total).mask_ratio
+  return of_numbers(
+    num_steps,
+    ratio,
+    masking_temperature=np.linspace(2, 0, num_steps),
+    guidance_scale=guidance_scale,
+  )
+
+
+def titok(
+  num_steps: int,
+  *,
+  total: int,
+  temperature: float,
+  guidance_scale: float,
+  power: float | None = None,
+) -> PolicyValues:
+  """TiTok's schedule, float32[T], of bytedance/1d-tokenizer `maskgit.py`.
+
+  Both temperatures fall, so the last step takes the likeliest token. Its
+  confidence is the guided logit: decode with `step.MUSE`.
+
+  Args:
+    num_steps: T.
+    total: how many tokens are unknown at the start.
+    temperature: step t uses `temperature * (1 - (t + 1) / T)`.
+    guidance_scale: step t uses `guidance_scale * t / T`; with a `power`, which
+      they call power-cosine,
+    power: `(guidance_scale - 1) (1 - cos(pi (t / T)^power)) / 2`.
+  """
+  done = np.arange(num_steps) / num_steps
+  falling = temperature * (1 - done - 1 / num_steps)
+  guidance = guidance_scale * done
+  if power is not None:
+    guidance = (guidance_scale - 1) * (1 - np.cos(np.pi * done**power)) / 2
+  return of_numbers(
+    num_steps,
+    hand_made(num_steps, curve='arccos', total=total).mask_ratio,
+    sampling_temperature=falling,
+    masking_temperature=falling,
+    guidance_scale=guidance,
+  )
+
+
+def maskgen(
+  num_steps: int,
+  *,
+  total: int = 128,
+  temperature: float = 1.5,
+  guidance_scale: float = 12.0,
+) -> PolicyValues:
+  """MaskGen-VQ's schedule for texts, float32[T], of 1d-tokenizer `maskgen.py`.
+
+  T = 16 and 128 tokens. As TiTok's, but logits are divided by a number that
+  falls from 1.3 to 0.5, which both temperatures take over here, and the
+  guidance grows from 1 to `guidance_scale` in a cosine. Decode with
+  `step.MUSE`.
+  """
+  done = (np.arange(num_steps) + 1) / num_steps
+  falling = temperature * (1 - done) * (0.5 + 0.8 * (1 - done))
+  guidance = (guidance_scale - 1) * (1 - np.cos(np.pi * done)) / 2 + 1
+  return of_numbers(
+    num_steps,
+    hand_made(num_steps, curve='arccos', total=total).mask_ratio,
+    sampling_temperature=falling,
+    masking_temperature=falling,
+    guidance_scale=guidance,
+  )
+
+
+def remdm(
+  num_steps: int,
+  *,
+  rule: str = 'cap',
+  eta: float = 0.05,
+  loop: tuple[float, float, float] | None = None,
+  sampling_temperature: float = 1.0,
+  guidance_scale: float = 0.0,
+) -> PolicyValues:
+  """ReMDM's schedule, float32[T]: Wang et al., arXiv 2503.00307, section 4.
+
+  Decode with the commit rule `'independent'`. The share known grows linearly.
+  Known tokens are masked again with a probability that is at most `(1 - after)
+  / before` of the shares known before and after a step.
+
+  Args:
+    num_steps: T.
+    rule: `'cap'` limits the probability to `eta`, `'rescale'` multiplies it by
+      `eta`, `'most'` takes all of it, `'none'` nothing.
+    eta: see above.
+    loop: `(on, off, share)`: the share known grows until the time, which falls
+      from 1 to 0, is `on`; stays at `share` while tokens are revisited; and
+      grows to 1 from the time `off`. None revisits at every step.
+    sampling_temperature: at every step.
+    guidance_scale: at every step.
+  """
+  time = 1 - np.arange(num_steps + 1) / num_steps
+  known, may = 1 - time, np.ones(num_steps, bool)
+  if loop is not None:
+    on, off, share = loop
+    known = np.interp(time[::-1], [0, off, on, 1], [1, share, share, 0])[::-1]
+    may = (time[:-1] <= on) & (time[:-1] > off)
+  before, after = known[:-1], known[1:]
+  most = np.minimum(1, (1 - after) / np.maximum(before, 1e-12))
+  rate = {
+    'cap': np.minimum(eta, most),
+    'rescale': eta * most,
+    'most': most,
+    'none': 0 * most,
+  }[rule]
+  return of_numbers(
+    num_steps,
+    1 - after,
+    sampling_temperature=sampling_temperature,
+    guidance_scale=guidance_scale,
+    revisit_rate=rate * may,
   )
 
 

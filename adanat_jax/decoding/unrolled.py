@@ -96,6 +96,7 @@ def decode(
   num_unknown: int | None = None,
   text_length: int = 0,
   options: step_lib.StepOptions = step_lib.ADANAT,
+  priority: Array | None = None,
   noise: loop.Noise | None = None,
   record: bool = False,
   counts: Sequence[TokenCounts] | None = None,
@@ -117,6 +118,7 @@ def decode(
       it is not so the result is wrong.
     text_length: see `counts_of`; 0 for conditions that are no texts.
     options: see `step.StepOptions`.
+    priority: see `loop.decode`.
     noise: Gumbel noise to use instead of drawing it from `keys`.
     record: whether to return the trajectory.
     counts: `counts_of` this table, where it is traced; None to count. Given
@@ -143,6 +145,7 @@ def decode(
     num_steps=len(counts),
     mask_token=mask_token,
     options=options,
+    priority=priority,
     noise=noise,
     record=record,
   )

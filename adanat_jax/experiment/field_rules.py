@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from adanat_jax.decoding.schedules import SCHEDULES
 from adanat_jax.experiment import fields
 from adanat_jax.experiment.fields import (
   Config,
@@ -24,6 +23,7 @@ from adanat_jax.experiment.fields import (
   integer,
   optional,
   path,
+  schedule,
   some_of,
   steps,
   text,
@@ -192,7 +192,7 @@ _SHARED: Mapping[str, Rule] = {
     validation_examples=_IMAGES_OR_ALL,
     sample_grid=integer(0, 2**12),
     sample_num_steps=_DECODING_STEPS,
-    sample_schedule=choice(known=SCHEDULES),
+    sample_schedule=schedule(),
     frechet_samples=zero_or(_MEASURED),
     frechet_every=_EVERY_OR_NEVER,
   ),
@@ -259,8 +259,8 @@ _SHARED: Mapping[str, Rule] = {
     labels=choice('uniform', 'balanced'),
     rounding=choice('none', 'floor', 'nearest'),
     save_every=_EVERY,
-    policies=some_of(choice('learned', known=SCHEDULES)),
-    schedules=optional(some_of(choice(known=SCHEDULES))),
+    policies=some_of(schedule('learned')),
+    schedules=optional(some_of(schedule())),
     num_buckets=_BUCKETS,
     # Three neighbours say how far images reach.
     precision_recall=zero_or(integer(4, 10**6)),
@@ -282,7 +282,7 @@ _SHARED: Mapping[str, Rule] = {
     num_steps=some_of(_DECODING_STEPS),
     optimizers=some_of(choice('cma', 'finite_differences')),
     common_noise=some_of(choice('on', 'off')),
-    start=choice('published', 'fewer_steps', known=SCHEDULES),
+    start=schedule('published', 'fewer_steps'),
     repetitions=_REPETITIONS,
     evaluations=integer(1, 10**6),
     num_samples=_MEASURED,
@@ -315,7 +315,7 @@ _SHARED: Mapping[str, Rule] = {
   **_section(
     'compare',
     networks=some_of(choice('nat', 'enat')),
-    schedules=optional(some_of(choice(known=SCHEDULES))),
+    schedules=optional(some_of(schedule())),
     # One step has nothing to schedule.
     num_steps=some_of(integer(2, 1024)),
     batch_size=_BATCH,
@@ -336,7 +336,7 @@ _SHARED: Mapping[str, Rule] = {
     num_steps=_DECODING_STEPS,
     # The two seeds that follow are used too.
     seed=integer(0, 2**32 - 3),
-    policy=choice('learned', 'hand-made', 'table', known=SCHEDULES),
+    policy=schedule('learned', 'hand-made', 'table'),
     table=path(),
     num_buckets=_BUCKETS,
     output=path(),

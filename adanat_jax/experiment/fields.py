@@ -14,7 +14,7 @@ lists everything that is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import os
 import re
@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import ml_collections
 
+from adanat_jax.decoding import schedules
 from adanat_jax.errors import ConfigError, UserError
 
 Config: TypeAlias = ml_collections.ConfigDict
@@ -86,15 +87,33 @@ def check(
     raise ConfigError(found)
 
 
-def choice(*options: str, known: Collection[str] = ()) -> Rule:
-  """One of `options`, or of `known` as it is when a value is checked."""
-  allowed = ', '.join(option or "''" for option in (*options, *known))
+def choice(*options: str) -> Rule:
+  """One of `options`."""
+  allowed = ', '.join(option or "''" for option in options)
   return Rule(
     f'one of {allowed}',
+    lambda value: isinstance(value, str) and value in options,
+  )
+
+
+def schedule(*options: str) -> Rule:
+  """One of `options`, or a schedule by its name, with parameters or without."""
+  allowed = ', '.join((*options, *schedules.SCHEDULES))
+  return Rule(
+    f'one of {allowed}; a schedule may have parameters, such as'
+    " 'entropy_bound(bound=0.5)'",
     lambda value: (
-      isinstance(value, str) and (value in options or value in known)
+      isinstance(value, str) and (value in options or _is_schedule(value))
     ),
   )
+
+
+def _is_schedule(name: str) -> bool:
+  try:
+    schedules.parse(name)
+  except UserError:
+    return False
+  return True
 
 
 def integer(low: int, high: int, step: int = 1) -> Rule:

@@ -63,6 +63,11 @@ class Agent:
     """T, the number of steps that the residual has."""
     return len(self.residual)
 
+  def initial_carry(self, keys: Array) -> Carry:
+    """Nothing: the policy reads the canvas alone."""
+    del keys
+    return ()
+
   def policy(
     self, std: Array | float | None = None, weights: Array | None = None
   ) -> Policy:

@@ -192,7 +192,11 @@ class Generator:
     parts = []
     for index, num_real in self._batches(0, count):
       rows = sharding.local_rows(index, mesh)
-      batch = {'tokens': tokens[rows], 'labels': labels[rows]}
+      batch = {
+        'tokens': tokens[rows],
+        'labels': labels[rows],
+        **_priority(schedule, len(rows)),
+      }
       batch = sharding.put_batch(batch, mesh)
       policy = program.rows_of(schedule.policy, rows, mesh)
       part = self._decode_part(policy, batch, index[0], key, plan)
@@ -230,6 +234,7 @@ class Generator:
       batch = {
         'tokens': sharding.put_batch(unknown, mesh),
         'labels': condition_of(index),
+        **sharding.put_batch(_priority(schedule, len(unknown)), mesh),
       }
       planned = self._planned(plan, schedule.policy, unknown, batch['labels'])
       part = self._decode_part(schedule.policy, batch, index[0], key, planned)
@@ -352,9 +357,16 @@ class Generator:
       return Schedule('learned', self.agents[num_steps], label='AdaNAT')
     if name == 'hand-made':
       name = 'maskgit'
-    if name not in schedules.SCHEDULES:
+    if name.partition('(')[0] not in schedules.SCHEDULES:
       raise _unknown(name)
     return schedules.make(name, num_steps, self.nat.num_tokens)
+
+
+def _priority(schedule: Schedule, count: int) -> dict[str, np.ndarray]:
+  """The order of positions for each sample of a batch, if there is one."""
+  if schedule.priority is None:
+    return {}
+  return {'priority': np.tile(schedule.priority, (count, 1))}
 
 
 def _unknown(policy: Any) -> UserError:

@@ -38,6 +38,7 @@ class Samples:
   # Time-major record of the decode less the network's features, None unless
   # asked for.
   trajectory: Trajectory | None
+  passes: Any = None  # int32[B]; denoiser passes that each sample needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,8 @@ def decode_tokens(
       these samples.
     batch: `tokens` int32[B, N], the canvases to start from; `labels`, int32[B]
       classes or float32[B, L, C] texts; `index` int32[B], the numbers of the
-      samples, from which their noise follows.
+      samples, from which their noise follows; `priority` float32[B, N] where
+      the schedule has one.
     null_condition: what stands for no condition, without a batch axis.
     key: of the whole set of samples.
   """
@@ -93,6 +95,7 @@ def decode_tokens(
   tokens, condition = batch['tokens'], batch['labels']
   keys = loop.keys_of(key, batch['index'])
   shared: dict[str, Any] = dict(
+    priority=batch.get('priority'),
     tokens=tokens,
     condition=condition,
     null_condition=null_condition if plan.guided else None,
@@ -121,6 +124,7 @@ def decode_tokens(
     denoiser,
     schedules.as_policy(policy),
     num_steps=plan.num_steps,
+    policy_carry=schedules.initial_carry(policy, keys),
     cache=sharding.split_batch(cache),
     **shared,
   )
@@ -157,7 +161,7 @@ def decode_batch(
   )
   variables = {'params': sharding.whole(tokenizer_params)}
   images = tokenizer.apply(variables, decoded.tokens, method='decode_tokens')
-  return Samples(images, decoded.tokens, decoded.trajectory)
+  return Samples(images, decoded.tokens, decoded.trajectory, decoded.passes)
 
 
 def is_shared_table(policy: PolicyLike) -> TypeGuard[PolicyValues]:
@@ -177,6 +181,8 @@ def with_counts(
   `nat` can make use of them, `tokens` int32[B, N] are the canvases to start
   from, and of `labels` see `decode_tokens`.
   """
+  if not plan.options.has_counts:
+    return plan
   unknown = np.unique((tokens == nat.codebook_size).sum(axis=1))
   if len(unknown) > 1:
     return plan
@@ -207,6 +213,7 @@ def keep(part: Samples, count: int) -> Samples:
     part.images[:count],
     part.tokens[:count],
     jax.tree.map(lambda x: x[:, :count], part.trajectory),
+    part.passes[:count],
   )
 
 
@@ -217,4 +224,5 @@ def join(parts: Sequence[Samples]) -> Samples:
     join(0)(*(part.images for part in parts)),
     join(0)(*(part.tokens for part in parts)),
     jax.tree.map(join(1), *(part.trajectory for part in parts)),
+    join(0)(*(part.passes for part in parts)),
   )

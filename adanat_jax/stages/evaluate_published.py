@@ -64,7 +64,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   config = experiment.config
   if config.evaluate.precision_recall:
     yield from datasets.problems(experiment)
-  names = [n for n in config.evaluate.policies if n in schedules.SCHEDULES]
+  names = [n for n in config.evaluate.policies if n != 'learned']
   for name, num_steps in itertools.product(names, config.policy.num_steps):
     schedules.make(name, num_steps, experiment.num_tokens)
 

@@ -7,6 +7,7 @@ python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits \
 from __future__ import annotations
 
 from collections.abc import Iterator
+import dataclasses
 import time
 
 import jax
@@ -43,7 +44,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       )
   if section.policy == 'table':
     read_table(section.table)
-  elif section.policy in schedules.SCHEDULES:
+  elif section.policy not in ('learned', 'hand-made'):
     schedules.make(section.policy, section.num_steps, experiment.num_tokens)
   else:
     yield from policies.problems(experiment)
@@ -122,7 +123,7 @@ def read_table(path: str) -> PolicyValues:
     raise UserError(
       'config.sample.policy=table needs config.sample.table, a JSON file'
     )
-  names = list(PolicyValues.__dataclass_fields__)
+  names = [field.name for field in dataclasses.fields(PolicyValues)][:4]
   try:
     given = files.read_json(path)
   except OSError as error:
