@@ -58,6 +58,7 @@ _WITH_ONE_IMPORTER = {
     *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
     *('data.image_metadata', 'data.sources.table'),
   ),
+  'a way to schedule': ('decoding.halton',),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),
