@@ -326,10 +326,17 @@ class LoadTest(parameterized.TestCase):
     ):
       self.load(nat__depth=10**9)
 
-  @parameterized.parameters([[[]]], [{}], [None], [{'config': 3}])
-  def test_another_file_is_refused(self, record):
+  @parameterized.parameters(
+    ([], 'an object'),
+    ({}, 'config is missing'),
+    (None, 'an object'),
+    ({'config': 3}, 'config must be an object'),
+    ({'config': {'nat': {}}}, 'config.nat.width is missing'),
+    ({'config': {'nat': 3, 'mesh': []}}, 'config.mesh.fsdp is missing'),
+  )
+  def test_another_file_is_refused(self, record, words):
     self.record = record
-    with self.assertRaisesRegex(UserError, 'not a config that this program'):
+    with self.assertRaisesRegex(UserError, words):
       self.load()
 
   def test_every_preset_survives_being_written(self):

@@ -78,11 +78,12 @@ _WITH_ONE_IMPORTER = {
     'stages.compare_costs',
   ),
   'a concern of processes and their loops': (
-    *('runtime.environment', 'runtime.handshake', 'runtime.loop'),
+    *('runtime.checkpoint_format', 'runtime.environment'),
+    *('runtime.handshake', 'runtime.loop'),
     'runtime.stopping',
   ),
   'a part of what a config becomes': (
-    *('data.sources.registry', 'experiment.rewards', 'experiment.workdir'),
+    *('data.sources.registry', 'experiment.rewards'),
   ),
 }
 

@@ -234,6 +234,25 @@ class CheckpointTest(parameterized.TestCase):
     # The meta, the tree's description, an index, and the numbers themselves.
     self.assertGreaterEqual(len(fell_back), 4, fell_back)
 
+  def test_a_checkpoint_under_another_number_is_not_restored_as_that(self):
+    save(self.directory, 3, 7)
+    place = self.directory / 'checkpoints'
+    (place / '7').rename(place / '9')
+    with self.assertRaisesRegex(UserError, 'checkpoints/7: .* damaged'):
+      checkpoint.load_params(self.directory, 'params')
+    shutil.copytree(place / '9', place / '7')
+    journal.mark_complete(self.directory, 9, {})
+    for read in (
+      lambda: checkpoint.load_params(self.directory, 'params'),
+      lambda: checkpoint.digest_params(self.directory, 'params'),
+    ):
+      with self.assertRaisesRegex(
+        UserError, r'9: .* damaged .*of step 7 under'
+      ):
+        read()
+    self.assertEqual(restore(self.directory).step, 7)
+    self.assertEqual(steps_in(self.directory), {'3', '7'})
+
   @parameterized.parameters((2, 7), (3, 3))
   def test_a_read_that_is_refused_is_tried_again(self, refused: int, step: int):
     save(self.directory, 3, 7)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import pathlib
 import resource
 import signal
@@ -220,7 +219,7 @@ class TrainingTest(parameterized.TestCase):
     )
     self.assertEqual(seen, [1, 2, 3, 4, 5, 6])
     self.assertNotEmpty(list((self.directory / 'trace').rglob('*.xplane.pb')))
-    marker = json.loads((self.directory / 'complete.json').read_text())
+    marker = journal.read_complete(self.directory)
     self.assertEqual(marker, {'step': 6, 'figures': {'width': 16}})
     self.assertRegex(self.output.getvalue(), r'toy 6/6 .* steps/s  ETA 0s')
 

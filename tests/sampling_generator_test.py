@@ -183,7 +183,9 @@ class ReadTableTest(parameterized.TestCase):
     (json.dumps(GOOD | {'guidance_scale': [-1, 0]}), 'may be negative'),
     (json.dumps(GOOD | {'guidance_scale': [1]}), 'must have equal lengths'),
     (json.dumps(dict.fromkeys(GOOD, [])), 'equal lengths, at least 1'),
-    (json.dumps(GOOD | {'guidance_scale': [float('nan'), 0]}), 'be finite'),
+    (json.dumps(GOOD | {'guidance_scale': [float('nan'), 0]}), 'NaN is no num'),
+    (json.dumps(GOOD | {'guidance_scale': [1e300, 0]}), 'be finite'),
+    (json.dumps(GOOD | {'guidance_scale': [10**400, 0]}), 'must be a number'),
   )
   def test_mistakes(self, content, message):
     with self.assertRaisesRegex(UserError, message) as caught:

@@ -145,9 +145,8 @@ class BenchmarkTest(parameterized.TestCase):
         self.assertEqual(sorted(file.files), ['arr_0', 'arr_1'])
         np.testing.assert_array_equal(file['arr_0'], pixels)
         np.testing.assert_array_equal(file['arr_1'], labels)
-      shares = precision_recall(
-        np.load(self.workdir / 'evaluate/real-train.npy'), found[:20]
-      )
+      with np.load(self.workdir / 'evaluate/real-train.npz') as real:
+        shares = precision_recall(real['features'], found[:20])
       self.assertEqual(figures['precision_pixels_20'], shares.precision)
       self.assertEqual(figures['recall_pixels_20'], shares.recall)
       self.assertLen(figures, 3)
@@ -233,7 +232,7 @@ class BenchmarkTest(parameterized.TestCase):
       self.assertEqual(process.returncode, 0, said[-2000:])
     for name in (
       'statistics/train-pixels.npz',
-      'evaluate/real-train.npy',
+      'evaluate/real-train.npz',
       'evaluate/maskgit-T2/samples.npz',
     ):
       self.assertEqual(

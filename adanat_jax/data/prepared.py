@@ -42,6 +42,7 @@ from adanat_jax.runtime import files
 
 MANIFEST_FILE = 'manifest.json'
 NULL_STATES_FILE = 'null_states.npy'
+_REMEDY = 'delete it and run --config.mode=prepare again'
 # Name of the set in tfds, and prefix of its files' names.
 NAME = 'tokens'
 VIEWS = 2
@@ -113,7 +114,15 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
       f'{directory}: no prepared tokens here ({MANIFEST_FILE} is missing); run'
       ' --config.mode=prepare first'
     )
-  return files.read_json(path)
+  split = {'has_images': bool, 'shards': [int]}
+  shape = {'settings': dict, 'layout': {str: int}, 'splits': {str: split}}
+  return files.read_json(path, shape, _REMEDY)
+
+
+def read_marker(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the file that `marker_name` names: `records`, `bytes`, `skipped`."""
+  shape = {'records': int, 'bytes': int, 'skipped': [[str]]}
+  return files.read_json(path, shape, _REMEDY)
 
 
 def check_settings(
@@ -238,7 +247,7 @@ class PreparedExamples:
     path = self.directory / NULL_STATES_FILE
     try:
       return np.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
       raise UserError(f'{path}: cannot be read ({error})') from error
 
   def _read(self, shard: int, places: np.ndarray) -> list[bytes]:

@@ -33,6 +33,8 @@ from ml_collections import config_flags
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files
 
+CONFIG_FILE = 'config.json'
+
 _OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 _ILLEGAL_VALUE = re.compile(r'flag --(?:no)?config\.([^=]+)=(.*?): ', re.DOTALL)
 _EXPECTED = {
@@ -153,6 +155,15 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def to_json(config: ml_collections.ConfigDict) -> str:
   """The config with every reference resolved, as text with sorted keys."""
   return json.dumps(to_dict(config), indent=2, sort_keys=True)
+
+
+def read_record(workdir: pathlib.Path) -> dict[str, Any]:
+  """Reads `config.json` of a workdir: `source`, `overrides` and `config`."""
+  return files.read_json(
+    workdir / CONFIG_FILE,
+    {'source?': str, 'overrides?': dict, 'config': dict},
+    'restore it, or use another --workdir',
+  )
 
 
 def from_json(tree: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -32,16 +32,12 @@ from adanat_jax.experiment import (
   networks,
   policies,
 )
-from adanat_jax.runtime import checkpoint, files, journal, sharding
+from adanat_jax.runtime import checkpoint, journal, sharding
 from adanat_jax.sampling.generator import Generator
 
 if TYPE_CHECKING:
   from adanat_jax.data.examples import Examples
   from adanat_jax.data.sources.raw_source import RawSource
-
-# The groups of fields that a generator is made of. Workdirs of older versions
-# may lack some of them.
-_GENERATOR = ('data', 'tokenizer', 'nat', 'text', 'policy')
 
 Check: TypeAlias = Callable[['Experiment'], Iterable[str] | None]
 
@@ -55,9 +51,9 @@ class Experiment:
   def __init__(
     self, config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]
   ):
-    """Reads nothing yet."""
-    self.config = config
-    self.workdir = pathlib.Path(workdir)
+    """Reads nothing yet; `~` in paths becomes the home directory."""
+    self.config = field_rules.with_home(config)
+    self.workdir = pathlib.Path(os.path.expanduser(workdir))
     self._networks: dict[str, tuple[Any, Any]] = {}
 
   @classmethod
@@ -67,20 +63,15 @@ class Experiment:
     Raises:
       UserError: if there is no config, or a generator's field is wrong.
     """
-    path = pathlib.Path(workdir) / 'config.json'
-    if not path.is_file():
-      raise UserError(f'{workdir} is no workdir: it has no config.json')
-    record = files.read_json(path)
-    tree = record.get('config') if isinstance(record, dict) else None
-    if not isinstance(tree, dict):
-      raise UserError(f'{path} is not a config that this program wrote')
-    config = config_lib.from_json(tree)
-    # Other stages' fields may be of a version that had other rules.
-    read = {name: config[name] for name in _GENERATOR if name in config}
-    field_rules.check(ml_collections.ConfigDict(read))
+    directory = pathlib.Path(os.path.expanduser(workdir))
+    if not os.path.lexists(directory / config_lib.CONFIG_FILE):
+      raise UserError(
+        f'{directory} is no workdir: it has no {config_lib.CONFIG_FILE}'
+      )
+    config = config_lib.from_json(config_lib.read_record(directory)['config'])
+    field_rules.check_generator(config)
     # How the training was divided says nothing of the devices here.
-    fsdp = config.get('mesh', {}).get('fsdp', 1)
-    config.mesh = {'fsdp': math.gcd(fsdp, jax.device_count())}
+    config.mesh = {'fsdp': math.gcd(config.mesh.fsdp, jax.device_count())}
     return cls(config, workdir)
 
   @functools.cached_property

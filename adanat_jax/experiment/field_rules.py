@@ -11,8 +11,9 @@ words, before it takes all memory or never ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
 
-from adanat_jax.experiment import fields
+from adanat_jax.experiment import config as config_lib, fields
 from adanat_jax.experiment.fields import (
   Config,
   Rule,
@@ -402,6 +403,25 @@ LOOP = (
 )
 
 
+# What a generator is made of: the groups whose fields are checked, and those
+# fields that workdirs of all versions have.
+_GENERATOR_GROUPS = (
+  *('data.', 'tokenizer.', 'nat.', 'text.', 'policy.', 'mesh.'),
+  'evaluate.batch_size',
+)
+_GENERATOR = (
+  *('data.source', 'data.image_size', 'data.condition', 'data.num_classes'),
+  *('tokenizer.codebook_size', 'tokenizer.code_width', 'tokenizer.base_width'),
+  *('tokenizer.width_multipliers', 'tokenizer.num_res_blocks'),
+  *('tokenizer.num_groups', 'nat.width', 'nat.depth', 'nat.num_heads'),
+  *('nat.mlp_ratio', 'nat.dropout_rate', 'nat.dtype', 'text.width'),
+  *('text.depth', 'text.num_heads', 'text.mlp_width', 'text.projection_width'),
+  *('text.activation', 'policy.rewards', 'policy.num_steps'),
+  *('policy.trainings', 'policy.residual', 'policy.network'),
+  *('evaluate.batch_size', 'mesh.fsdp'),
+)
+
+
 def check(
   config: Config,
   *checks: Callable[[Config], Iterable[str] | None],
@@ -420,6 +440,31 @@ def check(
     ConfigError: listing everything that is wrong.
   """
   fields.check(config, RULES, checks, _required(config, reads))
+
+
+def check_generator(config: Config) -> None:
+  """Checks what a generator is made of, of a config of any version.
+
+  Raises:
+    ConfigError: listing everything that is wrong.
+  """
+  rules = {n: r for n, r in RULES.items() if n.startswith(_GENERATOR_GROUPS)}
+  fields.check(config, rules, required=_required(config, _GENERATOR))
+
+
+def with_home(config: Config) -> Config:
+  """The config, or a copy, with the home directory for `~` in its paths."""
+  found = config_lib.fields(config)
+  paths = {
+    name: os.path.expanduser(value)
+    for name, value in found
+    if name in RULES and RULES[name].is_path and str(value).startswith('~')
+  }
+  if not paths:
+    return config
+  copy = config.copy_and_resolve_references()
+  copy.update_from_flattened_dict(paths)
+  return copy
 
 
 def _required(config: Config, reads: tuple[str, ...]) -> Iterator[str]:

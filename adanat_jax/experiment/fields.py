@@ -45,10 +45,12 @@ class Rule:
     allowed: the allowed values in words, read after 'give', e.g.
       'an integer from 1 to 512'.
     accepts: says whether a value is allowed; never raises.
+    is_path: whether `~` at the beginning stands for the home directory.
   """
 
   allowed: str
   accepts: Callable[[Any], bool]
+  is_path: bool = False
 
 
 def check(
@@ -196,6 +198,7 @@ def path(suffix: str = '') -> Rule:
     f'a path{ending}, of at most {_LONGEST_PATH} bytes and {_LONGEST_NAME} a'
     ' name, without control characters; or leave it empty',
     accepts,
+    is_path=True,
   )
 
 
@@ -313,11 +316,11 @@ def _shown(value: Any) -> str:
 
 def _without(config: Config, names: Iterable[str]) -> Config:
   """A copy of a config that lacks some of its fields."""
-  copy = ml_collections.ConfigDict(config.to_dict())
+  copy = Config(config.to_dict())
   for name in names:
     group, _, last = name.rpartition('.')
     absent, node = _find(copy, group) if group else ('', copy)
-    if not absent and last in node:
+    if not absent and isinstance(node, Config) and last in node:
       del node[last]
   return copy
 

@@ -91,9 +91,9 @@ def nat_module(config: Config) -> DenoiserModule:
     text_width=config.text.width if is_text(config) else None,
     dropout_rate=section.dropout_rate,
     dtype=jnp.dtype(section.dtype),
-    attention=section.attention,
+    # A workdir of an older version says nothing of these.
+    attention=section.get('attention', 'xla'),
   )
-  # A workdir of an older version says nothing of other networks.
   if section.get('network', 'nat') == 'nat':
     return NAT(depth=section.depth, **shared)
   return ENAT(

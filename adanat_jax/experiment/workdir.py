@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fnmatch
+import os
 import pathlib
 from typing import Any
 import uuid
@@ -19,8 +20,6 @@ from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import is_complete
-
-CONFIG_FILE = 'config.json'
 
 # Fields that say what to do or how to show it, and never what comes out: runs
 # that differ in these alone may share a workdir. Shell patterns on the dotted
@@ -53,6 +52,21 @@ def problems(experiment: Experiment) -> Iterator[str]:
         f'config.{name}={value}: no checkpoint is there; give the directory'
         ' that python -m adanat_jax.convert wrote, or that of a finished stage'
       )
+
+
+def write_config(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  overrides: Mapping[str, Any] | None = None,
+  source: str = '',
+) -> None:
+  """Writes `config.json`; see `claim`."""
+  record = {
+    'source': source,
+    'overrides': dict(overrides or {}),
+    'config': config_lib.to_dict(config),
+  }
+  files.write_json(workdir / config_lib.CONFIG_FILE, record, sealed=True)
 
 
 def claim(
@@ -105,24 +119,12 @@ def _claim(
   source: str,
 ) -> list[str]:
   """Process 0's part of `claim`; returns the fields that the workdir lacks."""
-  path = workdir / CONFIG_FILE
+  files.make_directory(workdir)
+  if not os.path.lexists(workdir / config_lib.CONFIG_FILE):
+    write_config(workdir, config, overrides, source)
+    return []
   ours = config_lib.to_dict(config)
-  try:
-    files.make_directory(workdir)
-    if not path.exists():
-      record = {'source': source, 'overrides': dict(overrides), 'config': ours}
-      files.write_json(path, record)
-      return []
-  except OSError as error:
-    raise UserError(
-      f'--workdir={workdir} cannot be used: {error.strerror}'
-    ) from error
-  record = files.read_json(path)
-  theirs = record.get('config') if isinstance(record, dict) else None
-  if not isinstance(theirs, dict):
-    raise UserError(
-      f'{path} is not a config that this program wrote; use another --workdir'
-    )
+  theirs = config_lib.read_record(workdir)['config']
   there = dict(config_lib.fields(theirs))
   lacking = [
     name

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
 
-from adanat_jax.runtime import checkpoint_format
-from adanat_jax.runtime.journal import is_complete, read_complete
+from adanat_jax.runtime import checkpoint
+from adanat_jax.runtime.journal import is_complete
 
 # SHA-256 of the published files. Inception-v3 is the file of pytorch-fid, which
 # torch-fidelity publishes too; the first digits stand in its name. CLIP's are
@@ -47,10 +46,7 @@ def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:
   path = pathlib.Path(directory).absolute()
   if not is_complete(path):
     return {}
-  step = read_complete(path)['step']
-  meta: dict[str, Any] = checkpoint_format.read(
-    path / 'checkpoints' / str(step)
-  )
+  meta = checkpoint.read_meta(path)
   return dict(meta.get('converted', {}).get('sha256', {}))
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -71,16 +72,24 @@ def reference(experiment: Experiment, network: FeatureNetwork) -> Reference:
 
 def _about(path: pathlib.Path) -> dict[str, Any]:
   """The hash of a file of moments, and what its manifest says, if any."""
-  manifest = path.with_suffix('.json')
-  about = files.read_json(manifest) if manifest.is_file() else {}
+  about = _manifest(path)
   with path.open('rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
   if about and about.get('sha256') != digest:
     raise UserError(
-      f'{path}: is not the file that {manifest.name} beside it describes; '
-      'delete one of them'
+      f'{path}: is not the file that {path.stem}.json beside it describes;'
+      ' delete one of them'
     )
   return {'sha256': digest, 'made of': about.get('made of', 'not told')}
+
+
+def _manifest(path: pathlib.Path) -> dict[str, Any]:
+  """What lies beside a file of moments that was made here; {} if nothing."""
+  path = path.with_suffix('.json')
+  if not path.is_file():
+    return {}
+  shape = {'sha256': str, 'made of': {'images?': dict}}
+  return files.read_json(path, shape, 'delete it')
 
 
 def read(path: pathlib.Path) -> Gaussian:
@@ -162,13 +171,15 @@ def _check_same(
   experiment: Experiment, path: pathlib.Path, about: dict[str, Any]
 ) -> None:
   """Refuses moments that are there already and are of something else."""
-  manifest = path.with_suffix('.json')
-  made_of = files.read_json(manifest)['made of'] if manifest.is_file() else {}
+  made_of = _manifest(path).get('made of', {})
   there = {name: made_of.get(name) for name in about}
   if 'path' in experiment.config.data:
     # The images themselves are not looked at: they may be gone by now.
     about = {**about, 'path': datasets.path_of(experiment, about['split'])}
-    there['path'] = made_of.get('images', {}).get('path')
+    # Earlier versions wrote `~`.
+    there['path'] = os.path.expanduser(
+      str(made_of.get('images', {}).get('path', ''))
+    )
   different = [name for name in about if there[name] != about[name]]
   if different:
     name = different[0]
@@ -191,7 +202,7 @@ def _finish(
     'sha256': hashlib.sha256(data).hexdigest(),
     'made of': {**about, 'counted': moments.count, 'unreadable': skipped},
   }
-  files.write_json(path.with_suffix('.json'), manifest)
+  files.write_json(path.with_suffix('.json'), manifest, sealed=True)
   files.write_bytes(path, data)
   path.with_name(f'{path.name}.partial').unlink(missing_ok=True)
 

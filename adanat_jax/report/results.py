@@ -8,8 +8,8 @@
                   "values_per_step": {value: {"mean": [T], "std": [T]}}}],
      "grid": [{"num_steps", "evaluations", "best", "rows"}]}
 
-`training` and `reward` may be null. One entry stands for one method, number of
-steps and training.
+`training` and `reward` may be null; `SHAPE` has the types. One entry
+stands for one method, number of steps and training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,26 @@ ADAPTIVE = 'adaptive'  # Learned, chooses for each sample: AdaNAT.
 FROZEN = 'frozen'  # An adaptive policy's mean action as a table.
 SHUFFLED = 'shuffled'  # An adaptive policy's actions, permuted within a class.
 ROLES = (HAND_MADE, TUNED, NON_ADAPTIVE, ADAPTIVE, FROZEN, SHUFFLED)
+
+_STATISTICS = {'mean': [float], 'std': [float]}
+# See `runtime.files.parse_json`.
+SHAPE = {
+  'settings': dict,
+  'floors': {str: {str: float}},
+  'methods': [
+    {
+      **dict.fromkeys(('name', 'label', 'role', 'note'), str),
+      'num_steps': int,
+      'samples_per_seed': int,
+      'seeds': [int],
+      'training': (int, None),
+      'reward': (str, None),
+      'measures': {str: {'mean': float, 'std': float, 'values': [float]}},
+      'values_per_step': {str: _STATISTICS},
+    }
+  ],
+  'grid': [{'num_steps': int, 'evaluations': int, 'best': dict, 'rows': list}],
+}
 
 MEASURE_TITLES = {
   'frechet': 'Fréchet distance',

@@ -371,15 +371,19 @@ def digest_params(directory: str | os.PathLike[str], field: str) -> str:
   Raises:
     UserError: as `load_params`.
   """
-  with _last_checkpoint(directory) as path:
-    meta = checkpoint_format.together(
-      path, lambda: checkpoint_format.read(path)
-    )
-  saved = checkpoint_format.below(meta, field)
+  saved = checkpoint_format.below(read_meta(directory), field)
   if not saved:
-    raise UserError(f'{path}: no field {field!r}')
+    raise UserError(f'{directory}: no field {field!r}')
   text = json.dumps(saved, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_meta(directory: str | os.PathLike[str]) -> dict[str, Any]:
+  """Returns the meta of a finished stage's last state; raises UserError."""
+  with _last_checkpoint(directory) as path:
+    return checkpoint_format.together(
+      path, lambda: checkpoint_format.read(path)
+    )
 
 
 def _without_traces(record: Any) -> bool:

@@ -13,7 +13,6 @@ succeed or all fail.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import gc
-import json
 import logging
 import pathlib
 import sys
@@ -21,7 +20,6 @@ import time
 import traceback
 from typing import Any, TypeVar, cast
 import warnings
-import zlib
 
 import jax
 import numpy as np
@@ -62,7 +60,7 @@ def build(
       name: [leaf.layout, leaf.checksum] for name, leaf in examined.items()
     },
   }
-  return {**meta, 'checksum': _checksum(meta)}
+  return {**meta, 'checksum': files.checksum(meta)}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -73,8 +71,10 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   """
   meta = _restore(path / 'meta', ocp.JsonCheckpointHandler())
   given = meta.pop('checksum')
-  if given != _checksum(meta):
+  if given != files.checksum(meta):
     raise ValueError('the checksum of meta differs')
+  if str(meta['step']) != path.name:
+    raise ValueError(f'it is that of step {meta["step"]} under another name')
   return meta
 
 
@@ -276,8 +276,3 @@ def _restore(path: pathlib.Path, handler: Any, args: Any = None) -> Any:
   """Reads one item of a checkpoint."""
   with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
     return reader.restore(path, *(() if args is None else (args,)))
-
-
-def _checksum(meta: Mapping[str, Any]) -> int:
-  """Returns a checksum of a meta item, independent of the order of keys."""
-  return zlib.crc32(json.dumps(meta, sort_keys=True).encode('utf-8'))

@@ -1,12 +1,14 @@
 """Records what a stage has finished: pieces of work, then the whole stage.
 
 The ledger lets a killed stage continue. It has one JSON line per finished piece
-of work, with its name and value. A line that a kill truncated is dropped and
-its piece repeated; pieces are deterministic, so the file ends the same. With
-several processes all compute each piece together, process 0 writes it, and all
-use the value that process 0 wrote.
+of work, with its name, its value and a checksum of both. A line that a kill
+truncated, or that was damaged later, is dropped and its piece repeated; pieces
+are deterministic, so the results are the same. With several processes all
+compute each piece together, process 0 writes it, and all use the value that
+process 0 wrote.
 
-The marker `complete.json` is written last, atomically. With several processes
+The marker `complete.json` is written last, atomically. It holds the checksum of
+`results.json`, where the stage has written one. With several processes
 all call `mark_complete`; none sees the marker before all have arrived, and none
 continues before it sees the marker. So all decide alike by it.
 """
@@ -18,11 +20,15 @@ import json
 import os
 import pathlib
 from typing import Any
+import zlib
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, processes
 
 COMPLETE_FILE = 'complete.json'
+RESULTS_FILE = 'results.json'
+
+_MARKER = {'step': int, 'figures': dict, 'best?': {'step': int}}
 
 
 class Ledger:
@@ -49,27 +55,31 @@ class Ledger:
     return self._values[name]
 
   def _read(self) -> dict[str, Any]:
-    """Reads the lines up to the first damaged one and drops the rest."""
+    """Reads the lines and drops those that are damaged."""
     if not self._path.exists():
       return {}
     values = {}
     good = []
-    for line in self._path.read_bytes().splitlines(keepends=True):
-      if not line.endswith(b'\n'):
-        break
+    data = files.read_bytes(self._path)
+    for line in data.splitlines(keepends=True):
       try:
-        entry = json.loads(line)
+        entry = files.parse_json(line, {'name': str, 'value': object})
+      except ValueError:
+        continue
+      # Lines of earlier versions have no checksum. One with another name in
+      # its place is no line of ours.
+      if line.endswith(b'\n') and len(entry) == 2:
         values[entry['name']] = entry['value']
-      except (ValueError, KeyError, TypeError):
-        break
-      good.append(line)
-    files.write_bytes(self._path, b''.join(good))
+        good.append(line)
+    if (kept := b''.join(good)) != data:
+      files.write_bytes(self._path, kept)
     return values
 
   def _append(self, name: str, value: Any) -> Any:
     """Writes a piece to the disk and returns its value."""
+    line = json.dumps(files.seal({'name': name, 'value': value}))
     with files.writing(self._path), self._path.open('a') as file:
-      file.write(json.dumps({'name': name, 'value': value}) + '\n')
+      file.write(line + '\n')
       file.flush()
       os.fsync(file.fileno())
     return value
@@ -106,7 +116,7 @@ def mark_complete(
   figures: Mapping[str, Any],
   best: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes the marker of a finished stage.
+  """Writes the marker of a finished stage, after its `results.json`, if any.
 
   Args:
     directory: the stage's directory.
@@ -118,8 +128,14 @@ def mark_complete(
   marker = {'step': step, 'figures': dict(figures)}
   if best is not None:
     marker['best'] = dict(best)
+
+  def write() -> None:
+    if (results := path.with_name(RESULTS_FILE)).exists():
+      marker['results'] = zlib.crc32(files.read_bytes(results))
+    files.write_json(path, marker, sealed=True)
+
   processes.barrier()
-  processes.from_first(lambda: files.write_json(path, marker))
+  processes.from_first(write)
   processes.wait_until_seen(path)
 
 
@@ -130,4 +146,56 @@ def is_complete(directory: str | os.PathLike[str]) -> bool:
 
 def read_complete(directory: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads the marker: `step`, `figures` and, where one is kept, `best`."""
-  return files.read_json(pathlib.Path(directory) / COMPLETE_FILE)
+  path = pathlib.Path(directory) / COMPLETE_FILE
+  return files.read_json(
+    path,
+    _MARKER,
+    'delete it and run this stage again: it goes on from what it has kept',
+  )
+
+
+def read_results(
+  directory: str | os.PathLike[str], shape: files.Shape = dict
+) -> dict[str, Any]:
+  """Reads `results.json` of a finished stage.
+
+  Args:
+    directory: the stage's directory.
+    shape: what the results must hold, see `files.parse_json`.
+
+  Raises:
+    UserError: if the stage has not finished, or if the results are missing,
+      damaged, or not those that the stage finished with.
+  """
+  path = pathlib.Path(directory) / RESULTS_FILE
+  remedy = 'run this stage again: it makes them again from its ledger'
+  # Earlier versions kept no checksum.
+  expected = read_complete(directory).get('results')
+  if expected not in (None, zlib.crc32(files.read_bytes(path, remedy=remedy))):
+    raise UserError(
+      f'{path}: damaged, or changed after it was written: the checksum in'
+      f' {COMPLETE_FILE} differs; {remedy}'
+    )
+  return files.read_json(path, shape, remedy)
+
+
+def has_results(
+  directory: str | os.PathLike[str], shape: files.Shape = dict
+) -> bool:
+  """Whether a stage has finished and its results can be read.
+
+  Where only the results are lost or damaged, a line says so: the stage makes
+  them again. All processes call this.
+  """
+
+  def is_readable() -> bool:
+    if not is_complete(directory):
+      return False
+    try:
+      read_results(directory, shape)
+    except UserError as error:
+      processes.say(f'made again: {error}')
+      return False
+    return True
+
+  return processes.from_first(is_readable)

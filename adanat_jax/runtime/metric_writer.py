@@ -110,11 +110,11 @@ def cut_back(path: str | os.PathLike[str], step: int) -> None:
   path = pathlib.Path(path)
   if not path.exists():
     return
-  data = path.read_bytes()
+  data = files.read_bytes(path)
   kept = b''.join(
     line
     for line in data.splitlines(keepends=True)
-    if _step_of(line, default=step + 1) <= step
+    if (row := _row_of(line)) and row['step'] <= step
   )
   if kept != data:
     files.write_bytes(path, kept)
@@ -125,8 +125,8 @@ def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
   path = pathlib.Path(directory) / 'metrics.jsonl'
   if not path.exists():
     return []
-  lines = path.read_bytes().splitlines(keepends=True)
-  return [json.loads(line) for line in lines if _step_of(line, -1) >= 0]
+  lines = files.read_bytes(path).splitlines(keepends=True)
+  return list(filter(None, map(_row_of, lines)))
 
 
 class Progress:
@@ -229,18 +229,17 @@ def _describe(metrics: Mapping[str, Any]) -> str:
   return '  '.join(shown[:4])
 
 
-def _step_of(line: bytes, default: int) -> int:
-  """Returns the step of a row, or `default` if the line holds no row.
+def _row_of(line: bytes) -> dict[str, Any] | None:
+  """Returns the row of a line, or None if it holds none.
 
   A last line without a newline does not count, even if it is valid JSON.
   """
   if not line.endswith(b'\n'):
-    return default
+    return None
   try:
-    row = json.loads(line)
-    return int(row['step'])
-  except (ValueError, KeyError, TypeError):
-    return default
+    return files.parse_json(line, {'step': int})
+  except ValueError:
+    return None
 
 
 def _open_board(path: pathlib.Path, first_step: int) -> Any:

@@ -39,6 +39,7 @@ from adanat_jax.experiment import (
   field_rules,
   networks,
   policies,
+  workdir as workdir_lib,
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import evaluation as evaluation_lib
@@ -48,10 +49,12 @@ from adanat_jax.models.enat import ENAT
 from adanat_jax.report import comparison, trade_offs
 from adanat_jax.runtime import files, processes, timing
 from adanat_jax.runtime.journal import (
+  RESULTS_FILE,
   Ledger,
-  is_complete,
+  has_results,
   mark_complete,
   open_ledger,
+  read_results,
 )
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
@@ -171,7 +174,7 @@ def run(experiment: Experiment) -> None:
     for name, value in config_lib.fields(config[section])
   }
   ledger = open_ledger(directory, about, 'config')
-  if is_complete(directory):
+  if has_results(directory):
     return
   for name, stage in _SHARED.items():
     if not experiment.is_converted(name):
@@ -210,7 +213,7 @@ def run(experiment: Experiment) -> None:
     for path, figures in entry['paths'].items():
       figures['seconds'] = timed['seconds'].get(f'{entry["key"]}/{path}')
   results['trade_offs'] = trade_offs.rows(results)
-  files.write_json(directory / 'results.json', results)
+  files.write_json(directory / RESULTS_FILE, results)
   comparison.save_plot(directory / 'comparison.png', results)
   files.write_text(directory / 'comparison.md', comparison.compose(results))
   mark_complete(directory, len(results['methods']), {})
@@ -224,12 +227,7 @@ def _train(experiment: Experiment) -> None:
   """
   directory = files.make_directory(experiment.workdir)
   # With it the directory is a workdir that `adanat_jax.load` reads.
-  record = {
-    'source': '',
-    'overrides': {},
-    'config': config_lib.to_dict(experiment.config),
-  }
-  files.write_json(directory / 'config.json', record)
+  workdir_lib.write_config(directory, experiment.config)
   for stage in (nat_stage, search_stage, policy_stage):
     stage.run(experiment)
 
@@ -325,8 +323,8 @@ def _searched(experiment: Experiment, which: search_common.Search) -> Schedule:
   began is one of them: at the lowest of its distances it may have fitted no
   more than its noise.
   """
-  path = experiment.workdir / 'search' / which.name / 'results.json'
-  tables = files.read_json(path)['tables']
+  directory = experiment.workdir / 'search' / which.name
+  tables = read_results(directory, search_common.RESULTS)['tables']
   name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
   evaluations = experiment.config.search.evaluations
   return Schedule(

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from adanat_jax.convert import files as weights
 from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
@@ -39,7 +40,12 @@ from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import published_figures
 from adanat_jax.report.published_figures import BENCHMARKS
 from adanat_jax.runtime import files, processes
-from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
+from adanat_jax.runtime.journal import (
+  RESULTS_FILE,
+  Ledger,
+  has_results,
+  mark_complete,
+)
 
 # One set of samples: all policies are measured with the same noise.
 _SEED = 0
@@ -73,7 +79,7 @@ def run(experiment: Experiment) -> None:
   """Measures every policy of the config."""
   check_config(experiment)
   directory = experiment.workdir / 'evaluate'
-  if is_complete(directory):
+  if has_results(directory):
     return
   evaluation = Evaluation(experiment)
   # Before anything that takes long: a policy may not be there.
@@ -92,7 +98,7 @@ def run(experiment: Experiment) -> None:
     rows.append(row)
     _say(', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items()))
   results = {**_about(evaluation, clip), 'rows': rows}
-  files.write_json(directory / 'results.json', results)
+  files.write_json(directory / RESULTS_FILE, results)
   files.write_text(directory / 'results.md', published_figures.compose(results))
   mark_complete(directory, len(rows), {})
 
@@ -214,14 +220,15 @@ def _real_features(evaluation: Evaluation) -> np.ndarray | None:
   if not count:
     return None
   split = experiment.config.evaluate.reference_split
-  path = experiment.workdir / 'evaluate' / f'real-{split}.npy'
+  path = experiment.workdir / 'evaluate' / f'real-{split}.npz'
   if not processes.from_first(path.is_file):
     network = evaluation.scorer.network
     found = real_images.some_features(experiment, network, split, count)
     buffer = io.BytesIO()
-    np.save(buffer, found)
+    # Unlike a .npy file it has checksums.
+    np.savez(buffer, features=found)
     files.write_bytes(path, buffer.getvalue())
-  return np.load(path) if processes.process_index() == 0 else None
+  return None if processes.process_index() else weights.read(path)['features']
 
 
 def _about(

@@ -27,8 +27,14 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.evaluation import Evaluation, Method, problems
+from adanat_jax.report.results import SHAPE
 from adanat_jax.runtime import files, processes
-from adanat_jax.runtime.journal import Ledger, is_complete, mark_complete
+from adanat_jax.runtime.journal import (
+  RESULTS_FILE,
+  Ledger,
+  has_results,
+  mark_complete,
+)
 from adanat_jax.types import PolicyValues
 
 # The schedules that need no training, unless `evaluate.schedules` names others.
@@ -243,7 +249,7 @@ def run(experiment: Experiment) -> None:
   """Measures every method of the config; its trainings must be complete."""
   check_config(experiment)
   directory = experiment.workdir / 'evaluate'
-  if is_complete(directory):
+  if has_results(directory, SHAPE):
     return
   for which in policies.trainings(experiment):
     experiment.require(f'policy/{which.name}')
@@ -269,7 +275,7 @@ def run(experiment: Experiment) -> None:
     'methods': entries,
     'grid': grids,
   }
-  files.write_json(directory / 'results.json', results)
+  files.write_json(directory / RESULTS_FILE, results)
   mark_complete(directory, len(entries), {})
 
 

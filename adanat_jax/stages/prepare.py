@@ -114,7 +114,7 @@ def run(experiment: Experiment) -> None:
     for split, s in sources.items()
   }
   for index in done:
-    told = files.read_json(directory / every[index].marker_name)
+    told = prepared.read_marker(directory / every[index].marker_name)
     tallies[every[index].split].add(told['skipped'], news=False)
   prepare_shards.make(experiment, directory, sources, mine, encoder, tallies)
   processes.barrier()
@@ -134,9 +134,10 @@ def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
   files.make_directory(directory / 'shards')
   path = directory / SETTINGS_FILE
   if path.exists():
-    prepared.check_settings(directory, files.read_json(path), settings)
+    there = files.read_json(path, remedy=f'delete {directory}')
+    prepared.check_settings(directory, there, settings)
   else:
-    files.write_json(path, dict(settings))
+    files.write_json(path, dict(settings), sealed=True)
 
 
 def _finish(
@@ -159,7 +160,7 @@ def _finish(
   splits: dict[str, Any] = {}
   facts: dict[str, list[dict[str, Any]]] = {split: [] for split in sources}
   for shard in every:
-    told = files.read_json(directory / shard.marker_name)
+    told = prepared.read_marker(directory / shard.marker_name)
     facts[shard.split].append(told)
   for split, source in sources.items():
     skipped = [item for told in facts[split] for item in told['skipped']]
@@ -193,6 +194,7 @@ def _finish(
       'layout': dataclasses.asdict(encoder.layout),
       'splits': splits,
     },
+    sealed=True,
   )
   for split, about in splits.items():
     processes.say(

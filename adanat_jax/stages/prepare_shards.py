@@ -296,12 +296,14 @@ class _Output:
     writer.publish()
     marker = self._directory / shard.marker_name
     temporary = marker.with_name(f'.{marker.name}.tmp')
-    told = {
-      'images': shard.last - shard.first,
-      'records': writer.num_records,
-      'bytes': writer.num_bytes,
-      'skipped': self._skipped,
-    }
+    told = files.seal(
+      {
+        'images': shard.last - shard.first,
+        'records': writer.num_records,
+        'bytes': writer.num_bytes,
+        'skipped': self._skipped,
+      }
+    )
     with files.writing(marker):
       temporary.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
     files.publish(temporary, marker)

@@ -16,7 +16,7 @@ import numpy as np
 
 from adanat_jax.data import digits
 from adanat_jax.decoding.schedules import Schedule
-from adanat_jax.experiment import policies
+from adanat_jax.experiment import config as config_lib, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.report import (
@@ -27,7 +27,7 @@ from adanat_jax.report import (
 )
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
-from adanat_jax.runtime.journal import read_complete
+from adanat_jax.runtime.journal import read_complete, read_results
 from adanat_jax.stages import evaluate_study
 
 # Roles whose samples are shown side by side.
@@ -44,7 +44,7 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   experiment.require('evaluate')
   directory = files.make_directory(experiment.workdir / 'report')
-  results = files.read_json(experiment.workdir / 'evaluate' / 'results.json')
+  results = read_results(experiment.workdir / 'evaluate', reading.SHAPE)
   shown = [
     *_drawn(experiment, directory, results),
     *_plotted(experiment, directory, results),
@@ -66,9 +66,10 @@ def run(experiment: Experiment) -> None:
 
 def _command(workdir: pathlib.Path) -> str:
   """The command line that makes this workdir from nothing."""
-  made_by = files.read_json(workdir / 'config.json')
-  words = ['python', '-m', 'adanat_jax.main', f'--config={made_by["source"]}']
-  for name, value in sorted(made_by['overrides'].items()):
+  made_by = config_lib.read_record(workdir)
+  source, overrides = made_by.get('source', ''), made_by.get('overrides', {})
+  words = ['python', '-m', 'adanat_jax.main', f'--config={source}']
+  for name, value in sorted(overrides.items()):
     if name != 'mode':
       # JSON knows no tuples, and the command line no lists.
       given = str(tuple(value) if isinstance(value, list) else value)

@@ -125,22 +125,18 @@ def read_table(path: str) -> PolicyValues:
     )
   names = [field.name for field in dataclasses.fields(PolicyValues)][:4]
   try:
-    given = files.read_json(path)
-  except OSError as error:
-    raise UserError(f'config.sample.table={path}: {error.strerror}') from error
+    given = files.read_json(
+      path,
+      {name: [float] for name in names},
+      f'it must be JSON with the lists {", ".join(names)}',
+    )
   except UserError as error:
     raise UserError(f'config.sample.table={error}') from error
-  try:
+  with np.errstate(over='ignore'):
     lists = {name: np.asarray(given[name], np.float32) for name in names}
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f'config.sample.table={path}: it must be JSON with the lists'
-      f' {", ".join(names)}'
-    ) from error
-  lengths = {name: values.shape for name, values in lists.items()}
+  lengths = {name: len(values) for name, values in lists.items()}
   mask_ratio = lists['mask_ratio']
-  alike = len(set(lengths.values())) == 1
-  if not alike or mask_ratio.ndim != 1 or not mask_ratio.size:
+  if len(set(lengths.values())) != 1 or not mask_ratio.size:
     problem = (
       f'the lists must have equal lengths, at least 1, they have {lengths}'
     )

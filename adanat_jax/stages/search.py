@@ -29,7 +29,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.learning.schedule_search import Point
 from adanat_jax.measuring import features, scores
-from adanat_jax.runtime import files, journal, processes
+from adanat_jax.runtime import journal, processes
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import search_alternating, search_common
 
@@ -84,7 +84,7 @@ def _search(
   directory = experiment.workdir / 'search' / which.name
   count = experiment.config.search.evaluations
   run = search_common.Run(experiment, which, directory)
-  if journal.is_complete(directory):
+  if journal.has_results(directory):
     if journal.read_complete(directory)['step'] >= count:
       return
   objective = search_common.Objective(experiment, which, generator, scorer)
@@ -117,10 +117,12 @@ def _first_point(
   before = search_common.before(experiment, which)
   if before is None:
     return search_common.first_point(experiment, which.num_steps)
-  path = experiment.workdir / 'search' / before.name / 'results.json'
+  directory = experiment.workdir / 'search' / before.name
 
   def stretched() -> list[float]:
-    results = processes.from_first(lambda: files.read_json(path))
+    results = processes.from_first(
+      lambda: journal.read_results(directory, search_common.RESULTS)
+    )
     point = schedule_search.point_of(
       search_common.table_of_lists(results['tables']['last']['searched'])
     )

@@ -32,7 +32,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.learning.schedule_search import Point
 from adanat_jax.measuring import scores
-from adanat_jax.runtime.journal import is_complete
+from adanat_jax.runtime.journal import has_results
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import nat as nat_stage, search_common
 
@@ -77,7 +77,7 @@ def run(experiment: Experiment) -> None:
   for which in search_common.of(experiment):
     directory = experiment.workdir / 'search' / f'alternating-{which.name}'
     search = _Alternation(experiment, directory, which, scorer)
-    if not is_complete(directory):
+    if not has_results(directory):
       search.run()
 
 

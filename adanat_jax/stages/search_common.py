@@ -331,6 +331,12 @@ def _about(experiment: Experiment, which: Search) -> dict[str, Any]:
   return dataclasses.asdict(which) | {name: settings[name] for name in names}
 
 
+_LISTS = {f.name: [float] for f in dataclasses.fields(PolicyValues)[:4]}
+_ROW = {'searched': _LISTS, 'table': _LISTS, 'fresh': {'mean': float}}
+# What others read of the results of a search; see `files.parse_json`.
+RESULTS = {'tables': {'last': _ROW, str: _ROW}}
+
+
 def table_lists(table: PolicyValues) -> dict[str, list[float]]:
   """A table as JSON and metrics have it."""
   return {
@@ -348,4 +354,4 @@ def table_of_lists(lists: dict[str, list[float]]) -> PolicyValues:
 
 def write_table(path: pathlib.Path, row: dict[str, Any]) -> None:
   """Writes the table of a row of results for `config.sample.table`."""
-  files.write_json(path, {**row['table'], 'about': row['fresh']})
+  files.write_json(path, {**row['table'], 'about': row['fresh']}, sealed=True)

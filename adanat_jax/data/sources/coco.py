@@ -118,8 +118,7 @@ def _look_for(
 def _check_apart(split: SplitPath) -> None:
   """Refuses validation images that the training images' file lists, too."""
   ours, theirs = (
-    os.path.realpath(pathlib.Path(part.annotations).expanduser())
-    for part in (split, split.training)
+    os.path.realpath(part.annotations) for part in (split, split.training)
   )
   if ours == theirs:
     raise UserError(
@@ -142,7 +141,7 @@ def _read(
 ) -> tuple[dict[Any, str], dict[Any, list[str]]]:
   """The file names of images, and their captions, by the images' numbers."""
   field = split.annotations_field
-  path = pathlib.Path(split.annotations).expanduser()
+  path = pathlib.Path(split.annotations)
   content = text_files.read_json(path, field)
   images, captions = (
     content.get(name) if isinstance(content, Mapping) else None

@@ -159,7 +159,7 @@ def _devkit_labels(
 def _find_devkit(split: SplitPath, tar: pathlib.Path) -> pathlib.Path:
   """The devkit: its tar, or the folder it was unpacked to."""
   if split.annotations:
-    path = pathlib.Path(split.annotations).expanduser()
+    path = pathlib.Path(split.annotations)
     if not path.exists():
       raise UserError(f'{split.annotations_field}: no such file')
     return path

@@ -135,7 +135,7 @@ class SplitPath:
 
   @property
   def location(self) -> pathlib.Path:
-    return pathlib.Path(self.path).expanduser()
+    return pathlib.Path(self.path)
 
   @property
   def annotations(self) -> str:
