@@ -279,6 +279,9 @@ def _chosen(
   order: Any = 'given' if name == 'random' else name
   progress = (np.arange(num_steps) + 1) / num_steps
   falling = masking_temperature * (1 - progress)
+  if name == 'moment':
+    # What keeps all that is left chooses nothing, so it does not sharpen.
+    falling[-1] = 1e6
   return Schedule(
     name,
     of_numbers(
@@ -472,6 +475,7 @@ SCHEDULES: dict[str, Factory] = {
     temperature=1.5, guidance_scale=12.0,
   ),
   **{order: functools.partial(_chosen, order) for order in _ORDERS},
+  'moment': functools.partial(_chosen, 'moment', masking_temperature=4.5),
   'halton': _halton,
   'entropy_bound': _adaptive(
     'entropy_bound', 'entropy_bound', 'entropy', 0.1, 'entropy bound'

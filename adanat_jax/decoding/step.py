@@ -249,7 +249,13 @@ def position_scores(
 
 def entropy(log_probs: Array) -> Array:
   """The entropy in nats, float32[...], of laws `log_probs` float32[..., K]."""
-  return -(jnp.exp(log_probs) * log_probs).sum(-1)
+  return -_mean(log_probs, log_probs)
+
+
+def _mean(log_probs: Array, values: Array) -> Array:
+  """The mean of values under a law; what cannot be drawn may be infinite."""
+  probs = jnp.exp(log_probs)
+  return jnp.where(probs > 0, probs * values, 0).sum(-1)
 
 
 def bounded_prefix(entropies: Array, bound: Array) -> Array:
@@ -445,7 +451,7 @@ def _watched(
 ) -> DecodeState:
   """Counts for how many steps the law of each position has changed little."""
   assert state.log_probs is not None and state.unchanged is not None
-  divergence = (jnp.exp(law) * (law - state.log_probs)).sum(-1)
+  divergence = _mean(law, law - state.log_probs)
   little = divergence < options.divergence
   unchanged = jnp.where(little, state.unchanged + 1, 0)
   return dataclasses.replace(state, log_probs=law, unchanged=unchanged)
