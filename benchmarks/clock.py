@@ -52,16 +52,10 @@ def measure(call: Timed) -> tuple[float, ...]:
 def interleaved(
   calls: Mapping[Name, Timed], repeats: int, deadline: float
 ) -> dict[Name, list[tuple[float, ...]]]:
-  """Measures every call in turn, `repeats` rounds of it.
+  """Measures every call in turn, `repeats` rounds of it, warmed up.
 
-  Args:
-    calls: warmed up.
-    repeats: number of rounds.
-    deadline: of `time.monotonic`; no round but the first starts that would end
-      later, judged by the one before.
-
-  Returns:
-    One tuple of seconds a round.
+  No round but the first starts that would end after the deadline, a time of
+  `time.monotonic`, judged by the one before. A round gives a tuple of seconds.
   """
 
   def go_on(number: int, seconds: float) -> bool:

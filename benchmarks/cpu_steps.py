@@ -122,14 +122,7 @@ def meshes(rounds: int, minutes: float, names: list[str]) -> tuple[Any, str]:
     times = f'{plain:.3f} s', f'{meshed:.3f} s', f'{meshed / plain:.2f}'
     number = len(seconds['plain']['values'])
     rows.append((name, *times, number, more or 'none'))
-  header = (
-    '',
-    'without a mesh',
-    'with',
-    'ratio',
-    'rounds',
-    'more instructions',
-  )
+  header = ',without a mesh,with,ratio,rounds,more instructions'.split(',')
   return figures, output.table(header, rows)
 
 
@@ -140,9 +133,7 @@ def main() -> None:
   add('--compare', choices=('memory', 'mesh'), default='memory')
   add('--rounds', type=int, default=5, help='How often each way is run.')
   add('--steps', type=int, default=20, help='Timed steps of a process.')
-  add(
-    '--minutes', type=float, default=10, help='No round of meshes ends later.'
-  )
+  add('--minutes', type=float, default=10, help='When meshes end.')
   kinds = ['sampling', 'nat', 'policy']
   add('--programs', nargs='+', choices=kinds, default=kinds)
   add('--case', nargs=2, help='Of a child: one of the four.')

@@ -99,27 +99,17 @@ class Replaying(Agent):
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A network, a policy and what the policy does.
+  """A network, a policy and what the policy does."""
 
-  Attributes:
-    label: for the tables.
-    module: the network.
-    params: its parameters.
-    agent_of: the policy of a batch, by its number.
-    actor_operations: of one call of the policy for one sample.
-    labels: int32[batches, B]; the first `NUM_OTHERS` are not timed.
-    found: int[T, batches, B, 3], what they find, in the order of `TokenCounts`.
-    guided: whether the unconditional forwards run.
-  """
-
-  label: str
+  label: str  # For the tables.
   module: enat.ENAT
   params: Any
-  agent_of: Callable[[int], Agent]
-  actor_operations: int
-  labels: np.ndarray
+  agent_of: Callable[[int], Agent]  # The policy of a batch, by its number.
+  actor_operations: int  # Of one call of the policy for one sample.
+  labels: np.ndarray  # int32[batches, B]; `NUM_OTHERS` are not timed.
+  # int[T, batches, B, 3], what they find, in the order of `TokenCounts`.
   found: np.ndarray
-  guided: bool
+  guided: bool  # Whether the unconditional forwards run.
 
   @property
   def num_steps(self) -> int:
@@ -161,8 +151,8 @@ class Subject:
     elif way == 'buckets':
       plan = dataclasses.replace(plan, buckets=bounds)
     elif way == 'all':
-      fields = {f.name: getattr(module, f.name) for f in _fields(module)}
-      module = Undivided(**fields)
+      names = {f.name for f in dataclasses.fields(module)} - {'parent', 'name'}
+      module = Undivided(**{name: getattr(module, name) for name in names})
 
     def arguments(number: int) -> tuple[Any, ...]:
       labels = jnp.asarray(self.labels[number])
@@ -181,24 +171,10 @@ class Subject:
     return lambda *given: decode_tokens(module, plan, *given).tokens, arguments
 
 
-def _fields(module: enat.ENAT) -> list[dataclasses.Field[Any]]:
-  return [
-    field
-    for field in dataclasses.fields(module)
-    if field.name not in ('parent', 'name')
-  ]
-
-
 def measure(
   subject: Subject, num_buckets: int, rounds: int, deadline: float
 ) -> dict[str, Any]:
-  """Measures one subject.
-
-  Args:
-    subject: what to decode.
-    num_buckets: at most so many.
-    rounds: of measurements.
-    deadline: of `time.monotonic`, see `clock.interleaved`.
+  """Measures one subject, `rounds` times; see `clock.interleaved`.
 
   Returns:
     As JSON has it: of each of the `ways`, for an image, `operations`, `seconds`
@@ -352,12 +328,7 @@ def render(subject: Subject, figures: dict[str, Any]) -> str:
 
 
 def found_of_ratios(ratios: np.ndarray, num_tokens: int) -> np.ndarray:
-  """What a denoiser finds if samples are masked so: int[T, S, 3].
-
-  Args:
-    ratios: float32[T, S].
-    num_tokens: N.
-  """
+  """What a denoiser finds if ratios float32[T, S] mask: int[T, S, 3]."""
   start = jnp.full(ratios.shape[1], num_tokens)
   reused, masked, found = jnp.zeros_like(start), start, []
   # How many tokens are masked does not depend on which, nor on the network.
@@ -421,10 +392,8 @@ def trained(
 ) -> Subject:
   """The ENAT of a workdir, with its policy and guidance.
 
-  Args:
-    generator: of the workdir.
-    recorded: the policy's trajectory of all samples, drawn with the seed 0.
-    labels: int32[batches, B], theirs.
+  `recorded` is the policy's trajectory of samples of labels int32[batches, B],
+  drawn with the seed 0.
   """
   module, num_steps = generator.nat, len(recorded.tokens)
   start = loop.full_mask(labels.size, module.num_tokens, module.codebook_size)

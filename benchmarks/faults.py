@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from laboratory import TIMEOUT, Laboratory, Launch, Outcome, Start
 import numpy as np
@@ -46,99 +47,70 @@ HEED_MODES = ('setpriv', '--bounding-set=-dac_override')
 
 def simple_faults(lab: Laboratory) -> Iterator[Outcome]:
   """Tries what needs no rights, and what tests try too."""
-  newest = lab.newest(lab.whole)
-  for name, words, part, limited in (
-    ('limit', 'file', '', (0, 1)),
-    ('limit-1', 'file of process 1', 'ocdbt.process_1', (1,)),
+  newest, stage = lab.newest(lab.whole), lab.stage
+  for words, part, limited in (
+    ('file', '', (0, 1)),
+    ('file of process 1', 'ocdbt.process_1', (1,)),
   ):
     limit = largest(newest, part).stat().st_size // 2
-    fault = f'no {words} may grow over {limit / 1000:.1f} kB'
-    yield lab.spoil(fault, name, Start(file_limit=limit, limited=limited))
+    how = Start(file_limit=limit, limited=limited)
+    yield lab.spoil(f'no {words} may grow over {limit / 1000:.1f} kB', how)
   yield lab.spoil(
     'the newest checkpoint: largest file cut in half',
-    'cut',
     spoil=lambda w: change(largest(lab.newest(w)), cut),
   )
 
   def block(workdir: pathlib.Path) -> None:
-    (workdir / lab.stage).rename(workdir / 'aside')
-    (workdir / lab.stage).write_text('in the way')
+    (workdir / stage).rename(workdir / 'aside')
+    (workdir / stage).write_text('in the way')
 
   def unblock(workdir: pathlib.Path) -> None:
-    (workdir / lab.stage).unlink()
-    (workdir / 'aside').rename(workdir / lab.stage)
+    (workdir / stage).unlink()
+    (workdir / 'aside').rename(workdir / stage)
 
-  yield lab.spoil(
-    "a file where the stage's directory should be",
-    'file',
-    spoil=block,
-    mend=unblock,
-  )
+  fault = "a file where the stage's directory should be"
+  yield lab.spoil(fault, spoil=block, mend=unblock)
 
 
 def more_faults(lab: Laboratory) -> Iterator[Outcome]:
   """Tries the rest."""
   newest, stage = lab.newest, lab.stage
-  for name, fault, spoil in (
-    (
-      'bit',
-      'the newest checkpoint: one bit of the largest file',
-      lambda w: change(
-        largest(newest(w)), lambda x: x[:99] + bytes([x[99] ^ 4]) + x[100:]
-      ),
-    ),
-    (
-      'meta',
-      'the newest checkpoint: meta emptied',
-      lambda w: change(newest(w) / 'meta/metadata', lambda _: b''),
-    ),
-    (
-      'gone',
-      'the newest checkpoint: a file gone',
-      lambda w: (newest(w) / 'state/_METADATA').unlink(),
-    ),
-    (
-      'empty',
-      'the newest checkpoint: an empty directory',
-      lambda w: [shutil.rmtree(newest(w) / x) for x in ('state', 'meta')],
-    ),
-    (
-      'all',
-      'all checkpoints: largest file cut in half',
-      lambda w: [
-        change(largest(path), cut)
-        for path in (w / stage / 'checkpoints').glob('[0-9]*')
-      ],
-    ),
-    (
-      'rows',
-      'metrics.jsonl ends in half a row',
-      lambda w: change(
-        w / stage / 'metrics.jsonl', lambda x: x + b'{"step": 25, "lo'
-      ),
-    ),
-  ):
-    yield lab.spoil(fault, name, spoil=spoil)
-  places = lab.root / 'shared', lab.root / 'elsewhere'
-  for name, fault, how in (
-    ('missing', 'process 1 is not started', Start(only=(0,))),
-    ('headless', 'process 0 is not started', Start(only=(1,))),
-    (
-      'config',
-      'process 0 has another config',
-      Start(fields=('--config.nat.batch_size=64',)),
-    ),
-    (
-      'shared',
-      'a workdir that the processes do not share',
-      Start(workdirs=places),
-    ),
-  ):
-    yield lab.spoil(fault, name, how)
   path = lambda workdir: workdir / stage / 'checkpoints'
+  flip = lambda data: data[:99] + bytes([data[99] ^ 4]) + data[100:]
+  spoilt: dict[str, Callable[[pathlib.Path], Any]] = {
+    'the newest checkpoint: one bit of the largest file': (
+      lambda w: change(largest(newest(w)), flip)
+    ),
+    'the newest checkpoint: meta emptied': (
+      lambda w: change(newest(w) / 'meta/metadata', lambda _: b'')
+    ),
+    'the newest checkpoint: a file gone': (
+      lambda w: (newest(w) / 'state/_METADATA').unlink()
+    ),
+    'the newest checkpoint: an empty directory': (
+      lambda w: [shutil.rmtree(newest(w) / x) for x in ('state', 'meta')]
+    ),
+    'all checkpoints: largest file cut in half': (
+      lambda w: [change(largest(x), cut) for x in path(w).glob('[0-9]*')]
+    ),
+    'metrics.jsonl ends in half a row': lambda w: change(
+      w / stage / 'metrics.jsonl', lambda x: x + b'{"step": 25, "lo'
+    ),
+  }
+  for fault, spoil in spoilt.items():
+    yield lab.spoil(fault, spoil=spoil)
+  apart = lab.root / 'shared', lab.root / 'elsewhere'
+  for fault, how in {
+    'process 1 is not started': Start(only=(0,)),
+    'process 0 is not started': Start(only=(1,)),
+    'process 0 has another config': Start(
+      fields=('--config.nat.batch_size=64',)
+    ),
+    'a workdir that the processes do not share': Start(workdirs=apart),
+  }.items():
+    yield lab.spoil(fault, how)
   yield lab.spoil(
     'no permission to write checkpoints',
-    'permission',
     Start(heeds_modes=True),
     spoil=lambda w: path(w).chmod(0o555),
     mend=lambda w: path(w).chmod(0o755),
@@ -162,7 +134,6 @@ def full_disk(lab: Laboratory) -> Outcome:
   try:
     return lab.spoil(
       'the disk is full but for 60 kB (a tmpfs)',
-      'full',
       spoil=fill,
       mend=lambda w: (disk / 'filler').unlink(),
     )
@@ -256,10 +227,7 @@ def main() -> None:
   add = parser.add_argument
   add('--kills', type=int, default=20, help='How many random kills.')
   add('--seed', type=int, default=0, help='Of the random moments.')
-  add(
-    '--root',
-    help='A new directory, or one whose undisturbed run is there.',
-  )
+  add('--root', help='A new directory, or one whose undisturbed run is there.')
   given = parser.parse_args()
   rng = np.random.default_rng(given.seed)
   root = pathlib.Path(given.root or tempfile.mkdtemp(prefix='faults-'))

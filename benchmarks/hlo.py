@@ -34,17 +34,13 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a program.
-
-  Attributes:
-    opcode: what it does.
-    shapes: type and dimensions of each array of its result.
-    count: how often a run of the program executes it; in a loop whose end
-      depends on data, how often one iteration does.
-  """
+  """One line of a program."""
 
   opcode: str
+  # Type and dimensions of each array of its result.
   shapes: tuple[tuple[str, tuple[int, ...]], ...]
+  # How often a run of the program executes it; in a loop whose end depends on
+  # data, how often one iteration does.
   count: int
 
   @property
@@ -57,11 +53,7 @@ class Instruction:
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-  """Every instruction that a program executes, fused ones included.
-
-  Args:
-    text: of `compiled.as_text()`.
-  """
+  """Every instruction of `compiled.as_text()`, fused ones included."""
   bodies: dict[str, list[tuple[str, str, str]]] = {}
   entry = name = ''
   for line in text.splitlines():

@@ -110,19 +110,17 @@ def _reward(config: Config) -> tuple[int, int]:
 def stages(
   config: Config, num_images: int, num_captions: int = 1
 ) -> dict[str, float]:
-  """Operations of each stage that a config would run.
+  """Operations of each stage that a config would run, none for converted ones.
 
   Args:
     config: the whole config.
     num_images: training images of the data set.
     num_captions: of each image, where it has captions.
-
-  Returns:
-    Operations by stage; none for networks that are converted.
   """
+  is_converted = Experiment(config, 'unused').is_converted
   cost = Costs(config)
   result: dict[str, float] = {}
-  if not Experiment(config, 'unused').is_converted('tokenizer'):
+  if not is_converted('tokenizer'):
     result['tokenizer'] = _tokenizer(config, cost)
   stored = networks.is_text(config) and config.data.text_embeddings == 'store'
   # Each image and its mirror image.
@@ -130,7 +128,7 @@ def stages(
     2 * cost.encoder + stored * num_captions * cost.text
   )
   computed = 0 if stored else cost.text
-  if not Experiment(config, 'unused').is_converted('nat'):
+  if not is_converted('nat'):
     nat = config.nat
     result['nat'] = (
       nat.num_steps
@@ -140,7 +138,7 @@ def stages(
     every = nat.frechet_every or nat.num_steps
     measured = nat.num_steps // every * nat.frechet_samples
     result['nat, distances'] = measured * cost.measured
-  if not Experiment(config, 'unused').is_converted('policy'):
+  if not is_converted('policy'):
     policy = config.policy
     result['policy'] = _policy(config, cost, computed)
     every = policy.evaluate_every
@@ -185,12 +183,7 @@ def _policy(config: Config, cost: Costs, computed: int) -> float:
 
 
 def table(operations_of: dict[str, float], rates: dict[str, float]) -> str:
-  """Operations and hours as a Markdown table.
-
-  Args:
-    operations_of: by stage.
-    rates: operations a second by hardware.
-  """
+  """A table of operations, and of hours at rates a second, by hardware."""
   head = ['stage', '10^15 operations', *(f'hours, {name}' for name in rates)]
   rows = [
     (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import signal
 import time
@@ -15,11 +16,7 @@ import jax
 import numpy as np
 
 from adanat_jax.runtime import checkpoint, checkpoint_format
-from adanat_jax.runtime.journal import (
-  COMPLETE_FILE,
-  is_complete,
-  read_complete,
-)
+from adanat_jax.runtime.journal import COMPLETE_FILE, is_complete, read_complete
 from adanat_jax.runtime.metric_writer import read_metrics
 
 # `--distributed_timeout`, and when the last process has to be gone after a
@@ -30,22 +27,15 @@ GONE = TIMEOUT + 15
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """How the processes are started, if not as usual.
+  """How the processes are started, if not as usual."""
 
-  Attributes:
-    workdirs: one for each process; none: the trial's.
-    only: the processes that are started.
-    fields: more fields of the config, for process 0 alone.
-    file_limit: no file may grow over so many bytes; 0 for no limit.
-    limited: the processes for which that holds.
-    heeds_modes: without root's privilege to write where modes forbid it.
-  """
-
+  # One for each process; none: the trial's.
   workdirs: tuple[pathlib.Path, ...] = ()
-  only: tuple[int, ...] = (0, 1)
-  fields: tuple[str, ...] = ()
-  file_limit: int = 0
-  limited: tuple[int, ...] = (0, 1)
+  only: tuple[int, ...] = (0, 1)  # The processes that are started.
+  fields: tuple[str, ...] = ()  # More fields of the config, for process 0.
+  file_limit: int = 0  # No file may grow over so many bytes; 0: no limit.
+  limited: tuple[int, ...] = (0, 1)  # The processes for which that holds.
+  # Without root's privilege to write where modes forbid it.
   heeds_modes: bool = False
 
 
@@ -55,23 +45,14 @@ Launch = Callable[[pathlib.Path, Sequence[pathlib.Path], Start], Sequence[Any]]
 
 @dataclasses.dataclass
 class Outcome:
-  """A trial's row in the table.
+  """A trial's row in the table."""
 
-  Attributes:
-    fault: what was done.
-    statuses: exit status of each process, negative for a signal.
-    seconds: from the fault to the end of the last process.
-    said: the line that names the fault, if one does.
-    after: exit statuses of the run that was started again, if it had to be.
-    difference: what is not as in the undisturbed run; '' if nothing.
-  """
-
-  fault: str
-  statuses: tuple[int, ...] = ()
-  seconds: float = 0.0
-  said: str = ''
-  after: tuple[int, ...] = ()
-  difference: str = ''
+  fault: str  # What was done.
+  statuses: tuple[int, ...] = ()  # Of the processes; negative for a signal.
+  seconds: float = 0.0  # From the fault to the end of the last process.
+  said: str = ''  # The line that names the fault, if one does.
+  after: tuple[int, ...] = ()  # Statuses of a run that was started again.
+  difference: str = ''  # What is not as in the undisturbed run.
 
   @property
   def good(self) -> bool:
@@ -104,7 +85,7 @@ class Laboratory:
       root: gets all workdirs and outputs.
       base: the workdir that every trial starts from.
       stage: the directory of the training in a workdir.
-      launch: starts both processes, `(workdir, outputs, start)`.
+      launch: starts both processes.
     """
     self.root, self._base, self.stage = root, base, stage
     self._launch = launch
@@ -152,14 +133,9 @@ class Laboratory:
     step: int,
     wait: float,
   ) -> Outcome:
-    """Sends a signal to one process at a moment, and waits for the end.
+    """Sends a signal to one process, and waits for the end of all.
 
-    Args:
-      workdir: the trial's.
-      victim: which process.
-      number: of the signal.
-      step: the row to wait for.
-      wait: seconds after that.
+    It is sent `wait` seconds after the row of a step.
     """
     processes = self.start(workdir)
     while self.finished_steps(workdir) < step:
@@ -224,7 +200,6 @@ class Laboratory:
   def spoil(
     self,
     fault: str,
-    name: str,
     how: Start = Start(),
     spoil: Callable[[pathlib.Path], Any] = lambda workdir: None,
     mend: Callable[[pathlib.Path], Any] = lambda workdir: None,
@@ -232,13 +207,12 @@ class Laboratory:
     """Tries a fault that is there when the run is started.
 
     Args:
-      fault: its name in the table.
-      name: of the workdir.
+      fault: its name in the table, and of the workdir.
       how: how the processes are started with it.
       spoil: makes the fault.
       mend: takes it away again.
     """
-    workdir = self.copy(name, self.stopped())
+    workdir = self.copy(re.sub(r'\W+', '-', fault), self.stopped())
     spoil(workdir)
     begun = time.monotonic()
     outcome = Outcome(fault, self.run(workdir, how))

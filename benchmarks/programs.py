@@ -37,20 +37,14 @@ _STRIDE = 7919
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A function and the shapes of its arguments.
+  """A function and the shapes of its arguments."""
 
-  Attributes:
-    function: not jitted.
-    arguments: pytrees of `jax.ShapeDtypeStruct`.
-    batch_axes: of each argument, which axis is split over the devices; None
-      for what every device has whole; a dict where its entries differ.
-    donated: number of the argument that the result replaces, or ().
-  """
-
-  function: Callable[..., Any]
-  arguments: tuple[Any, ...]
+  function: Callable[..., Any]  # Not jitted.
+  arguments: tuple[Any, ...]  # Pytrees of `jax.ShapeDtypeStruct`.
+  # Of each argument, which axis is split over the devices; None for what every
+  # device has whole; a dict where its entries differ.
   batch_axes: tuple[Any, ...]
-  donated: int | tuple[()]
+  donated: int | tuple[()]  # The argument that the result replaces, or ().
 
   def placed(self, mesh: Mesh) -> tuple[Any, ...]:
     """The arguments with their places on a mesh."""

@@ -63,19 +63,12 @@ QUICK: dict[str, tuple[Sequence[Case], int]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A generator without weights.
-
-  Attributes:
-    nat: the denoiser.
-    actor: gives the four values of a step.
-    critic: runs in training alone.
-    decoder: the tokenizer, of which only the decoder is run.
-  """
+  """A generator without weights."""
 
   nat: NAT
-  actor: PolicyNetwork
-  critic: PolicyNetwork
-  decoder: VQGAN
+  actor: PolicyNetwork  # Gives the four values of a step.
+  critic: PolicyNetwork  # Runs in training alone.
+  decoder: VQGAN  # The tokenizer, of which only the decoder is run.
 
   @property
   def operations(self) -> dict[str, int]:
@@ -121,10 +114,9 @@ class Subject:
     return getattr(self, name).apply(variables, *inputs, method=method)
 
   def xla_operations(self) -> dict[str, float]:
-    """XLA's own count of one forward of one sample, by network.
+    """XLA's own count of one forward of one sample, before it optimises.
 
-    It is that of the program before XLA optimises it, nothing is compiled; it
-    includes what `operations` leaves out.
+    It includes what `operations` leaves out; nothing is compiled.
     """
     shapes = self.shapes()
     lowered = {
@@ -215,13 +207,7 @@ def forwards(subject: Subject, num_steps: int, guided: bool) -> float:
 def measure(
   subject: Subject, cases: Sequence[Case], rounds: int, deadline: float
 ) -> Seconds:
-  """Measures one generator.
-
-  Args:
-    subject: the generator.
-    cases: what is sampled.
-    rounds: of measurements.
-    deadline: of `time.monotonic`, see `clock.interleaved`.
+  """Measures one generator in rounds, see `clock.interleaved`.
 
   Returns:
     A list with seconds, one entry a round, of each case, `'sample', *case`:
@@ -298,9 +284,7 @@ def _sampling(
 def look_for_peak(best: dict[int, float], repeats: int) -> None:
   """Keeps the fastest float32 product of square matrices seen so far.
 
-  Args:
-    best: operations a second by the side of the matrices; changed.
-    repeats: products of each size, after one that is not measured.
+  `best` holds operations a second by the side of the matrices.
   """
   product = jax.jit(lambda a, b: a @ b)
   for size in best:
@@ -330,10 +314,7 @@ def check_forwards() -> list[str]:
 def tables(subject: Subject, seconds: Seconds, peak: float) -> list[str]:
   """Images a second, the networks of one step, and their operations.
 
-  Args:
-    subject: the generator.
-    seconds: what `measure` returned.
-    peak: operations a second.
+  `seconds` are what `measure` returned, `peak` is operations a second.
   """
   number, counts = output.number, subject.operations
   milli = lambda values: f'{number(1e3 * statistics.median(values))} ms'

@@ -82,9 +82,7 @@ def program_of(
 ) -> tuple[ml_collections.ConfigDict, programs.Program]:
   """The published config and one iteration of it, or one step of the NAT's.
 
-  Args:
-    case: which.
-    updates: of the discriminator in an iteration.
+  `updates`: of the discriminator in an iteration.
   """
   config = config_lib.load(
     str(_CONFIG), {'policy.discriminator.updates': updates} | case.changes
