@@ -112,7 +112,7 @@ def run_update(rollout, config, actor_critic=table_actor_critic):
   params = table_params()
   optimizer = ppo.make_optimizer(config)
   update = functools.partial(
-    ppo.update, actor_critic=actor_critic, optimizer=optimizer, config=config
+    ppo.update, actor_critic=actor_critic, optimizer=optimizer, constants=config
   )
   return jit(update)(
     params, optimizer.init(params), rollout, 0.5, jax.random.key(0)
@@ -147,7 +147,7 @@ class HandComputedTest(parameterized.TestCase):
       values=jnp.float32([[1, 1, 2], [0, 2, 0]]),
       rollout=rollout,
       std=1.0,
-      config=ppo.PPOConfig(
+      constants=ppo.PPOConfig(
         clip_epsilon=0.2, value_coefficient=0.5, entropy_coefficient=0.01
       ),
     )

@@ -110,7 +110,7 @@ def update(**changes):
   )
   optimizer = ppo.make_optimizer(config)
   run = functools.partial(
-    ppo.update, actor_critic=actor_critic, optimizer=optimizer, config=config
+    ppo.update, actor_critic=actor_critic, optimizer=optimizer, constants=config
   )
   params = initial_params()
   params, _, metrics = jit(run)(

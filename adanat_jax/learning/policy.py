@@ -72,7 +72,7 @@ class PolicyState:
 
 def initial_state(
   params: Any,
-  config: ppo.PPOConfig,
+  constants: ppo.PPOConfig,
   discriminator: DiscriminatorState | None = None,
   *,
   ema_decay: float = 0.0,
@@ -84,7 +84,7 @@ def initial_state(
   """
   return PolicyState(
     params,
-    ppo.make_optimizer(config).init(params),
+    ppo.make_optimizer(constants).init(params),
     discriminator,
     # A copy: the train state is donated, and no buffer may be given twice.
     jax.tree.map(jnp.copy, params) if ema_decay else None,
@@ -285,7 +285,7 @@ def make_train_step(
   actor_critic: agent_lib.ActorCritic,
   residual: Array,
   reward_model: RewardModel,
-  config: ppo.PPOConfig,
+  constants: ppo.PPOConfig,
   *,
   key: Array,
   batch_size: int,
@@ -303,7 +303,7 @@ def make_train_step(
     actor_critic: the networks.
     residual: float32[T, A].
     reward_model: the reward, and how its discriminator learns.
-    config: constants of PPO.
+    constants: of PPO.
     key: all randomness of the training.
     batch_size: trajectories an iteration.
     num_iterations: configured total, on which exploration depends.
@@ -313,9 +313,9 @@ def make_train_step(
     ema_decay: of the moving average, see `decay_at`; 0.0 keeps none.
   """
   num_steps = residual.shape[0]
-  optimizer = ppo.make_optimizer(config)
+  optimizer = ppo.make_optimizer(constants)
   weights = ppo.action_weights(
-    num_steps, actions.NUM_ACTIONS, config.drop_dead_actions
+    num_steps, actions.NUM_ACTIONS, constants.drop_dead_actions
   )
 
   def train_step(
@@ -328,7 +328,7 @@ def make_train_step(
     rollout_key, reward_key, update_key, learn_key = jax.random.split(
       jax.random.fold_in(key, iteration), 4
     )
-    std = ppo.exploration_std(iteration, num_iterations, config)
+    std = ppo.exploration_std(iteration, num_iterations, constants)
     make_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
     decode = functools.partial(
       collect,
@@ -347,7 +347,7 @@ def make_train_step(
     reward = reward_model.reward(state.adversary)(images, condition, reward_key)
     final = jnp.zeros((num_steps, batch_size)).at[-1].set(reward)
     final = sharding.split_batch(final, axis=1)
-    returns = ppo.discounted_returns(final, config.discount)
+    returns = ppo.discounted_returns(final, constants.discount)
     rollout = ppo.Rollout(
       observations=experience.observations,
       actions=experience.aux.action,
@@ -364,7 +364,7 @@ def make_train_step(
       update_key,
       actor_critic=_make_learner(problem, actor_critic, rollouts),
       optimizer=optimizer,
-      config=config,
+      constants=constants,
     )
 
     def fresh(key: Array, update: Array | int = 0) -> Labelled:

@@ -118,7 +118,7 @@ def standardise(returns: Array) -> Array:
 
 
 def exploration_std(
-  iteration: Array | int, total: int, config: PPOConfig
+  iteration: Array | int, total: int, constants: PPOConfig
 ) -> Array:
   """Standard deviation of the exploration, float32[].
 
@@ -126,12 +126,14 @@ def exploration_std(
   `std_*` fields alone.
   """
   iteration = jnp.asarray(iteration)
-  if config.std_schedule == 'linear':
+  if constants.std_schedule == 'linear':
     done = iteration / max(total - 1, 1)
-    return config.initial_std + done * (config.final_std - config.initial_std)
-  passed = (iteration[..., None] >= jnp.array(config.std_decay_steps)).sum(-1)
-  std = config.initial_std - config.std_decay * passed
-  return jnp.maximum(std, config.final_std)
+    fall = constants.final_std - constants.initial_std
+    return constants.initial_std + done * fall
+  steps = jnp.array(constants.std_decay_steps)
+  passed = (iteration[..., None] >= steps).sum(-1)
+  std = constants.initial_std - constants.std_decay * passed
+  return jnp.maximum(std, constants.final_std)
 
 
 def ppo_loss(
@@ -139,7 +141,7 @@ def ppo_loss(
   values: Array,
   rollout: Rollout,
   std: Array | float,
-  config: PPOConfig,
+  constants: PPOConfig,
 ) -> tuple[Array, dict[str, Array]]:
   """The clipped objective, float32[], with a dict of float32[] metrics.
 
@@ -148,7 +150,7 @@ def ppo_loss(
     values: float32[T, B], the critic's estimates now.
     rollout: the batch.
     std: exploration standard deviation with which it was collected.
-    config: constants.
+    constants: of PPO.
   """
   chex.assert_equal_shape([values, rollout.returns, rollout.log_probs])
   weights = rollout.weights[:, None]
@@ -156,15 +158,15 @@ def ppo_loss(
   log_ratio = log_probs - rollout.log_probs
   ratio = jnp.exp(log_ratio)
   advantages = rollout.returns - rollout.values
-  low, high = 1 - config.clip_epsilon, 1 + config.clip_epsilon
+  low, high = 1 - constants.clip_epsilon, 1 + constants.clip_epsilon
   clipped = jnp.clip(ratio, low, high)
   surrogate = -jnp.minimum(ratio * advantages, clipped * advantages).mean()
   value_loss = jnp.mean((values - rollout.returns) ** 2)
   entropy = gaussian_entropy(std, rollout.weights.sum(-1)).mean()
   loss = (
     surrogate
-    + config.value_coefficient * value_loss
-    - config.entropy_coefficient * entropy
+    + constants.value_coefficient * value_loss
+    - constants.entropy_coefficient * entropy
   )
   return loss, {
     'loss': loss,
@@ -172,17 +174,19 @@ def ppo_loss(
     'value_loss': value_loss,
     'entropy': entropy,
     'kl': jnp.mean(ratio - 1 - log_ratio),
-    'clip_fraction': jnp.mean(jnp.abs(ratio - 1) > config.clip_epsilon),
+    'clip_fraction': jnp.mean(jnp.abs(ratio - 1) > constants.clip_epsilon),
     'ratio_deviation': jnp.max(jnp.abs(ratio - 1)),
   }
 
 
-def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
+def make_optimizer(constants: PPOConfig) -> optax.GradientTransformation:
   """Adam; gradients are scaled down to `max_gradient_norm` if that is set."""
-  adam = optax.adam(config.learning_rate, eps=config.adam_epsilon)
-  if config.max_gradient_norm <= 0:
+  adam = optax.adam(constants.learning_rate, eps=constants.adam_epsilon)
+  if constants.max_gradient_norm <= 0:
     return adam
-  return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), adam)
+  return optax.chain(
+    optax.clip_by_global_norm(constants.max_gradient_norm), adam
+  )
 
 
 def update(
@@ -194,7 +198,7 @@ def update(
   *,
   actor_critic: ActorCritic,
   optimizer: optax.GradientTransformation,
-  config: PPOConfig,
+  constants: PPOConfig,
 ) -> tuple[Any, optax.OptState, dict[str, Array]]:
   """All epochs of gradient steps on one batch of trajectories.
 
@@ -207,7 +211,7 @@ def update(
     key: shuffles trajectories into minibatches.
     actor_critic: `(params, features, step) -> (mean, value)`.
     optimizer: from `make_optimizer`.
-    config: constants.
+    constants: of PPO.
 
   Returns:
     New parameters and optimizer state; metrics of the last epoch (means over
@@ -216,7 +220,7 @@ def update(
     which the batch was collected.
   """
   num_steps, batch_size = rollout.returns.shape
-  per_epoch = config.num_minibatches * config.micro_batches
+  per_epoch = constants.num_minibatches * constants.micro_batches
   chex.assert_is_divisible(batch_size, per_epoch)
 
   def loss_fn(params: Any, batch: Rollout) -> tuple[Array, dict[str, Array]]:
@@ -225,14 +229,14 @@ def update(
     flat = batch_parts.flatten_steps((batch.observations, steps))
     results = actor_critic(params, *flat)
     mean, values = batch_parts.unflatten_steps(results, num_steps)
-    return ppo_loss(mean, values, batch, std, config)
+    return ppo_loss(mean, values, batch, std, constants)
 
   def gradient(params: Any, part: Array) -> tuple[Any, dict[str, Array]]:
-    batch = _part(rollout, part, config)
+    batch = _part(rollout, part, constants)
     return jax.grad(loss_fn, has_aux=True)(params, batch)
 
   def mean_gradient(params: Any, parts: Array) -> tuple[Any, dict[str, Array]]:
-    if config.micro_batches == 1:
+    if constants.micro_batches == 1:
       return gradient(params, parts[0])
 
     def add(total: Any, part: Array) -> tuple[Any, dict[str, Array]]:
@@ -243,7 +247,7 @@ def update(
     # Parts are of one size: the mean of their means is the mean.
     worst = metrics['ratio_deviation'].max()
     metrics = jax.tree.map(jnp.mean, metrics) | {'ratio_deviation': worst}
-    return optax.tree.scale(1 / config.micro_batches, total), metrics
+    return optax.tree.scale(1 / constants.micro_batches, total), metrics
 
   def gradient_step(carry: Any, parts: Array) -> tuple[Any, Any]:
     params, opt_state = carry
@@ -254,14 +258,14 @@ def update(
 
   def epoch(carry: Any, key: Array) -> tuple[Any, Any]:
     parts = jnp.arange(per_epoch)
-    if config.num_minibatches > 1:
+    if constants.num_minibatches > 1:
       parts = batch_parts.shuffled_rows(
-        key, batch_size, groups=config.shuffle_groups, parts=per_epoch
+        key, batch_size, groups=constants.shuffle_groups, parts=per_epoch
       )
-    parts = parts.reshape(-1, config.micro_batches, *parts.shape[1:])
+    parts = parts.reshape(-1, constants.micro_batches, *parts.shape[1:])
     return jax.lax.scan(gradient_step, carry, parts)
 
-  keys = jax.random.split(key, config.num_epochs)
+  keys = jax.random.split(key, constants.num_epochs)
   (params, opt_state), history = jax.lax.scan(epoch, (params, opt_state), keys)
   metrics = jax.tree.map(lambda x: x[-1].mean(), history)
   del metrics['ratio_deviation']
@@ -273,23 +277,23 @@ def update(
   return params, opt_state, metrics
 
 
-def _part(rollout: Rollout, part: Array, config: PPOConfig) -> Rollout:
+def _part(rollout: Rollout, part: Array, constants: PPOConfig) -> Rollout:
   """The trajectories of one micro-batch.
 
   `part` is int32[G, M], rows of each group; with one minibatch int32[], the
   number of the micro-batch.
   """
-  if config.num_minibatches == config.micro_batches == 1:
+  if constants.num_minibatches == constants.micro_batches == 1:
     return rollout
   samples = {
     field.name: getattr(rollout, field.name)
     for field in dataclasses.fields(rollout)
     if field.name != 'weights'  # They have no axis B.
   }
-  if config.num_minibatches > 1:
+  if constants.num_minibatches > 1:
     samples = batch_parts.pick(samples, part)
   else:
     samples = batch_parts.take_every(
-      samples, part, config.micro_batches, axis=1
+      samples, part, constants.micro_batches, axis=1
     )
   return dataclasses.replace(rollout, **samples)
