@@ -67,10 +67,10 @@ def tokenize(
   num_positions: int = NUM_POSITIONS,
   vocabulary: str = '',
 ) -> np.ndarray:
-  """Encodes captions, in lower case.
+  """Encodes captions, in lower case; the empty one is the null condition.
 
   Args:
-    texts: captions; the empty one is the null condition.
+    texts: captions.
     num_positions: L, at least 2; longer texts are cut, their end is kept
       marked.
     vocabulary: a `tokenizer.json` of CLIP; empty takes the vocabulary of

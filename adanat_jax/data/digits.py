@@ -28,14 +28,7 @@ CONDITION_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class DigitsData:
-  """Both splits. `n` is 1,433 for training and 364 for testing.
-
-  Attributes:
-    train_images: float32[n, H, W, 1] in [0, 1].
-    train_labels: int32[n], the digit, 0 to 9.
-    test_images: as `train_images`.
-    test_labels: as `train_labels`.
-  """
+  """Both splits: 1,433 images to train on, 364 to test, in [0, 1]."""
 
   train_images: np.ndarray  # float32[n, H, W, 1]
   train_labels: np.ndarray  # int32[n]
@@ -44,15 +37,12 @@ class DigitsData:
 
 
 def load(image_size: int = 16, seed: int = 0) -> DigitsData:
-  """Loads, enlarges and splits the digits.
+  """Loads, enlarges and splits the digits, each split in shuffled order.
 
   Args:
     image_size: height and width in pixels; 8 or a multiple of it.
     seed: decides which images are the test images, and the order in both
       splits. The same seed gives the same split at every image size.
-
-  Returns:
-    Both splits, each in shuffled order.
 
   Raises:
     UserError: if the image size is not a positive multiple of 8, or the seed
@@ -81,14 +71,11 @@ def load(image_size: int = 16, seed: int = 0) -> DigitsData:
 
 
 def condition_of(labels: np.ndarray, kind: str) -> np.ndarray:
-  """Returns the class ids that the decoder is conditioned on.
+  """The class ids that the decoder is conditioned on, int32[B].
 
   Args:
     labels: int32[B], digits 0 to 9.
     kind: 'digit' (10 classes) or 'parity' (0 is even, 1 is odd).
-
-  Returns:
-    int32[B].
 
   Raises:
     UserError: if the kind is unknown.
@@ -130,12 +117,8 @@ def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _resize(images: np.ndarray, size: int) -> np.ndarray:
   """Bilinear enlargement with half-pixel centres, edges repeated.
 
-  Args:
-    images: float[n, h, h].
-    size: the new height and width, at least h.
-
-  Returns:
-    float32[n, size, size]. Values stay within those of the input.
+  From float[n, h, h] to float32[n, size, size]; values stay within those of the
+  input.
   """
   source = images.shape[1]
   centre = (np.arange(size) + 0.5) * source / size - 0.5

@@ -21,10 +21,7 @@ class Examples(Protocol):
     """How many there are."""
 
   def take(self, index: np.ndarray) -> Rows:
-    """Reads rows.
-
-    Args:
-      index: integers of any shape, in `[0, len(self))`.
+    """Reads rows of an index of integers in `[0, len(self))`, of any shape.
 
     Returns:
       Host arrays [*index.shape, ...], a function of the index alone.

@@ -42,12 +42,9 @@ _LONGEST_TEXT = 1 << 20
 def pixels_alone(data: bytes) -> tuple[bytes, int]:
   """Cuts what does not change a pixel out of an image file.
 
-  Args:
-    data: the file, of any format; what cannot be parsed stays as it is.
-
   Returns:
-    The file, and its EXIF orientation: 1, upright, to 8. In the orientation of
-    other formats than JPEG and PNG see `orientation_of`.
+    The file, as it is if it cannot be parsed, and its EXIF orientation: 1,
+    upright, to 8. For formats other than JPEG and PNG see `orientation_of`.
   """
   if data.startswith(_JPEG):
     return _of_jpeg(data)
@@ -59,9 +56,7 @@ def pixels_alone(data: bytes) -> tuple[bytes, int]:
 def orientation_of(exif: bytes, xmp: bytes = b'') -> int:
   """The orientation that EXIF, or else XMP, gives: 1, upright, to 8.
 
-  Args:
-    exif: a TIFF file of tags, perhaps after JPEG's mark of it; b'' for none.
-    xmp: XML; b'' for none.
+  EXIF is a TIFF file of tags, perhaps after JPEG's mark of it; XMP is XML.
   """
   tags = exif.removeprefix(_EXIF)
   order = {b'II': '<', b'MM': '>'}.get(tags[:2])

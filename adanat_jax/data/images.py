@@ -101,14 +101,7 @@ def decode(
 
 
 def center_crop(image: Image.Image, image_size: int) -> np.ndarray:
-  """Scales an RGB image and cuts out its centre as ADM does.
-
-  Args:
-    image: of mode RGB.
-    image_size: side of the square, in pixels.
-
-  Returns:
-    uint8[image_size, image_size, 3].
+  """Scales an RGB image and cuts out its centre as ADM does, uint8[S, S, 3].
 
   Raises:
     CorruptImageError: if it is so narrow that its enlargement would not fit
@@ -130,18 +123,12 @@ def center_crop(image: Image.Image, image_size: int) -> np.ndarray:
 
 
 def to_unit(images: AnyArray) -> AnyArray:
-  """From uint8 to float32 in [0, 1], 255 becoming 1.
+  """From uint8[...] to float32[...] in [0, 1], 255 becoming 1.
 
   Inside jit, too: bytes travel to a device faster than floats. There compilers
   turn a division by 255 into a product, which rounds half of the levels
-  differently; the sum of two products gives the bits of the division.
-
-  Args:
-    images: uint8[...], NumPy's or JAX's; or float32[...] in [0, 1], which is
-      returned as it is.
-
-  Returns:
-    float32[...] in [0, 1].
+  differently; the sum of two products gives the bits of the division. Images
+  that are float32 already are returned as they are.
   """
   if images.dtype != np.uint8:  # type: ignore[attr-defined]
     return images
@@ -150,7 +137,7 @@ def to_unit(images: AnyArray) -> AnyArray:
 
 
 def to_uint8(images: AnyArray, rounding: str = 'floor') -> AnyArray:
-  """From [0, 1] to uint8, as generated images are written.
+  """From float[...], clipped to [0, 1], to uint8[...]; also inside jit.
 
   Both conventions are in published use, and figures differ between them:
 
@@ -158,15 +145,8 @@ def to_uint8(images: AnyArray, rounding: str = 'floor') -> AnyArray:
     half a level on average.
   * 'nearest', torchvision's save_image: 255 x + 0.5, clipped and truncated.
 
-  Args:
-    images: float[...], NumPy's or JAX's, also inside jit; clipped to [0, 1].
-    rounding: one of `ROUNDINGS`.
-
-  Returns:
-    uint8[...].
-
   Raises:
-    ValueError: for an unknown `rounding`.
+    ValueError: for another `rounding`.
   """
   if rounding not in ROUNDINGS:
     raise ValueError(f'rounding={rounding!r}: give one of {ROUNDINGS}')

@@ -53,21 +53,13 @@ _READER_BUFFER = 1 << 15
 
 @dataclasses.dataclass(frozen=True)
 class RecordLayout:
-  """The fields of a record and their shapes.
+  """The fields of a record and their shapes."""
 
-  Attributes:
-    num_tokens: N, tokens of an image.
-    num_classes: how many classes there are; 0 for texts.
-    text_length: positions of a text, 77; 0 for classes.
-    state_width: C; 0 where states are not stored.
-    embedding_width: E; 0 where embeddings are not stored.
-  """
-
-  num_tokens: int
-  num_classes: int = 0
-  text_length: int = 0
-  state_width: int = 0
-  embedding_width: int = 0
+  num_tokens: int  # N, tokens of an image.
+  num_classes: int = 0  # How many classes there are; 0 for texts.
+  text_length: int = 0  # Positions of a text, 77; 0 for classes.
+  state_width: int = 0  # C; 0 where states are not stored.
+  embedding_width: int = 0  # E; 0 where embeddings are not stored.
 
   def arrays(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Type and shape of the fields that are arrays."""
@@ -128,12 +120,9 @@ def read_marker(path: pathlib.Path) -> dict[str, Any]:
 def check_settings(
   where: pathlib.Path, there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
-  """Raises UserError if a prepared set was made with other settings.
+  """Raises UserError if the set in `where` was made with other settings.
 
-  Args:
-    where: the set's directory.
-    there: its settings.
-    here: those of the config, or some of them.
+  `there` are its settings, `here` those of the config, or some of them.
   """
   different = [
     f'{name} is {there.get(name)!r} there and {value!r} here'

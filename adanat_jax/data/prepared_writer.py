@@ -43,11 +43,7 @@ class ShardWriter:
     )
 
   def write(self, record: Mapping[str, Any]) -> None:
-    """Appends a record.
-
-    Args:
-      record: 'key', the arrays of the layout, and 'label' or 'caption'.
-    """
+    """Appends a record: 'key', the layout's arrays, 'label' or 'caption'."""
     example = tf_example_pb2.Example()
     feature = example.features.feature
     for name, value in record.items():
@@ -99,11 +95,8 @@ def write_metadata(
 ) -> None:
   """Writes the metadata by which tfds loads the set; for one process.
 
-  Args:
-    directory: of the shards.
-    layout: the fields.
-    class_names: in the order of the labels, or None.
-    shards: for each split `records` and `bytes` of each file.
+  `class_names` are in the order of the labels, or None; `shards` has for each
+  split `records` and `bytes` of each file.
   """
   info = tfds.core.DatasetInfo(
     builder=tfds.core.DatasetIdentity(

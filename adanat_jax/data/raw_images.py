@@ -32,17 +32,11 @@ def decode(
   *,
   with_captions: bool = False,
 ) -> np.ndarray:
-  """The pixels of an example, uint8[image_size, image_size, 3].
-
-  Args:
-    example: the example.
-    image_size: see `images.decode`.
-    apply_orientation: see `images.decode`.
-    background: see `images.decode`.
-    with_captions: whether it is of no use without a caption.
+  """The pixels of an example, as `images.decode` makes them.
 
   Raises:
-    CorruptImageError: if it is of no use, or its image cannot be read.
+    CorruptImageError: if its image cannot be read, or it has no caption and is
+      of no use without.
   """
   if with_captions and not example.captions:
     raise images.CorruptImageError(example.problem or 'it has no caption')

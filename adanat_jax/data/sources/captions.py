@@ -16,22 +16,9 @@ from adanat_jax.data.sources.raw_source import IMAGE_SUFFIXES
 
 # By preference, where a file has several of them.
 NAMES = (
-  'caption',
-  'captions',
-  'text',
-  'texts',
-  'prompt',
-  'prompts',
-  'title',
-  'alttext',
-  'alt',
-  'description',
-  'sentence',
-  'sentences',
-  'imagecaption',
-  'imagedescription',
-  'captiontext',
-  'textcaption',
+  *('caption', 'captions', 'text', 'texts', 'prompt', 'prompts', 'title'),
+  *('alttext', 'alt', 'description', 'sentence', 'sentences', 'imagecaption'),
+  *('imagedescription', 'captiontext', 'textcaption'),
 )
 _ADDRESSES = ('http://', 'https://', 'ftp://', 's3://', 'gs://', 'www.', '//')
 
@@ -52,14 +39,10 @@ def is_address(text: str) -> bool:
 
 
 def of_json(value: Any) -> tuple[str, ...]:
-  """The captions in a JSON object that describes one image.
+  """The captions in a JSON file that describes one image, without empty ones.
 
-  Args:
-    value: what the file holds: a text, or an object with a text or a list of
-      texts under a usual name.
-
-  Returns:
-    The captions that are not empty; none if there are none.
+  The file holds a text, or an object with a text or a list of texts under a
+  usual name.
 
   Raises:
     TextError: if a caption is not text.

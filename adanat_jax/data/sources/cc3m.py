@@ -34,9 +34,6 @@ _TO_STANDARD = bytes.maketrans(b'-_', b'+/')
 def load(split: SplitPath) -> RawSource:
   """Finds the lines of a table.
 
-  Args:
-    split: its path.
-
   Raises:
     UserError: if it is not there, is empty, is not text or has other columns.
   """

@@ -28,11 +28,8 @@ def load(split: SplitPath) -> RawSource:
   """Reads the captions of a split.
 
   Images come in the order of the JSON file, each with all its captions; those
-  without a caption are left out.
-
-  Args:
-    split: its images, e.g. train2014, and annotations, e.g.
-      captions_train2014.json.
+  without a caption are left out. The path leads to the images, e.g. train2014,
+  the annotations are e.g. captions_train2014.json.
 
   Raises:
     UserError: if one of them is not there or not what it should be.

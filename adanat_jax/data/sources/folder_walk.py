@@ -28,13 +28,10 @@ class Walk:
     self._seen = {_identity(os.stat(root))}
 
   def look_into(self, folder: str = '') -> tuple[list[str], list[str]]:
-    """Lists a folder.
-
-    Args:
-      folder: its name, relative to the root; '' for the root.
+    """Lists the images and the folders in a folder of this relative name.
 
     Returns:
-      The names in it of images and of folders, sorted, without hidden ones.
+      The names of both, sorted, without hidden ones.
     """
     images, folders = [], []
     try:
@@ -58,11 +55,7 @@ class Walk:
   def images(self, folder: str = '') -> Iterator[str]:
     """Yields the images below a folder, each folder's before its folders'.
 
-    Args:
-      folder: its name, relative to the root; '' for the root.
-
-    Yields:
-      Their names relative to the root, in an order that depends on names alone.
+    Names are relative to the root, in an order that depends on names alone.
     """
     # The last one is next.
     waiting = [folder]

@@ -15,10 +15,9 @@ from adanat_jax.data.sources.folder_walk import Walk, is_within
 from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   Names,
-  RawExample,
   RawSource,
   SplitPath,
-  printable,
+  of_classes,
 )
 from adanat_jax.errors import UserError
 
@@ -40,10 +39,8 @@ def load(split: SplitPath) -> RawSource:
 
   As torchvision's ImageFolder, which the published code uses: each folder
   below the root is a class, numbered by its place in their sorted order, and
-  holds images at any depth. A folder of images alone is one class.
-
-  Args:
-    split: its path. The classes of validation images are those of `path`.
+  holds images at any depth. A folder of images alone is one class. The classes
+  of validation images are those of the training images.
 
   Raises:
     UserError: if it is not there, holds no images or is laid out otherwise.
@@ -147,30 +144,14 @@ def _load_flat(split: SplitPath, walk: Walk) -> RawSource:
 
 
 def _source(
-  walk: Walk,
-  names: Names,
-  labels: np.ndarray,
-  classes: tuple[str, ...],
+  walk: Walk, names: Names, labels: np.ndarray, classes: tuple[str, ...]
 ) -> RawSource:
   """Images by their names relative to the root, with labels int32[n]."""
   root, ledger = walk.root, walk.ledger
   ledger.tried['images'] = len(names) + ledger.count('unreadable')
   ledger.read['images'] = len(names)
-  ledger.count_classes(labels)
-
-  def read(i: int) -> RawExample:
-    name = names[i]
-    return RawExample(printable(name), read_file(root / name), int(labels[i]))
-
-  return RawSource(
-    len(names),
-    read,
-    names.hashes,
-    classes,
-    description={'classes': len(classes)},
-    labels=labels,
-    ledger=ledger,
-  )
+  read = lambda i: read_file(root / names[i])
+  return of_classes(names, read, labels, classes, ledger)
 
 
 def _existing(split: SplitPath) -> pathlib.Path:

@@ -25,10 +25,9 @@ from adanat_jax.data.sources.image_folder import check_classes
 from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   Names,
-  RawExample,
   RawSource,
   SplitPath,
-  printable,
+  of_classes,
 )
 from adanat_jax.errors import UserError
 
@@ -40,10 +39,8 @@ _META = 'meta.mat'
 def load(split: SplitPath) -> RawSource:
   """Finds the images in the tars of a split, in the order of the tars.
 
-  Args:
-    split: its tar, or the folder with the class tars. Validation images that
-      lie in no class folders have their classes from the devkit, at
-      `annotations` or beside them.
+  Validation images that lie in no class folders have their classes from the
+  devkit, at `annotations` or beside them.
 
   Raises:
     UserError: if the tars, the images in them or their classes are missing.
@@ -83,27 +80,17 @@ def load(split: SplitPath) -> RawSource:
       f' ILSVRC2012_img_{"val" if split.is_validation else "train"}.tar or a'
       ' tar of class folders'
     )
-  ledger.count_classes(labels)
   # int64[n, 3]: the tar's number, offset and size of an image.
   ranges = np.concatenate([
     np.stack([np.full_like(tar.offsets, number), tar.offsets, tar.sizes], 1)
     for number, tar in enumerate(tars)
   ])  # fmt: skip
 
-  def read(i: int) -> RawExample:
+  def read(i: int) -> bytes:
     tar, offset, size = ranges[i].tolist()
-    image = tar_index.read_range(paths[tar], offset, size)
-    return RawExample(printable(names[i]), image, int(labels[i]))
+    return tar_index.read_range(paths[tar], offset, size)
 
-  return RawSource(
-    len(names),
-    read,
-    names.hashes,
-    classes,
-    description={'classes': len(classes)},
-    labels=labels,
-    ledger=ledger,
-  )
+  return of_classes(names, read, labels, classes, ledger)
 
 
 def _tars(split: SplitPath) -> dict[pathlib.Path, str]:

@@ -28,12 +28,9 @@ _SIGNATURE = 'signature'
 def cached(
   path: pathlib.Path, kind: str, build: Callable[[], Mapping[str, np.ndarray]]
 ) -> IndexArrays:
-  """Reads the index of a file, or makes and writes it.
+  """Reads the index of a file, or builds its arrays and writes it.
 
-  Args:
-    path: the file.
-    kind: name and version of the index; another one is made again.
-    build: makes the arrays from the file.
+  `kind` is name and version of the index; another one is made again.
   """
   stat = path.stat()
   signature = f'{kind} {stat.st_size} {stat.st_mtime_ns}'

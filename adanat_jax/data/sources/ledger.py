@@ -48,40 +48,28 @@ _LONGEST_SUFFIX = 16
 
 @dataclasses.dataclass
 class Fault:
-  """Things that are wrong in the same way.
-
-  Attributes:
-    count: how many there are.
-    examples: names of the first ones, with the reason.
-  """
+  """Things that are wrong in the same way."""
 
   count: int = 0
+  # Names of the first ones, with the reason.
   examples: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
 class SourceLedger:
-  """See the module.
+  """See the module."""
 
-  Attributes:
-    tried: among how many 'images', 'captions' and 'rows' `faults` were found.
-    read: what was read, in the order in which it is told.
-    faults: by the keys of `FAULTS`.
-    passed_over: by suffix, or in words.
-  """
-
+  # Among how many 'images', 'captions' and 'rows' `faults` were found.
   tried: dict[str, int] = dataclasses.field(default_factory=dict)
+  # In the order in which it is told.
   read: dict[str, int] = dataclasses.field(default_factory=dict)
+  # By the keys of `FAULTS`.
   faults: dict[str, Fault] = dataclasses.field(default_factory=dict)
+  # By suffix, or in words.
   passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def fault(self, kind: str, example: str) -> None:
-    """Counts something that is wrong.
-
-    Args:
-      kind: a key of `FAULTS`.
-      example: its name, and why, for a message.
-    """
+    """Counts something wrong, of a kind of `FAULTS`: its name, and why."""
     found = self.faults.setdefault(kind, Fault())
     found.count += 1
     if len(found.examples) < _EXAMPLES:
@@ -106,11 +94,7 @@ class SourceLedger:
     self.pass_over(text_files.shown(suffix))
 
   def count_classes(self, labels: np.ndarray) -> None:
-    """Adds how many classes there are, and the fewest and most of one.
-
-    Args:
-      labels: int[n].
-    """
+    """Adds how many classes labels int[n] have, the fewest and most of one."""
     counts = np.unique(labels, return_counts=True)[1]
     self.read['classes'] = len(counts)
     if len(counts):

@@ -30,52 +30,38 @@ _ERRORS = 'surrogateescape'
 
 @dataclasses.dataclass(frozen=True)
 class RawExample:
-  """One image as it is in its file, with what is known about it.
+  """One image as it is in its file, with what is known about it."""
 
-  Attributes:
-    key: its name, unique in its source and the same on every machine.
-    image: the file's bytes; empty if they are missing or cannot be unpacked,
-      and in lists of captions alone.
-    label: the class, from 0; None in sources without classes.
-    captions: what it shows, none of them empty: that would be the null
-      condition. None where there are none, or they cannot be read.
-    problem: why there is no image, or no caption where others have some.
-  """
-
-  key: str
+  key: str  # Unique in its source and the same on every machine.
+  # The file; empty if it is missing or cannot be unpacked, and in lists of
+  # captions alone.
   image: bytes
-  label: int | None = None
+  label: int | None = None  # The class, from 0; None in sources without.
+  # What it shows, none of them empty: that would be the null condition.
   captions: tuple[str, ...] = ()
+  # Why there is no image, or no caption where others have some.
   problem: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class RawSource:
-  """Images by their index, in any order, from several threads at once.
-
-  Attributes:
-    size: number of images.
-    read: reads the image at an index in [0, size). It does not raise for a file
-      that is gone or broken; decoding finds that.
-    key_hashes: makes a hash of each key, uint64[size], without reading any
-      image.
-    class_names: the classes in the order of their labels; None if there are
-      none.
-    has_captions: whether the images have captions.
-    has_images: False for lists of captions alone.
-    description: identifies the source in a manifest; JSON types.
-    labels: int32[size], where they are known without reading any image.
-    ledger: what was read and what was not, of the whole path.
-  """
+  """Images by their index, in any order, from several threads at once."""
 
   size: int
+  # Reads the image at an index in [0, size). It does not raise for a file that
+  # is gone or broken; decoding finds that.
   read: Callable[[int], RawExample]
+  # Hashes all keys, uint64[size], without reading any image.
   key_hashes: Callable[[], np.ndarray]
+  # The classes in the order of their labels; None if there are none.
   class_names: tuple[str, ...] | None = None
   has_captions: bool = False
-  has_images: bool = True
+  has_images: bool = True  # False for lists of captions alone.
+  # Identifies the source in a manifest; JSON types.
   description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # int32[size], where they are known without reading any image.
   labels: np.ndarray | None = None
+  # What was read and what was not, of the whole path.
   ledger: SourceLedger = dataclasses.field(default_factory=SourceLedger)
 
   def __len__(self) -> int:
@@ -86,48 +72,52 @@ class RawSource:
     return self.read(range(self.size)[index])
 
 
+def of_classes(
+  names: Names,
+  read: Callable[[int], bytes],
+  labels: np.ndarray,
+  classes: tuple[str, ...],
+  ledger: SourceLedger,
+) -> RawSource:
+  """Images with labels int32[n], by their names and a reader of their files."""
+  ledger.count_classes(labels)
+  return RawSource(
+    len(names),
+    lambda i: RawExample(printable(names[i]), read(i), int(labels[i])),
+    names.hashes,
+    classes,
+    description={'classes': len(classes)},
+    labels=labels,
+    ledger=ledger,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
-  """The fields of `config.data` that say where images are.
+  """The fields of `config.data` that say where images are."""
 
-  Attributes:
-    source: one of `registry.SOURCES`.
-    path: the training images: folder, file, glob or tfds' data_dir.
-    validation_path: the same for the validation images; '' to set some apart.
-    tfds_name: the data set's name, for source 'tfds'.
-    annotations: COCO's captions, for source 'coco'.
-    validation_annotations: COCO's captions of the validation images, or the
-      devkit with ImageNet's validation labels ('' looks beside the images).
-    held_out: how many images to set apart if there is no validation_path.
-    condition: 'class' or 'text' if the source must have that, '' otherwise.
-    num_classes: how many classes there must be; 0 for any number.
-    max_corrupt_share: the largest share of images or captions that may be
-      wrong in one way; 1 counts and names them alone.
-  """
-
-  source: str
-  path: str
-  validation_path: str = ''
-  tfds_name: str = ''
-  annotations: str = ''
+  source: str  # One of `registry.SOURCES`.
+  path: str  # The training images: folder, file, glob or tfds' data_dir.
+  validation_path: str = ''  # '' to set some apart.
+  tfds_name: str = ''  # The data set's name, for source 'tfds'.
+  annotations: str = ''  # COCO's captions, for source 'coco'.
+  # COCO's captions of the validation images, or the devkit with ImageNet's
+  # validation labels ('' looks beside the images).
   validation_annotations: str = ''
-  held_out: int = 0
-  condition: str = ''
-  num_classes: int = 0
+  held_out: int = 0  # How many to set apart if there is no validation_path.
+  condition: str = ''  # 'class' or 'text' if the source must have that.
+  num_classes: int = 0  # How many there must be; 0 for any number.
+  # The largest share of images or captions that may be wrong in one way; 1
+  # counts and names them alone.
   max_corrupt_share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitPath:
-  """Where the images of one split are, and which fields say so.
-
-  Attributes:
-    settings: all fields.
-    is_validation: whether `validation_path` is meant, not `path`.
-  """
+  """Where the images of one split are, and which fields say so."""
 
   settings: SourceSettings
-  is_validation: bool = False
+  is_validation: bool = False  # Whether `validation_path` is meant.
 
   @property
   def path(self) -> str:

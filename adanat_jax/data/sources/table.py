@@ -50,27 +50,18 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class TableLayout:
-  """How a table is written.
+  """How a table is written."""
 
-  Attributes:
-    encoding: see `text_files.Encoding`; its name.
-    separator: of columns, a tab or a comma.
-    quotes: what they mean: 'none' for nothing; 'fields', around fields of one
-      line, without separators in them; 'csv', as the csv module has it; or
-      'line', the same for each line by itself.
-    columns: how many there are.
-    caption: the place of the caption.
-    image: the place of the image in base64; -1 for none.
-    header: the names of the columns; () for none.
-  """
-
-  encoding: str
-  separator: str
+  encoding: str  # See `text_files.Encoding`; its name.
+  separator: str  # Of columns, a tab or a comma.
+  # What they mean: 'none' for nothing; 'fields', around fields of one line,
+  # without separators in them; 'csv', as the csv module has it; or 'line', the
+  # same for each line by itself.
   quotes: str
-  columns: int
-  caption: int
-  image: int = -1
-  header: tuple[str, ...] = ()
+  columns: int  # How many there are.
+  caption: int  # The place of the caption.
+  image: int = -1  # That of the image in base64; -1 for none.
+  header: tuple[str, ...] = ()  # The names of the columns; () for none.
 
   def split(self, data: bytes) -> list[str]:
     """Splits the bytes of a row, which is text.
@@ -88,21 +79,17 @@ class TableLayout:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """The rows of a table.
-
-  Attributes:
-    layout: how they are written.
-    begins: int64[n], where they begin in the file.
-    sizes: int64[n], in bytes.
-    hashes: uint64[n], of their first columns.
-    ledger: what was read and what was not.
-  """
+  """The rows of a table."""
 
   layout: TableLayout
-  begins: np.ndarray
-  sizes: np.ndarray
-  hashes: np.ndarray
+  begins: np.ndarray  # int64[n], where they begin in the file.
+  sizes: np.ndarray  # int64[n], in bytes.
+  hashes: np.ndarray  # uint64[n], of their first columns.
   ledger: SourceLedger
+
+
+def _field_of(code: str) -> Any:
+  return dataclasses.field(default_factory=lambda: array.array(code))
 
 
 @dataclasses.dataclass
@@ -110,15 +97,9 @@ class _Rows:
   """What one reading of a table finds."""
 
   ledger: SourceLedger
-  begins: array.array = dataclasses.field(
-    default_factory=lambda: array.array('q')
-  )
-  sizes: array.array = dataclasses.field(
-    default_factory=lambda: array.array('q')
-  )
-  hashes: array.array = dataclasses.field(
-    default_factory=lambda: array.array('Q')
-  )
+  begins: array.array = _field_of('q')
+  sizes: array.array = _field_of('q')
+  hashes: array.array = _field_of('Q')
   addresses: int = 0
   has_quotes: bool = False
   has_odd_quotes: bool = False
@@ -129,11 +110,7 @@ class _Rows:
 
 
 def read(path: pathlib.Path, field: str) -> Table:
-  """Finds the rows of a table, or reads their index.
-
-  Args:
-    path: the file.
-    field: the config field that leads to it, for messages.
+  """Finds the rows of a table, to which a config field leads; keeps an index.
 
   Raises:
     UserError: if it is not text, has other columns or no rows.

@@ -37,38 +37,24 @@ _COMPRESSED = {
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """A file in a tar.
+  """A file in a tar."""
 
-  Attributes:
-    name: its path, without './'; one in a tar in the tar has the inner tar's
-      name, less '.tar', as a folder before it.
-    offset: where its bytes begin in the outermost file.
-    size: how many there are.
-  """
-
+  # Its path, without './'; one in a tar in the tar has the inner tar's name,
+  # less '.tar', as a folder before it.
   name: str
-  offset: int
+  offset: int  # Where its bytes begin in the outermost file.
   size: int
 
 
 @dataclasses.dataclass(frozen=True)
 class TarIndex:
-  """The images in a tar, in its order.
+  """The images in a tar, in its order."""
 
-  Attributes:
-    names: see `Member`.
-    offsets: int64[n].
-    sizes: int64[n].
-    folder: int32[n], the place in `folders` of the folder an image lies in.
-    folders: the folders' own names; '' for that of images in no folder.
-    ledger: what was read and what was not.
-  """
-
-  names: Names
-  offsets: np.ndarray
-  sizes: np.ndarray
-  folder: np.ndarray
-  folders: tuple[str, ...]
+  names: Names  # See `Member`.
+  offsets: np.ndarray  # int64[n]
+  sizes: np.ndarray  # int64[n]
+  folder: np.ndarray  # int32[n], the place in `folders` of an image's folder.
+  folders: tuple[str, ...]  # Own names; '' for that of images in no folder.
   ledger: SourceLedger
 
 

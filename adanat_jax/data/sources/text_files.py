@@ -32,17 +32,11 @@ class TextError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-  """How a file stores text.
+  """How a file stores text."""
 
-  Attributes:
-    name: Python's name of it, one that expects no byte-order mark.
-    mark: the byte-order mark at the beginning of the file; b'' for none.
-    newline: the bytes of a line feed.
-  """
-
-  name: str
-  mark: bytes = b''
-  newline: bytes = b'\n'
+  name: str  # Python's, of one that expects no byte-order mark.
+  mark: bytes = b''  # The byte-order mark at the beginning; b'' for none.
+  newline: bytes = b'\n'  # The bytes of a line feed.
 
 
 UTF8 = Encoding('utf-8')
@@ -186,14 +180,10 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_json(path: pathlib.Path, field: str) -> Any:
-  """Reads a JSON file.
-
-  Args:
-    path: the file.
-    field: the config field that leads to it, for messages.
+  """Reads a JSON file, to which a config field leads.
 
   Raises:
-    UserError: if it is not there or is none.
+    UserError: naming the field, if it is not there or is none.
   """
   if not path.is_file():
     what = 'a folder' if path.is_dir() else 'no such file'

@@ -49,10 +49,9 @@ class _Features:
 def load(split: SplitPath) -> RawSource:
   """Opens a split of a prepared data set.
 
-  Args:
-    split: its data_dir, or the directory of the data set itself; the name is
-      `tfds_name`. Without a `validation_path`, validation images come from the
-      validation split of the same data set.
+  The path is its data_dir, or the directory of the data set itself; the name is
+  `tfds_name`. Without a `validation_path`, validation images come from the
+  validation split of the same data set.
 
   Raises:
     UserError: if it is not prepared there, cannot be read without TensorFlow,

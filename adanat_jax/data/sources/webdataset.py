@@ -59,9 +59,8 @@ _LONGEST = 1 << 24
 def load(split: SplitPath) -> RawSource:
   """Finds the images of a split, in the order of the shards.
 
-  Args:
-    split: a folder of tars, a glob such as cc3m/*.tar, a range such as
-      cc3m/{00000..00331}.tar, or one tar.
+  Its path is a folder of tars, a glob such as cc3m/*.tar, a range such as
+  cc3m/{00000..00331}.tar, or one tar.
 
   Raises:
     UserError: if there are none, or one of them is damaged.
@@ -339,17 +338,11 @@ def _rows(samples: _Samples, handle: int, where: str) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass
 class _CaptionReader:
-  """Finds out which file of a sample holds its caption.
+  """Finds out which file of a sample holds its caption."""
 
-  Attributes:
-    samples: the files; their ledger counts what is wrong.
-    handle: the open shard.
-    count: how many captions there are.
-  """
-
-  samples: _Samples
-  handle: int
-  count: int = 0
+  samples: _Samples  # Their ledger counts what is wrong.
+  handle: int  # The open shard.
+  count: int = 0  # How many captions there are.
 
   def find(self, number: int, key: str) -> tuple[tuple[int, int], int]:
     """Where the caption of a sample is, and of which kind it is."""
