@@ -105,11 +105,11 @@ def _write_npz(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 def convert(
   name: str, inputs: Sequence[str], output: str, entry: str = ''
 ) -> list[str]:
-  """Converts foreign weights to a checkpoint.
+  """Converts foreign weights, a file or its parts, to a checkpoint.
 
   Args:
     name: a key of `KINDS`.
-    inputs: the file, or its parts.
+    inputs: the files.
     output: the new checkpoint's directory.
     entry: which of the sets of weights in the file; '' for the usual one.
 
@@ -163,10 +163,7 @@ def convert(
 def reverse(name: str, source: str, output: str) -> list[str]:
   """Writes a checkpoint with the original's keys; the inverse of `convert`.
 
-  Args:
-    name: a key of `KINDS`.
-    source: the checkpoint: a converted one, or a stage's directory.
-    output: the new file.
+  The source is a converted checkpoint, or a stage's directory.
 
   Returns:
     What was written, line by line.

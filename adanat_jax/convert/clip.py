@@ -180,14 +180,8 @@ def infer_text(
 ) -> clip.CLIPText:
   """Reads a text tower's sizes off its weights, in either layout.
 
-  Args:
-    arrays: theirs, by key.
-    activation: 'gelu' or 'quick_gelu'; the weights do not tell.
-    num_heads: number of attention heads; None for the published width of 64.
-    **fields: further fields of the network, such as `dtype`.
-
-  Raises:
-    UserError: if these are no weights of a text tower.
+  They do not tell the activation, 'gelu' or 'quick_gelu'. Without a number of
+  heads these have the published width of 64.
   """
   shape_of = TEXT.shape_reader(arrays)
   vocabulary, width = shape_of(f'{_TEXT}.embeddings.token_embedding.weight')
@@ -208,16 +202,7 @@ def infer_text(
 def infer_image(
   arrays: layout.Arrays, *, activation: str, num_heads: int
 ) -> clip.CLIPImage:
-  """Reads an image tower's sizes off its weights, in either layout.
-
-  Args:
-    arrays: theirs, by key.
-    activation: 'gelu' or 'quick_gelu'; the weights do not tell.
-    num_heads: number of attention heads; neither do they tell this.
-
-  Raises:
-    UserError: if these are no weights of an image tower.
-  """
+  """Reads an image tower's sizes off its weights, see `infer_text`."""
   shape_of = IMAGE.shape_reader(arrays)
   width, _, patch, _ = shape_of(f'{_IMAGE}.embeddings.patch_embedding.weight')
   positions, _ = shape_of(f'{_IMAGE}.embeddings.position_embedding.weight')

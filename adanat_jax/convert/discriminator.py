@@ -75,17 +75,7 @@ FAMILY = layout.Family(
 def infer(
   arrays: layout.Arrays,
 ) -> tuple[discriminator.DiscriminatorHeads, int]:
-  """Reads the sizes off the weights.
-
-  Args:
-    arrays: theirs, by key without a prefix.
-
-  Returns:
-    The module and the number of its heads.
-
-  Raises:
-    UserError: if these are no weights of conditional discriminator heads.
-  """
+  """Reads the sizes off the weights, and the number of the heads."""
   shape_of = FAMILY.shape_reader(arrays)
   fields: dict[str, Any] = {}
   if 'mapping.embed.weight' in arrays:

@@ -61,16 +61,9 @@ def infer(
   decoder_depth: int = 1,
   **fields: Any,
 ) -> enat.ENAT:
-  """Reads a network's sizes off its weights.
+  """Reads a network's sizes off its weights, see `layout`.
 
-  Args:
-    arrays: theirs, by key.
-    num_heads: number of attention heads, which no shape tells.
-    decoder_depth: how many of the blocks are the decoder's; neither is told.
-    **fields: further fields of the network, such as `dtype`.
-
-  Raises:
-    UserError: if these are no weights of an ENAT.
+  Neither do they tell how many of the blocks are the decoder's.
   """
   shape_of = FAMILY.shape_reader(arrays)
   vocabulary, width = shape_of('x_embedder.word_embeddings.weight')

@@ -48,15 +48,10 @@ _MAX_VIEWED = 1 << 26
 
 
 class FoundEntry(NamedTuple):
-  """The weights of a file.
+  """The weights of a file."""
 
-  Attributes:
-    arrays: by key.
-    notes: which entry was taken, for the user; empty if there was no choice.
-  """
-
-  arrays: dict[str, np.ndarray]
-  notes: tuple[str, ...]
+  arrays: dict[str, np.ndarray]  # By key.
+  notes: tuple[str, ...]  # Which entry was taken, if there was a choice.
 
 
 def find_arrays(

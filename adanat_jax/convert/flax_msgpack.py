@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from adanat_jax.convert.npz import shaped
-from adanat_jax.convert.reading import Budget, shown
+from adanat_jax.convert.reading import Budget, is_size, shown
 from adanat_jax.errors import UserError
 
 _NAMES = (
@@ -33,8 +33,6 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = '__msgpack_chunked_array__'
 
 _DEEPEST = 64
-_LARGEST = 1 << 62
-_ARRAY_BYTES = 300
 
 # First bytes: what follows them. Formats are big-endian.
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
@@ -188,7 +186,7 @@ class _Reader:
 
   def array_of_numbers(self) -> np.ndarray:
     """Reads (shape, name of the type, bytes)."""
-    self._budget.spend(_ARRAY_BYTES)
+    self._budget.hold_array()
     if self._head() != ('array', 3):
       raise UserError('an array that is not shape, type and bytes')
     shape = self.value()
@@ -199,7 +197,7 @@ class _Reader:
     if dtype is None:
       what = bytes(name[:100]).decode('latin1')
       raise UserError(f'an array of type {shown(what)}, which is not read')
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+    if not isinstance(shape, list) or not all(map(is_size, shape)):
       raise UserError('an array whose shape is no list of sizes')
     if math.prod(shape) * dtype.itemsize != len(content):
       raise UserError(
@@ -215,10 +213,6 @@ class _Reader:
     return self._take(length)
 
 
-def _is_size(value: Any) -> bool:
-  return type(value) is int and 0 <= value < _LARGEST
-
-
 def _text(data: memoryview) -> str:
   try:
     return bytes(data).decode()
@@ -231,7 +225,7 @@ def _joined(parts: dict[Any, Any]) -> np.ndarray:
   shape, chunks = _in_order(parts.get('shape')), _in_order(parts.get('chunks'))
   if (
     not chunks
-    or not all(map(_is_size, shape))
+    or not all(map(is_size, shape))
     or not all(isinstance(x, np.ndarray) and x.ndim == 1 for x in chunks)
     or len({x.dtype for x in chunks}) != 1
     or sum(x.size for x in chunks) != math.prod(shape)

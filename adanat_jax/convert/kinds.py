@@ -55,37 +55,25 @@ _RELEASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """What a conversion gives.
+  """What a conversion gives."""
 
-  Attributes:
-    state: fields of the checkpoint's state.
-    counted: which part of it the parameter count is of.
-    notes: what was found, for the user.
-  """
-
-  state: dict[str, Any]
-  counted: Any
-  notes: tuple[str, ...] = ()
+  state: dict[str, Any]  # Fields of the checkpoint's state.
+  counted: Any  # Which part of it the parameter count is of.
+  notes: tuple[str, ...] = ()  # What was found, for the user.
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """One kind of weights.
+  """One kind of weights."""
 
-  Attributes:
-    what: what they are.
-    source: where their authors publish them.
-    convert: what a file holds, and the entry to take of it ('' for the usual
-      one, see `entries.find`) -> our state.
-    fields: fields of the state that `reverse` needs; those that end in '?' may
-      be absent.
-    reverse: those fields -> arrays by the original's key.
-  """
-
-  what: str
-  source: str
+  what: str  # What they are.
+  source: str  # Where their authors publish them.
+  # What a file holds, and the entry to take of it ('' for the usual one, see
+  # `entries.find`) -> our state.
   convert: Callable[[Any, str], Converted]
+  # Those of the state that `reverse` needs; with '?' they may be absent.
   fields: tuple[str, ...]
+  # These fields -> arrays by the original's key.
   reverse: Callable[[Mapping[str, Any]], Arrays]
 
 
@@ -95,12 +83,9 @@ def release_of(num_parameters: int) -> str:
 
 
 def convert(name: str, value: Any, entry: str = '') -> Converted:
-  """Converts what a file holds.
+  """Converts what a file holds to a kind of `KINDS`.
 
-  Args:
-    name: a key of `KINDS`.
-    value: what the file holds.
-    entry: which of the sets of weights in it; '' for the usual one.
+  Of several sets of weights it takes the entry, '' for the usual one.
 
   Raises:
     UserError: if it holds something else.

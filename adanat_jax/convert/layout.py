@@ -4,8 +4,12 @@ The table of a family of networks is a tuple of `Entry`, read from our side: a
 leaf of our parameter tree at the path `in_blocks_3/norm1/scale` is matched
 against the entries' regular expressions, and the first that fits the whole
 path gives their key and the layout. So one table serves every depth, and both
-directions. Each module beside this one defines a `Family`, with a function
-`infer` that reads the sizes of a network off its weights.
+directions.
+
+Each module beside this one defines a `Family`, with a function `infer` that
+makes a network of the sizes of its weights, their arrays by key. What no shape
+tells, such as the number of attention heads, is an argument, as are further
+fields of the network. `infer` raises UserError for other weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,15 +38,11 @@ _REAL = 'fiub'
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How their array lies compared with ours.
+  """How their array lies compared with ours."""
 
-  Attributes:
-    axes: ours is theirs transposed by these axes; None for the same order.
-    unit_axes: number of leading axes of size one that only theirs has.
-  """
-
+  # Ours is theirs transposed by these axes; None for the same order.
   axes: tuple[int, ...] | None = None
-  unit_axes: int = 0
+  unit_axes: int = 0  # Leading axes of size one that only theirs has.
 
   def to_ours(self, x: np.ndarray) -> np.ndarray:
     """Lays their array out as ours; a view."""
@@ -70,17 +70,11 @@ LEAD2 = Layout(unit_axes=2)  # [1, 1, ...] -> [...]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  r"""One line of a table.
+  """One line of a table."""
 
-  Attributes:
-    ours: regular expression for our path, its parts joined by '/'.
-    theirs: their key, with the groups of `ours` as \1, \2 ...
-    layout: how the axes lie.
-  """
-
-  ours: str
-  theirs: str
-  layout: Layout = SAME
+  ours: str  # Pattern of our path, its parts joined by '/'.
+  theirs: str  # Their key, with the groups of `ours` as \1, \2 ...
+  layout: Layout = SAME  # How the axes lie.
 
 
 Table = tuple[Entry, ...]
@@ -137,11 +131,8 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
 def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
   """Returns the shapes of a module's variables; nothing is computed.
 
-  Args:
-    module: the module.
-    *inputs: arrays, or what `floats` and `ints` return, or trees of them. Where
-      a file says how large an input is, take the latter: it may say anything.
-    **kwargs: further arguments, as they are.
+  Inputs are arrays, or what `floats` and `ints` return, or trees of them. Where
+  a file says how large an input is, take the latter: it may say anything.
   """
   init = lambda key, *inputs: module.init(key, *inputs, **kwargs)
   return jax.eval_shape(init, jax.random.key(0), *inputs)
@@ -163,10 +154,10 @@ def to_ours(
   what: str,
   ignore: Callable[[str], bool] = lambda key: False,
 ) -> dict[str, Any]:
-  """Converts their arrays to our tree.
+  """Converts their arrays by key, of any float type, to our tree.
 
   Args:
-    arrays: theirs, by key; of any float type.
+    arrays: theirs.
     table: the key map.
     template: our tree, with the expected shape and dtype at every leaf
       (see `shapes`).
@@ -259,28 +250,22 @@ def count(arrays: Arrays, pattern: str, most: int = _MOST_LAYERS) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """Published weights of one architecture, and our parameters of it.
+  """Published weights of one architecture, and our parameters of it."""
 
-  Attributes:
-    what: what the weights are, for messages.
-    table: the key map; or a function that makes it of our tree, where their
-      numbering depends on the sizes.
-    inputs: the module and their arrays -> the inputs that its `init` takes,
-      see `shapes`.
-    ignore: which of their keys to skip.
-    rename: brings their arrays to the keys of the table, if there are several
-      layouts.
-    complete: adds arrays that their code wants and never reads.
-    all_variables: whether our side is every collection of variables; otherwise
-      it is `params`.
-  """
-
-  what: str
+  what: str  # What the weights are, for messages.
+  # The key map; or a function that makes it of our tree, where their numbering
+  # depends on the sizes.
   table: Table | Callable[[Mapping[str, Any]], Table]
+  # The module and their arrays -> the inputs that its `init` takes, see
+  # `shapes`.
   inputs: Callable[[Any, Arrays], Sequence[Any]]
+  # Which of their keys to skip.
   ignore: Callable[[str], bool] = lambda key: False
+  # Brings their arrays to the keys of the table, if there are several layouts.
   rename: Callable[[Arrays], Arrays] = lambda arrays: arrays
+  # Adds arrays that their code wants and never reads.
   complete: Callable[[Arrays], Arrays] = lambda arrays: arrays
+  # Whether our side is every collection of variables, not `params` alone.
   all_variables: bool = False
 
   def shape_reader(self, arrays: Arrays) -> Callable[[str], tuple[int, ...]]:

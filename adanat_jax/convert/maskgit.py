@@ -47,15 +47,9 @@ TRANSFORMER = layout.Family(
 def infer_transformer(
   arrays: layout.Arrays, *, num_classes: int = 1000, **fields: Any
 ) -> maskgit.MaskGITTransformer:
-  """Reads a transformer's sizes off its weights.
+  """Reads a transformer's sizes off its weights, see `layout`.
 
-  Args:
-    arrays: theirs, by key.
-    num_classes: number of classes; codes and classes share one vocabulary.
-    **fields: further fields of the network, such as `dtype`.
-
-  Raises:
-    UserError: if these are no weights of a MaskGIT transformer.
+  Codes and classes share one vocabulary.
   """
   shape_of = TRANSFORMER.shape_reader(arrays)
   vocabulary, width = shape_of('Embed_0/word_embeddings/embedding')
@@ -120,16 +114,9 @@ def infer_tokenizer(
   num_res_blocks: int = 2,
   **fields: Any,
 ) -> vqgan.VQGAN:
-  """Reads a tokenizer's sizes off its weights.
+  """Reads a tokenizer's sizes off its weights, see `layout`.
 
-  Args:
-    arrays: theirs, by key.
-    num_groups: groups of the normalisations, which no shape tells.
-    num_res_blocks: residual blocks per level; the numbering hides it.
-    **fields: further fields of the network, such as `dtype`.
-
-  Raises:
-    UserError: if these are no weights of a MaskGIT tokenizer.
+  The numbering hides how many residual blocks a level has.
   """
   shape_of = TOKENIZER.shape_reader(arrays)
   codebook_size, code_width = shape_of('quantizer/codebook')

@@ -42,16 +42,7 @@ FAMILY = layout.Family(
 
 
 def infer(arrays: layout.Arrays, *, num_heads: int, **fields: Any) -> nat.NAT:
-  """Reads a network's sizes off its weights.
-
-  Args:
-    arrays: theirs, by key.
-    num_heads: number of attention heads, which no shape tells.
-    **fields: further fields of the network, such as `dtype`.
-
-  Raises:
-    UserError: if these are no weights of a NAT.
-  """
+  """Reads a network's sizes off its weights, see `layout`."""
   shape_of = FAMILY.shape_reader(arrays)
   vocabulary, width = shape_of('token_emb.word_embeddings.weight')
   if 'context_embed.weight' in arrays:

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.convert.reading import Budget, shown
+from adanat_jax.convert.reading import Budget, is_size, shown
 from adanat_jax.convert.zip_archive import ZipArchive
 from adanat_jax.errors import UserError
 
 MAGIC = b'\x93NUMPY'
 _SUFFIX = '.npy'
 _LONGEST_HEADER = 10_000  # as NumPy's own limit
-_LARGEST_SIDE = 1 << 62
 
 # The members of a header, in any order.
 _MEMBERS = re.compile(
@@ -31,9 +30,6 @@ _MEMBERS = re.compile(
   r"""shape\1\s*:\s*\((?P<shape>[\dL, ]*)\)"""
   r""")\s*(?:,|(?=\}))"""
 )
-
-# What NumPy's own overhead of an array takes.
-_ARRAY_BYTES = 300
 
 
 def read(archive: ZipArchive, budget: Budget) -> dict[str, np.ndarray]:
@@ -69,7 +65,7 @@ def _array_of(data: memoryview, budget: Budget) -> np.ndarray:
   if length > _LONGEST_HEADER or start + length > len(data):
     raise UserError(f'its header claims {length} bytes')
   header = bytes(data[start : start + length]).decode('latin1')
-  budget.spend(_ARRAY_BYTES)
+  budget.hold_array()
   found = _members_of(header)
   dtype, shape = _dtype_of(found['type']), _shape_of(found['shape'])
   num_bytes = math.prod(shape) * dtype.itemsize
@@ -134,6 +130,6 @@ def _shape_of(text: str) -> tuple[int, ...]:
   if not all(part.isdecimal() and len(part) < 20 for part in parts):
     raise UserError(f'its shape is {shown(text)}')
   shape = tuple(map(int, parts))
-  if any(size >= _LARGEST_SIDE for size in shape):
+  if not all(map(is_size, shape)):
     raise UserError(f'its shape is {shown(text)}')
   return shape

@@ -35,15 +35,11 @@ class Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-  """A name that a file may mention.
+  """A name that a file may mention."""
 
-  Attributes:
-    name: the qualified name, e.g. `torch.FloatStorage`.
-    build: what stands for calling it, given the budget and the arguments; None
-      for a name that is only mentioned.
-  """
-
-  name: str
+  name: str  # Qualified, e.g. `torch.FloatStorage`.
+  # What stands for calling it, given the budget and the arguments; None for a
+  # name that is only mentioned.
   build: Callable[..., Any] | None = None
 
 
@@ -293,19 +289,9 @@ _STEPS: Mapping[str, Callable[[Machine, Any], Any]] = {
   ),
   **dict.fromkeys(
     [
-      'LONG',
-      'LONG1',
-      'LONG4',
-      'STRING',
-      'BINSTRING',
-      'SHORT_BINSTRING',
-      'BINBYTES',
-      'SHORT_BINBYTES',
-      'BINBYTES8',
-      'UNICODE',
-      'BINUNICODE',
-      'SHORT_BINUNICODE',
-      'BINUNICODE8',
+      *('LONG', 'LONG1', 'LONG4', 'STRING', 'BINSTRING', 'SHORT_BINSTRING'),
+      *('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'UNICODE', 'BINUNICODE'),
+      *('SHORT_BINUNICODE', 'BINUNICODE8'),
     ],
     _push_long,
   ),

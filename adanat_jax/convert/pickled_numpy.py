@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.convert.pickle_machine import Known
-from adanat_jax.convert.reading import Budget, shown
+from adanat_jax.convert.reading import Budget, is_size, shown
 from adanat_jax.errors import UserError
 
 _TYPES = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,4}')
 _MAX_DIMENSIONS = 32
-_LARGEST = 1 << 62
-_ARRAY_BYTES = 300
 
 
 class NumberType:
@@ -53,7 +51,7 @@ class PickledArray(np.ndarray):
       or len(state) != 5
       or not isinstance(state[1], tuple)
       or len(state[1]) > _MAX_DIMENSIONS
-      or not all(type(n) is int and 0 <= n < _LARGEST for n in state[1])
+      or not all(map(is_size, state[1]))
       or not isinstance(state[2], NumberType)
       or not isinstance(state[3], bool)
       or not isinstance(state[4], bytes)
@@ -87,7 +85,7 @@ def _reconstruct(budget: Budget, kind: Any = None, *_: Any) -> PickledArray:
     raise UserError(
       'numpy.core.multiarray._reconstruct of something other than an array'
     )
-  budget.spend(_ARRAY_BYTES)
+  budget.hold_array()
   return np.ndarray.__new__(PickledArray, (0,), np.int8)
 
 

@@ -39,15 +39,10 @@ FAMILY = layout.Family(
 def infer(
   arrays: layout.Arrays, *, grid_size: int | None = None
 ) -> policy.PolicyNetwork:
-  """Reads a network's sizes off its weights.
+  """Reads a network's sizes off its weights, see `layout`.
 
-  Args:
-    arrays: theirs, by key without a prefix.
-    grid_size: side of the token grid; None for an even one, inferred (the
-      convolution of stride 2 leaves 2 g - 1 and 2 g alike).
-
-  Raises:
-    UserError: if these are no weights of a policy network.
+  The grid's side is inferred if it is even: the convolution of stride 2 leaves
+  2 g - 1 and 2 g alike.
   """
   shape_of = FAMILY.shape_reader(arrays)
   conv_width = shape_of('pw_conv.weight')[0]

@@ -14,7 +14,7 @@ import mmap
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, TypeGuard
 
 from adanat_jax.errors import UserError, printable
 
@@ -33,8 +33,11 @@ _MAX_NUMBER_KEYS = 50_000
 _LARGEST_KEY = 1 << 32
 LONGEST_NAME = 1000
 
-# What a container takes for one more member, at most.
+# What a container takes for one more member, at most, and NumPy for an array
+# beside its numbers.
 _MEMBER = 100
+_ARRAY = 300
+_LARGEST_SIZE = 1 << 62
 
 # So much of a name, and of a list of names, stands in a message.
 _SHOWN = 80
@@ -88,6 +91,10 @@ class Budget:
     """Counts the members that are put into a container."""
     self.spend(_MEMBER * num_members)
 
+  def hold_array(self) -> None:
+    """Counts an array, which is a view of the file."""
+    self.spend(_ARRAY)
+
   def unpack(self, num_bytes: int) -> None:
     """Counts what compressed bytes claim to unfold to."""
     self._unpacked += num_bytes
@@ -117,6 +124,11 @@ class Budget:
       raise UserError('a number beyond 2^32 is a key')
     if self._number_keys > _MAX_NUMBER_KEYS:
       raise UserError(f'more than {_MAX_NUMBER_KEYS} numbers are keys')
+
+
+def is_size(value: Any) -> TypeGuard[int]:
+  """Whether a file's value can be the side of an array, or a place in it."""
+  return type(value) is int and 0 <= value < _LARGEST_SIZE
 
 
 def shown(name: object) -> str:

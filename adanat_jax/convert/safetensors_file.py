@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from adanat_jax.convert.npz import shaped
-from adanat_jax.convert.reading import Budget, shown
+from adanat_jax.convert.reading import Budget, is_size, shown
 from adanat_jax.errors import UserError
 
 _TYPES: dict[str, Any] = {
@@ -32,7 +32,6 @@ _TYPES: dict[str, Any] = {
 _LENGTH_BYTES = 8
 # A hundred thousand arrays; each byte of JSON takes up to fifty of memory.
 _LONGEST_HEADER = 1 << 24
-_LARGEST = 1 << 62
 _METADATA = '__metadata__'
 
 
@@ -116,6 +115,4 @@ def _parse(entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
 
 
 def _are_sizes(value: Any) -> TypeGuard[list[int]]:
-  return isinstance(value, list) and all(
-    type(size) is int and 0 <= size < _LARGEST for size in value
-  )
+  return isinstance(value, list) and all(map(is_size, value))

@@ -20,7 +20,7 @@ import numpy as np
 
 from adanat_jax.convert import pickle_machine, pickled_numpy
 from adanat_jax.convert.pickle_machine import Known, Namespace
-from adanat_jax.convert.reading import Budget, shown
+from adanat_jax.convert.reading import Budget, is_size, shown
 from adanat_jax.convert.zip_archive import ZipArchive
 from adanat_jax.errors import UserError
 
@@ -55,8 +55,6 @@ _MAX_DIMENSIONS = 32
 # A tensor may repeat its storage (stride 0) up to this many elements; beyond,
 # a file of a few bytes could claim all the memory there is.
 _MAX_REPEATED = 1 << 20
-# What NumPy's own overhead of an array takes.
-_ARRAY_BYTES = 300
 
 
 class _Storage(NamedTuple):
@@ -124,12 +122,7 @@ class _TorchArchive:
 
 
 def read_zip(zipped: ZipArchive, folder: str, budget: Budget) -> Any:
-  """Reads the zip format.
-
-  Args:
-    zipped: the file.
-    folder: see `pickle_folder`.
-    budget: of the file.
+  """Reads the zip format, whose entries lie in a `pickle_folder`.
 
   Returns:
     The object in it, in which tensors are read-only NumPy views of the mapped
@@ -249,7 +242,7 @@ def _parse_storage(persistent_id: Any, length: int) -> _Storage:
     or not isinstance(storage_type, Known)
     or storage_type.name not in _STORAGE_DTYPES
     or not isinstance(key, str)
-    or not _is_size(size)
+    or not is_size(size)
   ):
     raise UserError('a persistent id that names no storage')
   return _Storage(key, _STORAGE_DTYPES[storage_type.name], size, None)
@@ -288,18 +281,14 @@ def _build_tensor(storage: _Storage, layout: _Layout) -> np.ndarray:
   )
 
 
-def _is_size(value: Any) -> bool:
-  return type(value) is int and 0 <= value < 1 << 62
-
-
 def _parse_layout(offset: Any, shape: Any, strides: Any) -> _Layout:
   if (
-    not _is_size(offset)
+    not is_size(offset)
     or not isinstance(shape, tuple)
     or not isinstance(strides, tuple)
     or len(shape) != len(strides)
     or len(shape) > _MAX_DIMENSIONS
-    or not all(map(_is_size, shape + strides))
+    or not all(map(is_size, shape + strides))
   ):
     raise UserError('a tensor whose offset, shape or strides are no numbers')
   return _Layout(offset, shape, strides)
@@ -309,7 +298,7 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
   """Returns the names a torch file may hold; `build` makes its tensors."""
 
   def rebuild_tensor(budget, storage, offset, shape, strides, *_) -> Any:
-    budget.spend(_ARRAY_BYTES)
+    budget.hold_array()
     if not isinstance(storage, _Storage):
       raise UserError('a tensor without a storage')
     return build(storage, _parse_layout(offset, shape, strides))
@@ -330,7 +319,7 @@ def _known(build: Callable[[_Storage, _Layout], Any]) -> dict[str, Known]:
 
   def make_device(budget, kind, index=None) -> str:
     # Anything else could be a text that doubles with each of its levels.
-    if not isinstance(kind, str) or not (index is None or _is_size(index)):
+    if not isinstance(kind, str) or not (index is None or is_size(index)):
       raise UserError('a device that is no text and number')
     budget.spend(len(kind))
     return kind if index is None else f'{kind}:{index}'

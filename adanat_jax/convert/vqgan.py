@@ -41,16 +41,7 @@ FAMILY = layout.Family(
 def infer(
   arrays: layout.Arrays, *, num_groups: int = 32, **fields: Any
 ) -> vqgan.VQGAN:
-  """Reads a network's sizes off its weights.
-
-  Args:
-    arrays: theirs, by key.
-    num_groups: groups of the normalisations, which no shape tells.
-    **fields: further fields of the network, such as `dtype`.
-
-  Raises:
-    UserError: if these are no weights of a VQGAN.
-  """
+  """Reads a network's sizes off its weights, see `layout`."""
   shape_of = FAMILY.shape_reader(arrays)
   codebook_size, code_width = shape_of('quantize.embedding.weight')
   base_width, image_channels = shape_of('encoder.conv_in.weight')[:2]

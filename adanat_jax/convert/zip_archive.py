@@ -67,13 +67,9 @@ class ZipArchive:
   def read(self, name: str, *, may_unpack: bool) -> memoryview:
     """Returns the bytes of one entry; without copying them if it is stored.
 
-    Args:
-      name: of the entry.
-      may_unpack: whether it may be compressed.
-
     Raises:
       UserError: if the entry is absent, encrypted, damaged, or compressed and
-        must not be.
+        may not be unpacked.
     """
     entry = self.entries.get(name)
     if entry is None:
