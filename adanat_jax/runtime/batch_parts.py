@@ -47,14 +47,9 @@ def shuffled_rows(
 
 
 def pick(tree: Any, rows: Array) -> Any:
-  """Takes the samples of one part of `shuffled_rows`.
+  """Takes the samples of one part of `shuffled_rows`, rows int32[G, M].
 
-  Args:
-    tree: arrays [T, B, ...].
-    rows: int32[G, M].
-
-  Returns:
-    The same tree of arrays [T, G * M, ...], group by group.
+  Arrays [T, B, ...] become [T, G * M, ...], group by group.
   """
   groups = rows.shape[0]
 
@@ -69,13 +64,9 @@ def pick(tree: Any, rows: Array) -> Any:
 
 
 def take_every(tree: Any, start: Array, parts: int, axis: int) -> Any:
-  """Takes every `parts`-th sample, starting at `start`.
+  """Takes every `parts`-th sample along the axis of the batch.
 
-  Args:
-    tree: arrays whose `axis` is B, a multiple of `parts`.
-    start: int32[], below `parts`.
-    parts: number of parts of the batch.
-    axis: of the batch.
+  `parts` divides B; `start`, int32[], is below it.
   """
 
   def cut(x: Array) -> Array:
@@ -145,14 +136,9 @@ def flatten_steps(tree: Any) -> Any:
 
 
 def repeat_steps(tree: Any, num_steps: int) -> Any:
-  """Repeats samples for each step, in the order of `flatten_steps`.
+  """Repeats samples for each step: arrays [B, ...] to [T * B, ...].
 
-  Args:
-    tree: arrays [B, ...], in the order of `flatten_steps` of one step.
-    num_steps: T.
-
-  Returns:
-    The same tree of arrays [T * B, ...].
+  The order is that of `flatten_steps`, of one step and of all.
   """
 
   def repeat(x: Array) -> Array:

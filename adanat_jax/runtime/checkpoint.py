@@ -158,10 +158,7 @@ class Checkpointer:
       raise RuntimeError(f'{self._path}: step {step} was not saved')
 
   def score(self, evaluations: Mapping[int, Mapping[str, Any]]) -> None:
-    """Takes the values of an `eval/...` metric, measured after saving.
-
-    Args:
-      evaluations: metrics `eval/...` by step.
+    """Takes metrics `eval/...` by step, measured after saving.
 
     Raises:
       UserError: if they lack the metric of `best_of`.
@@ -171,10 +168,7 @@ class Checkpointer:
         self._best.add(step, figures)
 
   def best(self) -> dict[str, Any] | None:
-    """Returns step, metric and value of the best checkpoint.
-
-    None without `best_of`, and before a value is known.
-    """
+    """Returns step, metric and value of the best checkpoint, if known."""
     if self._best is None:
       return None
     return self._best.choose(self._manager.all_steps())
@@ -198,14 +192,11 @@ class Checkpointer:
       self._manager.wait_until_finished()
 
   def restore(self, target: Any) -> Restored | None:
-    """Restores the newest good checkpoint.
+    """Restores the newest good checkpoint; None if there is none.
 
     Args:
       target: a pytree of arrays (or `jax.ShapeDtypeStruct`s with shardings)
         of the same structure; the restored arrays get its shardings.
-
-    Returns:
-      The checkpoint, or None if there is none.
 
     Raises:
       UserError: if the newest good checkpoint has other leaves, shapes or
@@ -359,17 +350,11 @@ def load_params(
 def digest_params(directory: str | os.PathLike[str], field: str) -> str:
   """Returns a digest of one field of a finished stage's last state.
 
-  It reads the checkpoint's meta only, not the arrays.
-
-  Args:
-    directory: as for `load_params`.
-    field: as for `load_params`.
+  It reads the checkpoint's meta only, not the arrays. Arguments and errors are
+  those of `load_params`.
 
   Returns:
     16 hexadecimal digits, a hash of the leaves' names, layouts and checksums.
-
-  Raises:
-    UserError: as `load_params`.
   """
   saved = checkpoint_format.below(read_meta(directory), field)
   if not saved:
@@ -417,10 +402,6 @@ class _SaveBarrier:
 
   def __call__(self, *, key: str, timeout_ms: int) -> None:
     """Waits until all processes have called with the same key.
-
-    Args:
-      key: what to wait for.
-      timeout_ms: how long.
 
     Raises:
       _SavedInPartError: if another process waits for another key, and at every

@@ -41,13 +41,7 @@ class DamagedError(Exception):
 def build(
   step: int, given: Mapping[str, Any], examined: Mapping[str, leaves.Leaf]
 ) -> dict[str, Any]:
-  """Builds the meta item.
-
-  Args:
-    step: number of finished steps.
-    given: what the caller wants to keep; JSON values by name.
-    examined: the state's leaves by name.
-  """
+  """Builds the meta item: JSON values of the caller, step, versions, leaves."""
   meta = {
     **files.to_json(dict(given)),
     'step': step,
@@ -157,10 +151,8 @@ def read_state(
 def abstract(target: Any) -> Any:
   """Returns `jax.ShapeDtypeStruct`s that all have a sharding.
 
-  Args:
-    target: arrays or `jax.ShapeDtypeStruct`s. A leaf without a sharding is
-      replicated over the ambient mesh, or put on this process's first device.
-      Its devices when it was saved may not exist here.
+  A leaf without one is replicated over the ambient mesh, or put on this
+  process's first device. Its devices when it was saved may not exist here.
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:

@@ -85,14 +85,9 @@ class Conversation:
     they: str,
     key: bytes,
   ):
-    """Takes a fresh connection.
+    """Takes a fresh connection, whose reader has `MAX_SENTENCE` as its limit.
 
-    Args:
-      reader: made with `MAX_SENTENCE` as its limit.
-      writer: of the same connection.
-      we: our role, the same for all connections of this side.
-      they: the other side's role.
-      key: the secret.
+    `we` and `they` are the roles of the sides, `key` is the secret.
     """
     self._reader = reader
     self._writer = writer

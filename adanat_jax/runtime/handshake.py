@@ -50,17 +50,11 @@ _LONGEST_VERDICT = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Attendee:
-  """How a process introduces itself.
+  """How a process introduces itself."""
 
-  Attributes:
-    process: its number.
-    host: the name of its machine.
-    facts: what must be the same in all processes, by name.
-  """
-
-  process: int
-  host: str
-  facts: Mapping[str, str]
+  process: int  # Its number.
+  host: str  # The name of its machine.
+  facts: Mapping[str, str]  # What must be the same in all processes, by name.
 
   def __str__(self) -> str:
     return f'process {self.process} ({_shown(self.host)})'
@@ -78,7 +72,7 @@ def meet(
   Args:
     address: HOST:PORT of process 0; the port is free again afterwards.
     num_processes: number of processes.
-    process: this one's number, 0 to `num_processes` - 1.
+    process: this one's number, from 0.
     facts: what must be the same in all processes, by name.
     timeout: seconds to wait for the others.
 
@@ -128,11 +122,8 @@ def judge(
 ) -> str:
   """Returns what is wrong with the attendees, in one line; '' if nothing.
 
-  Args:
-    attendees: the processes that came, process 0 first.
-    num_processes: number of processes expected.
-    where: the address and the time-out, for the message.
-    turned_away: who came and was not believed, for the message.
+  Process 0 comes first. The message says `where` they met, and who was
+  `turned_away`.
   """
   problems = _differences(attendees)
   if problems:
@@ -336,12 +327,8 @@ async def _visit(
 ) -> str:
   """Goes to process 0 once; returns its verdict.
 
-  Args:
-    address: HOST:PORT of process 0.
-    us: this process.
-    patience: seconds within which process 0 has to bid welcome.
-    timeout: seconds from then on: it may have been started later than this
-      process, and wait longer.
+  Process 0 has to bid welcome within the patience. From then on it has the
+  whole time-out: it may have been started later than this process.
 
   Raises:
     StrangerError: if something else answers.

@@ -21,17 +21,11 @@ _ROUNDS = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """What a checkpoint records of a leaf.
+  """What a checkpoint records of a leaf."""
 
-  Attributes:
-    layout: type and shape, e.g. 'float32[2,3]'.
-    checksum: of its bits; 32 bits wide.
-    finite: whether it holds neither NaN nor infinity.
-  """
-
-  layout: str
-  checksum: int
-  finite: bool
+  layout: str  # Type and shape, e.g. 'float32[2,3]'.
+  checksum: int  # Of its bits; 32 bits wide.
+  finite: bool  # Whether it holds neither NaN nor infinity.
 
 
 def by_name(tree: Any) -> dict[str, Any]:
@@ -81,12 +75,7 @@ def examine(tree: Any) -> dict[str, Leaf]:
 
 
 def check_layout(where: object, saved: Mapping[str, str], target: Any) -> None:
-  """Compares names and layouts with those of a checkpoint.
-
-  Args:
-    where: the checkpoint, for the message.
-    saved: layout by name, as saved.
-    target: the pytree to restore into.
+  """Compares a pytree with the layouts by name of the checkpoint `where`.
 
   Raises:
     UserError: names the first leaf that differs and both layouts.
@@ -114,13 +103,9 @@ def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
 
 
 def nested(saved: Mapping[str, str]) -> dict[str, Any]:
-  """Builds nested dicts of abstract arrays from names and layouts.
+  """Builds nested dicts of abstract arrays from layouts by name.
 
-  Args:
-    saved: layout by name, e.g. `{'a/b': 'float32[2,3]'}`.
-
-  Returns:
-    Dicts with `jax.ShapeDtypeStruct` leaves, e.g. `{'a': {'b': ...}}`.
+  `{'a/b': 'float32[2,3]'}` becomes `{'a': {'b': jax.ShapeDtypeStruct(...)}}`.
   """
   tree: dict[str, Any] = {}
   for name, text in saved.items():

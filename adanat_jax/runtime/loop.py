@@ -283,11 +283,7 @@ def _remove_marker(directory: pathlib.Path) -> None:
 
 
 class _Record:
-  """Checks metrics one step late and writes the rows that are due.
-
-  Attributes:
-    latest: metrics of the last step that was checked.
-  """
+  """Checks metrics one step late and writes the rows that are due."""
 
   def __init__(
     self,
@@ -302,7 +298,7 @@ class _Record:
     self._progress = progress
     self._log_every = log_every
     self._num_steps = num_steps
-    self.latest: Metrics = {}
+    self.latest: Metrics = {}  # Of the last step that was checked.
     self._waiting: tuple[int, Metrics] | None = None
     self._checked: tuple[int, Metrics] | None = None
     self._row_time = self._start = time.monotonic()
@@ -336,8 +332,7 @@ class _Record:
   def write(self, figures: Metrics | None = None) -> None:
     """Writes the row of the last checked step, if due and not yet written.
 
-    Args:
-      figures: results to add to the row, which is then due.
+    With figures, which are added to it, the row is due.
     """
     if self._checked is None:
       return
@@ -375,12 +370,7 @@ def _traced(
 ) -> Iterator[Callable[[int, Any], None]]:
   """Traces the steps `first <= step < last` by jax.profiler, in process 0.
 
-  Args:
-    path: where to write the trace.
-    steps: `(first, last)`.
-
-  Yields:
-    A function to call before every step, with its number and input state.
+  Yields a function to call before every step, with its number and input state.
   """
   first, last = steps if steps and processes.process_index() == 0 else (0, 0)
   is_running = False
@@ -419,14 +409,10 @@ def _without_weak_types(state: State) -> State:
 
 
 def _put(tree: Any) -> Any:
-  """Puts host arrays on the devices that a step uses.
+  """Puts host arrays, equal in all processes, on the devices of a step.
 
-  Args:
-    tree: host arrays, equal in all processes, and global arrays, which stay.
-
-  Returns:
-    The tree as arrays. Host arrays are replicated over the ambient mesh, or
-    over all devices if there are other processes, or put on the default device.
+  They are replicated over the ambient mesh, or over all devices if there are
+  other processes, or put on the default device. Global arrays stay.
   """
   mesh = jax.sharding.get_mesh()
   if mesh.empty:
@@ -447,14 +433,10 @@ def _put(tree: Any) -> Any:
 
 
 def _check_same_layout(before: Any, after: Any) -> None:
-  """Raises ValueError if a step changes the state's layout.
+  """Raises ValueError if a step changes the layout of the state's leaves.
 
   A restored state has the layout of the initial one. If a step returned another
   layout, runs with and without a restart would be different programs.
-
-  Args:
-    before: abstract leaves (see `_abstract`) of the step's input.
-    after: those of its output.
   """
   for path in [*before, *after]:
     old, new = before.get(path), after.get(path)

@@ -101,11 +101,9 @@ class MetricWriter:
 
 
 def cut_back(path: str | os.PathLike[str], step: int) -> None:
-  """Drops the rows after `step`, truncated lines, and lines without a row.
+  """Drops rows after `step`, truncated lines, and lines without a row.
 
-  Args:
-    path: a `metrics.jsonl`, which need not exist.
-    step: the last step whose row is kept.
+  The `metrics.jsonl` need not exist.
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -165,12 +163,7 @@ class Progress:
       )
 
   def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
-    """Shows that `step` steps are finished.
-
-    Args:
-      step: number of finished steps.
-      metrics: of which the first four scalars are shown.
-    """
+    """Shows that `step` steps are finished, and the first four scalars."""
     if not self._shown:
       return
     text = _describe(metrics or {})

@@ -58,18 +58,12 @@ _timeout: float = DEFAULT_TIMEOUT
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """The cluster that this process belongs to.
+  """The cluster that this process belongs to."""
 
-  Attributes:
-    address: HOST:PORT of process 0.
-    num_processes: number of processes.
-    process: this one's number.
-    local_device_ids: the devices of the machine that it uses; None for all.
-  """
-
-  address: str
+  address: str  # HOST:PORT of process 0.
   num_processes: int
-  process: int
+  process: int  # This one's number.
+  # The devices of the machine that it uses; None for all.
   local_device_ids: tuple[int, ...] | None = None
 
 
@@ -154,17 +148,11 @@ def find_cluster(
   process_id: int | None,
   timeout: float,
 ) -> Cluster | None:
-  """Combines the given values with those of the environment.
+  """Combines the given values, as for `start`, with the environment's.
 
   JAX recognises Cloud TPU, SLURM, Open MPI and, in mode 'on', Kubernetes by the
-  environment; elsewhere all three values must be given.
-
-  Args:
-    mode: one of `MODES`, see `start`.
-    coordinator_address: as for `start`, if given.
-    num_processes: as for `start`, if given.
-    process_id: as for `start`, if given.
-    timeout: seconds to wait until the name of process 0's host resolves.
+  environment; elsewhere all three values must be given. The name of process 0's
+  host may take until the time-out to resolve.
 
   Returns:
     The cluster, or None if this process runs alone.
@@ -253,11 +241,7 @@ def barrier() -> None:
 
 
 def all_values(value: Any) -> list[Any]:
-  """Gathers a small value of every process, in their order.
-
-  Args:
-    value: a JSON value of some hundred bytes.
-  """
+  """Gathers a JSON value of some hundred bytes from all, in their order."""
   if not is_shared():
     return [value]
   return exchange(_begin('all_values'), value)
@@ -266,16 +250,10 @@ def all_values(value: Any) -> list[Any]:
 def exchange(
   place: str, value: Any, timeout_ms: int = _WHILE_THEY_LIVE_MS
 ) -> list[Any]:
-  """Gathers a value of every process; any thread may call this.
+  """Gathers a JSON value of every process, in their order, from any thread.
 
-  Args:
-    place: prefix of the keys, ending in a slash: the same in all processes, and
-      used only once.
-    value: a JSON value.
-    timeout_ms: how long to wait for the others.
-
-  Returns:
-    The values in the processes' order.
+  `place` is the prefix of the keys, ending in a slash: the same in all
+  processes, and used only once.
   """
   client = _client()
   client.key_value_set(f'{place}{process_index()}', json.dumps(value))
@@ -288,12 +266,10 @@ def exchange(
 
 
 def from_first(make: Callable[[], T]) -> T:
-  """Calls a function in process 0 only and returns its value in all.
+  """Calls a function in process 0 only and returns its JSON value in all.
 
-  For decisions that depend on files. The processes wait for each other.
-
-  Args:
-    make: returns a JSON value; tuples arrive as lists.
+  For decisions that depend on files. The processes wait for each other; tuples
+  arrive as lists.
 
   Raises:
     UserError: in every process, if `make` raised it.
@@ -436,10 +412,7 @@ def _begin(what: str) -> str:
 
   Exchanges are told apart by their number only. If processes called functions
   in different orders, one would take the answer to another question; so each
-  checks that process 0 asks the same.
-
-  Args:
-    what: what the exchange is about.
+  checks that process 0 asks the same, by `what` the exchange is about.
   """
   number = next(_exchanges)
   place = f'adanat_jax/{number}/'

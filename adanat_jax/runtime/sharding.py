@@ -76,12 +76,7 @@ def spec_of(name: str, rules: Sequence[Rule]) -> PartitionSpec:
 def state_shardings(
   state: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES
 ) -> Tree:
-  """Returns the sharding of every leaf, in the structure of the state.
-
-  Args:
-    state: arrays or `jax.ShapeDtypeStruct`s.
-    mesh: from `make_mesh`.
-    rules: see `Rule`.
+  """Returns the sharding of every array of a state by the rules.
 
   Raises:
     UserError: if a leaf cannot be split as its rule says.
@@ -125,11 +120,8 @@ def init_state(
 ) -> Tree:
   """Creates a state directly in the placement that the rules say.
 
-  Args:
-    make: returns the state; it is traced, in every process.
-    *arguments: global arrays for `make`, which must not close over any.
-    mesh: from `make_mesh`.
-    rules: see `Rule`.
+  `make` is traced, in every process, with global arrays as arguments; it must
+  not close over any.
   """
   shardings = state_shardings(jax.eval_shape(make, *arguments), mesh, rules)
   return jax.jit(make, out_shardings=shardings)(*arguments)
@@ -143,11 +135,8 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def local_rows(index: np.ndarray, mesh: Mesh, axis: int = 0) -> np.ndarray:
   """Returns this process's part of a global host array, for `put_batch`.
 
-  Args:
-    index: for example the indices of a batch's examples, equal in all
-      processes; the result is then what this process has to load.
-    mesh: from `make_mesh`.
-    axis: the axis of the batch.
+  Of the indices of a batch's examples, equal in all processes, it is what this
+  process has to load.
 
   Raises:
     UserError: if the axis cannot be split evenly over the mesh's devices.
@@ -177,10 +166,7 @@ def put_batch(batch: Tree, mesh: Mesh, axis: int = 0) -> Tree:
     batch: host arrays whose `axis` has B / number of processes entries;
       scalars are replicated and must be equal in all processes.
     mesh: from `make_mesh`.
-    axis: the axis of the batch.
-
-  Returns:
-    The batch as global arrays with B entries along `axis`.
+    axis: the axis of the batch, which then has B entries.
 
   Raises:
     UserError: if a batch cannot be split evenly over this process's devices.
@@ -207,15 +193,8 @@ def split_batch(tree: Tree, axis: int = 0) -> Tree:
   """Inside jit: keeps one axis of every array split over all devices.
 
   An array that is created inside a compiled function has no sharding yet.
-  Without this the compiler may put a whole batch on every device.
-
-  Args:
-    tree: arrays, typed keys included.
-    axis: the axis of the batch in each.
-
-  Returns:
-    The same values; `tree` itself without an ambient mesh, or with one of a
-    single device.
+  Without this the compiler may put a whole batch on every device. Nothing
+  happens without an ambient mesh, or with one of a single device.
   """
   return _constrain(tree, _batch_spec(axis))
 

@@ -82,14 +82,7 @@ class StopVote:
     self._cast: jax.Array | None = None
 
   def after_step(self, requested: int) -> int:
-    """Casts a vote and returns the result of the step before.
-
-    Args:
-      requested: number of the signal that this process received, or 0.
-
-    Returns:
-      The number of a signal, or 0; the same in all processes.
-    """
+    """Casts a vote, a signal's number or 0; returns the result before it."""
     if not processes.is_shared():
       return requested
     earlier, self._cast = self._cast, _largest(requested)
