@@ -23,7 +23,7 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import scores
 from adanat_jax.metrics.precision_recall import precision_recall
 from adanat_jax.runtime import addresses, files, processes
-from adanat_jax.stages import evaluate, evaluate_published
+from adanat_jax.stages import evaluate
 from support import children, configs
 from support.evaluating import COUNT, random_generator, tiny_config
 
@@ -80,9 +80,7 @@ class BenchmarkTest(parameterized.TestCase):
       np.arange(COUNT) % 2,
       Experiment(config, 'unused').key('scores/0'),
     ).images
-    real = evaluate_published.datasets.image_examples(
-      Experiment(config, self.workdir), 'train'
-    )
+    real = Experiment(config, self.workdir).examples('train', 'images')
     expected = frechet_by_eigenvalues(
       boxes(images), boxes(real.arrays['images'])
     )
@@ -119,9 +117,7 @@ class BenchmarkTest(parameterized.TestCase):
     config = tiny_config(rounding='floor')
     results = self.evaluate(config)
     labels = np.arange(COUNT) % 2
-    real = evaluate_published.datasets.image_examples(
-      Experiment(config, self.workdir), 'train'
-    )
+    real = Experiment(config, self.workdir).examples('train', 'images')
     reference = boxes(real.arrays['images'])
     names = [row['name'] for row in results['rows']]
     self.assertEqual(names, ['maskgit', 'residual'])

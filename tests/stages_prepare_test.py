@@ -131,7 +131,7 @@ class ClassesTest(absltest.TestCase):
       config = make_config(self.root, **{**fields, 'data.background': white})
       experiment = Experiment(config, root / str(number))
       prepare.run(experiment)
-      tokens = datasets.token_examples(experiment, 'train').take(np.arange(2))
+      tokens = experiment.examples('train').take(np.arange(2))
       same = bool((tokens['tokens'][0] == tokens['tokens'][1]).all())
       self.assertEqual(same, bool(white))
       images_there = experiment.examples('train', 'images').take(np.arange(2))
@@ -147,7 +147,7 @@ class ClassesTest(absltest.TestCase):
     self.assertFalse((workdir / 'prepare' / 'manifest.json').exists())
     self.assertEmpty(list((workdir / 'prepare').glob('.*')))
     with self.assertRaisesRegex(UserError, 'no prepared tokens here'):
-      datasets.token_examples(Experiment(config, workdir), 'train')
+      Experiment(config, workdir).examples('train')
     # What was made before stays, and counts when the run goes on.
     before = contents(workdir / 'prepare')
     with mock.patch.object(
@@ -211,8 +211,8 @@ class ClassesTest(absltest.TestCase):
         lambda config=config: prepare.run(
           Experiment(config, self.root / 'whole')
         ),
-        lambda config=config: datasets.token_examples(
-          Experiment(config, self.root / 'whole'), 'train'
+        lambda config=config: Experiment(config, self.root / 'whole').examples(
+          'train'
         ),
       ):
         with self.assertRaisesRegex(UserError, names):

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from adanat_jax.data import prepared
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, texts
+from adanat_jax.experiment import texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.stages import prepare
 from support import raw_files, small_weights
@@ -68,9 +68,7 @@ class CaptionsTest(absltest.TestCase):
         for key, captions in self.raw.captions.items()
       },
     )
-    examples = datasets.token_examples(
-      Experiment(self.config, self.root / 'stored'), 'train'
-    )
+    examples = Experiment(self.config, self.root / 'stored').examples('train')
     self.assertLen(examples, 2 * len(source))
     places = np.array([0, len(source) - 1])
     rows = examples.take(places)

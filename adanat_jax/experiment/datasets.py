@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import ml_collections
-import numpy as np
 
 from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples, Examples
@@ -107,93 +106,62 @@ def _settings(experiment: Experiment) -> SourceSettings:
   )
 
 
-def image_examples(
-  experiment: Experiment,
-  split: str,
-  *,
-  mirrored: bool = False,
+def examples(
+  experiment: Experiment, split: str, what: str, mirrored: bool
 ) -> Examples:
-  """Images with what they show.
+  """The examples of a split.
 
   Args:
     experiment: of this run.
     split: 'train' or 'test'.
+    what: `tokens` int32[N] or `images`, uint8 or float32 [H, W, C], with the
+      condition that they show; or `prompts`, what generated images are asked to
+      show, alone. A condition is `condition` int32[], or for texts what
+      `texts.conditions` takes.
     mirrored: whether mirror images count too; never those of digits.
 
-  Returns:
-    Examples of `images` float32[H, W, C] in [0, 1], and `condition` int32[]
-    or, for texts, `ids` int32[77] of a caption.
-
   Raises:
-    UserError: see `raw_source`.
+    UserError: if there are none, or tokens were made by another tokenizer.
   """
-  config = experiment.config
   if experiment.is_digits:
-    images, labels = _digits(experiment, split)
-    return ArrayExamples({'images': images, 'condition': labels})
+    return _digits(experiment, split, what)
+  if what != 'images':
+    return _prepared(experiment, split, with_tokens=what == 'tokens')
+  data = experiment.config.data
+  tokenize = None
+  if experiment.is_text:
+    tokenize = functools.partial(texts.tokenize, experiment)
   return RawImages(
     raw_source(experiment, split),
-    config.data.image_size,
-    apply_orientation=config.data.apply_orientation,
+    data.image_size,
+    apply_orientation=data.apply_orientation,
     background=experiment.background,
     mirrored=mirrored,
-    tokenize=(
-      functools.partial(texts.tokenize, experiment)
-      if experiment.is_text
-      else None
-    ),
+    tokenize=tokenize,
   )
 
 
-def token_examples(experiment: Experiment, split: str) -> Examples:
-  """Token grids with what they show.
-
-  Returns:
-    Examples of `tokens` int32[N], and `condition` int32[] or, for texts, what
-    `texts.conditions` takes.
-
-  Raises:
-    UserError: if the tokens are not prepared, or by another tokenizer.
-  """
-  if not experiment.is_digits:
-    return _prepared(experiment, split)
-  images, labels = _digits(experiment, split)
-  tokenizer, params = experiment.network('tokenizer')
-  tokenize = jax.jit(functools.partial(tokenizer.apply, method='tokenize'))
-  tokens = sharding.gather(tokenize({'params': params}, images))
-  return ArrayExamples({'tokens': tokens, 'condition': labels})
-
-
-def prompts(experiment: Experiment, split: str) -> Examples:
-  """What generated images are asked to show: `token_examples` less tokens."""
-  if not experiment.is_digits:
-    return _prepared(experiment, split, with_tokens=False)
-  return ArrayExamples({'condition': _digits(experiment, split)[1]})
-
-
-def _digits(
-  experiment: Experiment, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-  config = experiment.config
-  data = digits.load(config.data.image_size)
-  images, labels = (
-    (data.train_images, data.train_labels)
-    if split == 'train'
-    else (data.test_images, data.test_labels)
-  )
-  return images, digits.condition_of(labels, config.data.condition)
+def _digits(experiment: Experiment, split: str, what: str) -> Examples:
+  data = digits.load(experiment.config.data.image_size)
+  is_train = split == 'train'
+  images = data.train_images if is_train else data.test_images
+  labels = data.train_labels if is_train else data.test_labels
+  condition = digits.condition_of(labels, experiment.config.data.condition)
+  arrays = {'condition': condition}
+  if what == 'images':
+    arrays['images'] = images
+  elif what == 'tokens':
+    tokenizer, params = experiment.network('tokenizer')
+    tokenize = jax.jit(functools.partial(tokenizer.apply, method='tokenize'))
+    arrays['tokens'] = sharding.gather(tokenize({'params': params}, images))
+  return ArrayExamples(arrays)
 
 
 def _prepared(
-  experiment: Experiment,
-  split: str,
-  with_tokens: bool = True,
+  experiment: Experiment, split: str, with_tokens: bool
 ) -> Examples:
   directory = experiment.prepared_directory
-  examples = PreparedExamples(directory, split, with_tokens=with_tokens)
-  check_settings(
-    directory,
-    examples.manifest['settings'],
-    encoder.settings_of(experiment),
-  )
-  return examples
+  found = PreparedExamples(directory, split, with_tokens=with_tokens)
+  settings = encoder.settings_of(experiment)
+  check_settings(directory, found.manifest['settings'], settings)
+  return found

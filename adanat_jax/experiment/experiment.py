@@ -155,10 +155,9 @@ class Experiment:
     return bool(self.field(section).get('init_from', ''))
 
   def load_converted(self, section: str, name: str, shapes: Any) -> Any:
-    """The pretrained parameters that a section names by `init_from`.
+    """The pretrained parameters `name` that a section names by `init_from`.
 
-    `section` is its dotted name, `name` that of the parameters in the
-    checkpoint (`'params'`, `'ema'`); `shapes` come from `param_shapes`.
+    `shapes` come from `param_shapes`.
 
     Raises:
       UserError: if the section names none, or parameters of other shapes.
@@ -180,17 +179,14 @@ class Experiment:
     return sharding.placed(shapes, self.mesh)
 
   def network(self, name: str) -> tuple[Any, Any]:
-    """A network and its parameters.
+    """A network and its parameters, as global arrays.
 
-    The parameters come from the checkpoint of the section's `init_from`, as
-    `python -m adanat_jax.convert` wrote it, or from a finished stage.
+    They come from the checkpoint of the section's `init_from`, as `python -m
+    adanat_jax.convert` wrote it, or from a finished stage.
 
     Args:
       name: `tokenizer`; `nat` (the moving average of its parameters); `measure`
         and `reward`, the classifiers of stage `judges`; or `text`.
-
-    Returns:
-      The Flax module, and its parameters as global arrays.
 
     Raises:
       UserError: if there are none; it names the stage to run first.
@@ -212,25 +208,10 @@ class Experiment:
     *,
     mirrored: bool = False,
   ) -> Examples:
-    """The examples of a split.
-
-    Args:
-      split: 'train' or 'test'.
-      what: `tokens` int32[N] or `images` float32[H, W, C] in [0, 1], each with
-        the condition they show, or `prompts`, the conditions alone. See
-        `datasets` for the names of the arrays.
-      mirrored: whether mirror images count too; never those of digits.
-
-    Raises:
-      UserError: if there are none, or tokens were made by another tokenizer.
-    """
+    """The examples of a split, see `datasets.examples`."""
     from adanat_jax.experiment import datasets
 
-    if what == 'images':
-      return datasets.image_examples(self, split, mirrored=mirrored)
-    if what == 'prompts':
-      return datasets.prompts(self, split)
-    return datasets.token_examples(self, split)
+    return datasets.examples(self, split, what, mirrored)
 
   def check(self, *checks: Check, reads: tuple[str, ...] = ()) -> None:
     """Checks all fields of the config, then how they go together.

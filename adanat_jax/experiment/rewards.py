@@ -84,21 +84,17 @@ def _pretrained(experiment: Experiment, groups: int) -> rewards.RewardSpec:
 
 @dataclasses.dataclass(frozen=True)
 class RewardKind:
-  """A reward that a config can name.
+  """A reward that a config can name."""
 
-  Attributes:
-    make: `(experiment, groups) -> RewardSpec`; of the groups see
-      `learning.discriminator.deal`.
-    learns: whether a discriminator learns in turn, from real images.
-    is_absolute: whether its values compare between iterations, so that the best
-      one can be kept; others are relative to a discriminator or to a batch.
-    for_digits: whether it knows the digits alone.
-  """
-
+  # `(experiment, groups) -> RewardSpec`; of the groups see
+  # `learning.discriminator.deal`.
   make: Callable[[Experiment, int], rewards.RewardSpec]
+  # Whether a discriminator learns in turn, from real images.
   learns: bool = False
+  # Whether its values compare between iterations, so that the best one can be
+  # kept; others are relative to a discriminator or to a batch.
   is_absolute: bool = False
-  for_digits: bool = True
+  for_digits: bool = True  # Whether it knows the digits alone.
 
 
 # The names that `config.policy.rewards` may hold.

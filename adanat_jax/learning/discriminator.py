@@ -32,19 +32,15 @@ Heads: TypeAlias = Callable[[Any, Any, Any, Condition, bool], tuple[Array, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Discriminator:
-  """The networks, as functions; all are traced.
+  """The networks, as functions; all are traced."""
 
-  Attributes:
-    init: `key -> (params, spectral)` of the heads, newly drawn.
-    features: `(images float32[B, H, W, C], key) -> features`, of the frozen
-      network; the key decides on the crop, None takes none.
-    heads: what is trained, see `Heads`.
-    read: `batch -> Labelled`, real images and their conditions.
-  """
-
+  # `key -> (params, spectral)` of the heads, newly drawn.
   init: Callable[[Array], tuple[Any, Any]]
+  # `(images float32[B, H, W, C], key) -> features`, of the frozen network; the
+  # key decides on the crop, None takes none.
   features: Callable[[Array, Array | None], Any]
-  heads: Heads
+  heads: Heads  # What is trained, see `Heads`.
+  # `batch -> Labelled`, real images and their conditions.
   read: Callable[[Mapping[str, Array]], Labelled]
 
 

@@ -64,22 +64,18 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """The network that is trained, as functions; all are traced.
+  """The network that is trained, as functions; all are traced."""
 
-  Attributes:
-    logits: `(params, tokens int32[B, N], condition, dropout key, cache) ->
-      float32[B, N, K]`, with dropout; the cache is None if nothing is reused.
-    condition: `(frozen, batch) -> [B, ...]`, what the network reads.
-    null: `frozen -> [...]`, one null condition.
-    encode: `(params, tokens int32[B, N], condition, wanted bool[B]) -> cache`,
-      without dropout; the cache that a later forward reads, empty for samples
-      that are not wanted. A cache of zeros must count as empty. None for a
-      network without a cache.
-  """
-
+  # `(params, tokens int32[B, N], condition, dropout key, cache) ->
+  # float32[B, N, K]`, with dropout; the cache is None if nothing is reused.
   logits: Callable[[Any, Array, Array, Array, Cache], Array]
+  # `(frozen, batch) -> [B, ...]`, what the network reads.
   condition: Callable[[Any, dict[str, Array]], Array]
-  null: Callable[[Any], Any]
+  null: Callable[[Any], Any]  # `frozen -> [...]`, one null condition.
+  # `(params, tokens int32[B, N], condition, wanted bool[B]) -> cache`, without
+  # dropout; the cache that a later forward reads, empty for samples that are
+  # not wanted. A cache of zeros must count as empty. None for a network without
+  # a cache.
   encode: Callable[[Any, Array, Array, Array], Cache] | None = None
 
 

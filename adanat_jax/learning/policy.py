@@ -137,19 +137,17 @@ class RolloutConfig:
   """How trajectories are collected and kept.
 
   Apart from rounding to bfloat16, no choice changes the results.
-
-  Attributes:
-    features: `'store'` keeps what the policy saw, [T, B, N, D]; `'recompute'`
-      keeps the canvases, [T, B, N], and runs the NAT again, without guidance,
-      in each of PPO's epochs.
-    dtype: `'float32'` leaves features as the NAT gives them; `'bfloat16'`
-      rounds them, for acting and for learning.
-    size: how many trajectories are decoded at a time, over all devices; 0 for
-      all of a batch.
   """
 
+  # `'store'` keeps what the policy saw, [T, B, N, D]; `'recompute'` keeps the
+  # canvases, [T, B, N], and runs the NAT again, without guidance, in each of
+  # PPO's epochs.
   features: str = 'store'
+  # `'float32'` leaves features as the NAT gives them; `'bfloat16'` rounds them,
+  # for acting and for learning.
   dtype: str = 'float32'
+  # How many trajectories are decoded at a time, over all devices; 0 for all of
+  # a batch.
   size: int = 0
 
 

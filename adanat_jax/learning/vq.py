@@ -46,39 +46,31 @@ class Autoencoder:
   """The network that is trained, as functions of its parameters.
 
   The parameters are a dict; its entry `codebook` is float32[K, C].
-
-  Attributes:
-    init: `key -> params`, newly drawn.
-    encode: `(params, images float32[B, H, W, I]) -> float32[B, h, w, C]`.
-    quantize: `(params, encoding) -> (codes float32[B, h, w, C], ids int32[B, h,
-      w])`, the nearest code of each encoding.
-    decode: `(params, codes) -> images float32[B, H, W, I]`, not clipped.
-    last_layer: `params -> kernel` of the decoder's last layer.
   """
 
-  init: Callable[[Array], Any]
+  init: Callable[[Array], Any]  # `key -> params`, newly drawn.
+  # `(params, images float32[B, H, W, I]) -> float32[B, h, w, C]`.
   encode: Callable[[Any, Array], Array]
+  # `(params, encoding) -> (codes float32[B, h, w, C], ids int32[B, h, w])`, the
+  # nearest code of each encoding.
   quantize: Callable[[Any, Array], tuple[Array, Array]]
+  # `(params, codes) -> images float32[B, H, W, I]`, not clipped.
   decode: Callable[[Any, Array], Array]
+  # `params -> kernel` of the decoder's last layer.
   last_layer: Callable[[Any], Array]
 
 
 @struct.dataclass
 class TokenizerState:
-  """What tokenizer training carries from step to step.
+  """What tokenizer training carries from step to step."""
 
-  Attributes:
-    params: of the autoencoder.
-    opt_state: of the optimizer.
-    code_counts: moving average of how many encodings each code got.
-    code_sums: moving average of the sum of those encodings.
-    adversary: the discriminator; None without an adversarial loss.
-  """
-
-  params: Any
-  opt_state: optax.OptState
+  params: Any  # Of the autoencoder.
+  opt_state: optax.OptState  # Of the optimizer.
+  # Moving average of how many encodings each code got.
   code_counts: Array  # float32[K]
+  # Moving average of the sum of those encodings.
   code_sums: Array  # float32[K, C]
+  # The discriminator; None without an adversarial loss.
   adversary: PatchDiscriminatorState | None = None
 
 

@@ -44,18 +44,14 @@ _OVER_SAMPLES: dict[str, Callable[..., np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A schedule as one side of a comparison.
+  """A schedule as one side of a comparison."""
 
-  Attributes:
-    schedule: what decodes; its name is the same at every T and training.
-    role: `adanat_jax.report.results` lists them.
-    training: which repetition, None for schedules without a training.
-    reward: what a learned policy was trained on, None for all others.
-  """
-
+  # What decodes; its name is the same at every T and training.
   schedule: Schedule
-  role: str
+  role: str  # `adanat_jax.report.results` lists them.
+  # Which repetition, None for schedules without a training.
   training: int | None = None
+  # What a learned policy was trained on, None for all others.
   reward: str | None = None
 
 

@@ -28,21 +28,16 @@ _PIXELS_SIDE = 8
 
 @dataclasses.dataclass(frozen=True)
 class FeatureNetwork:
-  """What images are measured with.
+  """What images are measured with."""
 
-  Attributes:
-    name: 'inception', 'measure' or 'pixels'.
-    params: global arrays, whole or divided over the mesh.
-    apply: traced; `(params, images float32[B, H, W, C])` to features
-      float32[B, d] and logits float32[B, classes], None if it has none.
-    source: SHA-256 of the files it was converted from, by their names.
-    is_published: whether these are the weights that the FID is defined by.
-  """
-
-  name: str
-  params: Any
+  name: str  # 'inception', 'measure' or 'pixels'.
+  params: Any  # Global arrays, whole or divided over the mesh.
+  # Traced; `(params, images float32[B, H, W, C])` to features float32[B, d] and
+  # logits float32[B, classes], None if it has none.
   apply: Callable[[Any, Array], tuple[Array, Array | None]]
+  # SHA-256 of the files it was converted from, by their names.
   source: dict[str, str]
+  # Whether these are the weights that the FID is defined by.
   is_published: bool = False
 
   def num_features(self, experiment: Experiment) -> int:

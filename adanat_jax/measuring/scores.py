@@ -42,13 +42,9 @@ _ROWS_FILE = 'samples.uint8'
 
 
 class Observer(Protocol):
-  """A further measure of each generated image.
+  """A further measure of each generated image."""
 
-  Attributes:
-    params: global arrays that it reads.
-  """
-
-  params: Any
+  params: Any  # Global arrays that it reads.
 
   def inputs(self, index: np.ndarray) -> Any:
     """What it needs to know of samples by their number, as global arrays."""
@@ -203,12 +199,7 @@ class Scorer:
     )
 
   def __call__(
-    self,
-    generator: Generator,
-    schedule: Schedule,
-    *,
-    num_samples: int | None = None,
-    seed: int = 0,
+    self, generator: Generator, schedule: Schedule, **options: Any
   ) -> dict[str, float]:
     """Samples and measures; arguments as `tally`.
 
@@ -216,7 +207,7 @@ class Scorer:
       Figures by names that say what they are: the Fréchet distance, and if the
       network is a classifier the inception score. The same in all processes.
     """
-    tally = self.tally(generator, schedule, num_samples=num_samples, seed=seed)
+    tally = self.tally(generator, schedule, **options)
     return processes.from_first(lambda: self.figures(tally))
 
   def tally(

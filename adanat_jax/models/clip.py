@@ -34,15 +34,12 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 @struct.dataclass
 class TextStates:
-  """What the text tower returns.
+  """What the text tower returns."""
 
-  Attributes:
-    states: after the final norm, not projected: a NAT's condition.
-    pooled: the state at the end of the text, projected, not normalised; a
-      discriminator takes it divided by its length.
-  """
-
+  # After the final norm, not projected: a NAT's condition.
   states: jax.Array  # float32[B, L, D]
+  # The state at the end of the text, projected, not normalised; a discriminator
+  # takes it divided by its length.
   pooled: jax.Array  # float32[B, P]
 
 

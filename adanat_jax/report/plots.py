@@ -341,18 +341,14 @@ def _spread_text(mean: float, std: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One small plot of training curves.
+  """One small plot of training curves."""
 
-  Attributes:
-    title: above the plot.
-    lines: metric name to label, or to '' if the title says it all. A metric
-      that is a list, one number a decoding step, becomes a line for each step,
-      from pale to dark.
-    limits: of the vertical axis; None fits the curves.
-  """
-
-  title: str
+  title: str  # Above the plot.
+  # Metric name to label, or to '' if the title says it all. A metric that is a
+  # list, one number a decoding step, becomes a line for each step, from pale to
+  # dark.
   lines: Mapping[str, str]
+  # Of the vertical axis; None fits the curves.
   limits: tuple[float, float] | None = None
 
 

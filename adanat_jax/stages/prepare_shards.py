@@ -67,23 +67,17 @@ class Shard:
 
 @dataclasses.dataclass
 class Batch:
-  """What the threads make: images of one shard, decoded.
-
-  Attributes:
-    shard: the shard.
-    is_last: whether it ends the shard.
-    pixels: uint8[n, H, W, 3]; None for captions alone.
-    rows: of each record its image's place in `pixels`, its key and its label or
-      caption.
-    ids: int32[len(rows), 77], the captions' tokens; None for classes.
-    skipped: key and reason of images that cannot be read.
-  """
+  """What the threads make: images of one shard, decoded."""
 
   shard: Shard
-  is_last: bool
-  pixels: np.ndarray | None
+  is_last: bool  # Whether it ends the shard.
+  pixels: np.ndarray | None  # uint8[n, H, W, 3]; None for captions alone.
+  # Of each record its image's place in `pixels`, its key and its label or
+  # caption.
   rows: list[tuple[int, dict[str, Any]]]
+  # int32[len(rows), 77], the captions' tokens; None for classes.
   ids: np.ndarray | None
+  # Key and reason of images that cannot be read.
   skipped: list[tuple[str, str]]
 
 

@@ -36,19 +36,12 @@ _SEARCH_SEEDS = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """One of the searches of a config.
+  """One of the searches of a config."""
 
-  Attributes:
-    num_steps: T.
-    optimizer: 'cma' or 'finite_differences'.
-    common_noise: 'on' if all evaluations share classes and noise.
-    repetition: number of it; every repetition has noise of its own.
-  """
-
-  num_steps: int
-  optimizer: str
-  common_noise: str
-  repetition: int
+  num_steps: int  # T.
+  optimizer: str  # 'cma' or 'finite_differences'.
+  common_noise: str  # 'on' if all evaluations share classes and noise.
+  repetition: int  # Number of it; every repetition has noise of its own.
 
   @property
   def name(self) -> str:
