@@ -7,7 +7,7 @@ turns that state back into the original's keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 from typing import Any
@@ -113,7 +113,6 @@ def _kind(
   notes: Callable[[Any, Arrays], tuple[str, ...]] = lambda module, arrays: (),
   *,
   field: str = 'params',
-  wrappers: Sequence[str] = (),
   prefix: str = '',
 ) -> Kind:
   """Makes the kind whose state is the parameters of one module.
@@ -125,12 +124,11 @@ def _kind(
     infer: their arrays -> the module.
     notes: the module and their arrays -> what was found.
     field: of the state.
-    wrappers: see `entries.find`.
     prefix: of the original's keys, when they are written.
   """
 
   def convert(value: Any, entry: str) -> Converted:
-    found = entries.find(value, wrappers, entry)
+    found = entries.find(value, (), entry)
     with _saying(found):
       module = infer(found.arrays)
       params = family.to_ours(found.arrays, module)

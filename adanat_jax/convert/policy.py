@@ -36,20 +36,18 @@ FAMILY = layout.Family(
 )
 
 
-def infer(
-  arrays: layout.Arrays, *, grid_size: int | None = None
-) -> policy.PolicyNetwork:
+def infer(arrays: layout.Arrays) -> policy.PolicyNetwork:
   """Reads a network's sizes off its weights, see `layout`.
 
-  The grid's side is inferred if it is even: the convolution of stride 2 leaves
-  2 g - 1 and 2 g alike.
+  The grid's side is taken for even: the convolution of stride 2 leaves 2 g - 1
+  and 2 g alike.
   """
   shape_of = FAMILY.shape_reader(arrays)
   conv_width = shape_of('pw_conv.weight')[0]
   hidden, flat = shape_of('linear1.weight')
   return policy.PolicyNetwork(
     num_outputs=shape_of('linear3.weight')[0],
-    grid_size=grid_size or 2 * math.isqrt(flat // conv_width),
+    grid_size=2 * math.isqrt(flat // conv_width),
     hidden_size=shape_of('dw_conv.weight')[0],
     conv_width=conv_width,
     mlp_widths=(hidden, shape_of('linear2.weight')[0]),

@@ -61,7 +61,6 @@ class RawImages:
     background: Sequence[int] | None = None,
     mirrored: bool = False,
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
-    num_threads: int | None = None,
   ):
     """Opens nothing yet.
 
@@ -73,7 +72,6 @@ class RawImages:
         `images.decode`.
       mirrored: whether each image also counts left-right mirrored.
       tokenize: captions to int32[B, L]; None for sources with classes.
-      num_threads: how many decode at once; None for one per processor.
 
     Raises:
       UserError: if the source holds captions alone.
@@ -89,7 +87,7 @@ class RawImages:
     self._views = 2 if mirrored else 1
     self._tokenize = tokenize
     self._pool = concurrent.futures.ThreadPoolExecutor(
-      num_threads or os.cpu_count() or 1, thread_name_prefix='decode'
+      os.cpu_count() or 1, thread_name_prefix='decode'
     )
     self._lock = threading.Lock()
     self._reported: set[int] = set()

@@ -19,20 +19,17 @@ from adanat_jax.metrics.inception_score import ScoreAccumulator
 class SampleTally:
   """Counts samples in their order."""
 
-  def __init__(
-    self, num_samples: int, *, num_kept: int = 0, num_splits: int = 10
-  ):
+  def __init__(self, num_samples: int, *, num_kept: int = 0):
     """Makes an empty tally.
 
     Args:
       num_samples: how many samples there will be.
       num_kept: how many first samples keep their features, float32[num_kept,
         d]: the only memory that depends on a number of samples.
-      num_splits: of the inception score; fewer where there are fewer samples.
     """
     self.num_samples = num_samples
     self.moments = MomentAccumulator()
-    self._scores = ScoreAccumulator(num_samples, min(num_splits, num_samples))
+    self._scores = ScoreAccumulator(num_samples, min(10, num_samples))
     self._has_logits = False
     self._sums: dict[str, float] = {}
     self._num_kept = min(num_kept, num_samples)

@@ -40,6 +40,10 @@ from adanat_jax.runtime.journal import (
 # one of them.
 EVAL_PREFIX = 'eval/'
 
+# The newest checkpoints that are kept: if the last one is damaged, the other is
+# used.
+_NUM_KEPT = 2
+
 # How long a save may take; failed or dead processes are noticed earlier.
 _TIMEOUT_SECONDS = 1200
 
@@ -66,7 +70,6 @@ class Checkpointer:
     self,
     directory: str | os.PathLike[str],
     *,
-    max_to_keep: int = 2,
     keep_every: int | None = None,
     best_of: tuple[str, str] | None = None,
   ):
@@ -74,19 +77,15 @@ class Checkpointer:
 
     Args:
       directory: the stage's directory; created if missing.
-      max_to_keep: number of newest checkpoints to keep, at least 2: the older
-        replaces the newest if that is damaged.
       keep_every: also keep the checkpoints of steps divisible by this.
       best_of: `(metric, 'min' or 'max')`: also keep the checkpoint with the
         smallest or largest value of this metric. `score` gets the values of
         metrics `eval/...`, `save` those of all others.
     """
-    if max_to_keep < 2:
-      raise UserError(f'max_to_keep: {max_to_keep} given, at least 2 is needed')
     if keep_every is not None and keep_every < 1:
       raise UserError(f'keep_every: {keep_every} given, at least 1 is needed')
     managers = ocp.checkpoint_managers
-    policies: list[Any] = [managers.LatestN(max_to_keep)]
+    policies: list[Any] = [managers.LatestN(_NUM_KEPT)]
     if keep_every is not None:
       policies.append(managers.EveryNSteps(keep_every))
     self._best = None if best_of is None else _Best(*best_of)

@@ -69,15 +69,12 @@ def run_loop(
   save_every: int,
   config_for_meta: Mapping[str, Any] | None = None,
   profile: tuple[int, int] | None = None,
-  on_step: Callable[[State, int], None] | None = None,
   evaluate: Callable[[State, int], Mapping[str, float]] | None = None,
   evaluate_every: int = 0,
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
   tensorboard: bool = True,
-  max_to_keep: int = 2,
   keep_every: int | None = None,
   best_of: tuple[str, str] | None = None,
-  transfer_guard: str = 'disallow',
 ) -> State:
   """Trains from the newest checkpoint, or from `state`, to `num_steps`.
 
@@ -85,7 +82,8 @@ def run_loop(
     state: the initial state, a pytree of arrays (typed keys included). It is
       donated: do not use it afterwards.
     train_step: `(state, batch, step int32[]) -> (state, metrics)`, jitted by
-      the caller with `donate_argnums=0`. Metrics are scalars or small arrays.
+      the caller with `donate_argnums=0`; implicit copies to the device are not
+      allowed in it. Metrics are scalars or small arrays.
     batch_at: `(step) -> pytree of arrays`, a pure function; steps count from
       0. Global arrays stay where they are; host arrays, equal in all processes,
       are replicated over the ambient mesh, or put on the default device if
@@ -99,21 +97,15 @@ def run_loop(
     config_for_meta: JSON values by name, kept in every checkpoint.
     profile: `(first, last)`: steps `first <= step < last` are traced into
       `<directory>/trace`.
-    on_step: `(state, finished steps)`, called after every step; it must not
-      keep the state. All processes call it, as well as `evaluate` and
-      `final_figures`.
     evaluate: `(state, finished steps) -> results`, a pure function that may
-      take long and must not keep the state. The results of process 0 are
-      written as `eval/<name>`.
+      take long and must not keep the state. All processes call it, as well as
+      `final_figures`; the results of process 0 are written as `eval/<name>`.
     evaluate_every: the state is evaluated every so many steps and after the
       last; 0 for the last only.
     final_figures: returns results of the finished state for `complete.json`.
     tensorboard: write TensorBoard files if tensorboardX is installed.
-    max_to_keep: see `Checkpointer`.
     keep_every: see `Checkpointer`.
     best_of: see `Checkpointer`; `complete.json` names the best checkpoint.
-    transfer_guard: what an implicit copy to the device inside `train_step`
-      does: 'disallow', 'log' or 'allow'.
 
   Returns:
     The state after `num_steps` steps.
@@ -139,7 +131,6 @@ def run_loop(
     checkpoints = stack.enter_context(
       Checkpointer(
         directory,
-        max_to_keep=max_to_keep,
         keep_every=keep_every,
         best_of=best_of,
       )
@@ -221,15 +212,13 @@ def run_loop(
         batch, index = _put((batch_at(step), np.int32(step)))
         before = _abstract(state) if step == first_step else None
         with (
-          jax.transfer_guard_host_to_device(transfer_guard),
+          jax.transfer_guard_host_to_device('disallow'),
           jax.profiler.StepTraceAnnotation(name, step_num=step),
         ):
           state, metrics = train_step(state, batch, index)
         if before is not None:
           _check_same_layout(before, _abstract(state))
         record.add(step + 1, metrics)
-        if on_step is not None:
-          on_step(state, step + 1)
         finished = step + 1
         # Read once: a signal may arrive between any two lines.
         stopping = vote.after_step(stop.requested)

@@ -20,6 +20,7 @@ import numpy as np
 from adanat_jax.runtime import files, processes
 
 TIME_PREFIX = 'time/'
+_PAUSE_SECONDS = 10.0
 
 
 class MetricWriter:
@@ -136,7 +137,6 @@ class Progress:
     num_steps: int,
     *,
     first_step: int = 0,
-    seconds_between_lines: float = 10.0,
   ):
     """Starts the clock.
 
@@ -144,11 +144,9 @@ class Progress:
       name: shown before the numbers, e.g. the stage.
       num_steps: total number of steps.
       first_step: number of steps finished by earlier runs.
-      seconds_between_lines: minimum time between two plain lines.
     """
     self._name = name
     self._num_steps = num_steps
-    self._seconds = seconds_between_lines
     self._start = self._last_line = time.monotonic()
     self._timed_from: int | None = None
     self._shown = processes.process_index() == 0
@@ -176,7 +174,7 @@ class Progress:
     if self._timed_from is None:
       # The first step includes compilation, which would distort the rate.
       self._timed_from, self._start = step, now
-    if now - self._last_line < self._seconds and step < self._num_steps:
+    if now - self._last_line < _PAUSE_SECONDS and step < self._num_steps:
       return
     self._last_line = now
     parts = [f'{self._name} {step}/{self._num_steps}']

@@ -101,14 +101,14 @@ def shard_state(state: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Tree:
   return jax.device_put(state, state_shardings(state, mesh, rules))
 
 
-def placed(shapes: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Tree:
+def placed(shapes: Tree, mesh: Mesh) -> Tree:
   """Returns `jax.ShapeDtypeStruct`s with the shardings of the rules."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
     ),
     shapes,
-    state_shardings(shapes, mesh, rules),
+    state_shardings(shapes, mesh),
   )
 
 
@@ -116,14 +116,13 @@ def init_state(
   make: Callable[..., Tree],
   *arguments: Any,
   mesh: Mesh,
-  rules: Sequence[Rule] = RULES,
 ) -> Tree:
   """Creates a state directly in the placement that the rules say.
 
   `make` is traced, in every process, with global arrays as arguments; it must
   not close over any.
   """
-  shardings = state_shardings(jax.eval_shape(make, *arguments), mesh, rules)
+  shardings = state_shardings(jax.eval_shape(make, *arguments), mesh)
   return jax.jit(make, out_shardings=shardings)(*arguments)
 
 
