@@ -73,6 +73,12 @@ class ScheduleTest(parameterized.TestCase):
     for values in jax.tree.leaves(schedule.policy):
       self.assertEqual((values.shape, values.dtype), ((8,), np.float32))
 
+  @parameterized.parameters('learned', 'hand-made', 'table', 'adanat')
+  def test_a_name_that_means_something_else(self, name):
+    with self.assertRaisesRegex(UserError, f"can be called '{name}'"):
+      schedules.SCHEDULES[name] = eager
+    self.assertNotIn(name, schedules.SCHEDULES)
+
   def test_mistakes(self):
     with self.assertRaisesRegex(UserError, "no schedule 'best'; .* maskgit"):
       schedules.make('best', T, 16)

@@ -442,7 +442,24 @@ def _remdm(
 # a parameter by a UserError.
 Factory: TypeAlias = Callable[..., Schedule]
 
-SCHEDULES: dict[str, Factory] = {
+# What these names mean already, in configs, in results and to a `Generator`.
+_TAKEN = (
+  *('learned', 'hand-made', 'table', 'adanat', 'autonat', 'tuned'),
+  *('published', 'fewer_steps'),
+)
+
+
+class _Schedules(dict[str, Factory]):
+  def __setitem__(self, name: str, factory: Factory) -> None:
+    if name in _TAKEN:
+      raise UserError(
+        f'no schedule can be called {name!r}, which means something else; give'
+        ' it another name'
+      )
+    super().__setitem__(name, factory)
+
+
+SCHEDULES: dict[str, Factory] = _Schedules({
   'maskgit': _maskgit,
   'residual': _residual,
   'guidance-3': _guidance_3,
@@ -492,7 +509,7 @@ SCHEDULES: dict[str, Factory] = {
     'remdm_loop', 'cap', 'ReMDM, loop',
     eta=0.02, on=0.55, off=0.05, share=0.9,
   ),
-}  # fmt: skip
+})  # fmt: skip
 
 
 def entropy_bound_count(entropies: np.ndarray, gamma: float) -> int:
