@@ -19,6 +19,7 @@ from adanat_jax.learning.agent import (
   non_adaptive,
 )
 from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.types import Observation
 
 # T steps, B trajectories, N tokens, D width, K codes, A actions.
 T, B, N, D, K, A = 3, 8, 4, 6, 5, actions.NUM_ACTIONS
@@ -359,7 +360,8 @@ class UpdateTest(parameterized.TestCase):
     @functools.partial(jit, static_argnums=(0, 1))
     def ask(actor_critic, std=None, step=1):
       agent = Agent(params, residual, actor_critic)
-      return agent.policy(std)(step, features, keys, ())
+      observation = Observation(features, None, None, None)
+      return agent.policy(std)(step, observation, keys, ())
 
     mean, value = jit(actor_critic)(params, features, jnp.ones(B, int))
     values, aux, _ = ask(actor_critic)
