@@ -36,14 +36,7 @@ import output
 import programs
 
 import adanat_jax
-from adanat_jax.decoding import (
-  actions,
-  buckets,
-  loop,
-  step,
-  tables,
-  unrolled,
-)
+from adanat_jax.decoding import actions, buckets, loop, step, tables, unrolled
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers, enat, operations

@@ -49,10 +49,7 @@ Seconds: TypeAlias = dict[tuple[Any, ...], list[tuple[float, ...]]]
 
 # What is sampled of each generator, and rounds of measurements.
 FULL: dict[str, tuple[Sequence[Case], int]] = {
-  'digits': (
-    tuple(itertools.product((1, 32, 256), (4, 8), (False, True))),
-    7,
-  ),
+  'digits': (tuple(itertools.product((1, 32, 256), (4, 8), (False, True))), 7),
   'nat_l': (((1, 4, False), (1, 4, True), (1, 8, True), (4, 4, True)), 3),
 }
 QUICK: dict[str, tuple[Sequence[Case], int]] = {

@@ -27,11 +27,7 @@ import numpy as np
 from adanat_jax.convert import entries, files, formats, kinds
 from adanat_jax.convert.kinds import KINDS, Kind, release_of
 from adanat_jax.errors import UserError
-from adanat_jax.runtime import (
-  checkpoint,
-  files as plain_files,
-  journal,
-)
+from adanat_jax.runtime import checkpoint, files as plain_files, journal
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

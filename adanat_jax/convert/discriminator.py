@@ -62,10 +62,7 @@ HEAD_TABLE: layout.Table = _head('', '')
 MAPPING_TABLE: layout.Table = _mapping('', '')
 FAMILY = layout.Family(
   'discriminator heads',
-  (
-    *_head(r'heads_(\d+)/', r'heads.\1.'),
-    *_mapping('mapping/', 'mapping.'),
-  ),
+  (*_head(r'heads_(\d+)/', r'heads.\1.'), *_mapping('mapping/', 'mapping.')),
   _inputs,
   ignore=lambda key: key.startswith(TRUNK_PREFIX),
   all_variables=True,

@@ -63,9 +63,7 @@ def clean(text: str) -> str:
 
 
 def tokenize(
-  texts: Sequence[str],
-  num_positions: int = NUM_POSITIONS,
-  vocabulary: str = '',
+  texts: Sequence[str], num_positions: int = NUM_POSITIONS, vocabulary: str = ''
 ) -> np.ndarray:
   """Encodes captions, in lower case; the empty one is the null condition.
 

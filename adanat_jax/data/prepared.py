@@ -145,11 +145,7 @@ class PreparedExamples:
   """
 
   def __init__(
-    self,
-    directory: str | pathlib.Path,
-    split: str,
-    *,
-    with_tokens: bool = True,
+    self, directory: str | pathlib.Path, split: str, *, with_tokens: bool = True
   ):
     """Reads the manifest; files are opened when they are needed.
 

@@ -13,7 +13,6 @@ import functools
 from typing import TYPE_CHECKING
 
 import jax
-import ml_collections
 
 from adanat_jax.data import digits
 from adanat_jax.data.examples import ArrayExamples, Examples
@@ -26,8 +25,6 @@ from adanat_jax.runtime import sharding
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-
-Config = ml_collections.ConfigDict
 
 SPLITS = ('train', 'test')
 

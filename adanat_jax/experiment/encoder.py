@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import clip_tokens, images as images_lib
@@ -24,8 +23,6 @@ from adanat_jax.types import Array
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-
-Config = ml_collections.ConfigDict
 
 
 class Encoder:

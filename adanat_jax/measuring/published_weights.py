@@ -19,7 +19,7 @@ from adanat_jax.runtime.journal import is_complete
 INCEPTION = {
   '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2': (
     'pt_inception-2015-12-05-6726825d.pth'
-  ),
+  )
 }
 CLIP = {
   'a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb': (

@@ -147,10 +147,7 @@ def measured(
 
 
 def some_features(
-  experiment: Experiment,
-  network: FeatureNetwork,
-  split: str,
-  count: int,
+  experiment: Experiment, network: FeatureNetwork, split: str, count: int
 ) -> np.ndarray:
   """Features of real images drawn from a split, float32[at most count, d].
 

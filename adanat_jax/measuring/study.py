@@ -70,8 +70,7 @@ class Measures:
         frechet.gaussian_of(features), self._gaussian
       ),
       'pixel_frechet': frechet.frechet_distance(
-        frechet.gaussian_of(self._pixels.features(images)),
-        self._pixel_gaussian,
+        frechet.gaussian_of(self._pixels.features(images)), self._pixel_gaussian
       ),
       'precision': shares.precision,
       'recall': shares.recall,

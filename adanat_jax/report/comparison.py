@@ -25,10 +25,7 @@ import numpy as np
 from adanat_jax.report import results as reading, style, tables, trade_offs
 from adanat_jax.report.results import Results
 
-_UNITS = {
-  'operations': ('M operations', 1e-6),
-  'seconds': ('ms', 1e3),
-}
+_UNITS = {'operations': ('M operations', 1e-6), 'seconds': ('ms', 1e3)}
 _COLOURS = {'maskgit': '#5b7c99', 'autonat': '#2a9d8f', 'adanat': '#e4572e'}
 _MORE_COLOURS = ('#9a6fb0', '#f0a030', '#34506b', '#8fb3cf', '#a7b0ba')
 _NETWORKS = {

@@ -184,7 +184,7 @@ def run(experiment: Experiment) -> None:
     for network in config.compare.networks
   }
   for network, part in ours.items():
-    _say(f'{network}: trainings and searches')
+    processes.say(f'compare: {network}: trainings and searches')
     _train(part)
   results: dict[str, Any] = {'settings': _settings(experiment), 'methods': []}
   calls: dict[str, Callable[[int], None]] = {}
@@ -197,7 +197,7 @@ def run(experiment: Experiment) -> None:
       for method in _methods(evaluation, num_steps):
         schedule = method.schedule
         key = f'{network}/T{num_steps}/{schedule.name}/{method.training or 0}'
-        _say(f'{network}, T={num_steps}, {schedule.label}')
+        processes.say(f'compare: {network}, T={num_steps}, {schedule.label}')
         generator = _generator_for(evaluation, schedule, key, ledger)
         results['methods'].append(
           _entry(evaluation, generator, method, key, ledger)
@@ -206,7 +206,7 @@ def run(experiment: Experiment) -> None:
           calls[f'{key}/{path}'] = costs.make_calls(
             generator, schedule, path, config.compare.timing_batches
           )
-  _say(f'{config.compare.timing_rounds} rounds of timing')
+  processes.say(f'compare: {config.compare.timing_rounds} rounds of timing')
   timed = ledger.get('timing', lambda: _timing(config.compare, calls))
   results['machine'] = timed['machine']
   for entry in results['methods']:
@@ -217,7 +217,7 @@ def run(experiment: Experiment) -> None:
   comparison.save_plot(directory / 'comparison.png', results)
   files.write_text(directory / 'comparison.md', comparison.compose(results))
   mark_complete(directory, len(results['methods']), {})
-  _say(f'tables in {directory / "comparison.md"}')
+  processes.say(f'compare: tables in {directory / "comparison.md"}')
 
 
 def _train(experiment: Experiment) -> None:
@@ -437,7 +437,3 @@ def _entry(
   for figures in paths.values():
     figures['operations_with_decoder'] = figures['operations'] + decoder
   return result
-
-
-def _say(text: str) -> None:
-  processes.say(f'compare: {text}')

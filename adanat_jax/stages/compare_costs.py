@@ -77,10 +77,7 @@ def path_operations(
 
 
 def adaptive_operations(
-  nat: ENAT,
-  found: np.ndarray,
-  buckets: Sequence[TokenCounts],
-  batch_size: int,
+  nat: ENAT, found: np.ndarray, buckets: Sequence[TokenCounts], batch_size: int
 ) -> dict[str, float]:
   """What samples that differ in their counts cost an ENAT, guided.
 

@@ -89,22 +89,20 @@ def run(experiment: Experiment) -> None:
   rows = []
   for schedule in found:
     name = f'{schedule.name}-T{schedule.num_steps}'
-    _say(f'{schedule.label}, {schedule.num_steps} steps')
+    processes.say(f'evaluate: {schedule.label}, {schedule.num_steps} steps')
     row = ledger.get(
       name,
       functools.partial(_row, evaluation, clip, schedule, directory / name),
     )
     _tidy(directory / name)
     rows.append(row)
-    _say(', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items()))
+    processes.say(
+      'evaluate: , '.join(f'{k} {v:.4g}' for k, v in row['figures'].items())
+    )
   results = {**_about(evaluation, clip), 'rows': rows}
   files.write_json(directory / RESULTS_FILE, results)
   files.write_text(directory / 'results.md', published_figures.compose(results))
   mark_complete(directory, len(rows), {})
-
-
-def _say(text: str) -> None:
-  processes.say(f'evaluate: {text}')
 
 
 def _schedules(evaluation: Evaluation) -> list[Schedule]:

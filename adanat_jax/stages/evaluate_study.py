@@ -152,7 +152,7 @@ def _grid(
   rows = []
   for index, setting in enumerate(settings):
     if index % 12 == 0:
-      _say(f'T={num_steps}, grid {index}/{len(settings)}')
+      processes.say(f'evaluate: T={num_steps}, grid {index}/{len(settings)}')
     rows.append(
       ledger.get(
         f'T{num_steps}/grid/{index}',
@@ -255,14 +255,14 @@ def run(experiment: Experiment) -> None:
     experiment.require(f'policy/{which.name}')
   evaluation = Evaluation(experiment)
   ledger = Ledger(directory / 'ledger.jsonl')
-  _say('floors')
+  processes.say('evaluate: floors')
   floors = ledger.get('floors', functools.partial(_floors, evaluation))
   grids, entries = [], []
   for num_steps in sorted(set(experiment.config.policy.num_steps)):
     grids.append(_grid(evaluation, num_steps, ledger))
     for method in methods(evaluation, grids[-1]):
       schedule = method.schedule
-      _say(f'T={num_steps}, {schedule.label}')
+      processes.say(f'evaluate: T={num_steps}, {schedule.label}')
       rows = evaluation.rows(
         ledger,
         f'T{num_steps}/{schedule.name}/{method.training}',
@@ -277,10 +277,6 @@ def run(experiment: Experiment) -> None:
   }
   files.write_json(directory / RESULTS_FILE, results)
   mark_complete(directory, len(entries), {})
-
-
-def _say(text: str) -> None:
-  processes.say(f'evaluate: {text}')
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:

@@ -26,7 +26,6 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import prepared, prepared_writer
@@ -36,8 +35,6 @@ from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import prepare_shards
-
-Config = ml_collections.ConfigDict
 
 SETTINGS_FILE = 'settings.json'
 

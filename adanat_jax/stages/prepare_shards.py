@@ -17,7 +17,6 @@ from typing import Any
 
 from absl import logging
 import jax
-import ml_collections
 import numpy as np
 
 from adanat_jax.data import (
@@ -33,8 +32,6 @@ from adanat_jax.experiment import texts
 from adanat_jax.experiment.encoder import Encoder
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, metric_writer
-
-Config = ml_collections.ConfigDict
 
 # How many batches are decoded ahead of the one that is encoded.
 _DEPTH = 2

@@ -19,12 +19,7 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import config as config_lib, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.evaluation import Evaluation
-from adanat_jax.report import (
-  document,
-  pictures,
-  plots,
-  results as reading,
-)
+from adanat_jax.report import document, pictures, plots, results as reading
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
 from adanat_jax.runtime.journal import read_complete, read_results
@@ -55,10 +50,7 @@ def run(experiment: Experiment) -> None:
     trained[stage] = read_complete(experiment.workdir / stage)['figures']
   files.write_json(directory / 'results.json', {**results, 'training': trained})
   text = document.compose(
-    results,
-    shown,
-    'AdaNAT on handwritten digits',
-    _command(experiment.workdir),
+    results, shown, 'AdaNAT on handwritten digits', _command(experiment.workdir)
   )
   files.write_text(directory / 'report.md', text)
   processes.say(f'report: {directory / "report.md"}')

@@ -27,9 +27,7 @@ from adanat_jax.stages import tokenizer_reconstruction
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for a tokenizer that cannot be trained."""
   experiment.check(
-    datasets.problems,
-    _problems,
-    reads=('data', 'tokenizer', *field_rules.LOOP),
+    datasets.problems, _problems, reads=('data', 'tokenizer', *field_rules.LOOP)
   )
 
 

@@ -208,9 +208,7 @@ def _sample(
 
 
 def _find_layout(
-  sample: Sequence[tuple[int, str]],
-  encoding: text_files.Encoding,
-  is_csv: bool,
+  sample: Sequence[tuple[int, str]], encoding: text_files.Encoding, is_csv: bool
 ) -> TableLayout:
   """Finds out what the columns are; quotes are decided on later."""
   lines = [text for _, text in sample]
@@ -232,10 +230,7 @@ def _find_layout(
     place = captions.find(names)
     if place is not None and not any(map(captions.is_address, names)):
       return layout(
-        separator,
-        place,
-        image=_image_column(found),
-        header=tuple(names),
+        separator, place, image=_image_column(found), header=tuple(names)
       )
   if first.count('\t') == _AUTHORS - 1:
     return layout('\t', 2, image=3)

@@ -136,9 +136,7 @@ def check_is_tar(path: pathlib.Path, field: str) -> None:
 
 
 def check_apart(
-  split: SplitPath,
-  ours: Iterable[pathlib.Path],
-  theirs: Iterable[pathlib.Path],
+  split: SplitPath, ours: Iterable[pathlib.Path], theirs: Iterable[pathlib.Path]
 ) -> None:
   """Refuses tars of validation images that are among the training images'."""
   training = set(map(os.path.realpath, theirs))

@@ -42,12 +42,7 @@ from adanat_jax.errors import UserError
 
 _KIND = 'webdataset 2'
 _NO_CAPTION, _PLAIN, _IN_JSON = 0, 1, 2
-_CAPTIONS = {
-  'txt': _PLAIN,
-  'text': _PLAIN,
-  'caption': _PLAIN,
-  'json': _IN_JSON,
-}
+_CAPTIONS = {'txt': _PLAIN, 'text': _PLAIN, 'caption': _PLAIN, 'json': _IN_JSON}
 _BRACES = re.compile(r'\{(\d+)\.\.(\d+)\}')
 _MOST_TARS = 1_000_000
 # As many as config.data.num_classes allows.
