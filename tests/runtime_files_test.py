@@ -1,8 +1,11 @@
 """Files of a workdir: read in one way, whatever stands in them."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -106,6 +109,68 @@ class ReadJsonTest(parameterized.TestCase):
     del record['format'], record['checksum']
     self.path.write_text(json.dumps({**record, 'a': 5}))
     self.assertEqual(files.read_json(self.path)['a'], 5)
+
+
+class LockTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(self.create_tempdir().full_path, 'w')
+    self.path = self.directory / '.nat.lock'
+
+  def lock(self, part='nat'):
+    return files.only_one(self.directory, part, 'somebody is here')
+
+  def test_one_at_a_time_and_nothing_is_left(self):
+    with self.lock(), self.lock('policy'):
+      with self.assertRaisesRegex(UserError, '^somebody is here$'), self.lock():
+        pass
+    self.assertEmpty(os.listdir(self.directory))
+    # What a killed process left is taken.
+    self.path.touch(0o600)
+    with self.lock():
+      pass
+    self.assertEmpty(os.listdir(self.directory))
+
+  def test_a_file_that_its_owner_deletes_meanwhile_is_no_lock(self):
+    flock = fcntl.flock
+
+    def late(handle, operation):
+      flock(handle, operation)
+      if not seen:
+        self.path.unlink()
+      seen.append(os.fstat(handle).st_ino)
+
+    seen = []
+    with mock.patch.object(fcntl, 'flock', late), self.lock():
+      self.assertLen(seen, 2)
+      self.assertEqual(self.path.stat().st_ino, seen[1])
+
+  def test_something_else_in_its_place_is_neither_followed_nor_waited_for(self):
+    self.directory.mkdir()
+    target = self.directory / 'target'
+    for make in (
+      lambda: os.mkfifo(self.path),
+      lambda: self.path.symlink_to(target),
+      self.path.mkdir,
+    ):
+      make()
+      with self.assertRaisesRegex(UserError, 'is no lock of yours'):
+        with self.lock():
+          pass
+      self.assertFalse(target.exists())
+      self.path.rmdir() if self.path.is_dir() else self.path.unlink()
+    self.path.touch()
+    with (
+      mock.patch.object(os, 'geteuid', return_value=os.getuid() + 1),
+      self.assertRaisesRegex(UserError, 'is no lock of yours; delete it'),
+      self.lock(),
+    ):
+      pass
+
+  def test_a_file_system_without_locks_is_used_without(self):
+    error = OSError(errno.ENOLCK, 'No locks available')
+    with mock.patch.object(fcntl, 'flock', side_effect=error), self.lock():
+      self.assertTrue(self.path.exists())
 
 
 class JournalTest(absltest.TestCase):

@@ -16,14 +16,12 @@ nothing; `adanat_jax.runtime.processes` has the rules.
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import fcntl
-import hashlib
 import json
 import math
 import os
 import pathlib
 import re
 import stat
-import tempfile
 from typing import Any, TypeAlias
 import zlib
 
@@ -336,40 +334,61 @@ def to_json(value: Any) -> Any:
 def only_one(
   directory: pathlib.Path, part: str, message: str
 ) -> Iterator[None]:
-  """Locks a part of a directory against other processes of this machine.
+  """Locks a part of a directory against other processes.
 
-  A second run would delete checkpoints that the first is writing. The lock is a
-  file on this machine, not on the disk of the run: the kernel releases it
-  however the process ends, and a dead machine leaves no lock behind. So runs
-  on other machines are not noticed.
+  A second run would delete checkpoints that the first is writing. The kernel
+  releases the lock however the process ends; a killed process leaves the file,
+  which the next one takes. Whether a run on another machine is noticed depends
+  on the file system.
 
   Args:
-    directory: where the files are.
+    directory: where the files are, and the lock; made if it is missing.
     part: name of the part to lock; it need not exist.
     message: of the error.
 
   Raises:
-    UserError: with this message, if another process holds the lock.
+    UserError: with this message, if another process holds the lock; with
+      another one, if something else has its name, a link or another user's
+      file, which is neither followed nor waited for.
   """
-  name = hashlib.sha256(f'{directory.resolve()}\n{part}'.encode()).hexdigest()
-  path = pathlib.Path(tempfile.gettempdir(), f'adanat_jax-{name[:16]}.lock')
+  path = make_directory(directory) / f'.{part}.lock'
+  handle = None
+  while handle is None:
+    handle = _lock(path, message)
   try:
-    file = path.open('a')
-  except OSError:
-    # Another user's file, or no space: go on without a lock.
     yield
-    return
-  with file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(message) from None
-    except OSError:
-      pass  # The file system has no locks.
-    try:
-      yield
-    finally:
-      path.unlink(missing_ok=True)
+  finally:
+    path.unlink(missing_ok=True)
+    os.close(handle)
+
+
+def _lock(path: pathlib.Path, message: str) -> int | None:
+  """Locks a file; None if its last owner has just deleted it."""
+  strange = f'{path} is no lock of yours; delete it if nobody else works here'
+  flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+  try:
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+  except OSError as error:
+    if os.path.lexists(path):
+      raise UserError(f'{strange} ({error.strerror})') from error
+    raise WriteError(f'{path}: cannot be written: {error.strerror}') from error
+  try:
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+      raise UserError(strange)
+    with contextlib.suppress(OSError):  # The file system may have no locks.
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        raise UserError(message) from None
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(about, os.lstat(path)):
+        return handle
+  except BaseException:
+    os.close(handle)
+    raise
+  os.close(handle)
+  return None
 
 
 def _sync_directory(path: pathlib.Path) -> None:
