@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, printable
 from adanat_jax.experiment import (
   config as config_lib,
   field_rules,
@@ -112,10 +112,16 @@ def main(argv: Sequence[str]) -> None:
       f'--workdir={_WORKDIR.value}: a directory is needed; mount the bucket'
       ' (gcsfuse) or use a disk that all hosts share (Filestore, NFS)'
     )
+  if not fields.path().accepts(_WORKDIR.value):
+    raise UserError(
+      f'--workdir={printable(_WORKDIR.value, 200)} is no name that a directory'
+      ' can have'
+    )
   config = _CONFIG.value
   names = _names_of_stages(config)
-  # Both before anything asks JAX for a device.
+  # All before anything asks JAX for a device.
   environment.keep_memory()
+  environment.set_cache(_CACHE_DIR.value if _CACHE.value == 'on' else None)
   processes.start(
     _DISTRIBUTED.value,
     coordinator_address=_COORDINATOR_ADDRESS.value,
@@ -124,22 +130,21 @@ def main(argv: Sequence[str]) -> None:
     timeout=_DISTRIBUTED_TIMEOUT.value,
     facts={f'config.{k}': v for k, v in config_lib.fields(config)},
   )
-  if _CACHE.value == 'on':
-    environment.enable_cache(_CACHE_DIR.value)
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = pathlib.Path(os.path.expanduser(_WORKDIR.value))
   stages = [importlib.import_module(STAGES[name]) for name in names]
   # All of them before the first: nobody waits hours for the last one's no.
   Experiment(config, workdir).check(
     workdir_lib.problems, *(stage.check_config for stage in stages)
   )
-  workdir_lib.claim(
+  with workdir_lib.claimed(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
-  )
-  for name, stage in zip(names, stages, strict=True):
-    with contextlib.ExitStack() as stack:
-      _hold(stack, config, workdir, name)
+  ):
+    for name, stage in zip(names, stages, strict=True):
       # One for each stage: its networks leave the devices with it.
-      stage.run(Experiment(config, workdir))
+      experiment = Experiment(config, workdir)
+      with contextlib.ExitStack() as stack:
+        _hold(stack, experiment, name)
+        stage.run(experiment)
   # JAX waits for the others at exit too, but not longer than the time-out.
   processes.barrier()
 
@@ -154,14 +159,14 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
 
 
 def _hold(
-  stack: contextlib.ExitStack, config: Any, workdir: pathlib.Path, name: str
+  stack: contextlib.ExitStack, experiment: Experiment, name: str
 ) -> None:
   """Refuses a stage that another process on this machine is running."""
   if name == 'sample':
     return  # It only reads.
-  # Workdirs may share prepared tokens.
-  shared = config.data.get('prepared') if name == 'prepare' else ''
-  place = pathlib.Path(shared or workdir)
+  place = experiment.workdir
+  if name == 'prepare':
+    place = experiment.prepared_directory  # Workdirs may share it.
   held = files.only_one(
     place,
     name,

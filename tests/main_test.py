@@ -22,7 +22,7 @@ def get_config(preset=''):
     {
       'mode': 'all',
       'seed': 0,
-      'data': {'source': 'digits'},
+      'data': {'source': 'digits', 'prepared': ''},
       'width': 8 if preset else 64,
     }
   )
@@ -154,6 +154,9 @@ class MainTest(absltest.TestCase):
     self.assert_one_line(
       self._run_toy('--workdir=gs://bucket/run'), 'gs://bucket/run: a directory'
     )
+    self.assert_one_line(
+      self._run_toy(f'--workdir={"x" * 300}'), 'no name that'
+    )
     for mistake in (['--workdir= '], ['--workdir', '--jax_cache=off']):
       self.assert_one_line(self._run_toy(*mistake), 'a directory is needed')
     self.assert_one_line(
@@ -172,6 +175,42 @@ class MainTest(absltest.TestCase):
     result = self._run_toy('--config.seed=1')
     self.assert_one_line(result, 'nat/done is missing: run config.mode=nat')
     self.assertNotIn('policy', result.stdout)
+
+  def test_a_run_that_is_refused_at_once_does_not_keep_the_directory(self):
+    for name in ('w', 'a/b/w'):
+      place = self.directory / name
+      arguments = (f'--workdir={place}', '--config.mode=nat')
+      self.assert_one_line(self._run_toy('--config.seed=1', *arguments))
+      self.assertFalse((self.directory / name.split('/')[0]).exists())
+    place.mkdir(parents=True)
+    self.assert_one_line(self._run_toy('--config.seed=1', *arguments))
+    self.assertEmpty(list(place.iterdir()))
+    # Where there is something, it belongs to the config that made it.
+    self.assertEqual(self._run_toy(*arguments).returncode, 0)
+    (place / 'config.json').rename(place / 'other')
+    self.assert_one_line(self._run_toy('--config.seed=1', *arguments))
+    self.assertLen(list(place.iterdir()), 2)
+
+  def test_the_home_directory(self):
+    result = self._run_toy('--workdir=~/in/house', '--config.mode=nat')
+    self.assertEqual(result.stdout, 'nat 64 house\n', result.stderr)
+    self.assertTrue((self.directory / 'in/house/config.json').is_file())
+    result = self._run_toy(
+      '--config.data.prepared=~/p', '--config.mode=prepare'
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    record = json.loads((self.directory / 'w/config.json').read_text())
+    self.assertEqual(record['config']['data']['prepared'], '~/p')
+    self.assertTrue((self.directory / 'p').is_dir())
+
+  def test_a_cache_that_others_may_write_is_refused(self):
+    place = self.directory / 'cache'
+    place.mkdir()
+    place.chmod(0o777)
+    self.assert_one_line(
+      self._run_toy(f'--jax_cache_dir={place}', '--config.mode=nat'),
+      f'{place} may be written by others',
+    )
 
   def test_ctrl_c_between_training_loops_has_no_traceback(self):
     result = self._run_toy('--config.seed=2')

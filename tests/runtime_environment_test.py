@@ -7,12 +7,14 @@ import resource
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 import zlib
 
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 
+from adanat_jax.errors import UserError
 from adanat_jax.runtime import environment
 from support import children
 
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 from adanat_jax.runtime import environment
 
 if len(sys.argv) > 1:
-  environment.enable_cache(sys.argv[1])
+  environment.set_cache(None if sys.argv[1] == 'off' else sys.argv[1])
 
 @jax.jit
 def run(key):
@@ -64,7 +66,7 @@ class CompileCacheTest(absltest.TestCase):
     directory = self.enter_context(tempfile.TemporaryDirectory())
     self.directory = pathlib.Path(directory)
 
-  def _compute(self, *arguments):
+  def _compute(self, *arguments, **variables):
     result = subprocess.run(
       [sys.executable, '-c', _COMPUTE, *arguments],
       capture_output=True,
@@ -77,6 +79,7 @@ class CompileCacheTest(absltest.TestCase):
         'JAX_PLATFORMS': 'cpu',
         # Else nothing that is as small as this would be cached.
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        **variables,
       },
     )
     return result.stdout, result.stderr
@@ -118,7 +121,39 @@ class CompileCacheTest(absltest.TestCase):
   def test_directory_that_cannot_be_made_is_done_without(self):
     blocked = self.directory / 'file'
     blocked.write_text('')
-    self.assertIsNone(environment.enable_cache(str(blocked)))
+    self.assertIsNone(environment.set_cache(str(blocked)))
+
+  def test_where_others_may_write_is_refused(self):
+    self.addCleanup(environment.set_cache, None)
+    place = self.directory / 'cache'
+    path = environment.set_cache(str(place))
+    self.assertEqual(place.stat().st_mode & 0o777, 0o700)
+    with mock.patch.object(os, 'geteuid', return_value=os.getuid() + 1):
+      with self.assertRaisesRegex(UserError, "is another user's"):
+        environment.set_cache(str(place))
+    for where, mode, is_refused in (
+      (path, 0o777, True),
+      (place, 0o777, True),
+      (place, 0o775, place.stat().st_gid != os.geteuid()),
+      (place, 0o755, False),
+      (self.directory, 0o777, True),
+      (self.directory, 0o1777, False),
+    ):
+      before = where.stat().st_mode
+      where.chmod(mode)
+      with self.subTest(f'{where.name} {mode:o}'):
+        if is_refused:
+          with self.assertRaisesRegex(UserError, 'written by others.* go-w'):
+            environment.set_cache(str(place))
+        else:
+          self.assertEqual(environment.set_cache(str(place)), path)
+      where.chmod(before)
+
+  def test_off_is_off_whatever_jax_is_told(self):
+    self._compute('off', JAX_COMPILATION_CACHE_DIR=str(self.directory / 'a'))
+    self.assertEmpty(os.listdir(self.directory))
+    self._compute(JAX_COMPILATION_CACHE_DIR=str(self.directory / 'a'))
+    self.assertNotEmpty(os.listdir(self.directory))
 
 
 class MemoryTest(parameterized.TestCase):
@@ -141,7 +176,7 @@ class MemoryTest(parameterized.TestCase):
     jax.config.update('jax_platforms', None)
     found = ['jax_plugins']
     self.enter_context(
-      absltest.mock.patch.object(
+      mock.patch.object(
         environment.importlib.util,
         'find_spec',
         lambda name: name if name in found else None,

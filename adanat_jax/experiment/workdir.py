@@ -96,6 +96,35 @@ def claim(
   )
 
 
+@contextlib.contextmanager
+def claimed(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  overrides: Mapping[str, Any],
+  source: str = '',
+) -> Iterator[None]:
+  """Claims a workdir, and gives it back where a stage refuses at once.
+
+  If a UserError, such as a network that is missing, ends the first run before
+  it wrote anything, the directory must not belong to that run's config. The
+  arguments are those of `claim`.
+  """
+  path = workdir / config_lib.CONFIG_FILE
+  is_new = not os.path.lexists(path)
+  missing = [p for p in (workdir, *workdir.parents) if not os.path.lexists(p)]
+  claim(workdir, config, overrides, source)
+  try:
+    yield
+  except UserError:
+    if is_new and processes.process_index() == 0:
+      with contextlib.suppress(OSError):
+        if os.listdir(workdir) == [path.name]:
+          path.unlink()
+          for directory in missing:
+            directory.rmdir()
+    raise
+
+
 def _check_shared(workdir: pathlib.Path) -> None:
   """Raises UserError unless all processes see what process 0 writes."""
   if not processes.is_shared():

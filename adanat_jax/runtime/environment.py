@@ -20,9 +20,12 @@ import importlib.util
 import os
 import pathlib
 import platform
+import stat
 import zlib
 
 import jax
+
+from adanat_jax.errors import UserError
 
 CACHE_DIRECTORY = '~/.cache/adanat_jax'
 
@@ -68,30 +71,65 @@ def keep_memory() -> bool:
   )
 
 
-def enable_cache(directory: str) -> pathlib.Path | None:
-  """Turns the compilation cache on. Call it before anything is compiled.
+def set_cache(directory: str | None) -> pathlib.Path | None:
+  """Turns the compilation cache on or off, before anything is compiled.
 
   Args:
     directory: where nobody else may write: whoever can, can run code here.
-      `gs://` addresses are passed to JAX unchanged.
+      `gs://` addresses are passed to JAX unchanged. None turns the cache off,
+      whatever JAX's own environment variables say.
 
   Returns:
     The local directory in use; None for an address, or if the directory cannot
-    be written, in which case nothing is cached.
+    be made, in which case nothing is cached.
+
+  Raises:
+    UserError: if others own the directory or may write there.
   """
+  jax.config.update('jax_enable_compilation_cache', directory is not None)
+  jax.config.update('jax_compilation_cache_dir', None)
+  if directory is None:
+    return None
   if _MIN_COMPILE_VARIABLE not in os.environ:
     jax.config.update(_MIN_COMPILE_VARIABLE.lower(), _MIN_COMPILE_SECONDS)
   if '://' in directory:
     jax.config.update('jax_compilation_cache_dir', directory)
     return None
-  path = pathlib.Path(directory).expanduser() / processor_tag()
+  whole = pathlib.Path(os.path.expanduser(directory))
+  path = whole / processor_tag()
   try:
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    whole.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.mkdir(exist_ok=True, mode=0o700)
+    _check_private(path.resolve())
     delete_damaged(path)
   except OSError:
     return None
   jax.config.update('jax_compilation_cache_dir', str(path))
   return path
+
+
+def _check_private(path: pathlib.Path) -> None:
+  """Raises UserError if others could put programs into the cache `path`.
+
+  The path and its parent must be this user's and nobody else may write there. A
+  group of the user's number is the user's own, as many systems make them. Above
+  those it is enough that not everybody may rename what others own.
+  """
+  user = os.geteuid()
+  for place in (path, *path.parents):
+    about = place.stat()
+    near = place in (path, path.parent)
+    writers = 0o022 if near and about.st_gid != user else 0o002
+    if near and about.st_uid != user:
+      problem = "is another user's"
+    elif about.st_mode & writers and (near or not about.st_mode & stat.S_ISVTX):
+      problem = 'may be written by others'
+    else:
+      continue
+    raise UserError(
+      f'--jax_cache_dir: {place} {problem}, who could run code here: chmod go-w'
+      ' it, or give a directory of your own, or --jax_cache=off'
+    )
 
 
 def processor_tag() -> str:
