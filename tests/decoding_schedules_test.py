@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pathlib
+import re
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -12,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, loop, schedules, step, tables
+from adanat_jax.decoding import (
+  actions,
+  halton,
+  loop,
+  schedules,
+  step,
+  tables,
+)
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import policies
@@ -87,6 +95,97 @@ class ScheduleTest(parameterized.TestCase):
       self.assertRaisesRegex(UserError, "'eager' of 2 .* must be 'other'"),
     ):
       schedules.make('other', T, 16)
+
+
+class CountsTest(parameterized.TestCase):
+  """Counts against google-research/maskgit's arithmetic, in float32."""
+
+  def test_progress(self):
+    # A multiplication by 1/T would give .99999994 and .6666667 * .99999994.
+    np.testing.assert_array_equal(
+      tables.progress_of(6),
+      [np.float32(t) / np.float32(6) for t in range(1, 7)],
+    )
+
+  @parameterized.parameters(
+    *('uniform', 'cosine', 'log', 'exp'), *('pow0.5', 'pow2', 'pow2.5', 'pow3')
+  )
+  def test_every_number_of_steps_and_of_unknown_tokens(self, curve):
+    progress = np.concatenate([tables.progress_of(t) for t in range(1, 65)])
+    unknown = np.arange(2, 1025)
+    shape = (len(progress), len(unknown))
+    # Only these curves ask for the number of unknown tokens.
+    columns = len(unknown) if curve in ('log', 'exp') else 1
+    done = jnp.broadcast_to(progress[:, None], (len(progress), columns))
+    total = jnp.broadcast_to(jnp.float32(unknown[:columns]), done.shape)
+    if curve == 'uniform':
+      ratio = 1.0 - done
+    elif curve == 'cosine':
+      ratio = jnp.cos(np.pi / 2.0 * done)
+    elif curve == 'log':
+      ratio = -jnp.log2(done) / jnp.log2(total)
+    elif curve == 'exp':
+      ratio = 1 - jnp.exp2(-jnp.log2(total) * (1 - done))
+    else:
+      ratio = 1.0 - done ** float(curve[3:])
+    ratio = np.clip(ratio, np.float32(1e-6), np.float32(1))
+    expected = np.floor(unknown.astype(np.float32) * ratio)
+    ours = tables.mask_ratio_curve(done, jnp.asarray(unknown[:columns]), curve)
+    counts = jax.vmap(
+      lambda ratio: step.count_to_mask(
+        jnp.broadcast_to(ratio, unknown.shape),
+        jnp.asarray(unknown),
+        jnp.asarray(unknown),
+        1024,
+        step.ADANAT,
+      )
+    )(ours)
+    # Never all of them: the decoder's own clamp.
+    np.testing.assert_array_equal(
+      counts, np.minimum(np.broadcast_to(expected, shape), unknown - 1)
+    )
+
+  def test_halton(self):
+    for num_steps in range(1, 65):
+      for num_tokens in (1, 9, 16, 32, 100, 256, 576, 802, 1024):
+        known = halton.halton_counts(num_tokens, num_steps)
+        exact = np.float32(num_tokens) * halton.mask_ratio(
+          num_tokens, num_steps
+        )
+        np.testing.assert_array_equal(num_tokens - np.ceil(exact), known)
+
+
+class ParametersTest(parameterized.TestCase):
+  def test_they_are_read_from_the_name(self):
+    name = 'halton(rows=2, columns=8, randomize=False, guidance_scale=0)'
+    schedule = schedules.make(name, 4, 16)
+    self.assertEqual(schedule.name, name)
+    self.assertFalse(schedule.guided)
+    self.assertFalse(schedule.options.rolled)
+    order = np.argsort(-schedule.priority)
+    np.testing.assert_array_equal(order, schedules.halton_order(2, 8))
+    bound = schedules.make('entropy_bound(bound=0.5)', 4, 16).policy.mask_ratio
+    np.testing.assert_array_equal(bound, [0.5] * 4)
+
+  @parameterized.parameters(
+    ('halton(rows=3)', 'rows=3 and columns=5'),
+    ('halton(rows=2.0)', 'rows=0, columns=0'),
+    ('halton(randomize=1)', 'randomize=True'),
+    ('halton(16)', 'name=value'),
+    ('halton(rows=4', 'name=value'),
+    ('halton(rows=4) + 1', 'name=value'),
+    ('halton(__import__=4)', 'its parameters'),
+    ('halton(rows=open("x"))', 'name=value'),
+    ('entropy_bound(bound=float("nan"))', 'name=value'),
+    ('entropy_bound(bound=1e999)', 'bound=0.1'),
+    ('enat_256(total=9)', 'parameters: none'),
+    ('best(bound=1)', 'no schedule'),
+    ('muse(' + '[' * 300, 'temperature=4.5'),
+  )
+  def test_mistakes_are_one_line(self, name, message):
+    with self.assertRaisesRegex(UserError, re.escape(message)) as caught:
+      schedules.make(name, 8, 16)
+    self.assertNotIn('\n', str(caught.exception))
 
 
 class AutoNATTest(absltest.TestCase):

@@ -30,6 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import actions, halton, step as step_lib
+
+# Written twice: users find them here, beside the schedule that they make.
+from adanat_jax.decoding.halton import (
+  halton_counts as halton_counts,
+  halton_order as halton_order,
+)
 from adanat_jax.decoding.tables import (
   adagen,
   amused,

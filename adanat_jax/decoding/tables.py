@@ -65,7 +65,7 @@ _AUTONAT_GUIDANCE_SCALE = (
 )
 
 
-def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
+def mask_ratio_curve(progress: Array, total: Array | int, curve: str) -> Array:
   """MaskGIT's mask-ratio curves.
 
   `google-research/maskgit libml/mask_schedule.py`, section 3.3 of the paper;
@@ -74,7 +74,8 @@ def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
 
   Args:
     progress: float32[...] in [0, 1], the share of decoding that is done.
-    total: how many tokens are unknown at the start; `log` and `exp` need it.
+    total: int[...], how many tokens are unknown at the start; `log` and `exp`
+      need it.
     curve: one of `CURVES`, such as `'cosine'` or `'pow2.5'`.
 
   Returns:
@@ -90,9 +91,9 @@ def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
   elif curve == 'arccos':
     ratio = jnp.arccos(progress) / (math.pi / 2)
   elif curve == 'log':
-    ratio = -jnp.log2(progress) / math.log2(total)
+    ratio = -jnp.log2(progress) / _log2(total, progress)
   elif curve == 'exp':
-    ratio = 1.0 - jnp.exp2(-math.log2(total) * (1.0 - progress))
+    ratio = 1.0 - jnp.exp2(-_log2(total, progress) * (1.0 - progress))
   elif curve.startswith('pow'):
     try:
       exponent = float(curve[len('pow') :])
@@ -102,6 +103,20 @@ def mask_ratio_curve(progress: Array, total: int, curve: str) -> Array:
   else:
     raise ValueError(f'unknown curve {curve!r}; known: {CURVES}')
   return jnp.clip(ratio, 1e-6, 1.0)
+
+
+def _log2(total: Array | int, like: Array) -> Array:
+  """The binary logarithm as the original has it, of the shape of `like`."""
+  return jnp.log2(jnp.broadcast_to(jnp.asarray(total, like.dtype), like.shape))
+
+
+def progress_of(num_steps: int) -> np.ndarray:
+  """The share of decoding that is done after each step, float32[T].
+
+  As the original divides: XLA would multiply by the reciprocal of T, and where
+  a share of the tokens is a whole number, its floor would be one less.
+  """
+  return np.arange(1, num_steps + 1, dtype=np.float32) / np.float32(num_steps)
 
 
 def hand_made(
@@ -127,7 +142,7 @@ def hand_made(
     masking_temperature: step t uses `masking_temperature * (1 - (t + 1) / T)`.
     guidance_scale: step t uses `guidance_scale * (t + 1) / T`.
   """
-  progress = (jnp.arange(num_steps, dtype=jnp.float32) + 1) / num_steps
+  progress = jnp.asarray(progress_of(num_steps))
   return PolicyValues(
     mask_ratio=mask_ratio_curve(progress, total, curve),
     sampling_temperature=jnp.full_like(progress, sampling_temperature),
