@@ -167,11 +167,6 @@ def table_policy(table: PolicyValues) -> Policy:
   return policy
 
 
-# What a factory takes for `guided`: nothing is computed and thrown away.
-def _is_guided(scale: float) -> bool:
-  return scale != 0
-
-
 def _maskgit(
   num_steps: int,
   num_tokens: int,
@@ -192,9 +187,9 @@ def _maskgit(
   return Schedule(
     'maskgit',
     table,
-    _is_guided(guidance_scale),
+    bool(guidance_scale),
     step_lib.MASKGIT,
-    'MaskGIT' if _is_guided(guidance_scale) else 'MaskGIT, unguided',
+    'MaskGIT' if bool(guidance_scale) else 'MaskGIT, unguided',
     f'{curve} curve, masking temperature falling from {masking_temperature:g}',
   )
 
@@ -249,7 +244,7 @@ def _counted(
   ) -> Schedule:
     chosen = {**published, **parameters}
     made = table(num_steps, total=num_tokens, **chosen)
-    guided = _is_guided(chosen['guidance_scale'] or 0.0)
+    guided = bool(chosen['guidance_scale'])
     return Schedule(name, made, guided, options, label, 'published schedule')
 
   shared = list(inspect.signature(factory).parameters.values())[:2]
@@ -297,7 +292,7 @@ def _chosen(
       masking_temperature=1.0 if name == 'random' else falling,
       guidance_scale=guidance_scale * progress,
     ),
-    _is_guided(guidance_scale),
+    bool(guidance_scale),
     step_lib.StepOptions(order=order, clamp='reveal'),
     f'{name.replace("_", " ")} order',
     f'{curve} curve, {_ORDERS[name]}',
@@ -336,7 +331,7 @@ def _halton(
       sampling_temperature=1 / sharpnesses,
       guidance_scale=guidance_scale,
     ),
-    _is_guided(guidance_scale),
+    bool(guidance_scale),
     step_lib.StepOptions(
       order='given', clamp='reveal', rounding='ceil', rolled=randomize
     ),
@@ -376,7 +371,7 @@ def _adaptive(
         masking_temperature=masking_temperature,
         guidance_scale=guidance_scale,
       ),
-      _is_guided(guidance_scale),
+      bool(guidance_scale),
       step_lib.StepOptions(commit=commit, order=chosen),
       f'{label}, {bound:g}',
       f'at most {num_steps} steps',
@@ -430,7 +425,7 @@ def _remdm(
     return Schedule(
       name,
       table,
-      _is_guided(guidance_scale),
+      bool(guidance_scale),
       step_lib.StepOptions(
         order='given',
         commit='ratio' if exact else 'independent',
