@@ -415,7 +415,7 @@ def main() -> None:
   add('--num_steps', type=int, default=8, help='T.')
   add('--guided', action='store_true', help='Unconditional forwards too.')
   add('--batch_size', type=int, default=8, help='Samples decoded together.')
-  add('--buckets', type=int, default=4, help='At most so many buckets.')
+  add('--buckets', type=int, default=4, help='At most this many buckets.')
   add('--rounds', type=int, default=3, help='Measurements of each way.')
   add('--minutes', type=float, default=40, help='No round ends later.')
   given = parser.parse_args()

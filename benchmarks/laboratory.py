@@ -33,7 +33,7 @@ class Start:
   workdirs: tuple[pathlib.Path, ...] = ()
   only: tuple[int, ...] = (0, 1)  # The processes that are started.
   fields: tuple[str, ...] = ()  # More fields of the config, for process 0.
-  file_limit: int = 0  # No file may grow over so many bytes; 0: no limit.
+  file_limit: int = 0  # No file may grow over it in bytes; 0: no limit.
   limited: tuple[int, ...] = (0, 1)  # The processes for which that holds.
   # Without root's privilege to write where modes forbid it.
   heeds_modes: bool = False

@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 
 def cases(num_devices: int) -> list[Case]:
-  """What is compiled for so many devices."""
+  """What is compiled for this number of devices."""
   # A device decodes 16 trajectories at a time and learns from 32, or fewer.
   cut = {
     'policy.rollout_size': 16 * num_devices,

@@ -13,7 +13,7 @@ import numpy as np
 
 from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.data.prefetch import Prefetch
+from adanat_jax.data.prefetch import Prefetch, one_behind
 from adanat_jax.data.prepared import PreparedExamples
 from adanat_jax.errors import UserError, WriteError
 from adanat_jax.experiment import fit
@@ -57,6 +57,12 @@ def _threads() -> int:
 
 
 class PrefetchTest(absltest.TestCase):
+  def test_one_behind(self):
+    begun = []
+    items = (begun.append(i) or i for i in range(3))
+    seen = [(item, len(begun)) for item in one_behind(items)]
+    self.assertEqual(seen, [(0, 2), (1, 3), (2, 3)])
+
   def test_steps_in_order_are_each_made_once(self):
     source = _Source()
     with Prefetch(source, depth=3, num_steps=10) as batch_at:

@@ -54,10 +54,11 @@ class NamesTest(parameterized.TestCase):
   def test_only_published_weights_and_counts_have_titles(
     self, published, count, distance, score
   ):
-    name = published_weights.distance_name
-    self.assertEqual(name('inception', published, count), distance)
-    name = published_weights.class_score_name
-    self.assertEqual(name('inception', published, count), score)
+    for figure, expected in (('frechet', distance), ('class_score', score)):
+      name = published_weights.figure_name(
+        figure, 'inception', published, count
+      )
+      self.assertEqual(name, expected)
 
   def test_published_weights_are_known_by_their_hash(self):
     (digest, name), *_ = published_weights.INCEPTION.items()

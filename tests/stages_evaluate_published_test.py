@@ -258,7 +258,9 @@ class BenchmarkTest(parameterized.TestCase):
 
     schedule = self.generator.schedule('maskgit', 2)
     scorer = scores.Scorer(Experiment(config, self.workdir))
-    tally = scorer.tally(self.generator, schedule, observers=(Observer(),))
+    tally = scorer.tally(
+      self.generator, schedule, num_samples=COUNT, observers=(Observer(),)
+    )
     images = self.generator.decode(
       schedule,
       scorer.conditions.of(COUNT, 0),

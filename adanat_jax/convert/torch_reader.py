@@ -73,7 +73,7 @@ _PICKLE = 'data.pkl'
 
 
 def pickle_folder(archive: ZipArchive) -> str | None:
-  """Returns the folder of a torch file's entries; None if it is none."""
+  """Returns the folder of a torch file's entries; None in another zip."""
   found = [name for name in archive.entries if name.endswith('/' + _PICKLE)]
   return found[0].removesuffix(_PICKLE) if len(found) == 1 else None
 

@@ -36,32 +36,26 @@ class DigitsData:
   test_labels: np.ndarray  # int32[n]
 
 
-def load(image_size: int = 16, seed: int = 0) -> DigitsData:
+def load(image_size: int = 16) -> DigitsData:
   """Loads, enlarges and splits the digits, each split in shuffled order.
 
-  Args:
-    image_size: height and width in pixels; 8 or a multiple of it.
-    seed: decides which images are the test images, and the order in both
-      splits. The same seed gives the same split at every image size.
+  The image size is 8 pixels or a multiple. The split is the same at every size.
 
   Raises:
-    UserError: if the image size is not a positive multiple of 8, or the seed
-      is negative.
+    UserError: for another image size.
   """
   if image_size < SOURCE_SIZE or image_size % SOURCE_SIZE:
     raise UserError(
       f'image_size of the digits is {image_size}; it must be a multiple of '
       f'{SOURCE_SIZE}, at least {SOURCE_SIZE}'
     )
-  if seed < 0:
-    raise UserError(f'seed of the digits is {seed}; it must be 0 or more')
   # Here, as only the digits need it, and it takes a second to import.
   from sklearn import datasets  # pylint: disable=import-outside-toplevel
 
   source = datasets.load_digits()
   labels = source.target.astype(np.int32)
   images = _resize(source.images / 16.0, image_size)[..., None]
-  train, test = _split(labels, seed)
+  train, test = _split(labels)
   return DigitsData(
     train_images=images[train],
     train_labels=labels[train],
@@ -98,14 +92,14 @@ def num_conditions(kind: str) -> int:
   return len(CONDITION_NAMES[kind])
 
 
-def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Indices of the training and test images, stratified by digit.
 
   Of each digit the same fraction, rounded down, is for training.
   """
   from adanat_jax.data.order import epoch_batch
 
-  order = epoch_batch(0, len(labels), len(labels), seed)
+  order = epoch_batch(0, len(labels), len(labels), seed=0)
   ordered = labels[order]
   is_train = np.zeros(len(labels), bool)
   for digit in np.unique(labels):

@@ -96,7 +96,7 @@ class Encoder:
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-  """What decides about a set besides its images, by the fields' names.
+  """The settings, other than the images, that determine a prepared set.
 
   Raises:
     UserError: if a network is neither converted nor trained.

@@ -161,7 +161,7 @@ class Evaluation:
 
     Args:
       schedule: what will be followed.
-      num_buckets: at most so many; 0 for none.
+      num_buckets: at most this many; 0 for none.
       conditions: returns those of the samples, which no measure sees, that the
         policy is watched on.
       name: of the key of those samples.

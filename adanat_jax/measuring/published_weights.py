@@ -35,6 +35,7 @@ CLIP = {
 
 # The numbers of samples that FIDs are published with, and how they are said.
 _PUBLISHED_COUNTS = {50_000: '50K', 30_000: '30K'}
+_TITLES = {'frechet': 'FID', 'class_score': 'IS'}
 
 
 def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:
@@ -55,18 +56,16 @@ def is_published(source: dict[str, str], known: dict[str, str]) -> bool:
   return len(source) == 1 and next(iter(source.values())) in known
 
 
-def distance_name(network: str, published: bool, num_samples: int) -> str:
-  """What the Fréchet distance in the features of a network is called.
+def figure_name(
+  figure: str, network: str, published: bool, num_samples: int
+) -> str:
+  """The name of `frechet` or `class_score`, measured on `num_samples` images.
 
-  `published`: it is the published Inception-v3. `num_samples`: how many
-  generated images were measured.
+  `published`: the network is the published Inception-v3.
   """
-  return _name('FID', 'frechet', network, published, num_samples)
-
-
-def class_score_name(network: str, published: bool, num_samples: int) -> str:
-  """What the inception score is called; arguments as `distance_name`."""
-  return _name('IS', 'class_score', network, published, num_samples)
+  if published and num_samples in _PUBLISHED_COUNTS:
+    return f'{_TITLES[figure]}-{_PUBLISHED_COUNTS[num_samples]}'
+  return f'{figure}_{network}_{num_samples}'
 
 
 def agreement_name(published: bool, num_samples: int) -> str:
@@ -75,11 +74,3 @@ def agreement_name(published: bool, num_samples: int) -> str:
   `published`: both towers are those of one published CLIP.
   """
   return 'CLIP-score' if published else f'clip_cosine_{num_samples}'
-
-
-def _name(
-  title: str, plain: str, network: str, published: bool, num_samples: int
-) -> str:
-  if published and num_samples in _PUBLISHED_COUNTS:
-    return f'{title}-{_PUBLISHED_COUNTS[num_samples]}'
-  return f'{plain}_{network}_{num_samples}'

@@ -80,11 +80,6 @@ class SampleFile:
     self._shape = shape
     self._labels = labels
 
-  @staticmethod
-  def forget(directory: pathlib.Path) -> None:
-    """Deletes the rows, but not the .npz."""
-    (directory / _ROWS_FILE).unlink(missing_ok=True)
-
   def is_begun(self) -> bool:
     """Whether there are rows of a killed run."""
     return self._rows.is_file()
@@ -192,10 +187,14 @@ class Scorer:
     self.conditions = Conditions(experiment)
     self._measures: dict[Any, Any] = {}
 
-  def distance_name(self, num_samples: int | None = None) -> str:
+  def distance_name(self, num_samples: int) -> str:
     """The name of the Fréchet distance among the figures."""
-    return published_weights.distance_name(
-      self.network.name, self.network.is_published, self._count(num_samples)
+    return self._name('frechet', num_samples)
+
+  def _name(self, figure: str, num_samples: int) -> str:
+    network = self.network
+    return published_weights.figure_name(
+      figure, network.name, network.is_published, num_samples
     )
 
   def __call__(
@@ -215,7 +214,7 @@ class Scorer:
     generator: Generator,
     schedule: Schedule,
     *,
-    num_samples: int | None = None,
+    num_samples: int,
     seed: int = 0,
     directory: pathlib.Path | None = None,
     num_kept: int = 0,
@@ -231,7 +230,7 @@ class Scorer:
     Args:
       generator: what decodes, in batches of its `batch_size`.
       schedule: by which it decodes: a table of float32[T], or a learned policy.
-      num_samples: how many; `evaluate.num_samples` if None.
+      num_samples: how many.
       seed: of conditions and noise.
       directory: where to keep what was counted; None to keep nothing.
       num_kept: of how many samples features are kept.
@@ -241,12 +240,12 @@ class Scorer:
     Returns:
       What was counted. It is complete in process 0, and empty in others.
     """
-    count = self._count(num_samples)
-    chosen = self.conditions.of(count, seed)
-    tally = SampleTally(count, num_kept=num_kept)
+    chosen = self.conditions.of(num_samples, seed)
+    tally = SampleTally(num_samples, num_kept=num_kept)
     # What makes two tallies the same one, within one workdir.
     about = json.dumps(
-      [count, schedule.num_steps, seed, num_kept, self.network.description()]
+      [num_samples, schedule.num_steps, seed, num_kept]
+      + [self.network.description()]
     )
     path = directory and files.make_directory(directory) / _TALLY_FILE
     first = processes.from_first(lambda: _restore(path, about, tally))
@@ -254,7 +253,7 @@ class Scorer:
     stream = generator.stream(
       schedule,
       lambda index: self.conditions.batch(chosen[index]),
-      count,
+      num_samples,
       self._experiment.key(f'scores/{seed}'),
       first=first,
     )
@@ -271,7 +270,7 @@ class Scorer:
       tally.update(found['features'], found.get('logits'), found['values'])
       unsaved += len(index)
       every = self._experiment.config.evaluate.save_every
-      if path and (unsaved >= every or tally.count == count):
+      if path and (unsaved >= every or tally.count == num_samples):
         unsaved = 0
         state = {**tally.state(), 'about': about}
         files.write_bytes(path, reference_statistics.to_npz(state))
@@ -287,14 +286,8 @@ class Scorer:
     }
     score = tally.class_score()
     if score is not None:
-      name, published = self.network.name, self.network.is_published
-      result[published_weights.class_score_name(name, published, count)] = score
+      result[self._name('class_score', count)] = score
     return result
-
-  def _count(self, num_samples: int | None) -> int:
-    if num_samples is None:
-      return self._experiment.config.evaluate.num_samples
-    return num_samples
 
   def _measure(self, observers: tuple[Observer, ...], keep: bool) -> Any:
     """A function of sample numbers and images that measures on the mesh."""
@@ -330,8 +323,10 @@ class Scorer:
 
 
 def forget(directory: pathlib.Path) -> None:
-  """Deletes what was counted in a directory."""
-  (directory / _TALLY_FILE).unlink(missing_ok=True)
+  """Deletes what only an unfinished set of samples needs."""
+  if processes.process_index() == 0:
+    for name in (_TALLY_FILE, _ROWS_FILE):
+      (directory / name).unlink(missing_ok=True)
 
 
 def _restore(path: pathlib.Path | None, about: str, tally: SampleTally) -> int:

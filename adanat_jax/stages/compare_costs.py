@@ -86,7 +86,7 @@ def adaptive_operations(
     found: int[T, S, 3], the counts of each sample at each step, in the order of
       `TokenCounts`.
     buckets: bounds, cheapest first.
-    batch_size: B; samples are decoded in batches of so many.
+    batch_size: B, the samples that are decoded together.
 
   Returns:
     Operations of the network's forwards for one image, the mean over samples:

@@ -94,7 +94,7 @@ def run(experiment: Experiment) -> None:
       name,
       functools.partial(_row, evaluation, clip, schedule, directory / name),
     )
-    _tidy(directory / name)
+    scores.forget(directory / name)
     rows.append(row)
     processes.say(
       'evaluate: , '.join(f'{k} {v:.4g}' for k, v in row['figures'].items())
@@ -156,7 +156,7 @@ def _row(
       labels = scorer.conditions.of(evaluation.count, _SEED)
     images = SampleFile(directory, shape, labels)
     if not processes.from_first(images.is_begun):
-      _tidy(directory)
+      scores.forget(directory)
   # First: what is wrong with real images is told before any is generated.
   real = _real_features(evaluation)
 
@@ -188,13 +188,6 @@ def _row(
     processes.from_first(images.finish)
     row['samples'] = images.path.name
   return row
-
-
-def _tidy(directory: pathlib.Path) -> None:
-  """Deletes what only an unfinished row needs."""
-  if processes.process_index() == 0:
-    scores.forget(directory)
-    SampleFile.forget(directory)
 
 
 def _figures(

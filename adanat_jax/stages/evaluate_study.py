@@ -1,6 +1,6 @@
 """Stage `evaluate` by the study of the digits: schedules on the same NAT.
 
-1. Floors: what the measures give without any schedule to blame.
+1. Floors: the measures of real images, of reconstructions, of the NAT alone.
 2. For each T the hand-made family is tuned by a grid, on seeds of its own.
 3. Every method is sampled with the same seeds, labels and noise: schedules of
    `SCHEDULES` at their published defaults, the best of the grid, and each

@@ -310,8 +310,8 @@ def _agreed(point: Point) -> Point:
 def _about(experiment: Experiment, which: Search) -> dict[str, Any]:
   """What a search depends on besides the rest of the config.
 
-  The number of evaluations is none of it, unless several schedules share them:
-  a search may be made longer.
+  The number of evaluations is not part of it, so that a search may be made
+  longer, unless several schedules share them.
   """
   section = experiment.config.search
   names = ['start', 'num_samples', 'fresh_seeds', 'fresh_samples']

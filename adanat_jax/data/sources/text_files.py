@@ -162,7 +162,7 @@ def parse_json(data: bytes) -> Any:
   Strings in it may still be no text; see `check`.
 
   Raises:
-    TextError: if it is none.
+    TextError: if it is not valid JSON.
   """
   try:
     return json.loads(decode(data))
@@ -183,7 +183,7 @@ def read_json(path: pathlib.Path, field: str) -> Any:
   """Reads a JSON file, to which a config field leads.
 
   Raises:
-    UserError: naming the field, if it is not there or is none.
+    UserError: naming the field, if it is missing or not valid JSON.
   """
   if not path.is_file():
     what = 'a folder' if path.is_dir() else 'no such file'

@@ -159,7 +159,7 @@ def _paths(split: SplitPath, ledger: SourceLedger) -> list[pathlib.Path]:
   elif path.is_file():
     paths = [path]
   else:
-    # The pattern is relative to the deepest folder that is none.
+    # The pattern is relative to the deepest folder that exists.
     anchor, pattern = path, pathlib.Path()
     while anchor != anchor.parent and not anchor.is_dir():
       anchor, pattern = anchor.parent, anchor.name / pattern
