@@ -55,8 +55,7 @@ def problems(experiment: Experiment) -> Iterator[str]:
   if section.start == 'fewer_steps':
     yield (
       f'config.search.start={section.start} needs finished searches, which'
-      ' there are none of with other NATs: give published, or'
-      ' config.search.rounds=0'
+      ' other NATs do not have: give published, or config.search.rounds=0'
     )
   nat_stage.check_config(_training(experiment, experiment.workdir, (1.0, 1.0)))
 
