@@ -119,7 +119,7 @@ class DocsTest(absltest.TestCase):
     ):
       self.assertEqual(again.size, kept.size)
     # ENAT's published counts: about a fifth of what all tokens cost.
-    counts = script['counts_of'](script['schedules'].enat_256(8))
+    counts = script['counts_of'](script['tables'].enat_256(8))
     self.assertAlmostEqual(script['share'](counts), 0.195, places=3)
 
   def test_links_lead_somewhere(self):
