@@ -21,6 +21,16 @@ def printable(text: str, longest: int | None = None) -> str:
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def shown(value: object, longest: int = 200) -> str:
+  """A value as a message shows it: its `repr`, shortened."""
+  try:
+    whole = repr(value)
+  except ValueError:
+    # Python refuses to print integers of thousands of digits.
+    return 'a very long value'
+  return whole if len(whole) <= longest else f'{whole[:longest]}...'
+
+
 class UserError(ValueError):
   """A mistake in what the user gave: a file, a field, a shape, a checkpoint.
 

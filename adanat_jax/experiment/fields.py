@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import ml_collections
 
 from adanat_jax.decoding import schedules
-from adanat_jax.errors import ConfigError, UserError
+from adanat_jax.errors import ConfigError, UserError, shown
 
 Config: TypeAlias = ml_collections.ConfigDict
 
@@ -33,8 +33,6 @@ _LONGEST_NAME = 255
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 # Halves of characters, which no file takes.
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
-# Characters of a value that a message shows.
-_SHOWN = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,19 +297,9 @@ def _broken(config: Config, rules: Mapping[str, Rule]) -> dict[str, str]:
     absent, value = _find(config, name)
     if not absent and not rule.accepts(value):
       found[name] = (
-        f'config.{name}={_shown(value)} is not allowed: give {rule.allowed}'
+        f'config.{name}={shown(value)} is not allowed: give {rule.allowed}'
       )
   return found
-
-
-def _shown(value: Any) -> str:
-  """A value as a message shows it."""
-  try:
-    whole = repr(value)
-  except ValueError:
-    # Python refuses to print integers of thousands of digits.
-    return 'a very long value'
-  return whole if len(whole) <= _SHOWN else f'{whole[:_SHOWN]}...'
 
 
 def _without(config: Config, names: Iterable[str]) -> Config:
