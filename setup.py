@@ -23,6 +23,7 @@ setuptools.setup(
   license='Apache-2.0',
   license_files=['LICENSE', 'NOTICE'],
   packages=setuptools.find_packages(include=['adanat_jax', 'adanat_jax.*']),
+  package_data={'adanat_jax': ['py.typed']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py',

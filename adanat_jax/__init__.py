@@ -2,7 +2,7 @@
 
   import adanat_jax
   generator = adanat_jax.load('runs/digits')
-  images = generator.sample([0, 1, 1], num_steps=4, seed=0)
+  generator.sample(['even', 'odd'], num_steps=4, seed=0).save_grid('digits.png')
 
 Names are imported when they are first asked for, because `adanat_jax.main` must
 set JAX up before anything else.

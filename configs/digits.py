@@ -256,8 +256,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.sample = sample = ml_collections.ConfigDict()
   # Classes to sample; a class may be repeated.
   sample.classes = (0, 1)
-  # Number of images of each. They are decoded in padded batches of
-  # evaluate.batch_size: for a single image set that to 1.
+  # Number of images of each, decoded evaluate.batch_size at a time, at most.
   sample.images_per_class = 16
   # A learned policy belongs to one number of steps.
   sample.num_steps = 4

@@ -316,7 +316,7 @@ class OneMoreTest(absltest.TestCase):
     )
     # Whatever is decoded, it is by that schedule, and as it asks for.
     self.decoded = []
-    for name in ('decode', 'stream'):
+    for name in ('run', 'stream'):
       self.enter_context(
         mock.patch.object(Generator, name, self._watched(name))
       )

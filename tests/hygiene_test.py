@@ -31,7 +31,11 @@ _MAY_IMPORT = {
   'data': {'types', 'errors', 'runtime'},
   'convert': {'errors', 'runtime', 'models', 'metrics'},
   'report': {'runtime'},
-  'sampling': {'types', 'errors', 'runtime', 'decoding', 'models', 'learning'},
+  # Samples draw themselves, but import `report` only then.
+  'sampling': {
+    *('types', 'errors', 'runtime', 'decoding', 'models', 'learning'),
+    'report',
+  },
   'experiment': _PURE | _MIDDLE,
   'measuring': _PURE | _MIDDLE | {'experiment'},
   'stages': _PURE | _MIDDLE | {'experiment', 'measuring'},
@@ -78,8 +82,7 @@ _WITH_ONE_IMPORTER = {
     'stages.compare_costs',
   ),
   'a concern of processes and their loops': (
-    *('runtime.checkpoint_format', 'runtime.environment'),
-    *('runtime.handshake', 'runtime.loop'),
+    *('runtime.checkpoint_format', 'runtime.handshake', 'runtime.loop'),
     'runtime.stopping',
   ),
   'a part of what a config becomes': (

@@ -1,6 +1,7 @@
 """What `import adanat_jax` offers, and what it leaves alone."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -18,9 +19,18 @@ _DATA = pathlib.Path(__file__).with_name('data')
 _CHILD = """
 import json, sys
 import adanat_jax
-generator = adanat_jax.load(sys.argv[1])
+import jax
+cached = lambda: jax.config.jax_compilation_cache_dir
+generator = adanat_jax.load(sys.argv[1], compile_cache=False)
 assert list(generator.agents) == [2]
-print(json.dumps(sorted(sys.modules)))
+assert not cached()
+modules = sorted(sys.modules)
+adanat_jax.load(sys.argv[1])
+assert cached().startswith(sys.argv[1] + '/.cache/adanat_jax/'), cached()
+jax.config.update('jax_compilation_cache_dir', '/elsewhere')
+adanat_jax.load(sys.argv[1])
+assert cached() == '/elsewhere'
+print(json.dumps(modules))
 """
 
 
@@ -50,13 +60,18 @@ class PackageTest(absltest.TestCase):
     result = subprocess.run(
       [sys.executable, '-c', _CHILD, str(workdir)],
       capture_output=True,
+      env={
+        **os.environ,
+        'HOME': str(workdir),
+        'JAX_COMPILATION_CACHE_DIR': '',
+      },
       text=True,
       check=False,
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     modules = json.loads(result.stdout.splitlines()[-1])
     ours = [name for name in modules if name.startswith('adanat_jax')]
-    self.assertLessEqual(len(ours), 40)
+    self.assertLessEqual(len(ours), 43)
     unwanted = ('stages', 'data.sources', 'learning.ppo', 'report', 'measuring')
     for name in unwanted:
       self.assertNotIn(f'adanat_jax.{name}', modules)

@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import pathlib
 from typing import Any
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from adanat_jax.decoding import loop, schedules, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
+from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import sample
 from adanat_jax.types import PolicyValues
@@ -36,9 +40,14 @@ class ToyNat:
 
 @dataclasses.dataclass(frozen=True)
 class ToyTokenizer:
-  def apply(self, variables: Any, tokens: Any, method: str) -> Any:
+  downsampling: int = 1
+  image_channels: int = 1
+
+  def apply(self, variables: Any, inputs: Any, method: str) -> Any:
+    if method == 'tokenize':
+      return jnp.int32(inputs.reshape(-1, N) * variables['params'])
     assert method == 'decode_tokens'
-    return tokens.reshape(-1, 2, 2, 1) / variables['params']
+    return inputs.reshape(-1, 2, 2, 1) / variables['params']
 
 
 def toy_actor_critic(params, features, step):
@@ -46,7 +55,7 @@ def toy_actor_critic(params, features, step):
   return signal[:, None] + params + step[:, None] / T, signal
 
 
-def toy_generator(batch_size=4):
+def toy_generator(batch_size=4, **more):
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.float32(rng.normal(size=shape))
   agent = Agent(jnp.float32(0.1), jnp.zeros((T, 4)), toy_actor_critic)
@@ -58,6 +67,7 @@ def toy_generator(batch_size=4):
     C,
     {T: agent},
     batch_size,
+    **more,
   )
 
 
@@ -80,14 +90,139 @@ class GeneratorTest(parameterized.TestCase):
     # Image i does not ask what comes after it; a seed is another image.
     fewer = toy_generator(4).sample(labels[:3], T, 3, policy)
     np.testing.assert_array_equal(fewer, expected.images[:3])
+    again = toy_generator().sample(labels, T, 3, policy, batch_size=2)
+    np.testing.assert_array_equal(again, expected.images)
     other = toy_generator(4).sample(labels[:3], T, 4, policy)
-    self.assertTrue((other != fewer).any())
+    self.assertTrue((other.tokens != fewer.tokens).any())
+
+  def test_few_images_are_not_padded_to_a_whole_batch(self):
+    seen = []
+    decode = program.decode_batch
+
+    def spy(*args):
+      seen.append(len(args[6]['tokens']))
+      return decode(*args)
+
+    with mock.patch('adanat_jax.sampling.generator.decode_batch', spy):
+      for count in (1, 8, 9, 33, 65):
+        toy_generator(40).sample([0] * count, T)
+    self.assertEqual(seen, [8, 8, 16, 40, 40, 40])
+
+  def test_the_callback_sees_every_batch(self):
+    seen = []
+    samples = toy_generator(3).sample(
+      [0, 1, 2, 0], T, callback=lambda *args: seen.append(args)
+    )
+    self.assertEqual([done for done, _ in seen], [3, 4])
+    parts = np.concatenate([part.images for _, part in seen])
+    np.testing.assert_array_equal(parts, samples)
+
+  def test_class_names(self):
+    generator = toy_generator(class_names=('cat', 'dog', 'eel'))
+    named = generator.sample(['eel', 'cat'], T)
+    np.testing.assert_array_equal(named, generator.sample([2, 0], T))
+    with self.assertRaisesRegex(
+      UserError, "labels hold 'cow'; classes are 0 to 2, cat, dog, eel$"
+    ):
+      generator.sample(['cat', 'cow'], T)
+
+  def test_what_may_be_a_policy(self):
+    generator, labels = toy_generator(), [2, 0, 1]
+    lists = dict(
+      mask_ratio=[0.7, 0.3, 0],
+      sampling_temperature=[1, 2, 1],
+      masking_temperature=[3, 2, 0],
+      guidance_scale=[0.5, 1, 2],
+    )
+
+    def function(step, observation, keys, carry):
+      del observation, keys
+      at = lambda name: jnp.array(lists[name], jnp.float32)[step]
+      return PolicyValues(**{name: at(name) for name in lists}), (), carry
+
+    table = PolicyValues(**{k: np.float32(v) for k, v in lists.items()})
+    expected = generator.sample(labels, T, 5, table, record=True)
+    self.assertGreater(len(np.unique(expected.tokens)), 1)
+    for policy in (lists, function, Schedule('mine', table)):
+      samples = generator.sample(labels, T, 5, policy, record=True)
+      jax.tree.map(np.testing.assert_array_equal, samples, expected)
+    agent = generator.agents[T]
+    np.testing.assert_array_equal(
+      generator.sample(labels, T, 5, agent), generator.sample(labels, T, 5)
+    )
+    with self.assertRaisesRegex(UserError, 'policy returned .* must return'):
+      generator.sample(labels, T, 5, lambda step, *_: step)
+
+  @parameterized.parameters('learned', 'maskgit', 'function')
+  def test_another_guidance(self, name):
+    def function(step, observation, keys, carry):
+      del step, observation, keys
+      return PolicyValues(0.5, 1.0, 1.0, 0.0), (), carry
+
+    policy = function if name == 'function' else name
+    generator, labels = toy_generator(), [0, 1, 2]
+    run = lambda **more: generator.sample(
+      labels, T, 5, policy, record=True, **more
+    )
+    plain, changed = run(), run(guidance_scale=2.5)
+    np.testing.assert_array_equal(changed.trajectory.values.guidance_scale, 2.5)
+    self.assertTrue((changed.tokens != plain.tokens).any())
+    seen = []
+    decode = program.decode_batch
+    spy = lambda *args: (seen.append(args[2].guided), decode(*args))[1]
+    with mock.patch('adanat_jax.sampling.generator.decode_batch', spy):
+      run(guidance_scale=0)
+    self.assertEqual(seen, [False])
+
+  def test_tokens_and_images(self):
+    generator = toy_generator(3)
+    tokens = np.arange(20).reshape(5, N) % K
+    images = generator.decode(tokens)
+    np.testing.assert_allclose(images, tokens.reshape(5, 2, 2, 1) / K)
+    np.testing.assert_array_equal(generator.encode(images + 1e-3), tokens)
+    for wrong in (tokens[0], tokens + 1, tokens * 1.0, [[0], [1, 2]], []):
+      with self.assertRaisesRegex(UserError, '^tokens [^\n]*$'):
+        generator.decode(wrong)
+    for wrong in (
+      images[0],
+      images + 1,
+      tokens,
+      images[:, :1],
+      images * np.nan,
+    ):
+      with self.assertRaisesRegex(UserError, '^images [^\n]*$'):
+        generator.encode(wrong)
+
+  def test_samples_are_pictures(self):
+    samples = toy_generator().sample([0, 1, 2], T)
+    self.assertLen(samples, 3)
+    self.assertEqual(samples.shape, (3, 2, 2, 1))
+    np.testing.assert_array_equal(samples[1], samples.images[1])
+    first, *_ = images = samples.to_pil()
+    self.assertLen(images, 3)
+    self.assertEqual((first.size, first.mode), ((2, 2), 'L'))
+    np.testing.assert_array_equal(
+      first, np.round(samples[0, ..., 0] * 255).astype(np.uint8)
+    )
+    path = pathlib.Path(self.create_tempdir().full_path) / 'grid.png'
+    samples.save_grid(path, columns=2)
+    with PIL.Image.open(path) as grid:
+      self.assertEqual(grid.size, (2 + 2 * 64, 2 + 2 * 64))
+
+  def test_its_repr_is_short(self):
+    text = repr(toy_generator(class_names=('cat', 'dog', 'eel')))
+    self.assertEqual(
+      text,
+      '<Generator: ToyNat (66 parameters) and ToyTokenizer (1 parameters),'
+      ' images of 2x2x1 as 4 tokens, 3 classes (cat, dog, eel), policies'
+      ' learned for num_steps: 3, on 1 x cpu>',
+    )
 
   def test_tables_a_sample_are_cut_with_the_batches(self):
     # Sample i: temperature 0 if i is even, hot if it is odd.
     hot = np.broadcast_to(30.0 * (np.arange(6) % 2), (T, 6))
     table = PolicyValues(np.full((T, 6), 0.5), hot, np.zeros((T, 6)), hot * 0)
-    run = lambda size, seed: toy_generator(size).decode(
+    run = lambda size, seed: toy_generator(size).run(
       Schedule('mine', table), np.zeros(6, np.int32), jax.random.key(seed)
     )
     expected = run(6, 0).tokens
@@ -130,7 +265,27 @@ class GeneratorTest(parameterized.TestCase):
     (dict(labels=[-1]), r'labels hold \[-1\]'),
     (dict(labels=[]), r'labels are \[\]; give a list of class ids'),
     (dict(labels=[0.5]), r'labels are \[0.5\]'),
-    (dict(num_steps=0), 'num_steps is 0; at least 1'),
+    (dict(labels=[[0], [0, 1]]), r'labels are .*; give rows of equal lengths'),
+    (dict(labels=['cat']), r"labels are \['cat'\]; give a list of class ids$"),
+    (dict(labels='cat'), "labels are 'cat'"),
+    (dict(labels=None), 'labels are None'),
+    (dict(labels=[True]), r'labels are \[True\]'),
+    (dict(labels=[2**70]), 'labels are'),
+    (dict(num_steps=0), 'num_steps is 0; give an integer of at least 1'),
+    (dict(num_steps='2'), "num_steps is '2'; give an integer"),
+    (dict(num_steps=None), 'num_steps is None'),
+    (dict(num_steps=2.0), 'num_steps is 2.0'),
+    (dict(num_steps=True), 'num_steps is True'),
+    (dict(seed=-1), 'seed is -1; give an integer from 0 to 4294967295'),
+    (dict(seed=2**32), 'seed is 4294967296; give'),
+    (dict(seed=2**63), 'seed is 9223372036854775808; give'),
+    (dict(seed=0.0), 'seed is 0.0'),
+    (dict(seed=None), 'seed is None'),
+    (dict(batch_size=0), 'batch_size is 0; give an integer of at least 1'),
+    (dict(batch_size='8'), "batch_size is '8'"),
+    (dict(guidance_scale=-1), 'guidance_scale is -1; give a finite number'),
+    (dict(guidance_scale=np.inf), 'guidance_scale is inf'),
+    (dict(guidance_scale='1'), "guidance_scale is '1'"),
     (dict(num_steps=2), 'no policy was learned for num_steps=2; learned: 3'),
     (
       dict(policy='best'),
@@ -153,50 +308,75 @@ class GeneratorTest(parameterized.TestCase):
   def test_mistakes_are_one_clear_line(self, changes, message):
     arguments = {'labels': [0], 'num_steps': T, **changes}
     with self.assertRaisesRegex(UserError, message) as caught:
-      toy_generator().generate(**arguments)
+      toy_generator().sample(**arguments)
     self.assertLen(str(caught.exception).splitlines(), 1)
 
 
-class ReadTableTest(parameterized.TestCase):
+class TablesTest(parameterized.TestCase):
+  """One checker, wherever a table comes from."""
+
+  GOOD = dict(
+    mask_ratio=[0.5, 0.3, 0],
+    sampling_temperature=[1, 1, 1],
+    masking_temperature=[2, 1, 0],
+    guidance_scale=[0, 1.5, 2],
+  )
+
   def read(self, content):
     path = self.create_tempfile(content=content).full_path
     return sample.read_table(path)
 
-  GOOD = dict(
-    mask_ratio=[0.5, 0],
-    sampling_temperature=[1, 1],
-    masking_temperature=[2, 0],
-    guidance_scale=[0, 1.5],
-  )
-
-  def test_good(self):
+  def test_a_good_file(self):
     table = self.read(json.dumps(self.GOOD))
-    np.testing.assert_array_equal(table.mask_ratio, [0.5, 0])
-    np.testing.assert_array_equal(table.guidance_scale, [0, 1.5])
+    np.testing.assert_array_equal(table.mask_ratio, np.float32([0.5, 0.3, 0]))
+    np.testing.assert_array_equal(table.guidance_scale, [0, 1.5, 2])
 
   @parameterized.parameters(
-    ('{', 'not valid JSON'),
-    ('[1]', 'must be JSON with the lists mask_ratio, sampling'),
-    (json.dumps({'mask_ratio': [1]}), 'must be JSON with the lists'),
-    (json.dumps(GOOD | {'mask_ratio': [1.5, 0]}), r'mask_ratio must lie in'),
-    (json.dumps(GOOD | {'mask_ratio': ['a', 0]}), 'must be JSON'),
-    (json.dumps(GOOD | {'guidance_scale': [-1, 0]}), 'may be negative'),
-    (json.dumps(GOOD | {'guidance_scale': [1]}), 'must have equal lengths'),
-    (json.dumps(dict.fromkeys(GOOD, [])), 'equal lengths, at least 1'),
-    (json.dumps(GOOD | {'guidance_scale': [float('nan'), 0]}), 'NaN is no num'),
-    (json.dumps(GOOD | {'guidance_scale': [1e300, 0]}), 'be finite'),
-    (json.dumps(GOOD | {'guidance_scale': [10**400, 0]}), 'must be a number'),
+    (dict(mask_ratio=[1.5, 0, 0]), r'mask_ratio holds 1.5; .* in \[0, 1\]'),
+    (dict(mask_ratio=['a', 0, 0]), 'mask_ratio is .*; give a list of numbers'),
+    (dict(mask_ratio=[[0], [0, 1]]), 'mask_ratio is .*; give a list'),
+    (dict(mask_ratio=0.5), 'mask_ratio is 0.5; give a list'),
+    (dict(mask_ratio=[]), r'mask_ratio is \[\]; give a list'),
+    (dict(mask_ratio=None), 'mask_ratio is None|must have the lists'),
+    (dict(guidance_scale=[-1, 0, 0]), 'guidance_scale holds -1.0; .* finite'),
+    (
+      dict(guidance_scale=[np.nan, 0, 0]),
+      'scale holds nan|NaN is no number',
+    ),
+    (dict(guidance_scale=[np.inf, 0, 0]), 'scale holds inf|Infinity is no'),
+    (dict(guidance_scale=[1e39, 0, 0]), 'guidance_scale holds inf'),
+    (dict(guidance_scale=[1, 2]), 'lists must have equal lengths'),
+    (dict(guidance_scale=[[1], [2], [3]]), 'lists must have equal lengths'),
+    ({name: [[0], [0], [0]] for name in GOOD}, r'equal lengths.*\(3, 1\)'),
   )
-  def test_mistakes(self, content, message):
-    with self.assertRaisesRegex(UserError, message) as caught:
-      self.read(content)
-    self.assertLen(str(caught.exception).splitlines(), 1)
+  def test_mistakes(self, changes, message):
+    given = {**self.GOOD, **changes}
+    ways = {
+      'the table': lambda: toy_generator().sample([0, 1], T, policy=given),
+      'tempfile|sample.table': lambda: self.read(json.dumps(given)),
+    }
+    mine = Schedule('mine', PolicyValues(**given))
+    ways["SCHEDULES['mine']"] = lambda: schedules.make('mine', T, N)
+    ways['the schedule mine'] = lambda: toy_generator().sample(
+      [0, 1], T, policy=mine
+    )
+    self.enter_context(
+      mock.patch.dict(schedules.SCHEDULES, mine=lambda *_: mine)
+    )
+    for where, run in ways.items():
+      with self.subTest(where), self.assertRaisesRegex(UserError, message) as e:
+        run()
+      self.assertRegex(str(e.exception), where.replace('[', r'\['))
+      self.assertLen(str(e.exception).splitlines(), 1)
 
   def test_no_file(self):
     with self.assertRaisesRegex(UserError, 'table=nowhere.json: no such file'):
       sample.read_table('nowhere.json')
     with self.assertRaisesRegex(UserError, 'needs config.sample.table'):
       sample.read_table('')
+    for content in ('{', '[1]', json.dumps({'mask_ratio': [1]})):
+      with self.assertRaisesRegex(UserError, 'JSON|object|must have the lists'):
+        self.read(content)
 
 
 if __name__ == '__main__':

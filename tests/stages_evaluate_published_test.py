@@ -75,7 +75,7 @@ class BenchmarkTest(parameterized.TestCase):
     with mock.patch.object(Experiment, 'generator', lambda *_: generator):
       (row,) = self.evaluate(config)['rows']
     self.assertEqual(row['label'], "ENAT's hand-made")
-    images = generator.decode(
+    images = generator.run(
       Schedule('enat_256', tables.enat_256(2)),
       np.arange(COUNT) % 2,
       Experiment(config, 'unused').key('scores/0'),
@@ -122,7 +122,7 @@ class BenchmarkTest(parameterized.TestCase):
     names = [row['name'] for row in results['rows']]
     self.assertEqual(names, ['maskgit', 'residual'])
     for row in results['rows']:
-      images = self.generator.decode(
+      images = self.generator.run(
         self.generator.schedule(row['name'], 2),
         labels,
         Experiment(config, 'unused').key('scores/0'),
@@ -261,7 +261,7 @@ class BenchmarkTest(parameterized.TestCase):
     tally = scorer.tally(
       self.generator, schedule, num_samples=COUNT, observers=(Observer(),)
     )
-    images = self.generator.decode(
+    images = self.generator.run(
       schedule,
       scorer.conditions.of(COUNT, 0),
       Experiment(config, 'unused').key('scores/0'),

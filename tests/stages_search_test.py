@@ -170,7 +170,7 @@ class StageTest(parameterized.TestCase):
     point = json.loads((directory / 'ledger.jsonl').read_text().split('\n')[1])
     point = np.array(point['value']['point'])
     key = jax.random.key(5)
-    images = self.generator.decode(
+    images = self.generator.run(
       Schedule(
         'searched', schedule_search.table_of(point), options=step_lib.AUTONAT
       ),

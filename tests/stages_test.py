@@ -151,7 +151,7 @@ class MethodsTest(absltest.TestCase):
     keys = []
     images = np.zeros((4, 1))
 
-    def decode(schedule, labels, key, **unused):
+    def run(schedule, labels, key, **unused):
       del schedule, labels, unused
       keys.append(jax.random.key_data(key).tolist())
       values = PolicyValues(*(np.zeros((T, 4)) for _ in range(4)))
@@ -161,7 +161,7 @@ class MethodsTest(absltest.TestCase):
       return types.SimpleNamespace(images=images, trajectory=trajectory)
 
     evaluation.generator = types.SimpleNamespace(
-      decode=decode, num_classes=2, nat=types.SimpleNamespace(num_tokens=16)
+      run=run, num_classes=2, nat=types.SimpleNamespace(num_tokens=16)
     )
     evaluation.measures = mock.MagicMock()
     for index in (0, 50):

@@ -40,6 +40,7 @@ from adanat_jax.decoding.tables import (
   adagen,
   amused,
   autonat_large,
+  checked_table,
   enat_256,
   enat_512,
   exact_ratio,
@@ -587,6 +588,8 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
   """
   base, parameters = parse(name)
   schedule = SCHEDULES[base](num_steps, num_tokens, **parameters)
+  if isinstance(schedule.policy, PolicyValues):
+    checked_table(schedule.policy, f'SCHEDULES[{base!r}]')
   made = schedule.name, schedule.num_steps
   if made != (base, num_steps):
     raise UserError(

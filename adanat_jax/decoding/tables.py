@@ -6,6 +6,7 @@ same for all samples. `schedules` has the options with which each is decoded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
@@ -15,7 +16,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from adanat_jax.decoding import actions
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, shown
 from adanat_jax.types import Array, PolicyValues
 
 CURVES = ('cosine', 'arccos', 'uniform', 'pow<exponent>', 'log', 'exp')
@@ -177,6 +178,64 @@ def muse(
     masking_temperature=temperature * (1 - progress),
     guidance_scale=guidance_scale * done,
   )
+
+
+def checked_table(
+  given: PolicyValues | Mapping[str, Sequence[float] | np.ndarray | Array],
+  what: str = 'the table',
+  num_samples: int | None = None,
+) -> PolicyValues:
+  """Checks a schedule in numbers, wherever it comes from.
+
+  Args:
+    given: the lists of T numbers by name, or arrays of [T, B]; all but
+      `revisit_rate` are needed. Files of searches have more, which is not read.
+    what: the table, for the messages.
+    num_samples: B, if a column for each sample is allowed.
+
+  Returns:
+    The table, float32[T] or float32[T, B].
+
+  Raises:
+    UserError: unless they are of one shape, finite, none negative, and mask
+      ratios and revisit rates at most 1.
+  """
+  if isinstance(given, PolicyValues):
+    given = dict(given.by_name())
+  names = [field.name for field in dataclasses.fields(PolicyValues)]
+  *needed, revisit = names
+  if not isinstance(given, Mapping) or not {*needed} <= {*given}:
+    raise UserError(f'{what} must have the lists {", ".join(needed)}')
+  columns = {}
+  for name in names if revisit in given else needed:
+    try:
+      column = np.asarray(given[name])
+    except ValueError:
+      column = np.asarray(None)  # A list of lists of unequal lengths.
+    if column.dtype.kind not in 'iuf' or not column.ndim or not column.size:
+      raise UserError(
+        f'{what}: {name} is {shown(given[name])}; give a list of numbers'
+      )
+    with np.errstate(over='ignore'):
+      columns[name] = column.astype(np.float32)
+  shapes = {name: column.shape for name, column in columns.items()}
+  rest = columns['mask_ratio'].shape[1:]
+  if len({*shapes.values()}) > 1 or rest not in ((), (num_samples,)):
+    columned = f' (or [T, {num_samples}])' if num_samples else ''
+    raise UserError(
+      f'{what}: the lists must have equal lengths, a number a step{columned};'
+      f' they have {shapes}'
+    )
+  for name, column in columns.items():
+    is_share = name in ('mask_ratio', revisit)
+    most = 1.0 if is_share else np.finfo(np.float32).max
+    wrong = ~((column >= 0) & (column <= most))
+    if wrong.any():
+      allowed = 'in [0, 1]' if is_share else 'finite, none negative'
+      raise UserError(
+        f'{what}: {name} holds {column[wrong][0]}; its values must be {allowed}'
+      )
+  return PolicyValues(**{k: jnp.asarray(x) for k, x in columns.items()})
 
 
 def of_numbers(

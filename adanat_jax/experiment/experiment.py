@@ -13,6 +13,7 @@ texts are imported on demand: loading a generator needs neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import math
@@ -32,7 +33,7 @@ from adanat_jax.experiment import (
   networks,
   policies,
 )
-from adanat_jax.runtime import checkpoint, journal, sharding
+from adanat_jax.runtime import checkpoint, environment, journal, sharding
 from adanat_jax.sampling.generator import Generator
 
 if TYPE_CHECKING:
@@ -122,6 +123,18 @@ class Experiment:
       UserError: if the condition is of no known kind, or texts.
     """
     return networks.num_classes(self.config)
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the classes in the order of their ids; () if unknown."""
+    if self.is_digits:
+      from adanat_jax.data import digits
+
+      return digits.CONDITION_NAMES[self.config.data.condition]
+    # tfds writes it beside prepared tokens.
+    path = self.prepared_directory / 'label.labels.txt'
+    names = path.read_text().splitlines() if path.is_file() else ()
+    return tuple(names) if len(names) == self.num_classes else ()
 
   @property
   def num_tokens(self) -> int:
@@ -288,6 +301,7 @@ class Experiment:
       self.generator_of(*self.network('nat'), null_condition),
       agents=policies.agents(self),
       encode_captions=encode_captions,
+      class_names=() if self.is_text else self.class_names,
     )
 
   def generator_of(
@@ -309,10 +323,21 @@ class Experiment:
     )
 
 
-def load(path: str | os.PathLike[str]) -> Generator:
+def load(
+  path: str | os.PathLike[str], *, compile_cache: bool = True
+) -> Generator:
   """The NAT, tokenizer and learned policies of a workdir of `adanat_jax.main`.
+
+  Args:
+    path: the workdir.
+    compile_cache: whether compiled programs are kept in `~/.cache/adanat_jax`
+      for later processes, unless JAX has a directory for them already.
 
   Raises:
     UserError: if this is no workdir, or its NAT has not been trained.
   """
+  if compile_cache and not jax.config.values['jax_compilation_cache_dir']:
+    # Where others may write, nothing is kept.
+    with contextlib.suppress(UserError):
+      environment.set_cache(environment.CACHE_DIRECTORY)
   return Experiment.of_workdir(path).generator()

@@ -17,7 +17,6 @@ import functools
 import itertools
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -28,6 +27,7 @@ from adanat_jax.measuring import scores, study
 from adanat_jax.models import denoisers
 from adanat_jax.runtime import sharding
 from adanat_jax.runtime.journal import Ledger
+from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Samples
 
@@ -68,11 +68,6 @@ def problems(
       f'config.evaluate.num_samples={count} is not allowed where schedules are'
       f' compared: give {FEWEST_SAMPLES} or more'
     )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(module: Any, method: str, params: Any, inputs: Any) -> Any:
-  return module.apply({'params': params}, inputs, method=method)
 
 
 class Evaluation:
@@ -131,7 +126,7 @@ class Evaluation:
       record: whether to return the trajectory.
       generator: one of `generator_for`; None for the plain one.
     """
-    return (generator or self.generator).decode(
+    return (generator or self.generator).run(
       schedule,
       self.labels(count),
       self.experiment.key(f'evaluate/{seed}'),
@@ -148,7 +143,7 @@ class Evaluation:
 
   def _tokenizer(self, method: str, inputs: ArrayLike) -> Any:
     params = self.generator.tokenizer_params
-    return _apply(self.generator.tokenizer, method, params, inputs)
+    return program.apply(self.generator.tokenizer, method, params, inputs)
 
   def generator_for(
     self,

@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -50,9 +49,14 @@ def save_image(
   path: str | os.PathLike[str], image: np.ndarray, scale: int = 1
 ) -> None:
   """Writes one image, float[H, W, C]."""
+  _save(path, to_pil(image, scale))
+
+
+def to_pil(image: np.ndarray, scale: int = 1) -> Image.Image:
+  """One image, float[H, W, C], as Pillow's, grey or RGB."""
   pixels = _pixels(image, scale)
   grey = np.shape(image)[-1] == 1
-  _save(path, Image.fromarray(pixels[..., 0] if grey else pixels))
+  return Image.fromarray(pixels[..., 0] if grey else pixels)
 
 
 def save_grid(
@@ -318,6 +322,8 @@ def _tile(pixels: np.ndarray, columns: int, gap: int) -> np.ndarray:
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
   """The font that comes with Matplotlib, so that text looks as in plots."""
+  import matplotlib  # Images alone do not need it.
+
   fonts = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf')
   path = fonts / 'DejaVuSans.ttf'
   return ImageFont.truetype(str(path), FONT_SIZE)

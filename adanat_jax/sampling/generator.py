@@ -2,7 +2,7 @@
 
   import adanat_jax
   generator = adanat_jax.load('runs/digits')
-  images = generator.sample([0, 1, 1], num_steps=4, seed=0)
+  generator.sample(['even', 'odd', 'odd'], num_steps=4).save_grid('digits.png')
 
 `load` is in `adanat_jax.experiment.experiment`; this module holds what it
 returns.
@@ -12,26 +12,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
 from adanat_jax.decoding import buckets as buckets_lib, schedules
-from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
+from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
+from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
-from adanat_jax.sampling import program
+from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.program import Plan, Samples, decode_batch
-from adanat_jax.types import Array, PolicyValues, TokenCounts
+from adanat_jax.sampling.requests import AnyPolicy, CaptionEncoder, Labels
+from adanat_jax.types import Array, TokenCounts
 
-Labels = Sequence[int] | Sequence[str] | np.ndarray
+# Parameters of a network, as Flax nests them.
+Params = Mapping[str, Any]
+
+# With fewer rows a device, CPUs sum in another order: the last bits of images
+# would depend on how many were asked for.
+_FEWEST_ROWS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared by identity: arrays have no single answer to `==`.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Generator:
   """A NAT or ENAT, its tokenizer and its policies.
 
@@ -41,14 +51,13 @@ class Generator:
   Attributes:
     nat: the network.
     nat_params: its parameters.
-    tokenizer: module with the method `decode_tokens`.
+    tokenizer: turns images into tokens and back.
     tokenizer_params: its parameters.
     num_classes: labels lie in `[0, num_classes)`.
     agents: learned policies by number of steps.
-    batch_size: samples decoded at a time; short batches are padded, so that
-      every sample is computed in the same shapes.
-    null_condition: what stands for no condition, without a batch axis, if
-      conditions are no class ids; None for the class id `num_classes`.
+    batch_size: samples decoded at a time, at most.
+    null_condition: float32[L, C], what stands for no caption; None where
+      conditions are class ids, of which `num_classes` stands for none.
     mesh: the devices among which each batch is divided; all by default. Where
       their number does not divide `batch_size`, batches are a little larger.
     static_counts: False has an ENAT follow a table as it follows any policy, at
@@ -56,115 +65,181 @@ class Generator:
     buckets: of the policies of an ENAT by number of steps; `with_buckets` finds
       them.
     encode_captions: turns captions into conditions, float32[B, L, C].
+    class_names: of the classes, in the order of their ids; may be empty.
   """
 
   nat: denoisers.DenoiserModule
-  nat_params: Any
-  tokenizer: Any
-  tokenizer_params: Any
+  nat_params: Params
+  tokenizer: VQGAN
+  tokenizer_params: Params
   num_classes: int
   agents: Mapping[int, Agent]
   batch_size: int = 500
-  null_condition: Any = None
+  null_condition: np.ndarray | None = None
   mesh: Mesh | None = None
   static_counts: bool = True
   buckets: Mapping[int, tuple[TokenCounts, ...]] = dataclasses.field(
     default_factory=dict
   )
-  encode_captions: Callable[[Sequence[str]], np.ndarray] | None = None
+  encode_captions: CaptionEncoder | None = None
+  class_names: Sequence[str] = ()
+
+  def __post_init__(self) -> None:
+    """Raises UserError for a batch size that is none."""
+    requests.integer('batch_size', self.batch_size, 1)
+
+  def __repr__(self) -> str:
+    networks = [
+      f'{type(module).__name__} ({_count(params):,} parameters)'
+      for module, params in (
+        (self.nat, self.nat_params),
+        (self.tokenizer, self.tokenizer_params),
+      )
+    ]
+    conditions = 'captions'
+    if self.null_condition is None:
+      names = requests.some(self.class_names)
+      conditions = f'{self.num_classes} classes'
+      conditions += f' ({names})' if names else ''
+    steps = ', '.join(map(str, sorted(self.agents))) or 'none'
+    devices = [*self._mesh.devices.flat]
+    height, width, channels = self.image_shape
+    return (
+      f'<Generator: {" and ".join(networks)}, images of {height}x{width}x'
+      f'{channels} as {self.nat.num_tokens} tokens, {conditions}, policies'
+      f' learned for num_steps: {steps}, on {len(devices)} x'
+      f' {devices[0].device_kind}>'
+    )
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of its images."""
+    side = math.isqrt(self.nat.num_tokens) * self.tokenizer.downsampling
+    return side, side, self.tokenizer.image_channels
 
   def sample(
     self,
     labels: Labels,
     num_steps: int = 4,
     seed: int = 0,
-    policy: str | PolicyLike | Schedule = 'learned',
-  ) -> np.ndarray:
+    policy: str | AnyPolicy = 'learned',
+    *,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+    tokens: np.ndarray | None = None,
+    record: bool = False,
+    callback: Callable[[int, Samples], None] | None = None,
+  ) -> Samples:
     """Generates one image a label.
 
     Args:
-      labels: class ids, or captions, or their states, float32[B, L, C].
+      labels: class ids or names, or captions, or their states float32[B, L, C].
       num_steps: T.
-      seed: image i of a seed is the same whatever comes after it.
+      seed: an integer from 0 to 2**32 - 1; image i of a seed is the same
+        whatever comes after it.
       policy: `'learned'`; a name of `schedules.SCHEDULES`, such as `'maskgit'`
-        (which `'hand-made'` is, too); a `Schedule`; or a table of float32[T]
-        values or an agent, which are guided and decoded as AdaNAT does.
+        (which `'hand-made'` is, too); a `Schedule`; or a table of T numbers
+        (`PolicyValues`, or its lists by name), an agent, or a function `(step,
+        observation, keys, carry) -> (values, aux, carry)` (`types.Policy`; it
+        is compiled, once for each function object), which are guided and
+        decoded as AdaNAT does.
+      guidance_scale: instead of the policy's at every step; 0 runs no
+        unconditional pass, which halves the cost.
+      batch_size: images decoded at a time, at most; None for the generator's.
+      tokens: int32[B, N] canvases to start from, the mask token (`codebook
+        size`) where unknown; given tokens stay. None starts from nothing.
+      record: whether to return the trajectory.
+      callback: called after each batch, with the number of images that are done
+        and the batch's samples.
 
     Returns:
-      float32[B, H, W, C] in [0, 1].
+      Images, tokens and trajectory, as NumPy arrays.
 
     Raises:
-      UserError: for labels, steps or a policy that this generator cannot do.
+      UserError: for what this generator cannot do.
     """
-    return self.generate(labels, num_steps, seed, policy).images
+    if batch_size is not None:
+      self = dataclasses.replace(self, batch_size=batch_size)
+    seed = requests.integer('seed', seed, 0, requests.LAST_SEED)
+    checked = requests.conditions(
+      labels,
+      self.num_classes,
+      self.class_names,
+      self.null_condition,
+      self.encode_captions,
+    )
+    schedule = self.schedule(policy, num_steps, len(checked))
+    if guidance_scale is not None:
+      schedule = requests.with_guidance(schedule, guidance_scale)
+    if tokens is not None:
+      # The one after the last code marks an unknown token.
+      tokens = requests.grids(
+        tokens, self.nat.num_tokens, self.nat.codebook_size, len(checked)
+      )
+    return self.run(
+      schedule,
+      checked,
+      jax.random.key(seed),
+      tokens=tokens,
+      record=record,
+      callback=callback,
+    )
 
   def generate(
     self,
     labels: Labels,
     num_steps: int = 4,
     seed: int = 0,
-    policy: str | PolicyLike | Schedule = 'learned',
+    policy: str | AnyPolicy = 'learned',
     tokens: np.ndarray | None = None,
     record: bool = False,
   ) -> Samples:
-    """As `sample`, with tokens and, on demand, what happened on the way.
+    """The same as `sample`, under its older name."""
+    return self.sample(
+      labels, num_steps, seed, policy, tokens=tokens, record=record
+    )
 
-    Args:
-      labels: see `sample`, as for the three that follow.
-      num_steps: T.
-      seed: of the samples.
-      policy: what decides the decode.
-      tokens: int32[B, N] canvases to start from, the mask token (`codebook
-        size`) where unknown; given tokens stay. None starts from nothing.
-      record: whether to return the trajectory.
-
-    Returns:
-      Images, tokens and trajectory, as NumPy arrays.
+  def encode(self, images: np.ndarray) -> np.ndarray:
+    """Tokens int32[B, N] of images float[B, H, W, C] in [0, 1].
 
     Raises:
-      UserError: see `sample`.
+      UserError: for images of another size or range.
     """
-    checked = _checked_labels(
-      labels, self.num_classes, self.null_condition, self.encode_captions
+    return self._tokenize(
+      'tokenize', requests.pictures(images, self.image_shape)
     )
-    if tokens is not None:
-      shape = (len(checked), self.nat.num_tokens)
-      tokens = _checked_tokens(tokens, shape, self.nat.codebook_size)
-    return self.decode(
-      self.schedule(policy, num_steps),
-      checked,
-      jax.random.key(seed),
-      tokens=tokens,
-      record=record,
+
+  def decode(self, tokens: np.ndarray) -> np.ndarray:
+    """Images float32[B, H, W, C] in [0, 1] of complete grids int[B, N].
+
+    Raises:
+      UserError: for tokens that are none, the mask token included.
+    """
+    last = self.nat.codebook_size - 1
+    return self._tokenize(
+      'decode_tokens', requests.grids(tokens, self.nat.num_tokens, last)
     )
 
   def schedule(
-    self, policy: str | PolicyLike | Schedule, num_steps: int
+    self,
+    policy: str | AnyPolicy,
+    num_steps: int,
+    num_samples: int | None = None,
   ) -> Schedule:
     """The schedule that `sample` follows for its `policy`.
 
+    A table may have a column for each of `num_samples`.
+
     Raises:
-      UserError: for a name that is not known here, or another number of steps.
+      UserError: for a name that is not known here, another number of steps, or
+        a table with numbers that are not allowed.
     """
-    if num_steps < 1:
-      raise UserError(f'num_steps is {num_steps}; at least 1 is needed')
+    num_steps = requests.integer('num_steps', num_steps, 1)
     if isinstance(policy, str):
       return self._named(policy, num_steps)
-    if isinstance(policy, Schedule):
-      chosen, made = policy, f'the schedule {policy.name} has'
-    elif isinstance(policy, PolicyValues):
-      chosen, made = Schedule('table', policy), 'the table has'
-    elif isinstance(policy, LearnedPolicy):
-      chosen, made = Schedule('agent', policy), 'the agent was made for'
-    else:
-      raise _unknown(policy)
-    if chosen.num_steps != num_steps:
-      raise UserError(
-        f'{made} {chosen.num_steps} steps, num_steps is {num_steps}'
-      )
-    return chosen
+    return requests.as_schedule(policy, num_steps, num_samples)
 
-  def decode(
+  def run(
     self,
     schedule: Schedule,
     labels: np.ndarray,
@@ -172,21 +247,23 @@ class Generator:
     *,
     tokens: np.ndarray | None = None,
     record: bool = False,
+    callback: Callable[[int, Samples], None] | None = None,
   ) -> Samples:
-    """Decodes by a schedule, in batches of `batch_size`.
+    """Decodes by a schedule, in batches; nothing is checked.
 
     Args:
       schedule: what decides the decode.
       labels: int32[B], or float32[B, L, C] states of captions.
       key: of the whole set of samples.
-      tokens: see `generate`.
-      record: see `generate`.
+      tokens: see `sample`, as for the two that follow.
+      record: whether to return the trajectory.
+      callback: called after each batch.
     """
     count = len(labels)
     if tokens is None:
       shape = (count, self.nat.num_tokens)
       tokens = np.full(shape, self.nat.codebook_size, np.int32)
-    mesh = self.mesh or sharding.make_mesh()
+    mesh = self._mesh
     plan = Plan.from_schedule(schedule, record)
     plan = self._planned(plan, schedule.policy, tokens, labels)
     parts = []
@@ -201,6 +278,8 @@ class Generator:
       policy = program.rows_of(schedule.policy, rows, mesh)
       part = self._decode_part(policy, batch, index[0], key, plan)
       parts.append(program.keep(sharding.gather(part), num_real))
+      if callback is not None:
+        callback(int(index[0]) + num_real, parts[-1])
     return program.join(parts)
 
   def stream(
@@ -226,9 +305,9 @@ class Generator:
       The numbers int[n] of a batch's samples, and global arrays whose first n
       rows they are; what follows is padding.
     """
-    mesh = self.mesh or sharding.make_mesh()
+    mesh = self._mesh
     plan = Plan.from_schedule(schedule)
-    for index, num_real in self._batches(first, count):
+    for index, num_real in self._batches(first, count, whole=True):
       shape = (len(sharding.local_rows(index, mesh)), self.nat.num_tokens)
       unknown = np.full(shape, self.nat.codebook_size, np.int32)
       batch = {
@@ -242,7 +321,7 @@ class Generator:
 
   def with_buckets(
     self,
-    policy: str | PolicyLike | Schedule,
+    policy: str | AnyPolicy,
     labels: np.ndarray,
     key: Array,
     *,
@@ -268,15 +347,15 @@ class Generator:
     """
     from adanat_jax.models import operations
 
-    chosen = self.schedule(policy, num_steps)
+    chosen = self.schedule(policy, num_steps, len(labels))
     if not denoisers.reuses(self.nat) or program.is_shared_table(chosen.policy):
       return self
-    watched = dataclasses.replace(self, buckets={}).decode(
+    watched = dataclasses.replace(self, buckets={}).run(
       chosen, labels, key, record=True
     )
     assert watched.trajectory is not None  # It was asked for.
     length, mask = denoisers.text_length(labels), self.nat.codebook_size
-    start = np.full_like(watched.tokens, mask)
+    start = jnp.full_like(watched.tokens, mask)
     found = buckets_lib.counts_of_decode(
       watched.trajectory.tokens, start, mask, length
     )
@@ -315,7 +394,7 @@ class Generator:
     plan: Plan,
   ) -> Samples:
     """Decodes a batch of global arrays."""
-    mesh = self.mesh or sharding.make_mesh()
+    mesh = self._mesh
     index = (start + np.arange(len(batch['tokens']))).astype(np.int32)
     index = sharding.put_batch(sharding.local_rows(index, mesh), mesh)
     with jax.set_mesh(mesh):
@@ -331,16 +410,40 @@ class Generator:
         key,
       )
 
-  def _batches(self, first: int, count: int) -> Iterator[tuple[Any, int]]:
+  def _tokenize(self, method: str, inputs: np.ndarray) -> np.ndarray:
+    """Applies the tokenizer to arrays of any length, in batches."""
+    mesh, parts = self._mesh, []
+    for index, num_real in self._batches(0, len(inputs)):
+      part = sharding.put_batch(inputs[sharding.local_rows(index, mesh)], mesh)
+      with jax.set_mesh(mesh):
+        part = program.apply(
+          self.tokenizer, method, self.tokenizer_params, part
+        )
+      parts.append(sharding.gather(part)[:num_real])
+    return np.concatenate(parts)
+
+  def _batches(
+    self, first: int, count: int, whole: bool = False
+  ) -> Iterator[tuple[Any, int]]:
     """Numbers int[B] of every batch's samples, and how many of them count.
 
-    Padding repeats the first ones.
+    Padding repeats the first ones. A request that fits into a batch gets one of
+    the next power of two; longer ones, and `whole`, get batches of
+    `batch_size`, the last one too: another program would take longer to compile
+    than its padding does to run.
     """
-    devices = (self.mesh or sharding.make_mesh()).size
+    devices = self._mesh.size
     size = -(-self.batch_size // devices) * devices
+    if not whole and count < size:
+      rows = max(_FEWEST_ROWS, 1 << (-(-count // devices) - 1).bit_length())
+      size = min(size, rows * devices)
     for start in range(first, count, size):
       num_real = min(size, count - start)
       yield start + np.resize(np.arange(num_real), size), num_real
+
+  @property
+  def _mesh(self) -> Mesh:
+    return self.mesh or sharding.make_mesh()
 
   def _null(self) -> np.ndarray:
     if self.null_condition is None:
@@ -358,7 +461,7 @@ class Generator:
     if name == 'hand-made':
       name = 'maskgit'
     if name.partition('(')[0] not in schedules.SCHEDULES:
-      raise _unknown(name)
+      raise requests.unknown_policy(name)
     return schedules.make(name, num_steps, self.nat.num_tokens)
 
 
@@ -369,73 +472,5 @@ def _priority(schedule: Schedule, count: int) -> dict[str, np.ndarray]:
   return {'priority': np.tile(schedule.priority, (count, 1))}
 
 
-def _unknown(policy: Any) -> UserError:
-  names = ', '.join(schedules.SCHEDULES)
-  return UserError(
-    f'policy is {policy!r}; give learned, hand-made, {names}, a Schedule, a'
-    ' table or an agent'
-  )
-
-
-def _checked_labels(
-  labels: Labels,
-  num_classes: int,
-  null_condition: Any,
-  encode_captions: Callable[[Sequence[str]], np.ndarray] | None,
-) -> np.ndarray:
-  """What the network takes for `labels`: int32[B] or float32[B, L, C].
-
-  A `null_condition` float32[L, C] says that it takes texts.
-
-  Raises:
-    UserError: naming what was given and what is allowed.
-  """
-  if null_condition is not None:
-    return _checked_states(labels, np.shape(null_condition), encode_captions)
-  result = np.asarray(labels)
-  if result.ndim != 1 or result.size == 0 or result.dtype.kind not in 'iu':
-    raise UserError(f'labels are {labels!r}; give a list of class ids')
-  if result.min() < 0 or result.max() >= num_classes:
-    raise UserError(
-      f'labels hold {sorted(set(result.tolist()))}; classes are'
-      f' 0 to {num_classes - 1}'
-    )
-  return result.astype(np.int32)
-
-
-def _checked_tokens(
-  tokens: np.ndarray, shape: tuple[int, int], codebook_size: int
-) -> np.ndarray:
-  """Canvases to start from, int32 of that shape.
-
-  Raises:
-    UserError: for another shape, or tokens beyond `codebook_size`, the mask.
-  """
-  result = np.asarray(tokens)
-  if result.shape != shape or result.dtype.kind not in 'iu':
-    raise UserError(
-      f'tokens are {result.dtype}{list(result.shape)}; give integers'
-      f' {list(shape)}, one canvas a label'
-    )
-  if result.min() < 0 or result.max() > codebook_size:
-    raise UserError(
-      f'tokens lie in {result.min()} to {result.max()}; allowed are 0 to'
-      f' {codebook_size}, which marks an unknown one'
-    )
-  return result.astype(np.int32)
-
-
-def _checked_states(
-  labels: Labels,
-  expected: tuple[int, ...],
-  encode_captions: Callable[[Sequence[str]], np.ndarray] | None,
-) -> np.ndarray:
-  captions = np.asarray(labels)
-  if captions.dtype.kind == 'U' and captions.ndim == 1 and encode_captions:
-    return encode_captions(captions.tolist())
-  if captions.dtype.kind != 'f' or captions.shape[1:] != expected:
-    raise UserError(
-      f'conditions are {captions.dtype}{list(captions.shape)}; give a list of'
-      f' captions, or their states, float32[B, {expected[0]}, {expected[1]}]'
-    )
-  return captions.astype(np.float32)
+def _count(params: Params) -> int:
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, TypeGuard
+import os
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from flax import struct
 import jax
 from jax.sharding import Mesh
 import numpy as np
+from numpy.typing import DTypeLike
 
 from adanat_jax.decoding import (
   buckets as buckets_lib,
@@ -28,17 +30,70 @@ from adanat_jax.models import denoisers
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
 
+if TYPE_CHECKING:
+  import PIL.Image
+
 
 @struct.dataclass
 class Samples:
-  """What a batch of samples consists of."""
+  """Images with what they were made of; as an array it is the images.
 
-  images: Any  # float32[B, H, W, C]; in [0, 1]
-  tokens: Any  # int32[B, N]; complete token grids
-  # Time-major record of the decode less the network's features, None unless
-  # asked for.
+  Attributes:
+    images: float32[B, H, W, C] in [0, 1].
+    tokens: int32[B, N], complete token grids.
+    trajectory: time-major record of the decode less the network's features;
+      None unless asked for.
+    passes: int32[B], denoiser passes that each sample needed.
+  """
+
+  images: np.ndarray
+  tokens: np.ndarray
   trajectory: Trajectory | None
-  passes: Any = None  # int32[B]; denoiser passes that each sample needed
+  passes: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+    return self.images[index]
+
+  def __array__(
+    self, dtype: DTypeLike | None = None, copy: bool | None = None
+  ) -> np.ndarray:
+    return np.array(self.images, dtype, copy=copy)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the images, (B, H, W, C)."""
+    return self.images.shape
+
+  def to_pil(self) -> list[PIL.Image.Image]:
+    """The images as Pillow's, grey or RGB, rounded to 8 bits."""
+    from adanat_jax.report import pictures
+
+    return [pictures.to_pil(image) for image in self.images]
+
+  def save_grid(
+    self,
+    path: str | os.PathLike[str],
+    columns: int = 8,
+    scale: int | None = None,
+  ) -> None:
+    """Writes the images to a PNG file, in lines from left to right.
+
+    Args:
+      path: the file; its directory must exist.
+      columns: images a line.
+      scale: each pixel becomes a square of so many pixels; None enlarges small
+        images to 64.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    from adanat_jax.report import pictures
+
+    scale = scale or max(1, 64 // self.shape[1])
+    pictures.save_grid(path, self.images, columns, scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +217,12 @@ def decode_batch(
   variables = {'params': sharding.whole(tokenizer_params)}
   images = tokenizer.apply(variables, decoded.tokens, method='decode_tokens')
   return Samples(images, decoded.tokens, decoded.trajectory, decoded.passes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply(module: Any, method: str, params: Any, inputs: Array) -> Array:
+  """Applies a method of a network to a batch."""
+  return module.apply({'params': sharding.whole(params)}, inputs, method=method)
 
 
 def is_shared_table(policy: PolicyLike) -> TypeGuard[PolicyValues]:

@@ -27,6 +27,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -368,7 +369,7 @@ def _row(
   nat = generator.nat
   if isinstance(nat, ENAT) and not schedule.is_table:
     assert samples.trajectory is not None  # It was asked for.
-    start = np.full_like(samples.tokens, nat.codebook_size)
+    start = jnp.full_like(samples.tokens, nat.codebook_size)
     found = buckets_lib.counts_of_decode(
       samples.trajectory.tokens, start, nat.codebook_size
     )

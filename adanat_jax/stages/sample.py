@@ -7,14 +7,12 @@ python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits \
 from __future__ import annotations
 
 from collections.abc import Iterator
-import dataclasses
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import schedules
+from adanat_jax.decoding import schedules, tables
 from adanat_jax.decoding.schedules import PolicyLike
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import policies, texts
@@ -63,17 +61,18 @@ def run(experiment: Experiment) -> None:
     generator = generator.with_buckets(
       policy,
       labels,
-      jax.random.key(section.seed + 2),
+      # Samples have the numbers from 0 on.
+      jax.random.fold_in(jax.random.key(section.seed), 2**32 - 1),
       num_steps=section.num_steps,
       num_buckets=section.num_buckets,
     )
-  sample = lambda seed: generator.sample(
-    labels, section.num_steps, seed, policy
+  sample = lambda: generator.sample(
+    labels, section.num_steps, section.seed, policy
   )
-  images = sample(section.seed)
-  # The first call compiled; the second, of another seed, is timed.
+  sample()
+  # The first call compiled; the second is timed.
   start = time.perf_counter()
-  sample(section.seed + 1)
+  images = sample().images
   seconds = time.perf_counter() - start
 
   output = files.make_directory(section.output or experiment.workdir / 'sample')
@@ -123,29 +122,7 @@ def read_table(path: str) -> PolicyValues:
     raise UserError(
       'config.sample.policy=table needs config.sample.table, a JSON file'
     )
-  names = [field.name for field in dataclasses.fields(PolicyValues)][:4]
   try:
-    given = files.read_json(
-      path,
-      {name: [float] for name in names},
-      f'it must be JSON with the lists {", ".join(names)}',
-    )
+    return tables.checked_table(files.read_json(path), path)
   except UserError as error:
     raise UserError(f'config.sample.table={error}') from error
-  with np.errstate(over='ignore'):
-    lists = {name: np.asarray(given[name], np.float32) for name in names}
-  lengths = {name: len(values) for name, values in lists.items()}
-  mask_ratio = lists['mask_ratio']
-  if len(set(lengths.values())) != 1 or not mask_ratio.size:
-    problem = (
-      f'the lists must have equal lengths, at least 1, they have {lengths}'
-    )
-  elif not all(np.isfinite(values).all() for values in lists.values()):
-    problem = 'every value must be finite'
-  elif mask_ratio.min() < 0 or mask_ratio.max() > 1:
-    problem = 'mask_ratio must lie in [0, 1]'
-  elif any(values.min() < 0 for values in lists.values()):
-    problem = 'no value may be negative'
-  else:
-    return PolicyValues(**{k: jnp.asarray(v) for k, v in lists.items()})
-  raise UserError(f'config.sample.table={path}: {problem}')

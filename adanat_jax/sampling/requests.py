@@ -1,0 +1,285 @@
+"""What a user asks of a generator, checked: one line says what is wrong.
+
+Labels, canvases, images and counts become arrays and numbers of the types that
+the compiled program takes, and whatever may decide a decode a `Schedule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any, TypeAlias
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.decoding import schedules, tables
+from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
+from adanat_jax.errors import UserError, shown
+from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
+
+# Class ids or names, captions, or states of captions, float32[B, L, C].
+Labels: TypeAlias = Sequence[int] | Sequence[str] | np.ndarray
+
+# What `Generator.sample` takes for a policy, besides its name.
+AnyPolicy: TypeAlias = (
+  Schedule | PolicyLike | Mapping[str, Sequence[float] | np.ndarray] | Policy
+)
+
+CaptionEncoder: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+
+# JAX takes others modulo 2**32, so that two would give the same samples.
+LAST_SEED = 2**32 - 1
+
+
+# Equal for the same function: nothing is compiled twice.
+@dataclasses.dataclass(frozen=True)
+class CheckedFunction:
+  """A user's function of a policy's signature, checked where it is traced."""
+
+  function: Policy
+
+  def __call__(
+    self, step: Array, observation: Observation, keys: Array, carry: Carry
+  ) -> tuple[PolicyValues, Any, Carry]:
+    """Calls it, and broadcasts its values to float32[B]."""
+    result = self.function(step, observation, keys, carry)
+    if not (
+      isinstance(result, tuple)
+      and len(result) == 3
+      and isinstance(result[0], PolicyValues)
+    ):
+      raise UserError(
+        f'the policy returned {shown(result)}; it must return (PolicyValues,'
+        ' aux, carry)'
+      )
+    values, aux, carry = result
+    wide = lambda x: jnp.broadcast_to(jnp.float32(x), keys.shape)
+    return jax.tree.map(wide, values), aux, carry
+
+
+@struct.dataclass
+class GuidedPolicy:
+  """A policy whose guidance is another one at every step."""
+
+  inner: LearnedPolicy
+  guidance_scale: Array  # float32[]
+
+  @property
+  def num_steps(self) -> int:
+    """T."""
+    return self.inner.num_steps
+
+  def initial_carry(self, keys: Array) -> Carry:
+    """What the inner policy carries at first."""
+    return self.inner.initial_carry(keys)
+
+  def policy(self) -> Policy:
+    """The policy, with this guidance."""
+    inner = self.inner.policy()
+
+    def policy(
+      step: Array, observation: Observation, keys: Array, carry: Carry
+    ) -> tuple[PolicyValues, Any, Carry]:
+      values, aux, carry = inner(step, observation, keys, carry)
+      scale = jnp.broadcast_to(self.guidance_scale, keys.shape)
+      return dataclasses.replace(values, guidance_scale=scale), aux, carry
+
+    return policy
+
+
+def with_guidance(schedule: Schedule, scale: float) -> Schedule:
+  """The schedule with this `guidance_scale` at every step; 0 is unguided.
+
+  Raises:
+    UserError: unless the scale is a finite number of at least 0.
+  """
+  number = isinstance(scale, (int, float, np.number)) and scale is not True
+  if not number or not 0 <= scale < math.inf:
+    raise UserError(
+      f'guidance_scale is {shown(scale)}; give a finite number of at least 0,'
+      ' or None for what the policy decides'
+    )
+  policy: PolicyLike = schedule.policy
+  if isinstance(policy, PolicyValues):
+    given = jnp.full_like(policy.mask_ratio, scale)
+    policy = dataclasses.replace(policy, guidance_scale=given)
+  elif scale:
+    policy = GuidedPolicy(policy, jnp.float32(scale))
+  return dataclasses.replace(schedule, policy=policy, guided=scale > 0)
+
+
+def as_schedule(
+  policy: AnyPolicy, num_steps: int, num_samples: int | None
+) -> Schedule:
+  """What a policy that is no name stands for.
+
+  Args:
+    policy: see `Generator.sample`.
+    num_steps: T.
+    num_samples: B, with which a table a sample has to agree; None for no such
+      table.
+
+  Raises:
+    UserError: for a table that is none, another T, or no policy at all.
+  """
+  if isinstance(policy, Schedule):
+    chosen, made = policy, f'the schedule {policy.name} has'
+  elif isinstance(policy, (PolicyValues, Mapping)):
+    table = tables.checked_table(policy, num_samples=num_samples)
+    chosen, made = Schedule('table', table), 'the table has'
+  elif isinstance(policy, LearnedPolicy):
+    chosen, made = Schedule('agent', policy), 'the agent was made for'
+  elif callable(policy):
+    checked = CheckedFunction(policy)
+    function = schedules.FunctionPolicy(checked, num_steps)
+    chosen, made = Schedule('function', function), ''
+  else:
+    raise unknown_policy(policy)
+  if isinstance(chosen.policy, PolicyValues) and chosen is policy:
+    what = f'the schedule {chosen.name}'
+    tables.checked_table(chosen.policy, what, num_samples)
+  if chosen.num_steps != num_steps:
+    raise UserError(
+      f'{made} {chosen.num_steps} steps, num_steps is {num_steps}'
+    )
+  return chosen
+
+
+def unknown_policy(policy: object) -> UserError:
+  """The error that lists what a policy may be."""
+  names = ', '.join(schedules.SCHEDULES)
+  return UserError(
+    f'policy is {shown(policy)}; give learned, hand-made, {names}, a Schedule,'
+    ' a table, an agent or a function'
+  )
+
+
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+  """An integer of Python or NumPy within its limits, as one of Python.
+
+  Raises:
+    UserError: for anything else, truth values and texts included.
+  """
+  number = int(value) if isinstance(value, (int, np.integer)) else low - 1
+  if isinstance(value, bool) or number < low or number > (high or number):
+    allowed = f'of at least {low}' if high is None else f'from {low} to {high}'
+    raise UserError(f'{name} is {shown(value)}; give an integer {allowed}')
+  return number
+
+
+def conditions(
+  labels: Labels,
+  num_classes: int,
+  class_names: Sequence[str] = (),
+  null_condition: np.ndarray | None = None,
+  encode_captions: CaptionEncoder | None = None,
+) -> np.ndarray:
+  """What the network takes for `labels`: int32[B] or float32[B, L, C].
+
+  A `null_condition` float32[L, C] says that it takes texts.
+
+  Raises:
+    UserError: naming what was given and what is allowed.
+  """
+  result = _array('labels', labels)
+  is_text = result.dtype.kind == 'U' and result.ndim == 1 and result.size > 0
+  if null_condition is not None:
+    return _states(result, is_text, np.shape(null_condition), encode_captions)
+  known = f'0 to {num_classes - 1}'
+  if class_names:
+    known += f', {some(class_names)}'
+  if is_text and class_names:
+    places = {name: index for index, name in enumerate(class_names)}
+    unknown = [name for name in result.tolist() if name not in places]
+    if unknown:
+      raise UserError(f'labels hold {shown(unknown[0])}; classes are {known}')
+    return np.array([places[name] for name in result.tolist()], np.int32)
+  if result.ndim != 1 or result.size == 0 or result.dtype.kind not in 'iu':
+    names = ' or names' if class_names else ''
+    raise UserError(
+      f'labels are {shown(labels)}; give a list of class ids{names}'
+    )
+  if result.min() < 0 or result.max() >= num_classes:
+    raise UserError(
+      f'labels hold {shown(sorted(set(result.tolist())))}; classes are {known}'
+    )
+  return result.astype(np.int32)
+
+
+def some(names: Sequence[str]) -> str:
+  """The first of some names for a message."""
+  return ', '.join([*names[:10], *(['...'] if len(names) > 10 else [])])
+
+
+def grids(
+  tokens: np.ndarray, num_tokens: int, last: int, count: int | None = None
+) -> np.ndarray:
+  """Token grids int32[B, N], of tokens from 0 to `last`.
+
+  Raises:
+    UserError: for another N, another B than `count`, or other tokens.
+  """
+  result = _array('tokens', tokens)
+  fits = result.ndim == 2 and result.size > 0 and result.shape[1] == num_tokens
+  if (
+    not fits
+    or result.dtype.kind not in 'iu'
+    or count not in (None, len(result))
+  ):
+    raise UserError(
+      f'tokens are {result.dtype}{list(result.shape)}; give integers'
+      f' [{count or "B"}, {num_tokens}]'
+    )
+  if result.min() < 0 or result.max() > last:
+    raise UserError(
+      f'tokens lie in {result.min()} to {result.max()}; allowed are 0 to {last}'
+    )
+  return result.astype(np.int32)
+
+
+def pictures(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+  """Images to encode, float32[B, *shape] in [0, 1].
+
+  Raises:
+    UserError: for another shape or type, or values that are not in [0, 1].
+  """
+  result = _array('images', images)
+  if result.dtype.kind != 'f' or result.shape[1:] != shape or not result.size:
+    raise UserError(
+      f'images are {result.dtype}{list(result.shape)}; give floats'
+      f' [B, {", ".join(map(str, shape))}] in [0, 1]'
+    )
+  if not (result.min() >= 0 and result.max() <= 1):
+    raise UserError(
+      f'images lie in {result.min()} to {result.max()}; allowed is [0, 1]'
+    )
+  return result.astype(np.float32)
+
+
+def _array(what: str, value: object) -> np.ndarray:
+  try:
+    return np.asarray(value)
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f'{what} are {shown(value)}; give rows of equal lengths'
+    ) from error
+
+
+def _states(
+  labels: np.ndarray,
+  is_text: bool,
+  expected: tuple[int, ...],
+  encode_captions: CaptionEncoder | None,
+) -> np.ndarray:
+  if is_text and encode_captions:
+    return encode_captions(labels.tolist())
+  if labels.dtype.kind != 'f' or labels.shape[1:] != expected:
+    raise UserError(
+      f'conditions are {labels.dtype}{list(labels.shape)}; give a list of'
+      f' captions, or their states, float32[B, {expected[0]}, {expected[1]}]'
+    )
+  return labels.astype(np.float32)
