@@ -137,6 +137,9 @@ def get_config() -> ml_collections.ConfigDict:
   # smaller in the first ones: learning/policy.py. 0.0 keeps no average (the
   # published recipe).
   policy.ema_decay = 0.0
+  # How much of a step's action is taken over from the step before: AdaGen has
+  # 0.8 for T = 16 and 32; 0.0 for none, as AdaNAT.
+  policy.smoothing = 0.0
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   # 'study' compares schedules on the digits, 'published' measures policies as

@@ -2,12 +2,12 @@
 
 import functools
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, loop
+from adanat_jax.decoding import actions, loop, tables
 from adanat_jax.learning import policy, ppo, rewards
 from adanat_jax.learning.agent import Agent, non_adaptive
 from adanat_jax.runtime import leaves
@@ -111,6 +111,74 @@ def evaluate(problem, agent, reward):
 
   value, trajectory = decode(agent)
   return float(value), trajectory
+
+
+class SmoothingTest(parameterized.TestCase):
+  """Smoothed actions, against LeapLabTHU/AdaGen's way of writing them."""
+
+  @parameterized.parameters(
+    ([1, 0, 0, 0, 0], [1, 0.8, 0.64, 0.512, 0.4096]),
+    ([0, 1, 0, 0, 0], [0, 0.2, 0.16, 0.128, 0.1024]),
+    ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1]),
+    ([1, -1, 1, -1, 1], [1, 0.6, 0.68, 0.344, 0.4752]),
+  )
+  def test_numbers(self, raw, expected):
+    taken = []
+    for step, action in enumerate(jnp.float32(raw)):
+      before = taken[-1] if taken else 99.0
+      taken.append(actions.smooth(step, before, action, 0.8))
+    np.testing.assert_allclose(taken, expected, rtol=1e-5)
+
+  def test_a_decode_takes_what_the_original_takes(self):
+    # Its residual of the mask ratio for T = 16, made for smoothing by 0.8.
+    residual = np.float32(
+      [5.3331, -1.6641, -0.2255, 0.0766, 0.0688, -0.0624, -0.2572, -0.4944]
+      + [-0.7696, -1.0881, -1.4651, -1.9322, -2.5566, -3.5091, -5.4251]
+      + [-37.2694]
+    )
+    raw = np.float32(np.random.default_rng(0).normal(size=(16, 4)))
+    theirs = raw[:, 0] + residual
+    for t in range(1, 16):
+      theirs[t] = 0.8 * theirs[t - 1] + 0.2 * theirs[t]
+
+    def network(params, features, step):
+      return params[step], jnp.zeros(len(features))
+
+    hand_made = actions.published_residual(16)
+    agent = Agent(jnp.asarray(raw), hand_made, network, smoothing=0.8)
+    trajectory = decode_once(agent)
+    np.testing.assert_allclose(
+      trajectory.values.mask_ratio[:, 0], jax.nn.sigmoid(theirs), atol=2e-4
+    )
+    # Learning sees the raw action, and no sample the others.
+    np.testing.assert_array_equal(trajectory.aux.action[:, 0], raw)
+    still = agent.replace(params=jnp.zeros((16, 4)))
+    np.testing.assert_allclose(
+      decode_once(still).values.guidance_scale[:, 1],
+      tables.adagen(16).guidance_scale,
+      rtol=1e-3,
+    )
+
+
+def decode_once(agent):
+  """What an agent does with two samples of a network that knows nothing."""
+  keys = loop.sample_keys(jax.random.key(0), 2)
+  return loop.decode(
+    lambda tokens, condition, cache: (
+      jnp.zeros((*tokens.shape, 1)),
+      jnp.zeros((*tokens.shape, K)),
+      cache,
+    ),
+    agent.policy(),
+    policy_carry=agent.initial_carry(keys),
+    tokens=loop.full_mask(2, N, K),
+    condition=jnp.zeros(2, jnp.int32),
+    null_condition=None,
+    keys=keys,
+    num_steps=agent.num_steps,
+    mask_token=K,
+    record=True,
+  ).trajectory
 
 
 class LearningTest(absltest.TestCase):

@@ -15,6 +15,7 @@ from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import vq
+from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study as measures_lib
 from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.models.classifier import ConvClassifier
@@ -186,8 +187,13 @@ class MethodsTest(absltest.TestCase):
     raw = np.zeros((2, 2, 4), np.float32)
     raw[0, :, 0] = [0, 2 * np.log(3)]
     residual = jnp.zeros((2, 4)).at[1, 0].set(-np.log(3))
-    table = evaluate_study.mean_table(raw, residual)
+    agent = Agent({}, residual, lambda *_: None)
+    table = evaluate_study.mean_table(raw, agent)
     np.testing.assert_allclose(table.mask_ratio, [0.75, 0.25], rtol=1e-5)
+    # The second action is half of the first, ln(3) / 2: sqrt(3) / 3 in odds.
+    agent = Agent({}, residual, lambda *_: None, smoothing=0.5)
+    smoothed = evaluate_study.mean_table(raw, agent).mask_ratio
+    np.testing.assert_allclose(smoothed, [0.75, 0.366025], rtol=1e-5)
     self.assertEqual(table.guidance_scale.shape, (2,))
 
   def test_shuffled_table_stays_within_a_class(self):

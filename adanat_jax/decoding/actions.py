@@ -69,6 +69,26 @@ def residual_of(table: PolicyValues) -> Array:
   )
 
 
+def smooth(
+  step: Array | int, before: Array, action: Array, smoothing: float
+) -> Array:
+  """The smoothed action of a step, float32[..., A].
+
+  AdaGen (arXiv 2603.06993; LeapLabTHU/AdaGen `core/helpers.py`): the first one
+  is taken as it is, then `smoothing * before + (1 - smoothing) * action`. It is
+  linear, so smoothing the sum of action and residual as they do, with a
+  residual made for that, comes to the same as adding this to the schedule.
+
+  Args:
+    step: int32[], the number of the step.
+    before: float32[..., A], the smoothed action of the step before.
+    action: float32[..., A], raw.
+    smoothing: in [0, 1); 0 leaves actions as they are.
+  """
+  mixed = smoothing * before + (1 - smoothing) * action
+  return jnp.where(step == 0, action, mixed)
+
+
 def values_from_action(action: Array, residual: Array) -> PolicyValues:
   """The four decoding values, float32[...], of raw actions float32[..., A].
 

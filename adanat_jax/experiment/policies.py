@@ -95,6 +95,12 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
   return RESIDUALS[experiment.config.policy.residual](num_steps)
 
 
+def smoothing_of(experiment: Experiment) -> float:
+  """How actions are smoothed from step to step, see `actions.smooth`."""
+  # Configs of older versions have no such field.
+  return experiment.config.policy.get('smoothing', 0.0)
+
+
 def iterate_field(experiment: Experiment) -> str:
   """The field of a training's state that is measured, and used afterwards."""
   return 'average' if _iterate(experiment) == 'average' else 'params'
@@ -127,6 +133,7 @@ def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
     params,
     residual_of(experiment, training.num_steps),
     make_actor_critic(experiment, training),
+    smoothing_of(experiment),
   )
 
 
@@ -170,4 +177,5 @@ def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
     return mean, jnp.zeros(features.shape[0])
 
   residual = residual_of(experiment, num_steps)
-  return {num_steps: agent_lib.Agent(params, residual, actor_alone)}
+  smoothing = smoothing_of(experiment)
+  return {num_steps: agent_lib.Agent(params, residual, actor_alone, smoothing)}

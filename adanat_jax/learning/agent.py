@@ -52,11 +52,14 @@ class Agent:
     params: of actor and critic.
     residual: the schedule that a zero action gives, before the activations.
     actor_critic: `(params, features, step) -> (mean, value)`.
+    smoothing: of actions from step to step, see `actions.smooth`. Learning sees
+      the raw action: smoothing belongs to the environment.
   """
 
   params: Any
   residual: Array  # float32[T, A]
   actor_critic: ActorCritic = struct.field(pytree_node=False)
+  smoothing: float = struct.field(pytree_node=False, default=0.0)
 
   @property
   def num_steps(self) -> int:
@@ -64,9 +67,10 @@ class Agent:
     return len(self.residual)
 
   def initial_carry(self, keys: Array) -> Carry:
-    """Nothing: the policy reads the canvas alone."""
-    del keys
-    return ()
+    """The smoothed action before the first, float32[B, A], if any is."""
+    if not self.smoothing:
+      return ()
+    return jnp.zeros((len(keys), self.residual.shape[-1]))
 
   def policy(
     self, std: Array | float | None = None, weights: Array | None = None
@@ -91,8 +95,11 @@ class Agent:
         action = mean + std * normal
         counted = 1.0 if weights is None else weights[step]
         log_prob = gaussian_log_prob(action, mean, std, counted)
+      taken = action
+      if self.smoothing:
+        carry = taken = actions_lib.smooth(step, carry, action, self.smoothing)
       residual = self.residual[step]
-      values = actions_lib.values_from_action(action, residual[None])
+      values = actions_lib.values_from_action(taken, residual[None])
       return values, PolicyAux(action, log_prob, value), carry
 
     return policy

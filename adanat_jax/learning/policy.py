@@ -217,6 +217,7 @@ def collect(
     decoded = loop.decode(
       denoiser,
       agent.policy(std, weights),
+      policy_carry=agent.initial_carry(keys),
       tokens=start,
       condition=condition,
       null_condition=null_condition,
@@ -291,6 +292,7 @@ def make_train_step(
   fresh_rollouts: bool,
   rollouts: RolloutConfig = RolloutConfig(),
   ema_decay: float = 0.0,
+  smoothing: float = 0.0,
 ) -> Callable[..., tuple[PolicyState, Any]]:
   """Returns `(state, real batch, iteration, prompts) -> (state, metrics)`.
 
@@ -309,6 +311,7 @@ def make_train_step(
       own, as published, or those that PPO has just used.
     rollouts: how trajectories are collected and kept.
     ema_decay: of the moving average, see `decay_at`; 0.0 keeps none.
+    smoothing: of actions, see `Agent`.
   """
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(constants)
@@ -327,7 +330,9 @@ def make_train_step(
       jax.random.fold_in(key, iteration), 4
     )
     std = ppo.exploration_std(iteration, num_iterations, constants)
-    make_agent = lambda params: agent_lib.Agent(params, residual, actor_critic)
+    make_agent = lambda params: agent_lib.Agent(
+      params, residual, actor_critic, smoothing
+    )
     decode = functools.partial(
       collect,
       problem,

@@ -26,6 +26,7 @@ from adanat_jax.decoding import actions, schedules, step as step_lib, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import policies
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring.evaluation import Evaluation, Method, problems
 from adanat_jax.report.results import SHAPE
 from adanat_jax.runtime import files, processes
@@ -74,19 +75,23 @@ def schedule_of_setting(
   )
 
 
-def mean_table(raw_actions: np.ndarray, residual: jax.Array) -> PolicyValues:
+def mean_table(raw_actions: np.ndarray, agent: Agent) -> PolicyValues:
   """An adaptive policy frozen to its mean action.
 
   Args:
-    raw_actions: what it did, float32[T, B, A], before residual and activation.
-    residual: float32[T, A].
+    raw_actions: what it did, float32[T, B, A], before smoothing, residual and
+      activation.
+    agent: what acted.
 
   Returns:
     float32[T], the values of the mean action over samples.
   """
-  return actions.values_from_action(
-    jnp.asarray(raw_actions).mean(axis=1), residual
-  )
+  taken: list[jax.Array] = []
+  for step, action in enumerate(jnp.asarray(raw_actions).mean(axis=1)):
+    before = taken[-1] if taken else action
+    smoothed = actions.smooth(step, before, action, agent.smoothing)
+    taken.append(smoothed if agent.smoothing else action)
+  return actions.values_from_action(jnp.stack(taken), agent.residual)
 
 
 def shuffled_table(
@@ -208,7 +213,7 @@ def _learned(
   count = evaluation.count
   seen = evaluation.sample(schedule, 'mean', count, record=True).trajectory
   assert seen is not None  # It was asked for.
-  mean = mean_table(seen.aux.action, agent.residual)
+  mean = mean_table(seen.aux.action, agent)
   label = f'{schedule.label}, mean action as a table'
   yield method(Schedule(f'{schedule.name}-mean', mean, label=label), 'frozen')
   shuffled = shuffled_table(seen.values, evaluation.labels(count), 0)

@@ -181,6 +181,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     frozen |= {'text': params, 'null': sharding.shard_state(null, mesh)}
   actor_critic = policies.make_actor_critic(experiment, training)
   residual = policies.residual_of(experiment, training.num_steps)
+  smoothing = policies.smoothing_of(experiment)
 
   def initial(frozen: Any) -> policy.PolicyState:
     return policy.initial_state(
@@ -207,6 +208,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
         section.rollout_features, section.rollout_dtype, section.rollout_size
       ),
       ema_decay=section.ema_decay,
+      smoothing=smoothing,
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     return step(state, batch.get('real'), iteration, prompts)
@@ -225,7 +227,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
       del iteration  # Every iterate gets the same conditions and noise.
       params = getattr(state, policies.iterate_field(experiment))
-      agent = agent_lib.Agent(params, residual, actor_critic)
+      agent = agent_lib.Agent(params, residual, actor_critic, smoothing)
       return scorer(generator, Schedule('learned', agent), num_samples=count)
 
     options = {
