@@ -1,8 +1,12 @@
 """Metadata of the package; the settings of tools are in pyproject.toml."""
 
 import pathlib
+import re
 
 import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+_INIT = (_HERE / 'adanat_jax' / '__init__.py').read_text()
 
 CONVERT = ['safetensors']
 SEARCH = ['cmaes']
@@ -14,15 +18,21 @@ TEXT = [
 
 setuptools.setup(
   name='adanat_jax',
-  version='0.1.0',
+  version=re.findall(r"^__version__ = '(.*)'", _INIT, re.MULTILINE)[0],
   description=(
     'Learned decoding policies for parallel token decoders: AdaNAT, in JAX.'
   ),
-  long_description=pathlib.Path(__file__).with_name('README.md').read_text(),
+  long_description=(_HERE / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   license_files=['LICENSE', 'NOTICE'],
-  packages=setuptools.find_packages(include=['adanat_jax', 'adanat_jax.*']),
+  packages=[
+    *setuptools.find_packages(include=['adanat_jax', 'adanat_jax.*']),
+    'adanat_jax.configs',
+  ],
+  # Found by name, `--config=digits`, without the repository.
+  package_dir={'adanat_jax.configs': 'configs'},
+  entry_points={'console_scripts': ['adanat = adanat_jax.main:run']},
   package_data={'adanat_jax': ['py.typed']},
   python_requires='>=3.11',
   install_requires=[

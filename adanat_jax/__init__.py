@@ -23,6 +23,8 @@ if TYPE_CHECKING:
   from adanat_jax.sampling.program import Samples
   from adanat_jax.types import PolicyValues
 
+__version__ = '0.2.0.dev0'
+
 __all__ = [
   'Experiment',
   'Generator',

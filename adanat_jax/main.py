@@ -1,11 +1,12 @@
 """Runs a stage, or all of them, of a config.
 
-  python -m adanat_jax.main --config=configs/digits.py --workdir=runs/digits
+  adanat --config=digits:tiny --workdir=runs/first
 
-`--config=FILE:preset` picks a preset, `--config.field=value` sets a field, and
+`--config=NAME:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
 policy, search, evaluate, report, compare, statistics or sample. The same
-command continues a run that was stopped.
+command continues a run that was stopped. `python -m adanat_jax.main` is the
+same program.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -14,20 +15,24 @@ and Open MPI the processes find each other; elsewhere each gets
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import importlib
 import os
 import pathlib
+import signal
 import sys
+import textwrap
 import traceback
 from typing import Any
 
 from absl import app, flags, logging
 
-from adanat_jax.errors import UserError, printable
+from adanat_jax import __version__
+from adanat_jax.errors import ConfigError, UserError, printable
 from adanat_jax.experiment import (
   config as config_lib,
+  config_help,
   field_rules,
   fields,
   workdir as workdir_lib,
@@ -56,9 +61,14 @@ BENCHMARK = ('tokenizer', 'prepare', 'nat', 'policy', 'evaluate')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
 
+# The fields that choose the stages.
+_DECISIVE = ('mode', 'data.source')
+
 _CONFIG = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where everything of this run is kept and found again.'
+  'workdir',
+  None,
+  'Where everything of this run is kept and found again; runs/NAME by default.',
 )
 _CACHE = flags.DEFINE_enum(
   'jax_cache', 'on', ['on', 'off'], 'Keep compiled programs between runs.'
@@ -94,48 +104,44 @@ _DISTRIBUTED_TIMEOUT = flags.DEFINE_float(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Connects the processes, claims the workdir, and runs config.mode."""
-  del argv  # parse_flags lets nothing through that is not a flag.
-  if _CONFIG.value is None or not _WORKDIR.value:
-    missing = '--workdir=DIR' if _CONFIG.value else '--config=FILE'
-    raise UserError(
-      f'{missing} is missing; for example: python -m adanat_jax.main'
-      ' --config=configs/digits.py --workdir=runs/digits'
-    )
-  if not _WORKDIR.value.strip() or _WORKDIR.value.startswith('-'):
-    raise UserError(
-      f'--workdir={_WORKDIR.value!r}: a directory is needed; for one whose name'
-      ' begins with a dash give ./ before it'
-    )
-  if '://' in _WORKDIR.value:
-    raise UserError(
-      f'--workdir={_WORKDIR.value}: a directory is needed; mount the bucket'
-      ' (gcsfuse) or use a disk that all hosts share (Filestore, NFS)'
-    )
-  if not fields.path().accepts(_WORKDIR.value):
-    raise UserError(
-      f'--workdir={printable(_WORKDIR.value, 200)} is no name that a directory'
-      ' can have'
-    )
+  """Connects the processes, claims the workdir, and runs config.mode.
+
+  `argv` holds what is wrong with the flags, after the program's name.
+  """
+  problems = [*argv[1:], *_problems_of_workdir()]
   config = _CONFIG.value
-  names = _names_of_stages(config)
-  # All before anything asks JAX for a device.
-  environment.keep_memory()
-  environment.set_cache(_CACHE_DIR.value if _CACHE.value == 'on' else None)
-  processes.start(
-    _DISTRIBUTED.value,
+  cluster: dict[str, Any] = dict(
+    mode=_DISTRIBUTED.value,
     coordinator_address=_COORDINATOR_ADDRESS.value,
     num_processes=_NUM_PROCESSES.value,
     process_id=_PROCESS_ID.value,
     timeout=_DISTRIBUTED_TIMEOUT.value,
-    facts={f'config.{k}': v for k, v in config_lib.fields(config)},
   )
-  workdir = pathlib.Path(os.path.expanduser(_WORKDIR.value))
+  # All before anything asks JAX for a device.
+  environment.keep_memory()
+  try:
+    environment.set_cache(_CACHE_DIR.value if _CACHE.value == 'on' else None)
+  except UserError as error:
+    problems += error.problems
+  if config is None or (problems and _is_cluster(cluster, problems)):
+    raise ConfigError(problems)
+  processes.start(
+    **cluster, facts={f'config.{k}': v for k, v in config_lib.fields(config)}
+  )
+  workdir = config_lib.default_workdir(config_lib.source_of())
+  if _WORKDIR.value is not None:
+    workdir = pathlib.Path(os.path.expanduser(_WORKDIR.value))
+  names = _names_of_stages(config)
   stages = [importlib.import_module(STAGES[name]) for name in names]
   # All of them before the first: nobody waits hours for the last one's no.
   Experiment(config, workdir).check(
-    workdir_lib.problems, *(stage.check_config for stage in stages)
+    lambda _: problems,
+    workdir_lib.problems,
+    *(stage.check_config for stage in stages),
+    reads=_DECISIVE,
   )
+  if _WORKDIR.value is None:
+    processes.say(f'--workdir is left out: this run is kept in {workdir}')
   with workdir_lib.claimed(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   ):
@@ -149,10 +155,43 @@ def main(argv: Sequence[str]) -> None:
   processes.barrier()
 
 
+def _is_cluster(cluster: Mapping[str, Any], problems: list[str]) -> bool:
+  """Whether other processes are to be met, or flags about them are wrong."""
+  try:
+    return processes.find_cluster(**cluster) is not None
+  except UserError as error:
+    problems += error.problems
+    return True
+
+
+def _problems_of_workdir() -> Iterator[str]:
+  """Says why `--workdir` is no directory."""
+  given = _WORKDIR.value
+  if given is None:
+    return
+  if not given.strip() or given.startswith('-'):
+    yield (
+      f'--workdir={given!r}: a directory is needed; for one whose name begins'
+      ' with a dash give ./ before it'
+    )
+  if '://' in given:
+    yield (
+      f'--workdir={given}: a directory is needed; mount the bucket (gcsfuse) or'
+      ' use a disk that all hosts share (Filestore, NFS)'
+    )
+  if not fields.path().accepts(given):
+    yield (
+      f'--workdir={printable(given, 200)} is no name that a directory can have'
+    )
+
+
 def _names_of_stages(config: Any) -> tuple[str, ...]:
-  """The stages that a config asks for, in their order."""
-  decisive = {name: field_rules.RULES[name] for name in ('mode', 'data.source')}
-  fields.check(config, decisive, required=decisive)
+  """The stages that a config asks for, in their order; none if it is wrong."""
+  rules = {name: field_rules.RULES[name] for name in _DECISIVE}
+  try:
+    fields.check(config, rules, required=rules)
+  except ConfigError:
+    return ()
   if config.mode == 'all':
     return STUDY if config.data.source == 'digits' else BENCHMARK
   return COMPARISON if config.mode == 'compare' else (config.mode,)
@@ -177,13 +216,65 @@ def _hold(
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-  """Parses the flags, and keeps libraries quiet unless `-v` was given."""
-  rest = config_lib.parse_flags(argv)
+  """Parses the flags; returns the program's name and all that is wrong.
+
+  Libraries stay quiet unless `-v` was given.
+  """
+  asked = set(argv[1:]) & {'--help', '-help', '-h', '--version'}
+  argv = [argument for argument in argv if argument not in asked]
+  problems: list[str] = []
+  try:
+    config_lib.parse_flags(argv)
+  except UserError as error:
+    problems += error.problems
+  if asked and not problems:
+    # Whoever reads the first lines alone, `| head`, gets no traceback.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print(f'adanat_jax {__version__}' if '--version' in asked else _help())
+    sys.exit()
+  if config_lib.config_argument(argv) is None:
+    problems.append(
+      '--config=NAME is missing; for example:'
+      f' {config_lib.rerun("--config=digits")}. There is'
+      f' {", ".join(config_lib.known_names())}, or the path of a .py file'
+    )
   if flags.FLAGS['verbosity'].using_default_value:
     # Libraries tell much at INFO; our own lines do not go through this log.
     # absl raises an unset verbosity to INFO right after parsing.
     logging.set_verbosity(logging.WARNING)
-  return rest
+  return [argv[0], *problems]
+
+
+def _help() -> str:
+  """What may be given; of a config that is given, its fields."""
+  if _CONFIG.value is not None:
+    source = config_lib.source_of()
+    values = dict(config_lib.fields(_CONFIG.value))
+    return (
+      f'{config_help.about(source)}\n\n{config_help.fields(values, source)}'
+    )
+  here = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
+  configs = {
+    name: config_help.about(name).partition('\n')[0]
+    for name in config_lib.known_names()
+  }
+  return '\n'.join(
+    [
+      *(__doc__.rstrip(), '', 'flags:'),
+      *_table({f'--{f.name}': f.help for f in [flags.FLAGS['config'], *here]}),
+      *('', 'configs; --config=NAME --help shows the fields of one:'),
+      *_table(configs),
+    ]
+  )
+
+
+def _table(rows: Mapping[str, str]) -> Iterator[str]:
+  """Lines of names with what they are, beside each other."""
+  indent = 4 + max(map(len, rows))
+  for name, text in rows.items():
+    yield textwrap.fill(
+      f'  {name:{indent - 2}}{text}', 80, subsequent_indent=' ' * indent
+    )
 
 
 def run() -> None:

@@ -27,10 +27,10 @@ _SHARED = re.compile(r'^ *run=\(([^)]*)\)', re.MULTILINE)
 _EXPANDED = '"${run[@]}"'
 # A command, after what it needs, and the lines that it goes on in.
 _COMMAND = re.compile(
-  r'^ *(?:pip install .*&& )?(python (?:\\\n|.)*)', re.MULTILINE
+  r'^ *(?:pip install .*&& )?((?:python|adanat) (?:\\\n|.)*)', re.MULTILINE
 )
 _LINK = re.compile(r'\]\(([^)#\s]*)(#[^)\s]*)?\)')
-_PROGRAMS = ('-m adanat_jax.main', 'benchmarks/hours.py')
+_PROGRAMS = ('-m adanat_jax.main', 'adanat --config', 'benchmarks/hours.py')
 # Of the programs, beside those of the config.
 _FLAGS = ('workdir', 'images', 'captions', 'rate', 'distributed')
 
@@ -50,7 +50,7 @@ def commands(page):
 def parse(words):
   """Reads a command's flags as `adanat_jax.main` does; returns the config."""
   values = flags.FlagValues()
-  config = config_lib.define_flag(values, words)
+  config = config_lib.define_flag(values)
   for name in _FLAGS:
     flags.DEFINE_string(name, None, '', flag_values=values)
   values.set_gnu_getopt(True)
@@ -94,7 +94,7 @@ class DocsTest(absltest.TestCase):
         with self.subTest(page=page.name, command=line):
           config = parse(words)
           self.assertIn(config.mode, ('all', *STAGES))
-          if _PROGRAMS[0] in line:
+          if _PROGRAMS[2] not in line:
             check_stages(config)
           count += 1
     self.assertGreater(count, 20)

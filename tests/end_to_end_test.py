@@ -258,7 +258,8 @@ class EndToEndTest(absltest.TestCase):
       result = run(command(self.directory / 'empty', self.cache, mode=mode))
       self.assertEqual(result.returncode, 2, result.stderr)
       self.assertLen(result.stderr.splitlines(), 1, result.stderr)
-      self.assertIn(f'run --config.mode={stage}', result.stderr)
+      self.assertIn('first run: python -m adanat_jax.main --', result.stderr)
+      self.assertIn(f' --config.mode={stage}\n', result.stderr)
     result = run(
       command(self.whole, self.cache, mode='sample', sample__num_steps=3)
     )

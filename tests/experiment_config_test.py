@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import tempfile
 import textwrap
 
@@ -9,7 +10,12 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from adanat_jax.errors import ConfigError, UserError
-from adanat_jax.experiment import config as config_lib, fields, workdir
+from adanat_jax.experiment import (
+  config as config_lib,
+  config_help,
+  fields,
+  workdir,
+)
 
 _TOY = """
 import ml_collections
@@ -45,7 +51,7 @@ def _parse(*arguments: str) -> flags.FlagValues:
   """Parses a command line into flags of its own."""
   values = flags.FlagValues()
   argv = ['program', *arguments]
-  config_lib.define_flag(values, argv)
+  config_lib.define_flag(values)
   flags.DEFINE_string('workdir', None, 'A directory.', flag_values=values)
   config_lib.parse_flags(argv, values)
   return values
@@ -126,18 +132,74 @@ class ParseFlagsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (['--config={toy}:tyni'], "'tyni'", 'default, tiny'),
-    (['--config={toy}x'], 'no file', '{toy}'),
-    (['--config={toy}', 'mode=nat'], "'mode=nat' is not a flag"),
-    (['--config={toy}', '--wrokdir=x'], "'wrokdir'", 'workdir'),
-    (['--config.seed=1'], '--config.seed', 'needs --config=FILE'),
-    (['--config.seed=1', '--config={toy}'], 'before a value for --config'),
+    (['--config={toy}x'], 'no such config; did you mean {toy}?', 'in256'),
+    (['--config=in265'], 'did you mean in256 or', 'cc3m256, coco256, digits'),
+    (
+      ['--config={toy}', 'mode=nat'],
+      "'mode=nat' is not a flag; did you mean --config.mode=nat?",
+    ),
+    (['--config={toy}', '--wrokdir=x'], "'--wrokdir=x'", 'mean --workdir=x?'),
+    (
+      ['--config={toy}', '--nat.width', '3'],
+      "'--nat.width' is not a flag; did you mean --config.nat.width?",
+    ),
+    (['--config={toy}', '--nat.wdith=3'], 'mean --config.nat.width=3 or'),
+    (['--config.seed=1'], '--config.seed', 'needs --config=NAME'),
+    (['--config'], 'Missing value for flag --config'),
+    (['--config={toy}', '--flagfile=/none'], '/none'),
   )
   def test_wrong_command_line_is_named(self, arguments, *parts):
     arguments = [argument.format(toy=self.toy) for argument in arguments]
     with self.assertRaises(UserError) as caught:
       _parse(*arguments)
+    self.assertLen(caught.exception.problems, 1)
     for part in parts:
       self.assertIn(part.format(toy=self.toy), str(caught.exception))
+
+  def test_all_mistakes_are_in_one_error_and_the_rest_is_parsed(self):
+    values = flags.FlagValues()
+    config_lib.define_flag(values)
+    flags.DEFINE_integer('count', 1, 'A number.', flag_values=values)
+    mistakes = {
+      '--nat.width=3': '--config.nat.width=3',
+      '--config.nat.widht=3': 'config.nat.width?',
+      '--config.nat.depth=a': 'an integer',
+      '--config.nat.levels=a': 'tuple of int',
+      '--config.limit=x': 'an integer',
+      '--config.nat.learning_rate=nan': 'not a number',
+      '--count=x': '--count=x',
+      '--config.seed': 'Missing value for flag --config.seed',
+    }
+    right = [f'--config={self.toy}', '--config.nat.betas=0.5,1', '--count=3']
+    with self.assertRaises(ConfigError) as caught:
+      config_lib.parse_flags(['program', *right, *mistakes], values)
+    problems = caught.exception.problems
+    self.assertLen(problems, len(mistakes))
+    for given, said in mistakes.items():
+      about = [line for line in problems if given.partition('=')[0] in line]
+      self.assertTrue(any(said in line for line in about), given)
+    self.assertEqual(values.config.nat.betas, (0.5, 1))
+    self.assertEqual((values.config.nat.width, values.count), (64, 3))
+
+  def test_ours_are_found_by_name(self):
+    values = _parse('--config.nat.width=9', '--config=in256:mini')
+    self.assertEqual(values.config.data.num_classes, 3)
+    self.assertEqual(values.config.nat.width, 9)
+    self.assertEqual(config_lib.source_of(values), 'in256:mini')
+    self.assertEqual(
+      [str(config_lib.default_workdir(s)) for s in ('in256:mini', 'a/b.py')],
+      ['runs/in256-mini', 'runs/b'],
+    )
+    with self.assertRaisesRegex(UserError, 'digits: unknown preset'):
+      config_lib.load('digits:digits')
+
+  def test_rerun_keeps_the_other_flags(self):
+    _parse(f'--config={self.toy}', '--workdir', 'a b', '--config.mode=nat')
+    self.assertEqual(
+      config_lib.rerun('--config.mode=all', '--workdir=w'),
+      f'python -m adanat_jax.main --config={self.toy} --config.mode=all'
+      ' --workdir=w',
+    )
 
   @parameterized.parameters(
     ('def get_config(:', 'line 1 of the file: SyntaxError'),
@@ -161,6 +223,41 @@ class ParseFlagsTest(parameterized.TestCase):
       config_lib.load(self.toy, {'nat.width': 'a'})
     with self.assertRaisesRegex(UserError, 'config.nat.x: no such field'):
       config_lib.load(self.toy, {'nat.x': 1})
+
+
+class HelpTest(absltest.TestCase):
+  def test_every_field_of_ours_is_shown_once_with_its_value(self):
+    for name in config_lib.known_names():
+      config = config_lib.load(name)
+      values = dict(config_lib.fields(config))
+      lines = config_help.fields(values, name).splitlines()
+      shown = [line for line in lines if line.startswith('--')]
+      self.assertCountEqual(
+        [re.split('[ =]', line)[0] for line in shown],
+        [f'--config.{field}' for field in values],
+      )
+      self.assertIn('--config.policy.ppo.num_epochs is unset', shown)
+
+  def test_comments_are_those_of_the_files(self):
+    config = config_lib.load('in256', {'nat.width': 5})
+    text = config_help.fields(dict(config_lib.fields(config)), 'in256')
+    # One of digits.py with the value of in256.py, of a group, of both files.
+    self.assertIn(
+      '# Decay, at each step, of the moving average of the parameters, which'
+      ' decoding\n# uses.\n# ImprovedNAT utils.py.\n--config.nat.ema_decay=',
+      text,
+    )
+    self.assertIn('--config.nat.width=5\n', text)
+    self.assertIn(
+      '# CMA-ES: its initial standard deviations; for temperatures they are'
+      ' those of\n# the logarithm. For 16 tokens a ratio of 0.07 is about one'
+      ' token.\n--config.search.spread.ratio=0.07\n',
+      text,
+    )
+    # Nothing of fields that a preset lacks.
+    config = config_lib.load('in256:tiny')
+    text = config_help.fields(dict(config_lib.fields(config)), 'in256:tiny')
+    self.assertNotIn('EXIF', text)
 
 
 class ClaimTest(absltest.TestCase):

@@ -86,7 +86,8 @@ _WITH_ONE_IMPORTER = {
     'runtime.stopping',
   ),
   'a part of what a config becomes': (
-    *('data.sources.registry', 'experiment.rewards'),
+    *('data.sources.registry', 'experiment.config_help'),
+    'experiment.rewards',
   ),
 }
 

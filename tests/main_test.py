@@ -10,6 +10,7 @@ import textwrap
 
 from absl.testing import absltest
 
+import adanat_jax
 from adanat_jax.runtime import files
 
 _CONFIG = """
@@ -71,8 +72,13 @@ class MainTest(absltest.TestCase):
       text=True,
       timeout=120,
       check=False,
-      cwd=pathlib.Path(__file__).parents[1],
-      env={**os.environ, 'HOME': str(self.directory), **environment},
+      cwd=self.directory,
+      env={
+        **os.environ,
+        'HOME': str(self.directory),
+        'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
+        **environment,
+      },
     )
 
   def _run_toy(self, *arguments, preset='', **kwargs):
@@ -99,14 +105,15 @@ class MainTest(absltest.TestCase):
     self.assertEqual(result.stdout.splitlines()[0], 'tokenizer 8 w')
     record = json.loads((self.directory / 'w/config.json').read_text())
     self.assertEqual(record['config']['width'], 8)
+    # Without a workdir, in one that is named after the config.
     other = self._run(
-      f'--config={self.config}',
-      f'--workdir={self.directory}/other',
-      '--config.data.source=coco',
+      f'--config={self.config}:tiny', '--config.data.source=coco'
     )
-    names = [line.split()[0] for line in other.stdout.splitlines()]
+    said, *lines = other.stdout.splitlines()
+    self.assertIn('this run is kept in runs/toy-tiny', said)
+    self.assertTrue((self.directory / 'runs/toy-tiny/config.json').is_file())
     pipeline = ['tokenizer', 'prepare', 'nat', 'policy', 'evaluate']
-    self.assertEqual(names, pipeline)
+    self.assertEqual(lines, [f'{name} 8 toy-tiny' for name in pipeline])
     # The same workdir, one stage, and then another config in it.
     result = self._run_toy('--config.mode=sample', preset=':tiny')
     self.assertEqual(result.stdout, 'sample 8 w\n')
@@ -137,20 +144,16 @@ class MainTest(absltest.TestCase):
 
   def test_mistakes_of_users_are_one_line_and_status_2(self):
     self.assert_one_line(
-      self._run(stubbed=False), '--config=FILE is missing', '--workdir='
-    )
-    self.assert_one_line(
-      self._run(f'--config={self.config}'),
-      '--workdir=DIR is missing',
+      self._run('--workdir=here', stubbed=False),
+      '--config=NAME is missing',
+      'python -m adanat_jax.main --workdir=here --config=digits',
     )
     self.assert_one_line(
       self._run_toy('--config.mode=trian', stubbed=False),
       "config.mode='trian' is not allowed",
       'all, tokenizer, judges, prepare, nat, policy, search, evaluate, report',
     )
-    self.assert_one_line(
-      self._run_toy('--config.widht=3', stubbed=False), 'config.width'
-    )
+    self.assert_one_line(self._run_toy('--config.widht=3'), 'config.width')
     self.assert_one_line(
       self._run_toy('--workdir=gs://bucket/run'), 'gs://bucket/run: a directory'
     )
@@ -164,6 +167,46 @@ class MainTest(absltest.TestCase):
       '--coordinator_address=HOST:PORT is missing',
       '--distributed=off runs one process',
     )
+
+  def test_all_mistakes_are_told_at_once_and_nothing_is_written(self):
+    result = self._run(
+      *('--config=in256', '--workdir=w', '--nat.width=3', '--num_processes=x'),
+      *('--config.nat.widht=3', '--config.policy.iterate=bset'),
+      stubbed=False,
+    )
+    self.assertEqual(result.returncode, 2)
+    lines = result.stderr.splitlines()
+    expected = (
+      ('config.policy.iterate=', 'give one of last, best, average'),
+      ('--config.nat.widht: ', 'did you mean config.nat.width?'),
+      ('flag --num_processes=x', ''),
+      ("'--nat.width=3' is not a flag", '--config.nat.width=3'),
+      ('config.data.path is empty; give', '(docs/imagenet256.md)'),
+      ('config.evaluate.inception.init_from is empty', '(docs/weights.md)'),
+      ('config.policy.discriminator.held_out is 1024', '(docs/imagenet256.md)'),
+      ('config.judges.reward.init_from is empty', '(docs/weights.md)'),
+    )
+    for line, (start, remedy) in zip(lines, expected, strict=True):
+      self.assertStartsWith(line, f'adanat_jax: {start}')
+      self.assertIn(remedy, line)
+    self.assertFalse((self.directory / 'w').exists())
+    # Where processes are to meet, flags come first.
+    self.assert_one_line(
+      self._run_toy('--distributed=local', '--wrokdir=x'), '--workdir=x'
+    )
+
+  def test_help_and_version(self):
+    result = self._run('--help', stubbed=False)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    for part in ('--workdir  ', '  in256_enat  ', '--config=NAME --help'):
+      self.assertIn(part, result.stdout)
+    result = self._run(
+      *(f'--config={self.config}:tiny', '--help', '--config.seed=7')
+    )
+    self.assertIn('--config.width=8\n', result.stdout)
+    self.assertIn('--config.seed=7\n', result.stdout)
+    result = self._run('--version', stubbed=False)
+    self.assertEqual(result.stdout, f'adanat_jax {adanat_jax.__version__}\n')
 
   def test_last_stage_may_refuse_the_config_before_the_first_runs(self):
     result = self._run_toy('--config.seed=3')

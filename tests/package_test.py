@@ -3,18 +3,21 @@
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import tarfile
+from unittest import mock
 
 from absl.testing import absltest
 
 import adanat_jax
 from adanat_jax import schedules, types
 from adanat_jax.decoding import schedules as where_schedules_are
-from adanat_jax.experiment import config as where_configs_are
+from adanat_jax.experiment import config as config_lib
 
-_DATA = pathlib.Path(__file__).with_name('data')
+_ROOT = pathlib.Path(__file__).parents[1]
+_DATA = _ROOT / 'tests' / 'data'
 # Loads a workdir in a process of its own, and lists what that imported.
 _CHILD = """
 import json, sys
@@ -44,10 +47,23 @@ class PackageTest(absltest.TestCase):
     self.assertIs(adanat_jax.Schedule, schedules.Schedule)
     self.assertIs(adanat_jax.PolicyValues, types.PolicyValues)
 
-  def test_config_files_of_earlier_versions_import_their_loader(self):
-    from adanat_jax import config as config_lib  # As their files say it.
+  def test_setup_takes_the_version_and_the_configs_from_where_they_are(self):
+    with mock.patch('setuptools.setup') as setup:
+      runpy.run_path(str(_ROOT / 'setup.py'))
+    given = setup.call_args.kwargs
+    self.assertEqual(given['version'], adanat_jax.__version__)
+    folder = _ROOT / given['package_dir']['adanat_jax.configs']
+    self.assertTrue(
+      (folder / 'digits.py').samefile(config_lib.find('digits')[0])
+    )
+    self.assertContainsSubset(
+      ['adanat_jax.configs', 'adanat_jax.stages'], given['packages']
+    )
 
-    self.assertIs(config_lib, where_configs_are)
+  def test_config_files_of_earlier_versions_import_their_loader(self):
+    from adanat_jax import config  # As their files say it.
+
+    self.assertIs(config, config_lib)
 
   def test_another_name_is_an_attribute_error(self):
     with self.assertRaisesRegex(AttributeError, "no attribute 'laod'"):

@@ -43,7 +43,7 @@ def problems(experiment: Experiment) -> Iterator[str]:
   if not experiment.is_digits and not section.path:
     yield (
       'config.data.path is empty; give the raw images of source'
-      f' {section.source}'
+      f' {section.source} ({page(experiment)})'
     )
   size, side = section.image_size, networks.downsampling(experiment.config)
   if size % side:
@@ -58,6 +58,11 @@ def problems(experiment: Experiment) -> Iterator[str]:
     )
   if not experiment.is_digits and section.path:
     registry.check_apart(_settings(experiment))
+
+
+def page(experiment: Experiment) -> str:
+  """The page of the documentation that goes from raw images to figures."""
+  return f'docs/{experiment.config.evaluate.benchmark or "own_images"}.md'
 
 
 def path_of(experiment: Experiment, split: str) -> str:

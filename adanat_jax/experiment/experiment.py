@@ -155,8 +155,8 @@ class Experiment:
     if not self.is_complete(stage):
       mode = stage.split('/')[0]
       raise UserError(
-        f'{self.workdir / stage} holds no finished training; run'
-        f' --config.mode={mode} with this workdir first{hint}'
+        f'{self.workdir / stage} holds no finished training;{hint} first run:'
+        f' {config_lib.rerun(f"--config.mode={mode}")}'
       )
 
   def field(self, name: str) -> Any:

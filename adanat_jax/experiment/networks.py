@@ -203,7 +203,7 @@ def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
     return module, experiment.load_converted(section, field, shapes)
   hint = ''
   if 'init_from' in experiment.field(section):
-    hint = f', or name converted weights by config.{section}.init_from'
+    hint = f' name converted weights by config.{section}.init_from, or'
   stage = section.replace('.', '/')
   experiment.require(stage, hint)
   directory = experiment.workdir / stage

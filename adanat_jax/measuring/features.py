@@ -69,8 +69,8 @@ def problems(
   if section.network == 'inception' and not section.inception.init_from:
     yield (
       'config.evaluate.inception.init_from is empty; give the directory that'
-      ' python -m adanat_jax.convert --kind=inception wrote, or another network'
-      ' by config.evaluate.network'
+      ' python -m adanat_jax.convert --kind=inception wrote (docs/weights.md),'
+      ' or another network by config.evaluate.network'
     )
   if section.network == 'measure' and data.source != 'digits':
     yield (

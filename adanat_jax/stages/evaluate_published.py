@@ -24,7 +24,7 @@ from adanat_jax.convert import files as weights
 from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, networks
+from adanat_jax.experiment import config as config_lib, datasets, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
   clip_score,
@@ -114,9 +114,10 @@ def _schedules(evaluation: Evaluation) -> list[Schedule]:
       if name == 'learned' and num_steps not in evaluation.generator.agents:
         raise UserError(
           f'{evaluation.experiment.workdir} holds no learned policy for'
-          f' {num_steps} steps: run --config.mode=policy first, name converted'
-          ' weights by config.policy.init_from, or leave learned out of'
-          ' config.evaluate.policies'
+          f' {num_steps} steps: name converted weights by'
+          ' config.policy.init_from, leave learned out of'
+          ' config.evaluate.policies, or first run:'
+          f' {config_lib.rerun("--config.mode=policy")}'
         )
       found.append(evaluation.generator.schedule(name, num_steps))
   return found

@@ -68,7 +68,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     yield (
       f'config.policy.discriminator.held_out is {held_out}, and there are no'
       ' validation images: give config.data.validation_path or'
-      ' config.data.held_out, or 0'
+      f' config.data.held_out, or 0 ({datasets.page(experiment)})'
     )
   if section.rollout_features == 'recompute' and denoisers.reuses(
     networks.nat_module(config)
