@@ -57,7 +57,9 @@ def problem_of(logits_of):
     logits = logits_of(tokens, condition)
     return jnp.broadcast_to(features, (*tokens.shape, 1)), logits, cache
 
-  return policy.Problem(denoiser, lambda tokens: tokens, N, K, num_classes=2)
+  return policy.FrozenParts(
+    denoiser, lambda tokens: tokens, N, K, num_classes=2
+  )
 
 
 def zeros_share(images, condition, key):

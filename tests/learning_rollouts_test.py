@@ -58,7 +58,7 @@ def read(prompts):
   return prompts[:, 0] + prompts[:, 1], prompts[:, 1]
 
 
-CLASSES = policy_lib.Problem(
+CLASSES = policy_lib.FrozenParts(
   denoiser, lambda tokens: tokens, N, K, num_classes=3
 )
 PROMPTS = dataclasses.replace(

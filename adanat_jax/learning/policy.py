@@ -113,7 +113,7 @@ def update_average(
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class FrozenParts:
   """What a policy is trained on: the frozen parts, as callables."""
 
   denoiser: Denoiser  # the NAT
@@ -182,7 +182,7 @@ def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
 
 
 def collect(
-  problem: Problem,
+  problem: FrozenParts,
   agent: agent_lib.Agent,
   key: Array,
   *,
@@ -254,7 +254,9 @@ def collect(
 
 
 def _make_learner(
-  problem: Problem, actor_critic: agent_lib.ActorCritic, config: RolloutConfig
+  problem: FrozenParts,
+  actor_critic: agent_lib.ActorCritic,
+  config: RolloutConfig,
 ) -> agent_lib.ActorCritic:
   """The networks as functions of what a rollout keeps as observations."""
   denoiser = _rounded(problem.denoiser, config.dtype)
@@ -280,7 +282,7 @@ def _make_learner(
 
 
 def make_train_step(
-  problem: Problem,
+  problem: FrozenParts,
   actor_critic: agent_lib.ActorCritic,
   residual: Array,
   reward_model: RewardModel,

@@ -284,7 +284,7 @@ def make_problem(
   tokenizer: VQGAN,
   frozen: Any,
   text: CLIPText | None = None,
-) -> policy.Problem:
+) -> policy.FrozenParts:
   """NAT and tokenizer as callables, with the parameters that `frozen` holds.
 
   Where the NAT reads texts, `text` is their tower, and `frozen` has its
@@ -298,7 +298,7 @@ def make_problem(
       {'params': tokenizer_params}, tokens, method='decode_tokens'
     )
 
-  problem = policy.Problem(
+  problem = policy.FrozenParts(
     denoiser,
     decode_images,
     nat.num_tokens,
