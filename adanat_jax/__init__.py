@@ -19,6 +19,8 @@ if TYPE_CHECKING:
   from adanat_jax.errors import UserError
   from adanat_jax.experiment import config
   from adanat_jax.experiment.experiment import Experiment, load
+  from adanat_jax.problems.decode import decode
+  from adanat_jax.problems.problem import Problem
   from adanat_jax.sampling.generator import Generator
   from adanat_jax.sampling.program import Samples
   from adanat_jax.types import PolicyValues
@@ -29,11 +31,13 @@ __all__ = [
   'Experiment',
   'Generator',
   'PolicyValues',
+  'Problem',
   'Samples',
   'Schedule',
   'StepOptions',
   'UserError',
   'config',
+  'decode',
   'load',
   'schedules',
   'types',
@@ -44,12 +48,14 @@ _PLACES = {
   'Experiment': 'experiment.experiment:Experiment',
   'Generator': 'sampling.generator:Generator',
   'PolicyValues': 'types:PolicyValues',
+  'Problem': 'problems.problem:Problem',
   'Samples': 'sampling.program:Samples',
   'Schedule': 'decoding.schedules:Schedule',
   'StepOptions': 'decoding.step:StepOptions',
   'UserError': 'errors:UserError',
   # Config files import it.
   'config': 'experiment.config:',
+  'decode': 'problems.decode:decode',
   'load': 'experiment.experiment:load',
   'schedules': 'decoding.schedules:',
   'types': 'types:',

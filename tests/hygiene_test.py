@@ -36,6 +36,10 @@ _MAY_IMPORT = {
     *('types', 'errors', 'runtime', 'decoding', 'models', 'learning'),
     'report',
   },
+  'problems': {
+    *('types', 'errors', 'runtime', 'decoding', 'models', 'learning'),
+    'sampling',
+  },
   'experiment': _PURE | _MIDDLE,
   'measuring': _PURE | _MIDDLE | {'experiment'},
   'stages': _PURE | _MIDDLE | {'experiment', 'measuring'},
@@ -62,6 +66,7 @@ _WITH_ONE_IMPORTER = {
     *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
     *('data.image_metadata', 'data.sources.table'),
   ),
+  'what learning will share': ('problems.problem', 'runtime.closures'),
   'a way to schedule': ('decoding.halton',),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),

@@ -35,10 +35,6 @@ from adanat_jax.types import Array, TokenCounts
 # Parameters of a network, as Flax nests them.
 Params = Mapping[str, Any]
 
-# With fewer rows a device, CPUs sum in another order: the last bits of images
-# would depend on how many were asked for.
-_FEWEST_ROWS = 8
-
 
 # Compared by identity: arrays have no single answer to `==`.
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -425,21 +421,9 @@ class Generator:
   def _batches(
     self, first: int, count: int, whole: bool = False
   ) -> Iterator[tuple[Any, int]]:
-    """Numbers int[B] of every batch's samples, and how many of them count.
-
-    Padding repeats the first ones. A request that fits into a batch gets one of
-    the next power of two; longer ones, and `whole`, get batches of
-    `batch_size`, the last one too: another program would take longer to compile
-    than its padding does to run.
-    """
-    devices = self._mesh.size
-    size = -(-self.batch_size // devices) * devices
-    if not whole and count < size:
-      rows = max(_FEWEST_ROWS, 1 << (-(-count // devices) - 1).bit_length())
-      size = min(size, rows * devices)
-    for start in range(first, count, size):
-      num_real = min(size, count - start)
-      yield start + np.resize(np.arange(num_real), size), num_real
+    """See `program.batches`."""
+    size = self._mesh.size
+    return program.batches(first, count, self.batch_size, size, whole)
 
   @property
   def _mesh(self) -> Mesh:

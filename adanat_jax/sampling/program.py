@@ -6,7 +6,7 @@ program.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import os
@@ -33,13 +33,18 @@ from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
 if TYPE_CHECKING:
   import PIL.Image
 
+# With fewer rows a device, CPUs sum in another order: the last bits of images
+# would depend on how many were asked for.
+_FEWEST_ROWS = 8
+
 
 @struct.dataclass
 class Samples:
   """Images with what they were made of; as an array it is the images.
 
   Attributes:
-    images: float32[B, H, W, C] in [0, 1].
+    images: float32[B, H, W, C] in [0, 1]; of a `Problem` what its decoder
+      returns, None without one.
     tokens: int32[B, N], complete token grids.
     trajectory: time-major record of the decode less the network's features;
       None unless asked for.
@@ -52,7 +57,7 @@ class Samples:
   passes: np.ndarray
 
   def __len__(self) -> int:
-    return len(self.images)
+    return len(self.tokens)
 
   def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
     return self.images[index]
@@ -162,7 +167,7 @@ def decode_tokens(
   if plan.counts is not None:
     assert isinstance(policy, PolicyValues)
     gathering = denoisers.make_gathering(nat, nat_params)
-    return _without_features(
+    return without_features(
       unrolled.decode(gathering, policy, counts=plan.counts, **shared)
     )
   denoiser = denoisers.make(nat, nat_params)
@@ -183,10 +188,10 @@ def decode_tokens(
     cache=sharding.split_batch(cache),
     **shared,
   )
-  return _without_features(decoded)
+  return without_features(decoded)
 
 
-def _without_features(decoded: loop.Decoded) -> loop.Decoded:
+def without_features(decoded: loop.Decoded) -> loop.Decoded:
   """Only training reads them; of many samples they would be gigabytes."""
   if decoded.trajectory is None:
     return decoded
@@ -268,22 +273,37 @@ def rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
   return sharding.put_batch(table, mesh, axis=1)
 
 
+def batches(
+  first: int, count: int, batch_size: int, devices: int, whole: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Numbers int[B] of every batch's samples, and how many of them count.
+
+  Padding repeats the first ones. A request that fits into a batch gets one of
+  the next power of two; longer ones, and `whole`, get batches of `batch_size`,
+  the last one too: another program would take longer to compile than its
+  padding does to run. The number of devices divides all.
+  """
+  size = -(-batch_size // devices) * devices
+  if not whole and count < size:
+    rows = max(_FEWEST_ROWS, 1 << (-(-count // devices) - 1).bit_length())
+    size = min(size, rows * devices)
+  for start in range(first, count, size):
+    num_real = min(size, count - start)
+    yield start + np.resize(np.arange(num_real), size), num_real
+
+
 def keep(part: Samples, count: int) -> Samples:
   """Drops the padding of a batch."""
-  return Samples(
-    part.images[:count],
-    part.tokens[:count],
-    jax.tree.map(lambda x: x[:, :count], part.trajectory),
-    part.passes[:count],
-  )
+  record = jax.tree.map(lambda x: x[:, :count], part.trajectory)
+  rest = dataclasses.replace(part, trajectory=None)
+  rest = jax.tree.map(lambda x: x[:count], rest)
+  return dataclasses.replace(rest, trajectory=record)
 
 
 def join(parts: Sequence[Samples]) -> Samples:
   """Batches one after the other."""
   join = lambda axis: lambda *xs: np.concatenate(xs, axis)
-  return Samples(
-    join(0)(*(part.images for part in parts)),
-    join(0)(*(part.tokens for part in parts)),
-    jax.tree.map(join(1), *(part.trajectory for part in parts)),
-    join(0)(*(part.passes for part in parts)),
-  )
+  record = jax.tree.map(join(1), *(part.trajectory for part in parts))
+  rest = [dataclasses.replace(part, trajectory=None) for part in parts]
+  rest = jax.tree.map(join(0), *rest)
+  return dataclasses.replace(rest, trajectory=record)

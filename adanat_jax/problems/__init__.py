@@ -1,0 +1,1 @@
+"""Anybody's generator: decoding and learning for networks of other people."""
