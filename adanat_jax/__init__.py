@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   from adanat_jax.problems.decode import decode
   from adanat_jax.problems.problem import Problem
   from adanat_jax.sampling.generator import Generator
+  from adanat_jax.sampling.likelihood import log_likelihood
   from adanat_jax.sampling.program import Samples
   from adanat_jax.types import PolicyValues
 
@@ -39,6 +40,7 @@ __all__ = [
   'config',
   'decode',
   'load',
+  'log_likelihood',
   'schedules',
   'types',
 ]
@@ -57,6 +59,7 @@ _PLACES = {
   'config': 'experiment.config:',
   'decode': 'problems.decode:decode',
   'load': 'experiment.experiment:load',
+  'log_likelihood': 'sampling.likelihood:log_likelihood',
   'schedules': 'decoding.schedules:',
   'types': 'types:',
 }

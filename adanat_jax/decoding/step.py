@@ -56,6 +56,9 @@ class StepOptions:
       positions are chosen as `'sampled'` would choose a few of many, without
       looking at the draw (Hayakawa et al., arXiv 2510.04525). `'given'`: by the
       `priority` of the decode (Halton), or any first where there is none.
+    noise: whether the masking temperature makes the order random. Without, all
+      orders but `'sampled'` follow from the canvas, and the likelihood of a
+      grid is known: see `decoding.likelihood`.
     rolled: of the order `'given'`, whether each sample starts at another place
       of it, drawn once (Halton's `randomize`).
     commit: how many become known. `'ratio'`: all but the share `mask_ratio`.
@@ -88,6 +91,7 @@ class StepOptions:
   order: Literal[
     'sampled', 'max_prob', 'entropy', 'margin', 'moment', 'given'
   ] = 'sampled'
+  noise: bool = True
   rolled: bool = False
   commit: Literal[
     'ratio', 'independent', 'entropy_bound', 'threshold', 'stable'
@@ -221,6 +225,17 @@ def effective_temperature(values: PolicyValues, options: StepOptions) -> Array:
   return sampling * masking / jnp.maximum(sampling + masking, _COLDEST)
 
 
+def tempered(logits: Array, temperature: Array) -> Array:
+  """The log-probabilities of `softmax(logits / temperature)`.
+
+  Args:
+    logits: float32[B, N, K].
+    temperature: float32[B]; 0 counts as 1e-6.
+  """
+  divisor = jnp.maximum(temperature, _COLDEST)[:, None, None]
+  return jax.nn.log_softmax(logits / divisor, axis=-1)
+
+
 def position_scores(
   logits: Array, values: PolicyValues, options: StepOptions
 ) -> Array:
@@ -231,10 +246,7 @@ def position_scores(
     values: float32[B] each.
     options: `order` is one that does not look at the draw, nor is given.
   """
-  coldest = lambda x: jnp.maximum(x, _COLDEST)[:, None, None]
-  log_probs = jax.nn.log_softmax(
-    logits / coldest(values.sampling_temperature), axis=-1
-  )
+  log_probs = tempered(logits, values.sampling_temperature)
   if options.order == 'max_prob':
     return log_probs.max(-1)
   if options.order == 'entropy':
@@ -242,9 +254,9 @@ def position_scores(
   if options.order == 'margin':
     best, second = jnp.moveaxis(jax.lax.top_k(log_probs, 2)[0], -1, 0)
     return jnp.exp(best) - jnp.exp(second)
-  masking = coldest(values.masking_temperature)
-  weighed = log_probs + jax.nn.log_softmax(logits, axis=-1) / masking
-  return masking[..., 0] * jax.nn.logsumexp(weighed, axis=-1)
+  masking = jnp.maximum(values.masking_temperature, _COLDEST)[:, None]
+  weighed = log_probs + jax.nn.log_softmax(logits, axis=-1) / masking[..., None]
+  return masking * jax.nn.logsumexp(weighed, axis=-1)
 
 
 def entropy(log_probs: Array) -> Array:
@@ -342,8 +354,9 @@ def decode_step(
       confidence = jnp.broadcast_to(priority, masked.shape)
   else:
     confidence = position_scores(logits, values, options)
-  noise = values.masking_temperature[:, None] * gumbel_confidence
-  confidence = confidence + noise
+  if options.noise:
+    noise = values.masking_temperature[:, None] * gumbel_confidence
+    confidence = confidence + noise
   if options.has_counts:
     confidence = jnp.where(masked, confidence, jnp.inf)
     count = count_to_mask(
@@ -469,10 +482,9 @@ def _within_bound(
   """Which positions an adaptive rule makes known, bool[B, N]."""
   bound = values.mask_ratio
   if options.commit == 'entropy_bound':
-    coldest = jnp.maximum(values.sampling_temperature, _COLDEST)
-    tempered = jax.nn.log_softmax(logits / coldest[:, None, None], axis=-1)
+    entropies = entropy(tempered(logits, values.sampling_temperature))
     order = jnp.argsort(place, axis=-1)
-    entropies = jnp.take_along_axis(entropy(tempered), order, axis=-1)
+    entropies = jnp.take_along_axis(entropies, order, axis=-1)
     return place < bounded_prefix(entropies, bound)[:, None]
   probability = jnp.exp(law.max(-1))
   if options.commit == 'threshold':
