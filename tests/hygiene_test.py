@@ -31,6 +31,7 @@ _MAY_IMPORT = {
   'data': {'types', 'errors', 'runtime'},
   'convert': {'errors', 'runtime', 'models', 'metrics'},
   'report': {'runtime'},
+  'laboratory': {'types', 'errors', 'decoding'},
   # Samples draw themselves, but import `report` only then.
   'sampling': {
     *('types', 'errors', 'runtime', 'decoding', 'models', 'learning'),
@@ -42,7 +43,7 @@ _MAY_IMPORT = {
   },
   'experiment': _PURE | _MIDDLE,
   'measuring': _PURE | _MIDDLE | {'experiment'},
-  'stages': _PURE | _MIDDLE | {'experiment', 'measuring'},
+  'stages': _PURE | _MIDDLE | {'experiment', 'measuring', 'laboratory'},
   'main': {'errors', 'runtime', 'data', 'experiment', 'stages'},
 }
 _ROOMS_OF_PACKAGE = set(_MAY_IMPORT)
@@ -68,6 +69,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'what learning will share': ('problems.problem', 'runtime.closures'),
   'a way to schedule': ('decoding.halton',),
+  'what is known exactly': ('laboratory.law',),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),
