@@ -170,13 +170,17 @@ class GeneratorTest(parameterized.TestCase):
     return Generator(ToyNat(), parameters(), None, None, C, {}, batch_size=30)
 
   @parameterized.parameters(
-    'max_prob(guidance_scale=2.0)', 'halton(randomize=False)'
+    'max_prob(guidance_scale=2.0)',
+    'halton(randomize=False)',
+    'entropy_bound(bound=1.5)',
   )
   def test_batches_do_not_show(self, name):
     labels = np.arange(len(GRIDS)) % C
-    found = adanat_jax.log_likelihood(self.generator, GRIDS, labels, name, T)
-    self.assertEqual((found.shape, found.dtype), ((81,), np.float32))
     schedule = schedules.make(name, T, N)
+    found = adanat_jax.log_likelihood(
+      self.generator, GRIDS, labels, schedule, T
+    )
+    self.assertEqual((found.shape, found.dtype), ((81,), np.float32))
     expected, _ = likelihood.log_likelihood(
       denoiser,
       schedules.as_policy(schedule.policy),

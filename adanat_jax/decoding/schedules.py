@@ -589,7 +589,8 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
   base, parameters = parse(name)
   schedule = SCHEDULES[base](num_steps, num_tokens, **parameters)
   if isinstance(schedule.policy, PolicyValues):
-    checked_table(schedule.policy, f'SCHEDULES[{base!r}]')
+    in_nats = schedule.options.commit == 'entropy_bound'
+    checked_table(schedule.policy, f'SCHEDULES[{base!r}]', in_nats=in_nats)
   made = schedule.name, schedule.num_steps
   if made != (base, num_steps):
     raise UserError(

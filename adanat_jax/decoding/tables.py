@@ -184,6 +184,8 @@ def checked_table(
   given: PolicyValues | Mapping[str, Sequence[float] | np.ndarray | Array],
   what: str = 'the table',
   num_samples: int | None = None,
+  *,
+  in_nats: bool = False,
 ) -> PolicyValues:
   """Checks a schedule in numbers, wherever it comes from.
 
@@ -192,6 +194,7 @@ def checked_table(
       `revisit_rate` are needed. Files of searches have more, which is not read.
     what: the table, for the messages.
     num_samples: B, if a column for each sample is allowed.
+    in_nats: whether mask ratios are bounds of entropies, which have no limit.
 
   Returns:
     The table, float32[T] or float32[T, B].
@@ -227,7 +230,7 @@ def checked_table(
       f' they have {shapes}'
     )
   for name, column in columns.items():
-    is_share = name in ('mask_ratio', revisit)
+    is_share = name == revisit or (name == 'mask_ratio' and not in_nats)
     most = 1.0 if is_share else np.finfo(np.float32).max
     wrong = ~((column >= 0) & (column <= most))
     if wrong.any():

@@ -140,8 +140,12 @@ def as_schedule(
   else:
     raise unknown_policy(policy)
   if isinstance(chosen.policy, PolicyValues) and chosen is policy:
-    what = f'the schedule {chosen.name}'
-    tables.checked_table(chosen.policy, what, num_samples)
+    tables.checked_table(
+      chosen.policy,
+      f'the schedule {chosen.name}',
+      num_samples,
+      in_nats=chosen.options.commit == 'entropy_bound',
+    )
   if chosen.num_steps != num_steps:
     raise UserError(
       f'{made} {chosen.num_steps} steps, num_steps is {num_steps}'
