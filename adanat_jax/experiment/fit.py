@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-import ml_collections
 
 from adanat_jax.data import prefetch
 from adanat_jax.data.examples import ArrayExamples, Examples, Rows
@@ -86,7 +85,7 @@ def fit(
   train_step: Callable[
     [Any, State, Any, Array], tuple[State, Mapping[str, Array]]
   ],
-  batch_at: Batches | Mapping[str, Batches],
+  batch_at: Batches | dict[str, Batches],
   num_steps: int,
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
@@ -114,7 +113,15 @@ def fit(
   Returns:
     The state after `num_steps` steps.
   """
-  mesh = experiment.mesh
+  mesh, config = experiment.mesh, experiment.config
+  given = {
+    'log_every': config.log_every,
+    'save_every': config.save_every,
+    'keep_every': config.keep_every or None,
+    'profile': tuple(config.profile),
+    'tensorboard': config.tensorboard,
+    **options,
+  }
   with contextlib.ExitStack() as stack:
     for part in jax.tree.leaves(batch_at):
       stack.callback(part.close)
@@ -131,18 +138,7 @@ def fit(
       name=name,
       num_steps=num_steps,
       final_figures=final_figures,
-      best_of=best_of if experiment.config.keep_best or keep_best else None,
-      **{**_loop_options(experiment.config), **options},
+      best_of=best_of if config.keep_best or keep_best else None,
+      config_for_meta=config_lib.to_dict(config),
+      **given,
     )
-
-
-def _loop_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """What every training loop takes from the top of the config."""
-  return dict(
-    log_every=config.log_every,
-    save_every=config.save_every,
-    keep_every=config.keep_every or None,
-    config_for_meta=config_lib.to_dict(config),
-    profile=tuple(config.profile),
-    tensorboard=config.tensorboard,
-  )
