@@ -211,17 +211,16 @@ def prepare(size: int, directory: pathlib.Path) -> dict[str, Any]:
     encode = encoder.Encoder(experiment, config.prepare.batch_size)
   result: dict[str, Any] = {}
 
-  def make(count: int) -> None:
+  def make(count: int, place: pathlib.Path) -> None:
+    files.make_directory(place / 'shards')
     sources = {'train': photographs(count)}
-    tallies = {'train': prepare_shards.Tally(experiment, 'train', count)}
-    cut = prepare_shards.cut(sources, count)
-    prepare_shards.make(experiment, directory, sources, cut, encode, tallies)
+    work = prepare_shards.Preparation(experiment, place, sources, encode)
+    work.make()
 
-  files.make_directory(directory / 'shards')
   with open(os.devnull, 'w') as null, contextlib.redirect_stdout(null):
-    make(2 * CASES['prepare'][1])  # Compiles.
+    make(2 * CASES['prepare'][1], directory / 'compiles')
     with _timed(result):
-      make(size)
+      make(size, directory / 'timed')
   return result | {'samples': size}
 
 

@@ -150,11 +150,14 @@ class ClassesTest(absltest.TestCase):
       Experiment(config, workdir).examples('train')
     # What was made before stays, and counts when the run goes on.
     before = contents(workdir / 'prepare')
-    with mock.patch.object(
-      prepare_shards, 'make', wraps=prepare_shards.make
-    ) as make:
+    remaining, make = [], prepare_shards.Preparation.make_shards
+
+    def spy(work, shards):
+      remaining.extend(shard.file_name for shard in shards)
+      make(work, shards)
+
+    with mock.patch.object(prepare_shards.Preparation, 'make_shards', spy):
       prepare.run(Experiment(self.config, workdir))
-    remaining = [shard.file_name for shard in make.call_args.args[3]]
     self.assertNotEmpty(set(before) - {'settings.json'})
     self.assertEmpty(set(before) & set(remaining))
     self.assertEqual(contents(workdir / 'prepare'), contents(self.set))
@@ -190,7 +193,7 @@ class ClassesTest(absltest.TestCase):
     self.assertEqual(contents(workdir / 'prepare'), contents(self.set))
 
   def test_a_finished_set_is_left_alone_and_belongs_to_its_networks(self):
-    with mock.patch.object(prepare_shards, 'make') as make:
+    with mock.patch.object(prepare_shards.Preparation, 'make') as make:
       prepare.run(Experiment(self.config, self.root / 'whole'))
     make.assert_not_called()
     other = self.root / 'other_tokenizer'
@@ -281,22 +284,10 @@ class ClassesTest(absltest.TestCase):
   def _make(self, encoder, source) -> None:
     self.directory = pathlib.Path(self.create_tempdir().full_path)
     (self.directory / 'shards').mkdir()
-    everything = {'train': source}
-    tallies = {
-      'train': prepare_shards.Tally(
-        Experiment(self.config, 'unused'), 'train', len(source)
-      )
-    }
     config = make_config(self.root, prepare__shard_size=len(source))
-    cut = prepare_shards.cut(everything, len(source))
-    prepare_shards.make(
-      Experiment(config, 'unused'),
-      self.directory,
-      everything,
-      cut,
-      encoder,
-      tallies,
-    )
+    prepare_shards.Preparation(
+      Experiment(config, 'unused'), self.directory, {'train': source}, encoder
+    ).make()
 
 
 class _Endless:

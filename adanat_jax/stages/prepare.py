@@ -29,7 +29,6 @@ import jax
 import numpy as np
 
 from adanat_jax.data import prepared, prepared_writer
-from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
 from adanat_jax.experiment.experiment import Experiment
@@ -65,14 +64,11 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 def run(experiment: Experiment) -> None:
   """Prepares all splits, or what is missing of them.
 
-  Args:
-    experiment: its tokenizer is trained or converted; its workdir gets
-      `prepare/`, unless `config.data.prepared` leads elsewhere.
+  They go to `prepare/`, unless `config.data.prepared` leads elsewhere.
 
   Raises:
-    UserError: for a value that is not allowed, raw images that are not there,
-      a directory that holds something else, or too many images that cannot be
-      read.
+    UserError: also for a directory that holds something else, or too many
+      images that cannot be read.
   """
   config = experiment.config
   check_config(experiment)
@@ -84,9 +80,9 @@ def run(experiment: Experiment) -> None:
     prepared.check_settings(directory, there['settings'], settings)
     processes.say(f'prepare: {directory} was finished before')
     return
-  sources = {
-    split: experiment.raw_source(split) for split in _splits(experiment)
-  }
+  has_validation = datasets.has_validation(experiment)
+  splits = datasets.SPLITS if has_validation else ('train',)
+  sources = {split: experiment.raw_source(split) for split in splits}
   settings['prepare.shard_size'] = config.prepare.shard_size
   for split, source in sources.items():
     about = source.description
@@ -97,33 +93,12 @@ def run(experiment: Experiment) -> None:
       ' images there; each host needs the same ones'
     )
   processes.from_first(lambda: _claim(directory, settings))
-  every = prepare_shards.cut(sources, config.prepare.shard_size)
-  done = processes.from_first(
-    lambda: [i for i, shard in enumerate(every) if shard.is_done(directory)]
-  )
-  todo = [every[i] for i in sorted(set(range(len(every))) - set(done))]
-  mine = todo[processes.process_index() :: processes.process_count()]
-  if done:
-    processes.say(f'prepare: {len(done)} of {len(every)} files are there')
   encoder = encoder_lib.Encoder(experiment, config.prepare.batch_size)
-  tallies = {
-    split: prepare_shards.Tally(experiment, split, len(s))
-    for split, s in sources.items()
-  }
-  for index in done:
-    told = prepared.read_marker(directory / every[index].marker_name)
-    tallies[every[index].split].add(told['skipped'], news=False)
-  prepare_shards.make(experiment, directory, sources, mine, encoder, tallies)
+  work = prepare_shards.Preparation(experiment, directory, sources, encoder)
+  work.make()
   processes.barrier()
-  processes.from_first(
-    lambda: _finish(experiment, directory, sources, every, encoder, settings)
-  )
+  processes.from_first(lambda: _finish(work, settings))
   processes.wait_until_seen(manifest)
-
-
-def _splits(experiment: Experiment) -> tuple[str, ...]:
-  """The training images, and the validation images where there are some."""
-  return datasets.SPLITS if datasets.has_validation(experiment) else ('train',)
 
 
 def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -138,16 +113,12 @@ def _claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def _finish(
-  experiment: Experiment,
-  directory: pathlib.Path,
-  sources: Mapping[str, RawSource],
-  every: list[prepare_shards.Shard],
-  encoder: encoder_lib.Encoder,
-  settings: Mapping[str, Any],
+  work: prepare_shards.Preparation, settings: Mapping[str, Any]
 ) -> None:
   """Writes what describes the set, the manifest last; for process 0."""
+  directory, layout = work.directory, work.encoder.layout
   deadline = time.monotonic() + processes.MAX_LAG_SECONDS
-  while missing := [s for s in every if not s.is_done(directory)]:
+  while missing := [s for s in work.shards if not work.is_done(s)]:
     if time.monotonic() > deadline:
       raise UserError(
         f'{directory / missing[0].file_name} is not there; the directory must'
@@ -155,16 +126,14 @@ def _finish(
       )
     time.sleep(0.05)
   splits: dict[str, Any] = {}
-  facts: dict[str, list[dict[str, Any]]] = {split: [] for split in sources}
-  for shard in every:
-    told = prepared.read_marker(directory / shard.marker_name)
-    facts[shard.split].append(told)
-  for split, source in sources.items():
+  facts: dict[str, list[dict[str, Any]]] = {split: [] for split in work.sources}
+  for shard in work.shards:
+    facts[shard.split].append(work.marker(shard))
+  for split, source in work.sources.items():
     skipped = [item for told in facts[split] for item in told['skipped']]
     # Each process has counted its own alone.
-    prepare_shards.Tally(experiment, split, len(source)).add(
-      skipped, news=False
-    )
+    tally = prepare_shards.Tally(work.experiment, split, len(source))
+    tally.add(skipped, news=False)
     splits[split] = {
       'source': source.description,
       'ledger': source.ledger.to_json(),
@@ -174,21 +143,20 @@ def _finish(
       'skipped': skipped,
       'shards': [told['records'] for told in facts[split]],
     }
-  if encoder.layout.state_width:
-    ((states, _),) = jax.device_get(
-      encoder.texts(texts.tokenize(experiment, ['']))
-    )
+  if layout.state_width:
+    ids = texts.tokenize(work.experiment, [''])
+    ((states, _),) = jax.device_get(work.encoder.texts(ids))
     buffer = io.BytesIO()
     np.save(buffer, states[0].astype(np.float32))
     path = directory / prepared.NULL_STATES_FILE
     files.write_bytes(path, buffer.getvalue())
-  names = sources['train'].class_names
-  prepared_writer.write_metadata(directory, encoder.layout, names, facts)
+  names = work.sources['train'].class_names
+  prepared_writer.write_metadata(directory, layout, names, facts)
   files.write_json(
     directory / prepared.MANIFEST_FILE,
     {
       'settings': dict(settings),
-      'layout': dataclasses.asdict(encoder.layout),
+      'layout': dataclasses.asdict(layout),
       'splits': splits,
     },
     sealed=True,

@@ -31,7 +31,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import texts
 from adanat_jax.experiment.encoder import Encoder
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.runtime import files, metric_writer
+from adanat_jax.runtime import files, metric_writer, processes
 
 # How many batches are decoded ahead of the one that is encoded.
 _DEPTH = 2
@@ -55,12 +55,6 @@ class Shard:
   def marker_name(self) -> str:
     return prepared.marker_name(self.split, self.number)
 
-  def is_done(self, directory: pathlib.Path) -> bool:
-    """Whether both files are there; the marker is written after the records."""
-    return (directory / self.marker_name).is_file() and (
-      directory / self.file_name
-    ).is_file()
-
 
 @dataclasses.dataclass
 class Batch:
@@ -76,17 +70,6 @@ class Batch:
   ids: np.ndarray | None
   # Key and reason of images that cannot be read.
   skipped: list[tuple[str, str]]
-
-
-def cut(sources: Mapping[str, RawSource], shard_size: int) -> list[Shard]:
-  """Cuts the images of all splits into shards, in their order."""
-  shards = []
-  for split, source in sources.items():
-    starts = range(0, len(source), shard_size)
-    for number, first in enumerate(starts):
-      last = min(first + shard_size, len(source))
-      shards.append(Shard(split, number, len(starts), first, last))
-  return shards
 
 
 class Tally:
@@ -119,118 +102,150 @@ class Tally:
         )
 
 
-def make(
-  experiment: Experiment,
-  directory: pathlib.Path,
-  sources: Mapping[str, RawSource],
-  shards: list[Shard],
-  encoder: Encoder,
-  tallies: Mapping[str, Tally],
-) -> None:
-  """Makes this process's shards.
+class Preparation:
+  """A set in the making: its sources, its shards, and what encodes them."""
 
-  Args:
-    experiment: of this run.
-    directory: where to.
-    sources: the raw images of each split.
-    shards: what to make.
-    encoder: the networks.
-    tallies: count what cannot be read in each split.
+  def __init__(
+    self,
+    experiment: Experiment,
+    directory: pathlib.Path,
+    sources: Mapping[str, RawSource],
+    encoder: Encoder,
+  ):
+    """Cuts the images of all splits into shards, in their order."""
+    self.experiment = experiment
+    self.directory = directory
+    self.sources = sources
+    self.encoder = encoder
+    self.shards: list[Shard] = []
+    size = experiment.config.prepare.shard_size
+    for split, source in sources.items():
+      starts = range(0, len(source), size)
+      for number, first in enumerate(starts):
+        last = min(first + size, len(source))
+        self.shards.append(Shard(split, number, len(starts), first, last))
+    self.tallies = {
+      split: Tally(experiment, split, len(source))
+      for split, source in sources.items()
+    }
 
-  Raises:
-    UserError: if that is too much.
-  """
-  config = experiment.config
-  with contextlib.ExitStack() as stack:
-    threads = config.prepare.num_threads or os.cpu_count() or 1
-    pool = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
-    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-    # A shard of fewer images ends with empty batches.
-    per_shard = -(-config.prepare.shard_size // encoder.batch_size)
+  def is_done(self, shard: Shard) -> bool:
+    """Whether both files are there; the marker is written after the records."""
+    names = shard.marker_name, shard.file_name
+    return all((self.directory / name).is_file() for name in names)
 
-    def batch_at(step: int) -> Batch:
-      shard = shards[step // per_shard]
-      place = step % per_shard
-      first = min(shard.first + place * encoder.batch_size, shard.last)
-      last = min(first + encoder.batch_size, shard.last)
-      source = sources[shard.split]
-      batch = _decode(experiment, source, shard, range(first, last), pool)
-      batch.is_last = place == per_shard - 1
-      return batch
+  def marker(self, shard: Shard) -> dict[str, Any]:
+    """What was written of a shard that is done."""
+    return prepared.read_marker(self.directory / shard.marker_name)
 
-    num_steps = per_shard * len(shards)
-    ahead = stack.enter_context(
-      prefetch.Prefetch(batch_at, depth=_DEPTH, num_steps=num_steps)
-    )
-    progress = metric_writer.Progress(
-      'prepare', sum(shard.last - shard.first for shard in shards)
-    )
-    stack.callback(progress.close)
-    output = stack.enter_context(
-      contextlib.closing(_Output(directory, encoder, tallies, progress))
-    )
-    begun = (
-      (batch, _encode(encoder, batch)) for batch in map(ahead, range(num_steps))
-    )
-    for batch, encoded in prefetch.one_behind(begun):
-      output.write(batch, encoded)
+  def make(self) -> None:
+    """Makes this process's part of the shards that are not done.
 
+    Raises:
+      UserError: if too many images cannot be read.
+    """
+    is_done = processes.from_first(lambda: [*map(self.is_done, self.shards)])
+    todo = []
+    for shard, done in zip(self.shards, is_done, strict=True):
+      if done:
+        skipped = self.marker(shard)['skipped']
+        self.tallies[shard.split].add(skipped, news=False)
+      else:
+        todo.append(shard)
+    if any(is_done):
+      count = f'{sum(is_done)} of {len(is_done)}'
+      processes.say(f'prepare: {count} files are there')
+    first, step = processes.process_index(), processes.process_count()
+    self.make_shards(todo[first::step])
 
-def _decode(
-  experiment: Experiment,
-  source: RawSource,
-  shard: Shard,
-  places: range,
-  pool: concurrent.futures.Executor,
-) -> Batch:
-  """Reads and decodes some images of a shard, by several threads."""
-  config = experiment.config
-  size = config.data.image_size
-  orient = config.data.apply_orientation
-  background = experiment.background
+  def make_shards(self, shards: list[Shard]) -> None:
+    """Makes some shards; see `make`."""
+    section, size = self.experiment.config.prepare, self.encoder.batch_size
+    with contextlib.ExitStack() as stack:
+      threads = section.num_threads or os.cpu_count() or 1
+      pool = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
+      stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+      # A shard of fewer images ends with empty batches.
+      per_shard = -(-section.shard_size // size)
 
-  def read(place: int) -> tuple[Any, np.ndarray | None, str]:
-    try:
-      example = source[place]
-    except PermissionError as error:
-      # Other failures of the disk may pass: the program ends, is started again
-      # and goes on. They are not the file's fault, and leave nothing out.
-      raise UserError(
-        f'image {place} of split {shard.split!r}: permission denied ({error})'
-      ) from error
-    about = dataclasses.replace(example, image=b'')
-    if not source.has_images:
-      return about, None, '' if example.captions else example.problem
-    try:
-      pixels = raw_images.decode(
-        example, size, orient, background, with_captions=experiment.is_text
+      def batch_at(step: int) -> Batch:
+        shard, place = shards[step // per_shard], step % per_shard
+        first = min(shard.first + place * size, shard.last)
+        places = range(first, min(first + size, shard.last))
+        batch = self._decode(shard, places, pool)
+        batch.is_last = place == per_shard - 1
+        return batch
+
+      num_steps = per_shard * len(shards)
+      ahead = stack.enter_context(
+        prefetch.Prefetch(batch_at, depth=_DEPTH, num_steps=num_steps)
       )
-      return about, pixels, ''
-    except images.CorruptImageError as error:
-      return about, None, str(error)
+      progress = metric_writer.Progress(
+        'prepare', sum(shard.last - shard.first for shard in shards)
+      )
+      stack.callback(progress.close)
+      output = stack.enter_context(contextlib.closing(_Output(self, progress)))
+      begun = (
+        (batch, _encode(self.encoder, batch))
+        for batch in map(ahead, range(num_steps))
+      )
+      for batch, encoded in prefetch.one_behind(begun):
+        output.write(batch, encoded)
 
-  batch = Batch(shard, False, None, [], None, [])
-  pixels: list[np.ndarray] = []
-  captions: list[str] = []
-  num_images = 0
-  for about, decoded, reason in pool.map(read, places):
-    if reason:
-      batch.skipped.append((about.key, reason))
-      continue
-    if experiment.is_text:
-      facts = [{'caption': caption} for caption in about.captions]
-      captions += about.captions
-    else:
-      facts = [{'label': about.label}]
-    batch.rows += [(num_images, {'key': about.key, **f}) for f in facts]
-    num_images += 1
-    if decoded is not None:
-      pixels.append(decoded)
-  if pixels:
-    batch.pixels = np.stack(pixels)
-  if captions:
-    batch.ids = texts.tokenize(experiment, captions)
-  return batch
+  def _decode(
+    self, shard: Shard, places: range, pool: concurrent.futures.Executor
+  ) -> Batch:
+    """Reads and decodes some images of a shard, by several threads."""
+    experiment, source = self.experiment, self.sources[shard.split]
+    data, background = experiment.config.data, experiment.background
+
+    def read(place: int) -> tuple[Any, np.ndarray | None, str]:
+      try:
+        example = source[place]
+      except PermissionError as error:
+        # Other failures of the disk may pass: the program ends, is started
+        # again and goes on. They are not the file's fault, and leave nothing
+        # out.
+        raise UserError(
+          f'image {place} of split {shard.split!r}: permission denied ({error})'
+        ) from error
+      about = dataclasses.replace(example, image=b'')
+      if not source.has_images:
+        return about, None, '' if example.captions else example.problem
+      try:
+        pixels = raw_images.decode(
+          example,
+          data.image_size,
+          data.apply_orientation,
+          background,
+          with_captions=experiment.is_text,
+        )
+        return about, pixels, ''
+      except images.CorruptImageError as error:
+        return about, None, str(error)
+
+    batch = Batch(shard, False, None, [], None, [])
+    pixels: list[np.ndarray] = []
+    captions: list[str] = []
+    num_images = 0
+    for about, decoded, reason in pool.map(read, places):
+      if reason:
+        batch.skipped.append((about.key, reason))
+        continue
+      if experiment.is_text:
+        facts = [{'caption': caption} for caption in about.captions]
+        captions += about.captions
+      else:
+        facts = [{'label': about.label}]
+      batch.rows += [(num_images, {'key': about.key, **f}) for f in facts]
+      num_images += 1
+      if decoded is not None:
+        pixels.append(decoded)
+    if pixels:
+      batch.pixels = np.stack(pixels)
+    if captions:
+      batch.ids = texts.tokenize(experiment, captions)
+    return batch
 
 
 def _encode(encoder: Encoder, batch: Batch) -> tuple[Any, Any]:
@@ -244,16 +259,10 @@ def _encode(encoder: Encoder, batch: Batch) -> tuple[Any, Any]:
 class _Output:
   """Writes batches to the shards that they belong to, one after another."""
 
-  def __init__(
-    self,
-    directory: pathlib.Path,
-    encoder: Encoder,
-    tallies: Mapping[str, Tally],
-    progress: metric_writer.Progress,
-  ):
-    self._directory = directory
-    self._layout = encoder.layout
-    self._tallies = tallies
+  def __init__(self, work: Preparation, progress: metric_writer.Progress):
+    self._directory = work.directory
+    self._layout = work.encoder.layout
+    self._tallies = work.tallies
     self._progress = progress
     self._num_images = 0
     self._writer: prepared_writer.ShardWriter | None = None
