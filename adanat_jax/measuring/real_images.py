@@ -100,50 +100,41 @@ class RealImages:
         f' config.data.max_corrupt_share={limit} allows; the log names them'
       )
 
+  def measured(
+    self, network: FeatureNetwork, index: np.ndarray
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of images int[n], in batches of `config.evaluate.batch_size`.
 
-def measured(
-  experiment: Experiment,
-  network: FeatureNetwork,
-  images: RealImages,
-  index: np.ndarray,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Features of real images, in batches of `config.evaluate.batch_size`.
+    Each process reads its part, and gets the features of all.
 
-  Each process reads its part, and gets the features of all.
+    Yields:
+      float32[b, d], and bool[b]: False for images that cannot be read.
+    """
+    mesh = self._experiment.mesh
+    size = self._experiment.config.evaluate.batch_size
+    size = -(-size // mesh.size) * mesh.size
+    num_batches = -(-len(index) // size)
 
-  Args:
-    experiment: of this run.
-    network: what measures.
-    images: the images.
-    index: which of them, int[n], in which order.
+    def rows_at(batch: int) -> dict[str, np.ndarray]:
+      places = sharding.local_rows(batch * size + np.arange(size), mesh)
+      # The last batch is filled up from the beginning.
+      return self.take(index[places % len(index)])
 
-  Yields:
-    float32[b, d], and bool[b]: False for images that cannot be read.
-  """
-  mesh = experiment.mesh
-  size = -(-experiment.config.evaluate.batch_size // mesh.size) * mesh.size
-  num_batches = -(-len(index) // size)
+    apply = jax.jit(
+      lambda params, x: network.apply(params, images_lib.to_unit(x))[0]
+    )
 
-  def rows_at(batch: int) -> dict[str, np.ndarray]:
-    places = sharding.local_rows(batch * size + np.arange(size), mesh)
-    # The last batch is filled up from the beginning.
-    return images.take(index[places % len(index)])
+    def computed() -> Iterator[tuple[int, Any]]:
+      with prefetch.Prefetch(rows_at, num_steps=num_batches) as ahead:
+        for batch in range(num_batches):
+          rows = sharding.put_batch(ahead(batch), mesh)
+          with jax.set_mesh(mesh):
+            found = apply(network.params, rows['images'])
+          yield min(size, len(index) - batch * size), (found, rows['is_read'])
 
-  apply = jax.jit(
-    lambda params, x: network.apply(params, images_lib.to_unit(x))[0]
-  )
-
-  def computed() -> Iterator[tuple[int, Any]]:
-    with prefetch.Prefetch(rows_at, num_steps=num_batches) as ahead:
-      for batch in range(num_batches):
-        rows = sharding.put_batch(ahead(batch), mesh)
-        with jax.set_mesh(mesh):
-          found = apply(network.params, rows['images'])
-        yield min(size, len(index) - batch * size), (found, rows['is_read'])
-
-  for num_real, arrays in prefetch.one_behind(computed()):
-    found, is_read = sharding.gather(arrays)
-    yield found[:num_real], is_read[:num_real]
+    for num_real, arrays in prefetch.one_behind(computed()):
+      found, is_read = sharding.gather(arrays)
+      yield found[:num_real], is_read[:num_real]
 
 
 def some_features(
@@ -158,10 +149,7 @@ def some_features(
   count = min(count, len(images))
   seed = experiment.order_seed('evaluate/real')
   index = epoch_batch(0, count, len(images), seed)
-  parts = [
-    found[is_read]
-    for found, is_read in measured(experiment, network, images, index)
-  ]
+  parts = [found[is_read] for found, is_read in images.measured(network, index)]
   result = np.concatenate(parts)
   images.check_share(count - len(result))
   return result

@@ -149,9 +149,7 @@ def make(
   )
   unsaved = 0
   index = np.arange(done, len(images))
-  for found, is_read in real_images.measured(
-    experiment, network, images, index
-  ):
+  for found, is_read in images.measured(network, index):
     done += len(found)
     unsaved += len(found)
     skipped += int((~is_read).sum())
