@@ -109,7 +109,7 @@ def _split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resize(images: np.ndarray, size: int) -> np.ndarray:
-  """Bilinear enlargement with half-pixel centres, edges repeated.
+  """Enlarges bilinearly with half-pixel centres; edges are repeated.
 
   From float[n, h, h] to float32[n, size, size]; values stay within those of the
   input.

@@ -123,7 +123,7 @@ def center_crop(image: Image.Image, image_size: int) -> np.ndarray:
 
 
 def to_unit(images: AnyArray) -> AnyArray:
-  """From uint8[...] to float32[...] in [0, 1], 255 becoming 1.
+  """Converts uint8[...] to float32[...] in [0, 1]; 255 becomes 1.
 
   Inside jit, too: bytes travel to a device faster than floats. There compilers
   turn a division by 255 into a product, which rounds half of the levels
@@ -137,7 +137,7 @@ def to_unit(images: AnyArray) -> AnyArray:
 
 
 def to_uint8(images: AnyArray, rounding: str = 'floor') -> AnyArray:
-  """From float[...], clipped to [0, 1], to uint8[...]; also inside jit.
+  """Converts float[...], clipped to [0, 1], to uint8[...]; also inside jit.
 
   Both conventions are in published use, and figures differ between them:
 

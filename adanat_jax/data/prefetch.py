@@ -105,7 +105,7 @@ class Prefetch(Generic[BatchT]):
 
 
 def one_behind(items: Iterable[BatchT]) -> Iterator[BatchT]:
-  """The items, each after the next one was begun: devices work meanwhile."""
+  """Yields each item once the next one was begun: devices work meanwhile."""
   waiting = []
   for item in items:
     waiting.append(item)

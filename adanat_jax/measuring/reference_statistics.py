@@ -208,7 +208,7 @@ def _finish(
 def _restore(
   partial: pathlib.Path, about: dict[str, Any], moments: MomentAccumulator
 ) -> list[int]:
-  """Takes up what a killed run has counted: images, unreadable ones."""
+  """Restores what a killed run has counted: images, unreadable ones."""
   if not partial.is_file():
     return [0, 0]
   try:

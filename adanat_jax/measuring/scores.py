@@ -111,7 +111,7 @@ class SampleFile:
 
 
 class Conditions:
-  """What the samples of a set are asked to show, by their number."""
+  """The labels or captions that the samples of a set are to show."""
 
   def __init__(self, experiment: Experiment):
     """Opens the validation captions, where there are captions.
@@ -330,7 +330,7 @@ def forget(directory: pathlib.Path) -> None:
 
 
 def _restore(path: pathlib.Path | None, about: str, tally: SampleTally) -> int:
-  """Takes up what a killed run has counted; returns how many samples."""
+  """Restores what a killed run has counted; returns how many samples."""
   if path is None or not path.is_file():
     return 0
   with np.load(path) as file:

@@ -318,11 +318,10 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
 
 
 def _searched(experiment: Experiment, which: search_common.Search) -> Schedule:
-  """The best of a search's tables, measured with noise of their own.
+  """The best of a search's tables, by noise that nothing else is measured with.
 
-  Which neither the search has seen nor the comparison sees. Where the search
-  began is one of them: at the lowest of its distances it may have fitted no
-  more than its noise.
+  Where the search began is one of them: at its lowest distance it may have
+  fitted no more than its noise.
   """
   directory = experiment.workdir / 'search' / which.name
   tables = read_results(directory, search_common.RESULTS)['tables']

@@ -79,7 +79,7 @@ def path_operations(
 def adaptive_operations(
   nat: ENAT, found: np.ndarray, buckets: Sequence[TokenCounts], batch_size: int
 ) -> dict[str, float]:
-  """What samples that differ in their counts cost an ENAT, guided.
+  """What an ENAT costs, guided, where samples differ in their counts.
 
   Args:
     nat: the network.

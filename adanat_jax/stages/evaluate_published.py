@@ -66,7 +66,7 @@ def check_config(experiment: Experiment) -> None:
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says why real images, or schedules, are not to be had."""
+  """Says why real images or schedules are missing."""
   config = experiment.config
   if config.evaluate.precision_recall:
     yield from datasets.problems(experiment)

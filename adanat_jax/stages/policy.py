@@ -103,7 +103,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 
 def _problems_of_batches(experiment: Experiment) -> Iterator[str]:
-  """Says which batches devices, PPO or rollouts cannot cut evenly."""
+  """Says which batches cannot be cut evenly by devices, PPO or rollouts."""
   section, devices = experiment.config.policy, experiment.mesh.size
   if experiment.is_converted('policy'):
     return

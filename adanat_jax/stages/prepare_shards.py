@@ -39,7 +39,7 @@ _DEPTH = 2
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """Some neighbouring images of a split, and the file for their records."""
+  """Consecutive images of a split, and the file for their records."""
 
   split: str
   number: int
@@ -76,7 +76,7 @@ class Tally:
   """Counts the images of a split that cannot be read, and names them."""
 
   def __init__(self, experiment: Experiment, split: str, num_images: int):
-    """Starts at none, of `num_images`."""
+    """Starts at 0, of `num_images`."""
     self._share = experiment.config.data.max_corrupt_share
     self._split = split
     self._num_images = num_images

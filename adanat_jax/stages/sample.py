@@ -31,7 +31,7 @@ def check_config(experiment: Experiment) -> None:
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says which classes, or which schedule, there is not."""
+  """Says which class or which schedule does not exist."""
   section = experiment.config.sample
   if not experiment.is_text:
     last = experiment.num_classes - 1

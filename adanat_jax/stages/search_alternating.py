@@ -44,7 +44,7 @@ _FACTOR = 2.0
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
-  """Says why turns cannot be taken; see `Experiment.check`."""
+  """Says why NATs cannot be searched too; see `Experiment.check`."""
   section = experiment.config.search
   if section.evaluations % (section.rounds + 1):
     yield (
@@ -153,7 +153,7 @@ class _Alternation:
   def _value(
     self, name: str, objective: search_common.Objective, point: Point
   ) -> float:
-    """The distance by which is decided what goes on.
+    """The distance that decides which schedule and NAT go on.
 
     With other noise than that of the searches, to which their schedules are
     fitted on one NAT and not on the other.
@@ -229,6 +229,6 @@ def _training(
 
 
 def _numbers(beta: Beta, between: str = ', ') -> str:
-  """A law as a reader, or the name of a directory, has it."""
+  """A law as text for a reader, or for the name of a directory."""
   text = between.join(f'{value:.4g}' for value in beta)
   return text if between == '-' else f'({text})'

@@ -59,7 +59,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """Where an optimizer came to."""
+  """What an optimizer found."""
 
   last: Point  # where it ended, which it may not have measured itself
   best: Point  # that of the lowest distance that was measured
@@ -90,7 +90,7 @@ def before(experiment: Experiment, which: Search) -> Search | None:
 
 
 def first_point(experiment: Experiment, num_steps: int) -> Point:
-  """Where a search starts that does not go on from another one.
+  """The start of a search that does not continue another one.
 
   Raises:
     UserError: if `search.start` names a schedule that is no table of this many

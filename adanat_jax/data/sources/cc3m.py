@@ -87,7 +87,7 @@ def load(split: SplitPath) -> RawSource:
 
 
 def _hashes(found: Table, has_images: bool) -> np.ndarray:
-  """Of the names of images; captions alone have their numbers, from 0."""
+  """Hashes the images' names; captions alone are named by their numbers."""
   if has_images:
     return found.hashes
   count = len(found.begins)

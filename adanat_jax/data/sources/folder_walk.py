@@ -68,7 +68,7 @@ class Walk:
       waiting += [_join(name, inner) for inner in reversed(folders)]
 
   def _is_read(self, entry: os.DirEntry[str], name: str) -> bool:
-    """Whether something that is no folder is an image, or else counts it."""
+    """Returns whether a file is an image to read; counts it otherwise."""
     if not is_image(entry.name):
       self.ledger.pass_over_file(entry.name)
       return False
@@ -93,7 +93,7 @@ class Walk:
     return True
 
   def _is_reached_without(self, path: pathlib.Path) -> bool:
-    """Whether a link leads to what is walked anyway, or to what is above."""
+    """Whether a link leads to a folder that is walked anyway, or above it."""
     if not path.is_symlink():
       return False
     target = os.path.realpath(path)

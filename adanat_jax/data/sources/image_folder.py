@@ -102,7 +102,7 @@ def check_classes(
 
 
 def read_file(path: pathlib.Path) -> bytes:
-  """A regular file's bytes; none if it is gone or none, which decoding reports.
+  """A regular file's bytes; empty without one, which decoding reports.
 
   Raises:
     OSError: if the disk cannot be read, or the file must not be.

@@ -69,7 +69,7 @@ class SourceLedger:
   passed_over: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def fault(self, kind: str, example: str) -> None:
-    """Counts something wrong, of a kind of `FAULTS`: its name, and why."""
+    """Counts a fault of a kind of `FAULTS`; the example says what and why."""
     found = self.faults.setdefault(kind, Fault())
     found.count += 1
     if len(found.examples) < _EXAMPLES:
@@ -134,7 +134,7 @@ class SourceLedger:
         )
 
   def line(self, where: str, with_captions: bool) -> str:
-    """All of it in one line; the arguments as those of `check`."""
+    """Says all of it in one line; arguments as `check`."""
     parts = [
       f'{count:,} {_SINGULAR[name] if count == 1 else name}'
       for name, count in self.read.items()

@@ -99,7 +99,7 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
 
 
 def check_apart(settings: SourceSettings) -> None:
-  """Refuses a path of validation images that is that of the training images.
+  """Refuses the same path for training and validation images.
 
   What paths do not tell, such as a tar in both, is found when images are read.
 
@@ -194,7 +194,7 @@ def _choose(
 
 
 def _say(line: str) -> None:
-  """Prints a line the first time."""
+  """Prints a line unless it was printed before."""
   if line not in _said:
     _said.add(line)
     processes.say(line)

@@ -247,7 +247,7 @@ def _find_layout(
 
 
 def _caption_of_two(rows: Sequence[Sequence[str]]) -> int:
-  """The column that is not one of addresses, of two without a header.
+  """The column of captions, of two without a header: the one without addresses.
 
   Raises:
     TextError: if it is not clear which it is.
@@ -402,7 +402,7 @@ def _fields(line: str, separator: str) -> list[str]:
 
 
 def _undo(field: str) -> str:
-  """Undoes the quotes around a field, if they are as the csv module's."""
+  """Removes the quotes around a field as the csv module does."""
   if field.startswith('"') and _QUOTED.fullmatch(field):
     return field[1:-1].replace('""', '"')
   return field

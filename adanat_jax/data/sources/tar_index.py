@@ -195,7 +195,7 @@ def read_range(path: pathlib.Path, offset: int, size: int) -> bytes:
 
 
 class _Window:
-  """A part of a file, for tarfile: it reads headers, and none of gigabytes."""
+  """A part of a file for tarfile; it refuses to read long headers."""
 
   def __init__(self, file: BinaryIO, begin: int, end: int):
     self._handle = file.fileno()

@@ -75,7 +75,7 @@ def to_text(data: bytes, encoding: Encoding = UTF8) -> str:
 
 
 def check(text: str) -> None:
-  """Raises TextError for characters that are in no text, but can be in JSON."""
+  """Raises TextError for characters that JSON may hold and no text does."""
   if '\0' in text:
     raise TextError(_NUL)
   try:
@@ -152,7 +152,7 @@ def tidy(text: str) -> str:
 
 
 def shown(text: str) -> str:
-  """A text as a message shows it: short, and nothing in it but characters."""
+  """Shortens and escapes a text for a message."""
   return printable(text, _SHOWN)
 
 
