@@ -133,8 +133,8 @@ class StageTest(parameterized.TestCase):
     self.enter_context(
       mock.patch.object(
         datasets,
-        'prompts',
-        lambda *_: ArrayExamples({'ids': tokenize(None, prompts)}),
+        '_prepared',
+        lambda *_, **__: ArrayExamples({'ids': tokenize(None, prompts)}),
       )
     )
 
