@@ -49,6 +49,7 @@ setuptools.setup(
     'optax',
     'orbax-checkpoint',
     'Pillow',
+    'PyYAML',
     'scikit-learn',
     'scipy',
     'tensorflow-datasets',

@@ -164,8 +164,10 @@ def get_config() -> ml_collections.ConfigDict:
   evaluate.rounding = 'none'
   # Partial sums are saved every so many images.
   evaluate.save_every = 5000
-  # Which policies: 'learned', or a schedule of decoding/schedules.py, such as
-  # 'maskgit', 'residual', 'guidance-3' or 'enat_256'.
+  # Which policies: 'learned', a schedule of decoding/schedules.py, such as
+  # 'maskgit' or 'entropy_bound(bound=0.5)', your own policy as 'module:name',
+  # or a table in a .json or .yaml file (docs/library.md). The same wherever a
+  # config names a schedule.
   evaluate.policies = ('learned', 'maskgit')
   # For a learned policy on an ENAT: the number of buckets (shapes to gather
   # into), which are chosen by watching the policy; 0 to run every block at

@@ -15,10 +15,10 @@ import PIL.Image
 from adanat_jax.decoding import loop, schedules, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import named_schedules
 from adanat_jax.learning.agent import Agent
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import sample
 from adanat_jax.types import PolicyValues
 
 N, K, C, T = 4, 5, 3, 3
@@ -323,8 +323,9 @@ class TablesTest(parameterized.TestCase):
   )
 
   def read(self, content):
-    path = self.create_tempfile(content=content).full_path
-    return sample.read_table(path)
+    name = 'table.json'
+    path = self.create_tempfile(name, content).full_path
+    return named_schedules.read_file(path).policy
 
   def test_a_good_file(self):
     table = self.read(json.dumps(self.GOOD))
@@ -353,7 +354,7 @@ class TablesTest(parameterized.TestCase):
     given = {**self.GOOD, **changes}
     ways = {
       'the table': lambda: toy_generator().sample([0, 1], T, policy=given),
-      'tempfile|sample.table': lambda: self.read(json.dumps(given)),
+      'table.json': lambda: self.read(json.dumps(given)),
     }
     mine = Schedule('mine', PolicyValues(**given))
     ways["SCHEDULES['mine']"] = lambda: schedules.make('mine', T, N)
@@ -370,10 +371,8 @@ class TablesTest(parameterized.TestCase):
       self.assertLen(str(e.exception).splitlines(), 1)
 
   def test_no_file(self):
-    with self.assertRaisesRegex(UserError, 'table=nowhere.json: no such file'):
-      sample.read_table('nowhere.json')
-    with self.assertRaisesRegex(UserError, 'needs config.sample.table'):
-      sample.read_table('')
+    with self.assertRaisesRegex(UserError, 'nowhere.json: no such file'):
+      named_schedules.read_file('nowhere.json')
     for content in ('{', '[1]', json.dumps({'mask_ratio': [1]})):
       with self.assertRaisesRegex(UserError, 'JSON|object|must have the lists'):
         self.read(content)

@@ -20,6 +20,7 @@ from adanat_jax.decoding import step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
+  named_schedules,
   networks,
   workdir as workdir_lib,
 )
@@ -29,7 +30,7 @@ from adanat_jax.measuring import scores
 from adanat_jax.runtime import files, metric_writer
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
-from adanat_jax.stages import nat as nat_stage, sample, search, search_common
+from adanat_jax.stages import nat as nat_stage, search, search_common
 from support import configs, random_weights, small_weights
 
 Scorer = scores.Scorer
@@ -179,12 +180,12 @@ class StageTest(parameterized.TestCase):
     ).images
     path = self.workdir / 'start.json'
     search_common.write_table(path, tables['start'])
-    table = sample.read_table(str(path))
+    table = named_schedules.read_file(str(path)).policy
     np.testing.assert_array_equal(
       self.generator.sample(labels, 2, 5, table), images
     )
     for name in ('last', 'best'):
-      table = sample.read_table(str(directory / f'{name}.json'))
+      table = named_schedules.read_file(str(directory / f'{name}.json')).policy
       self.assertEqual(search_common.table_lists(table), tables[name]['table'])
 
   @parameterized.parameters('cma', 'finite_differences')
@@ -362,7 +363,7 @@ class StageTest(parameterized.TestCase):
       else {'nat-12-3', 'nat-13.33-1.667'},
     )
     self.assertTrue((directory / results['last_nat'] / 'nat').is_dir())
-    sample.read_table(str(directory / 'last.json'))
+    named_schedules.read_file(str(directory / 'last.json'))
 
 
 if __name__ == '__main__':

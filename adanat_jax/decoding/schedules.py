@@ -73,11 +73,6 @@ class LearnedPolicy(Protocol):
 PolicyLike: TypeAlias = PolicyValues | LearnedPolicy
 
 
-def _nothing(keys: Array) -> Carry:
-  del keys
-  return ()
-
-
 @struct.dataclass
 class FunctionPolicy:
   """Any function of a policy's signature, as a `LearnedPolicy`.
@@ -91,7 +86,7 @@ class FunctionPolicy:
   function: Policy = struct.field(pytree_node=False)
   num_steps: int = struct.field(pytree_node=False)
   initial_carry: Callable[[Array], Carry] = struct.field(
-    pytree_node=False, default=_nothing
+    pytree_node=False, default=lambda keys: ()
   )
 
   def policy(self) -> Policy:

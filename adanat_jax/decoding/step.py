@@ -22,6 +22,7 @@ guidance so does the whole grid.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
 
 import jax
@@ -99,6 +100,12 @@ class StepOptions:
   revisit: Literal['never', 'uniform', 'scored'] = 'never'
   divergence: float = 0.01
   history: int = 2
+
+  @classmethod
+  def choices(cls) -> dict[str, tuple[str, ...] | type]:
+    """What each option may be: one of these names, or of this type."""
+    hints = typing.get_type_hints(cls)
+    return {name: typing.get_args(hint) or hint for name, hint in hints.items()}
 
   @property
   def is_adaptive(self) -> bool:

@@ -241,6 +241,24 @@ def checked_table(
   return PolicyValues(**{k: jnp.asarray(x) for k, x in columns.items()})
 
 
+def checked_priority(given: object, what: str) -> np.ndarray:
+  """An order of positions, float32[N], the largest number first.
+
+  Raises:
+    UserError: for what is no list of finite numbers.
+  """
+  try:
+    numbers = np.asarray(given, np.float32)
+  except (ValueError, TypeError):
+    numbers = np.zeros(0, np.float32)
+  if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all():
+    raise UserError(
+      f'{what}: priority is {shown(given)}; give a list of finite numbers, one'
+      ' a token'
+    )
+  return numbers
+
+
 def of_numbers(
   num_steps: int,
   mask_ratio: ArrayLike,

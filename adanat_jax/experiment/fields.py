@@ -31,6 +31,9 @@ Config: TypeAlias = ml_collections.ConfigDict
 _LONGEST_PATH = 4095
 _LONGEST_NAME = 255
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
+# What names a file with a table, and a user's own policy.
+TABLE_SUFFIXES = ('.json', '.yaml', '.yml')
+ATTRIBUTE = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*')
 # Halves of characters, which no file takes.
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
 
@@ -97,11 +100,11 @@ def choice(*options: str) -> Rule:
 
 
 def schedule(*options: str) -> Rule:
-  """One of `options`, or a schedule by its name, with parameters or without."""
+  """One of `options`, or what `named_schedules` finds a schedule by."""
   allowed = ', '.join((*options, *schedules.SCHEDULES))
   return Rule(
-    f'one of {allowed}; a schedule may have parameters, such as'
-    " 'entropy_bound(bound=0.5)'",
+    f'one of {allowed}, with parameters as in entropy_bound(bound=0.5);'
+    ' module:name of a policy, or a table in a .json or .yaml file',
     lambda value: (
       isinstance(value, str) and (value in options or _is_schedule(value))
     ),
@@ -109,6 +112,9 @@ def schedule(*options: str) -> Rule:
 
 
 def _is_schedule(name: str) -> bool:
+  """Whether a text may name one; files and modules are not read."""
+  if name.endswith(TABLE_SUFFIXES) or ATTRIBUTE.fullmatch(name):
+    return True
   try:
     schedules.parse(name)
   except UserError:

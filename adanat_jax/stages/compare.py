@@ -32,12 +32,13 @@ import ml_collections
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.decoding import buckets as buckets_lib, schedules
+from adanat_jax.decoding import buckets as buckets_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
   field_rules,
+  named_schedules,
   networks,
   policies,
   workdir as workdir_lib,
@@ -302,7 +303,7 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
   """The schedules of T steps: hand-made, searched, learned."""
   experiment = evaluation.experiment
   for name in _schedule_names(experiment):
-    schedule = schedules.make(name, num_steps, experiment.num_tokens)
+    schedule = named_schedules.make(name, num_steps, experiment.num_tokens)
     # Whether it is guided stands beside it.
     label = schedule.label.removesuffix(', unguided')
     yield Method(dataclasses.replace(schedule, label=label), 'hand-made')

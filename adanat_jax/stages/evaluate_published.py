@@ -21,10 +21,14 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.convert import files as weights
-from adanat_jax.decoding import schedules
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, datasets, networks
+from adanat_jax.experiment import (
+  config as config_lib,
+  datasets,
+  named_schedules,
+  networks,
+)
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
   clip_score,
@@ -72,7 +76,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     yield from datasets.problems(experiment)
   names = [n for n in config.evaluate.policies if n != 'learned']
   for name, num_steps in itertools.product(names, config.policy.num_steps):
-    schedules.make(name, num_steps, experiment.num_tokens)
+    named_schedules.make(name, num_steps, experiment.num_tokens)
 
 
 def run(experiment: Experiment) -> None:
@@ -119,7 +123,11 @@ def _schedules(evaluation: Evaluation) -> list[Schedule]:
           ' config.evaluate.policies, or first run:'
           f' {config_lib.rerun("--config.mode=policy")}'
         )
-      found.append(evaluation.generator.schedule(name, num_steps))
+      if name == 'learned':
+        found.append(evaluation.generator.schedule(name, num_steps))
+      else:
+        num_tokens = evaluation.experiment.num_tokens
+        found.append(named_schedules.make(name, num_steps, num_tokens))
   return found
 
 

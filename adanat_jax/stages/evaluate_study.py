@@ -24,7 +24,7 @@ import numpy as np
 from adanat_jax.data import digits
 from adanat_jax.decoding import actions, schedules, step as step_lib, tables
 from adanat_jax.decoding.schedules import Schedule
-from adanat_jax.experiment import policies
+from adanat_jax.experiment import named_schedules, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring.evaluation import Evaluation, Method, problems
@@ -185,7 +185,7 @@ def methods(
   """Every method that the study compares at one T, that of a `_grid`."""
   num_steps, num_tokens = grid['num_steps'], evaluation.generator.nat.num_tokens
   for name in _schedule_names(evaluation.experiment):
-    yield Method(schedules.make(name, num_steps, num_tokens), 'hand-made')
+    yield Method(named_schedules.make(name, num_steps, num_tokens), 'hand-made')
   best = {key: grid['best'][key] for key in GRID}
   tuned = schedule_of_setting(best, num_steps, num_tokens, grid['evaluations'])
   yield Method(tuned, 'tuned')

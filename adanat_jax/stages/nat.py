@@ -17,8 +17,13 @@ import numpy as np
 
 from adanat_jax.data import prepared
 from adanat_jax.data.examples import Examples
-from adanat_jax.decoding import schedules
-from adanat_jax.experiment import field_rules, fit, networks, texts
+from adanat_jax.experiment import (
+  field_rules,
+  fit,
+  named_schedules,
+  networks,
+  texts,
+)
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.learning.masked_tokens import NatState
@@ -93,7 +98,7 @@ def _problems_of_measurements(experiment: Experiment) -> Iterator[str]:
   if every and section.frechet_samples:
     yield from features.problems(experiment)
   # It may not exist for this number of steps.
-  schedules.make(
+  named_schedules.make(
     section.sample_schedule, section.sample_num_steps, experiment.num_tokens
   )
 

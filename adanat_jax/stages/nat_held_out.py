@@ -19,8 +19,7 @@ import numpy as np
 
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.decoding import schedules
-from adanat_jax.experiment import networks
+from adanat_jax.experiment import named_schedules, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.measuring import scores
@@ -131,7 +130,7 @@ class TrainingSamples:
     module = networks.nat_module(experiment.config)
     null = sharding.gather(frozen['null']) if experiment.is_text else None
     self._generator = experiment.generator_of(module, None, null)
-    self._schedule = schedules.make(
+    self._schedule = named_schedules.make(
       section.sample_schedule, section.sample_num_steps, module.num_tokens
     )
     self._scorer = (

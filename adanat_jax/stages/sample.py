@@ -12,14 +12,12 @@ import time
 import jax
 import numpy as np
 
-from adanat_jax.decoding import schedules, tables
-from adanat_jax.decoding.schedules import PolicyLike
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import policies, texts
+from adanat_jax.experiment import named_schedules, policies, texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
-from adanat_jax.types import PolicyValues
 
 
 def check_config(experiment: Experiment) -> None:
@@ -40,12 +38,10 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         f'config.sample.classes={section.classes} is not allowed: give classes'
         f' from 0 to {last}'
       )
-  if section.policy == 'table':
-    read_table(section.table)
-  elif section.policy not in ('learned', 'hand-made'):
-    schedules.make(section.policy, section.num_steps, experiment.num_tokens)
-  else:
+  if section.policy in ('learned', 'hand-made'):
     yield from policies.problems(experiment)
+  else:
+    _schedule(experiment)
 
 
 def run(experiment: Experiment) -> None:
@@ -53,9 +49,9 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   section = experiment.config.sample
   generator = experiment.generator()
-  policy: str | PolicyLike = section.policy
-  if policy == 'table':
-    policy = read_table(section.table)
+  policy: str | Schedule = section.policy
+  if policy not in ('learned', 'hand-made'):
+    policy = _schedule(experiment)
   names, labels = conditions_of(experiment)
   if section.num_buckets:
     generator = generator.with_buckets(
@@ -104,25 +100,18 @@ def conditions_of(experiment: Experiment) -> tuple[list[str], np.ndarray]:
   return [f'class{label}' for label in classes], classes
 
 
-def read_table(path: str) -> PolicyValues:
-  """Reads a schedule from a JSON file of four lists of equal length.
-
-  Args:
-    path: a file such as `{"mask_ratio": [0.9, 0.5, 0.0],
-      "sampling_temperature": [1, 1, 1], "masking_temperature": [2, 1, 0],
-      "guidance_scale": [0, 0.5, 1]}`.
-
-  Returns:
-    A table, float32[T].
-
-  Raises:
-    UserError: naming what is wrong with the file.
-  """
-  if not path:
+def _schedule(experiment: Experiment) -> Schedule:
+  """What `config.sample.policy` names, or the file of `config.sample.table`."""
+  section = experiment.config.sample
+  if section.policy != 'table':
+    return named_schedules.make(
+      section.policy, section.num_steps, experiment.num_tokens
+    )
+  if not section.table:
     raise UserError(
       'config.sample.policy=table needs config.sample.table, a JSON file'
     )
   try:
-    return tables.checked_table(files.read_json(path), path)
+    return named_schedules.read_file(section.table)
   except UserError as error:
     raise UserError(f'config.sample.table={error}') from error
