@@ -116,6 +116,17 @@ class PolicyTest(parameterized.TestCase):
     output, _ = jax.jit(module.init_with_output)(_KEY, features, 1)
     np.testing.assert_array_equal(output, np.zeros((2, 4)))
 
+  @parameterized.parameters((2, 5), (1, 12), (1, 1))
+  def test_reads_every_token_of_any_grid(self, rows, columns):
+    module = policy.PolicyNetwork(4, rows, 8, 4, (8, 8), columns)
+    features = jax.random.normal(_KEY, (1, rows * columns, 6))
+    variables = module.init(_KEY, features, 1)
+    last = variables['params']['fc3']
+    last['kernel'] = jnp.ones_like(last['kernel'])
+    total = lambda x: module.apply(variables, x, 1).sum()
+    seen = jnp.abs(jax.jit(jax.grad(total))(features)).sum((0, 2)) > 0
+    self.assertTrue(seen.all())
+
 
 if __name__ == '__main__':
   absltest.main()

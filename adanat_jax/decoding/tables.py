@@ -423,12 +423,16 @@ def remdm(
 
 
 def maskgit_residual(num_steps: int) -> Array:
-  """MaskGIT's unguided schedule in raw action space, where it can learn.
+  """MaskGIT's unguided schedule in raw action space, float32[T, A]."""
+  return learnable_residual(hand_made(num_steps))
 
-  float32[T, A]. Values are clipped to where the activations are not saturated:
-  the guidance and the last masking temperature are 0.1.
+
+def learnable_residual(table: PolicyValues) -> Array:
+  """A table float32[T] in raw action space, where it can learn: float32[T, A].
+
+  Values are clipped to where the activations are not saturated: of MaskGIT, the
+  guidance and the last masking temperature are 0.1.
   """
-  table = hand_made(num_steps)
   clipped = dataclasses.replace(
     table,
     mask_ratio=jnp.clip(table.mask_ratio, 0.01, 0.99),

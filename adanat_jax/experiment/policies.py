@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from adanat_jax.decoding import actions, tables
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
+from adanat_jax.models import policy
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
 
@@ -65,14 +66,7 @@ def make_actor_critic(
 ) -> agent_lib.ActorCritic:
   """Both policy networks of a training as one function."""
   actor, critic = networks.policy_modules(experiment.config)
-
-  def actor_critic(
-    params: Any, features: Array, step: Array
-  ) -> tuple[Array, Array]:
-    mean = actor.apply({'params': params['actor']}, features, step)
-    value = critic.apply({'params': params['critic']}, features, step)
-    return mean, value[:, 0]
-
+  actor_critic = policy.make_actor_critic(actor, critic)
   if training.adaptive:
     return actor_critic
   return agent_lib.non_adaptive(actor_critic, training.num_steps)
@@ -83,11 +77,7 @@ def initial_params(experiment: Experiment, key: Array) -> Any:
   config = experiment.config
   actor, critic = networks.policy_modules(config)
   features = jnp.zeros((1, experiment.num_tokens, config.nat.width))
-  actor_key, critic_key = jax.random.split(key)
-  return {
-    'actor': actor.init(actor_key, features, 0)['params'],
-    'critic': critic.init(critic_key, features, 0)['params'],
-  }
+  return policy.initial_params(actor, critic, key, features)
 
 
 def residual_of(experiment: Experiment, num_steps: int) -> Array:

@@ -7,7 +7,9 @@ normalisation carries the step. At the start its output is zero.
 Shape letters: `B` samples, `N` tokens, `D` width of the features.
 """
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -75,20 +77,22 @@ class PolicyNetwork(nn.Module):
   """Maps features and step to `num_outputs` numbers per sample, in float32."""
 
   num_outputs: int  # 4 for the actor, 1 for the critic
-  grid_size: int  # side of the square token grid
+  grid_size: int  # side of the square token grid, or its rows
   hidden_size: int = 512  # of the trunk; other features are projected to it
   conv_width: int = 128  # channels after the 1x1 convolution
   mlp_widths: tuple[int, int] = (1024, 512)  # hidden layers of the read-out
+  columns: int = 0  # of the token grid, if it is no square
 
   @nn.compact
   def __call__(self, features: jax.Array, step: jax.Array) -> jax.Array:
     """Runs the network once, to float32[B, num_outputs].
 
-    The features are float[B, N, D] with N = grid_size ** 2; the step, int32[]
-    or int32[B], counts from 0.
+    The features are float[B, N, D] of all N tokens of the grid; the step,
+    int32[] or int32[B], counts from 0.
     """
     batch, num_tokens, width = features.shape
-    chex.assert_equal(num_tokens, self.grid_size**2)
+    grid = self.grid_size, self.columns or self.grid_size
+    chex.assert_equal(num_tokens, grid[0] * grid[1])
     x = features.astype(jnp.float32)
     if width != self.hidden_size:
       x = layers.Dense(self.hidden_size, kernel_init=_xavier, name='embed')(x)
@@ -101,7 +105,7 @@ class PolicyNetwork(nn.Module):
     embedding = dense(name='step_fc2')(nn.silu(embedding))
 
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
-    x = x.reshape(batch, self.grid_size, self.grid_size, self.hidden_size)
+    x = x.reshape(batch, *grid, self.hidden_size)
     x = DepthwiseConv(name='depthwise')(x)
     x = nn.Conv(
       self.conv_width,
@@ -119,3 +123,32 @@ class PolicyNetwork(nn.Module):
     x = layers.gelu(AdaptiveLayerNorm(name='norm3')(x, embedding))
     zeros = nn.initializers.zeros
     return nn.Dense(self.num_outputs, kernel_init=zeros, name='fc3')(x)
+
+
+def make_actor_critic(
+  actor: PolicyNetwork, critic: PolicyNetwork
+) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+  """Both networks as one function `(params, features, step)`.
+
+  It returns the mean action float32[B, A] and the value float32[B].
+  """
+
+  def actor_critic(
+    params: Any, features: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    mean = actor.apply({'params': params['actor']}, features, step)
+    value = critic.apply({'params': params['critic']}, features, step)
+    return mean, value[:, 0]
+
+  return actor_critic
+
+
+def initial_params(
+  actor: PolicyNetwork, critic: PolicyNetwork, key: jax.Array, features: Any
+) -> dict[str, Any]:
+  """New parameters of both, for features like float[1, N, D]."""
+  actor_key, critic_key = jax.random.split(key)
+  return {
+    'actor': actor.init(actor_key, features, 0)['params'],
+    'critic': critic.init(critic_key, features, 0)['params'],
+  }
