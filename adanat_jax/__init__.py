@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from adanat_jax.experiment import config
   from adanat_jax.experiment.experiment import Experiment, load
   from adanat_jax.problems.decode import decode
+  from adanat_jax.problems.learn import learn
   from adanat_jax.problems.problem import Problem
   from adanat_jax.sampling.generator import Generator
   from adanat_jax.sampling.likelihood import log_likelihood
@@ -39,6 +40,7 @@ __all__ = [
   'UserError',
   'config',
   'decode',
+  'learn',
   'load',
   'log_likelihood',
   'schedules',
@@ -58,6 +60,7 @@ _PLACES = {
   # Config files import it.
   'config': 'experiment.config:',
   'decode': 'problems.decode:decode',
+  'learn': 'problems.learn:learn',
   'load': 'experiment.experiment:load',
   'log_likelihood': 'sampling.likelihood:log_likelihood',
   'schedules': 'decoding.schedules:',

@@ -67,7 +67,7 @@ _WITH_ONE_IMPORTER = {
     *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
     *('data.image_metadata', 'data.sources.table'),
   ),
-  'what learning will share': ('problems.problem', 'runtime.closures'),
+  'a function that the package offers': ('problems.decode',),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.law',),
   'a network': (
@@ -77,7 +77,7 @@ _WITH_ONE_IMPORTER = {
     *('measuring.clip_score', 'measuring.study'),
     *('metrics.inception_score', 'metrics.pixels'),
   ),
-  'a train step': ('learning.classifier', 'learning.policy'),
+  'a train step': ('learning.classifier',),
   'a page or a kind of picture': (
     *('report.comparison', 'report.document'),
     *('report.plots', 'report.published_figures'),
@@ -89,7 +89,7 @@ _WITH_ONE_IMPORTER = {
     'stages.compare_costs',
   ),
   'a concern of processes and their loops': (
-    *('runtime.checkpoint_format', 'runtime.handshake', 'runtime.loop'),
+    *('runtime.checkpoint_format', 'runtime.handshake'),
     'runtime.stopping',
   ),
   'a part of what a config becomes': (

@@ -312,6 +312,10 @@ class UpdateTest(parameterized.TestCase):
     self.assertTrue((gradients[True][-1, 2:] > 0).all())
     self.assertTrue((gradients[False] > 0).all())
 
+  def test_guidance_is_dead_where_nothing_is_guided(self):
+    weights = ppo.action_weights(3, A, True, guided=False)
+    np.testing.assert_array_equal(weights, [[1, 1, 1, 0]] * 2 + [[0, 0, 1, 0]])
+
   def test_dead_actions_do_not_change_the_image(self):
     # The residual's entries: mask ratio, masking temperature, the other two.
     params, actor_critic = network_actor_critic()

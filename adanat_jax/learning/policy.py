@@ -127,7 +127,8 @@ class FrozenParts:
   # `prompts -> (condition of the denoiser, condition of the reward)`, each
   # sample by itself; classes are both.
   read: Callable[[Any], tuple[Condition, Condition]] = _as_given
-  null_condition: Any = None  # of one sample, where there are no classes
+  # Of one sample, where there are no classes; None leaves guidance out.
+  null_condition: Any = None
   # `(condition, rows of a forward) -> cache` of the first step.
   empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
 
@@ -318,7 +319,11 @@ def make_train_step(
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(constants)
   weights = ppo.action_weights(
-    num_steps, actions.NUM_ACTIONS, constants.drop_dead_actions
+    num_steps,
+    actions.NUM_ACTIONS,
+    constants.drop_dead_actions,
+    guided=problem.num_classes is not None
+    or problem.null_condition is not None,
   )
 
   def train_step(

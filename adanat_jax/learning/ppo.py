@@ -53,8 +53,8 @@ class PPOConfig:
   discount: float = 1.0  # of rewards, a step
   max_gradient_norm: float = 0.0  # largest norm of a gradient; 0 for no limit
   adam_epsilon: float = 1e-8
-  # Leave the last step's mask ratio and masking temperature, which change
-  # nothing in the image, out of the density.
+  # Leave the last step's mask ratio and masking temperature, and the guidance
+  # where nothing is guided, out of the density: they change nothing.
   drop_dead_actions: bool = False
   initial_std: float = 0.6  # of the exploration, at the first iteration
   final_std: float = 0.1  # at the last (`linear`); lower limit (`steps`)
@@ -95,10 +95,15 @@ def gaussian_entropy(std: Array | float, num_entries: Array | int) -> Array:
   return num_entries * (0.5 * math.log(2 * math.pi * math.e) + jnp.log(std))
 
 
-def action_weights(num_steps: int, num_actions: int, drop_dead: bool) -> Array:
+def action_weights(
+  num_steps: int, num_actions: int, drop_dead: bool, guided: bool = True
+) -> Array:
   """Which action entries count, float32[T, A]: see `drop_dead_actions`."""
   weights = jnp.ones((num_steps, num_actions))
-  return weights.at[-1, :2].set(0.0) if drop_dead else weights
+  if not drop_dead:
+    return weights
+  weights = weights.at[-1, :2].set(0.0)
+  return weights if guided else weights.at[:, 3].set(0.0)
 
 
 def discounted_returns(rewards: Array, discount: float) -> Array:

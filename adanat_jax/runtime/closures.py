@@ -35,12 +35,18 @@ class Compiled:
     self._programs: dict[Any, Callable[..., Any]] = {}
 
   def __call__(self, *arguments: Any) -> Any:
-    leaves, structure = jax.tree.flatten(arguments)
-    kind = structure, tuple(map(jax.typeof, leaves))
     with jax.set_mesh(self._mesh):
-      if kind not in self._programs:
+      return self.trace(*arguments)(*arguments)
+
+  def trace(self, *arguments: Any) -> Callable[..., Any]:
+    """The program for such arguments, which is compiled when it is called."""
+    leaves, structure = jax.tree.flatten(arguments)
+    kinds = ((x.shape, x.dtype) for x in map(jax.typeof, leaves))
+    kind = structure, tuple(kinds)
+    if kind not in self._programs:
+      with jax.set_mesh(self._mesh):
         self._programs[kind] = self._compile(arguments)
-      return self._programs[kind](*arguments)
+    return self._programs[kind]
 
   def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
     closed, shapes = jax.make_jaxpr(self._function, return_shape=True)(
