@@ -75,7 +75,7 @@ class Undivided(enat.ENAT):
 class Replaying(Agent):
   """A policy whose mask ratios, float32[T, B], are those of another one."""
 
-  ratios: Any
+  ratios: Any = None
 
   def policy(self, *how: Any) -> Policy:
     """As `Agent.policy`, but for the mask ratios."""
