@@ -26,6 +26,10 @@ import textwrap
 import traceback
 from typing import Any
 
+# XLA's alarms about slow compilation are errors to its log; no user can act on
+# them. It reads this when it is loaded; FATAL lines are still shown.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
 from absl import app, flags, logging
 
 from adanat_jax import __version__

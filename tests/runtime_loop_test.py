@@ -221,6 +221,7 @@ class TrainingTest(parameterized.TestCase):
     marker = journal.read_complete(self.directory)
     self.assertEqual(marker, {'step': 6, 'figures': {'width': 16}})
     self.assertRegex(self.output.getvalue(), r'toy 6/6 .* steps/s  ETA 0s')
+    self.assertStartsWith(self.output.getvalue(), 'toy: compiling ...\n')
 
   def test_a_full_disk_is_named_and_the_last_checkpoint_stays(self):
     state = {'x': jnp.asarray(np.random.default_rng(0).normal(size=(200, 200)))}

@@ -11,6 +11,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, metric_writer, processes
@@ -99,6 +100,21 @@ class MetricWriterTest(absltest.TestCase):
     for tag in (b'loss', b'ratio/0_1'):
       self.assertIn(tag, events.read_bytes())
 
+  def test_tensorboard_gets_the_pictures_of_a_step(self):
+    (self.directory / 'samples').mkdir()
+    for step in (3, 6):
+      picture = PIL.Image.new('L', (5, 4), color=step)
+      picture.save(self.directory / f'samples/{step:07d}.png')
+    board = mock.Mock()
+    with mock.patch.dict('sys.modules', {'tensorboardX': board}):
+      writer = metric_writer.MetricWriter(self.directory)
+      writer.show_pictures(6)
+    (call,) = board.SummaryWriter.return_value.add_image.call_args_list
+    name, pixels, step = call.args
+    self.assertEqual((name, step), ('samples', 6))
+    np.testing.assert_array_equal(pixels, np.full((4, 5, 3), 6))
+    writer.close()
+
   def test_tensorboard_is_left_out_when_not_installed_or_not_wanted(self):
     with mock.patch.dict('sys.modules', {'tensorboardX': None}):
       self.write(0, 1)
@@ -129,6 +145,14 @@ class ProgressTest(parameterized.TestCase):
         'nat 100/100  6.67 steps/s  ETA 0s',
       ],
     )
+
+  def test_what_matters_comes_first(self):
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+      progress = metric_writer.Progress('nat', 1, shown=('reward', 'c', 'none'))
+      metrics = {'a': 1, 'b': 2, 'c': np.ones(2), 'd': 3, 'e': 4, 'reward': 5}
+      progress.update(1, metrics)
+    self.assertEndsWith(shown.getvalue(), '  reward 5  a 1  b 2  d 3\n')
 
   def test_a_bar_on_a_terminal(self):
     terminal = Terminal()

@@ -23,7 +23,7 @@ With several processes each runs this loop. They stop after the same step, and
 process 0 writes the rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import os
@@ -73,6 +73,7 @@ def run_loop(
   evaluate_every: int = 0,
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
   tensorboard: bool = True,
+  shown: Sequence[str] = ('loss',),
   keep_every: int | None = None,
   best_of: tuple[str, str] | None = None,
 ) -> State:
@@ -104,6 +105,7 @@ def run_loop(
       last; 0 for the last only.
     final_figures: returns results of the finished state for `complete.json`.
     tensorboard: write TensorBoard files if tensorboardX is installed.
+    shown: the metrics that the progress line shows before others.
     keep_every: see `Checkpointer`.
     best_of: see `Checkpointer`; `complete.json` names the best checkpoint.
 
@@ -170,10 +172,14 @@ def run_loop(
       tensorboard=tensorboard,
     )
     stack.callback(writer.close)
-    progress = metric_writer.Progress(name, num_steps, first_step=first_step)
+    progress = metric_writer.Progress(
+      name, num_steps, first_step=first_step, shown=shown
+    )
     stack.callback(progress.close)
     if first_step:
       progress.say(f'{name}: continues after step {first_step} of {num_steps}')
+    if first_step < num_steps:
+      progress.say(f'{name}: compiling ...')
     record = _Record(name, writer, progress, log_every, num_steps)
     finished = first_step
 
@@ -197,6 +203,7 @@ def run_loop(
       seconds = time.monotonic() - begun
       record.pause(seconds)
       record.write({**figures, f'{TIME_PREFIX}evaluation': seconds})
+      writer.show_pictures(finished)
       writer.sync()
 
     vote = StopVote()
@@ -331,7 +338,7 @@ class _Record:
     if figures or due:
       metrics = {**metrics, **(figures or {})}
       self._writer.write(step, {**metrics, **self._times(step)})
-      self._progress.update(step, metrics)
+      self._progress.update(step, {**(figures or {}), **metrics})
     else:
       self._progress.update(step)
 

@@ -6,7 +6,7 @@ step, so that no step occurs twice. TensorBoard files are written beside it if
 tensorboardX is installed. A terminal gets a progress bar, a file plain lines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import os
@@ -16,6 +16,7 @@ import time
 from typing import Any, TextIO
 
 import numpy as np
+import PIL.Image
 
 from adanat_jax.runtime import files, processes
 
@@ -48,6 +49,7 @@ class MetricWriter:
     if processes.process_index() != 0:
       return
     directory = files.make_directory(directory)
+    self._directory = directory
     path = directory / 'metrics.jsonl'
     cut_back(path, first_step)
     with files.writing(path):
@@ -82,6 +84,15 @@ class MetricWriter:
           for index, item in np.ndenumerate(array):
             suffix = '_'.join(map(str, index))
             self._board.add_scalar(f'{name}/{suffix}', float(item), step)
+
+  def show_pictures(self, step: int) -> None:
+    """Adds the pictures `*/<step>.png` of the stage to TensorBoard."""
+    if self._board is not None:
+      for path in sorted(self._directory.glob(f'*/{step:07d}.png')):
+        with PIL.Image.open(path) as picture:
+          pixels = np.asarray(picture.convert('RGB'))
+        name = path.parent.name
+        self._board.add_image(name, pixels, step, dataformats='HWC')
 
   def sync(self) -> None:
     """Flushes all rows to the disk; called before their step is saved."""
@@ -137,6 +148,7 @@ class Progress:
     num_steps: int,
     *,
     first_step: int = 0,
+    shown: Sequence[str] = (),
   ):
     """Starts the clock.
 
@@ -144,9 +156,11 @@ class Progress:
       name: shown before the numbers, e.g. the stage.
       num_steps: total number of steps.
       first_step: number of steps finished by earlier runs.
+      shown: the metrics that come before others, in their order.
     """
     self._name = name
     self._num_steps = num_steps
+    self._first = tuple(shown)
     self._start = self._last_line = time.monotonic()
     self._timed_from: int | None = None
     self._shown = processes.process_index() == 0
@@ -161,10 +175,10 @@ class Progress:
       )
 
   def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
-    """Shows that `step` steps are finished, and the first four scalars."""
+    """Shows that `step` steps are finished, and four of the scalars."""
     if not self._shown:
       return
-    text = _describe(metrics or {})
+    text = _describe(metrics or {}, self._first)
     if self._bar is not None:
       if text:
         self._bar.set_postfix_str(text, refresh=False)
@@ -210,12 +224,14 @@ def format_seconds(seconds: float) -> str:
   return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
 
 
-def _describe(metrics: Mapping[str, Any]) -> str:
-  """Returns 'loss 1.23  accuracy 0.5': the first four scalars."""
+def _describe(metrics: Mapping[str, Any], first: Sequence[str]) -> str:
+  """Returns 'loss 1.23  accuracy 0.5': four scalars, those of `first` first."""
   shown = [
-    f'{name} {float(np.asarray(value)):.4g}'
-    for name, value in metrics.items()
-    if not name.startswith(TIME_PREFIX) and np.ndim(value) == 0
+    f'{name} {float(np.asarray(metrics[name])):.4g}'
+    for name in dict.fromkeys([*first, *metrics])
+    if name in metrics
+    and not name.startswith(TIME_PREFIX)
+    and np.ndim(metrics[name]) == 0
   ]
   return '  '.join(shown[:4])
 

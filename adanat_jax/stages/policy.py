@@ -246,6 +246,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     keep_best=section.iterate == 'best',
     log_every=section.log_every,
     save_every=section.save_every,
+    shown=('reward', 'explained_variance', 'accuracy_held_out', 'entropy'),
     **options,
   )
 
