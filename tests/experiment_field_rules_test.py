@@ -102,7 +102,7 @@ class TableTest(parameterized.TestCase):
     }
     expected['seed'] = expected['sample.seed'] = [10**9]
     # No colour: alpha is dropped.
-    expected['data.background'] = [()]
+    expected['data.background'] = expected['export.tables'] = [()]
     expected['sample.captions'] = [(), ('no such name',) * 2, ('x' * 300,) * 2]
     self.assertEqual(taken, expected)
 

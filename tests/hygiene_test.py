@@ -32,10 +32,11 @@ _MAY_IMPORT = {
   'convert': {'errors', 'runtime', 'models', 'metrics'},
   'report': {'runtime'},
   'laboratory': {'types', 'errors', 'decoding'},
-  # Samples draw themselves, but import `report` only then.
+  # Samples draw themselves, but import `report` only then; captions are read
+  # by the tokenizer in `data`.
   'sampling': {
     *('types', 'errors', 'runtime', 'decoding', 'models', 'learning'),
-    'report',
+    *('report', 'data'),
   },
   'problems': {
     *('types', 'errors', 'runtime', 'decoding', 'models', 'learning'),

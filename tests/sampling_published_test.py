@@ -28,6 +28,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models.enat import SIZES
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.stages import sample
+from adanat_jax.types import Observation
 from support import configs, torch_files
 
 NAMES = (
@@ -155,10 +156,11 @@ class PublishedSamplingTest(parameterized.TestCase):
     # The actor acts: its first action is that of the converted network.
     agent = generator.agents[8]
     features = jnp.ones((2, 16, 32))
-    values, _, _ = agent.policy()(jnp.int32(0), features, None, ())
+    seen = Observation(features, None, None, None)
+    values, _, _ = agent.policy()(jnp.int32(0), seen, None, ())
     network = PolicyNetwork(4, 4, 16, 8, (24, 16))
     action = network.apply(
-      {'params': agent.params}, features, jnp.zeros(2, jnp.int32)
+      {'params': agent.params['actor']}, features, jnp.zeros(2, jnp.int32)
     )
     np.testing.assert_allclose(
       values.mask_ratio, jax.nn.sigmoid(action[:, 0]), rtol=1e-5

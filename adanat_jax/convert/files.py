@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from adanat_jax.convert import (
   flax_msgpack,
@@ -84,27 +84,16 @@ def read_parts(paths: Sequence[str | os.PathLike[str]]) -> Any:
   return merged
 
 
-def _safetensors() -> ModuleType:
-  try:
-    import safetensors.numpy
-  except ImportError as error:
-    raise UserError(
-      "safetensors files need a package: pip install 'adanat_jax[convert]'"
-    ) from error
-  return safetensors
-
-
 def write_safetensors(
   path: pathlib.Path,
   arrays: Mapping[str, np.ndarray],
   metadata: Mapping[str, str],
 ) -> None:
   """Writes arrays by key, whole or not at all."""
-  library = _safetensors()
   temporary = path.with_name(f'.{path.name}.partial')
   contiguous = {key: np.ascontiguousarray(x) for key, x in arrays.items()}
   try:
-    library.numpy.save_file(contiguous, temporary, dict(metadata))
+    safetensors.numpy.save_file(contiguous, temporary, dict(metadata))
     temporary.replace(path)
-  except (library.SafetensorError, OSError) as error:
+  except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f'cannot write {path}: {shown(error)}') from error

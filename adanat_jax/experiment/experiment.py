@@ -326,18 +326,23 @@ class Experiment:
 def load(
   path: str | os.PathLike[str], *, compile_cache: bool = True
 ) -> Generator:
-  """The NAT, tokenizer and learned policies of a workdir of `adanat_jax.main`.
+  """Loads a NAT, its tokenizer and its learned policies.
 
   Args:
-    path: the workdir.
+    path: a workdir of `adanat_jax.main`, or a folder of `Generator.save`.
     compile_cache: whether compiled programs are kept in `~/.cache/adanat_jax`
       for later processes, unless JAX has a directory for them already.
 
   Raises:
-    UserError: if this is no workdir, or its NAT has not been trained.
+    UserError: if this is neither, is damaged, or its NAT has not been trained.
   """
+  from adanat_jax.sampling import folder
+
   if compile_cache and not jax.config.values['jax_compilation_cache_dir']:
     # Where others may write, nothing is kept.
     with contextlib.suppress(UserError):
       environment.set_cache(environment.CACHE_DIRECTORY)
-  return Experiment.of_workdir(path).generator()
+  place = pathlib.Path(os.path.expanduser(path))
+  if folder.is_generator(place):
+    return folder.load(place)
+  return Experiment.of_workdir(place).generator()

@@ -82,7 +82,7 @@ def _section(name: str, **rules: Rule) -> dict[str, Rule]:
 _SHARED: Mapping[str, Rule] = {
   'mode': choice(
     *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
-    *('evaluate', 'report', 'compare', 'statistics', 'sample'),
+    *('evaluate', 'report', 'compare', 'statistics', 'sample', 'export'),
   ),
   'seed': _SEED,
   'profile': steps(10**8),
@@ -330,6 +330,12 @@ _SHARED: Mapping[str, Rule] = {
     encoder_depth=_DEPTH,
     decoder_depth=_DEPTH,
     reuse_probability=_SHARE,
+  ),
+  **_section(
+    'export',
+    output=path(),
+    dtype=choice('float32', 'bfloat16', 'float16'),
+    tables=tuple_of(path('.json')),
   ),
   **_section(
     'sample',

@@ -17,6 +17,7 @@ from adanat_jax.decoding import actions, tables
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.models import policy
+from adanat_jax.models.policy import PolicyNetworks
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
 
@@ -65,11 +66,10 @@ def make_actor_critic(
   experiment: Experiment, training: Training
 ) -> agent_lib.ActorCritic:
   """Both policy networks of a training as one function."""
-  actor, critic = networks.policy_modules(experiment.config)
-  actor_critic = policy.make_actor_critic(actor, critic)
+  both = PolicyNetworks(*networks.policy_modules(experiment.config))
   if training.adaptive:
-    return actor_critic
-  return agent_lib.non_adaptive(actor_critic, training.num_steps)
+    return both
+  return agent_lib.non_adaptive(both, training.num_steps)
 
 
 def initial_params(experiment: Experiment, key: Array) -> Any:
@@ -160,12 +160,10 @@ def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
   shapes = experiment.param_shapes(actor, features, jnp.zeros(1, jnp.int32))
   params = experiment.load_converted('policy', 'params/actor', shapes)
 
-  def actor_alone(
-    params: Any, features: Array, step: Array
-  ) -> tuple[Array, Array]:
-    mean = actor.apply({'params': params}, features.astype(jnp.float32), step)
-    return mean, jnp.zeros(features.shape[0])
-
-  residual = residual_of(experiment, num_steps)
-  smoothing = smoothing_of(experiment)
-  return {num_steps: agent_lib.Agent(params, residual, actor_alone, smoothing)}
+  agent = agent_lib.Agent(
+    {'actor': params},
+    residual_of(experiment, num_steps),
+    PolicyNetworks(actor),
+    smoothing_of(experiment),
+  )
+  return {num_steps: agent}

@@ -6,17 +6,16 @@ compiled step, or as the states and the embedding that were prepared from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-import functools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.data import clip_tokens
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.runtime import sharding
+from adanat_jax.sampling.captions import CaptionEncoder
 from adanat_jax.types import Array
 
 if TYPE_CHECKING:
@@ -52,29 +51,14 @@ def conditions(
   return out.states, out.pooled
 
 
-def caption_encoder(
-  experiment: Experiment,
-) -> Callable[[Sequence[str]], np.ndarray]:
-  """Returns `captions -> float32[B, 77, D]`, the states that a NAT reads.
+def caption_encoder(experiment: Experiment) -> CaptionEncoder:
+  """Encodes captions as the states that a NAT reads.
 
-  The first call loads the text tower. It raises UserError if there is no
-  tokenizer or no text tower.
+  Raises:
+    UserError: if there is no text tower.
   """
-
-  @functools.cache
-  def tower() -> tuple[Any, Callable[[Any, Array], Array]]:
-    module, params = experiment.network('text')
-    apply = lambda params, ids: module.apply({'params': params}, ids).states
-    return params, jax.jit(apply)
-
-  def encode(captions: Sequence[str]) -> np.ndarray:
-    ids = tokenize(experiment, captions)
-    params, apply = tower()
-    # One at a time, so that a caption's states do not depend on the others.
-    rows = [apply(params, jnp.asarray(row)[None]) for row in ids]
-    return np.concatenate(sharding.gather(rows))
-
-  return encode
+  vocabulary = experiment.config.text.tokenizer
+  return CaptionEncoder(*experiment.network('text'), vocabulary)
 
 
 def null_states(experiment: Experiment) -> np.ndarray:

@@ -28,7 +28,7 @@ RUN_ONLY_FIELDS = (
   *('mode', 'mesh.*', 'data.max_corrupt_share', 'nat.micro_batches'),
   *('prepare.batch_size', 'prepare.num_threads'),
   *('evaluate.batch_size', 'evaluate.num_buckets'),
-  *('policy.rollout_size', 'policy.ppo.micro_batches', 'sample.*'),
+  *('policy.rollout_size', 'policy.ppo.micro_batches', 'sample.*', 'export.*'),
   # Each search, and a comparison, keeps and compares its own settings.
   *('search.*', 'compare.*', 'statistics.*', 'report.*'),
   *('profile', 'profile.*', 'log_every', '*.log_every'),

@@ -7,7 +7,8 @@ normalisation carries the step. At the start its output is zero.
 Shape letters: `B` samples, `N` tokens, `D` width of the features.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -125,24 +126,6 @@ class PolicyNetwork(nn.Module):
     return nn.Dense(self.num_outputs, kernel_init=zeros, name='fc3')(x)
 
 
-def make_actor_critic(
-  actor: PolicyNetwork, critic: PolicyNetwork
-) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-  """Both networks as one function `(params, features, step)`.
-
-  It returns the mean action float32[B, A] and the value float32[B].
-  """
-
-  def actor_critic(
-    params: Any, features: jax.Array, step: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    mean = actor.apply({'params': params['actor']}, features, step)
-    value = critic.apply({'params': params['critic']}, features, step)
-    return mean, value[:, 0]
-
-  return actor_critic
-
-
 def initial_params(
   actor: PolicyNetwork, critic: PolicyNetwork, key: jax.Array, features: Any
 ) -> dict[str, Any]:
@@ -152,3 +135,25 @@ def initial_params(
     'actor': actor.init(actor_key, features, 0)['params'],
     'critic': critic.init(critic_key, features, 0)['params'],
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyNetworks:
+  """Actor and critic as one function; sampling needs no critic.
+
+  `(params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])` with
+  `params` by name. Without a critic values are 0.
+  """
+
+  actor: PolicyNetwork
+  critic: PolicyNetwork | None = None
+
+  def __call__(
+    self, params: Mapping[str, Any], features: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs both once."""
+    mean = self.actor.apply({'params': params['actor']}, features, step)
+    if self.critic is None:
+      return mean, jnp.zeros(len(mean))
+    value = self.critic.apply({'params': params['critic']}, features, step)
+    return mean, value[:, 0]

@@ -113,7 +113,7 @@ def learn(
     mlp_widths=(2 * width, width),
   )
   modules = network(num_outputs=actions.NUM_ACTIONS), network(num_outputs=1)
-  actor_critic = networks.make_actor_critic(*modules)
+  actor_critic = networks.PolicyNetworks(*modules)
   residual = _residual(problem, start, num_steps)
 
   def initial() -> policy.PolicyState:

@@ -21,6 +21,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import stat
 from typing import Any, TypeAlias
 import zlib
@@ -110,6 +111,22 @@ def publish(
   _sync_directory(path.parent)
 
 
+def publish_directory(temporary: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames a finished directory to `path`, durably; for one process.
+
+  What is there is moved to `.NAME.old` first and deleted afterwards, so a kill
+  leaves it there at worst.
+  """
+  old = path.with_name(f'.{path.name}.old')
+  with writing(path):
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+      os.rename(path, old)
+    os.rename(temporary, path)
+  _sync_directory(path.parent)
+  shutil.rmtree(old, ignore_errors=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
   """Writes `text` as UTF-8 to `path` atomically."""
   write_bytes(path, text.encode('utf-8'))
@@ -125,8 +142,13 @@ def write_json(
     value: see `to_json`.
     sealed: add `format` and `checksum` to an object; see `seal`.
   """
-  value = seal(value) if sealed else to_json(value)
-  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+  write_bytes(path, json_bytes(seal(value) if sealed else value))
+
+
+def json_bytes(value: Any) -> bytes:
+  """Returns `to_json(value)` as indented JSON in UTF-8."""
+  text = json.dumps(to_json(value), indent=2, allow_nan=False)
+  return f'{text}\n'.encode()
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import math
+import os
+import pathlib
 from typing import Any
 
 import jax
@@ -29,7 +31,7 @@ from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.program import Plan, Samples, decode_batch
-from adanat_jax.sampling.requests import AnyPolicy, CaptionEncoder, Labels
+from adanat_jax.sampling.requests import AnyPolicy, EncodeCaptions, Labels
 from adanat_jax.types import Array, TokenCounts
 
 # Parameters of a network, as Flax nests them.
@@ -62,6 +64,7 @@ class Generator:
       them.
     encode_captions: turns captions into conditions, float32[B, L, C].
     class_names: of the classes, in the order of their ids; may be empty.
+    schedules: of its own by name, such as searched tables; they are saved too.
   """
 
   nat: denoisers.DenoiserModule
@@ -77,8 +80,9 @@ class Generator:
   buckets: Mapping[int, tuple[TokenCounts, ...]] = dataclasses.field(
     default_factory=dict
   )
-  encode_captions: CaptionEncoder | None = None
+  encode_captions: EncodeCaptions | None = None
   class_names: Sequence[str] = ()
+  schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     """Raises UserError for a batch size that is none."""
@@ -215,6 +219,32 @@ class Generator:
     return self._tokenize(
       'decode_tokens', requests.grids(tokens, self.nat.num_tokens, last)
     )
+
+  def save(
+    self,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = 'float32',
+    about: str = '',
+  ) -> None:
+    """Writes a folder that can be moved, shared, and loaded by its path.
+
+    It holds all that sampling needs, and no code; docs/library.md describes it.
+    A generator that was saved there before is replaced, at once.
+
+    Args:
+      path: the folder; nothing else may be in it.
+      dtype: of the parameters in the files: `'float32'`, `'bfloat16'` or
+        `'float16'`. They are loaded as float32.
+      about: Markdown for the folder's README.md, such as how it was trained.
+
+    Raises:
+      UserError: if something else is there, the folder cannot be written, or
+        policies are functions of Python.
+    """
+    from adanat_jax.sampling import folder
+
+    folder.save(self, pathlib.Path(path), dtype, about)
 
   def schedule(
     self,
@@ -442,6 +472,8 @@ class Generator:
           f'no policy was learned for num_steps={num_steps}; learned: {known}'
         )
       return Schedule('learned', self.agents[num_steps], label='AdaNAT')
+    if name in self.schedules:
+      return requests.as_schedule(self.schedules[name], num_steps, None)
     if name == 'hand-made':
       name = 'maskgit'
     if name.partition('(')[0] not in schedules.SCHEDULES:

@@ -29,7 +29,7 @@ AnyPolicy: TypeAlias = (
   Schedule | PolicyLike | Mapping[str, Sequence[float] | np.ndarray] | Policy
 )
 
-CaptionEncoder: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+EncodeCaptions: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
 # JAX takes others modulo 2**32, so that two would give the same samples.
 LAST_SEED = 2**32 - 1
@@ -180,7 +180,7 @@ def conditions(
   num_classes: int,
   class_names: Sequence[str] = (),
   null_condition: np.ndarray | None = None,
-  encode_captions: CaptionEncoder | None = None,
+  encode_captions: EncodeCaptions | None = None,
 ) -> np.ndarray:
   """What the network takes for `labels`: int32[B] or float32[B, L, C].
 
@@ -277,7 +277,7 @@ def _states(
   labels: np.ndarray,
   is_text: bool,
   expected: tuple[int, ...],
-  encode_captions: CaptionEncoder | None,
+  encode_captions: EncodeCaptions | None,
 ) -> np.ndarray:
   if is_text and encode_captions:
     return encode_captions(labels.tolist())

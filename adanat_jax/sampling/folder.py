@@ -1,0 +1,460 @@
+"""A generator as one folder that can be moved and shared: numbers, no code.
+
+  config.json                sizes, checksums, class names, tables
+  nat.safetensors            the parameters of each network
+  tokenizer.safetensors
+  policy-T4.safetensors      the actor of each learned policy
+  text.safetensors           the text tower, vocabulary.json perhaps beside it
+  README.md                  a card for readers
+
+docs/library.md describes `config.json`. Folders come from others: `load`
+believes nothing, names every file itself, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import pathlib
+import shutil
+import types
+import typing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from adanat_jax.decoding import tables
+from adanat_jax.decoding.schedules import Schedule
+from adanat_jax.decoding.step import StepOptions
+from adanat_jax.errors import UserError, printable, shown
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models.enat import ENAT
+from adanat_jax.models.nat import NAT
+from adanat_jax.models.policy import PolicyNetwork, PolicyNetworks
+from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import files, leaves, processes, sharding
+from adanat_jax.sampling import requests
+from adanat_jax.sampling.generator import Generator
+from adanat_jax.types import PolicyValues
+
+KIND = 'adanat_jax generator'
+VERSION = 1
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+_CONFIG = 'config.json'
+_VOCABULARY = 'vocabulary.json'
+_SHAPE = {
+  'batch_size': int,
+  'class_names': [str],
+  'networks': {str: {'class': str, 'arguments': dict, 'sha256': str}},
+  'policies': {str: {'residual': [[float]], 'smoothing': float}},
+  'schedules': {
+    str: {
+      'table': {str: [float]},
+      'guided': bool,
+      'options': dict,
+      'priority': (None, [float]),
+      'label': str,
+      'note': str,
+    }
+  },
+  'vocabulary': (None, str),
+}
+# Of training, or of the machine.
+_NOT_SAVED = {'parent', 'name', 'dropout_rate', 'attention'}
+# How often something is repeated; all other sizes only change shapes.
+_COUNTS = {'depth', 'encoder_depth', 'decoder_depth', 'num_res_blocks'}
+_MOST = 512
+# As safetensors names them.
+_TYPES = {'F32': np.float32, 'BF16': jnp.bfloat16, 'F16': np.float16}
+
+
+def is_generator(path: pathlib.Path) -> bool:
+  """Whether `save` made a folder, in this or another version."""
+  try:
+    return files.read_json(path / _CONFIG).get('kind') == KIND
+  except UserError:
+    return False
+
+
+def save(
+  generator: Generator, path: pathlib.Path, dtype: str, about: str
+) -> None:
+  """Writes a folder, whole or not at all; see `Generator.save`."""
+  if dtype not in DTYPES:
+    raise UserError(f'dtype is {shown(dtype)}; give one of {", ".join(DTYPES)}')
+  path = path.expanduser().resolve()
+  is_empty = path.is_dir() and not any(path.iterdir())
+  if path.exists() and not is_empty and not is_generator(path):
+    raise UserError(
+      f'{path} is there and no saved generator; give a new folder, or that of'
+      ' an older one'
+    )
+  contents = _contents(generator, dtype)
+  contents['README.md'] = _card(generator, dtype, about).encode()
+  temporary = path.with_name(f'.{path.name}.tmp')
+
+  def write() -> None:
+    files.make_directory(path.parent)
+    shutil.rmtree(temporary, ignore_errors=True)
+    files.make_directory(temporary)
+    for name, data in contents.items():
+      files.write_bytes(temporary / name, data)
+    files.publish_directory(temporary, path)
+
+  processes.from_first(write)
+
+
+def load(path: pathlib.Path) -> Generator:
+  """Reads what `save` wrote, on the devices that are here.
+
+  Raises:
+    UserError: if anything is missing, changed or of another version.
+  """
+  where = path / _CONFIG
+  version = files.read_json(where, {'version': int})['version']
+  if version != VERSION:
+    raise UserError(
+      f'{where}: its version is {version}, and {VERSION} is read here; use the'
+      ' adanat_jax that wrote it'
+    )
+  config = files.read_json(where, _SHAPE)
+  reader = _FolderReader(path, config)
+  mesh = sharding.make_mesh()
+  nat, nat_params = reader.network('nat', NAT, ENAT)
+  tokenizer, tokenizer_params = reader.network('tokenizer', VQGAN)
+  features = jax.ShapeDtypeStruct((1, nat.num_tokens, nat.width), jnp.float32)
+  agents = {}
+  for steps, entry in config['policies'].items():
+    name = f'policy-T{steps}'
+    actor, params = reader.network(name, PolicyNetwork, inputs=(features, 0))
+    residual = entry['residual']
+    if [len(row) for row in residual] != [4] * _integer(steps):
+      raise UserError(f'{where}: policies.{steps} must be {steps} x 4 numbers')
+    agents[int(steps)] = Agent(
+      sharding.shard_state({'actor': params}, mesh),
+      jnp.float32(residual),
+      PolicyNetworks(actor),
+      entry['smoothing'],
+    )
+  encoder = null_condition = None
+  if nat.text_width is not None:
+    encoder = reader.caption_encoder()
+    null_condition = encoder([''])[0]
+  names = tuple(config['class_names'])
+  side = math.isqrt(nat.num_tokens)
+  if (
+    nat.codebook_size != tokenizer.codebook_size
+    or side**2 != nat.num_tokens
+    or len(names) not in (0, nat.num_classes)
+  ):
+    raise UserError(f'{where}: its networks or class names do not fit together')
+  return Generator(
+    nat,
+    sharding.shard_state(nat_params, mesh),
+    tokenizer,
+    sharding.shard_state(tokenizer_params, mesh),
+    nat.num_classes or 0,
+    agents,
+    config['batch_size'],
+    null_condition,
+    mesh,
+    encode_captions=encoder,
+    class_names=names,
+    schedules=reader.schedules(),
+  )
+
+
+class _FolderReader:
+  """A folder that is being read."""
+
+  def __init__(self, path: pathlib.Path, config: dict[str, Any]):
+    self._path = path
+    self._config = config
+
+  def network(
+    self, name: str, *classes: type[Any], inputs: Any = None
+  ) -> tuple[Any, Any]:
+    """A network and its parameters, float32."""
+    where = f'{self._path / _CONFIG}: networks.{printable(name, 80)}'
+    entry = self._config['networks'].get(name)
+    kinds = {kind.__name__: kind for kind in classes}
+    if entry is None or entry['class'] not in kinds:
+      raise UserError(f'{where} is no {" or ".join(kinds)}')
+    module = _make(kinds[entry['class']], entry['arguments'], where)
+    try:
+      shapes = jax.eval_shape(
+        module.init, jax.random.key(0), *(inputs or _inputs(module))
+      )
+    except Exception as error:
+      # Sizes that do not go together raise whatever the library raises.
+      reason = ' '.join(str(error).split())
+      raise UserError(f'{where}: {reason:.200}') from error
+    file = self._path / f'{name}.safetensors'
+    arrays = _arrays(file, self._bytes(file, entry['sha256']))
+    expected = leaves.by_name(shapes['params'])
+    for key in [*expected, *arrays]:
+      found, wanted = (
+        list(tree[key].shape) if key in tree else 'absent'
+        for tree in (arrays, expected)
+      )
+      if found != wanted:
+        raise UserError(
+          f'{file}: {shown(key)} is {found} there and {wanted} by {_CONFIG}'
+        )
+    structure = jax.tree.structure(shapes['params'])
+    params = [arrays[key] for key in expected]
+    return module, jax.tree.unflatten(structure, params)
+
+  def schedules(self) -> dict[str, Schedule]:
+    """The tables by name."""
+    found = {}
+    for name, entry in self._config['schedules'].items():
+      where = f'{self._path / _CONFIG}: schedules.{printable(name, 80)}'
+      options = _make(StepOptions, entry['options'], where)
+      in_nats = options.commit == 'entropy_bound'
+      priority = entry['priority']
+      if priority is not None:
+        priority = tables.checked_priority(priority, where)
+      found[name] = Schedule(
+        name,
+        tables.checked_table(entry['table'], where, in_nats=in_nats),
+        entry['guided'],
+        options,
+        entry['label'],
+        entry['note'],
+        priority,
+      )
+    return found
+
+  def caption_encoder(self) -> requests.EncodeCaptions:
+    """The text tower, with its vocabulary."""
+    from adanat_jax.data import clip_tokens
+    from adanat_jax.models.clip import CLIPText
+    from adanat_jax.sampling.captions import CaptionEncoder
+
+    ids = jax.ShapeDtypeStruct((1, clip_tokens.NUM_POSITIONS), jnp.int32)
+    module, params = self.network('text', CLIPText, inputs=(ids,))
+    checksum = self._config['vocabulary']
+    if checksum is None:
+      return CaptionEncoder(module, params)
+    self._bytes(self._path / _VOCABULARY, checksum)
+    return CaptionEncoder(module, params, str(self._path / _VOCABULARY))
+
+  def _bytes(self, file: pathlib.Path, checksum: str) -> bytes:
+    data = files.read_bytes(file)
+    if hashlib.sha256(data).hexdigest() != checksum:
+      raise UserError(
+        f'{file}: truncated or changed, its checksum is not that of {_CONFIG};'
+        ' copy the folder again'
+      )
+    return data
+
+
+def _arrays(file: pathlib.Path, data: bytes) -> dict[str, np.ndarray]:
+  """The arrays of a safetensors file as float32, all finite."""
+  try:
+    entries = safetensors.deserialize(data)
+  except safetensors.SafetensorError as error:
+    raise UserError(f'{file}: {error}') from error
+  arrays = {}
+  for key, entry in entries:
+    if entry['dtype'] not in _TYPES:
+      raise UserError(
+        f'{file}: {shown(key)} is of {entry["dtype"]}; {", ".join(_TYPES)} are'
+        ' read'
+      )
+    flat = np.frombuffer(entry['data'], _TYPES[entry['dtype']])
+    arrays[key] = flat.astype(np.float32).reshape(entry['shape'])
+    if not np.isfinite(arrays[key]).all():
+      raise UserError(f'{file}: {shown(key)} is not finite')
+  return arrays
+
+
+def _make(kind: Any, given: dict[str, Any], where: str) -> Any:
+  """A dataclass of sizes and choices, from JSON."""
+  hints = typing.get_type_hints(kind)
+  arguments = {}
+  for name, value in given.items():
+    hint = hints.get(name)
+    is_there = hint is not None and name not in _NOT_SAVED
+    most = _MOST if name in _COUNTS else 2**31
+    if not is_there or not _fits(value, hint, most):
+      raise UserError(
+        f'{where}: {printable(name, 80)} cannot be {shown(value)}'
+      )
+    # `Any` is the type of types.
+    arguments[name] = (
+      jnp.dtype(value)
+      if hint is Any
+      else tuple(value)
+      if isinstance(value, list)
+      else value
+    )
+  try:
+    return kind(**arguments)
+  except (TypeError, UserError) as error:
+    raise UserError(f'{where}: {error}') from error
+
+
+def _fits(value: Any, hint: Any, most: int) -> bool:
+  """Whether a value of JSON is of a type, and no absurd size."""
+  origin, inner = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    return any(_fits(value, one, most) for one in inner)
+  if origin is typing.Literal:
+    return value in inner
+  if origin is tuple:
+    fixed = len(inner) if inner[-1] is not Ellipsis else None
+    return (
+      isinstance(value, list)
+      and len(value) <= 16
+      and fixed in (None, len(value))
+      and all(_fits(item, inner[0], most) for item in value)
+    )
+  if hint is Any:
+    return value in DTYPES
+  if hint is int:
+    return type(value) is int and 0 <= value <= most
+  if hint is float:
+    return type(value) in (int, float)
+  return type(value) is hint
+
+
+def _inputs(module: Any) -> tuple[Any, ...]:
+  """Shapes of one example that a network is applied to."""
+  if isinstance(module, VQGAN):
+    side = module.downsampling
+    shape = (1, side, side, module.image_channels)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
+  condition = jax.ShapeDtypeStruct((1,), jnp.int32)
+  if module.text_width is not None:
+    condition = jax.ShapeDtypeStruct((1, 1, module.text_width), jnp.float32)
+  return jax.ShapeDtypeStruct((1, module.num_tokens), jnp.int32), condition
+
+
+def _integer(text: str) -> int:
+  return int(text) if text.isdecimal() and len(text) < 10 else -1
+
+
+def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
+  """The files of a folder by name, but for the card."""
+  networks = {
+    'nat': (generator.nat, generator.nat_params),
+    'tokenizer': (generator.tokenizer, generator.tokenizer_params),
+  }
+  for steps, agent in generator.agents.items():
+    if not isinstance(agent.actor_critic, PolicyNetworks):
+      raise UserError(
+        f'the policy of num_steps={steps} is a function, which cannot be saved;'
+        ' leave it out of `agents`'
+      )
+    actor = agent.actor_critic.actor
+    networks[f'policy-T{steps}'] = (actor, agent.params['actor'])
+  contents: dict[str, bytes] = {}
+  vocabulary = None
+  if generator.encode_captions is not None:
+    from adanat_jax.sampling.captions import CaptionEncoder
+
+    encoder = generator.encode_captions
+    if not isinstance(encoder, CaptionEncoder):
+      raise UserError('`encode_captions` is a function, which cannot be saved')
+    networks['text'] = (encoder.module, encoder.params)
+    if encoder.vocabulary:
+      contents[_VOCABULARY] = files.read_bytes(encoder.vocabulary)
+      vocabulary = hashlib.sha256(contents[_VOCABULARY]).hexdigest()
+  entries = {}
+  for name, (module, params) in networks.items():
+    data = _safetensors(name, params, dtype)
+    contents[f'{name}.safetensors'] = data
+    entries[name] = {
+      'class': type(module).__name__,
+      'arguments': _arguments(module),
+      'sha256': hashlib.sha256(data).hexdigest(),
+    }
+  config = {
+    'kind': KIND,
+    'version': VERSION,
+    'batch_size': generator.batch_size,
+    'class_names': list(generator.class_names),
+    'networks': entries,
+    'policies': {
+      steps: {'residual': agent.residual, 'smoothing': agent.smoothing}
+      for steps, agent in generator.agents.items()
+    },
+    'schedules': {
+      name: _entry(schedule) for name, schedule in generator.schedules.items()
+    },
+    'vocabulary': vocabulary,
+  }
+  contents[_CONFIG] = files.json_bytes(files.seal(config))
+  return contents
+
+
+def _safetensors(name: str, params: Any, dtype: str) -> bytes:
+  arrays = {}
+  for key, leaf in leaves.by_name(sharding.gather(params)).items():
+    with np.errstate(over='ignore'):
+      array = np.ascontiguousarray(np.asarray(leaf).astype(jnp.dtype(dtype)))
+    if not np.isfinite(array.astype(np.float32)).all():
+      raise UserError(f'{name}: {key} is not finite in {dtype}')
+    arrays[key] = array
+  return safetensors.numpy.save(arrays)
+
+
+def _arguments(module: Any) -> dict[str, Any]:
+  """The fields of a dataclass, as JSON."""
+  fields = (field.name for field in dataclasses.fields(module))
+  return {
+    name: jnp.dtype(value).name if name == 'dtype' else value
+    for name in fields
+    if name not in _NOT_SAVED
+    for value in [getattr(module, name)]
+  }
+
+
+def _entry(schedule: Schedule) -> dict[str, Any]:
+  if not isinstance(schedule.policy, PolicyValues):
+    raise UserError(
+      f'the schedule {schedule.name} is no table, and cannot be saved; leave it'
+      ' out of `schedules`'
+    )
+  return {
+    'table': schedule.policy.by_name(),
+    'guided': schedule.guided,
+    'options': _arguments(schedule.options),
+    'priority': schedule.priority,
+    'label': schedule.label,
+    'note': schedule.note,
+  }
+
+
+def _card(generator: Generator, dtype: str, about: str) -> str:
+  """A page for people who find the folder."""
+  label: object = next(iter(generator.class_names), 0)
+  if generator.encode_captions is not None:
+    label = 'a red bicycle'
+  steps = next(iter(sorted(generator.agents)), None)
+  policy = '' if steps else ", policy='maskgit'"
+  what = repr(generator)[1:].partition(', on ')[0]
+  return f"""---
+library_name: adanat_jax
+tags: [jax, flax, maskgit, adanat]
+---
+
+# A generator of adanat_jax
+
+{what}; parameters saved in {dtype}.
+
+```python
+import adanat_jax
+
+generator = adanat_jax.load('.')  # this folder
+samples = generator.sample([{label!r}] * 8, num_steps={steps or 8}{policy})
+samples.save_grid('samples.png')
+```
+{about and chr(10) + about.strip() + chr(10)}"""

@@ -1,0 +1,94 @@
+"""Stage `export`: the generator of a workdir as one folder to share.
+
+adanat --config=digits --workdir=runs/digits --config.mode=export
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import pathlib
+from typing import Any
+
+from adanat_jax import __version__
+from adanat_jax.decoding.schedules import Schedule
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import (
+  config as config_lib,
+  named_schedules,
+  policies,
+)
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.runtime import files, processes
+
+
+def check_config(experiment: Experiment) -> None:
+  """Raises ConfigError for values with which nothing can be exported."""
+  reads = ('data', 'tokenizer', 'nat', 'mesh', 'export', 'evaluate.batch_size')
+  experiment.check(_problems, reads=reads)
+
+
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says which tables cannot be read."""
+  for path in experiment.config.export.tables:
+    _read(path)
+  yield from policies.problems(experiment)
+
+
+def run(experiment: Experiment) -> None:
+  """Writes the folder; see `Generator.save`."""
+  check_config(experiment)
+  section = experiment.config.export
+  found = [_read(path) for path in section.tables]
+  generator = dataclasses.replace(
+    experiment.generator(), schedules={table.name: table for table in found}
+  )
+  output = pathlib.Path(section.output or experiment.workdir / 'export')
+  generator.save(output, dtype=section.dtype, about=_about(experiment))
+  steps = ', '.join(map(str, sorted(generator.agents))) or 'none'
+  processes.say(f'export: {output}, with policies of num_steps {steps}')
+
+
+def _read(path: str) -> Schedule:
+  """A table, named by its file."""
+  try:
+    table = named_schedules.read_file(path)
+  except UserError as error:
+    raise UserError(f'config.export.tables={error}') from error
+  return dataclasses.replace(table, name=pathlib.Path(path).stem)
+
+
+def _about(experiment: Experiment) -> str:
+  """How the generator was made, and what was measured, as Markdown."""
+  record = config_lib.read_record(experiment.workdir)
+  changed = ''.join(
+    f', `{name}={value}`' for name, value in record.get('overrides', {}).items()
+  )
+  lines = [
+    '## How it was made',
+    '',
+    f'By adanat_jax, exported by version {__version__}; config'
+    f' `{record.get("source") or "unknown"}`{changed}.',
+  ]
+  results = experiment.workdir / 'evaluate' / 'results.json'
+  found = files.read_json(results) if results.exists() else {}
+  # The published protocol has other figures, and a file of its own for them.
+  if methods := found.get('methods'):
+    lines += [
+      *('', '## What was measured', ''),
+      'Fréchet distance to the training images, mean and standard deviation'
+      ' over sampling seeds; lower is better.',
+      *('', '| schedule | steps | distance | seeds x images |'),
+      '|---|---:|---:|---:|',
+      *map(_row, methods),
+    ]
+  return '\n'.join(lines)
+
+
+def _row(method: Mapping[str, Any]) -> str:
+  distance = method['measures']['frechet']
+  return (
+    f'| {method["label"]} | {method["num_steps"]} | {distance["mean"]:.2f} ±'
+    f' {distance["std"]:.2f} | {len(method["seeds"])} x'
+    f' {method["samples_per_seed"]} |'
+  )
