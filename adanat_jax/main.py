@@ -4,9 +4,9 @@
 
 `--config=NAME:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
-policy, search, evaluate, report, compare, statistics, sample or export. The
-same command continues a run that was stopped. `python -m adanat_jax.main` is
-the same program.
+policy, search, evaluate, report, compare, statistics, sample, export or
+laboratory. The same command continues a run that was stopped. `python -m
+adanat_jax.main` is the same program.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -59,6 +59,7 @@ STAGES = {
   'statistics': 'adanat_jax.stages.statistics',
   'sample': 'adanat_jax.stages.sample',
   'export': 'adanat_jax.stages.export',
+  'laboratory': 'adanat_jax.stages.laboratory',
 }
 # What mode 'all' runs, in this order: on the digits, and on other images.
 STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')

@@ -70,7 +70,7 @@ def anchors(page):
 
 def check_stages(config):
   """Refuses what a stage of the run that a config asks for would refuse."""
-  if config.evaluate.statistics:
+  if config.get('evaluate', {}).get('statistics'):
     # The reader's file; any that there is will do.
     config.evaluate.statistics = __file__
   names = (config.mode,)

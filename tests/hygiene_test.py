@@ -70,7 +70,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a function that the package offers': ('problems.decode',),
   'a way to schedule': ('decoding.halton',),
-  'what is known exactly': ('laboratory.law',),
+  'what is known exactly': ('laboratory.exact',),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),
@@ -80,7 +80,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a train step': ('learning.classifier',),
   'a page or a kind of picture': (
-    *('report.comparison', 'report.document'),
+    *('report.comparison', 'report.document', 'report.laboratory'),
     *('report.plots', 'report.published_figures'),
   ),
   'a mode, or a part of the one whose name it bears': (

@@ -81,8 +81,8 @@ class ExactTest(parameterized.TestCase):
     'entropy(curve="uniform")',
     'margin(curve="uniform")',
     'random(curve="uniform")',
-    'halton(rows=2, columns=3, final_sharpness=1.0, randomize=False)',
-    'halton(rows=2, columns=3, final_sharpness=1.0)',
+    'halton(final_sharpness=1.0, randomize=False)',
+    'halton(final_sharpness=1.0)',
     'entropy_bound(bound=0.0)',
     'threshold(bound=1.0)',
   )
@@ -223,7 +223,7 @@ class LikelihoodTest(parameterized.TestCase):
   @parameterized.parameters(
     ('entropy', 4),
     ('margin', 3),
-    ('halton(rows=2, columns=3, randomize=False)', 4),
+    ('halton(randomize=False)', 4),
     ('entropy_bound(bound=0.8)', 6),
     ('threshold(bound=0.6)', 4),
   )

@@ -83,6 +83,7 @@ _SHARED: Mapping[str, Rule] = {
   'mode': choice(
     *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
     *('evaluate', 'report', 'compare', 'statistics', 'sample', 'export'),
+    'laboratory',
   ),
   'seed': _SEED,
   'profile': steps(10**8),
@@ -313,6 +314,14 @@ _SHARED: Mapping[str, Rule] = {
     'report',
     images_per_class=integer(1, 1000),
     revealed_samples=integer(1, 100),
+  ),
+  **_section(
+    'laboratory',
+    schedules=some_of(schedule()),
+    num_steps=some_of(integer(1, 16)),
+    draws=integer(1, 10**6),
+    coupling=between(0.0, 10.0),
+    field=between(0.0, 10.0),
   ),
   **_section(
     'compare',

@@ -118,7 +118,9 @@ class PottsLaw:
     Raises:
       UserError: see `schedules.make`.
     """
-    if name.partition('(')[0] == 'halton' and '=' not in name:
-      name = f'halton(rows={self.rows}, columns={self.columns})'
+    base, bracket, rest = name.partition('(')
+    if base == 'halton' and 'rows' not in rest:
+      grid = f'rows={self.rows}, columns={self.columns}'
+      name = f'halton({grid}, {rest}' if bracket else f'halton({grid})'
     made = schedules.make(name, num_steps, self.num_tokens)
     return dataclasses.replace(made, guided=False)
