@@ -289,6 +289,13 @@ class CountsTest(parameterized.TestCase):
       table.guidance_scale, 4.5 * np.arange(8) / 8, rtol=1e-6
     )
 
+  @parameterized.parameters('titok_l32', 'maskgen', 'muse')
+  def test_temperatures_end_at_zero_and_not_below(self, name):
+    for num_steps in (1, 3, 6, 7, 13, 15, 24, 51, 63):
+      table = schedules.make(name, num_steps, N).policy
+      self.assertEqual(table.sampling_temperature.min(), 0)
+      self.assertEqual(table.masking_temperature[-1], 0)
+
   def test_power_cosine_and_cosine_guidance(self):
     scale = schedules.make('titok_s128', 64, 128).policy.guidance_scale
     half = (6.9 - 1) * (1 - math.cos(math.pi / 8)) / 2

@@ -171,7 +171,7 @@ def muse(
     guidance_scale: one step behind: step t uses `guidance_scale * t / T`.
   """
   done = jnp.arange(num_steps, dtype=jnp.float32) / num_steps
-  progress = done + 1 / num_steps
+  progress = jnp.asarray(progress_of(num_steps))
   return PolicyValues(
     mask_ratio=mask_ratio_curve(progress, total, 'cosine'),
     sampling_temperature=temperature * (1 - progress),
@@ -334,7 +334,7 @@ def titok(
     power: `(guidance_scale - 1) (1 - cos(pi (t / T)^power)) / 2`.
   """
   done = np.arange(num_steps) / num_steps
-  falling = temperature * (1 - done - 1 / num_steps)
+  falling = temperature * (1 - progress_of(num_steps))
   guidance = guidance_scale * done
   if power is not None:
     guidance = (guidance_scale - 1) * (1 - np.cos(np.pi * done**power)) / 2
