@@ -230,6 +230,9 @@ class MistakesTest(parameterized.TestCase):
     problem = dataclasses.replace(problems()['linen'], decoder=lambda x: x[0])
     with self.assertRaisesRegex(UserError, 'leading axis 8'):
       adanat_jax.decode(problem, 'maskgit', [0, 1])
+    wrong = dataclasses.replace(problems()['linen'], null_condition=[C])
+    with self.assertRaisesRegex(UserError, r'shapes \[\(\)\], and a condition'):
+      adanat_jax.decode(wrong, tables.hand_made(2), [0, 1])
     with self.assertRaisesRegex(UserError, 'class ids from 0 to 2'):
       adanat_jax.decode(problem, 'maskgit', [0, 3])
 

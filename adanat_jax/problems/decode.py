@@ -104,12 +104,13 @@ def _program(problem: Problem, plan: Plan, mesh: Mesh) -> closures.Compiled:
 
   def run(policy: PolicyLike, batch: dict[str, Any], key: Array) -> Samples:
     keys = loop.keys_of(key, batch['index'])
+    null = problem.null_like(batch['condition']) if plan.guided else None
     decoded: Any = loop.decode(
       problem.denoise,
       schedules.as_policy(policy),
       tokens=batch['tokens'],
       condition=batch['condition'],
-      null_condition=problem.null_condition if plan.guided else None,
+      null_condition=null,
       keys=keys,
       num_steps=plan.num_steps,
       mask_token=problem.mask_token,

@@ -201,12 +201,9 @@ def _probe(
   def probe(condition: Condition, key: Array) -> Any:
     empty = decoding_loop.full_mask(*shape, problem.mask_token)
     empty = sharding.split_batch(empty)
-    if problem.is_guided:
-      features, logits, _, _ = decoding_loop.denoise(
-        problem.denoise, empty, condition, problem.null_condition
-      )
-    else:
-      features, logits, _ = problem.denoise(empty, condition)
+    features, logits, _, _ = decoding_loop.denoise(
+      problem.denoise, empty, condition, problem.null_like(condition)
+    )
     tokens = jax.random.randint(key, shape, 0, problem.mask_token)
     samples = problem.decode_tokens(sharding.split_batch(tokens))
     found = logits, features, samples, reward(samples, condition, key)

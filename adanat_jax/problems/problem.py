@@ -103,6 +103,23 @@ class Problem:
     rows = np.asarray(jax.random.randint(key, (count,), 0, size))
     return jax.tree.map(lambda x: np.asarray(x)[rows], self.conditions)
 
+  def null_like(self, condition: Condition) -> Condition:
+    """The null condition, None if there is none.
+
+    Raises:
+      UserError: unless it is like one row of these conditions.
+    """
+    if self.null_condition is None:
+      return None
+    kinds = lambda tree, axes: jax.tree.map(lambda x: np.shape(x)[axes:], tree)
+    given, null = kinds(condition, 1), kinds(self.null_condition, 0)
+    if given != null:
+      raise UserError(
+        f'Problem.null_condition has the shapes {null}, and a condition'
+        f' {given}; give one condition, without axis B'
+      )
+    return self.null_condition
+
   def denoise(
     self, tokens: Array, condition: Condition, cache: Cache = ()
   ) -> tuple[Array, Array, Cache]:
