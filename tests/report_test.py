@@ -209,6 +209,20 @@ class TablesTest(absltest.TestCase):
     )
     self.assertLen(lines, 4)
 
+  def test_passes_and_the_effective_temperature_are_shown_where_known(self):
+    data = {'methods': [_entry('adanat', [3.0], passes=7.25)], 'floors': {}}
+    lines = tables.method_table(data, 4).splitlines()
+    self.assertStartsWith(lines[0], '| method | passes | Fréchet')
+    self.assertStartsWith(lines[2], '| adanat | 7.25 | ')
+    (entry,) = data['methods']
+    entry['values_per_step']['effective_temperature'] = {
+      'mean': [0.5, 0.25, 0.125, 0.0], 'std': [0.0] * 4,
+    }  # fmt: skip
+    last = tables.values_table([entry]).splitlines()[-1]
+    self.assertEqual(
+      last, '| adanat | effective temperature | 0.50 | 0.25 | 0.12 | 0.00 |'
+    )
+
   def test_trainings_get_a_column_when_there_are_several(self):
     lines = tables.method_table(_results(), 4).splitlines()
     self.assertStartsWith(lines[0], '| method | training | Fréchet')

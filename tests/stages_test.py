@@ -155,11 +155,13 @@ class MethodsTest(absltest.TestCase):
     def run(schedule, labels, key, **unused):
       del schedule, labels, unused
       keys.append(jax.random.key_data(key).tolist())
-      values = PolicyValues(*(np.zeros((T, 4)) for _ in range(4)))
+      values = PolicyValues(*(np.full((T, 4), 2.0) for _ in range(4)))
       trajectory = types.SimpleNamespace(
         values=values, num_committed=np.zeros((T, 4))
       )
-      return types.SimpleNamespace(images=images, trajectory=trajectory)
+      return types.SimpleNamespace(
+        images=images, trajectory=trajectory, passes=np.full(4, T)
+      )
 
     evaluation.generator = types.SimpleNamespace(
       run=run, num_classes=2, nat=types.SimpleNamespace(num_tokens=16)
@@ -172,8 +174,11 @@ class MethodsTest(absltest.TestCase):
       schedules.make(name, T, 16) for name in ('maskgit', 'residual')
     )
     for seed in range(3):
-      evaluate_study._row(evaluation, first, seed)
+      row = evaluate_study._row(evaluation, first, seed)
     evaluate_study._row(evaluation, second, 0)
+    # MaskGIT's choice sharpens: 1 / (1 / 2 + 1 / 2).
+    effective = row['values_per_step']['effective_temperature']
+    self.assertEqual((effective['mean'], row['passes']), ([1.0] * T, T))
     for purpose in ('mean', 'floors', 'report'):
       evaluation.sample(first, purpose, 4)
     grid, other_grid, *seeds, again, mean, floors, report = map(tuple, keys)

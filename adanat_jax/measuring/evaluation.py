@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adanat_jax.decoding.schedules import Schedule
+from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.experiment import named_schedules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import scores, study
@@ -182,25 +183,36 @@ class Evaluation:
     ]
 
   def row(
-    self, samples: Samples, statistics: Iterable[str] = ('mean', 'std')
+    self,
+    schedule: Schedule,
+    samples: Samples,
+    statistics: Iterable[str] = ('mean', 'std'),
   ) -> dict[str, Any]:
     """Measures of recorded samples, and what the schedule did.
 
     Args:
+      schedule: that decoded them.
       samples: what `sample` returned.
       statistics: over samples: `mean`, `std`, `low`, `high`.
     """
     trajectory = samples.trajectory
     assert trajectory is not None  # The caller asked for it.
     over_samples = functools.partial(_over_samples, statistics=statistics)
+    values = trajectory.values
+    # What the kept tokens follow, whichever way their positions were chosen.
+    temperature = effective_temperature(values, schedule.options)
     return {
       'measures': self.measures(
         samples.images, self.labels(len(samples.images))
       ),
       'values_per_step': {
-        name: over_samples(values)
-        for name, values in trajectory.values.by_name().items()
+        name: over_samples(numbers)
+        for name, numbers in {
+          **values.by_name(),
+          'effective_temperature': temperature,
+        }.items()
       },
+      'passes': float(np.mean(samples.passes)),
       'committed_per_step': over_samples(trajectory.num_committed),
     }
 
@@ -217,6 +229,8 @@ class Evaluation:
       'training': method.training,
       'seeds': list(range(len(rows))),
       'samples_per_seed': self.count,
+      # Rows of a ledger that an older version began have no passes.
+      'passes': rows[0].get('passes'),
       'measures': {
         name: over_seeds([row['measures'][name] for row in rows])
         for name in study.MEASURES

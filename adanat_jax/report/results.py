@@ -3,12 +3,13 @@
     {"settings": {...},
      "floors": {name: {measure: value}},
      "methods": [{"name", "label", "num_steps", "training", "seeds",
-                  "samples_per_seed", "role", "reward", "note",
+                  "samples_per_seed", "passes", "role", "reward", "note",
                   "measures": {measure: {"mean", "std", "values"}},
                   "values_per_step": {value: {"mean": [T], "std": [T]}}}],
      "grid": [{"num_steps", "evaluations", "best", "rows"}]}
 
-`training` and `reward` may be null; `SHAPE` has the types. One entry
+`passes` are denoiser passes of a sample, their mean; files of older versions
+lack them. `training` and `reward` may be null; `SHAPE` has the types. One entry
 stands for one method, number of steps and training.
 """
 
@@ -40,6 +41,7 @@ SHAPE = {
       **dict.fromkeys(('name', 'label', 'role', 'note'), str),
       'num_steps': int,
       'samples_per_seed': int,
+      'passes?': (float, None),
       'seeds': [int],
       'training': (int, None),
       'reward': (str, None),

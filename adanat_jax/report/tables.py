@@ -13,6 +13,7 @@ _VALUES = (
   'sampling_temperature',
   'masking_temperature',
   'guidance_scale',
+  'effective_temperature',
 )
 # A difference of means counts as one if it exceeds so many standard errors:
 # Student's t for four seeds at 95 %.
@@ -50,6 +51,7 @@ def method_table(results: Results, num_steps: int) -> str:
   entries = reading.select(results, num_steps=num_steps)
   shown = [m for m in _MEASURES if any(m in e['measures'] for e in entries)]
   several = any(entry['training'] for entry in entries)
+  counted = any(entry.get('passes') for entry in entries)
   best = {measure: _best(entries, measure) for measure in shown}
   rows = []
   for entry in entries:
@@ -57,6 +59,9 @@ def method_table(results: Results, num_steps: int) -> str:
     if several:
       training = entry['training']
       row.append('' if training is None else str(training + 1))
+    if counted:
+      # A schedule that is guided, or decides itself, takes another number.
+      row.append(f'{entry.get("passes") or math.nan:.3g}')
     for measure in shown:
       numbers = entry['measures'].get(measure)
       if numbers is None:
@@ -66,7 +71,7 @@ def method_table(results: Results, num_steps: int) -> str:
       text = f'**{text}**' if text == best[measure] else text
       row.append(text + _plus_minus(numbers['std'], measure))
     rows.append(row)
-  header = ['method'] + ['training'] * several
+  header = ['method'] + ['training'] * several + ['passes'] * counted
   return markdown_table(header + [reading.title_of(m) for m in shown], rows)
 
 
@@ -84,15 +89,18 @@ def floor_table(results: Results) -> str:
 
 
 def values_table(entries: Sequence[reading.MethodResult]) -> str:
-  """The four values at each step: mean ± standard deviation over samples.
+  """The values at each step: mean ± standard deviation over samples.
 
-  One row a method and value, one column a step.
+  The effective temperature is that of the law that the kept tokens follow. One
+  row a method and value, one column a step.
   """
   num_steps = max(int(entry['num_steps']) for entry in entries)
   rows = []
   for entry in entries:
     for key in _VALUES:
-      numbers = entry['values_per_step'][key]
+      numbers = entry['values_per_step'].get(key)
+      if numbers is None:
+        continue  # A file of an older version.
       cells = [
         f'{float(mean):.2f}' + (f' ± {float(std):.2f}' if float(std) else '')
         for mean, std in zip(numbers['mean'], numbers['std'], strict=True)

@@ -365,7 +365,7 @@ def _row(
   samples = evaluation.sample(
     schedule, f'seed-{seed}', evaluation.count, True, generator
   )
-  row = evaluation.row(samples, ('mean', 'std', 'low', 'high'))
+  row = evaluation.row(schedule, samples, ('mean', 'std', 'low', 'high'))
   nat = generator.nat
   if isinstance(nat, ENAT) and not schedule.is_table:
     assert samples.trajectory is not None  # It was asked for.
