@@ -1,6 +1,7 @@
 """The documents: commands are understood, and links lead somewhere."""
 
 import importlib
+import inspect
 import pathlib
 import re
 import runpy
@@ -11,6 +12,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from adanat_jax.convert.kinds import KINDS
+from adanat_jax.decoding import schedules
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.main import BENCHMARK, STAGES, STUDY
@@ -121,6 +123,15 @@ class DocsTest(absltest.TestCase):
     # ENAT's published counts: about a fifth of what all tokens cost.
     counts = script['counts_of'](script['tables'].enat_256(8))
     self.assertAlmostEqual(script['share'](counts), 0.195, places=3)
+
+  def test_every_schedule_is_listed_with_its_parameters(self):
+    page = (_ROOT / 'docs/schedules.md').read_text()
+    table = page.partition('## The list')[2].partition('## ')[0]
+    for name, factory in schedules.SCHEDULES.items():
+      self.assertIn(f'`{name}`', table)
+      for parameter in inspect.signature(factory).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+          self.assertRegex(table, f'`{parameter.name}[`=]', name)
 
   def test_links_lead_somewhere(self):
     for page in _PAGES:
