@@ -200,6 +200,12 @@ class ParseFlagsTest(parameterized.TestCase):
       f'python -m adanat_jax.main --config={self.toy} --config.mode=all'
       ' --workdir=w',
     )
+    with self.assertRaises(UserError):
+      _parse('--hlep', 'me', '--workdir=w')
+    self.assertEqual(
+      config_lib.rerun('--config=digits'),
+      'python -m adanat_jax.main --workdir=w --config=digits',
+    )
 
   @parameterized.parameters(
     ('def get_config(:', 'line 1 of the file: SyntaxError'),
@@ -236,7 +242,6 @@ class HelpTest(absltest.TestCase):
         [re.split('[ =]', line)[0] for line in shown],
         [f'--config.{field}' for field in values],
       )
-      self.assertIn('--config.policy.ppo.num_epochs is unset', shown)
 
   def test_comments_are_those_of_the_files(self):
     config = config_lib.load('in256', {'nat.width': 5})
@@ -248,6 +253,7 @@ class HelpTest(absltest.TestCase):
       text,
     )
     self.assertIn('--config.nat.width=5\n', text)
+    self.assertIn('\n--config.policy.ppo.num_epochs is unset\n', text)
     self.assertIn(
       '# CMA-ES: its initial standard deviations; for temperatures they are'
       ' those of\n# the logarithm. For 16 tokens a ratio of 0.07 is about one'

@@ -44,8 +44,8 @@ CONFIGS = _PACKAGE / 'configs'
 if not CONFIGS.is_dir():
   CONFIGS = _PACKAGE.parent / 'configs'
 
-# The command line as it was given to `parse_flags`, and what of it absl gets:
-# `config_flags` looks in the latter for the fields that are set.
+# The command line of `parse_flags` without what is no flag, and what of it absl
+# gets: `config_flags` looks in the latter for the fields that are set.
 _given: list[str] = []
 _parsed: list[str] = []
 
@@ -190,6 +190,7 @@ def parse_flags(
         # Nothing says which argument it is.
         argv, first, config = argv[:1], [], None
       wrong.add(name)
+  _given[:] = [argv[0], *(a for a in _given[1:] if a not in rest)]
   for before, argument in itertools.pairwise(rest):
     # Not the value of what is no flag itself.
     if argument.startswith('-') or not re.fullmatch('-[^=]*', before):
