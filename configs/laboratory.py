@@ -22,9 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
   data.source = 'digits'
 
   config.laboratory = laboratory = ml_collections.ConfigDict()
-  # Schedules of decoding/schedules.py, with parameters or without. They are
-  # decoded unguided: there is no condition. One that is published for a single
-  # number of steps is measured at that alone.
+  # Schedules of decoding/schedules.py, with parameters or without, and yours,
+  # as in evaluate.schedules. They are decoded unguided: there is no condition.
+  # One that has a single number of steps is measured at that alone.
   laboratory.schedules = (
     *schedules.SCHEDULES,
     'maskgit(curve="uniform", masking_temperature=0.0)',

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import halton, likelihood, tables
-from adanat_jax.decoding.schedules import Schedule
+from adanat_jax.decoding.schedules import FunctionPolicy, Schedule
 from adanat_jax.decoding.step import StepOptions
 from adanat_jax.laboratory import exact
 from adanat_jax.laboratory.law import PottsLaw
+from adanat_jax.types import PolicyValues
 
 LAW = PottsLaw()
 N, K = LAW.num_tokens, LAW.num_values
@@ -140,6 +141,16 @@ class ExactTest(parameterized.TestCase):
     self.assertEqual(hot, sorted(hot, reverse=True))
     self.assertLess(hot[-1], 0.1)
 
+  def assert_drawn_from(self, expected, drawn):
+    # Chi-square, of the grids that are met often and all others in one.
+    often = expected.probabilities * drawn.draws > 5
+    bins = lambda x: drawn.draws * np.append(x[often], x[~often].sum())
+    mean = bins(expected.probabilities)
+    found = (bins(drawn.probabilities) - mean)[mean > 5] ** 2
+    mean = mean[mean > 5]
+    excess = (found / mean).sum() - len(mean)
+    self.assertLess(excess, 4 * np.sqrt(2 * len(mean)))
+
   @parameterized.parameters(
     ('maskgit', 4),
     ('muse', 3),
@@ -157,14 +168,7 @@ class ExactTest(parameterized.TestCase):
     self.assertEqual(expected.draws, 0)
     self.assertAlmostEqual(expected.probabilities.sum(), 1, places=5)
     drawn = exact.draw(LAW, LAW.schedule(name, num_steps), count, seed=3)
-    # Chi-square, of the grids that are met often and all others in one.
-    often = expected.probabilities * count > 5
-    bins = lambda x: count * np.append(x[often], x[~often].sum())
-    mean = bins(expected.probabilities)
-    found = (bins(drawn.probabilities) - mean)[mean > 5] ** 2
-    mean = mean[mean > 5]
-    excess = (found / mean).sum() - len(mean)
-    self.assertLess(excess, 4 * np.sqrt(2 * len(mean)))
+    self.assert_drawn_from(expected, drawn)
     self.assertAlmostEqual(drawn.passes, expected.passes, delta=0.04)
 
   def test_stored_confidences_have_to_be_drawn(self):
@@ -173,6 +177,28 @@ class ExactTest(parameterized.TestCase):
     )
     self.assertEqual(found.draws, 2000)
     self.assertAlmostEqual(found.probabilities.sum(), 1)
+
+  @parameterized.parameters(False, True)
+  def test_policies_that_see_the_canvas(self, noise):
+    def watching(step, observation, keys, carry):
+      sure = jnp.where(observation.masked, observation.max_prob, 0).max(-1)
+      values = PolicyValues(
+        mask_ratio=(1 - sure) * (1 - (step + 1) / 3),
+        sampling_temperature=jnp.ones(keys.shape),
+        masking_temperature=carry,
+        guidance_scale=jnp.zeros(keys.shape),
+      )
+      return values, (), carry + 1
+
+    policy = FunctionPolicy(watching, 3, lambda keys: jnp.ones(len(keys)))
+    options = StepOptions(order='entropy', noise=noise)
+    schedule = Schedule('watching', policy, False, options)
+    found = exact.outcome(LAW, schedule, draws=20_000)
+    self.assertEqual(found.draws, 20_000 if noise else 0)
+    self.assertAlmostEqual(found.probabilities.sum(), 1, delta=1e-5)
+    if not noise:
+      drawn = exact.draw(LAW, schedule, 20_000, seed=5)
+      self.assert_drawn_from(found, drawn)
 
   def test_floor_is_the_distance_of_draws_of_the_law_itself(self):
     draws = np.random.default_rng(0).multinomial(

@@ -37,10 +37,15 @@ class LaboratoryTest(absltest.TestCase):
     laboratory.check_config(Experiment(self.config, self.workdir))
 
   def test_one_of_each_kind(self):
+    # A table of one's own, which is decoded as AdaNAT does.
+    table = self.workdir / 'own.json'
+    rows = {'mask_ratio': [0.84, 0.5, 0], 'masking_temperature': [0, 0, 0]}
+    rows |= {'sampling_temperature': [1, 1, 1], 'guidance_scale': [0, 0, 0]}
+    files.write_json(table, rows)
     self.config.laboratory.update(
       schedules=(
         *('maskgit', 'random', 'entropy_bound(bound=0.9)', 'remdm_conf'),
-        'autonat_large',
+        *('autonat_large', str(table)),
       ),
       num_steps=(3, 1, 8),
       draws=500,
@@ -53,12 +58,13 @@ class LaboratoryTest(absltest.TestCase):
     directory = self.workdir / 'laboratory'
     results = files.read_json(directory / 'results.json')
     # autonat_large is published for eight steps.
-    self.assertLen(results['rows'], 4 * 3 + 1)
+    self.assertLen(results['rows'], 4 * 3 + 2)
     kinds = {
       row['name'].partition('(')[0]: row['kind'] for row in results['rows']
     }
     self.assertEqual(
-      list(kinds.values()), ['drawn', 'chosen', 'adaptive', 'chance', 'drawn']
+      [*kinds.values()],
+      ['drawn', 'chosen', 'adaptive', 'chance', 'drawn', 'drawn'],
     )
     self.assertEqual(set(kinds.values()), set(report.KINDS))
     lines = said.splitlines()
@@ -70,6 +76,7 @@ class LaboratoryTest(absltest.TestCase):
     )
     self.assertIn('| `remdm_conf` | 0.000* | 0.000* (1.50) |', said)
     self.assertIn('| `autonat_large` |  |  | 0.108 |', said)
+    self.assertRegex(said, r'own.json` \|  \| 0.\d+ \|  \| 0.00 \|')
     page = (directory / 'laboratory.md').read_text()
     self.assertIn(lines[3], page)
     self.assertIn('the law itself would come to 0.181', page)

@@ -90,12 +90,12 @@ def outcome(
 
   Args:
     law: what the denoiser is the posterior of.
-    schedule: a table of float32[T].
+    schedule: its policy reads no keys, unless the law is to be drawn.
     draws: how many grids to decode where nothing else is possible.
     seed: of these.
   """
   options, table = schedule.options, schedule.policy
-  assert isinstance(table, PolicyValues) and not schedule.guided
+  assert not schedule.guided
   if options.rolled:
     assert schedule.priority is not None
     offsets = jnp.arange(law.num_tokens)
@@ -108,25 +108,29 @@ def outcome(
           priority=np.asarray(row),
           options=dataclasses.replace(options, rolled=False),
         ),
+        draws=draws,
+        seed=seed,
       )
       for row in step_lib.rolled(priority, offsets)
     ]
     return Outcome(
       np.mean([part.probabilities for part in parts], axis=0),
       float(np.mean([part.passes for part in parts])),
+      parts[0].draws,
     )
-  if options.commit == 'stable' and not likelihood.obstacle(schedule):
-    logs, passes = log_likelihoods(law, schedule)
-    probs = np.exp(np.asarray(logs, np.float64))
-    return Outcome(probs, float(probs @ np.asarray(passes)))
-  is_noisy = options.noise and np.any(table.masking_temperature[:-1])
-  if (
+  has_path = not likelihood.obstacle(schedule)
+  if isinstance(table, PolicyValues) and (
     options.has_counts
     or (options.commit == 'independent' and options.revisit != 'scored')
-    or (options.commit in ('entropy_bound', 'threshold') and not is_noisy)
+    # Faster than compiling a program for it, and the same.
+    or (options.commit in ('entropy_bound', 'threshold') and has_path)
   ):
     return _Sum(law, schedule).run()
-  return draw(law, schedule, draws, seed)
+  if not has_path:
+    return draw(law, schedule, draws, seed)
+  logs, passes = log_likelihoods(law, schedule)
+  probs = np.exp(np.asarray(logs, np.float64))
+  return Outcome(probs, float(probs @ np.asarray(passes)))
 
 
 def _priority(schedule: Schedule) -> Array | None:
@@ -139,6 +143,7 @@ def log_likelihoods(law: PottsLaw, schedule: Schedule) -> tuple[Array, Array]:
 
   @jax.jit
   def run(grids: Array) -> tuple[Array, Array]:
+    keys = loop.sample_keys(jax.random.key(0), len(grids))
     return likelihood.log_likelihood(
       law.denoiser(),
       schedules.as_policy(schedule.policy),
@@ -149,6 +154,7 @@ def log_likelihoods(law: PottsLaw, schedule: Schedule) -> tuple[Array, Array]:
       mask_token=law.num_values,
       options=schedule.options,
       priority=_priority(schedule),
+      policy_carry=schedules.initial_carry(schedule.policy, keys),
     )
 
   return run(jnp.asarray(law.grids))
@@ -170,6 +176,7 @@ def draw(law: PottsLaw, schedule: Schedule, draws: int, seed: int) -> Outcome:
       mask_token=law.num_values,
       options=schedule.options,
       priority=_priority(schedule),
+      policy_carry=schedules.initial_carry(schedule.policy, keys),
     )
 
   decoded = run(loop.sample_keys(jax.random.key(seed), draws))

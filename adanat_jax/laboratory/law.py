@@ -8,6 +8,7 @@ a decoder does to such a law it does itself: its network makes no error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.decoding import schedules
+from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.types import Array, Cache, Condition, Denoiser
 
 
@@ -112,15 +114,25 @@ class PottsLaw:
 
     return denoiser
 
-  def schedule(self, name: str, num_steps: int) -> schedules.Schedule:
-    """A schedule of the list for this grid, unguided: there is no condition.
+  def schedule(
+    self,
+    name: str,
+    num_steps: int,
+    make: Callable[[str, int, int], Schedule] = schedules.make,
+  ) -> Schedule:
+    """A schedule for this grid, unguided: there is no condition.
+
+    Args:
+      name: of the schedule.
+      num_steps: T.
+      make: `(name, num_steps, num_tokens)`, who knows the name.
 
     Raises:
-      UserError: see `schedules.make`.
+      UserError: see `make`.
     """
     base, bracket, rest = name.partition('(')
     if base == 'halton' and 'rows' not in rest:
       grid = f'rows={self.rows}, columns={self.columns}'
       name = f'halton({grid}, {rest}' if bracket else f'halton({grid})'
-    made = schedules.make(name, num_steps, self.num_tokens)
+    made = make(name, num_steps, self.num_tokens)
     return dataclasses.replace(made, guided=False)

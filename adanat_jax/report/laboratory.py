@@ -4,7 +4,8 @@
              "entropy"},
      "floor": the total variation of draws of the law itself,
      "rows": [{"name", "kind", "num_steps", "total_variation", "passes",
-               "entropy", "effective_temperature": [float of each step],
+               "entropy", "effective_temperature": [float of each step], empty
+               where a policy decides,
                "draws": 0 where it is exact}]}
 
 `kind` is a key of `KINDS`.
@@ -92,6 +93,8 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _temperature(steps: list[float]) -> str:
+  if not steps:
+    return ''
   # At the last step all that is left is kept, so nothing is chosen.
   first, last = steps[0], steps[-2 if len(steps) > 1 else -1]
   alike = abs(first - last) < 5e-3

@@ -21,6 +21,7 @@ import numpy as np
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import named_schedules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.laboratory import exact
 from adanat_jax.laboratory.law import PottsLaw
@@ -43,7 +44,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     mistakes = []
     for num_steps in section.num_steps:
       try:
-        law.schedule(name, num_steps)
+        law.schedule(name, num_steps, named_schedules.make)
       except UserError as error:
         mistakes.append(f'config.laboratory.schedules: {error}')
     if len(mistakes) == len(section.num_steps):
@@ -78,16 +79,17 @@ def _measure(experiment: Experiment) -> dict[str, Any]:
     section.schedules, sorted(section.num_steps)
   ):
     try:
-      schedule = law.schedule(name, num_steps)
+      schedule = law.schedule(name, num_steps, named_schedules.make)
     except UserError:
       continue  # Some are published for one number of steps.
     found = exact.outcome(
       law, schedule, draws=section.draws, seed=experiment.config.seed
     )
-    assert isinstance(schedule.policy, PolicyValues)
-    temperature = step_lib.effective_temperature(
-      schedule.policy, schedule.options
-    )
+    temperature: Any = []
+    if isinstance(schedule.policy, PolicyValues):
+      temperature = step_lib.effective_temperature(
+        schedule.policy, schedule.options
+      )
     rows.append(
       {
         'name': name,
