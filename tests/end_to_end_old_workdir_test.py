@@ -7,19 +7,14 @@ smaller networks, before the package had its rooms.
 import json
 import pathlib
 import shutil
-import tarfile
 
 from absl.testing import absltest
 import numpy as np
 
 import adanat_jax
-from adanat_jax.experiment import config as config_lib, workdir as workdir_lib
-from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.stages import policy
+from support import workdirs
 
-_ROOT = pathlib.Path(__file__).parents[1]
-_ARCHIVE = _ROOT / 'tests/data/workdir-0.1.0.tar.xz'
-_POLICY = 'policy/adversarial-adaptive-T2-0'
 # What that version sampled of the classes 0, 1, 1 with seed 3.
 _TOKENS = (
   (24, 21, 7, 2, 31, 2, 17, 23, 2, 14, 1, 26, 9, 24, 14, 9),
@@ -32,9 +27,9 @@ _BRIGHTNESS = (0.09385936, 0.08779374, 0.09029766)
 class OldWorkdirTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.workdir = pathlib.Path(self.create_tempdir().full_path)
-    with tarfile.open(_ARCHIVE) as archive:
-      archive.extractall(self.workdir, filter='data')
+    self.workdir = workdirs.unpack(
+      pathlib.Path(self.create_tempdir().full_path)
+    )
 
   def test_is_loaded_and_samples_as_before(self):
     generator = adanat_jax.load(self.workdir, compile_cache=False)
@@ -46,19 +41,12 @@ class OldWorkdirTest(absltest.TestCase):
     )
 
   def test_a_policy_goes_on_in_the_middle_of_its_training(self):
-    record = json.loads((self.workdir / 'config.json').read_text())
-    overrides = {
-      name: tuple(value) if isinstance(value, list) else value
-      for name, value in record['overrides'].items()
-    }
-    config = config_lib.load(f'{_ROOT}/configs/digits.py:tiny', overrides)
-    # It is this config's directory still.
-    workdir_lib.claim(self.workdir, config, overrides)
-    metrics = self.workdir / _POLICY / 'metrics.jsonl'
+    experiment = workdirs.experiment(self.workdir)
+    metrics = self.workdir / workdirs.POLICY / 'metrics.jsonl'
     before = [json.loads(line) for line in metrics.read_text().splitlines()]
-    shutil.rmtree(self.workdir / _POLICY / 'checkpoints' / '2')
-    (self.workdir / _POLICY / 'complete.json').unlink()
-    policy.run(Experiment(config, self.workdir))
+    shutil.rmtree(self.workdir / workdirs.POLICY / 'checkpoints' / '2')
+    (self.workdir / workdirs.POLICY / 'complete.json').unlink()
+    policy.run(experiment)
     after = [json.loads(line) for line in metrics.read_text().splitlines()]
     self.assertEqual(after[0], before[0])
     self.assertLen(after, 2)

@@ -1,12 +1,8 @@
 """Every field of every config has a rule, and all mistakes come at once."""
 
-import functools
-import importlib
 import json
 import math
 import pathlib
-import runpy
-import tarfile
 
 from absl.testing import absltest, parameterized
 import ml_collections
@@ -27,63 +23,16 @@ from adanat_jax.learning import ppo, vq
 from adanat_jax.models import clip, discriminator
 from adanat_jax.report import published_figures
 from adanat_jax.runtime import files
-from support import configs
-
-_OLD_WORKDIR = pathlib.Path(__file__).parent / 'data/workdir-0.1.0.tar.xz'
-
-
-def presets():
-  """Every config with every preset, as `--config` takes them."""
-  for path in sorted(configs.CONFIGS.glob('*.py')):
-    names = runpy.run_path(str(path)).get('PRESETS', ('default',))
-    for name in names:
-      yield str(path) if name == 'default' else f'{path}:{name}'
-
-
-@functools.cache
-def defaults():
-  """The values that each field has anywhere, by its name."""
-  found = {}
-  for source in presets():
-    for name, value in config_lib.fields(config_lib.load(source)):
-      found.setdefault(name, []).append(value)
-  return found
-
-
-def odd_values(like):
-  """Values of which hardly any is right for a field that may hold `like`."""
-  plain = [True, 'x' * 5000, 'no such name', math.nan, math.inf, -math.inf]
-  plain += [-1, -1.0, 10**9, 1e9, 10**5000, 1j, b'', {}, [1], object(), '\0']
-  plain += ['x' * 300, '\ud800', (), None, math]
-  if isinstance(like, bool):
-    plain.remove(True)
-  if isinstance(like, tuple):
-    return plain + [(item,) * max(len(like), 1) for item in plain]
-  return [*plain, (like,)]
-
-
-def check(source, **overrides):
-  """What `main` does before the first stage."""
-  config = configs.load(source)
-  for name, value in overrides.items():
-    node = config
-    *groups, last = name.split('__')
-    for group in groups:
-      node = node[group]
-    with node.ignore_type():
-      node[last] = value
-  names = main.STUDY if config.data.source == 'digits' else main.BENCHMARK
-  stages = [importlib.import_module(main.STAGES[name]) for name in names]
-  Experiment(config, 'runs').check(*(stage.check_config for stage in stages))
+from support import configs, workdirs
 
 
 class TableTest(parameterized.TestCase):
   def test_every_preset_is_looked_at(self):
-    self.assertGreater(len([*presets()]), 30)
+    self.assertGreater(len([*configs.presets()]), 30)
 
   def test_every_field_has_a_rule_that_its_defaults_keep(self):
-    self.assertSameElements(defaults(), field_rules.RULES)
-    for name, values in defaults().items():
+    self.assertSameElements(configs.defaults(), field_rules.RULES)
+    for name, values in configs.defaults().items():
       for value in values:
         self.assertTrue(
           field_rules.RULES[name].accepts(value), f'{name}={value!r}'
@@ -91,14 +40,14 @@ class TableTest(parameterized.TestCase):
 
   def test_wrong_values_are_refused_and_nothing_is_raised(self):
     taken = {}
-    for name, values in defaults().items():
+    for name, values in configs.defaults().items():
       rule = field_rules.RULES[name]
-      for odd in odd_values(values[0]):
+      for odd in configs.odd_values(values[0]):
         # Nothing is right for what may be left unset.
         if rule.accepts(odd) and not (odd is None and None in values):
           taken.setdefault(name, []).append(odd)
     expected = {
-      name: ['no such name'] for name in taken if '' in defaults()[name]
+      name: ['no such name'] for name in taken if '' in configs.defaults()[name]
     }
     expected['seed'] = expected['sample.seed'] = [10**9]
     # No colour: alpha is dropped.
@@ -209,11 +158,11 @@ class TableTest(parameterized.TestCase):
 class CheckTest(parameterized.TestCase):
   def test_presets_of_the_digits_pass(self):
     for source in ('digits.py', 'digits.py:full', 'in256.py:tiny'):
-      check(source)
+      configs.check(source)
 
   def test_all_that_is_missing_is_said_at_once(self):
     with self.assertRaises(ConfigError) as caught:
-      check('in256.py')
+      configs.check('in256.py')
     problems = caught.exception.problems
     self.assertLen(problems, 4)
     for problem, field in zip(
@@ -231,7 +180,7 @@ class CheckTest(parameterized.TestCase):
 
   def test_fields_and_what_joins_them_come_in_one_message(self):
     with self.assertRaises(ConfigError) as caught:
-      check(
+      configs.check(
         'in256.py',
         nat__depth=3,
         nat__num_heads=5,
@@ -251,7 +200,7 @@ class CheckTest(parameterized.TestCase):
   def test_what_a_broken_field_decides_is_left_for_later(self):
     # 5 heads do not divide any width, but this one says nothing.
     with self.assertRaises(ConfigError) as caught:
-      check('digits.py', nat__width='wide', nat__num_heads=5)
+      configs.check('digits.py', nat__width='wide', nat__num_heads=5)
     self.assertEqual(
       caught.exception.problems,
       (
@@ -302,9 +251,9 @@ class CheckTest(parameterized.TestCase):
 class LoadTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
-    self.workdir = pathlib.Path(self.create_tempdir().full_path)
-    with tarfile.open(_OLD_WORKDIR) as archive:
-      archive.extractall(self.workdir, filter='data')
+    self.workdir = workdirs.unpack(
+      pathlib.Path(self.create_tempdir().full_path)
+    )
     self.record = files.read_json(self.workdir / 'config.json')
 
   def load(self, **overrides):
@@ -341,7 +290,7 @@ class LoadTest(parameterized.TestCase):
       self.load()
 
   def test_every_preset_survives_being_written(self):
-    for source in presets():
+    for source in configs.presets():
       written = json.loads(config_lib.to_json(config_lib.load(source)))
       config = config_lib.from_json(written)
       field_rules.check(config)

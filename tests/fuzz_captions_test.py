@@ -21,61 +21,38 @@ _FIELDS = (
   *('http://x/1', 'http://x/2.jpg', 'caption', 'url', '3', 'a\0dog', '\x85'),
 )
 _NAMES = ('caption', 'url', 'TEXT', 'URL', 'title', 'inhalt', 'image', '')
-_VALUES = (
-  *(None, True, 0, -1, 1e300, '', 'a dog', ' ', '\0', '\ud83d', '\udcff', []),
-  *({}, [[]], 10**400, 'x' * 5000, '../1.jpg', '/', '1.jpg', ['a', 'b']),
-)
-
-
-def pick(random, options):
-  return options[int(random.integers(len(options)))]
 
 
 def table(random: np.random.Generator) -> tuple[str, bytes]:
   """A table of some kind, often with something wrong in it."""
   columns = int(random.integers(1, 5))
   rows = [
-    [pick(random, _FIELDS) for _ in range(columns)]
+    [fuzzing.pick(random, _FIELDS) for _ in range(columns)]
     for _ in range(random.integers(0, 8))
   ]
   if random.random() < 0.4:
     rows = [['a dog', 'http://x/1', *row[2:]] for row in rows]
   if random.random() < 0.6:
-    rows.insert(0, [pick(random, _NAMES) for _ in range(columns)])
+    rows.insert(0, [fuzzing.pick(random, _NAMES) for _ in range(columns)])
   if random.random() < 0.2:
     picture = raw_pictures.encode(raw_pictures.picture(1, 3, 3), 'PNG')
     text = codecs.encode(picture, 'base64').decode().replace('\n', '')
-    rows = [['1.jpg', '0', pick(random, _FIELDS), text.rstrip('=')]] * 3
-  separator = pick(random, '\t,')
+    rows = [['1.jpg', '0', fuzzing.pick(random, _FIELDS), text.rstrip('=')]] * 3
+  separator = fuzzing.pick(random, '\t,')
   stream = io.StringIO()
   if random.random() < 0.5:
-    how = pick(random, (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    how = fuzzing.pick(random, (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
     writer = csv.writer(stream, delimiter=separator, quoting=how)
     writer.writerows(rows)
   else:
     for row in rows:
-      stream.write(separator.join(row) + pick(random, ('\n', '\n', '\r\n')))
-  data = stream.getvalue().encode(pick(random, _ENCODINGS))
+      stream.write(
+        separator.join(row) + fuzzing.pick(random, ('\n', '\n', '\r\n'))
+      )
+  data = stream.getvalue().encode(fuzzing.pick(random, _ENCODINGS))
   if random.random() < 0.5:
     data = fuzzing.mutated(random, data)
-  return pick(random, ('a.tsv', 'a.csv')), data
-
-
-def changed(random: np.random.Generator, value, depth=0):
-  """A JSON value in which some values are others."""
-  if random.random() < 0.05:
-    return pick(random, _VALUES)
-  if isinstance(value, dict):
-    return {
-      pick(random, _NAMES) if random.random() < 0.03 else name: changed(
-        random, inner
-      )
-      for name, inner in value.items()
-      if random.random() > 0.02
-    }
-  if isinstance(value, list):
-    return [changed(random, inner) for inner in value]
-  return value
+  return fuzzing.pick(random, ('a.tsv', 'a.csv')), data
 
 
 def coco(random: np.random.Generator) -> bytes:
@@ -83,11 +60,13 @@ def coco(random: np.random.Generator) -> bytes:
   content = {
     'images': [{'id': i, 'file_name': f'{i}.jpg'} for i in range(4)],
     'annotations': [
-      {'image_id': i % 4, 'caption': pick(random, _FIELDS[:4])}
+      {'image_id': i % 4, 'caption': fuzzing.pick(random, _FIELDS[:4])}
       for i in range(8)
     ],
   }
-  data = json.dumps(changed(random, content)).encode(pick(random, _ENCODINGS))
+  data = json.dumps(fuzzing.changed(random, content, _NAMES)).encode(
+    fuzzing.pick(random, _ENCODINGS)
+  )
   if random.random() < 0.3:
     data = fuzzing.mutated(random, data)
   if random.random() < 0.02:

@@ -30,7 +30,7 @@ _MAY_IMPORT = {
   'learning': {'types', 'errors', 'runtime', 'decoding'},
   'data': {'types', 'errors', 'runtime'},
   'convert': {'errors', 'runtime', 'models', 'metrics'},
-  'report': {'runtime'},
+  'report': {'errors', 'runtime'},
   'laboratory': {'types', 'errors', 'decoding'},
   # Samples draw themselves, but import `report` only then; captions are read
   # by the tokenizer in `data`.

@@ -106,8 +106,12 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
       f'{directory}: no prepared tokens here ({MANIFEST_FILE} is missing); run'
       ' --config.mode=prepare first'
     )
+  layout: dict[str, Any] = {
+    'num_tokens': int,
+    **{f'{field.name}?': int for field in dataclasses.fields(RecordLayout)},
+  }
   split = {'has_images': bool, 'shards': [int]}
-  shape = {'settings': dict, 'layout': {str: int}, 'splits': {str: split}}
+  shape = {'settings': dict, 'layout': layout, 'splits': {str: split}}
   return files.read_json(path, shape, _REMEDY)
 
 
@@ -159,7 +163,9 @@ class PreparedExamples:
     """
     self.directory = pathlib.Path(directory)
     self.manifest = read_manifest(self.directory)
-    self.layout = RecordLayout(**self.manifest['layout'])
+    layout = self.manifest['layout']
+    names = [field.name for field in dataclasses.fields(RecordLayout)]
+    self.layout = RecordLayout(**{n: layout[n] for n in names if n in layout})
     splits = self.manifest['splits']
     if split not in splits:
       raise UserError(

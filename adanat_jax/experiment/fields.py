@@ -36,6 +36,8 @@ TABLE_SUFFIXES = ('.json', '.yaml', '.yml')
 ATTRIBUTE = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*')
 # Halves of characters, which no file takes.
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
+# Fields of a missing group that a message names.
+_MOST_NAMES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +291,8 @@ def _missing(
     absent, _ = _find(config, name)
     if absent:
       known = [other for other in rules if other.startswith(f'{absent}.')]
+      if len(known) > _MOST_NAMES:
+        known[_MOST_NAMES:] = ['...']
       allowed = (
         f'a group of {", ".join(known)}' if known else rules[name].allowed
       )

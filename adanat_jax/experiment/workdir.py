@@ -15,7 +15,7 @@ import uuid
 
 import ml_collections
 
-from adanat_jax.errors import UserError
+from adanat_jax.errors import UserError, printable
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
@@ -39,7 +39,7 @@ RUN_ONLY_FIELDS = (
 # what they did. A workdir of theirs goes on with these unless told otherwise.
 ADDED_FIELDS = {'data.background': ()}
 
-_MAX_DIFFERENCES_SHOWN = 8
+_MAX_DIFFERENCES_SHOWN = 4
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
@@ -192,4 +192,5 @@ def _differences(
     if set(values) == {'absent', 'None'}:
       continue
     if values[0] != values[1]:
-      yield f'config.{name} is {values[0]} there and {values[1]} here'
+      old, new, name = (printable(text, 60) for text in (*values, name))
+      yield f'config.{name} is {old} there and {new} here'

@@ -16,9 +16,13 @@ stands for one method, number of steps and training.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
+
+from adanat_jax.errors import UserError, printable
+from adanat_jax.runtime import journal
 
 MethodResult = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -46,7 +50,11 @@ SHAPE = {
       'training': (int, None),
       'reward': (str, None),
       'measures': {str: {'mean': float, 'std': float, 'values': [float]}},
-      'values_per_step': {str: _STATISTICS},
+      'values_per_step': dict.fromkeys(
+        ('mask_ratio', 'sampling_temperature', 'masking_temperature')
+        + ('guidance_scale',),
+        _STATISTICS,
+      ),
     }
   ],
   'grid': [{'num_steps': int, 'evaluations': int, 'best': dict, 'rows': list}],
@@ -72,6 +80,30 @@ class Pooled:
   # Standard error of the mean over trainings; 0 for a single one, where it is
   # unknown.
   between: float
+
+
+def read(directory: pathlib.Path) -> dict[str, Any]:
+  """Reads the results of a finished evaluation.
+
+  Raises:
+    UserError: if they are missing or damaged.
+  """
+  results = journal.read_results(directory, SHAPE)
+  for entry in results['methods']:
+    values = [len(found['values']) for found in entry['measures'].values()]
+    per_step = [
+      len(row[name])
+      for row in entry['values_per_step'].values()
+      for name in _STATISTICS
+    ]
+    seeds = len(entry['seeds']) or -1
+    if {seeds, *values} != {seeds} or {*per_step} != {entry['num_steps']}:
+      raise UserError(
+        f'{directory / journal.RESULTS_FILE}: lists of'
+        f' {printable(entry["name"], 80)} have other lengths than they should;'
+        ' delete it and run --config.mode=evaluate again'
+      )
+  return results
 
 
 def all_num_steps(results: Results) -> list[int]:

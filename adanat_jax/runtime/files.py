@@ -153,7 +153,7 @@ def json_bytes(value: Any) -> bytes:
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
   """Converts an object to JSON and adds `format` and `checksum`."""
-  result = {**to_json(dict(value)), 'format': _FORMAT}
+  result = {'format': _FORMAT, **to_json(dict(value))}
   return {**result, 'checksum': checksum(result)}
 
 

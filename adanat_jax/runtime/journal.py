@@ -141,7 +141,8 @@ def mark_complete(
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:
   """Returns whether the stage of this directory has finished."""
-  return (pathlib.Path(directory) / COMPLETE_FILE).is_file()
+  # Whatever lies there is read, and refused if it is no marker.
+  return os.path.lexists(pathlib.Path(directory) / COMPLETE_FILE)
 
 
 def read_complete(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.report import document, pictures, plots, results as reading
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
-from adanat_jax.runtime.journal import read_complete, read_results
+from adanat_jax.runtime.journal import read_complete
 from adanat_jax.stages import evaluate_study
 
 # Roles whose samples are shown side by side.
@@ -39,7 +39,7 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   experiment.require('evaluate')
   directory = files.make_directory(experiment.workdir / 'report')
-  results = read_results(experiment.workdir / 'evaluate', reading.SHAPE)
+  results = reading.read(experiment.workdir / 'evaluate')
   shown = [
     *_drawn(experiment, directory, results),
     *_plotted(experiment, directory, results),

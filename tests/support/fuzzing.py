@@ -13,7 +13,7 @@ GiB of memory are failures, which name seed and try.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import os
@@ -30,6 +30,11 @@ DEFAULT_TRIES = 200
 _MAX_SECONDS = 10.0
 _MAX_BYTES = 1 << 30
 _LONGEST_MESSAGE = 1000
+# Values that stand where a reader of JSON may not expect them.
+_VALUES = (
+  *(None, True, 0, -1, 1e300, '', 'a dog', ' ', '\0', '\ud83d', '\udcff', []),
+  *({}, [[]], 10**400, 'x' * 5000, '../1.jpg', '/', '1.jpg', ['a', 'b']),
+)
 
 
 @dataclasses.dataclass
@@ -77,7 +82,8 @@ def fuzz(
         act(given)
       problem = ''
     except UserError as error:
-      problem = _problem_of_message(str(error)) or 'refused'
+      found = filter(None, map(_problem_of_message, error.problems))
+      problem = next(found, 'refused')
     except Exception:
       problem = traceback.format_exc(limit=-4)
     if _peak_bytes() - before > _MAX_BYTES:
@@ -96,6 +102,40 @@ def fuzz(
 def generator(seed: int, index: int) -> np.random.Generator:
   """What draws the input of one try."""
   return np.random.default_rng([seed, index])
+
+
+def pick(random: np.random.Generator, options: Sequence[Any]) -> Any:
+  """One of some options."""
+  return options[int(random.integers(len(options)))]
+
+
+def changed(
+  random: np.random.Generator,
+  value: Any,
+  names: Sequence[str],
+  share: float = 0.05,
+) -> Any:
+  """A JSON value in which some values are others.
+
+  Args:
+    random: draws what is changed.
+    value: the value.
+    names: other names for the members of objects.
+    share: of the values that are replaced; fewer are renamed or dropped.
+  """
+  if random.random() < share:
+    return pick(random, _VALUES)
+  if isinstance(value, dict):
+    return {
+      pick(random, names) if random.random() < share / 2 else name: changed(
+        random, inner, names, share
+      )
+      for name, inner in value.items()
+      if random.random() > share / 2
+    }
+  if isinstance(value, list):
+    return [changed(random, inner, names, share) for inner in value]
+  return value
 
 
 def mutated(random: np.random.Generator, data: bytes) -> bytes:
