@@ -37,7 +37,7 @@ RUN_ONLY_FIELDS = (
 
 # Fields that earlier versions did not have, and values with which this one does
 # what they did. A workdir of theirs goes on with these unless told otherwise.
-ADDED_FIELDS = {'data.background': ()}
+ADDED_FIELDS = {'data.background': (), 'policy.smoothing': 0.0}
 
 _MAX_DIFFERENCES_SHOWN = 4
 
