@@ -53,6 +53,9 @@ def drawn(random: np.random.Generator) -> tuple[str, dict[str, Any]]:
         fuzzing.pick(random, configs.odd_values(there[name])),
       ),
     )
+    is_float = isinstance(there[name], float) or there[name] is None
+    if is_float and changes[name] == 10**5000:
+      del changes[name]  # ml_collections cannot even hold it.
   return source, changes
 
 

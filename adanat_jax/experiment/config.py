@@ -98,7 +98,7 @@ def load(
     _check_field(config, name)
     try:
       config.update_from_flattened_dict({name: value})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
       raise _wrong_type(config, name, value) from error
   return config
 

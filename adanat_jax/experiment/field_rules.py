@@ -473,7 +473,8 @@ def with_home(config: Config) -> Config:
   paths = {
     name: os.path.expanduser(value)
     for name, value in found
-    if name in RULES and RULES[name].is_path and str(value).startswith('~')
+    if isinstance(value, str) and value.startswith('~')
+    if name in RULES and RULES[name].is_path
   }
   if not paths:
     return config

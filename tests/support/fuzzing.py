@@ -94,7 +94,7 @@ def fuzz(
       tally.refused += 1
     else:
       tally.failures.append(
-        f'seed {seed}, try {index}: {str(given)[:200]!r}: {problem}'
+        f'seed {seed}, try {index}: {_shown(given)!r}: {problem}'
       )
   return tally
 
@@ -160,6 +160,14 @@ def mutated(random: np.random.Generator, data: bytes) -> bytes:
     else:
       result[place : place + length] = b'\xff' * length
   return bytes(result)
+
+
+def _shown(given: Any) -> str:
+  try:
+    return str(given)[:200]
+  except ValueError:
+    # Python refuses to print integers of thousands of digits.
+    return 'what cannot be printed'
 
 
 def _problem_of_message(message: str) -> str:
