@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   from adanat_jax.problems.decode import decode
   from adanat_jax.problems.learn import learn
   from adanat_jax.problems.problem import Problem
+  from adanat_jax.sampling.calibration import calibrate
   from adanat_jax.sampling.generator import Generator
   from adanat_jax.sampling.likelihood import log_likelihood
   from adanat_jax.sampling.program import Samples
@@ -38,6 +39,7 @@ __all__ = [
   'Schedule',
   'StepOptions',
   'UserError',
+  'calibrate',
   'config',
   'decode',
   'learn',
@@ -57,6 +59,7 @@ _PLACES = {
   'Schedule': 'decoding.schedules:Schedule',
   'StepOptions': 'decoding.step:StepOptions',
   'UserError': 'errors:UserError',
+  'calibrate': 'sampling.calibration:calibrate',
   # Config files import it.
   'config': 'experiment.config:',
   'decode': 'problems.decode:decode',
