@@ -161,23 +161,16 @@ def learn(
     )
     # The loop allows no copies to the devices, which tracing may need.
     compiled.trace(state, batch_at(0), np.int32(0))
-
-    def train_step(
-      state: policy.PolicyState, batch: Condition, iteration: Array
-    ) -> tuple[policy.PolicyState, Mapping[str, Array]]:
-      state, metrics = compiled(state, batch, iteration)
-      # What comes first is shown.
-      return state, {'reward': metrics['reward'], **metrics}
-
     state = loop.run_loop(
       state,
-      train_step,
+      compiled,
       batch_at,
       num_steps=iterations,
       directory=path,
       name='learn',
       log_every=1,
       save_every=save_every,
+      shown=('reward',),
     )
     params = sharding.gather(state.average)
   agent = Agent(params, residual, actor_critic)
