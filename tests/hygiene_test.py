@@ -8,7 +8,10 @@ import re
 from absl.testing import absltest
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_ROOMS = ('adanat_jax', 'configs', 'tests', 'benchmarks', 'launch', 'docs')
+_ROOMS = (
+  *('adanat_jax', 'configs', 'tests', 'benchmarks', 'launch'),
+  *('docs', 'examples'),
+)
 _MAX_LINES = 600
 # Built up, so that this file does not hold what it looks for.
 _PATHS_OF_A_MACHINE = re.compile(
