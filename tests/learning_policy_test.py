@@ -162,6 +162,47 @@ class SmoothingTest(parameterized.TestCase):
     )
 
 
+class UnguidedTest(absltest.TestCase):
+  def test_the_network_runs_once_a_step(self):
+    rows = []
+
+    def denoiser(tokens, condition, cache):
+      rows.append((len(tokens), len(cache)))
+      shape = tokens.shape
+      return jnp.zeros((*shape, 1)), jnp.zeros((*shape, K)), cache
+
+    def collect(guided):
+      problem = policy.FrozenParts(
+        denoiser,
+        lambda tokens: tokens,
+        N,
+        K,
+        num_classes=2,
+        empty_cache=lambda condition, rows: jnp.zeros(rows),
+        guided=guided,
+      )
+      agent = Agent(initial_params(), actions.no_residual(T), linear)
+      jax.eval_shape(
+        lambda key: policy.collect(
+          problem,
+          agent,
+          key,
+          batch_size=B,
+          num_steps=T,
+          std=jnp.float32(0.1),
+          weights=jnp.ones((T, 4)),
+        ),
+        jax.random.key(0),
+      )
+      return problem.is_guided
+
+    self.assertTrue(collect(True))
+    self.assertEqual(rows[0], (2 * B, 2 * B))
+    rows.clear()
+    self.assertFalse(collect(False))
+    self.assertEqual(rows[0], (B, B))
+
+
 def decode_once(agent):
   """What an agent does with two samples of a network that knows nothing."""
   keys = loop.sample_keys(jax.random.key(0), 2)

@@ -164,7 +164,11 @@ class FolderTest(parameterized.TestCase):
     ('networks.tokenizer.arguments.width_multipliers', [1] * 17, 'cannot be'),
     ('policies.3.residual', [[0.0] * 4] * 2, 'policies.3 must be 3 x 4'),
     ('policies.3.residual', [[0.0] * 3] * 3, 'policies.3 must be 3 x 4'),
-    ('policies.../x', {'residual': [], 'smoothing': 0}, 'is no PolicyNetwork'),
+    (
+      'policies.../x',
+      {'residual': [], 'smoothing': 0, 'guided': True},
+      'is no PolicyNetwork',
+    ),
     ('schedules.mine.table.mask_ratio', [2, 0], 'mask_ratio holds 2.0'),
     ('schedules.mine.options.clamp', 'hard', "clamp cannot be 'hard'"),
   )

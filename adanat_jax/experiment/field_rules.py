@@ -211,6 +211,7 @@ _SHARED: Mapping[str, Rule] = {
     preset=choice('paper', 'ours'),
     residual=choice('published', 'maskgit', 'none'),
     smoothing=between(0.0, 1.0, below_high=True),
+    guided=boolean,
     rollout_size=integer(0, 2**20),
     rollout_features=choice('store', 'recompute'),
     rollout_dtype=choice('float32', 'bfloat16'),

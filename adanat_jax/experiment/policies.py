@@ -85,10 +85,14 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
   return RESIDUALS[experiment.config.policy.residual](num_steps)
 
 
-def smoothing_of(experiment: Experiment) -> float:
-  """How actions are smoothed from step to step, see `actions.smooth`."""
-  # Configs of older versions have no such field.
-  return experiment.config.policy.get('smoothing', 0.0)
+def acting(experiment: Experiment) -> dict[str, Any]:
+  """How policies act: the `smoothing` and `guided` of an `Agent`."""
+  section = experiment.config.policy
+  # Configs of older versions have no such fields.
+  return {
+    'smoothing': section.get('smoothing', 0.0),
+    'guided': section.get('guided', True),
+  }
 
 
 def iterate_field(experiment: Experiment) -> str:
@@ -123,7 +127,7 @@ def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
     params,
     residual_of(experiment, training.num_steps),
     make_actor_critic(experiment, training),
-    smoothing_of(experiment),
+    **acting(experiment),
   )
 
 
@@ -164,6 +168,6 @@ def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
     {'actor': params},
     residual_of(experiment, num_steps),
     PolicyNetworks(actor),
-    smoothing_of(experiment),
+    **acting(experiment),
   )
   return {num_steps: agent}

@@ -37,7 +37,11 @@ RUN_ONLY_FIELDS = (
 
 # Fields that earlier versions did not have, and values with which this one does
 # what they did. A workdir of theirs goes on with these unless told otherwise.
-ADDED_FIELDS = {'data.background': (), 'policy.smoothing': 0.0}
+ADDED_FIELDS = {
+  'data.background': (),
+  'policy.smoothing': 0.0,
+  'policy.guided': True,
+}
 
 _MAX_DIFFERENCES_SHOWN = 4
 

@@ -54,12 +54,15 @@ class Agent:
     actor_critic: `(params, features, step) -> (mean, value)`.
     smoothing: of actions from step to step, see `actions.smooth`. Learning sees
       the raw action: smoothing belongs to the environment.
+    guided: whether it was trained with the unconditional pass, which its
+      guidance needs.
   """
 
   params: Any
   residual: Array  # float32[T, A]
   actor_critic: ActorCritic = struct.field(pytree_node=False)
   smoothing: float = struct.field(pytree_node=False, default=0.0)
+  guided: bool = struct.field(pytree_node=False, default=True)
 
   @property
   def num_steps(self) -> int:

@@ -131,6 +131,13 @@ class FrozenParts:
   null_condition: Any = None
   # `(condition, rows of a forward) -> cache` of the first step.
   empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
+  guided: bool = True  # False runs no unconditional pass, which halves the cost
+
+  @property
+  def is_guided(self) -> bool:
+    """Whether a step runs the network without its condition, too."""
+    has_null = self.num_classes is not None or self.null_condition is not None
+    return self.guided and has_null
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +213,8 @@ def collect(
     null_condition = jnp.int32(problem.num_classes)
     shape = (batch_size,)
     prompts = jax.random.randint(condition_key, shape, 0, problem.num_classes)
+  if not problem.is_guided:
+    null_condition = None
   prompts = sharding.split_batch(prompts)
   keys = sharding.split_batch(loop.sample_keys(sample_key, batch_size))
   denoiser = _rounded(problem.denoiser, config.dtype)
@@ -226,7 +235,9 @@ def collect(
       num_steps=num_steps,
       mask_token=problem.mask_token,
       # Guidance runs each sample with its condition and without.
-      cache=sharding.split_batch(problem.empty_cache(condition, 2 * len(keys))),
+      cache=sharding.split_batch(
+        problem.empty_cache(condition, (1 + problem.is_guided) * len(keys))
+      ),
       record=True,
     )
     trajectory = decoded.trajectory
@@ -322,8 +333,7 @@ def make_train_step(
     num_steps,
     actions.NUM_ACTIONS,
     constants.drop_dead_actions,
-    guided=problem.num_classes is not None
-    or problem.null_condition is not None,
+    guided=problem.is_guided,
   )
 
   def train_step(

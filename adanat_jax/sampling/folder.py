@@ -51,7 +51,9 @@ _SHAPE = {
   'batch_size': int,
   'class_names': [str],
   'networks': {str: {'class': str, 'arguments': dict, 'sha256': str}},
-  'policies': {str: {'residual': [[float]], 'smoothing': float}},
+  'policies': {
+    str: {'residual': [[float]], 'smoothing': float, 'guided': bool}
+  },
   'schedules': {
     str: {
       'table': {str: [float]},
@@ -140,6 +142,7 @@ def load(path: pathlib.Path) -> Generator:
       jnp.float32(residual),
       PolicyNetworks(actor),
       entry['smoothing'],
+      entry['guided'],
     )
   encoder = null_condition = None
   if nat.text_width is not None:
@@ -383,7 +386,11 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
     'class_names': list(generator.class_names),
     'networks': entries,
     'policies': {
-      steps: {'residual': agent.residual, 'smoothing': agent.smoothing}
+      steps: {
+        'residual': agent.residual,
+        'smoothing': agent.smoothing,
+        'guided': agent.guided,
+      }
       for steps, agent in generator.agents.items()
     },
     'schedules': {

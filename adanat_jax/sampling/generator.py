@@ -471,7 +471,8 @@ class Generator:
         raise UserError(
           f'no policy was learned for num_steps={num_steps}; learned: {known}'
         )
-      return Schedule('learned', self.agents[num_steps], label='AdaNAT')
+      agent = self.agents[num_steps]
+      return Schedule('learned', agent, agent.guided, label='AdaNAT')
     if name in self.schedules:
       return requests.as_schedule(self.schedules[name], num_steps, None)
     if name == 'hand-made':

@@ -132,7 +132,9 @@ def as_schedule(
     table = tables.checked_table(policy, num_samples=num_samples)
     chosen, made = Schedule('table', table), 'the table has'
   elif isinstance(policy, LearnedPolicy):
-    chosen, made = Schedule('agent', policy), 'the agent was made for'
+    # Only agents know whether they were trained with guidance.
+    guided = getattr(policy, 'guided', True)
+    chosen, made = Schedule('agent', policy, guided), 'the agent was made for'
   elif callable(policy):
     checked = CheckedFunction(policy)
     function = schedules.FunctionPolicy(checked, num_steps)

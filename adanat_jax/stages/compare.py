@@ -314,7 +314,7 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
   for training in policies.trainings(experiment):
     if training.num_steps == num_steps:
       agent = policies.load_agent(experiment, training)
-      schedule = Schedule('adanat', agent, label='AdaNAT')
+      schedule = Schedule('adanat', agent, agent.guided, label='AdaNAT')
       yield Method(schedule, 'adaptive', training.index, training.reward)
 
 

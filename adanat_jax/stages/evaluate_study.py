@@ -208,6 +208,7 @@ def _learned(
   schedule = Schedule(
     f'{kind}-{which.reward}',
     agent,
+    agent.guided,
     label=f'{ROLE_LABELS[which.adaptive]} ({which.reward})',
   )
   method = functools.partial(Method, training=which.index, reward=which.reward)
@@ -220,11 +221,13 @@ def _learned(
   assert seen is not None  # It was asked for.
   mean = mean_table(seen.aux.action, agent)
   label = f'{schedule.label}, mean action as a table'
-  yield method(Schedule(f'{schedule.name}-mean', mean, label=label), 'frozen')
+  frozen = Schedule(f'{schedule.name}-mean', mean, agent.guided, label=label)
+  yield method(frozen, 'frozen')
   shuffled = shuffled_table(seen.values, evaluation.labels(count), 0)
   label = f'{schedule.label}, actions shuffled within class'
   yield method(
-    Schedule(f'{schedule.name}-shuffled', shuffled, label=label), 'shuffled'
+    Schedule(f'{schedule.name}-shuffled', shuffled, agent.guided, label=label),
+    'shuffled',
   )
 
 

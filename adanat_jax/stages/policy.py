@@ -181,7 +181,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     frozen |= {'text': params, 'null': sharding.shard_state(null, mesh)}
   actor_critic = policies.make_actor_critic(experiment, training)
   residual = policies.residual_of(experiment, training.num_steps)
-  smoothing = policies.smoothing_of(experiment)
+  acting = policies.acting(experiment)
 
   def initial(frozen: Any) -> policy.PolicyState:
     return policy.initial_state(
@@ -195,7 +195,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
   ) -> tuple[policy.PolicyState, dict[str, Array]]:
     step = policy.make_train_step(
-      make_problem(nat, tokenizer, frozen, tower),
+      make_problem(nat, tokenizer, frozen, tower, acting['guided']),
       actor_critic,
       residual,
       reward.build(frozen['reward']),
@@ -208,7 +208,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
         section.rollout_features, section.rollout_dtype, section.rollout_size
       ),
       ema_decay=section.ema_decay,
-      smoothing=smoothing,
+      smoothing=acting['smoothing'],
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     return step(state, batch.get('real'), iteration, prompts)
@@ -227,8 +227,9 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
       del iteration  # Every iterate gets the same conditions and noise.
       params = getattr(state, policies.iterate_field(experiment))
-      agent = agent_lib.Agent(params, residual, actor_critic, smoothing)
-      return scorer(generator, Schedule('learned', agent), num_samples=count)
+      agent = agent_lib.Agent(params, residual, actor_critic, **acting)
+      schedule = Schedule('learned', agent, agent.guided)
+      return scorer(generator, schedule, num_samples=count)
 
     options = {
       'evaluate': evaluate,
@@ -285,11 +286,13 @@ def make_problem(
   tokenizer: VQGAN,
   frozen: Any,
   text: CLIPText | None = None,
+  guided: bool = True,
 ) -> policy.FrozenParts:
   """NAT and tokenizer as callables, with the parameters that `frozen` holds.
 
   Where the NAT reads texts, `text` is their tower, and `frozen` has its
-  parameters as `text` and the states of the empty text as `null`.
+  parameters as `text` and the states of the empty text as `null`. `guided`:
+  whether the unconditional pass runs.
   """
   denoiser = denoisers.make(nat, sharding.whole(frozen['nat']))
   tokenizer_params = sharding.whole(frozen['tokenizer'])
@@ -308,6 +311,7 @@ def make_problem(
     empty_cache=lambda condition, rows: denoisers.empty_cache(
       nat, rows, denoisers.text_length(condition)
     ),
+    guided=guided,
   )
   if text is None:
     return problem
