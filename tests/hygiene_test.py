@@ -48,6 +48,7 @@ _MAY_IMPORT = {
   'experiment': _PURE | _MIDDLE,
   'measuring': _PURE | _MIDDLE | {'experiment'},
   'stages': _PURE | _MIDDLE | {'experiment', 'measuring', 'laboratory'},
+  'demo': {'errors', 'experiment', 'report', 'sampling'},
   'main': {'errors', 'runtime', 'data', 'experiment', 'stages'},
 }
 _ROOMS_OF_PACKAGE = set(_MAY_IMPORT)

@@ -329,7 +329,8 @@ def load(
   """Loads a NAT, its tokenizer and its learned policies.
 
   Args:
-    path: a workdir of `adanat_jax.main`, or a folder of `Generator.save`.
+    path: a workdir of `adanat_jax.main`, a folder of `Generator.save`, or
+      `'digits'`, the generator that comes with the package.
     compile_cache: whether compiled programs are kept in `~/.cache/adanat_jax`
       for later processes, unless JAX has a directory for them already.
 
@@ -342,7 +343,7 @@ def load(
     # Where others may write, nothing is kept.
     with contextlib.suppress(UserError):
       environment.set_cache(environment.CACHE_DIRECTORY)
-  place = pathlib.Path(os.path.expanduser(path))
+  place = folder.find(path)
   if folder.is_generator(place):
     return folder.load(place)
   return Experiment.of_workdir(place).generator()

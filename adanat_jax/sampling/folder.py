@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 import pathlib
 import shutil
 import types
@@ -45,6 +46,7 @@ KIND = 'adanat_jax generator'
 VERSION = 1
 DTYPES = ('float32', 'bfloat16', 'float16')
 
+_SHIPPED = pathlib.Path(__file__).parents[1] / 'shipped'
 _CONFIG = 'config.json'
 _VOCABULARY = 'vocabulary.json'
 _SHAPE = {
@@ -73,6 +75,13 @@ _COUNTS = {'depth', 'encoder_depth', 'decoder_depth', 'num_res_blocks'}
 _MOST = 512
 # As safetensors names them.
 _TYPES = {'F32': np.float32, 'BF16': jnp.bfloat16, 'F16': np.float16}
+
+
+def find(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The place of a path, or of a generator that comes with the package."""
+  place = pathlib.Path(os.path.expanduser(path))
+  shipped = _SHIPPED / os.fspath(path)
+  return shipped if not place.exists() and is_generator(shipped) else place
 
 
 def is_generator(path: pathlib.Path) -> bool:

@@ -1,0 +1,1 @@
+"""Shows the package in half a minute: `python -m adanat_jax.demo`."""

@@ -1,0 +1,72 @@
+"""Draws samples of hand-made and learned schedules side by side.
+
+python -m adanat_jax.demo
+python -m adanat_jax.demo --generator=runs/digits --output=digits.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+import sys
+
+import numpy as np
+
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import experiment
+from adanat_jax.report import pictures
+from adanat_jax.sampling.generator import Generator
+
+_COUNT = 16  # images of a class and a schedule
+_MOST_CLASSES = 4
+
+
+def draw(generator: Generator, path: pathlib.Path) -> None:
+  """Draws MaskGIT's schedule and the learned ones, each with the same noise.
+
+  Raises:
+    UserError: if no policy was learned, or the file cannot be written.
+  """
+  if not generator.agents or not generator.num_classes:
+    raise UserError(
+      'the demonstration needs classes and learned policies; this is'
+      f' {generator}'
+    )
+  num_classes = min(generator.num_classes, _MOST_CLASSES)
+  labels = np.repeat(np.arange(num_classes), _COUNT)
+  methods = []
+  for num_steps in sorted(generator.agents):
+    for policy, name in (('maskgit', 'MaskGIT'), ('learned', 'AdaNAT')):
+      samples = generator.sample(labels, num_steps, policy=policy)
+      images = samples.images.reshape(num_classes, _COUNT, *samples.shape[1:])
+      passes = int(samples.passes[0])
+      methods.append((f'{name}, {num_steps} steps\n{passes} passes', images))
+  names = generator.class_names or map(str, range(num_classes))
+  pictures.save_class_grid(path, methods, [*names][:num_classes])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Reads the flags, draws, and says where the picture is."""
+  parser = argparse.ArgumentParser(
+    'python -m adanat_jax.demo', allow_abbrev=False
+  )
+  parser.add_argument(
+    '--generator', default='digits', help='what adanat_jax.load takes'
+  )
+  parser.add_argument('--output', default='demo.png', help='the picture')
+  given = parser.parse_args(argv)
+  path = pathlib.Path(given.output).expanduser()
+  try:
+    draw(experiment.load(given.generator), path)
+  except UserError as error:
+    print('adanat_jax:', error, file=sys.stderr)
+    sys.exit(error.status)
+  print(
+    f'{path.resolve()}: for each number of steps the same noise, above with'
+    ' the hand-made schedule and below with the learned one'
+  )
+
+
+if __name__ == '__main__':
+  main()
