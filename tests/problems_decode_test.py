@@ -233,6 +233,13 @@ class MistakesTest(parameterized.TestCase):
     wrong = dataclasses.replace(problems()['linen'], null_condition=[C])
     with self.assertRaisesRegex(UserError, r'shapes \[\(\)\], and a condition'):
       adanat_jax.decode(wrong, tables.hand_made(2), [0, 1])
+    drawn = dataclasses.replace(
+      problems()['linen'], conditions=lambda key, count: jnp.zeros(count, int)
+    )
+    self.assertLen(adanat_jax.decode(drawn, tables.hand_made(2), 3), 3)
+    wrong = dataclasses.replace(drawn, conditions=lambda key, count: np.ones(2))
+    with self.assertRaisesRegex(UserError, r'returns \(2,\) for 3 samples'):
+      adanat_jax.decode(wrong, tables.hand_made(2), 3)
     with self.assertRaisesRegex(UserError, 'class ids from 0 to 2'):
       adanat_jax.decode(problem, 'maskgit', [0, 3])
 

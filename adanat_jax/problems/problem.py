@@ -96,7 +96,14 @@ class Problem:
     if self.conditions is None:
       return None
     if callable(self.conditions):
-      return self.conditions(key, count)
+      drawn = self.conditions(key, count)
+      sizes = {np.shape(x)[:1] for x in jax.tree.leaves(drawn)}
+      if sizes != {(count,)}:
+        raise UserError(
+          f'Problem.conditions returns {shown(jax.tree.map(np.shape, drawn))}'
+          f' for {count} samples; give arrays with a row for each'
+        )
+      return drawn
     if isinstance(self.conditions, int | np.integer):
       return jax.random.randint(key, (count,), 0, self.conditions)
     size = len(jax.tree.leaves(self.conditions)[0])
