@@ -132,7 +132,11 @@ class ParseFlagsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (['--config={toy}:tyni'], "'tyni'", 'default, tiny'),
-    (['--config={toy}x'], 'no such config; did you mean {toy}?', 'in256'),
+    (
+      ['--config={toy}x'],
+      'no such config (did you mean {toy}?); give',
+      'in256',
+    ),
     (['--config=in265'], 'did you mean in256 or', 'cc3m256, coco256, digits'),
     (
       ['--config={toy}', 'mode=nat'],

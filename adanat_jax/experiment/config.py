@@ -280,9 +280,9 @@ def _load_module(source: str, path: pathlib.Path) -> types.ModuleType:
     if path.parent != CONFIGS:
       beside = [str(other) for other in sorted(path.parent.glob('*.py'))]
       near = difflib.get_close_matches(str(path), beside, n=2) or near
-    hint = f' did you mean {" or ".join(near)}?' if near else ''
+    hint = f' (did you mean {" or ".join(near)}?)' if near else ''
     raise UserError(
-      f'--config={source}: there is no such config;{hint} Give the path of a'
+      f'--config={source}: there is no such config{hint}; give the path of a'
       f' .py file, or one of {", ".join(names)}'
     )
   if path.suffix != '.py':
