@@ -62,6 +62,12 @@ class ShippedTest(parameterized.TestCase):
     # Another processor may round one draw in a hundred the other way.
     self.assertGreater(np.mean(samples.tokens == np.array(expected)), 0.9)
 
+  def test_how_many_are_asked_for_does_not_show(self):
+    many = self.generator.sample(['even', 'odd'] * 8, 4, seed=7)
+    few = self.generator.sample(['even', 'odd', 'even'], 4, seed=7)
+    np.testing.assert_array_equal(few.tokens, many.tokens[:3])
+    np.testing.assert_array_equal(few.images, many.images[:3])
+
   # The margins of the card.
   @parameterized.parameters((2, 0.95), (4, 0.95), (8, 1.0))
   def test_learned_is_nearer_to_real_images(self, num_steps, margin):
