@@ -54,7 +54,7 @@ _SHAPE = {
   'class_names': [str],
   'networks': {str: {'class': str, 'arguments': dict, 'sha256': str}},
   'policies': {
-    str: {'residual': [[float]], 'smoothing': float, 'guided': bool}
+    str: {'residual': [[float]], 'smoothing': float, 'guided?': bool}
   },
   'schedules': {
     str: {
@@ -151,7 +151,8 @@ def load(path: pathlib.Path) -> Generator:
       jnp.float32(residual),
       PolicyNetworks(actor),
       entry['smoothing'],
-      entry['guided'],
+      # Folders of the first version are of guided policies, and do not say so.
+      entry.get('guided', True),
     )
   encoder = null_condition = None
   if nat.text_width is not None:
