@@ -75,6 +75,7 @@ _WITH_ONE_IMPORTER = {
   'a function that the package offers': ('problems.decode',),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
+  'imported when it is first asked for': ('sampling.editing',),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),

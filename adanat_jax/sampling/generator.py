@@ -220,6 +220,54 @@ class Generator:
       'decode_tokens', requests.grids(tokens, self.nat.num_tokens, last)
     )
 
+  def inpaint(
+    self,
+    images: np.ndarray,
+    mask: np.ndarray,
+    labels: Labels | int | str,
+    **options: Any,
+  ) -> Samples:
+    """Draws the masked part of pictures anew; see `editing.inpaint`."""
+    from adanat_jax.sampling import editing
+
+    return editing.inpaint(self, images, mask, labels, **options)
+
+  def edit(
+    self,
+    images: np.ndarray,
+    box: tuple[int, int, int, int],
+    labels: Labels | int | str,
+    **options: Any,
+  ) -> Samples:
+    """Draws what lies in a box as something else; see `editing.edit`."""
+    from adanat_jax.sampling import editing
+
+    return editing.edit(self, images, box, labels, **options)
+
+  def outpaint(
+    self,
+    images: np.ndarray,
+    sides: tuple[int, int, int, int],
+    labels: Labels | int | str,
+    **options: Any,
+  ) -> Samples:
+    """Draws what lies beyond the edges; see `editing.outpaint`."""
+    from adanat_jax.sampling import editing
+
+    return editing.outpaint(self, images, sides, labels, **options)
+
+  def variations(
+    self,
+    images: np.ndarray,
+    strength: float,
+    labels: Labels | int | str,
+    **options: Any,
+  ) -> Samples:
+    """Draws a share of the tokens anew; see `editing.variations`."""
+    from adanat_jax.sampling import editing
+
+    return editing.variations(self, images, strength, labels, **options)
+
   def save(
     self,
     path: str | os.PathLike[str],
