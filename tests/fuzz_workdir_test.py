@@ -15,6 +15,7 @@ import numpy as np
 
 from adanat_jax.data import prepared
 from adanat_jax.experiment import (
+  named_schedules,
   networks,
   policies,
   workdir as workdir_lib,
@@ -22,7 +23,6 @@ from adanat_jax.experiment import (
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import document, results as reading
 from adanat_jax.runtime import files, journal, metric_writer
-from adanat_jax.stages import sample
 from support import fuzzing, workdirs
 
 _NAMES = ('', 'a', 'step', 'config', 'name', 'value', '\x1b[2J', 'ä', 'items')
@@ -175,7 +175,7 @@ class FuzzWorkdirTest(absltest.TestCase):
   def test_table(self):
     path = self.workdir / 'table.json'
     files.write_json(path, _TABLE)
-    read = lambda: sample.read_table(str(path)).mask_ratio.shape
+    read = lambda: named_schedules.read_file(str(path)).num_steps
     self.fuzz(path.name, read, sealed=False)
 
 

@@ -19,7 +19,7 @@ from adanat_jax.experiment import (
   policies,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.runtime import files, processes
+from adanat_jax.runtime import journal, processes
 
 
 def check_config(experiment: Experiment) -> None:
@@ -70,8 +70,9 @@ def _about(experiment: Experiment) -> str:
     f'By adanat_jax, exported by version {__version__}; config'
     f' `{record.get("source") or "unknown"}`{changed}.',
   ]
-  results = experiment.workdir / 'evaluate' / 'results.json'
-  found = files.read_json(results) if results.exists() else {}
+  evaluated = experiment.is_complete('evaluate')
+  directory = experiment.workdir / 'evaluate'
+  found = journal.read_results(directory) if evaluated else {}
   # The published protocol has other figures, and a file of its own for them.
   if methods := found.get('methods'):
     lines += [

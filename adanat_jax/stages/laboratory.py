@@ -27,7 +27,7 @@ from adanat_jax.laboratory import exact
 from adanat_jax.laboratory.law import PottsLaw
 from adanat_jax.report import laboratory as report
 from adanat_jax.runtime import files, processes
-from adanat_jax.runtime.journal import is_complete, mark_complete
+from adanat_jax.runtime.journal import has_results, mark_complete, read_results
 from adanat_jax.types import PolicyValues
 
 
@@ -55,11 +55,11 @@ def run(experiment: Experiment) -> None:
   """Sums what is missing, prints the table and writes `laboratory/`."""
   check_config(experiment)
   directory = files.make_directory(experiment.workdir / 'laboratory')
-  if not is_complete(directory):
+  if not has_results(directory):
     results = _measure(experiment)
     files.write_json(directory / 'results.json', results)
     mark_complete(directory, len(results['rows']), {})
-  results = files.read_json(directory / 'results.json')
+  results = read_results(directory)
   report.save_plot(directory / 'laboratory.png', results)
   files.write_text(directory / 'laboratory.md', report.compose(results))
   processes.say(report.table(results))
