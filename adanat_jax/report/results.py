@@ -36,6 +36,11 @@ SHUFFLED = 'shuffled'  # An adaptive policy's actions, permuted within a class.
 ROLES = (HAND_MADE, TUNED, NON_ADAPTIVE, ADAPTIVE, FROZEN, SHUFFLED)
 
 _STATISTICS = {'mean': [float], 'std': [float]}
+_SETTING = {
+  'curve': str,
+  **dict.fromkeys(('masking_temperature', 'sampling_temperature'), float),
+  **dict.fromkeys(('guidance_scale', 'frechet'), float),
+}
 # See `runtime.files.parse_json`.
 SHAPE = {
   'settings': dict,
@@ -57,7 +62,14 @@ SHAPE = {
       ),
     }
   ],
-  'grid': [{'num_steps': int, 'evaluations': int, 'best': dict, 'rows': list}],
+  'grid': [
+    {
+      'num_steps': int,
+      'evaluations': int,
+      'best': _SETTING,
+      'rows': [_SETTING],
+    }
+  ],
 }
 
 MEASURE_TITLES = {
