@@ -22,9 +22,9 @@ class OwnGeneratorTest(absltest.TestCase):
     self.assertLessEqual(len(path.read_text().splitlines()), 60)
     with contextlib.redirect_stdout(io.StringIO()) as said:
       best, learned = runpy.run_path(str(path))['main'](
-        train_steps=600,
+        train_steps=1000,
         iterations=30,
-        batch_size=128,
+        batch_size=256,
         width=16,
         constants=dataclasses.replace(ppo.OURS, learning_rate=3e-3),
       )
