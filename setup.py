@@ -32,7 +32,7 @@ setuptools.setup(
   # Found by name, `--config=digits`, without the repository.
   package_dir={'adanat_jax.configs': 'configs'},
   entry_points={'console_scripts': ['adanat = adanat_jax.main:run']},
-  package_data={'adanat_jax': ['py.typed', 'shipped/*/*']},
+  package_data={'adanat_jax': ['py.typed', 'report/page.html', 'shipped/*/*']},
   python_requires='>=3.11',
   install_requires=[
     'absl-py',

@@ -140,6 +140,8 @@ class EndToEndTest(absltest.TestCase):
     for picture in pictures:
       self.assertIn(picture.name, report)
       self.assertGreater(matplotlib.image.imread(picture).std(), 0.01)
+    self.assertIn('page.html', report)
+    self.assertTrue((self.whole / 'report/page.html').is_file())
     # One command, as it was given, reproduces the report.
     self.assertIn('--config=configs/digits.py:tiny', report)
     self.assertIn('--config.nat.num_steps=20', report)

@@ -88,6 +88,7 @@ class ShippedTest(parameterized.TestCase):
     demo.main([f'--output={path}'])
     with Image.open(path) as image:
       self.assertGreater(min(image.size), 500)
+    self.assertLess(path.with_suffix('.html').stat().st_size, 2e6)
     with self.assertRaises(SystemExit) as caught:
       demo.main(['--generator=nowhere'])
     self.assertEqual(caught.exception.code, 2)

@@ -15,15 +15,19 @@ import numpy as np
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import experiment
-from adanat_jax.report import pictures
+from adanat_jax.report import page, pictures
+from adanat_jax.sampling import program, replay
 from adanat_jax.sampling.generator import Generator
 
 _COUNT = 16  # images of a class and a schedule
 _MOST_CLASSES = 4
+_WATCHED = 12  # samples of the page
 
 
 def draw(generator: Generator, path: pathlib.Path) -> None:
   """Draws MaskGIT's schedule and the learned ones, each with the same noise.
+
+  Beside the picture, a page shows how samples came about.
 
   Raises:
     UserError: if no policy was learned, or the file cannot be written.
@@ -34,16 +38,25 @@ def draw(generator: Generator, path: pathlib.Path) -> None:
       f' {generator}'
     )
   num_classes = min(generator.num_classes, _MOST_CLASSES)
-  labels = np.repeat(np.arange(num_classes), _COUNT)
-  methods = []
+  names = [*(generator.class_names or map(str, range(num_classes)))]
+  names = names[:num_classes]
+  labels = np.tile(np.arange(num_classes), _COUNT)
+  methods, replays = [], []
   for num_steps in sorted(generator.agents):
     for policy, name in (('maskgit', 'MaskGIT'), ('learned', 'AdaNAT')):
-      samples = generator.sample(labels, num_steps, policy=policy)
-      images = samples.images.reshape(num_classes, _COUNT, *samples.shape[1:])
+      schedule = generator.schedule(policy, num_steps)
+      samples = generator.sample(
+        labels, num_steps, policy=schedule, record=True
+      )
+      images = samples.images.reshape(_COUNT, num_classes, *samples.shape[1:])
       passes = int(samples.passes[0])
-      methods.append((f'{name}, {num_steps} steps\n{passes} passes', images))
-  names = generator.class_names or map(str, range(num_classes))
-  pictures.save_class_grid(path, methods, [*names][:num_classes])
+      label = f'{name}, {num_steps} steps\n{passes} passes'
+      methods.append((label, np.moveaxis(images, 1, 0)))
+      watched = program.keep(samples, _WATCHED)
+      replays.append(replay.make(generator, schedule, watched))
+  pictures.save_class_grid(path, methods, names)
+  asked = [names[label] for label in labels[:_WATCHED]]
+  page.save(path.with_suffix('.html'), replays, asked, 'Decoding step by step')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(error.status)
   print(
     f'{path.resolve()}: for each number of steps the same noise, above with'
-    ' the hand-made schedule and below with the learned one'
+    ' the hand-made schedule and below with the learned one\n'
+    f'{path.resolve().with_suffix(".html")}: the same step by step'
   )
 
 

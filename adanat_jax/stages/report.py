@@ -7,7 +7,7 @@ trainings and the trained networks, so a report can be redrawn at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import pathlib
 import shlex
 from typing import Any
@@ -15,18 +15,25 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.data import digits
-from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import config as config_lib, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.evaluation import Evaluation
-from adanat_jax.report import document, pictures, plots, results as reading
+from adanat_jax.report import (
+  document,
+  page,
+  pictures,
+  plots,
+  results as reading,
+)
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
 from adanat_jax.runtime.journal import read_complete
+from adanat_jax.sampling import program, replay
 from adanat_jax.stages import evaluate_study
 
 # Roles whose samples are shown side by side.
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
+_WATCHED = 12  # samples of the page, at least
 
 
 def check_config(experiment: Experiment) -> None:
@@ -82,18 +89,28 @@ def _drawn(
     files.write_bytes(directory / name, reconstructions.read_bytes())
     caption = 'Held-out images above what the tokenizer makes of their tokens.'
     yield Picture(name, 'The tokenizer', caption)
+  count = config.report.images_per_class * len(names)
+  num_revealed = config.report.revealed_samples
+  num_watched = max(_WATCHED, num_revealed)
+  asked = [names[label] for label in evaluation.labels(num_watched)]
+  replays = []
   for num_steps in sorted(set(config.policy.num_steps)):
     rows: list[tuple[str, np.ndarray]] = []
-    adaptive: Schedule | None = None
+    adaptive: page.Replay | None = None
     grid = next(g for g in results['grid'] if g['num_steps'] == num_steps)
     for method in evaluate_study.methods(evaluation, grid):
       if method.role in SHOWN and method.training in (None, 0):
         schedule = method.schedule
-        count = config.report.images_per_class * len(names)
-        images = evaluation.sample(schedule, 'report', count).images
+        samples = evaluation.sample(
+          schedule, 'report', max(count, num_watched), record=True
+        )
+        images = samples.images[:count]
         by_class = images.reshape(-1, len(names), *images.shape[1:])
         rows.append((schedule.label, np.moveaxis(by_class, 1, 0)))
-        adaptive = adaptive or (schedule if method.role == 'adaptive' else None)
+        watched = program.keep(samples, num_watched)
+        replays.append(replay.make(evaluation.generator, schedule, watched))
+        if method.role == 'adaptive':
+          adaptive = adaptive or replays[-1]
     name = f'samples-T{num_steps}.png'
     pictures.save_class_grid(directory / name, rows, names)
     yield Picture(
@@ -104,37 +121,22 @@ def _drawn(
     )
     if adaptive is not None:
       name = f'revealed-T{num_steps}.png'
-      _draw_reveal(evaluation, adaptive, names, directory / name)
+      pictures.save_reveal(
+        directory / name,
+        [
+          (f'asked: {asked[i]}', adaptive.images[:, i], adaptive.masked[:, i])
+          for i in range(num_revealed)
+        ],
+      )
       yield Picture(
         name,
         f'Revealed step by step, T = {num_steps}',
         f'{adaptive.label}: after each step the image of what was sampled;'
-        ' grey cells were masked again.',
+        ' grey cells were masked again. [page.html](page.html) plays all'
+        ' methods side by side.',
       )
-
-
-def _draw_reveal(
-  evaluation: Evaluation,
-  schedule: Schedule,
-  names: Sequence[str],
-  path: pathlib.Path,
-) -> None:
-  """One picture of a few samples, a column a step."""
-  count = evaluation.experiment.config.report.revealed_samples
-  samples = evaluation.sample(schedule, 'report', count, record=True)
-  trajectory = samples.trajectory
-  assert trajectory is not None  # It was asked for.
-  mask_token = evaluation.generator.nat.codebook_size
-  masked = np.asarray(trajectory.tokens == mask_token)
-  masked[-1] = False
-  tokens = trajectory.sampled.reshape(-1, trajectory.sampled.shape[-1])
-  images = evaluation.images_of(tokens)
-  images = images.reshape(schedule.num_steps, count, *images.shape[1:])
-  rows = [
-    (f'asked: {names[label]}', images[:, i], masked[:, i])
-    for i, label in enumerate(evaluation.labels(count))
-  ]
-  pictures.save_reveal(path, rows)
+  title = 'Decoding step by step'
+  page.save(directory / 'page.html', replays, asked, title)
 
 
 def _plotted(
