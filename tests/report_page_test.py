@@ -18,7 +18,6 @@ import setuptools
 import adanat_jax
 from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.report import page, pictures
-from adanat_jax.runtime import environment
 from adanat_jax.sampling import replay
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -37,11 +36,11 @@ class _Reader(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.elements.append((tag, dict(attrs)))
-    self._open.append((tag, dict(attrs).get('id')))
+    if tag not in ('meta', 'link', 'input'):  # They are never closed.
+      self._open.append((tag, dict(attrs).get('id')))
 
   def handle_endtag(self, tag):
-    while self._open and self._open.pop()[0] != tag:
-      pass
+    assert self._open.pop()[0] == tag, tag
 
   def handle_data(self, data):
     where = self._open[-1] if self._open else None
@@ -163,9 +162,26 @@ class PageTest(absltest.TestCase):
 
 
 class ReplayTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.generator = adanat_jax.load('digits', compile_cache=False)
+
+  def test_a_generator_writes_pages(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / 'page.html'
+    self.generator.save_page(path, [0, 1, 1])
+    reader = _Reader(path.read_text('utf-8'))
+    data = json.loads(reader.texts['script', 'data'])
+    self.assertEqual(data['samples'], ['even', 'odd', 'odd'])
+    labels = [schedule['label'] for schedule in data['schedules']]
+    self.assertEqual(labels, ['MaskGIT, unguided', 'AdaNAT'])
+    samples = self.generator.sample([0, 1, 1], 4, record=True)
+    masked = samples.trajectory.tokens == self.generator.nat.codebook_size
+    known = [[''.join('10'[c] for c in row) for row in m] for m in masked * 1]
+    self.assertEqual(data['schedules'][1]['known'][:-1], known[:-1])
+
   def test_says_what_the_trajectory_says(self):
-    self.enter_context(mock.patch.object(environment, 'set_cache'))
-    generator = adanat_jax.load('digits')
+    generator = self.generator
     mask = generator.nat.codebook_size
     for policy in ('learned', 'maskgit', 'entropy_bound(bound=2.0)'):
       with self.subTest(policy):

@@ -268,6 +268,19 @@ class Generator:
 
     return editing.variations(self, images, strength, labels, **options)
 
+  def save_page(
+    self,
+    path: str | os.PathLike[str],
+    labels: Labels,
+    num_steps: int = 4,
+    seed: int = 0,
+    policies: Sequence[str | AnyPolicy] = ('maskgit', 'learned'),
+  ) -> None:
+    """Writes an HTML page that plays decodes; see `replay.save_page`."""
+    from adanat_jax.sampling import replay
+
+    replay.save_page(self, path, labels, num_steps, seed, policies)
+
   def save(
     self,
     path: str | os.PathLike[str],

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import os
+
 import numpy as np
 
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
-from adanat_jax.report.page import Replay
+from adanat_jax.report import page
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Samples
+from adanat_jax.sampling.requests import AnyPolicy, Labels
 
 
-def make(generator: Generator, schedule: Schedule, samples: Samples) -> Replay:
+def make(
+  generator: Generator, schedule: Schedule, samples: Samples
+) -> page.Replay:
   """The replay of recorded samples, which started from empty canvases.
 
   What is still masked at the end counts as revealed by the last step.
@@ -33,7 +39,7 @@ def make(generator: Generator, schedule: Schedule, samples: Samples) -> Replay:
     values['guidance_scale'] = 0 * values['guidance_scale']
   if options.is_adaptive:
     values = {'bound': values.pop('mask_ratio'), **values}
-  return Replay(
+  return page.Replay(
     label=schedule.label or schedule.name,
     images=images.reshape(*sampled.shape[:2], *images.shape[1:]),
     masked=masked,
@@ -44,3 +50,44 @@ def make(generator: Generator, schedule: Schedule, samples: Samples) -> Replay:
     # By an adaptive rule a full batch takes no more steps.
     passes=np.minimum(passes, samples.passes),
   )
+
+
+def save_page(
+  generator: Generator,
+  path: str | os.PathLike[str],
+  labels: Labels,
+  num_steps: int,
+  seed: int,
+  policies: Sequence[str | AnyPolicy],
+) -> None:
+  """Writes a page that plays decodes by several policies side by side.
+
+  Args:
+    generator: what decodes, each time from the same noise.
+    path: the HTML file; its directory must exist.
+    labels: see `Generator.sample`, as for the next two; a dozen fit a screen.
+    num_steps: T.
+    seed: of the noise.
+    policies: each as `policy` of `Generator.sample`.
+
+  Raises:
+    UserError: for what this generator cannot do, or if the file cannot be
+      written.
+  """
+  replays = []
+  for policy in policies:
+    schedule = generator.schedule(policy, num_steps, len(labels))
+    samples = generator.sample(labels, num_steps, seed, schedule, record=True)
+    replays.append(make(generator, schedule, samples))
+  title = f'Decoding in {num_steps} steps'
+  page.save(path, replays, [_name(generator, x) for x in labels], title)
+
+
+def _name(generator: Generator, label: str | int | np.ndarray) -> str:
+  """What a sample was asked to be: a class, a caption, or its states."""
+  if isinstance(label, str):
+    return label
+  if np.ndim(label):
+    return 'a caption'
+  names = generator.class_names
+  return names[int(label)] if names else f'class {label}'
