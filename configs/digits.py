@@ -178,6 +178,12 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # iteration 500, with final_std as the lower limit.
   ppo.initial_std = placeholder(float)
   ppo.final_std = placeholder(float)
+  # 'linear', or 'steps', which takes `std_decay` off at each of the iterations.
+  ppo.std_schedule = placeholder(str)
+  ppo.std_decay = placeholder(float)
+  ppo.std_decay_steps = placeholder(tuple)
+  # Of rewards, a step; 1.0 as published.
+  ppo.discount = placeholder(float)
   # The schedule of a zero action, where policies start: 'maskgit' (unguided),
   # 'published' (AdaNAT's hand-made schedule) or 'none'.
   policy.residual = 'maskgit'
@@ -195,6 +201,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   discriminator.condition_map_width = 64
   discriminator.kernel_size = 9
   discriminator.learning_rate = 1e-3
+  # 'logistic', as published, or 'hinge', the original's option.
+  discriminator.loss = 'logistic'
   # Updates in an iteration; real images, and generated images, in each.
   discriminator.updates = 4
   discriminator.batch_size = 96

@@ -20,6 +20,7 @@ from adanat_jax.experiment import (
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import ppo, vq
+from adanat_jax.learning.discriminator import LOSSES
 from adanat_jax.models import clip, discriminator
 from adanat_jax.report import published_figures
 from adanat_jax.runtime import files
@@ -134,6 +135,7 @@ class TableTest(parameterized.TestCase):
     ('tokenizer.error', vq.ERRORS),
     ('policy.preset', ppo.PRESETS),
     ('policy.residual', policies.RESIDUALS),
+    ('policy.discriminator.loss', LOSSES),
     ('evaluate.rounding', ('none', *images.ROUNDINGS)),
     ('evaluate.benchmark', ('', *published_figures.BENCHMARKS)),
     ('evaluate.clip.tower', clip.TOWERS),

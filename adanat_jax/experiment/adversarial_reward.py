@@ -180,6 +180,8 @@ def make_spec(experiment: Experiment, groups: int) -> RewardSpec:
       batch_size=section.batch_size,
       groups=groups,
       held_out=frozen.get('held_out'),
+      # Configs of older versions have no such field.
+      loss=section.get('loss', 'logistic'),
     )
 
   return RewardSpec(frozen, build, initial)

@@ -233,6 +233,10 @@ _SHARED: Mapping[str, Rule] = {
     max_gradient_norm=optional(between(0.0, 1e6)),
     initial_std=optional(between(0.0, 100.0, above_low=True)),
     final_std=optional(between(0.0, 100.0, above_low=True)),
+    std_schedule=optional(choice('linear', 'steps')),
+    std_decay=optional(between(0.0, 100.0)),
+    std_decay_steps=optional(some_of(integer(1, 10**8))),
+    discount=optional(between(0.0, 1.0)),
   ),
   **_section(
     'policy.network',
@@ -247,6 +251,7 @@ _SHARED: Mapping[str, Rule] = {
     condition_map_width=_WIDTH,
     kernel_size=integer(1, 99, step=2),
     learning_rate=_RATE,
+    loss=choice('logistic', 'hinge'),
     updates=integer(1, 10**4),
     batch_size=integer(GROUP_SIZE, 2**20),
     spectral_warmup=integer(0, 10**5),

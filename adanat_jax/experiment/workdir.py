@@ -41,6 +41,13 @@ ADDED_FIELDS = {
   'data.background': (),
   'policy.smoothing': 0.0,
   'policy.guided': True,
+  'policy.discriminator.loss': 'logistic',
+  **dict.fromkeys(
+    (
+      *('policy.ppo.std_schedule', 'policy.ppo.std_decay'),
+      *('policy.ppo.std_decay_steps', 'policy.ppo.discount'),
+    )
+  ),
 }
 
 _MAX_DIFFERENCES_SHOWN = 4

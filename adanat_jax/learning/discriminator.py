@@ -76,23 +76,38 @@ def accuracy(scores: Array, real: bool) -> Array:
   return jnp.mean((scores > 0) == real)
 
 
+def logistic_loss(real: Array, fake: Array) -> Array:
+  """`mean softplus(-real) + mean softplus(fake)` of patch logits, float32[]."""
+  return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
+
+
+def hinge_loss(real: Array, fake: Array) -> Array:
+  """`mean relu(1 - real) + mean relu(1 + fake)` of patch logits, float32[]."""
+  return jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()
+
+
+LOSSES = {'logistic': logistic_loss, 'hinge': hinge_loss}
+
+
 def update(
   heads: Heads,
   optimizer: optax.GradientTransformation,
   state: DiscriminatorState,
   real: tuple[Any, Condition],
   fake: tuple[Any, Condition],
+  loss_of: Callable[[Array, Array], Array] = logistic_loss,
 ) -> tuple[DiscriminatorState, dict[str, Array]]:
-  """One gradient step; `real` and `fake` are features with their condition."""
+  """One gradient step; `real` and `fake` are features with their condition.
+
+  `loss_of` is one of `LOSSES`.
+  """
 
   def loss_fn(params: Any) -> tuple[Array, Any]:
     spectral, logits = state.spectral, []
     for features, condition in (real, fake):
       out, spectral = heads(params, spectral, features, condition, True)
       logits.append(out)
-    loss = jax.nn.softplus(-logits[0]).mean()
-    loss += jax.nn.softplus(logits[1]).mean()
-    return loss, spectral
+    return loss_of(*logits), spectral
 
   gradient = jax.value_and_grad(loss_fn, has_aux=True)
   (loss, spectral), grads = gradient(state.params)
@@ -112,6 +127,7 @@ def make_reward_model(
   batch_size: int,
   groups: int,
   held_out: Mapping[str, Array] | None = None,
+  loss: str = 'logistic',
 ) -> RewardModel:
   """The discriminator as a reward that learns in turn with the policy.
 
@@ -126,6 +142,7 @@ def make_reward_model(
     batch_size: real images of an update, and generated ones.
     groups: see `deal`.
     held_out: real images that are not trained on, to report their accuracy.
+    loss: one of `LOSSES`.
   """
   heads = discriminator.heads
 
@@ -181,7 +198,7 @@ def make_reward_model(
       fake_images, fake_condition = fake if fresh is None else fresh(*fake)
       real = discriminator.features(real_images, crop_keys[0]), real_condition
       fake = discriminator.features(fake_images, crop_keys[1]), fake_condition
-      return update(heads, optimizer, state, real, fake)
+      return update(heads, optimizer, state, real, fake, LOSSES[loss])
 
     crop_keys = jax.random.split(crop_key, (updates, 2))
     state, history = jax.lax.scan(

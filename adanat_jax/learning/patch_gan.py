@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adanat_jax.learning.discriminator import hinge_loss
 from adanat_jax.types import Array
 
 # As published (CompVis/taming-transformers, vqperceptual.py).
@@ -112,22 +113,14 @@ class AdversarialLoss:
   ) -> tuple[PatchDiscriminatorState, Array]:
     def loss_fn(params: Any) -> Array:
       real, fake = self.logits(params, images), self.logits(params, rebuilt)
-      return hinge_loss(real, fake)
+      # Taming's half: 1 at zero logits.
+      return hinge_loss(real, fake) / 2
 
     params, opt_state = state.params, state.opt_state
     loss, grads = jax.value_and_grad(loss_fn)(params)
     updates, opt_state = self.optimizer.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     return PatchDiscriminatorState(params, opt_state), loss
-
-
-def hinge_loss(real: Array, fake: Array) -> Array:
-  """The discriminator's loss from patch logits, float32[].
-
-  `(mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2`: 1 at zero logits, 0
-  where all logits are right by 1 or more.
-  """
-  return (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean()) / 2
 
 
 def _metrics(loss: Array, weight: Array, own_loss: Array) -> dict[str, Array]:
