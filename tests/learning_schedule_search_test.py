@@ -52,7 +52,7 @@ class PointTest(absltest.TestCase):
 
   def test_one_step_has_two_numbers(self):
     table = schedule_search.table_of(schedule_search.first_point(1))
-    values = [getattr(table, f.name) for f in dataclasses.fields(table)]
+    values = [*table.by_name().values()]
     np.testing.assert_array_equal(values, [[0.0], [1.0], [0.0], [1.0]])
 
   def test_clamped(self):
