@@ -364,19 +364,6 @@ def decode_step(
   if options.noise:
     noise = values.masking_temperature[:, None] * gumbel_confidence
     confidence = confidence + noise
-  if options.has_counts:
-    confidence = jnp.where(masked, confidence, jnp.inf)
-    count = count_to_mask(
-      values.mask_ratio,
-      masked.sum(-1),
-      state.num_unknown,
-      masked.shape[-1],
-      options,
-    )
-    remask = masked & least_confident(confidence, count)
-    tokens = jnp.where(remask, mask_token, sampled)
-    return dataclasses.replace(state, tokens=tokens, sampled=sampled)
-
   revisited = _revisited(state, masked, values, gumbel_confidence, options)
   law = jax.nn.log_softmax(logits, axis=-1)
   if options.commit == 'stable':
