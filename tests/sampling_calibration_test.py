@@ -32,6 +32,8 @@ class CalibrationTest(parameterized.TestCase):
       calibrate(self.generator, 'maskgit', 5.0, self.labels)
     with self.assertRaisesRegex(UserError, 'passes=9.* from 1 to 8'):
       calibrate(self.generator, 'entropy_bound', 9.0, self.labels, num_steps=8)
+    with self.assertRaisesRegex(UserError, "passes='4' is not to be had"):
+      calibrate(self.generator, 'entropy_bound', '4', self.labels, num_steps=8)
 
 
 if __name__ == '__main__':

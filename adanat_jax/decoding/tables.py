@@ -312,6 +312,20 @@ def amused(
   )
 
 
+def _one_temperature(
+  total: int, temperature: np.ndarray, guidance_scale: np.ndarray
+) -> PolicyValues:
+  """1d-tokenizer's tables: the arccos curve, one temperature for both."""
+  num_steps = len(temperature)
+  return of_numbers(
+    num_steps,
+    hand_made(num_steps, curve='arccos', total=total).mask_ratio,
+    sampling_temperature=temperature,
+    masking_temperature=temperature,
+    guidance_scale=guidance_scale,
+  )
+
+
 def titok(
   num_steps: int,
   *,
@@ -338,13 +352,7 @@ def titok(
   guidance = guidance_scale * done
   if power is not None:
     guidance = (guidance_scale - 1) * (1 - np.cos(np.pi * done**power)) / 2
-  return of_numbers(
-    num_steps,
-    hand_made(num_steps, curve='arccos', total=total).mask_ratio,
-    sampling_temperature=falling,
-    masking_temperature=falling,
-    guidance_scale=guidance,
-  )
+  return _one_temperature(total, falling, guidance)
 
 
 def maskgen(
@@ -364,13 +372,7 @@ def maskgen(
   done = (np.arange(num_steps) + 1) / num_steps
   falling = temperature * (1 - done) * (0.5 + 0.8 * (1 - done))
   guidance = (guidance_scale - 1) * (1 - np.cos(np.pi * done)) / 2 + 1
-  return of_numbers(
-    num_steps,
-    hand_made(num_steps, curve='arccos', total=total).mask_ratio,
-    sampling_temperature=falling,
-    masking_temperature=falling,
-    guidance_scale=guidance,
-  )
+  return _one_temperature(total, falling, guidance)
 
 
 def remdm(

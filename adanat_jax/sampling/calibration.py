@@ -76,7 +76,7 @@ def calibrate(
   if made.options.commit == 'entropy_bound':
     ends = 0.0, num_tokens * math.log(generator.nat.codebook_size)
   most, fewest = map(mean_passes, ends)
-  if not fewest <= passes <= most:
+  if not isinstance(passes, int | float) or not fewest <= passes <= most:
     raise UserError(
       f'passes={shown(passes)} is not to be had with the schedule {name}: give'
       f' a number from {fewest:.4g} to {most:.4g}'
