@@ -92,6 +92,13 @@ def get_config() -> ml_collections.ConfigDict:
   # Whether the mask ratio, and how much is reused, is drawn for each 'example'
   # or once for the 'batch', as ENAT's authors do.
   nat.mask_ratio_per = 'example'
+  # Smaller mask ratios are raised to this share.
+  nat.least_mask_ratio = 0.0
+  # Which tokens the loss is of: the 'masked' ones, or 'all', so that the
+  # network also learns to repeat those that it sees.
+  nat.loss_tokens = 'masked'
+  # Limit on a gradient's norm; 0.0 for none (published).
+  nat.max_gradient_norm = 0.0
   # Each gradient is computed in this many parts of the batch, one after the
   # other. That takes less memory and gives the same gradient, except that each
   # part draws its own dropout.

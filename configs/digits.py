@@ -128,8 +128,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Share of the examples that are trained with the null condition, for
   # guidance.
   nat.condition_dropping = 0.1
-  # Distribution of mask ratios in training: 'cosine', or 'beta' with the
-  # published parameters.
+  # Distribution of mask ratios in training: 'beta' with these parameters
+  # (AutoNAT's are published), or a curve of decoding/tables.py at a uniform
+  # number: 'cosine' (MaskGIT's), 'arccos', 'uniform', 'pow2', 'log' or 'exp'.
   nat.mask_ratio = 'cosine'
   nat.beta = (12.0, 3.0)
   # Type that the network computes in, 'float32' or 'bfloat16', and the same for

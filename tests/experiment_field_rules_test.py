@@ -90,6 +90,8 @@ class TableTest(parameterized.TestCase):
     ('statistics.output', 'moments.txt'),
     ('nat.init_from', 'x' * 5000),
     ('nat.beta', (12.0,)),
+    ('nat.mask_ratio', 'pow0'),
+    ('nat.mask_ratio', 'pow<exponent>'),
     ('nat.encoder_depth', 0),
     ('nat.decoder_depth', 0),
     ('nat.reuse_probability', 1.5),
@@ -119,6 +121,8 @@ class TableTest(parameterized.TestCase):
   @parameterized.parameters(
     ('nat.depth', 0),
     ('nat.dropout_rate', 0),
+    ('nat.mask_ratio', 'arccos'),
+    ('nat.mask_ratio', 'pow2.5'),
     ('policy.ppo.learning_rate', None),
     ('seed', 2**32 - 1),
     ('sample.seed', 2**32 - 1),

@@ -1,5 +1,6 @@
 """The recipe of masked-token training, on a network of one matrix."""
 
+import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
@@ -51,13 +52,58 @@ class RecipeTest(parameterized.TestCase):
     self.assertGreater(masks[:, 0].sum(0).min(), 5)
     self.assertGreater(masks[:, 2].sum(0).min(), 15)
 
-  @parameterized.parameters(('cosine', 2 / np.pi), ('beta', 12 / 15))
-  def test_mask_ratio_laws(self, law, mean):
-    ratio = masked_tokens.sample_mask_ratio(
-      jax.random.key(0), 4000, law, (12.0, 3.0)
+  @parameterized.parameters(
+    # The share of ratios up to x, of 16 tokens.
+    ('cosine', lambda x: 1 - 2 / np.pi * np.arccos(x)),
+    ('arccos', lambda x: 1 - np.cos(np.pi / 2 * x)),
+    ('uniform', lambda x: x),
+    ('pow0.5', lambda x: 1 - (1 - x) ** 2),
+    ('pow3', lambda x: 1 - (1 - x) ** (1 / 3)),
+    ('log', lambda x: np.where(x < 1, 1 - 16.0**-x, 1)),
+    ('exp', lambda x: np.minimum(-np.log2(np.maximum(1 - x, 1e-9)) / 4, 1)),
+    # Of Beta(2, 1), the larger of two uniform numbers.
+    ('beta', lambda x: x**2),
+  )
+  def test_mask_ratio_laws(self, law, share):
+    recipe = masked_tokens.Recipe(9, mask_ratio=law, beta=(2.0, 1.0))
+    ratio = np.sort(
+      masked_tokens.sample_mask_ratio(jax.random.key(0), 4000, 16, recipe)
     )
-    self.assertAlmostEqual(float(ratio.mean()), mean, delta=0.02)
-    self.assertTrue(((ratio >= 0) & (ratio <= 1)).all())
+    # Kolmogorov's distance: above 1.95 / sqrt(n) once in a thousand times.
+    steps = np.arange(4001) / 4000
+    distance = np.abs(share(np.float64(ratio)) - steps[1:])
+    # Where ratios are equal, the last one stands for all.
+    last = np.append(ratio[1:] > ratio[:-1], True)
+    self.assertLess(distance[last].max(), 1.95 / np.sqrt(4000))
+    least = dataclasses.replace(recipe, least_mask_ratio=0.4)
+    raised = masked_tokens.sample_mask_ratio(jax.random.key(0), 4000, 16, least)
+    np.testing.assert_array_equal(
+      np.sort(raised), np.maximum(ratio, np.float32(0.4))
+    )
+
+  def test_the_cosine_law_to_the_bit(self):
+    ratio = masked_tokens.sample_mask_ratio(
+      jax.random.key(5), 600, 256, masked_tokens.Recipe(9)
+    )
+    uniform = jax.random.uniform(jax.random.key(5), (600,))
+    np.testing.assert_array_equal(ratio, jnp.cos(np.pi / 2 * uniform))
+
+  @parameterized.parameters('example', 'batch')
+  def test_a_least_ratio_of_masks(self, per):
+    recipe = masked_tokens.Recipe(
+      9, mask_ratio='uniform', mask_ratio_per=per, least_mask_ratio=0.5
+    )
+    draw = lambda key: masked_tokens.draw_masks(
+      tuple(jax.random.split(key)), (5, 4), recipe
+    )
+    found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 400))
+    count = np.asarray(found.sum(-1))
+    shares = np.bincount(count.reshape(-1), minlength=5) / count.size
+    # round(4 u) of u at least 1/2: 5/8 give 2; 7/8 on give 4, or 3 of a batch.
+    rest = (1 / 4, 1 / 8) if per == 'example' else (3 / 8, 0)
+    expected = [0, 0, 5 / 8, *rest]
+    np.testing.assert_allclose(shares, expected, atol=0.08)
+    np.testing.assert_array_equal(shares == 0, np.array(expected) == 0)
 
   def test_masks_of_examples(self):
     recipe = masked_tokens.Recipe(9)
@@ -120,6 +166,33 @@ class RecipeTest(parameterized.TestCase):
         update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
         self.assertAlmostEqual(float(-update), 0.1 * share, 6)
 
+  def test_a_limit_on_gradients(self):
+    arguments = (9, 0.1, 0, 'constant', 0.0, (0.9, 0.99))
+
+    def updates(gradients, **limit):
+      optimizer = masked_tokens.make_optimizer(*arguments, **limit)
+      state, found = optimizer.init(jnp.zeros(2)), []
+      for gradient in gradients:
+        update, state = optimizer.update(
+          jnp.float32(gradient), state, jnp.zeros(2)
+        )
+        found.append(np.asarray(update))
+      return found
+
+    # Of norm 50, scaled down to 5; and one that is small enough.
+    large, scaled, small = (30, 40), (3, 4), (0, 2)
+    limited = updates([large, small], max_gradient_norm=5.0)
+    np.testing.assert_allclose(limited, updates([scaled, small]), rtol=1e-5)
+    self.assertGreater(
+      np.abs(limited[1] - updates([large, small])[1]).max(), 0.01
+    )
+    # Without one the state is Adam's, as it was.
+    optimizer = masked_tokens.make_optimizer(*arguments)
+    self.assertEqual(
+      jax.tree.structure(optimizer.init(jnp.zeros(2))),
+      jax.tree.structure(optax.adamw(lambda _: 0.1).init(jnp.zeros(2))),
+    )
+
 
 class TrainStepTest(absltest.TestCase):
   """A network of one matrix: gradients are compared, not learning."""
@@ -180,10 +253,39 @@ class TrainStepTest(absltest.TestCase):
     ratio_key, mask_key, *_ = jax.random.split(
       jax.random.fold_in(jax.random.key(3), 5), 4
     )
-    ratio = masked_tokens.sample_mask_ratio(ratio_key, 24, 'cosine', (1.0, 1.0))
+    ratio = masked_tokens.sample_mask_ratio(
+      ratio_key, 24, 4, masked_tokens.Recipe(8)
+    )
     masked = masked_tokens.random_mask(mask_key, ratio, 4)
     counts = masked.reshape(3, 8, 4).sum((0, 2))
     self.assertGreater(len(np.unique(counts)), 1)
+
+  def test_the_loss_of_all_tokens(self):
+    # Those that are seen count like those that are not.
+    ratio_key, mask_key, *_ = jax.random.split(
+      jax.random.fold_in(jax.random.key(3), 5), 4
+    )
+    masked = masked_tokens.draw_masks(
+      (ratio_key, mask_key), (24, 4), masked_tokens.Recipe(8)
+    )
+    tokens = self.batch['tokens']
+    shift = (self.batch['x'] @ self.frozen['tower']).reshape(24, -1).sum(-1)
+    logits = self.params[jnp.where(masked, 8, tokens)]
+    logits *= 1 + shift[:, None, None]
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    found = np.take_along_axis(log_probs, np.asarray(tokens)[..., None], -1)
+    for chosen, rows in (
+      ('all', -found),
+      ('masked', -found[np.asarray(masked)]),
+    ):
+      for parts in (1, 4):
+        loss = self.run_step(
+          loss_tokens=chosen,
+          condition_dropping=0.0,
+          label_smoothing=0.0,
+          micro_batches=parts,
+        )[1]['loss']
+        np.testing.assert_allclose(loss, rows.mean(), rtol=1e-5)
 
   def test_the_null_condition_stands_in_for_dropped_ones(self):
     other = self.batch | {'x': self.batch['x'] + 1}

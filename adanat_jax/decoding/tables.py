@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,13 @@ _AUTONAT_GUIDANCE_SCALE = (
   1.38322370140345,
   1.22678520936251,
 )
+
+
+def is_curve(name: str) -> bool:
+  """Whether a name is that of a mask-ratio curve, such as 'pow2.5'."""
+  if re.fullmatch(r'pow\d{1,3}(\.\d{1,6})?', name):
+    return float(name.removeprefix('pow')) > 0
+  return name in CURVES and '<' not in name
 
 
 def mask_ratio_curve(progress: Array, total: Array | int, curve: str) -> Array:

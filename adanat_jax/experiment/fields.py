@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import ml_collections
 
-from adanat_jax.decoding import schedules
+from adanat_jax.decoding import schedules, tables
 from adanat_jax.errors import ConfigError, UserError, shown
 
 Config: TypeAlias = ml_collections.ConfigDict
@@ -109,6 +109,16 @@ def schedule(*options: str) -> Rule:
     ' module:name of a policy, or a table in a .json or .yaml file',
     lambda value: (
       isinstance(value, str) and (value in options or _is_schedule(value))
+    ),
+  )
+
+
+def curve(*options: str) -> Rule:
+  """One of `options`, or a mask-ratio curve."""
+  return Rule(
+    f'one of {", ".join((*options, *tables.CURVES))}',
+    lambda value: (
+      isinstance(value, str) and (value in options or tables.is_curve(value))
     ),
   )
 

@@ -39,6 +39,9 @@ RUN_ONLY_FIELDS = (
 # what they did. A workdir of theirs goes on with these unless told otherwise.
 ADDED_FIELDS = {
   'data.background': (),
+  'nat.least_mask_ratio': 0.0,
+  'nat.loss_tokens': 'masked',
+  'nat.max_gradient_norm': 0.0,
   'policy.smoothing': 0.0,
   'policy.guided': True,
   'policy.discriminator.loss': 'logistic',

@@ -1,10 +1,10 @@
 """Training a masked-token transformer: its masks, its loss, and one step.
 
-Each example gets a mask ratio, by MaskGIT's cosine law or AutoNAT's Beta(12,
-3), and that share of its tokens is masked. The loss is the label-smoothed
-cross-entropy of all masked tokens of the batch; some examples get the null
-condition, for guidance. Decoding uses an exponential moving average of the
-parameters.
+Each example gets a mask ratio, by a curve such as MaskGIT's cosine or by
+AutoNAT's Beta(12, 3), and that share of its tokens is masked. The loss is the
+label-smoothed cross-entropy of all masked tokens of the batch, or of all
+tokens; some examples get the null condition, for guidance. Decoding uses an
+exponential moving average of the parameters.
 
 A network that decodes with a cache (ENAT) also learns to use one. Some examples
 get a cache that the moving average computes, from fewer visible tokens than the
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-import math
 from typing import Any
 
 from flax import struct
@@ -30,6 +29,8 @@ import jax.numpy as jnp
 import optax
 
 from adanat_jax.decoding.step import least_confident
+from adanat_jax.decoding.tables import mask_ratio_curve
+from adanat_jax.learning.ppo import limited
 from adanat_jax.runtime import batch_parts, sharding
 from adanat_jax.types import Array, Cache
 
@@ -50,12 +51,18 @@ class Recipe:
   mask_token: int  # the id that stands for a masked token
   mask_ratio: str = 'cosine'  # law of the mask ratios, see `sample_mask_ratio`
   beta: tuple[float, float] = (12.0, 3.0)  # parameters of the Beta law
+  # Smaller ratios are raised to it (huggingface/open-muse train_muse.py,
+  # `min_masking_rate`).
+  least_mask_ratio: float = 0.0
   # Whether the mask ratio, whether there is a cache, and what it has seen are
   # drawn for each `'example'`, or once for the `'batch'`, as ENAT's authors do.
   mask_ratio_per: str = 'example'
   reuse_probability: float = 0.0  # of a cache; 0 for a network without one
   label_smoothing: float = 0.1  # share of the target spread evenly over all ids
   condition_dropping: float = 0.1  # share of examples with the null condition
+  # Whether the loss is of the `'masked'` tokens, or of `'all'`, so that those
+  # that the network sees are to be predicted too.
+  loss_tokens: str = 'masked'
   ema_decay: float = 0.9999  # of the moving average, a step
   # In how many parts of the batch a gradient is computed, one after the other,
   # so that only one part's activations are held.
@@ -80,16 +87,20 @@ class Network:
 
 
 def sample_mask_ratio(
-  key: Array, batch_size: int, law: str, beta: tuple[float, float]
+  key: Array, batch_size: int, num_tokens: int, recipe: Recipe
 ) -> Array:
   """Mask ratios for training, float32[B] in [0, 1].
 
-  The law is `'cosine'`, `cos(pi/2 u)` of uniform u (MaskGIT), or `'beta'`, with
-  its two parameters.
+  The law is `'beta'`, with its two parameters, or a curve of `decoding.tables`
+  at uniform u, such as `cos(pi/2 u)` (MaskGIT, section 3.1). Of `num_tokens`
+  tokens a ratio is the share.
   """
-  if law == 'beta':
-    return jax.random.beta(key, *beta, (batch_size,))
-  return jnp.cos(math.pi / 2 * jax.random.uniform(key, (batch_size,)))
+  if recipe.mask_ratio == 'beta':
+    ratio = jax.random.beta(key, *recipe.beta, (batch_size,))
+  else:
+    progress = jax.random.uniform(key, (batch_size,))
+    ratio = mask_ratio_curve(progress, num_tokens, recipe.mask_ratio)
+  return jnp.maximum(ratio, recipe.least_mask_ratio)
 
 
 def random_mask(key: Array, ratio: Array, num_tokens: int) -> Array:
@@ -115,13 +126,12 @@ def draw_masks(
   """
   ratio_key, mask_key = keys
   batch_size, num_tokens = shape
-  law = (recipe.mask_ratio, recipe.beta)
   if recipe.mask_ratio_per == 'batch':
-    ratio = sample_mask_ratio(ratio_key, 1, *law)
+    ratio = sample_mask_ratio(ratio_key, 1, num_tokens, recipe)
     ratio = jnp.minimum(ratio, 1 - 1 / num_tokens)
     ratio = jnp.broadcast_to(ratio, (batch_size,))
   else:
-    ratio = sample_mask_ratio(ratio_key, batch_size, *law)
+    ratio = sample_mask_ratio(ratio_key, batch_size, num_tokens, recipe)
   return random_mask(mask_key, ratio, num_tokens)
 
 
@@ -180,6 +190,7 @@ def make_optimizer(
   schedule: str,
   weight_decay: float,
   betas: tuple[float, float],
+  max_gradient_norm: float = 0.0,
 ) -> optax.GradientTransformation:
   """AdamW with linear warm-up, then a constant rate or a cosine fall to 0.
 
@@ -191,6 +202,7 @@ def make_optimizer(
       update u of w has (u + 1) / w of the rate, so that none is wasted.
     weight_decay: of all parameters.
     betas: decays of Adam's two averages.
+    max_gradient_norm: see `limited`.
   """
   if schedule == 'cosine':
     rate = optax.warmup_cosine_decay_schedule(
@@ -199,7 +211,8 @@ def make_optimizer(
   else:
     length = max(1, warmup_steps)
     rate = lambda count: learning_rate * jnp.minimum(1.0, (count + 1) / length)
-  return optax.adamw(rate, b1=betas[0], b2=betas[1], weight_decay=weight_decay)
+  adam = optax.adamw(rate, b1=betas[0], b2=betas[1], weight_decay=weight_decay)
+  return limited(adam, max_gradient_norm)
 
 
 def make_train_step(
@@ -249,8 +262,11 @@ def make_train_step(
     size, num_tokens = batch['tokens'].shape
     masked = draw_masks((ratio_key, mask_key), (size, num_tokens), recipe)
     dropped = jax.random.bernoulli(drop_key, recipe.condition_dropping, (size,))
-    num_masked = jnp.sum(masked)
-    whole = {'masked': masked, 'dropped': dropped, **batch}
+    learned = masked
+    if recipe.loss_tokens == 'all':
+      learned = jnp.ones_like(masked)
+    num_learned = jnp.sum(learned)
+    whole = {'masked': masked, 'learned': learned, 'dropped': dropped, **batch}
     if reuses:
       # Not a fifth part of the split: that would change the other four.
       reuse_key = jax.random.fold_in(step_key, 4)
@@ -270,9 +286,9 @@ def make_train_step(
           dropout,
           cache,
         )
-        tokens, masked = part['tokens'], part['masked']
+        tokens, learned = part['tokens'], part['learned']
         return masked_cross_entropy(
-          logits, tokens, masked, recipe.label_smoothing, num_masked
+          logits, tokens, learned, recipe.label_smoothing, num_learned
         )
 
       return jax.value_and_grad(loss_fn)(state.params)

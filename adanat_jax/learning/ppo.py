@@ -184,14 +184,19 @@ def ppo_loss(
   }
 
 
+def limited(
+  optimizer: optax.GradientTransformation, max_gradient_norm: float
+) -> optax.GradientTransformation:
+  """The optimizer of gradients scaled down to a norm; 0 for no limit."""
+  if not max_gradient_norm:
+    return optimizer
+  return optax.chain(optax.clip_by_global_norm(max_gradient_norm), optimizer)
+
+
 def make_optimizer(constants: PPOConfig) -> optax.GradientTransformation:
   """Adam; gradients are scaled down to `max_gradient_norm` if that is set."""
   adam = optax.adam(constants.learning_rate, eps=constants.adam_epsilon)
-  if constants.max_gradient_norm <= 0:
-    return adam
-  return optax.chain(
-    optax.clip_by_global_norm(constants.max_gradient_norm), adam
-  )
+  return limited(adam, constants.max_gradient_norm)
 
 
 def update(

@@ -124,6 +124,7 @@ def run(experiment: Experiment) -> None:
     section.learning_rate_schedule,
     section.weight_decay,
     tuple(section.betas),
+    section.get('max_gradient_norm', 0.0),
   )
   init_key, step_key, test_key = jax.random.split(experiment.key('nat'), 3)
 
@@ -179,14 +180,17 @@ def run(experiment: Experiment) -> None:
 def recipe_of(config: Config) -> masked_tokens.Recipe:
   """How `config.nat` trains."""
   section = config.nat
+  # Configs of older versions lack two of these.
   return masked_tokens.Recipe(
     mask_token=config.tokenizer.codebook_size,
     mask_ratio=section.mask_ratio,
     beta=tuple(section.beta),
+    least_mask_ratio=section.get('least_mask_ratio', 0.0),
     mask_ratio_per=section.mask_ratio_per,
     reuse_probability=section.reuse_probability,
     label_smoothing=section.label_smoothing,
     condition_dropping=section.condition_dropping,
+    loss_tokens=section.get('loss_tokens', 'masked'),
     ema_decay=section.ema_decay,
     micro_batches=section.micro_batches,
   )

@@ -67,7 +67,7 @@ class HeldOutLoss:
     def draw(key: Array) -> Array:
       ratio_key, mask_key = jax.random.split(key)
       ratio = masked_tokens.sample_mask_ratio(
-        ratio_key, count, 'cosine', (1.0, 1.0)
+        ratio_key, count, length, masked_tokens.Recipe(module.codebook_size)
       )
       return masked_tokens.random_mask(mask_key, ratio, length)
 
