@@ -304,12 +304,12 @@ def start(
     tokens=tokens,
     sampled=tokens,
     num_unknown=masked.sum(-1),
-    passes=jnp.zeros(len(tokens), jnp.int32),
+    passes=jnp.zeros(tokens.shape[0], jnp.int32),
   )
   if options.revisit != 'never':
     state = dataclasses.replace(state, given=~masked, confidence=nothing)
   if options.commit == 'independent':
-    state = dataclasses.replace(state, share_masked=jnp.ones(len(tokens)))
+    state = dataclasses.replace(state, share_masked=jnp.ones(tokens.shape[0]))
   if options.commit == 'stable':
     shape = (*tokens.shape, mask_token)
     state = dataclasses.replace(

@@ -73,7 +73,7 @@ class Agent:
     """The smoothed action before the first, float32[B, A], if any is."""
     if not self.smoothing:
       return ()
-    return jnp.zeros((len(keys), self.residual.shape[-1]))
+    return jnp.zeros((*keys.shape, self.residual.shape[-1]))
 
   def policy(
     self, std: Array | float | None = None, weights: Array | None = None

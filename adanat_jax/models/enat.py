@@ -302,7 +302,7 @@ class ENAT(nn.Module):
     visible, x, label = self._embed(tokens, condition, train)
     if cache is None and self.is_initializing():
       # Carrying features over has parameters too.
-      cache = self.nothing_encoded(len(x), x.shape[1] - self.num_tokens)
+      cache = self.nothing_encoded(x.shape[0], x.shape[1] - self.num_tokens)
     reused: Any = None
     carried = None
     if cache is not None:
@@ -396,11 +396,11 @@ class ENAT(nn.Module):
     x = self.dropout(self.tokens(tokens), deterministic=not train)
     visible = tokens != self.codebook_size
     if self.num_classes is not None:
-      chex.assert_shape(condition, (len(tokens),))
+      chex.assert_shape(condition, (tokens.shape[0],))
       # asarray: converted weights are numpy's, which a tracer cannot index.
       label = jnp.asarray(self.classes)[condition]
       return visible, x, label.astype(self.dtype)
-    chex.assert_shape(condition, (len(tokens), None, self.text_width))
+    chex.assert_shape(condition, (tokens.shape[0], None, self.text_width))
     text = self.text(condition)
     there = jnp.ones(text.shape[:2], bool)
     join = functools.partial(jnp.concatenate, axis=1)

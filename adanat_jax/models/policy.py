@@ -154,6 +154,6 @@ class PolicyNetworks:
     """Runs both once."""
     mean = self.actor.apply({'params': params['actor']}, features, step)
     if self.critic is None:
-      return mean, jnp.zeros(len(mean))
+      return mean, jnp.zeros(mean.shape[0])
     value = self.critic.apply({'params': params['critic']}, features, step)
     return mean, value[:, 0]

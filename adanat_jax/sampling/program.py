@@ -178,7 +178,7 @@ def decode_tokens(
       plan.buckets,
       nat.codebook_size,
     )
-  rows = (1 + plan.guided) * len(tokens)
+  rows = (1 + plan.guided) * tokens.shape[0]
   cache = denoisers.empty_cache(nat, rows, denoisers.text_length(condition))
   decoded = loop.decode(
     denoiser,
