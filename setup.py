@@ -38,6 +38,8 @@ setuptools.setup(
     'absl-py',
     'array_record',
     'chex',
+    # jax.export does not ask for it.
+    'flatbuffers',
     'flax>=0.12.8',
     # tensorflow-datasets imports it and does not ask for it.
     'importlib_resources',

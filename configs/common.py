@@ -216,6 +216,9 @@ def get_config() -> ml_collections.ConfigDict:
   # JSON files of schedules to put in, such as those that a search found; they
   # are named by their files.
   export.tables = ()
+  # A file for the sampler of `sample.num_steps`, `sample.policy` and
+  # `sample.table` as a program that plain JAX runs; empty for none.
+  export.program = ''
 
   config.search = search = ml_collections.ConfigDict()
   # Mode `search` looks for the table of T steps, the same for all samples,

@@ -279,6 +279,11 @@ class ExportTest(absltest.TestCase):
     np.testing.assert_array_equal(
       samples.tokens, expected.sample([0, 1], 2, 3).tokens
     )
+    config.export.program = str(workdir / 'sampler.stablehlo')
+    config.sample.num_steps = 5
+    with self.assertRaisesRegex(UserError, 'no policy was learned for num_st'):
+      export.run(Experiment(config, workdir))
+    self.assertFalse(saved.exists())
     config.export.tables = ('nowhere.json',)
     with self.assertRaisesRegex(UserError, 'export.tables=nowhere.json: no su'):
       export.check_config(Experiment(config, workdir))

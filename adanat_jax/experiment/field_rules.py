@@ -355,6 +355,7 @@ _SHARED: Mapping[str, Rule] = {
     output=path(),
     dtype=choice('float32', 'bfloat16', 'float16'),
     tables=tuple_of(path('.json')),
+    program=path(),
   ),
   **_section(
     'sample',

@@ -307,6 +307,33 @@ class Generator:
 
     folder.save(self, pathlib.Path(path), dtype, about)
 
+  def export(
+    self,
+    path: str | os.PathLike[str],
+    num_steps: int = 4,
+    policy: str | AnyPolicy = 'learned',
+    *,
+    guidance_scale: float | None = None,
+    platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
+  ) -> None:
+    """Writes the sampler to a file that plain JAX runs; docs/library.md.
+
+    Args:
+      path: the file; its directory must exist.
+      num_steps: see `sample`, as for the next two.
+      policy: what decides, a function of Python too.
+      guidance_scale: instead of the policy's.
+      platforms: where the file is to run, of `'cpu'`, `'cuda'`, `'rocm'` and
+        `'tpu'`.
+
+    Raises:
+      UserError: for what this generator cannot do, for platforms that are not
+        known, or if the file cannot be written.
+    """
+    from adanat_jax.sampling import stablehlo
+
+    stablehlo.save(self, path, num_steps, policy, guidance_scale, platforms)
+
   def schedule(
     self,
     policy: str | AnyPolicy,
@@ -352,7 +379,7 @@ class Generator:
       tokens = np.full(shape, self.nat.codebook_size, np.int32)
     mesh = self._mesh
     plan = Plan.from_schedule(schedule, record)
-    plan = self._planned(plan, schedule.policy, tokens, labels)
+    plan = self.planned(plan, schedule.policy, tokens, labels)
     parts = []
     for index, num_real in self._batches(0, count):
       rows = sharding.local_rows(index, mesh)
@@ -402,7 +429,7 @@ class Generator:
         'labels': condition_of(index),
         **sharding.put_batch(_priority(schedule, len(unknown)), mesh),
       }
-      planned = self._planned(plan, schedule.policy, unknown, batch['labels'])
+      planned = self.planned(plan, schedule.policy, unknown, batch['labels'])
       part = self._decode_part(schedule.policy, batch, index[0], key, planned)
       yield index[:num_real], part
 
@@ -459,7 +486,7 @@ class Generator:
     buckets_by_steps = {**self.buckets, num_steps: buckets}
     return dataclasses.replace(self, buckets=buckets_by_steps)
 
-  def _planned(
+  def planned(
     self, plan: Plan, policy: PolicyLike, tokens: np.ndarray, labels: Any
   ) -> Plan:
     """A plan with the counts that the network can make use of."""
@@ -493,7 +520,7 @@ class Generator:
         self.tokenizer_params,
         policy,
         {**batch, 'index': index},
-        self._null(),
+        self.null(),
         key,
       )
 
@@ -520,7 +547,8 @@ class Generator:
   def _mesh(self) -> Mesh:
     return self.mesh or sharding.make_mesh()
 
-  def _null(self) -> np.ndarray:
+  def null(self) -> np.ndarray:
+    """What stands for no condition, without a batch axis."""
     if self.null_condition is None:
       return np.asarray(self.num_classes, np.int32)
     return np.asarray(self.null_condition)

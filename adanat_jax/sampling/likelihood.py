@@ -76,7 +76,7 @@ def log_likelihood(
         generator.nat_params,
         policy,
         sharding.put_batch(batch, mesh),
-        generator._null(),
+        generator.null(),
       )
     parts.append(sharding.gather(part)[:num_real])
   return np.concatenate(parts)

@@ -20,29 +20,42 @@ from adanat_jax.experiment import (
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import journal, processes
+from adanat_jax.stages import sample
 
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be exported."""
-  reads = ('data', 'tokenizer', 'nat', 'mesh', 'export', 'evaluate.batch_size')
+  sections = ('data', 'tokenizer', 'nat', 'mesh', 'export', 'sample')
+  reads = (*sections, 'evaluate.batch_size')
   experiment.check(_problems, reads=reads)
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says which tables cannot be read."""
-  for path in experiment.config.export.tables:
+  section = experiment.config.export
+  for path in section.tables:
     _read(path)
+  if section.program:
+    sample.policy_of(experiment)
   yield from policies.problems(experiment)
 
 
 def run(experiment: Experiment) -> None:
-  """Writes the folder; see `Generator.save`."""
+  """Writes the folder, see `Generator.save`, and the program if one is asked.
+
+  A program may be impossible, so it comes first.
+  """
   check_config(experiment)
   section = experiment.config.export
   found = [_read(path) for path in section.tables]
   generator = dataclasses.replace(
     experiment.generator(), schedules={table.name: table for table in found}
   )
+  if section.program:
+    num_steps = experiment.config.sample.num_steps
+    policy = sample.policy_of(experiment)
+    generator.export(section.program, num_steps, policy)
+    processes.say(f'export: {section.program}, a sampler of {num_steps} steps')
   output = pathlib.Path(section.output or experiment.workdir / 'export')
   generator.save(output, dtype=section.dtype, about=_about(experiment))
   steps = ', '.join(map(str, sorted(generator.agents))) or 'none'

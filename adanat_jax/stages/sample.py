@@ -38,10 +38,8 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         f'config.sample.classes={section.classes} is not allowed: give classes'
         f' from 0 to {last}'
       )
-  if section.policy in ('learned', 'hand-made'):
+  if isinstance(policy_of(experiment), str):
     yield from policies.problems(experiment)
-  else:
-    _schedule(experiment)
 
 
 def run(experiment: Experiment) -> None:
@@ -49,9 +47,7 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   section = experiment.config.sample
   generator = experiment.generator()
-  policy: str | Schedule = section.policy
-  if policy not in ('learned', 'hand-made'):
-    policy = _schedule(experiment)
+  policy = policy_of(experiment)
   names, labels = conditions_of(experiment)
   if section.num_buckets:
     generator = generator.with_buckets(
@@ -100,9 +96,15 @@ def conditions_of(experiment: Experiment) -> tuple[list[str], np.ndarray]:
   return [f'class{label}' for label in classes], classes
 
 
-def _schedule(experiment: Experiment) -> Schedule:
-  """What `config.sample.policy` names, or the file of `config.sample.table`."""
+def policy_of(experiment: Experiment) -> str | Schedule:
+  """What decides: a generator's by name, else as `config.sample` names it.
+
+  Raises:
+    UserError: for a schedule or a file that is none.
+  """
   section = experiment.config.sample
+  if section.policy in ('learned', 'hand-made'):
+    return section.policy
   if section.policy != 'table':
     return named_schedules.make(
       section.policy, section.num_steps, experiment.num_tokens
