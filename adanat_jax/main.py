@@ -4,7 +4,7 @@
 
 `--config=NAME:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
-policy, search, evaluate, report, compare, statistics, sample, export or
+policy, search, evaluate, report, compare, statistics, sample, edit, export or
 laboratory. The same command continues a run that was stopped. `python -m
 adanat_jax.main` is the same program.
 
@@ -58,6 +58,7 @@ STAGES = {
   'compare': 'adanat_jax.stages.compare',
   'statistics': 'adanat_jax.stages.statistics',
   'sample': 'adanat_jax.stages.sample',
+  'edit': 'adanat_jax.stages.edit',
   'export': 'adanat_jax.stages.export',
   'laboratory': 'adanat_jax.stages.laboratory',
 }
@@ -207,8 +208,8 @@ def _hold(
   stack: contextlib.ExitStack, experiment: Experiment, name: str
 ) -> None:
   """Refuses a stage that another process on this machine is running."""
-  if name == 'sample':
-    return  # It only reads.
+  if name in ('sample', 'edit'):
+    return  # They only read.
   place = experiment.workdir
   if name == 'prepare':
     place = experiment.prepared_directory  # Workdirs may share it.

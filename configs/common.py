@@ -5,6 +5,7 @@ every field, here as there.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -31,6 +32,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.keep_best = False
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
+
+  # The generator that modes `sample` and `edit` draw with: a folder of mode
+  # `export`, a workdir, or 'digits', which comes with the package; empty for
+  # the networks of this run.
+  config.generator = ''
 
   config.mesh = mesh = ml_collections.ConfigDict()
   # All devices share the work; groups of this many also share one copy of the
@@ -219,6 +225,31 @@ def get_config() -> ml_collections.ConfigDict:
   # A file for the sampler of `sample.num_steps`, `sample.policy` and
   # `sample.table` as a program that plain JAX runs; empty for none.
   export.program = ''
+
+  config.edit = edit = ml_collections.ConfigDict()
+  # Mode `edit` draws a part of this picture anew, by the schedule, the steps
+  # and the seed of `sample`, sample.images_per_class times for each label.
+  edit.image = ''
+  # What is drawn anew, one of four: what is white in this picture, of the same
+  # size (or of one pixel a token);
+  edit.mask = ''
+  # the inside of a box: top, left, bottom, right in pixels;
+  edit.box = ()
+  # pixels beyond the top, left, bottom and right edge, by which the window
+  # moves over the picture (one of two opposite sides is 0);
+  edit.sides = ()
+  # or a share of the tokens, chosen at random.
+  edit.strength = 0.0
+  # What the result shows: class ids or names, or captions.
+  edit.labels = ()
+  # Scale and crop the picture and the mask to the generator's size, and convert
+  # their colours; False refuses others.
+  edit.fit = False
+  # Width of the soft edge around what is drawn anew, in pixels; unset: half a
+  # token. Pixels outside of it are kept to the last bit.
+  edit.border = placeholder(float)
+  # Directory of the pictures; empty for <workdir>/edit.
+  edit.output = ''
 
   config.search = search = ml_collections.ConfigDict()
   # Mode `search` looks for the table of T steps, the same for all samples,

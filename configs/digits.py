@@ -35,8 +35,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
 
   # Which stage to run: all, or one of tokenizer, judges, nat, policy, search,
-  # evaluate, report, compare, sample. The stages prepare and statistics are for
-  # other images.
+  # evaluate, report, compare, sample, edit, export. The stages prepare and
+  # statistics are for other images.
   config.mode = 'all'
 
   config.data = data = ml_collections.ConfigDict()

@@ -53,6 +53,8 @@ class TableTest(parameterized.TestCase):
     expected['seed'] = expected['sample.seed'] = [10**9]
     # No colour: alpha is dropped.
     expected['data.background'] = expected['export.tables'] = [()]
+    expected['edit.labels'] = [(), ('no such name',), ('x' * 300,)]
+    expected['edit.box'] = expected['edit.sides'] = [()]
     expected['sample.captions'] = [(), ('no such name',) * 2, ('x' * 300,) * 2]
     self.assertEqual(taken, expected)
 

@@ -75,10 +75,7 @@ _WITH_ONE_IMPORTER = {
   'a function that the package offers': ('problems.decode',),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
-  'imported when it is first asked for': (
-    'sampling.editing',
-    'sampling.stablehlo',
-  ),
+  'imported when it is first asked for': ('sampling.stablehlo',),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),
@@ -93,7 +90,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a mode, or a part of the one whose name it bears': (
     *('stages.evaluate_published', 'stages.nat_held_out', 'stages.policy'),
-    *('stages.prepare_shards', 'stages.sample', 'stages.search'),
+    *('stages.prepare_shards', 'stages.search'),
     *('stages.search_alternating', 'stages.tokenizer_reconstruction'),
     'stages.compare_costs',
   ),

@@ -2,6 +2,7 @@
 
 from absl.testing import absltest, parameterized
 import numpy as np
+from PIL import Image
 
 import adanat_jax
 from adanat_jax.data import digits
@@ -51,6 +52,25 @@ class EditingTest(parameterized.TestCase):
     changed = (second.images != self.images).any((0, 3))
     self.assertTrue(changed[4:8, 8:12].any())
     self.assertEqual(changed.sum(), changed[4:8, 8:12].sum())
+
+  def test_pictures_of_pillow(self):
+    levels = np.rint(self.images[..., 0] * 255).astype(np.uint8)
+    images = (levels / np.float32(255))[..., None]
+    pillow = [Image.fromarray(rows) for rows in levels]
+    np.testing.assert_array_equal(
+      self.generator.encode(pillow), self.generator.encode(images)
+    )
+    mask = np.zeros((16, 16), bool)
+    mask[8:] = True
+    expected = self.generator.inpaint(images[0], mask, 0)
+    for mode in ('1', 'L', 'RGB'):
+      white = Image.fromarray(mask).convert(mode)
+      found = self.generator.inpaint(pillow[0], white, 0)
+      np.testing.assert_array_equal(found.images, expected.images)
+    with self.assertRaisesRegex(UserError, r'RGB and 16x8 .* L and 16x16'):
+      self.generator.encode(Image.new('RGB', (16, 8)))
+    with self.assertRaisesRegex(UserError, 'mask is a picture of mode RGBA'):
+      self.generator.inpaint(pillow[0], Image.new('RGBA', (16, 16)), 0)
 
   def test_one_picture_and_a_box(self):
     one = self.generator.edit(self.images[3], (0, 0, 16, 16), 'odd', seed=5)

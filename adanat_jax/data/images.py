@@ -100,6 +100,15 @@ def decode(
   return center_crop(_open(data, apply_orientation, background), image_size)
 
 
+def open_picture(data: bytes) -> Image.Image:
+  """Reads an image file as it is, in its own size and mode, but upright.
+
+  Raises:
+    CorruptImageError: if it is not an image, or not a whole one.
+  """
+  return _open(data, True, None, as_it_is=True)
+
+
 def center_crop(image: Image.Image, image_size: int) -> np.ndarray:
   """Scales an RGB image and cuts out its centre as ADM does, uint8[S, S, 3].
 
@@ -157,9 +166,13 @@ def to_uint8(images: AnyArray, rounding: str = 'floor') -> AnyArray:
 
 
 def _open(
-  data: bytes, apply_orientation: bool, background: Sequence[int] | None
+  data: bytes,
+  apply_orientation: bool,
+  background: Sequence[int] | None,
+  *,
+  as_it_is: bool = False,
 ) -> Image.Image:
-  """Opens and decodes a file, and turns it into RGB."""
+  """Opens and decodes a file, and turns it into RGB unless `as_it_is`."""
   if not data:
     raise CorruptImageError('the file is missing or empty')
   data, orientation = image_metadata.pixels_alone(data)
@@ -167,7 +180,7 @@ def _open(
     with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
       _check_size(file, len(data))
       image = _upright(file, orientation, apply_orientation)
-      return _to_rgb(image, file.format, background)
+      return image if as_it_is else _to_rgb(image, file.format, background)
   except Image.DecompressionBombError as error:
     # It says that of an honest map, too, and not how large it is.
     raise CorruptImageError(

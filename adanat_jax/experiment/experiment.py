@@ -304,6 +304,20 @@ class Experiment:
       class_names=() if self.is_text else self.class_names,
     )
 
+  def drawing_generator(self) -> Generator:
+    """That of `config.generator`, by default that of this workdir.
+
+    Raises:
+      UserError: see `generator` and `load`.
+    """
+    path = self.config.get('generator', '')
+    if not path:
+      return self.generator()
+    try:
+      return load(path, compile_cache=False)
+    except UserError as error:
+      raise UserError(f'config.generator={path}: {error}') from error
+
   def generator_of(
     self, nat: Any, nat_params: Any, null_condition: Any
   ) -> Generator:

@@ -23,6 +23,8 @@ from adanat_jax.experiment.fields import (
   colour_or_none,
   curve,
   integer,
+  label,
+  none_or,
   optional,
   path,
   schedule,
@@ -83,8 +85,8 @@ def _section(name: str, **rules: Rule) -> dict[str, Rule]:
 _SHARED: Mapping[str, Rule] = {
   'mode': choice(
     *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
-    *('evaluate', 'report', 'compare', 'statistics', 'sample', 'export'),
-    'laboratory',
+    *('evaluate', 'report', 'compare', 'statistics', 'sample', 'edit'),
+    *('export', 'laboratory'),
   ),
   'seed': _SEED,
   'profile': steps(10**8),
@@ -93,6 +95,7 @@ _SHARED: Mapping[str, Rule] = {
   'keep_every': _EVERY_OR_NEVER,
   'keep_best': boolean,
   'tensorboard': boolean,
+  'generator': path(),
   **_section('mesh', fsdp=integer(1, 2**16)),
   **_section(
     'data',
@@ -366,6 +369,18 @@ _SHARED: Mapping[str, Rule] = {
     policy=schedule('learned', 'hand-made', 'table'),
     table=path(),
     num_buckets=_BUCKETS,
+    output=path(),
+  ),
+  **_section(
+    'edit',
+    image=path(),
+    mask=path(),
+    box=none_or(tuple_of(_PIXELS, length=4)),
+    sides=none_or(tuple_of(_PIXELS, length=4)),
+    strength=_SHARE,
+    labels=tuple_of(label),
+    fit=boolean,
+    border=optional(between(0.0, 2**12)),
     output=path(),
   ),
 }

@@ -254,6 +254,14 @@ def optional(rule: Rule) -> Rule:
   )
 
 
+def none_or(rule: Rule) -> Rule:
+  """An empty tuple, or what `rule` allows."""
+  return Rule(
+    f'() for none, or {rule.allowed}',
+    lambda value: value == () or rule.accepts(value),
+  )
+
+
 def steps(most: int) -> Rule:
   """The first step of some and the one after the last, at most `most`."""
   pair = tuple_of(integer(0, most), length=2)
@@ -269,6 +277,13 @@ colour_or_none = Rule(
     isinstance(value, tuple)
     and len(value) in (0, 3)
     and all(_is_int(item) and 0 <= item <= 255 for item in value)
+  ),
+)
+label = Rule(
+  'a class id or name, or a caption of at most 2000 characters',
+  lambda value: (
+    (_is_int(value) and 0 <= value <= 10**6)
+    or (bool(value) and text(2000).accepts(value))
   ),
 )
 boolean = Rule('true or false', lambda value: isinstance(value, bool))

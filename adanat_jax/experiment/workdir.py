@@ -25,10 +25,11 @@ from adanat_jax.runtime.journal import is_complete
 # that differ in these alone may share a workdir. Shell patterns on the dotted
 # name of a field.
 RUN_ONLY_FIELDS = (
-  *('mode', 'mesh.*', 'data.max_corrupt_share', 'nat.micro_batches'),
+  *('mode', 'generator', 'sample.*', 'edit.*', 'export.*', 'mesh.*'),
+  *('data.max_corrupt_share', 'nat.micro_batches'),
   *('prepare.batch_size', 'prepare.num_threads'),
   *('evaluate.batch_size', 'evaluate.num_buckets'),
-  *('policy.rollout_size', 'policy.ppo.micro_batches', 'sample.*', 'export.*'),
+  *('policy.rollout_size', 'policy.ppo.micro_batches'),
   # Each search, and a comparison, keeps and compares its own settings.
   *('search.*', 'compare.*', 'statistics.*', 'report.*'),
   *('profile', 'profile.*', 'log_every', '*.log_every'),

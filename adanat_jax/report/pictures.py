@@ -6,7 +6,7 @@ pixels. Shape legend: `n` images, `G` classes, `S` samples, `T` steps, `N`
 tokens; images are `[..., H, W, C]` with C = 1 (grey) or 3 (colour).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import functools
 import io
 import math
@@ -80,7 +80,7 @@ def save_grid(
 
 def save_class_grid(
   path: str | os.PathLike[str],
-  methods: Sequence[tuple[str, np.ndarray]],
+  methods: Sequence[tuple[str, Collection[np.ndarray]]],
   class_names: Sequence[str],
   columns: int = 8,
   scale: int = 3,
@@ -89,7 +89,8 @@ def save_class_grid(
 
   Args:
     path: see the module.
-    methods: label and float[G, n, H, W, C] of each method; the same n for all.
+    methods: label and G times float[n, H, W, C] of each method; n may differ
+      between classes, and is the same for all methods.
     class_names: G names, the headings of the columns of blocks.
     columns: images a line within a class.
     scale: see the module.
@@ -107,20 +108,22 @@ def save_class_grid(
       )
     blocks.append([_tile(_pixels(x, scale), columns, gap) for x in images])
   labels = [label for label, _ in methods]
-  height, width = blocks[0][0].shape[:2]
+  height = max(block.shape[0] for block in blocks[0])
+  widths = [block.shape[1] for block in blocks[0]]
+  lefts = [sum(widths[:i]) + group_gap * i for i in range(len(widths))]
   sheet = _Sheet(
     labels,
-    (width + group_gap) * len(class_names) - group_gap,
+    lefts[-1] + widths[-1],
     (height + row_gap) * len(blocks) - row_gap,
     headings=True,
   )
-  for group, name in enumerate(class_names):
-    sheet.write(name, group * (width + group_gap) + width // 2, -7)
+  for name, left, width in zip(class_names, lefts, widths, strict=True):
+    sheet.write(name, left + width // 2, -7)
   for row, (label, groups) in enumerate(zip(labels, blocks, strict=True)):
     top = row * (height + row_gap)
     sheet.write_label(label, top + height // 2)
-    for group, block in enumerate(groups):
-      sheet.paste(block, group * (width + group_gap), top)
+    for block, left in zip(groups, lefts, strict=True):
+      sheet.paste(block, left, top)
   _save(path, sheet.image)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -17,26 +17,37 @@ from adanat_jax.errors import UserError, shown
 from adanat_jax.sampling import requests
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Samples
-from adanat_jax.sampling.requests import Labels
+from adanat_jax.sampling.requests import (
+  InpaintingOptions,
+  Labels,
+  Pictures,
+  SamplingOptions,
+)
+
+if TYPE_CHECKING:
+  from PIL import Image
+
+# Of Pillow's, those whose white is drawn anew.
+_MASK_MODES = ('1', 'L', 'P', 'RGB')
 
 
 def inpaint(
   generator: Generator,
-  images: np.ndarray,
-  mask: np.ndarray,
+  images: Pictures,
+  mask: np.ndarray | Image.Image,
   labels: Labels | int | str,
   *,
   border: float | None = None,
-  **sampling: Any,
+  **sampling: Unpack[SamplingOptions],
 ) -> Samples:
   """Draws the masked part of pictures anew.
 
   Args:
     generator: what draws.
-    images: float[H, W, C] or float[B, H, W, C] in [0, 1].
+    images: float[H, W, C] or float[B, H, W, C] in [0, 1], or Pillow's.
     mask: bool[H, W] or bool[B, H, W], True where pixels are drawn anew, or the
-      same of token cells, [h, w]. A cell of which a pixel is masked is decoded
-      whole.
+      same of token cells, [h, w]; or a picture of Pillow's that is white there.
+      A cell of which a pixel is masked is decoded whole.
     labels: what the result shows, one for all or one a picture: class ids or
       names, or captions.
     border: width in pixels of the soft edge around the mask; None for half a
@@ -51,8 +62,8 @@ def inpaint(
     UserError: for pictures of another size or range, and for a mask that is
       none, masks nothing, or is of another size.
   """
-  batch = _batch(generator, images)
-  masks = _masks(generator, mask, len(batch))
+  batch = requests.pictures(images, generator.image_shape)
+  masks = pixel_masks(generator, mask, len(batch))
   side = generator.tokenizer.downsampling
   cells = _cells(masks, side)
   canvas = np.where(
@@ -71,10 +82,10 @@ def inpaint(
 
 def edit(
   generator: Generator,
-  images: np.ndarray,
+  images: Pictures,
   box: tuple[int, int, int, int],
   labels: Labels | int | str,
-  **options: Any,
+  **options: Unpack[InpaintingOptions],
 ) -> Samples:
   """Draws what lies in a box anew, as something else.
 
@@ -88,6 +99,13 @@ def edit(
   Raises:
     UserError: see `inpaint`; for a box that is empty or leaves the picture.
   """
+  return inpaint(generator, images, box_mask(generator, box), labels, **options)
+
+
+def box_mask(
+  generator: Generator, box: tuple[int, int, int, int]
+) -> np.ndarray:
+  """The mask bool[H, W] of a box; see `edit`."""
   height, width, _ = generator.image_shape
   top, left, bottom, right = _integers('box', box, 4)
   if not (0 <= top < bottom <= height and 0 <= left < right <= width):
@@ -97,15 +115,15 @@ def edit(
     )
   mask = np.zeros((height, width), bool)
   mask[top:bottom, left:right] = True
-  return inpaint(generator, images, mask, labels, **options)
+  return mask
 
 
 def outpaint(
   generator: Generator,
-  images: np.ndarray,
+  images: Pictures,
   sides: tuple[int, int, int, int],
   labels: Labels | int | str,
-  **options: Any,
+  **options: Unpack[InpaintingOptions],
 ) -> Samples:
   """Moves the window over pictures, and draws what comes into view.
 
@@ -121,7 +139,17 @@ def outpaint(
   Raises:
     UserError: see `inpaint`; for sides that leave nothing of the picture.
   """
-  batch = _batch(generator, images)
+  return inpaint(generator, *moved(generator, images, sides), labels, **options)
+
+
+def moved(
+  generator: Generator, images: Pictures, sides: tuple[int, int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """What `outpaint` masks: the moved pictures, float32[B, H, W, C].
+
+  And which pixels of them come into view, bool[H, W].
+  """
+  batch = requests.pictures(images, generator.image_shape)
   height, width, _ = generator.image_shape
   top, left, bottom, right = _integers('sides', sides, 4)
   fits = max(top, bottom) < height and max(left, right) < width
@@ -136,19 +164,17 @@ def outpaint(
   inside = (rows >= 0) & (rows < height)
   across = (columns >= 0) & (columns < width)
   # The edge is continued under the mask, so that cells on it are not torn.
-  moved = batch[:, rows.clip(0, height - 1)][:, :, columns.clip(0, width - 1)]
-  mask = ~(inside[:, None] & across[None])
-  return inpaint(generator, moved, mask, labels, **options)
+  rows_shown = batch[:, rows.clip(0, height - 1)]
+  moved_batch = rows_shown[:, :, columns.clip(0, width - 1)]
+  return moved_batch, ~(inside[:, None] & across[None])
 
 
 def variations(
   generator: Generator,
-  images: np.ndarray,
+  images: Pictures,
   strength: float,
   labels: Labels | int | str,
-  *,
-  seed: int = 0,
-  **sampling: Any,
+  **sampling: Unpack[SamplingOptions],
 ) -> Samples:
   """Draws a random share of the tokens of pictures anew.
 
@@ -157,8 +183,8 @@ def variations(
     images: the pictures.
     strength: in (0, 1], the share of tokens; at least one is drawn.
     labels: what the pictures show.
-    seed: of the choice of tokens and of what is drawn for them.
-    **sampling: of `Generator.sample`.
+    **sampling: of `Generator.sample`; the seed is that of the choice of tokens,
+      too.
 
   Raises:
     UserError: see `inpaint`; for another strength.
@@ -168,8 +194,10 @@ def variations(
     raise UserError(
       f'strength is {shown(strength)}; give a number above 0, at most 1'
     )
-  batch = _batch(generator, images)
-  seed = requests.integer('seed', seed, 0, requests.LAST_SEED)
+  batch = requests.pictures(images, generator.image_shape)
+  seed = requests.integer(
+    'seed', sampling.get('seed', 0), 0, requests.LAST_SEED
+  )
   count = max(1, round(strength * generator.nat.num_tokens))
   draws = np.random.default_rng(seed).random(
     (len(batch), generator.nat.num_tokens)
@@ -179,22 +207,18 @@ def variations(
     chosen, generator.nat.codebook_size, generator.encode(batch)
   )
   return generator.sample(
-    _labels(labels, len(batch)), seed=seed, tokens=canvas, **sampling
+    _labels(labels, len(batch)), tokens=canvas, **sampling
   )
 
 
-def _batch(generator: Generator, images: np.ndarray) -> np.ndarray:
-  """The pictures, float32[B, H, W, C]."""
-  one = np.ndim(images) == len(generator.image_shape)
-  given = np.asarray(images)[None] if one else images
-  return requests.pictures(given, generator.image_shape)
-
-
-def _masks(generator: Generator, mask: np.ndarray, count: int) -> np.ndarray:
-  """The mask in pixels, bool[B, H, W]."""
+def pixel_masks(
+  generator: Generator, mask: np.ndarray | Image.Image, count: int
+) -> np.ndarray:
+  """The mask of `inpaint` in pixels, bool[B, H, W], of `count` pictures."""
   height, width, _ = generator.image_shape
   side = generator.tokenizer.downsampling
-  given = np.asarray(mask)
+  given = mask if isinstance(mask, np.ndarray) else _white(mask)
+  shape = list(given.shape)
   size = given.shape[-2:]
   if size == (height // side, width // side) and side > 1:
     given = given.repeat(side, -1).repeat(side, -2)
@@ -202,14 +226,32 @@ def _masks(generator: Generator, mask: np.ndarray, count: int) -> np.ndarray:
   whole = given.ndim == 2 or (given.ndim == 3 and len(given) == count)
   if given.dtype != bool or size != (height, width) or not whole:
     raise UserError(
-      f'mask is {given.dtype}{list(np.shape(mask))}; give bool'
+      f'mask is {given.dtype}{shape}; give bool'
       f' [{height}, {width}] for pixels or [{height // side},'
       f' {width // side}] for tokens, of one picture or of each of {count}'
     )
   masks = np.broadcast_to(given, (count, height, width))
   if not masks.any(axis=(1, 2)).all():
-    raise UserError('mask is False everywhere: there is nothing to draw')
+    raise UserError(
+      'mask is False everywhere (a picture: nowhere white): there is nothing to'
+      ' draw'
+    )
   return masks
+
+
+def _white(mask: Any) -> np.ndarray:
+  """Where a picture of Pillow's is white, bool[H, W]; or any array."""
+  from PIL import Image
+
+  if not isinstance(mask, Image.Image):
+    return np.asarray(mask)
+  if mask.mode not in _MASK_MODES:
+    raise UserError(
+      f'mask is a picture of mode {mask.mode}; give one of'
+      f" {', '.join(_MASK_MODES)}, such as mask.convert('L'): what is white is"
+      ' drawn anew'
+    )
+  return np.asarray(mask.convert('L')) >= 128
 
 
 def _cells(masks: np.ndarray, side: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,18 @@ from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.program import Plan, Samples, decode_batch
-from adanat_jax.sampling.requests import AnyPolicy, EncodeCaptions, Labels
+from adanat_jax.sampling.requests import (
+  AnyPolicy,
+  EncodeCaptions,
+  InpaintingOptions,
+  Labels,
+  Pictures,
+  SamplingOptions,
+)
 from adanat_jax.types import Array, TokenCounts
+
+if TYPE_CHECKING:
+  from PIL import Image
 
 # Parameters of a network, as Flax nests them.
 Params = Mapping[str, Any]
@@ -129,6 +139,7 @@ class Generator:
     tokens: np.ndarray | None = None,
     record: bool = False,
     callback: Callable[[int, Samples], None] | None = None,
+    progress: bool = True,
   ) -> Samples:
     """Generates one image a label.
 
@@ -151,6 +162,7 @@ class Generator:
       record: whether to return the trajectory.
       callback: called after each batch, with the number of images that are done
         and the batch's samples.
+      progress: show a bar on a terminal, if it takes longer than two seconds.
 
     Returns:
       Images, tokens and trajectory, as NumPy arrays.
@@ -176,14 +188,15 @@ class Generator:
       tokens = requests.grids(
         tokens, self.nat.num_tokens, self.nat.codebook_size, len(checked)
       )
-    return self.run(
-      schedule,
-      checked,
-      jax.random.key(seed),
-      tokens=tokens,
-      record=record,
-      callback=callback,
-    )
+    with program.progress_bar(len(checked), progress, callback) as advance:
+      return self.run(
+        schedule,
+        checked,
+        jax.random.key(seed),
+        tokens=tokens,
+        record=record,
+        callback=advance,
+      )
 
   def generate(
     self,
@@ -199,11 +212,11 @@ class Generator:
       labels, num_steps, seed, policy, tokens=tokens, record=record
     )
 
-  def encode(self, images: np.ndarray) -> np.ndarray:
-    """Tokens int32[B, N] of images float[B, H, W, C] in [0, 1].
+  def encode(self, images: Pictures) -> np.ndarray:
+    """Tokens int32[B, N] of images float[B, H, W, C] in [0, 1], or Pillow's.
 
     Raises:
-      UserError: for images of another size or range.
+      UserError: for images of another size, mode or range.
     """
     return self._tokenize(
       'tokenize', requests.pictures(images, self.image_shape)
@@ -222,10 +235,10 @@ class Generator:
 
   def inpaint(
     self,
-    images: np.ndarray,
-    mask: np.ndarray,
+    images: Pictures,
+    mask: np.ndarray | Image.Image,
     labels: Labels | int | str,
-    **options: Any,
+    **options: Unpack[InpaintingOptions],
   ) -> Samples:
     """Draws the masked part of pictures anew; see `editing.inpaint`."""
     from adanat_jax.sampling import editing
@@ -234,10 +247,10 @@ class Generator:
 
   def edit(
     self,
-    images: np.ndarray,
+    images: Pictures,
     box: tuple[int, int, int, int],
     labels: Labels | int | str,
-    **options: Any,
+    **options: Unpack[InpaintingOptions],
   ) -> Samples:
     """Draws what lies in a box as something else; see `editing.edit`."""
     from adanat_jax.sampling import editing
@@ -246,10 +259,10 @@ class Generator:
 
   def outpaint(
     self,
-    images: np.ndarray,
+    images: Pictures,
     sides: tuple[int, int, int, int],
     labels: Labels | int | str,
-    **options: Any,
+    **options: Unpack[InpaintingOptions],
   ) -> Samples:
     """Draws what lies beyond the edges; see `editing.outpaint`."""
     from adanat_jax.sampling import editing
@@ -258,10 +271,10 @@ class Generator:
 
   def variations(
     self,
-    images: np.ndarray,
+    images: Pictures,
     strength: float,
     labels: Labels | int | str,
-    **options: Any,
+    **options: Unpack[SamplingOptions],
   ) -> Samples:
     """Draws a share of the tokens anew; see `editing.variations`."""
     from adanat_jax.sampling import editing

@@ -6,7 +6,8 @@ program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import os
@@ -27,7 +28,7 @@ from adanat_jax.decoding import (
 )
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.models import denoisers
-from adanat_jax.runtime import sharding
+from adanat_jax.runtime import processes, sharding
 from adanat_jax.types import Array, PolicyValues, TokenCounts, Trajectory
 
 if TYPE_CHECKING:
@@ -290,6 +291,31 @@ def batches(
   for start in range(first, count, size):
     num_real = min(size, count - start)
     yield start + np.resize(np.arange(num_real), size), num_real
+
+
+@contextlib.contextmanager
+def progress_bar(
+  count: int, shown: bool, callback: Callable[[int, Samples], None] | None
+) -> Iterator[Callable[[int, Samples], None]]:
+  """Shows on a terminal how many of the samples are done.
+
+  Yields:
+    What to call after each batch; it calls `callback`, too.
+  """
+  import tqdm  # Only few calls need it.
+
+  # None leaves it out where there is no terminal.
+  disable = None if shown and processes.process_index() == 0 else True
+  with tqdm.tqdm(
+    total=count, unit='image', delay=2, leave=False, disable=disable
+  ) as bar:
+
+    def advance(done: int, samples: Samples) -> None:
+      bar.update(done - bar.n)
+      if callback is not None:
+        callback(done, samples)
+
+    yield advance
 
 
 def keep(part: Samples, count: int) -> Samples:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from flax import struct
 import jax
@@ -21,6 +21,11 @@ from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
 from adanat_jax.errors import UserError, shown
 from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
 
+if TYPE_CHECKING:
+  from PIL import Image
+
+  from adanat_jax.sampling.program import Samples
+
 # Class ids or names, captions, or states of captions, float32[B, L, C].
 Labels: TypeAlias = Sequence[int] | Sequence[str] | np.ndarray
 
@@ -31,8 +36,31 @@ AnyPolicy: TypeAlias = (
 
 EncodeCaptions: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
+# One picture or many: float[H, W, C] or float[B, H, W, C] in [0, 1], or
+# Pillow's, grey or RGB as the generator's are.
+Pictures: TypeAlias = 'np.ndarray | Image.Image | Sequence[Image.Image]'
+
 # JAX takes others modulo 2**32, so that two would give the same samples.
 LAST_SEED = 2**32 - 1
+
+
+class SamplingOptions(TypedDict, total=False):
+  """What `Generator.sample` and all that edits take besides, by name."""
+
+  num_steps: int
+  seed: int
+  policy: str | AnyPolicy
+  guidance_scale: float | None
+  batch_size: int | None
+  record: bool
+  callback: Callable[[int, Samples], None] | None
+  progress: bool
+
+
+class InpaintingOptions(SamplingOptions, total=False):
+  """The same with the width of the soft border, in pixels."""
+
+  border: float | None
 
 
 # Equal for the same function: nothing is compiled twice.
@@ -247,13 +275,18 @@ def grids(
   return result.astype(np.int32)
 
 
-def pictures(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-  """Images to encode, float32[B, *shape] in [0, 1].
+def pictures(images: Pictures, shape: tuple[int, int, int]) -> np.ndarray:
+  """Images to encode, float32[B, *shape] in [0, 1]; of one B is 1.
 
   Raises:
-    UserError: for another shape or type, or values that are not in [0, 1].
+    UserError: for another shape, mode or type, or values that are not in
+      [0, 1].
   """
-  result = _array('images', images)
+  result = _from_pillow(images, shape)
+  if result is None:
+    result = _array('images', images)
+  if result.ndim == len(shape):
+    result = result[None]
   if result.dtype.kind != 'f' or result.shape[1:] != shape or not result.size:
     raise UserError(
       f'images are {result.dtype}{list(result.shape)}; give floats'
@@ -264,6 +297,32 @@ def pictures(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
       f'images lie in {result.min()} to {result.max()}; allowed is [0, 1]'
     )
   return result.astype(np.float32)
+
+
+def _from_pillow(
+  images: Pictures, shape: tuple[int, int, int]
+) -> np.ndarray | None:
+  """Pillow's images as float32[B, *shape]; None for what is none of them."""
+  if isinstance(images, np.ndarray):
+    return None
+  from PIL import Image
+
+  from adanat_jax.data import images as images_lib
+
+  given = images if isinstance(images, Sequence) else [images]
+  if not given or not all(isinstance(image, Image.Image) for image in given):
+    return None
+  height, width, channels = shape
+  mode = 'L' if channels == 1 else 'RGB'
+  for image in given:
+    if image.mode != mode or image.size != (width, height):
+      raise UserError(
+        f'the picture is of mode {image.mode} and {image.width}x{image.height}'
+        f' pixels; give mode {mode} and {width}x{height} pixels:'
+        f' picture.convert({mode!r}).resize(({width}, {height}))'
+      )
+  levels = np.stack([np.asarray(image) for image in given])
+  return images_lib.to_unit(levels).reshape(-1, *shape)
 
 
 def _array(what: str, value: object) -> np.ndarray:

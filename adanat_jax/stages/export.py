@@ -36,7 +36,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   for path in section.tables:
     _read(path)
   if section.program:
-    sample.policy_of(experiment)
+    sample.policy_of(experiment, experiment.num_tokens)
   yield from policies.problems(experiment)
 
 
@@ -53,7 +53,7 @@ def run(experiment: Experiment) -> None:
   )
   if section.program:
     num_steps = experiment.config.sample.num_steps
-    policy = sample.policy_of(experiment)
+    policy = sample.policy_of(experiment, experiment.num_tokens)
     generator.export(section.program, num_steps, policy)
     processes.say(f'export: {section.program}, a sampler of {num_steps} steps')
   output = pathlib.Path(section.output or experiment.workdir / 'export')

@@ -14,31 +14,37 @@ import numpy as np
 
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import named_schedules, policies, texts
+from adanat_jax.experiment import named_schedules, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
+from adanat_jax.sampling.generator import Generator
+
+# Fields and groups that must be there.
+READS = ('data', 'tokenizer', 'nat', 'mesh', 'sample', 'evaluate.batch_size')
 
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be sampled."""
-  experiment.check(
-    _problems,
-    reads=('data', 'tokenizer', 'nat', 'mesh', 'sample', 'evaluate.batch_size'),
-  )
+  experiment.check(_problems, problems_of_policy, reads=READS)
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says which class or which schedule does not exist."""
+  """Says which class does not exist."""
   section = experiment.config.sample
-  if not experiment.is_text:
+  # Another generator has classes of its own.
+  if not experiment.is_text and not experiment.config.get('generator'):
     last = experiment.num_classes - 1
     if max(section.classes) > last:
       yield (
         f'config.sample.classes={section.classes} is not allowed: give classes'
         f' from 0 to {last}'
       )
-  if isinstance(policy_of(experiment), str):
+
+
+def problems_of_policy(experiment: Experiment) -> Iterator[str]:
+  """Says which schedule does not exist."""
+  if isinstance(policy_of(experiment, experiment.num_tokens), str):
     yield from policies.problems(experiment)
 
 
@@ -46,9 +52,9 @@ def run(experiment: Experiment) -> None:
   """Writes `grid.png` and the single images, prints images a second."""
   check_config(experiment)
   section = experiment.config.sample
-  generator = experiment.generator()
-  policy = policy_of(experiment)
-  names, labels = conditions_of(experiment)
+  generator = experiment.drawing_generator()
+  policy = policy_of(experiment, generator.nat.num_tokens)
+  names, labels = conditions_of(experiment, generator)
   if section.num_buckets:
     generator = generator.with_buckets(
       policy,
@@ -79,24 +85,26 @@ def run(experiment: Experiment) -> None:
   )
 
 
-def conditions_of(experiment: Experiment) -> tuple[list[str], np.ndarray]:
+def conditions_of(
+  experiment: Experiment, generator: Generator
+) -> tuple[list[str], np.ndarray]:
   """The conditions to sample, and what names them in the files.
 
   Returns:
     Names, and int32[B] class ids or, for texts, float32[B, L, C] states.
   """
-  config = experiment.config
-  count = config.sample.images_per_class
-  captions = config.sample.get('captions')
-  if captions:
-    states = texts.caption_encoder(experiment)(captions)
+  section = experiment.config.sample
+  count = section.images_per_class
+  captions = section.get('captions')
+  if captions and generator.encode_captions is not None:
+    states = generator.encode_captions(captions)
     names = [f'text{i}' for i in range(len(captions))]
     return np.repeat(names, count).tolist(), np.repeat(states, count, axis=0)
-  classes = np.repeat(np.asarray(config.sample.classes, np.int32), count)
+  classes = np.repeat(np.asarray(section.classes, np.int32), count)
   return [f'class{label}' for label in classes], classes
 
 
-def policy_of(experiment: Experiment) -> str | Schedule:
+def policy_of(experiment: Experiment, num_tokens: int) -> str | Schedule:
   """What decides: a generator's by name, else as `config.sample` names it.
 
   Raises:
@@ -106,9 +114,7 @@ def policy_of(experiment: Experiment) -> str | Schedule:
   if section.policy in ('learned', 'hand-made'):
     return section.policy
   if section.policy != 'table':
-    return named_schedules.make(
-      section.policy, section.num_steps, experiment.num_tokens
-    )
+    return named_schedules.make(section.policy, section.num_steps, num_tokens)
   if not section.table:
     raise UserError(
       'config.sample.policy=table needs config.sample.table, a JSON file'
