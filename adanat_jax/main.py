@@ -4,9 +4,9 @@
 
 `--config=NAME:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
-policy, search, evaluate, report, compare, statistics, sample, edit, export or
-laboratory. The same command continues a run that was stopped. `python -m
-adanat_jax.main` is the same program.
+policy, search, evaluate, report, compare, suite, statistics, sample, edit,
+export or laboratory. The same command continues a run that was stopped.
+`python -m adanat_jax.main` is the same program.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -56,6 +56,7 @@ STAGES = {
   'evaluate': 'adanat_jax.stages.evaluate',
   'report': 'adanat_jax.stages.report',
   'compare': 'adanat_jax.stages.compare',
+  'suite': 'adanat_jax.stages.suite',
   'statistics': 'adanat_jax.stages.statistics',
   'sample': 'adanat_jax.stages.sample',
   'edit': 'adanat_jax.stages.edit',
@@ -67,6 +68,8 @@ STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
 BENCHMARK = ('tokenizer', 'prepare', 'nat', 'policy', 'evaluate')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
+# What mode 'suite' runs.
+SUITE = ('tokenizer', 'judges', 'nat', 'suite')
 
 # The fields that choose the stages.
 _DECISIVE = ('mode', 'data.source')
@@ -201,7 +204,8 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
     return ()
   if config.mode == 'all':
     return STUDY if config.data.source == 'digits' else BENCHMARK
-  return COMPARISON if config.mode == 'compare' else (config.mode,)
+  several = {'compare': COMPARISON, 'suite': SUITE}
+  return several.get(config.mode, (config.mode,))
 
 
 def _hold(

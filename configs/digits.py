@@ -22,7 +22,32 @@ import pathlib
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from adanat_jax import schedules
 from adanat_jax.experiment import config as config_lib
+
+# What mode `suite` measures: every schedule as it is published, guided or not;
+# then orders without guidance at the temperatures 1 and 0.7.
+SUITE = (
+  *schedules.SCHEDULES,
+  'learned',
+  'maskgit(curve="arccos")',
+  'maskgit(masking_temperature=1000.0)',
+  'halton(guidance_scale=0.0)',
+  'halton(final_sharpness=1.0, guidance_scale=0.0)',
+  'halton(sharpness=1.43, final_sharpness=1.43, guidance_scale=0.0)',
+  'random(curve="arccos", sampling_temperature=0.7)',
+  *(
+    f'{name}(sampling_temperature=0.7)'
+    for name in (
+      *('random', 'max_prob', 'entropy', 'margin', 'mdlm', 'remdm_cap'),
+      *('entropy_bound', 'threshold', 'klass'),
+    )
+  ),
+  *(
+    f'{name}(guidance_scale=0.0)'
+    for name in ('amused', 'muse', 'titok_l32', 'maskgen')
+  ),
+)
 
 PRESETS = ('default', 'full', 'relatives', 'pod', 'tiny')
 
@@ -35,8 +60,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
 
   # Which stage to run: all, or one of tokenizer, judges, nat, policy, search,
-  # evaluate, report, compare, sample, edit, export. The stages prepare and
-  # statistics are for other images.
+  # evaluate, report, compare, suite, sample, edit, export. The stages prepare
+  # and statistics are for other images.
   config.mode = 'all'
 
   config.data = data = ml_collections.ConfigDict()
@@ -262,6 +287,13 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   compare.timing_rounds = 7
   compare.timing_batches = 5
 
+  config.suite = suite = ml_collections.ConfigDict()
+  # Mode `suite`: at which numbers of denoiser passes it measures which
+  # schedules; of an adaptive one it finds the bound. 'learned' is the policy of
+  # this workdir that takes that many passes, if it has one.
+  suite.passes = (4, 8, 16)
+  suite.schedules = SUITE
+
   config.sample = sample = ml_collections.ConfigDict()
   # Classes to sample; a class may be repeated.
   sample.classes = (0, 1)
@@ -323,3 +355,4 @@ def _make_tiny(config: ml_collections.ConfigDict) -> None:
     num_steps=(2,), batch_size=20, timing_rounds=2, timing_batches=1
   )
   config.report.images_per_class = 4
+  config.suite.passes = (4,)

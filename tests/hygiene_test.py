@@ -72,7 +72,9 @@ _WITH_ONE_IMPORTER = {
     *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
     *('data.image_metadata', 'data.sources.table'),
   ),
-  'a function that the package offers': ('problems.decode',),
+  'a function that the package offers': (
+    *('problems.decode', 'sampling.calibration'),
+  ),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
   'imported when it is first asked for': ('sampling.stablehlo',),
@@ -86,7 +88,7 @@ _WITH_ONE_IMPORTER = {
   'a train step': ('learning.classifier',),
   'a page or a kind of picture': (
     *('report.comparison', 'report.document', 'report.laboratory'),
-    *('report.plots', 'report.published_figures'),
+    *('report.plots', 'report.published_figures', 'report.suite'),
   ),
   'a mode, or a part of the one whose name it bears': (
     *('stages.evaluate_published', 'stages.nat_held_out', 'stages.policy'),

@@ -85,8 +85,8 @@ def _section(name: str, **rules: Rule) -> dict[str, Rule]:
 _SHARED: Mapping[str, Rule] = {
   'mode': choice(
     *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
-    *('evaluate', 'report', 'compare', 'statistics', 'sample', 'edit'),
-    *('export', 'laboratory'),
+    *('evaluate', 'report', 'compare', 'suite', 'statistics', 'sample'),
+    *('edit', 'export', 'laboratory'),
   ),
   'seed': _SEED,
   'profile': steps(10**8),
@@ -335,6 +335,12 @@ _SHARED: Mapping[str, Rule] = {
     draws=integer(1, 10**6),
     coupling=between(0.0, 10.0),
     field=between(0.0, 10.0),
+  ),
+  **_section(
+    'suite',
+    # A guided step is two.
+    passes=some_of(integer(2, 1024, step=2)),
+    schedules=some_of(schedule('learned')),
   ),
   **_section(
     'compare',

@@ -31,7 +31,7 @@ RUN_ONLY_FIELDS = (
   *('evaluate.batch_size', 'evaluate.num_buckets'),
   *('policy.rollout_size', 'policy.ppo.micro_batches'),
   # Each search, and a comparison, keeps and compares its own settings.
-  *('search.*', 'compare.*', 'statistics.*', 'report.*'),
+  *('search.*', 'compare.*', 'statistics.*', 'report.*', 'suite.*'),
   *('profile', 'profile.*', 'log_every', '*.log_every'),
   *('save_every', '*.save_every', 'keep_every', 'keep_best', 'tensorboard'),
 )

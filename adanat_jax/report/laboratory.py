@@ -70,7 +70,7 @@ def table(results: dict[str, Any]) -> str:
       [
         f'`{name}`',
         *(cells.get(num_steps, '') for num_steps in steps),
-        _temperature(last['effective_temperature']),
+        tables.ends(last['effective_temperature']),
         f'{abs(last["entropy"]):.2f}',
       ]
     )
@@ -90,15 +90,6 @@ def _cell(row: dict[str, Any]) -> str:
   passes = row['passes']
   fewer = f' ({passes:.2f})' if passes < row['num_steps'] - 5e-3 else ''
   return f'{row["total_variation"]:.3f}' + '*' * bool(row['draws']) + fewer
-
-
-def _temperature(steps: list[float]) -> str:
-  if not steps:
-    return ''
-  # At the last step all that is left is kept, so nothing is chosen.
-  first, last = steps[0], steps[-2 if len(steps) > 1 else -1]
-  alike = abs(first - last) < 5e-3
-  return f'{first:.2f}' if alike else f'{first:.2f} to {last:.2f}'
 
 
 def save_plot(path: str | os.PathLike[str], results: dict[str, Any]) -> None:

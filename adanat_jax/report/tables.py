@@ -42,6 +42,19 @@ def number(value: float, measure: str) -> str:
   return f'{value:.2f}' if measure == 'frechet' else f'{value:.3f}'
 
 
+def ends(temperatures: Sequence[float]) -> str:
+  """Effective temperatures of the first step and of the last that chooses."""
+  if not temperatures:
+    return ''
+  # At the last step all that is left is kept, so nothing is chosen.
+  first, last = (
+    temperatures[0],
+    temperatures[-2 if len(temperatures) > 1 else -1],
+  )
+  alike = abs(first - last) < 5e-3
+  return f'{first:.2f}' if alike else f'{first:.2f} to {last:.2f}'
+
+
 def method_table(results: Results, num_steps: int) -> str:
   """All methods at one T, one row a training; the best of a column is bold.
 

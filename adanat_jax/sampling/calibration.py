@@ -54,21 +54,14 @@ def calibrate(
   num_tokens = generator.nat.num_tokens
   steps = num_steps or num_tokens
   made = schedules.make(name, steps, num_tokens)
-  table = made.policy
-  if not made.options.is_adaptive or not isinstance(table, PolicyValues):
+  if not made.options.is_adaptive:
     raise UserError(
       f'the schedule {name} takes {steps} steps whatever is sampled; give one'
       ' that is adaptive, such as entropy_bound, threshold or klass'
     )
 
-  def bounded(bound: float) -> Schedule:
-    row = jnp.full_like(table.mask_ratio, bound)
-    policy = dataclasses.replace(table, mask_ratio=row)
-    note = f'bound {bound:.4g}, at most {steps} steps'
-    return dataclasses.replace(made, policy=policy, note=note)
-
   def mean_passes(bound: float) -> float:
-    samples = generator.sample(labels, steps, seed, bounded(bound))
+    samples = generator.sample(labels, steps, seed, with_bound(made, bound))
     return float(np.mean(samples.passes))
 
   # From the bound with most passes to that with fewest.
@@ -92,4 +85,23 @@ def calibrate(
       slow = middle
     else:
       fast = middle
-  return bounded(min(found, key=lambda bound: abs(found[bound] - passes)))
+  nearest = min(found, key=lambda bound: abs(found[bound] - passes))
+  return with_bound(made, nearest)
+
+
+def with_bound(schedule: Schedule, bound: float) -> Schedule:
+  """An adaptive schedule with the same bound at every step."""
+  table = schedule.policy
+  assert isinstance(table, PolicyValues)  # It is one of `SCHEDULES`.
+  row = jnp.full_like(table.mask_ratio, bound)
+  return dataclasses.replace(
+    schedule,
+    policy=dataclasses.replace(table, mask_ratio=row),
+    note=f'bound {bound:.4g}, at most {schedule.num_steps} steps',
+  )
+
+
+def bound_of(schedule: Schedule) -> float:
+  """The bound of `with_bound`."""
+  assert isinstance(schedule.policy, PolicyValues)
+  return float(schedule.policy.mask_ratio[0])

@@ -1,0 +1,197 @@
+"""Stage `suite`: every schedule at equal numbers of denoiser passes.
+
+  adanat --config=digits --workdir=runs/digits --config.mode=suite
+
+trains what is missing of tokenizer, judges and NAT, and samples each schedule
+of `suite.schedules` at each number of passes of `suite.passes`, with the same
+seeds, labels and noise: a guided one in half as many steps, an adaptive one
+with the bound that takes so many passes on average, found on other samples.
+Leaves in `suite/`
+
+ledger.jsonl  each piece as soon as it is done; a run that was killed, or whose
+              list has grown, does only what is missing
+results.json  every figure
+suite.md      the table, written anew after each number of passes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import functools
+from typing import Any
+
+import numpy as np
+
+from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding.schedules import Schedule
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import named_schedules
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.measuring import evaluation as evaluation_lib
+from adanat_jax.measuring.evaluation import Evaluation, Method
+from adanat_jax.report import suite as report
+from adanat_jax.runtime import files, processes
+from adanat_jax.runtime.journal import RESULTS_FILE, Ledger, mark_complete
+from adanat_jax.sampling import calibration
+from adanat_jax.types import PolicyValues
+
+# Samples that bounds are found on, and their seed, which nothing else has.
+_CALIBRATION_SAMPLES = 400
+_CALIBRATION_SEED = 77
+
+
+def check_config(experiment: Experiment) -> None:
+  """Raises ConfigError for values with which nothing can be measured."""
+  experiment.check(_problems, reads=('data', 'evaluate', 'suite'))
+
+
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says why schedules cannot be compared."""
+  if not experiment.is_digits:
+    yield (
+      f'config.data.source={experiment.config.data.source!r} is not allowed in'
+      ' mode suite: give digits'
+    )
+  yield from evaluation_lib.problems(experiment, (), ())
+  section = experiment.config.suite
+  for name in section.schedules:
+    if name == 'learned':
+      continue
+    if not any(_named(experiment, name, count) for count in section.passes):
+      # Says what is wrong with the name, if anything is.
+      named_schedules.make(name, section.passes[0], experiment.num_tokens)
+      yield (
+        f'config.suite.schedules: {name} takes none of'
+        f' config.suite.passes={section.passes}'
+      )
+
+
+def _named(experiment: Experiment, name: str, passes: int) -> Schedule | None:
+  """The schedule of this name that takes so many passes, if there is one."""
+  for of_a_step in (1, 2):
+    with contextlib.suppress(UserError):
+      made = named_schedules.make(
+        name, passes // of_a_step, experiment.num_tokens
+      )
+      if made.guided == (of_a_step == 2):
+        return made
+  return None
+
+
+def run(experiment: Experiment) -> None:
+  """Measures what is missing, and writes and prints the table."""
+  check_config(experiment)
+  directory = experiment.workdir / 'suite'
+  evaluation = Evaluation(experiment)
+  ledger = Ledger(directory / 'ledger.jsonl')
+  section = experiment.config.suite
+  results: dict[str, Any] = {
+    'settings': {
+      'sampling seeds': experiment.config.evaluate.num_seeds,
+      'images a seed': evaluation.count,
+    },
+    'schedules': list(section.schedules),
+    'rows': [],
+    'missing': [],
+  }
+  for passes in sorted(section.passes):
+    for name in section.schedules:
+      processes.say(f'suite: {passes} passes, {name}')
+      key = f'P{passes}/{name}'
+      try:
+        schedule = _schedule(evaluation, name, passes, f'{key}/bound', ledger)
+      except UserError as error:
+        results['missing'].append(str(error))
+        continue
+      rows = evaluation.rows(
+        ledger, key, functools.partial(_row, evaluation, schedule)
+      )
+      results['rows'].append(_entry(evaluation, name, passes, schedule, rows))
+    files.write_text(directory / 'suite.md', report.compose(results))
+  files.write_json(directory / RESULTS_FILE, results)
+  mark_complete(directory, len(results['rows']), {})
+  processes.say(report.table(results))
+  processes.say(f'suite: {directory / "suite.md"}')
+
+
+def _schedule(
+  evaluation: Evaluation, name: str, passes: int, key: str, ledger: Ledger
+) -> Schedule:
+  """The schedule of this name that takes so many passes, on average.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if name == 'learned':
+    return _learned(evaluation, passes)
+  made = _named(evaluation.experiment, name, passes)
+  if made is None:
+    raise UserError(f'{name} has no table of {passes} passes')
+  if not made.options.is_adaptive:
+    return made
+
+  def calibrate() -> float | str:
+    try:
+      found = calibration.calibrate(
+        evaluation.generator,
+        name,
+        float(passes),
+        evaluation.labels(_CALIBRATION_SAMPLES),
+        seed=_CALIBRATION_SEED,
+      )
+    except UserError as error:
+      return str(error)
+    return calibration.bound_of(found)
+
+  bound = ledger.get(key, calibrate)
+  if isinstance(bound, str):
+    raise UserError(bound)
+  num_tokens = evaluation.experiment.num_tokens
+  most = named_schedules.make(name, num_tokens, num_tokens)
+  return calibration.with_bound(most, bound)
+
+
+def _learned(evaluation: Evaluation, passes: int) -> Schedule:
+  """The policy of this workdir that takes so many passes."""
+  agents = evaluation.generator.agents
+  for num_steps, agent in agents.items():
+    if num_steps * (1 + agent.guided) == passes:
+      return evaluation.generator.schedule('learned', num_steps)
+  raise UserError(f'no policy of {passes} passes has been trained here')
+
+
+def _row(
+  evaluation: Evaluation, schedule: Schedule, seed: int
+) -> dict[str, Any]:
+  """What is measured of one seed."""
+  name = f'seed-{seed}'
+  samples = evaluation.sample(schedule, name, evaluation.count, record=True)
+  return evaluation.row(schedule, samples)
+
+
+def _entry(
+  evaluation: Evaluation,
+  name: str,
+  passes: int,
+  schedule: Schedule,
+  rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+  """A schedule at so many passes, as `results.json` has it."""
+  entry = evaluation.entry(Method(schedule, 'suite'), rows)
+  del entry['role']
+  temperature = entry['values_per_step']['effective_temperature']['mean']
+  if isinstance(schedule.policy, PolicyValues):
+    # Samples that are full have none, which the mean over samples counts.
+    temperature = np.asarray(
+      step_lib.effective_temperature(schedule.policy, schedule.options)
+    ).tolist()
+  adaptive = schedule.options.is_adaptive
+  return {
+    **entry,
+    'name': name,
+    'asked_passes': passes,
+    'passes': float(np.mean([row['passes'] for row in rows])),
+    'bound': calibration.bound_of(schedule) if adaptive else None,
+    'effective_temperature': temperature,
+  }

@@ -1,0 +1,203 @@
+"""Mode suite: equal passes, guided or adaptive or not; resumed; one table."""
+
+import contextlib
+import io
+import pathlib
+import types
+from unittest import mock
+
+from absl.testing import absltest
+import numpy as np
+
+from adanat_jax import main
+from adanat_jax.decoding import schedules
+from adanat_jax.errors import UserError
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.measuring import study
+from adanat_jax.measuring.evaluation import Evaluation
+from adanat_jax.runtime import files
+from adanat_jax.runtime.journal import is_complete
+from adanat_jax.sampling import calibration
+from adanat_jax.stages import suite
+from adanat_jax.types import PolicyValues
+from support import configs
+
+LIST = (
+  'maskgit',
+  'amused',
+  'random(sampling_temperature=0.7)',
+  'autonat_large',
+  'entropy_bound',
+  'klass',
+  'learned',
+)
+
+
+class SuiteTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.workdir = pathlib.Path(self.create_tempdir().full_path)
+    self.config = configs.load('digits.py:tiny')
+    self.config.suite.update(passes=(16, 8), schedules=LIST)
+    self.measured, self.calibrated = [], []
+
+  def sample(self, schedule, seed, count, record):
+    """Samples whose distance says which schedule made them."""
+    self.measured.append((schedule.name, schedule.num_steps, seed))
+    self.assertEqual((count, record), (100, True))
+    return schedule
+
+  def row(self, schedule, samples):
+    self.assertIs(schedule, samples)
+    table = schedule.policy
+    self.assertIsInstance(table, PolicyValues)
+    steps = [*range(schedule.num_steps)]
+    over = dict.fromkeys(('mean', 'std'), [0.0] * len(steps))
+    return {
+      'measures': dict.fromkeys(study.MEASURES, float(len(schedule.name))),
+      'values_per_step': {'effective_temperature': over},
+      'passes': (
+        7.5
+        if schedule.options.is_adaptive
+        else float(len(steps) * (1 + schedule.guided))
+      ),
+      'committed_per_step': over,
+    }
+
+  def calibrate(self, generator, name, passes, labels, *, seed):
+    self.assertLen(labels, 400)
+    self.calibrated.append((name, passes))
+    if name == 'klass':
+      raise UserError(f'passes={passes} is not to be had with {name}')
+    made = schedules.make(name, 16, 16)
+    return calibration.with_bound(made, passes / 10)
+
+  def run_stage(self):
+    generator = types.SimpleNamespace(agents={}, num_classes=2)
+    with (
+      mock.patch.object(Experiment, 'generator', return_value=generator),
+      mock.patch.object(Evaluation, 'sample', side_effect=self.sample),
+      mock.patch.object(Evaluation, 'row', side_effect=self.row),
+      mock.patch.object(calibration, 'calibrate', side_effect=self.calibrate),
+      contextlib.redirect_stdout(io.StringIO()) as said,
+    ):
+      suite.run(Experiment(self.config, self.workdir))
+    return said.getvalue()
+
+  def test_equal_passes(self):
+    said = self.run_stage()
+    directory = self.workdir / 'suite'
+    self.assertTrue(is_complete(directory))
+    # A guided schedule takes half as many steps, an adaptive one up to N.
+    seeds = ('seed-0', 'seed-1')
+    warm = 'random(sampling_temperature=0.7)'
+    self.assertEqual(
+      self.measured,
+      [
+        (name, num_steps, seed)
+        for name, num_steps in (
+          *(('maskgit', 8), ('amused', 4), (warm, 8), ('entropy_bound', 16)),
+          *(('maskgit', 16), ('amused', 8), (warm, 16)),
+          # Published for eight guided steps.
+          *(('autonat_large', 8), ('entropy_bound', 16)),
+        )
+        for seed in seeds
+      ],
+    )
+    results = files.read_json(directory / 'results.json')
+    bounds = [row['bound'] for row in results['rows']]
+    self.assertEqual(
+      [b for b in bounds if b is not None],
+      [float(np.float32(0.8)), float(np.float32(1.6))],
+    )
+    self.assertEqual(
+      results['missing'],
+      [
+        'autonat_large has no table of 8 passes',
+        'passes=8.0 is not to be had with klass',
+        'no policy of 8 passes has been trained here',
+        'passes=16.0 is not to be had with klass',
+        'no policy of 16 passes has been trained here',
+      ],
+    )
+    lines = said.splitlines()
+    start = '| schedule | 8 passes: FD | recall | accuracy | temperature | 16 '
+    table = [line for line in lines if line.startswith('|')]
+    self.assertStartsWith(table[0], start)
+    self.assertIn('| `amused` | **6.00** ± 0.00 | 6.000 | 6.000 |', table[3])
+    self.assertIn('| `random(sampling_temperature=0.7)` |', table[4])
+    self.assertIn('| 0.70 | 32.00 ± 0.00 |', table[4])
+    self.assertIn('| `autonat_large` |  |  |  |  | 13.00 ±', table[5])
+    self.assertIn('| (7.50) 13.00 ± 0.00 |', table[6])
+    self.assertIn('1.00 | (7.50) 13.00', table[6])
+    self.assertLen(table, 7)
+    page = (directory / 'suite.md').read_text()
+    self.assertIn(table[5], page)
+    self.assertIn('`entropy_bound` 0.8 at 8 passes; ', page)
+    self.assertIn('* passes=8.0 is not to be had with klass', page)
+
+  def test_goes_on_where_it_was(self):
+    said = self.run_stage()
+    ledger = self.workdir / 'suite' / 'ledger.jsonl'
+    lines = ledger.read_text().splitlines(keepends=True)
+    # A row, and that KLASS has no bound of 16 passes.
+    ledger.write_text(''.join(lines[:-2]))
+    last, self.measured, self.calibrated = self.measured[-1], [], []
+    # The list may grow, too.
+    self.config.suite.schedules = (*LIST, 'halton(guidance_scale=0.0)')
+    again = self.run_stage()
+    new = ('halton(guidance_scale=0.0)', 8), ('halton(guidance_scale=0.0)', 16)
+    self.assertEqual(
+      self.measured,
+      [
+        *((*new[0], seed) for seed in ('seed-0', 'seed-1')),
+        last,
+        *((*new[1], seed) for seed in ('seed-0', 'seed-1')),
+      ],
+    )
+    self.assertEqual(self.calibrated, [('klass', 16.0)])
+    table = lambda text: [x for x in text.splitlines() if x.startswith('| `')]
+    self.assertEqual(table(again)[:-1], table(said))
+
+  def test_a_policy_of_the_workdir(self):
+    schedule = schedules.make('guidance-3', 4, 16)
+    agent = types.SimpleNamespace(guided=True)
+    generator = types.SimpleNamespace(
+      agents={2: agent, 4: agent},
+      schedule=lambda name, num_steps: (name, num_steps, schedule)[2],
+    )
+    evaluation = types.SimpleNamespace(generator=generator)
+    ledger = mock.Mock()
+    find = lambda passes: suite._schedule(
+      evaluation, 'learned', passes, '', ledger
+    )
+    self.assertIs(find(8), schedule)
+    with self.assertRaisesRegex(UserError, 'no policy of 16 passes'):
+      find(16)
+    agent.guided = False
+    self.assertIs(find(4), schedule)
+    ledger.get.assert_not_called()
+
+  def test_the_list_is_complete(self):
+    config = configs.load('digits.py')
+    self.assertContainsSubset(schedules.SCHEDULES, config.suite.schedules)
+    self.assertEqual(config.suite.passes, (4, 8, 16))
+    suite.check_config(Experiment(config, self.workdir))
+    config.mode = 'suite'
+    self.assertEqual(main._names_of_stages(config), main.SUITE)
+
+  def test_mistakes_are_named(self):
+    self.config.suite.update(passes=(8,), schedules=('autonat_large',))
+    with self.assertRaisesRegex(UserError, 'autonat_large takes none of'):
+      self.run_stage()
+    self.config.suite.schedules = ('halton(rows=5)',)
+    with self.assertRaisesRegex(UserError, 'halton has rows=5'):
+      self.run_stage()
+    self.config.suite.passes = (3,)
+    with self.assertRaisesRegex(UserError, r'config.suite.passes=\(3,\)'):
+      self.run_stage()
+    self.assertEmpty([*self.workdir.iterdir()])
+
+
+if __name__ == '__main__':
+  absltest.main()
