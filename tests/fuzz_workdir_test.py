@@ -7,6 +7,7 @@ version, which has no checksum, may hold anything that has the right shape.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import json
 import pathlib
 
@@ -151,12 +152,25 @@ class FuzzWorkdirTest(absltest.TestCase):
 
     self.fuzz('evaluate/ledger.jsonl', read)
 
+  def read_metrics(self) -> list[dict[str, object]]:
+    with contextlib.redirect_stdout(None):
+      return metric_writer.read_metrics(self.workdir / 'nat')
+
   def test_metrics(self):
-    directory = self.workdir / 'nat'
+    metric_writer.cut_back(self.workdir / 'nat/metrics.jsonl', 4)
+    whole = self.read_metrics()
 
     def read() -> None:
-      metric_writer.cut_back(directory / 'metrics.jsonl', 3)
-      for row in metric_writer.read_metrics(directory):
+      for row in self.read_metrics():
+        self.assertIn(row, whole)
+
+    self.fuzz('nat/metrics.jsonl', read)
+
+  def test_metrics_of_an_earlier_version(self):
+    def read() -> None:
+      with contextlib.redirect_stdout(None):
+        metric_writer.cut_back(self.workdir / 'nat/metrics.jsonl', 3)
+      for row in self.read_metrics():
         self.assertLessEqual(row['step'], 3)
 
     self.fuzz('nat/metrics.jsonl', read, sealed=False)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 from typing import Any
 from unittest import mock
 
@@ -42,11 +43,14 @@ class MetricWriterTest(absltest.TestCase):
   def test_rows_are_there_as_soon_as_they_are_written(self):
     writer = metric_writer.MetricWriter(self.directory)
     writer.write(3, {'loss': jnp.float32(0.1), 'values': np.arange(2)})
+    row = '"format": 1, "step": 3, "loss": 0.1, "values": [0, 1]'
+    checksum = files.checksum(json.loads(f'{{{row}}}'))
     self.assertEqual(
-      self.path.read_text(), '{"step": 3, "loss": 0.1, "values": [0, 1]}\n'
+      self.path.read_text(), f'{{{row}, "checksum": {checksum}}}\n'
     )
-    with self.assertRaisesRegex(ValueError, 'own key'):
-      writer.write(4, {'step': 1.0})
+    for name in ('step', 'format', 'checksum'):
+      with self.assertRaisesRegex(ValueError, 'own key'):
+        writer.write(4, {name: 1.0})
     writer.close()
 
   def test_no_step_stands_twice_after_a_resume(self):
@@ -66,6 +70,33 @@ class MetricWriterTest(absltest.TestCase):
       self.write(6, 8)
       self.assertEqual(self.steps(), [*whole, 8])
 
+  def test_a_changed_digit_costs_its_row_and_is_told(self):
+    self.write(0, 2, 4, 6)
+    data = self.path.read_bytes()
+    for old, new in ((b'4.0', b'4.5'), (b'"loss": 4', b'"l0ss": 4')):
+      damaged = data.replace(old, new)
+      self.assertNotEqual(damaged, data)
+      self.path.write_bytes(damaged)
+      for act in (self.steps, lambda: self.write(6)):
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+          act()
+        words = f'{self.path}: 1 of 3 rows are damaged and left out\n'
+        self.assertEqual(told.getvalue(), words)
+      self.assertEqual(self.steps(), [2, 6])
+    # Without its checksum, too: that of an earlier version is in no row.
+    bare = re.sub(rb'(4.0), .*', rb'\1}', data)
+    self.path.write_bytes(bare)
+    self.assertEqual(self.steps(), [2, 6])
+
+  def test_rows_of_earlier_versions_are_read_and_sealed(self):
+    rows = [{'step': 1, 'loss': 1e-7}, {'step': 2, 'values': [0.1, 'nan']}]
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    self.path.write_text(text)
+    self.assertEqual(metric_writer.read_metrics(self.directory), rows)
+    self.write(2, 3)
+    self.assertEqual(metric_writer.read_metrics(self.directory)[:2], rows)
+    self.assertEqual(self.path.read_text().count('"checksum": '), 3)
+
   def test_a_torn_line_in_the_middle_costs_only_itself(self):
     self.path.write_bytes(b'{"step": 1}\n{"st\n[]\n{"step": 3}\n\xff\n')
     self.write(3, 5)
@@ -76,7 +107,8 @@ class MetricWriterTest(absltest.TestCase):
     writer = metric_writer.MetricWriter(self.directory)
     writer.write(1, {'a': float('nan'), 'b': np.array([np.inf, 1, -np.inf])})
     row = json.loads(self.path.read_text(), parse_constant=self.fail)
-    self.assertEqual(row, {'step': 1, 'a': 'nan', 'b': ['inf', 1.0, '-inf']})
+    found = {'step': 1, 'a': 'nan', 'b': ['inf', 1.0, '-inf']}
+    self.assertEqual(row, files.seal(found))
     writer.close()
 
   def test_other_processes_write_nothing(self):

@@ -1,6 +1,5 @@
 """Stage `policy` on real images: classes and captions, tiny networks."""
 
-import json
 import pathlib
 import shutil
 from unittest import mock
@@ -24,7 +23,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import policy as policy_lib
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
-from adanat_jax.runtime import checkpoint_format
+from adanat_jax.runtime import checkpoint_format, metric_writer
 from adanat_jax.runtime.journal import read_complete
 from adanat_jax.stages import policy
 from support import compiling, configs, random_weights, raw_files, small_weights
@@ -140,8 +139,8 @@ class StageTest(parameterized.TestCase):
 
   def rows(self, directory):
     return [
-      {k: v for k, v in json.loads(line).items() if not k.startswith('time/')}
-      for line in (directory / 'metrics.jsonl').read_text().splitlines()
+      {k: v for k, v in row.items() if not k.startswith('time/')}
+      for row in metric_writer.read_metrics(directory)
     ]
 
   def sums(self, directory, step, field=''):

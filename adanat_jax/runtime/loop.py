@@ -264,7 +264,7 @@ def _evaluated(
   rows = processes.from_first(
     lambda: [
       [row['step'], found]
-      for row in metric_writer.read_metrics(directory)
+      for row in metric_writer.read_metrics(directory, tell=False)
       if row['step'] <= last_step
       and (found := {k: v for k, v in row.items() if k.startswith(EVAL_PREFIX)})
     ]

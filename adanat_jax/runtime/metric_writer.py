@@ -2,8 +2,11 @@
 
 `metrics.jsonl` is the record: one row a line, append-only, flushed after every
 row, and valid when cut at any line. On resume it is cut back to the restored
-step, so that no step occurs twice. TensorBoard files are written beside it if
-tensorboardX is installed. A terminal gets a progress bar, a file plain lines.
+step, so that no step occurs twice. Each row is sealed (`files.seal`): its
+`checksum` covers all of it, `time/` too. Rows of earlier versions have none and
+get one on resume, so that a file has it in all rows or in none. TensorBoard
+files are written beside it if tensorboardX is installed. A terminal gets a
+progress bar, a file plain lines.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +25,7 @@ from adanat_jax.runtime import files, processes
 
 TIME_PREFIX = 'time/'
 _PAUSE_SECONDS = 10.0
+_OWN_KEYS = {'step', 'format', 'checksum'}
 
 
 class MetricWriter:
@@ -67,11 +71,10 @@ class MetricWriter:
     """
     if self._file is None:
       return
-    if 'step' in metrics:
-      raise ValueError("no metric may be named 'step', the row's own key")
-    row = files.to_json({'step': step, **metrics})
+    if taken := _OWN_KEYS & metrics.keys():
+      raise ValueError(f"no metric may be named {taken}, the row's own key")
     with files.writing(self._file.name):
-      self._file.write(json.dumps(row, allow_nan=False) + '\n')
+      self._file.write(_line({'step': step, **metrics}))
       self._file.flush()
     if self._board is not None:
       for name, value in metrics.items():
@@ -113,30 +116,55 @@ class MetricWriter:
 
 
 def cut_back(path: str | os.PathLike[str], step: int) -> None:
-  """Drops rows after `step`, truncated lines, and lines without a row.
+  """Drops rows after `step` and lines without a row, and tells of the latter.
 
   The `metrics.jsonl` need not exist.
   """
   path = pathlib.Path(path)
   if not path.exists():
     return
-  data = files.read_bytes(path)
-  kept = b''.join(
-    line
-    for line in data.splitlines(keepends=True)
-    if (row := _row_of(line)) and row['step'] <= step
-  )
-  if kept != data:
-    files.write_bytes(path, kept)
+  kept = ''.join(_line(row) for row in _read(path) if row['step'] <= step)
+  if kept.encode() != files.read_bytes(path):
+    files.write_text(path, kept)
 
 
-def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the complete rows of a stage's `metrics.jsonl`, oldest first."""
+def read_metrics(
+  directory: str | os.PathLike[str], *, tell: bool = True
+) -> list[dict[str, Any]]:
+  """Returns the whole rows of a stage's `metrics.jsonl`, oldest first.
+
+  Args:
+    directory: the stage's directory.
+    tell: say how many rows are damaged.
+  """
   path = pathlib.Path(directory) / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  lines = files.read_bytes(path).splitlines(keepends=True)
-  return list(filter(None, map(_row_of, lines)))
+  return _read(path, tell) if path.exists() else []
+
+
+def _line(row: Mapping[str, Any]) -> str:
+  return json.dumps(files.seal(row), allow_nan=False) + '\n'
+
+
+def _read(path: pathlib.Path, tell: bool = True) -> list[dict[str, Any]]:
+  """Returns the rows of a file, without their seals."""
+  # What a kill has left of a last line is no damage.
+  lines = [
+    line
+    for line in files.read_bytes(path).splitlines(keepends=True)
+    if line.endswith(b'\n')
+  ]
+  sealed = any(map(_row_of, filter(_is_sealed, lines)))
+  rows = [_row_of(x) for x in lines if _is_sealed(x) or not sealed]
+  whole = list(filter(None, rows))
+  if tell and (damaged := len(lines) - len(whole)):
+    processes.say(
+      f'{path}: {damaged} of {len(lines)} rows are damaged and left out'
+    )
+  return whole
+
+
+def _is_sealed(line: bytes) -> bool:
+  return b'"checksum": ' in line
 
 
 class Progress:
@@ -237,12 +265,7 @@ def _describe(metrics: Mapping[str, Any], first: Sequence[str]) -> str:
 
 
 def _row_of(line: bytes) -> dict[str, Any] | None:
-  """Returns the row of a line, or None if it holds none.
-
-  A last line without a newline does not count, even if it is valid JSON.
-  """
-  if not line.endswith(b'\n'):
-    return None
+  """Returns the row of a line, or None if it holds none."""
   try:
     return files.parse_json(line, {'step': int})
   except ValueError:
