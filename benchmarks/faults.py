@@ -1,19 +1,24 @@
-"""Faults, tried on a training in two processes: killed, starved, damaged.
+"""Faults, tried on stages in two processes: killed, starved, damaged.
 
   python benchmarks/faults.py [--kills=20] [--seed=0] [--root=DIRECTORY]
 
-A small NAT is trained on the digits by two processes of this machine, once
-without disturbance. Then one fault after the other is tried on the same
-training, the same command is started again, and everything that it leaves is
-compared with the undisturbed run: all leaves of the last checkpoint, all rows
-of metrics, the marker. The result is a Markdown table; docs/reliability.md has
-one. A full disk of its own needs root, and is left out without.
+Each stage is run by two processes of this machine, once without disturbance,
+tiny. Then one of its processes is killed at a random moment, the same command
+is started again, killed again, and so on to the end of the run; and all that it
+leaves is compared with the undisturbed run: every leaf of the last checkpoints,
+rows of metrics, journals, results, pictures, prepared files, byte for byte,
+without what a clock has measured. Then a training is starved and damaged in
+other ways. The results are two Markdown tables; docs/reliability.md has them. A
+full disk of its own needs root, and is left out without.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 from collections.abc import Callable, Iterator, Sequence
+import itertools
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -22,24 +27,59 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
-from laboratory import TIMEOUT, Laboratory, Launch, Outcome, Start
+from laboratory import TIMEOUT, Child, Laboratory, Launch, Outcome, Start
 import numpy as np
+from PIL import Image
 
+from adanat_jax import main as adanat_main
+from adanat_jax.data import digits
 from adanat_jax.runtime import addresses
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = 'configs/digits.py:tiny'
+IMAGES = 'configs/image_folder.py:tiny'
+# Each starts where the one before it has ended; `prepare` has another config.
+STAGES = (
+  *('tokenizer', 'judges', 'nat', 'policy', 'search', 'evaluate', 'report'),
+  *('compare', 'prepare'),
+)
 FIELDS = {
+  'save_every': 4,
+  'log_every': 1,
+  'tensorboard': False,
+  'data.image_size': 8,
+  'tokenizer.num_steps': 20,
+  'tokenizer.width_multipliers': (1, 1),
+  'judges.measure.num_steps': 20,
+  'judges.reward.num_steps': 20,
+  'judges.reward.depth': 1,
+  'judges.reward.hooks': (0,),
+  'judges.reward.cutout': 2,
   'nat.num_steps': 30,
   'nat.width': 16,
   'nat.depth': 2,
   'nat.num_heads': 2,
-  'save_every': 4,
-  'log_every': 1,
+  'policy.num_steps': (2,),
+  'policy.iterations': 6,
+  'policy.save_every': 1,
+  'policy.discriminator.spectral_warmup': 2,
+  'search.num_steps': (2,),
+  'search.evaluations': 12,
+  'evaluate.max_grid': 6,
+  'report.images_per_class': 2,
+  'compare.enat.encoder_depth': 1,
+  'compare.timing_rounds': 1,
+}
+IMAGE_FIELDS = {
   'tensorboard': False,
+  'data.image_size': 16,
+  'data.num_classes': 10,
+  'tokenizer.num_steps': 1,
+  'tokenizer.width_multipliers': (1, 1, 1),
+  'prepare.batch_size': 8,
+  'prepare.shard_size': 32,
 }
 # Root ignores modes; this takes that privilege away, and no other.
 HEED_MODES = ('setpriv', '--bounding-set=-dac_override')
@@ -117,8 +157,10 @@ def more_faults(lab: Laboratory) -> Iterator[Outcome]:
   )
 
 
-def full_disk(lab: Laboratory) -> Outcome:
+def full_disk(lab: Laboratory) -> Iterator[Outcome]:
   """Tries a file system of six megabytes, which only root can mount."""
+  if os.geteuid():
+    return
   disk = lab.root / 'disk'
   disk.mkdir()
   mount = 'mount -t tmpfs -o size=6m none'.split()
@@ -132,7 +174,7 @@ def full_disk(lab: Laboratory) -> Outcome:
     (disk / 'filler').write_bytes(bytes(max(free - 60_000, 0)))
 
   try:
-    return lab.spoil(
+    yield lab.spoil(
       'the disk is full but for 60 kB (a tmpfs)',
       spoil=fill,
       mend=lambda w: (disk / 'filler').unlink(),
@@ -157,20 +199,35 @@ def change(path: pathlib.Path, how: Callable[[bytes], bytes]) -> None:
   path.write_bytes(how(path.read_bytes()))
 
 
-def command(workdir: pathlib.Path, cache: pathlib.Path, mode: str) -> list[str]:
+def command(
+  workdir: pathlib.Path, cache: pathlib.Path, mode: str, images: str = ''
+) -> list[str]:
   """The command line of a stage, without what several processes need."""
+  fields = {**IMAGE_FIELDS, 'data.path': images} if images else FIELDS
   return [
-    *(sys.executable, '-m', 'adanat_jax.main', f'--config={CONFIG}'),
+    *(sys.executable, '-m', 'adanat_jax.main'),
+    f'--config={IMAGES if images else CONFIG}',
     *(f'--workdir={workdir}', f'--jax_cache_dir={cache}'),
     f'--config.mode={mode}',
-    *(f'--config.{name}={value}' for name, value in FIELDS.items()),
+    *(f'--config.{name}={value}' for name, value in fields.items()),
+  ]
+
+
+def pair(line: Sequence[str], index: int, port: int) -> list[str]:
+  """The command line of one of two processes."""
+  return [
+    *(*line, f'--coordinator_address=localhost:{port}', '--num_processes=2'),
+    *(f'--process_id={index}', f'--distributed_timeout={TIMEOUT}'),
   ]
 
 
 def environment() -> dict[str, str]:
-  """Like this one's, on the CPU."""
+  """Like this one's, on the CPU; starting counts here, and not speed."""
   return {
+    'XLA_FLAGS': '--xla_backend_optimization_level=0'
+    ' --xla_llvm_disable_expensive_passes=true',
     **os.environ,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), *sys.path])),
   }
@@ -191,14 +248,8 @@ def launcher(cache: pathlib.Path) -> Launch:
     limited = how.limited if how.file_limit else ()
     for index in how.only:
       own = how.workdirs[index] if how.workdirs else workdir
-      line = [
-        *command(own, cache, 'nat'),
-        *(how.fields if index == 0 else ()),
-        f'--coordinator_address=localhost:{port}',
-        '--num_processes=2',
-        f'--process_id={index}',
-        f'--distributed_timeout={TIMEOUT}',
-      ]
+      fields = how.fields if index == 0 else ()
+      line = pair([*command(own, cache, 'nat'), *fields], index, port)
       if how.heeds_modes and os.geteuid() == 0:
         line = [*HEED_MODES, *line]
       with outputs[index].open('wb') as output:
@@ -221,52 +272,122 @@ def launcher(cache: pathlib.Path) -> Launch:
   return launch
 
 
+def forked(cache: pathlib.Path, mode: str, images: str = '') -> Launch:
+  """Forks both processes from one that has only imported the modules."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload([__name__, *adanat_main.STAGES.values()])
+
+  def launch(
+    workdir: pathlib.Path, outputs: Sequence[pathlib.Path], _: Start
+  ) -> list[Child]:
+    port, started = addresses.free_port(), []
+    for index, output in enumerate(outputs):
+      line = pair(command(workdir, cache, mode, images)[2:], index, port)
+      process = context.Process(target=_run, args=(line, output), daemon=True)
+      process.start()
+      started.append(Child(process))
+    return started
+
+  return launch
+
+
+def _run(line: list[str], output: pathlib.Path) -> None:
+  """Runs the command line as a process of its own would."""
+  with output.open('w') as file:
+    for stream in (1, 2):
+      os.dup2(file.fileno(), stream)
+  os.chdir(ROOT)
+  sys.argv = line
+  try:
+    adanat_main.run()
+  finally:
+    # multiprocessing leaves these out, and JAX says goodbye in them.
+    atexit._run_exitfuncs()
+
+
+def write_images(folder: pathlib.Path, count: int) -> None:
+  """Writes a class of handwritten digits a folder."""
+  data = digits.load(16)
+  for index in range(count):
+    label = int(data.train_labels[index])
+    path = folder / f'class-{label}' / f'{index:04d}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (255 * data.train_images[index, :, :, 0]).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def kill_stages(
+  root: pathlib.Path, stages: Sequence[str], count: int, seed: int
+) -> int:
+  """Kills in these stages, prints a table, and returns how many are bad."""
+  images = root / 'images'
+  print(
+    '| stage | kills | of process 0 | at the start | runs | the other ended'
+    ' with | within | all in all |',
+  )
+  print('|---|---|---|---|---|---|---|---|', flush=True)
+  bad, base = 0, root / 'empty'
+  base.mkdir(exist_ok=True)
+  last = max(map(STAGES.index, stages))
+  for stage in STAGES[: last + 1]:
+    of_images = str(images) if stage == 'prepare' else ''
+    if of_images:
+      if not images.exists():
+        write_images(images, 200)
+      base, mode = root / 'base-of-images', 'tokenizer'
+      line = command(base, root / 'cache', mode, of_images)
+      subprocess.run(line, cwd=ROOT, env=environment(), check=True)
+    place = root / stage
+    place.mkdir(exist_ok=True)
+    launch = forked(root / 'cache', stage, of_images)
+    lab = Laboratory(place, base, stage, launch)
+    if stage in stages:
+      found = lab.kill_along(count, seed)
+      print(found.row(), flush=True)
+      bad += bool(found.difference)
+    base = lab.whole
+  return bad
+
+
+def starve_and_damage(root: pathlib.Path) -> int:
+  """Tries the other faults on a training; returns how many are bad."""
+  base, cache = root / 'base', root / 'cache'
+  line = command(base, cache, 'tokenizer')
+  subprocess.run(line, cwd=ROOT, env=environment(), check=True)
+  lab = Laboratory(root, base, 'nat', launcher(cache))
+  print('| fault | exit statuses | all ended after | said | started again |')
+  print('|---|---|---|---|---|', flush=True)
+  bad = 0
+  faults = simple_faults(lab), more_faults(lab), full_disk(lab)
+  for outcome in itertools.chain(*faults):
+    print(outcome.row(), flush=True)
+    bad += not outcome.good
+  return bad
+
+
 def main() -> None:
-  """Tries everything and prints the table."""
+  """Tries everything and prints the tables."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   add = parser.add_argument
-  add('--kills', type=int, default=20, help='How many random kills.')
+  add('--kills', type=int, default=20, help='How many, in each stage.')
+  add('--stages', default=','.join(STAGES), help='Where to kill.')
+  add('--faults', choices=['on', 'off'], default='on', help='The others.')
   add('--seed', type=int, default=0, help='Of the random moments.')
-  add('--root', help='A new directory, or one whose undisturbed run is there.')
+  add('--root', help='A new directory, or one of an earlier call.')
   given = parser.parse_args()
-  rng = np.random.default_rng(given.seed)
+  os.environ.update(environment())
+  # Whoever ends this ends what it has started.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   root = pathlib.Path(given.root or tempfile.mkdtemp(prefix='faults-'))
   root.mkdir(parents=True, exist_ok=True)
   # Another user has to get through.
   root.chmod(0o755)
-  base, cache = root / 'base', root / 'cache'
-  subprocess.run(
-    command(base, cache, 'tokenizer'), cwd=ROOT, env=environment(), check=True
-  )
-  begun = time.monotonic()
-  lab = Laboratory(root, base, 'nat', launcher(cache))
-  duration = time.monotonic() - begun
-  print(f'undisturbed: {lab.num_steps} steps, {duration:.0f} s\n')
-  print('| fault | exit statuses | all ended after | said | started again |')
-  print('|---|---|---|---|---|', flush=True)
-
-  def trials() -> Iterator[Outcome]:
-    for index in range(given.kills):
-      # Every fifth while the processes start, find each other and compile.
-      early = index % 5 == 4
-      yield lab.kill(
-        f'kill-{index}',
-        int(rng.integers(2)),
-        (signal.SIGKILL, signal.SIGTERM)[index % 2],
-        0 if early else int(rng.integers(1, lab.num_steps)),
-        float(rng.uniform(0, 0.6 * duration if early else 0.1)),
-      )
-    yield from simple_faults(lab)
-    yield from more_faults(lab)
-    if os.geteuid() == 0:
-      yield full_disk(lab)
-
-  outcomes = []
-  for outcome in trials():
-    print(outcome.row(), flush=True)
-    outcomes.append(outcome)
-  bad = sum(not outcome.good for outcome in outcomes)
-  print(f'\n{len(outcomes)} faults, {bad} of them not survived')
+  bad = 0
+  if given.kills:
+    bad += kill_stages(root, given.stages.split(','), given.kills, given.seed)
+  if given.faults == 'on':
+    bad += starve_and_damage(root)
+  print(f'\n{bad} not survived')
   sys.exit(bad > 0)
 
 

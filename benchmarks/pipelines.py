@@ -8,7 +8,8 @@ out how many samples a second one accelerator could ask for at most. Each case
 runs in a process of its own. `--quick` sees that everything works.
 
 The time of a processor a sample tells more than samples a second where other
-programs run: it hardly changes with what they do.
+programs run: it hardly changes with what they do. `--against=CHECKOUT` measures
+the smaller sets here and in another checkout, in turn, and compares it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, timing
 from adanat_jax.stages import prepare_shards
 
-_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+_ROOT = pathlib.Path(__file__).parents[1]
+_CONFIGS = _ROOT / 'configs'
 # Dense products in bfloat16 by the makers' data sheets, operations a second.
 PEAKS = {
   'H200': 989e12,
@@ -233,23 +235,51 @@ def measure(case: str, size: int, seconds: float) -> dict[str, Any]:
     return read(case, size, directory, seconds)
 
 
+def in_child(
+  root: pathlib.Path, case: str, size: int, seconds: float
+) -> dict[str, Any]:
+  """One case in a process of its own, of this checkout or another."""
+  ours = [path for path in sys.path if not path.startswith(str(_ROOT))]
+  text = subprocess.check_output(
+    [
+      *(sys.executable, root / 'benchmarks/pipelines.py', f'--case={case}'),
+      *(f'--size={size}', f'--seconds={seconds}'),
+    ],
+    env=os.environ | {'PYTHONPATH': os.pathsep.join([str(root), *ours])},
+    text=True,
+  )
+  return json.loads(text.splitlines()[-1])
+
+
 def measure_all(quick: bool, seconds: float) -> dict[str, Any]:
   """All cases, each with two sizes, in processes of their own."""
-  path = os.pathsep.join(filter(None, sys.path))
   cases: dict[str, Any] = {}
   for case, (size, _) in CASES.items():
     size = max(size // 20, 16) if quick else size
-    cases[case] = []
-    for count in (size, _GROWTH * size):
-      command = [sys.executable, __file__, f'--case={case}', f'--size={count}']
-      text = subprocess.check_output(
-        [*command, f'--seconds={0.3 if quick else seconds}'],
-        env=os.environ | {'PYTHONPATH': path},
-        text=True,
-      )
-      found = json.loads(text.splitlines()[-1])
-      cases[case].append({'size': count, **found})
+    cases[case] = [
+      {'size': count, **in_child(_ROOT, case, count, seconds)}
+      for count in (size, _GROWTH * size)
+    ]
   return {'machine': timing.machine(), 'needs': needs(), 'cases': cases}
+
+
+def compare(other: pathlib.Path, rounds: int, seconds: float) -> str:
+  """A table of processor time a sample in another checkout and in this one."""
+  rows = []
+  for case, (size, _) in CASES.items():
+    found: dict[pathlib.Path, list[float]] = {other: [], _ROOT: []}
+    for number in range(rounds):
+      for root in list(found)[:: (-1) ** number]:
+        one = in_child(root, case, size, seconds)
+        found[root].append(1e6 * one['processor_seconds'] / one['samples'])
+    cells = [
+      f'{np.median(x):,.1f} us ({min(x):,.1f} to {max(x):,.1f})'
+      for x in found.values()
+    ]
+    before, after = map(np.median, found.values())
+    rows.append([case, *cells, f'{after / before - 1:+.1%}'])
+  header = ['case', 'there: median (range)', 'here: median (range)', 'more']
+  return output.table(header, rows)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -292,11 +322,17 @@ def main() -> None:
   add('--case', help='Of a child: what to measure.')
   add('--size', type=int, help='Of a child: examples.')
   add('--seconds', type=float, default=4, help='How long each case is read.')
+  add('--against', type=pathlib.Path, help='Another checkout.')
+  add('--rounds', type=int, default=7, help='How often each is measured.')
   given = parser.parse_args()
+  seconds = 0.3 if given.quick else given.seconds
+  if given.against:
+    print(compare(given.against.resolve(), given.rounds, seconds))
+    return
   if given.case:
     print(json.dumps(measure(given.case, given.size, given.seconds)))
     return
-  result = measure_all(given.quick, given.seconds)
+  result = measure_all(given.quick, seconds)
   output.finish(result, render(result), given.output)
 
 

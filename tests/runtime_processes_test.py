@@ -1,7 +1,6 @@
 """Two processes on this machine: meeting, stopping, dying, going on."""
 
 from collections.abc import Sequence
-import multiprocessing
 import pathlib
 import random
 import signal
@@ -188,33 +187,18 @@ class TrainingTest(ProcessTest):
     self.assertIn('SIGTERM after step 8 of 23: saved', output.read_text())
 
 
-class Child:
-  """A process as `laboratory` wants it."""
-
-  def __init__(self, process: multiprocessing.process.BaseProcess):
-    self._process = process
-    self.pid = process.pid
-
-  def poll(self) -> int | None:
-    return self._process.exitcode
-
-  def wait(self, timeout: float | None = None) -> int | None:
-    self._process.join(timeout)
-    return self._process.exitcode
-
-
 class FaultsTest(ProcessTest):
   def launch(
     self,
     workdir: pathlib.Path,
     outputs: Sequence[pathlib.Path],
     how: laboratory.Start,
-  ) -> list[Child]:
+  ) -> list[laboratory.Child]:
     """Starts the toy training, long enough to be hit."""
     fields = ('--config.num_steps=40', '--config.pause=0.03')
     common = [*fields, f'--workdir={workdir}']
     return [
-      Child(
+      laboratory.Child(
         toy_cluster.start(
           [*own, *common],
           output,
