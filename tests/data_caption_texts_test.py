@@ -103,6 +103,7 @@ class TableTest(SourceTest):
     ('latin_1', b'caption\turl\na cat\tu\na caf\xe9\tu\n', 'line 3.*0xe9'),
     ('nul', b'caption\turl\na\0dog\tu\n', 'line 2: a NUL'),
     ('utf_16_without_a_mark', 'caption\turl\n'.encode('utf-16-le'), 'line 1'),
+    ('old_macintosh', b'caption\turl\ra dog\tu\ra cat\tu\r', 'line feeds'),
     ('cut_off', 'caption\turl\na dog\tu\n'.encode('utf-16')[:-1], 'line 2'),
   )
   def test_what_is_no_text_is_refused_with_its_line(self, content, pattern):
@@ -135,6 +136,18 @@ class TableTest(SourceTest):
       content,
       max_corrupt_share=0.09,
     )
+
+  @parameterized.parameters(
+    'NaN', 'None', '<NA>', '\u200b', '\u00a0', 'http://x/2.jpg', '2.jpg'
+  )
+  def test_texts_that_say_nothing_are_no_captions(self, text):
+    content = 'url\tcaption\n' + f'{_ADDRESS}\ta dog\n' * 9
+    source = self.open('cc3m_tsv', content + f'{_ADDRESS}\t{text}\n')
+    self.assertEqual(source[9].captions, ())
+    self.assertIn('1 empty caption (line 11', source.ledger.line('a', True))
+    # A word of a caption is none of these.
+    content += f'{_ADDRESS}\tnone of {text}\n'
+    self.assertLen(self.captions('cc3m_tsv', content)[9], 1)
 
   def test_images_in_base64_without_padding_or_with_a_header(self):
     picture = raw_pictures.encode(raw_pictures.picture(1, 5, 5), 'PNG')

@@ -76,6 +76,18 @@ class WalkTest(FolderTest):
     ):
       self.open()
 
+  def test_one_class_of_two_spellings_is_refused(self):
+    self.write('caf\u00e9/1.jpg', 'cafe\u0301/2.jpg', 'Caf\u00e9/3.jpg')
+    with self.assertRaisesRegex(UserError, r"'cafe\\u0301' and 'caf\\xe9'"):
+      self.open()
+
+  def test_folders_of_systems_are_no_classes(self):
+    self.write('a/1.jpg', '@eaDir/a/1.jpg', 'a/__MACOSX/1.jpg')
+    (self.root / 'lost+found').mkdir()
+    source = self.open()
+    self.assertEqual((len(source), source.class_names), (1, ('a',)))
+    self.assertEqual(source.ledger.passed_over, {'hidden': 3})
+
   def test_only_regular_files_are_images(self):
     self.write('a/x.jpg', 'a/y.jpg', 'elsewhere.jpg')
     (self.root / 'elsewhere.jpg').rename(self.root.parent / 'elsewhere.jpg')

@@ -20,6 +20,8 @@ NAMES = (
   *('alttext', 'alt', 'description', 'sentence', 'sentences', 'imagecaption'),
   *('imagedescription', 'captiontext', 'textcaption'),
 )
+# What programs write where a table has no value.
+_MISSING = frozenset(('nan', 'none', 'null', 'n/a', '#n/a', '<na>', 'nil'))
 _ADDRESSES = ('http://', 'https://', 'ftp://', 's3://', 'gs://', 'www.', '//')
 
 
@@ -27,6 +29,18 @@ def find(names: Sequence[str]) -> int | None:
   """The place of the caption among names of columns or fields, if it is one."""
   plain = [*map(_plain, names)]
   return next((plain.index(name) for name in NAMES if name in plain), None)
+
+
+def tidy(text: str) -> str:
+  """A caption as it is trained on; '' for a text that says nothing.
+
+  That is one without a visible character, a missing value as programs write it,
+  or the address of an image in the caption's place.
+  """
+  text = text_files.tidy(text)
+  if not any(c.isprintable() and c != ' ' for c in text):
+    return ''
+  return '' if text.lower() in _MISSING or is_address(text) else text
 
 
 def is_address(text: str) -> bool:
@@ -53,7 +67,7 @@ def of_json(value: Any) -> tuple[str, ...]:
     values = [plain[name] for name in NAMES if name in plain]
   for candidate in values:
     texts = candidate if isinstance(candidate, list) else [candidate]
-    found = [text_files.tidy(text) for text in texts if isinstance(text, str)]
+    found = [tidy(text) for text in texts if isinstance(text, str)]
     if any(found):
       for text in found:
         text_files.check(text)

@@ -16,7 +16,7 @@ import csv
 
 import numpy as np
 
-from adanat_jax.data.sources import table, tar_index, text_files
+from adanat_jax.data.sources import captions, table, tar_index
 from adanat_jax.data.sources.raw_source import (
   RawExample,
   RawSource,
@@ -67,7 +67,7 @@ def load(split: SplitPath) -> RawSource:
     if len(fields) != layout.columns:
       problem = f'{len(fields)} columns instead of {layout.columns}'
       return RawExample(key, b'', problem=problem)
-    caption = text_files.tidy(fields[layout.caption])
+    caption = captions.tidy(fields[layout.caption])
     image, problem = b'', '' if caption else 'its caption is empty'
     if has_images:
       image = _unpack(fields[layout.image])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.data.sources import text_files
+from adanat_jax.data.sources import captions as captions_lib, text_files
 from adanat_jax.data.sources.folder_walk import is_regular
 from adanat_jax.data.sources.image_folder import read_file
 from adanat_jax.data.sources.ledger import SourceLedger
@@ -171,10 +171,11 @@ def _read(
     except TextError as error:
       ledger.fault('bad_texts', f'{where}.caption: {error}')
       continue
-    if text := text_files.tidy(caption):
+    if text := captions_lib.tidy(caption):
       texts.append(text)
     else:
-      ledger.fault('empty_captions', f'{where}.caption')
+      said = f' is {caption!r}' if caption.strip() else ''
+      ledger.fault('empty_captions', f'{where}.caption{said}')
   if unlisted:
     ledger.pass_over('captions of images that are not listed', unlisted)
   if captions and not any(found.values()):

@@ -8,6 +8,7 @@ import errno
 import os
 import pathlib
 import stat
+import unicodedata
 
 import numpy as np
 
@@ -187,6 +188,15 @@ def _check_layout(
       f'{split.path_field}: {", ".join(splits)} look like splits, not classes;'
       f' give {root / splits[0]}'
     )
+  # As macOS and others write an accent, or with a blank at the end.
+  alike: dict[str, str] = {}
+  for name in folders:
+    plain = unicodedata.normalize('NFC', name).strip()
+    if (other := alike.setdefault(plain, name)) != name:
+      raise UserError(
+        f'{split.path_field}: the class folders {other!a} and {name!a} have the'
+        ' same name, written in two ways; move them into one'
+      )
   if loose:
     raise UserError(
       f'{split.path_field}: {len(loose)} images such as {loose[0]} lie beside'

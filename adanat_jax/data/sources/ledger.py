@@ -29,7 +29,7 @@ FAULTS = {
   'duplicates': ('image(s) of a name that came before', 'images'),
   'broken_rows': ('broken row(s)', 'rows'),
   'bad_texts': ('unreadable caption(s)', 'captions'),
-  'empty_captions': ('empty caption(s)', 'captions'),
+  'empty_captions': ('empty caption(s)', 'captions'),  # see `captions.tidy`
   'without_captions': ('image(s) without a caption', 'images'),
 }
 _SINGULAR = {'images': 'image', 'captions': 'caption', 'classes': 'class'}

@@ -205,6 +205,13 @@ class Names(Sequence[str]):
     return self.blob[begin : int(self.ends[index])]
 
 
+# Folders of macOS, Synology, Windows and Linux, in which no data set lies.
+_OF_SYSTEMS = frozenset(
+  ('__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN', 'lost+found')
+  + ('System Volume Information',)
+)
+
+
 def key_hash(key: bytes) -> int:
   """A 64-bit hash of a key, the same on every machine."""
   return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), 'little')
@@ -223,7 +230,6 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a name is hidden, or one that macOS puts beside others."""
-  return name.rpartition('/')[2].startswith('.') or '__MACOSX' in name.split(
-    '/'
-  )
+  """Whether a name is hidden, or one that a system puts beside others."""
+  parts = name.split('/')
+  return parts[-1].startswith('.') or not _OF_SYSTEMS.isdisjoint(parts)

@@ -38,7 +38,7 @@ from adanat_jax.data.sources.raw_source import key_hash
 from adanat_jax.data.sources.text_files import TextError
 from adanat_jax.errors import UserError
 
-_KIND = 'table 1'
+_KIND = 'table 2'
 # Lines that are looked at to find out what the columns are.
 _SAMPLE = 100
 # What columns of images in base64 are called.
@@ -204,6 +204,10 @@ def _sample(
     text = _text(line, encoding, number).rstrip('\r\n')
     if text.strip():
       found.append((number, text))
+  if found and '\r' in found[0][1]:
+    raise TextError(
+      f'line {found[0][0]}: a carriage return inside; end lines with line feeds'
+    )
   return found
 
 
@@ -321,10 +325,11 @@ def _scan(
         f'line {number} has {len(fields)} columns instead of {layout.columns}',
       )
       continue
-    caption = text_files.tidy(fields[layout.caption])
-    if not caption:
-      ledger.fault('empty_captions', f'line {number}')
-    rows.addresses += caption.startswith(('http://', 'https://', 'www.'))
+    caption = fields[layout.caption]
+    if not captions.tidy(caption):
+      said = f': {shown}' if (shown := caption.strip()) else ''
+      ledger.fault('empty_captions', f'line {number}{said}')
+      rows.addresses += captions.is_address(caption)
   count = len(rows.begins)
   ledger.tried = {'rows': count, 'captions': count}
   if layout.image >= 0:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from adanat_jax.data.sources import text_files
+from adanat_jax.data.sources import captions as captions_lib, text_files
 from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   RawExample,
@@ -191,7 +191,7 @@ def _text(value: bytes | str) -> str:
     TextError: if it is not text.
   """
   text = text_files.decode(value) if isinstance(value, bytes) else str(value)
-  return text_files.tidy(text)
+  return captions_lib.tidy(text)
 
 
 def _name(value: bytes | str) -> str:

@@ -40,7 +40,7 @@ from adanat_jax.data.sources.raw_source import (
 from adanat_jax.data.sources.text_files import TextError
 from adanat_jax.errors import UserError
 
-_KIND = 'webdataset 2'
+_KIND = 'webdataset 3'
 _NO_CAPTION, _PLAIN, _IN_JSON = 0, 1, 2
 _CAPTIONS = {'txt': _PLAIN, 'text': _PLAIN, 'caption': _PLAIN, 'json': _IN_JSON}
 _BRACES = re.compile(r'\{(\d+)\.\.(\d+)\}')
@@ -377,7 +377,7 @@ def _captions_in(data: bytes, kind: int) -> tuple[str, ...]:
     raise TextError(f'more than {_LONGEST >> 20} MiB')
   if kind == _IN_JSON:
     return captions_lib.of_json(text_files.parse_json(data))
-  text = text_files.tidy(text_files.decode(data))
+  text = captions_lib.tidy(text_files.decode(data))
   return (text,) if text else ()
 
 
