@@ -213,11 +213,13 @@ def command(
   ]
 
 
-def pair(line: Sequence[str], index: int, port: int) -> list[str]:
+def pair(
+  line: Sequence[str], index: int, port: int, timeout: int = TIMEOUT
+) -> list[str]:
   """The command line of one of two processes."""
   return [
     *(*line, f'--coordinator_address=localhost:{port}', '--num_processes=2'),
-    *(f'--process_id={index}', f'--distributed_timeout={TIMEOUT}'),
+    *(f'--process_id={index}', f'--distributed_timeout={timeout}'),
   ]
 
 
@@ -282,7 +284,9 @@ def forked(cache: pathlib.Path, mode: str, images: str = '') -> Launch:
   ) -> list[Child]:
     port, started = addresses.free_port(), []
     for index, output in enumerate(outputs):
-      line = pair(command(workdir, cache, mode, images)[2:], index, port)
+      line = command(workdir, cache, mode, images)[2:]
+      # A process that died outside a collective is missed after a third.
+      line = pair(line, index, port, timeout=12)
       process = context.Process(target=_run, args=(line, output), daemon=True)
       process.start()
       started.append(Child(process))
