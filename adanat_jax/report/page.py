@@ -53,16 +53,28 @@ def save(
   names: Sequence[str],
   title: str,
 ) -> None:
-  """Writes the page.
-
-  Args:
-    path: the file; its directory must exist.
-    replays: of schedules, on the same samples.
-    names: what each sample was asked to be, B of them.
-    title: of the page.
+  """Writes the page to a file, see `make`; its directory must exist.
 
   Raises:
     UserError: if the file cannot be written.
+  """
+  files.write_text(path, make(replays, names, title))
+
+
+def make(
+  replays: Sequence[Replay],
+  names: Sequence[str],
+  title: str,
+  *,
+  is_finished: bool = False,
+) -> str:
+  """Makes the page, as HTML.
+
+  Args:
+    replays: of schedules, on the same samples.
+    names: what each sample was asked to be, B of them.
+    title: of the page.
+    is_finished: whether it opens with the last step instead of empty canvases.
   """
   channels = replays[0].images.shape[-1]
   count = sum(len(replay.masked) for replay in replays) * len(names)
@@ -71,6 +83,7 @@ def save(
   )
   data = {
     'samples': list(names),
+    'step': len(replays[0].masked) if is_finished else 0,
     'side': math.isqrt(replays[0].masked.shape[-1]),
     'size': size,
     'schedules': [_as_json(replay, size) for replay in replays],
@@ -79,7 +92,7 @@ def save(
   text = json.dumps(data, allow_nan=False).replace('<', r'\u003c')
   page = TEMPLATE.read_text('utf-8')
   page = page.replace('{{title}}', html.escape(title))
-  files.write_text(path, page.replace('{{data}}', text))
+  return page.replace('{{data}}', text)
 
 
 def _as_json(replay: Replay, size: int) -> dict[str, object]:

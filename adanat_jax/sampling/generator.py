@@ -28,7 +28,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import sharding
+from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.program import Plan, Samples, decode_batch
 from adanat_jax.sampling.requests import (
@@ -289,10 +289,11 @@ class Generator:
     seed: int = 0,
     policies: Sequence[str | AnyPolicy] = ('maskgit', 'learned'),
   ) -> None:
-    """Writes an HTML page that plays decodes; see `replay.save_page`."""
+    """Writes an HTML page that plays decodes; see `replay.make_page`."""
     from adanat_jax.sampling import replay
 
-    replay.save_page(self, path, labels, num_steps, seed, policies)
+    text = replay.make_page(self, labels, num_steps, seed, policies)
+    files.write_text(path, text)
 
   def save(
     self,

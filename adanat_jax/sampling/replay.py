@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import os
 
 import numpy as np
 
@@ -52,27 +51,27 @@ def make(
   )
 
 
-def save_page(
+def make_page(
   generator: Generator,
-  path: str | os.PathLike[str],
   labels: Labels,
   num_steps: int,
   seed: int,
   policies: Sequence[str | AnyPolicy],
-) -> None:
-  """Writes a page that plays decodes by several policies side by side.
+  *,
+  is_finished: bool = False,
+) -> str:
+  """Makes a page, in HTML, that plays decodes by several policies.
 
   Args:
     generator: what decodes, each time from the same noise.
-    path: the HTML file; its directory must exist.
     labels: see `Generator.sample`, as for the next two; a dozen fit a screen.
     num_steps: T.
     seed: of the noise.
     policies: each as `policy` of `Generator.sample`.
+    is_finished: whether it opens with the last step.
 
   Raises:
-    UserError: for what this generator cannot do, or if the file cannot be
-      written.
+    UserError: for what this generator cannot do.
   """
   replays = []
   for policy in policies:
@@ -80,7 +79,8 @@ def save_page(
     samples = generator.sample(labels, num_steps, seed, schedule, record=True)
     replays.append(make(generator, schedule, samples))
   title = f'Decoding in {num_steps} steps'
-  page.save(path, replays, [_name(generator, x) for x in labels], title)
+  names = [_name(generator, label) for label in labels]
+  return page.make(replays, names, title, is_finished=is_finished)
 
 
 def _name(generator: Generator, label: str | int | np.ndarray) -> str:
