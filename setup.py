@@ -32,7 +32,11 @@ setuptools.setup(
   # Found by name, `--config=digits`, without the repository.
   package_dir={'adanat_jax.configs': 'configs'},
   entry_points={'console_scripts': ['adanat = adanat_jax.main:run']},
-  package_data={'adanat_jax': ['py.typed', 'report/page.html', 'shipped/*/*']},
+  package_data={
+    'adanat_jax': [
+      *('py.typed', 'demo/curves.js', 'report/page.html', 'shipped/*/*'),
+    ]
+  },
   python_requires='>=3.11',
   install_requires=[
     'absl-py',
@@ -67,6 +71,8 @@ setuptools.setup(
     'tensorboard': ['tensorboardX'],
     # Earlier versions needed it for published weights.
     'convert': [],
+    # The app, `python -m adanat_jax.demo --serve`.
+    'demo': ['gradio>=6.31'],
     # CMA-ES, for mode `search`.
     'search': SEARCH,
     # Captions: CLIP's tokens, without torch.

@@ -48,7 +48,9 @@ _MAY_IMPORT = {
   'experiment': _PURE | _MIDDLE,
   'measuring': _PURE | _MIDDLE | {'experiment'},
   'stages': _PURE | _MIDDLE | {'experiment', 'measuring', 'laboratory'},
-  'demo': {'errors', 'experiment', 'report', 'sampling'},
+  'demo': {
+    *('errors', 'data', 'decoding', 'report', 'sampling', 'experiment'),
+  },
   'main': {'errors', 'runtime', 'data', 'experiment', 'stages'},
 }
 _ROOMS_OF_PACKAGE = set(_MAY_IMPORT)
@@ -57,6 +59,7 @@ _LIBRARIES = {
   'flax.linen': {'models', 'convert'},
   'ml_collections': {'experiment', 'stages', 'main'},
   'orbax': {'runtime'},
+  'gradio': {'demo'},
   'matplotlib': {'report'},
   'sklearn': {'data', 'metrics'},
   'tensorflow_datasets': {'data'},
@@ -77,7 +80,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
-  'imported when it is first asked for': ('sampling.stablehlo',),
+  'imported when it is first asked for': ('demo.app', 'sampling.stablehlo'),
   'a network': (
     *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
   ),

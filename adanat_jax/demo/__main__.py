@@ -2,6 +2,7 @@
 
 python -m adanat_jax.demo
 python -m adanat_jax.demo --generator=runs/digits --output=digits.png
+python -m adanat_jax.demo --serve runs/digits
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def draw(generator: Generator, path: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Reads the flags, draws, and says where the picture is."""
+  """Reads the flags, and draws or serves."""
   parser = argparse.ArgumentParser(
     'python -m adanat_jax.demo', allow_abbrev=False
   )
@@ -68,9 +69,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     '--generator', default='digits', help='what adanat_jax.load takes'
   )
   parser.add_argument('--output', default='demo.png', help='the picture')
+  parser.add_argument(
+    '--serve',
+    nargs='?',
+    const='digits',
+    metavar='GENERATOR',
+    help='opens the app, for this generator: a server at --host and --port',
+  )
+  parser.add_argument(
+    '--host', default='127.0.0.1', help='0.0.0.0 lets other machines in'
+  )
+  parser.add_argument('--port', type=int, help='7860, or the next free one')
   given = parser.parse_args(argv)
   path = pathlib.Path(given.output).expanduser()
   try:
+    if given.serve:
+      from adanat_jax.demo import app
+
+      app.serve(experiment.load(given.serve), given.host, given.port)
+      return
     draw(experiment.load(given.generator), path)
   except UserError as error:
     print('adanat_jax:', error, file=sys.stderr)
