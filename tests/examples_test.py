@@ -1,19 +1,67 @@
 """The examples, and the code of the page on generators of one's own."""
 
 import contextlib
+import copy
 import dataclasses
 import io
+import json
 import pathlib
 import re
 import runpy
+from unittest import mock
 
 from absl.testing import absltest
 import jax
 import numpy as np
+from PIL import Image
 
 from adanat_jax.learning import ppo
+from adanat_jax.runtime import environment
+from support import notebooks
 
 _ROOT = pathlib.Path(__file__).parents[1]
+
+
+class QuickStartTest(absltest.TestCase):
+  def test_three_lines_to_a_picture_and_four_to_an_inpainted_one(self):
+    page = (_ROOT / 'README.md').read_text()
+    first, second, *_ = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    lines = lambda code: len([*filter(None, code.splitlines())])
+    self.assertEqual((lines(first), lines(second)), (3, 4))
+    self.enter_context(mock.patch.object(environment, 'set_cache'))
+    self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+    white = np.zeros((16, 16), np.uint8)
+    Image.fromarray(white).save('photo.png')
+    white[:, 8:] = 255
+    Image.fromarray(white).save('mask.png')
+    for code in (first, second):
+      exec(code, {})
+    with Image.open('even.png') as even, Image.open('odd.png') as odd:
+      self.assertEqual(even.size, (8 * 64 + 7 * 2, 64))
+      self.assertEqual(odd.size, (64, 64))
+      # Only the right half, but for its soft edge, may be other than black.
+      self.assertFalse(np.asarray(odd)[:, : 6 * 4].any())
+      self.assertTrue(np.asarray(odd)[:, 6 * 4 :].any())
+
+  def test_every_cell_runs_and_shows_what_it_showed(self):
+    path = _ROOT / 'examples' / 'quickstart.ipynb'
+    self.assertLess(path.stat().st_size, 150_000)
+    kept = json.loads(path.read_text())
+    again = copy.deepcopy(kept)
+    with mock.patch.object(environment, 'set_cache'):
+      names = notebooks.execute(again)
+    outputs = lambda cells: [cell.get('outputs') for cell in cells['cells']]
+    for old, new in zip(outputs(kept), outputs(again), strict=True):
+      kinds = [[[*out.get('data', out)] for out in x or ()] for x in (old, new)]
+      self.assertEqual(*kinds)
+    self.assertEqual(
+      names['maskgit'].passes.tolist(), names['learned'].passes.tolist()
+    )
+    self.assertLess(names['own'].tokens.max(), 128)
+    # What the mask keeps, beyond the soft edge of two pixels.
+    picture, edited = names['picture'], names['edited']
+    self.assertTrue((edited[:, 10:] == picture[10:]).all())
+    self.assertEqual(repr(edited), '<Samples: [16, 16, 16, 1]>')
 
 
 class OwnGeneratorTest(absltest.TestCase):

@@ -75,7 +75,14 @@ def save_grid(
     scale: see the module.
     gap: white pixels between two images.
   """
-  _save(path, Image.fromarray(_tile(_pixels(images, scale), columns, gap)))
+  files.write_bytes(path, grid_png(images, columns, scale, gap))
+
+
+def grid_png(
+  images: np.ndarray, columns: int, scale: int = 4, gap: int = 2
+) -> bytes:
+  """The PNG file of a grid; see `save_grid`."""
+  return _png(Image.fromarray(_tile(_pixels(images, scale), columns, gap)))
 
 
 def save_class_grid(
@@ -333,6 +340,10 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _save(path: str | os.PathLike[str], image: Image.Image) -> None:
+  files.write_bytes(path, _png(image))
+
+
+def _png(image: Image.Image) -> bytes:
   buffer = io.BytesIO()
   image.save(buffer, 'PNG', optimize=True)
-  files.write_bytes(path, buffer.getvalue())
+  return buffer.getvalue()

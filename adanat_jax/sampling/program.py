@@ -60,6 +60,11 @@ class Samples:
   def __len__(self) -> int:
     return len(self.tokens)
 
+  def __repr__(self) -> str:
+    recorded = ', with the trajectory' if self.trajectory is not None else ''
+    shape = np.shape(self.tokens if self.images is None else self.images)
+    return f'<Samples: {list(shape)}{recorded}>'
+
   def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
     return self.images[index]
 
@@ -78,6 +83,12 @@ class Samples:
     from adanat_jax.report import pictures
 
     return [pictures.to_pil(image) for image in self.images]
+
+  def _repr_png_(self) -> bytes:
+    """What notebooks show: the images as `save_grid` writes them."""
+    from adanat_jax.report import pictures
+
+    return pictures.grid_png(self.images, 8, max(1, 64 // self.shape[1]))
 
   def save_grid(
     self,
