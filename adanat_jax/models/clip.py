@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.errors import UserError
-from adanat_jax.models import layers
+from adanat_jax.models import attention, layers
 
 _EPSILON = 1e-5
 
@@ -78,9 +78,7 @@ class CLIPLayer(nn.Module):
       )
       for name in ('query', 'key', 'value')
     )
-    hidden = jax.nn.dot_product_attention(
-      query, key, value, is_causal=self.is_causal
-    )
+    hidden = attention.attend(query, key, value, is_causal=self.is_causal)
     x = x + dense(width, name='out')(hidden.reshape(x.shape))
     hidden = dense(self.mlp_width, name='fc1')(norm(name='norm2')(x))
     hidden = _ACTIVATIONS[self.activation](hidden)

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.errors import UserError
-from adanat_jax.models import layers
+from adanat_jax.models import attention, layers
 from adanat_jax.models.nat import Embedding
 from adanat_jax.types import TokenCounts
 
@@ -88,7 +88,7 @@ class SelfCrossAttention(nn.Module):
 
   num_heads: int
   dtype: layers.Dtype = jnp.float32  # compute type; the softmax is float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   @nn.compact
   def __call__(
@@ -127,12 +127,12 @@ class SelfCrossAttention(nn.Module):
         key_value = jnp.where(from_context[..., None], other, key_value)
     heads = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
     key, value = jnp.split(key_value, 2, axis=-1)
-    x_heads = jax.nn.dot_product_attention(
+    x_heads = attention.attend(
       heads(dense(width, name='query')(x)),
       heads(key),
       heads(value),
-      mask=None if attend is None else attend[:, None, None, :],
-      implementation=self.attention,  # type: ignore[arg-type]
+      keys=attend,
+      implementation=self.attention,
     )
     return dense(width, name='proj')(x_heads.reshape(x.shape))
 
@@ -143,7 +143,7 @@ class Block(nn.Module):
   num_heads: int
   mlp_ratio: int  # hidden width of the MLP over the width
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   @nn.compact
   def __call__(
@@ -234,7 +234,7 @@ class ENAT(nn.Module):
   dropout_rate: float = 0.1  # of the token embeddings, in training
   # Compute type; parameters, statistics and logits are float32.
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   def setup(self):
     if min(self.encoder_depth, self.decoder_depth) < 1:

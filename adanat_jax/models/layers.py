@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.errors import UserError
+from adanat_jax.models import attention
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -87,7 +88,7 @@ class SelfAttention(nn.Module):
   num_heads: int  # divides the width
   qkv_bias: bool  # whether the joint projection has a bias
   dtype: Dtype = jnp.float32  # compute type; the softmax is float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,11 +98,8 @@ class SelfAttention(nn.Module):
     dense = functools.partial(Dense, dtype=self.dtype, kernel_init=normal_init)
     qkv = dense(3 * width, use_bias=self.qkv_bias, name='qkv')(x)
     qkv = qkv.reshape(*x.shape[:2], 3, self.num_heads, -1)
-    x_heads = jax.nn.dot_product_attention(
-      qkv[:, :, 0],
-      qkv[:, :, 1],
-      qkv[:, :, 2],
-      implementation=self.attention,  # type: ignore[arg-type]
+    x_heads = attention.attend(
+      qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], implementation=self.attention
     )
     return dense(width, name='proj')(x_heads.reshape(x.shape))
 
@@ -134,7 +132,7 @@ class TransformerBlock(nn.Module):
   epsilon: float  # of both layer normalisations
   qkv_bias: bool  # whether the joint projection has a bias
   dtype: Dtype = jnp.float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   @nn.compact
   def __call__(self, x: jax.Array, skip: jax.Array | None = None) -> jax.Array:
@@ -147,8 +145,8 @@ class TransformerBlock(nn.Module):
       x = merge(jnp.concatenate([x, skip], axis=-1))
     norm = functools.partial(LayerNorm, self.epsilon, dtype=self.dtype)
     options = self.num_heads, self.qkv_bias, self.dtype, self.attention
-    attention = SelfAttention(*options, name='attention')
-    x = x + attention(norm(name='norm1')(x))
+    attend = SelfAttention(*options, name='attention')
+    x = x + attend(norm(name='norm1')(x))
     mlp = Mlp(self.mlp_ratio * width, self.dtype, name='mlp')
     return x + mlp(norm(name='norm2')(x))
 

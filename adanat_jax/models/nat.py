@@ -64,7 +64,7 @@ class NAT(nn.Module):
   qkv_bias: bool = False  # whether the attention's joint projection has a bias
   # Compute type; parameters, statistics and logits are float32.
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   def _block(self, name: str) -> layers.TransformerBlock:
     options = self.qkv_bias, self.dtype, self.attention

@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
   # returned.
   hooks: tuple[int, ...] = ()
   dtype: layers.Dtype = jnp.float32
-  attention: str | None = 'xla'  # see jax.nn.dot_product_attention
+  attention: str | None = 'xla'  # see attention.attend
 
   @nn.compact
   def __call__(self, images: jax.Array) -> ViTOutput:

@@ -1,0 +1,112 @@
+"""Attention on a CPU, against `jax.nn.dot_product_attention`."""
+
+import json
+import sys
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.models import attention
+from adanat_jax.runtime import sharding
+from support import children
+
+_SMALL, _LARGE = (3, 17, 2, 8), (3, 91, 2, 24)
+
+
+def arrays(shape, keys=None, dtype=jnp.float32):
+  """Queries, keys and values; the keys perhaps of another number."""
+  batch, queries, *rest = shape
+  lengths = queries, keys or queries, keys or queries
+  return [
+    jax.random.normal(jax.random.key(i), (batch, length, *rest), dtype)
+    for i, length in enumerate(lengths)
+  ]
+
+
+def reference(*qkv, **options):
+  return jax.nn.dot_product_attention(*qkv, implementation='xla', **options)
+
+
+def gradient(function):
+  return jax.grad(lambda *x: jnp.sin(function(*x)).sum(), (0, 1, 2))
+
+
+class AttentionTest(parameterized.TestCase):
+  """Values, gradients, masks, devices."""
+
+  def test_a_sample_has_the_bits_of_any_batch(self):
+    qkv = arrays(_LARGE)
+    both = jax.jit(attention.attend)(*qkv)
+    one = jax.jit(attention.attend)(*(x[1:2] for x in qkv))
+    np.testing.assert_array_equal(both[1:2], one)
+
+  @parameterized.parameters((_SMALL, 23), (_LARGE, None), (_LARGE, 99))
+  def test_some_keys(self, shape, count):
+    qkv = arrays(shape, count)
+    keys = jax.random.bernoulli(jax.random.key(9), 0.5, qkv[1].shape[:2])
+    keys = keys.at[:, 3].set(True)
+    for given in (None, keys):
+      mask = None if given is None else given[:, None, None]
+      np.testing.assert_allclose(
+        attention.attend(*qkv, keys=given),
+        reference(*qkv, mask=mask),
+        atol=1e-6,
+      )
+
+  def test_gradients_of_large_samples(self):
+    qkv = arrays(_LARGE)
+    for ours, theirs in zip(
+      gradient(attention.attend)(*qkv), gradient(reference)(*qkv), strict=True
+    ):
+      np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+  @parameterized.parameters(_SMALL, _LARGE)
+  def test_causal(self, *shape):
+    qkv = arrays(shape)
+    np.testing.assert_allclose(
+      attention.attend(*qkv, is_causal=True),
+      reference(*qkv, is_causal=True),
+      atol=1e-6,
+    )
+
+  def test_softmax_of_bfloat16_is_float32(self):
+    qkv = arrays(_LARGE, dtype=jnp.bfloat16)
+    result = attention.attend(*qkv)
+    self.assertEqual(result.dtype, jnp.bfloat16)
+    exact = reference(*(x.astype(jnp.float32) for x in qkv))
+    # Weights and results are rounded, to 8 bits each; logits are not.
+    error = jnp.abs(result.astype(jnp.float32) - exact).max()
+    self.assertLess(float(error), 2**-8)
+
+  def test_several_devices_give_the_bits_of_one_and_move_nothing(self):
+    (one, _), (two, moved) = (children.run(__file__, n) for n in (1, 2))
+    self.assertEqual(one, two)
+    self.assertEmpty(moved)
+
+
+def child():
+  """Prints the results' bits, as sums, and the collectives of the program."""
+  mesh = sharding.make_mesh()
+  sums, moved = [], []
+  for shape in (_SMALL, _LARGE):
+    qkv = [np.tile(x, (2, 1, 1, 1)) for x in arrays(shape)]
+    with jax.set_mesh(mesh):
+      compiled = (
+        jax.jit(attention.attend)
+        .lower(*sharding.put_batch(qkv, mesh))
+        .compile()
+      )
+      result = compiled(*sharding.put_batch(qkv, mesh))
+    text = compiled.as_text()
+    moved += [x for x in ('all-gather', 'all-to-all') if x in text]
+    sums.append(np.asarray(result).view(np.uint32).sum().item())
+  print(json.dumps([sums, moved]))
+
+
+if __name__ == '__main__':
+  if '--child' in sys.argv:
+    child()
+  else:
+    absltest.main()
