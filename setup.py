@@ -69,6 +69,8 @@ setuptools.setup(
     ],
     # TensorBoard files beside metrics.jsonl.
     'tensorboard': ['tensorboardX'],
+    # The same on Weights & Biases, with config.wandb.
+    'wandb': ['wandb'],
     # Earlier versions needed it for published weights.
     'convert': [],
     # The app, `python -m adanat_jax.demo --serve`.

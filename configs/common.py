@@ -32,6 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.keep_best = False
   # Write TensorBoard files beside metrics.jsonl if tensorboardX is installed.
   config.tensorboard = True
+  # Also log to this project of Weights & Biases; empty for none. It needs
+  # `pip install wandb`, and an account unless WANDB_MODE=offline.
+  config.wandb = ''
 
   # The generator that modes `sample` and `edit` draw with: a folder of mode
   # `export`, a workdir, or 'digits', which comes with the package; empty for

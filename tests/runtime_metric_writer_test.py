@@ -147,6 +147,45 @@ class MetricWriterTest(absltest.TestCase):
     np.testing.assert_array_equal(pixels, np.full((4, 5, 3), 6))
     writer.close()
 
+  def test_weights_and_biases_gets_the_same(self):
+    (self.directory / 'samples').mkdir()
+    PIL.Image.new('L', (5, 4)).save(self.directory / 'samples/0000002.png')
+    wandb = mock.MagicMock()
+    wandb.Error = KeyError
+    with mock.patch.dict('sys.modules', {'wandb': wandb}):
+      for first in (0, 2):
+        writer = metric_writer.MetricWriter(
+          self.directory, first_step=first, tensorboard=False, wandb='digits'
+        )
+        writer.write(first + 1, {'loss': 0.5, 'ratio': np.ones((1, 2))})
+        writer.show_pictures(2)
+        writer.close()
+    once, again = wandb.init.call_args_list
+    self.assertEqual(once, again)  # The same run goes on.
+    self.assertEqual(once.kwargs['project'], 'digits')
+    run = wandb.init.return_value
+    logged = [
+      (call.args[0], call.kwargs['step']) for call in run.log.mock_calls
+    ]
+    picture = {'samples': wandb.Image.return_value}
+    self.assertEqual(
+      logged[:4],
+      [
+        *(({'loss': 0.5}, 1), ({'ratio/0_0': 1.0}, 1), ({'ratio/0_1': 1.0}, 1)),
+        (picture, 2),
+      ],
+    )
+    self.assertEqual(run.finish.call_count, 2)
+    wandb.init.side_effect = KeyError('no key\nfound')
+    for module, reason in ((wandb, 'no key.*offline'), (None, 'not installed')):
+      with (
+        mock.patch.dict('sys.modules', {'wandb': module}),
+        self.assertRaisesRegex(UserError, f'config.wandb=digits: .*{reason}'),
+      ):
+        metric_writer.MetricWriter(
+          self.directory, tensorboard=False, wandb='digits'
+        )
+
   def test_tensorboard_is_left_out_when_not_installed_or_not_wanted(self):
     with mock.patch.dict('sys.modules', {'tensorboardX': None}):
       self.write(0, 1)

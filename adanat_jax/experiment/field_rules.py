@@ -27,6 +27,7 @@ from adanat_jax.experiment.fields import (
   none_or,
   optional,
   path,
+  project,
   schedule,
   some_of,
   steps,
@@ -95,6 +96,7 @@ _SHARED: Mapping[str, Rule] = {
   'keep_every': _EVERY_OR_NEVER,
   'keep_best': boolean,
   'tensorboard': boolean,
+  'wandb': project,
   'generator': path(),
   **_section('mesh', fsdp=integer(1, 2**16)),
   **_section(

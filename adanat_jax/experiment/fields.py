@@ -286,6 +286,12 @@ label = Rule(
     or (bool(value) and text(2000).accepts(value))
   ),
 )
+project = Rule(
+  'letters, digits, and _ . -, at most 128, or leave it empty',
+  lambda value: (
+    isinstance(value, str) and bool(re.fullmatch(r'[\w.-]{0,128}', value))
+  ),
+)
 boolean = Rule('true or false', lambda value: isinstance(value, bool))
 
 

@@ -120,6 +120,7 @@ def fit(
     'keep_every': config.keep_every or None,
     'profile': tuple(config.profile),
     'tensorboard': config.tensorboard,
+    'wandb': config.get('wandb', ''),
     **options,
   }
   with contextlib.ExitStack() as stack:

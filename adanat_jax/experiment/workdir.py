@@ -33,7 +33,8 @@ RUN_ONLY_FIELDS = (
   # Each search, and a comparison, keeps and compares its own settings.
   *('search.*', 'compare.*', 'statistics.*', 'report.*', 'suite.*'),
   *('profile', 'profile.*', 'log_every', '*.log_every'),
-  *('save_every', '*.save_every', 'keep_every', 'keep_best', 'tensorboard'),
+  *('save_every', '*.save_every', 'keep_every', 'keep_best'),
+  *('tensorboard', 'wandb'),
 )
 
 # Fields that earlier versions did not have, and values with which this one does

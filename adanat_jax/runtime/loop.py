@@ -73,6 +73,7 @@ def run_loop(
   evaluate_every: int = 0,
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
   tensorboard: bool = True,
+  wandb: str = '',
   shown: Sequence[str] = ('loss',),
   keep_every: int | None = None,
   best_of: tuple[str, str] | None = None,
@@ -105,6 +106,7 @@ def run_loop(
       last; 0 for the last only.
     final_figures: returns results of the finished state for `complete.json`.
     tensorboard: write TensorBoard files if tensorboardX is installed.
+    wandb: the project of Weights & Biases that gets the same; '' for none.
     shown: the metrics that the progress line shows before others.
     keep_every: see `Checkpointer`.
     best_of: see `Checkpointer`; `complete.json` names the best checkpoint.
@@ -170,6 +172,7 @@ def run_loop(
       directory,
       first_step=first_step - int(unfinished),
       tensorboard=tensorboard,
+      wandb=wandb,
     )
     stack.callback(writer.close)
     progress = metric_writer.Progress(

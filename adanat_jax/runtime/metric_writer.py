@@ -1,16 +1,17 @@
-"""Writes a run's metrics as JSON lines, to TensorBoard, and to the terminal.
+"""Writes a run's metrics as JSON lines, to boards, and to the terminal.
 
 `metrics.jsonl` is the record: one row a line, append-only, flushed after every
 row, and valid when cut at any line. On resume it is cut back to the restored
 step, so that no step occurs twice. Each row is sealed (`files.seal`): its
 `checksum` covers all of it, `time/` too. Rows of earlier versions have none and
 get one on resume, so that a file has it in all rows or in none. TensorBoard
-files are written beside it if tensorboardX is installed. A terminal gets a
-progress bar, a file plain lines.
+files are written beside it if tensorboardX is installed, and Weights & Biases
+gets the same if asked for. A terminal gets a progress bar, a file plain lines.
 """
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 import PIL.Image
 
+from adanat_jax.errors import UserError
 from adanat_jax.runtime import files, processes
 
 TIME_PREFIX = 'time/'
@@ -40,6 +42,7 @@ class MetricWriter:
     *,
     first_step: int = 0,
     tensorboard: bool = True,
+    wandb: str = '',
   ):
     """Opens `metrics.jsonl` and drops the rows after `first_step`.
 
@@ -47,19 +50,26 @@ class MetricWriter:
       directory: the stage's directory; created if missing.
       first_step: number of finished steps.
       tensorboard: also write TensorBoard files, if tensorboardX is importable.
+      wandb: a project of Weights & Biases that gets the same; '' for none.
+
+    Raises:
+      UserError: if there is a project, and no access to it.
     """
     self._file: TextIO | None = None
-    self._board: Any = None
+    # They have the methods of tensorboardX's SummaryWriter.
+    self._boards: list[Any] = []
     if processes.process_index() != 0:
       return
     directory = files.make_directory(directory)
     self._directory = directory
+    if wandb:
+      self._boards.append(_WandbBoard(directory, wandb))
     path = directory / 'metrics.jsonl'
     cut_back(path, first_step)
     with files.writing(path):
       self._file = path.open('a', encoding='utf-8')
     if tensorboard:
-      self._board = _open_board(directory / 'tensorboard', first_step)
+      self._boards += _open_board(directory / 'tensorboard', first_step)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Appends one row `{"step": step, **metrics}`.
@@ -76,26 +86,24 @@ class MetricWriter:
     with files.writing(self._file.name):
       self._file.write(_line({'step': step, **metrics}))
       self._file.flush()
-    if self._board is not None:
+    for board in self._boards:
       for name, value in metrics.items():
         array = np.asarray(value)
         if array.dtype.kind not in 'biuf' and array.dtype.name != 'bfloat16':
           continue
-        if array.ndim == 0:
-          self._board.add_scalar(name, float(array), step)
-        else:
-          for index, item in np.ndenumerate(array):
-            suffix = '_'.join(map(str, index))
-            self._board.add_scalar(f'{name}/{suffix}', float(item), step)
+        for index, item in np.ndenumerate(array):
+          suffix = '_'.join(map(str, index))
+          full = f'{name}/{suffix}' if suffix else name
+          board.add_scalar(full, float(item), step)
 
   def show_pictures(self, step: int) -> None:
-    """Adds the pictures `*/<step>.png` of the stage to TensorBoard."""
-    if self._board is not None:
+    """Adds the pictures `*/<step>.png` of the stage to the boards."""
+    for board in self._boards:
       for path in sorted(self._directory.glob(f'*/{step:07d}.png')):
         with PIL.Image.open(path) as picture:
           pixels = np.asarray(picture.convert('RGB'))
         name = path.parent.name
-        self._board.add_image(name, pixels, step, dataformats='HWC')
+        board.add_image(name, pixels, step, dataformats='HWC')
 
   def sync(self) -> None:
     """Flushes all rows to the disk; called before their step is saved."""
@@ -110,9 +118,8 @@ class MetricWriter:
       with contextlib.suppress(OSError):
         self._file.close()
       self._file = None
-    if self._board is not None:
-      self._board.close()
-      self._board = None
+    while self._boards:
+      self._boards.pop().close()
 
 
 def cut_back(path: str | os.PathLike[str], step: int) -> None:
@@ -272,10 +279,51 @@ def _row_of(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _open_board(path: pathlib.Path, first_step: int) -> Any:
-  """Returns a tensorboardX writer, or None if it is not installed."""
+def _open_board(path: pathlib.Path, first_step: int) -> list[Any]:
+  """A tensorboardX writer; none if it is not installed."""
   try:
     import tensorboardX  # pylint: disable=import-outside-toplevel
   except ImportError:
-    return None
-  return tensorboardX.SummaryWriter(logdir=str(path), purge_step=first_step + 1)
+    return []
+  purge = first_step + 1
+  return [tensorboardX.SummaryWriter(logdir=str(path), purge_step=purge)]
+
+
+class _WandbBoard:
+  """A run of Weights & Biases, the same one when its stage is continued."""
+
+  def __init__(self, directory: pathlib.Path, project: str):
+    try:
+      import wandb  # pylint: disable=import-outside-toplevel
+    except ImportError as error:
+      raise UserError(
+        f'config.wandb={project}: wandb is not installed; pip install wandb'
+      ) from error
+    self._wandb = wandb
+    whole = directory.resolve()
+    try:
+      self._run = wandb.init(
+        project=project,
+        name='/'.join(whole.parts[-2:]),
+        id=hashlib.sha256(str(whole).encode()).hexdigest()[:16],
+        dir=str(whole),
+        resume='allow',
+        settings=wandb.Settings(silent=True, console='off'),
+      )
+    except wandb.Error as error:
+      reason = ' '.join(str(error).split())
+      raise UserError(
+        f'config.wandb={project}: {reason}; WANDB_MODE=offline needs no account'
+      ) from error
+
+  def add_scalar(self, name: str, value: float, step: int) -> None:
+    self._run.log({name: value}, step=step)
+
+  def add_image(
+    self, name: str, pixels: np.ndarray, step: int, dataformats: str
+  ) -> None:
+    del dataformats  # Always HWC.
+    self._run.log({name: self._wandb.Image(pixels)}, step=step)
+
+  def close(self) -> None:
+    self._run.finish()

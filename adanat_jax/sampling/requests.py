@@ -38,7 +38,9 @@ EncodeCaptions: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
 # One picture or many: float[H, W, C] or float[B, H, W, C] in [0, 1], or
 # Pillow's, grey or RGB as the generator's are.
-Pictures: TypeAlias = 'np.ndarray | Image.Image | Sequence[Image.Image]'
+Pictures: TypeAlias = (
+  'np.ndarray | Image.Image | Sequence[np.ndarray] | Sequence[Image.Image]'
+)
 
 # JAX takes others modulo 2**32, so that two would give the same samples.
 LAST_SEED = 2**32 - 1
@@ -309,7 +311,7 @@ def _from_pillow(
 
   from adanat_jax.data import images as images_lib
 
-  given = images if isinstance(images, Sequence) else [images]
+  given: Sequence[Any] = images if isinstance(images, Sequence) else [images]
   if not given or not all(isinstance(image, Image.Image) for image in given):
     return None
   height, width, channels = shape

@@ -212,10 +212,12 @@ class Run:
     proposals = self._proposals(first, part)
     progress = metric_writer.Progress(f'search {which.name}', count)
     best, best_distance = first, float('inf')
+    config = self._experiment.config
     writer = metric_writer.MetricWriter(
       self.directory,
       first_step=done,
-      tensorboard=self._experiment.config.tensorboard,
+      tensorboard=config.tensorboard,
+      wandb=config.get('wandb', ''),
     )
     with contextlib.closing(writer), contextlib.closing(progress):
       proposal = next(proposals)
