@@ -16,7 +16,7 @@ import adanat_jax
 from adanat_jax.errors import UserError
 from adanat_jax.report import results as reading
 from adanat_jax.runtime import checkpoint_format, files, journal
-from adanat_jax.stages import evaluate_study, report
+from adanat_jax.stages import evaluate_study, nat, report
 from support import workdirs
 
 
@@ -115,6 +115,13 @@ class DamagedWorkdirTest(parameterized.TestCase):
     workdir = self.damaged(f'evaluate/{name}', damage)
     with self.assertRaises(UserError) as caught:
       report.run(workdirs.experiment(workdir))
+    self.assert_one_line(caught.exception, workdir)
+
+  @parameterized.parameters('cut', 'changed', 'a directory', 'an empty object')
+  def test_a_damaged_marker_is_no_marker(self, damage):
+    workdir = self.damaged('nat/complete.json', damage)
+    with self.assertRaisesRegex(UserError, 'run this stage again') as caught:
+      nat.run(workdirs.experiment(workdir))
     self.assert_one_line(caught.exception, workdir)
 
   def test_lost_results_are_made_again_from_the_ledger(self):

@@ -107,6 +107,7 @@ class ParseFlagsTest(parameterized.TestCase):
     (['nat.width.x=3'], 'config.nat.width is a value, not a group'),
     (['nat=3'], 'config.nat is a group', 'learning_rate'),
     (['nat.width=a'], 'config.nat.width=a: wrong type', 'an integer'),
+    (['nat.width='], 'config.nat.width=: wrong type', 'an integer'),
     (['nat.width=2.5'], 'config.nat.width=2.5: wrong type', 'an integer'),
     (['nat.width', 'a'], 'config.nat.width=a: wrong type', 'an integer'),
     (['nat.learning_rate=fast'], 'learning_rate=fast', 'a number'),

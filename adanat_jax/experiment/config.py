@@ -183,7 +183,8 @@ def parse_flags(
     except (flags.Error, ValueError, TypeError, LookupError) as error:
       found = _WRONG_FLAG.search(str(error))
       name, given = found.groups() if found else ('', None)
-      if config is not None and name.startswith('config.') and given:
+      is_field = name.startswith('config.') and given is not None
+      if config is not None and is_field:
         error = _wrong_type(config, name.removeprefix('config.'), given)
       problems.append(' '.join(str(error).split()))
       if not found or name in wrong:

@@ -140,9 +140,13 @@ def mark_complete(
 
 
 def is_complete(directory: str | os.PathLike[str]) -> bool:
-  """Returns whether the stage of this directory has finished."""
-  # Whatever lies there is read, and refused if it is no marker.
-  return os.path.lexists(pathlib.Path(directory) / COMPLETE_FILE)
+  """Returns whether the stage of this directory has finished.
+
+  Raises:
+    UserError: if what lies there is no marker, see `read_complete`.
+  """
+  found = os.path.lexists(pathlib.Path(directory) / COMPLETE_FILE)
+  return found and bool(read_complete(directory))
 
 
 def read_complete(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -190,9 +194,9 @@ def has_results(
   """
 
   def is_readable() -> bool:
-    if not is_complete(directory):
-      return False
     try:
+      if not is_complete(directory):
+        return False
       read_results(directory, shape)
     except UserError as error:
       processes.say(f'made again: {error}')
