@@ -77,6 +77,14 @@ class EditingTest(parameterized.TestCase):
     whole = self.generator.sample(['odd'], seed=5)
     np.testing.assert_array_equal(one.tokens, whole.tokens)
 
+  def test_one_picture_and_many_labels(self):
+    cells = np.ones((4, 4), bool)
+    cells[0] = False
+    many = self.generator.inpaint(self.images[3], cells, self.labels, seed=5)
+    same = self.images[[3] * 8]
+    each = self.generator.inpaint(same, cells, self.labels, seed=5)
+    np.testing.assert_array_equal(many.images, each.images)
+
   def test_beyond_the_edge(self):
     samples = self.generator.outpaint(
       self.images, (0, 0, 4, 0), self.labels, border=0

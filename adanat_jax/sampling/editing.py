@@ -48,8 +48,8 @@ def inpaint(
     mask: bool[H, W] or bool[B, H, W], True where pixels are drawn anew, or the
       same of token cells, [h, w]; or a picture of Pillow's that is white there.
       A cell of which a pixel is masked is decoded whole.
-    labels: what the result shows, one for all or one a picture: class ids or
-      names, or captions.
+    labels: what the result shows: class ids or names, or captions. One for all
+      pictures, one for each, or many for one picture.
     border: width in pixels of the soft edge around the mask; None for half a
       cell. Kept pixels outside of it are equal to the last bit.
     **sampling: `num_steps`, `seed`, `policy` and others of `Generator.sample`.
@@ -62,7 +62,7 @@ def inpaint(
     UserError: for pictures of another size or range, and for a mask that is
       none, masks nothing, or is of another size.
   """
-  batch = requests.pictures(images, generator.image_shape)
+  batch, each = _paired(generator, images, labels)
   masks = pixel_masks(generator, mask, len(batch))
   side = generator.tokenizer.downsampling
   cells = _cells(masks, side)
@@ -71,9 +71,7 @@ def inpaint(
     generator.nat.codebook_size,
     generator.encode(batch),
   )
-  samples = generator.sample(
-    _labels(labels, len(batch)), tokens=canvas, **sampling
-  )
+  samples = generator.sample(each, tokens=canvas, **sampling)
   weight = _soft(masks, side / 2 if border is None else border)[..., None]
   mixed = weight * samples.images + (1 - weight) * batch
   kept = np.where(weight == 0, batch, mixed).astype(np.float32)
@@ -194,7 +192,7 @@ def variations(
     raise UserError(
       f'strength is {shown(strength)}; give a number above 0, at most 1'
     )
-  batch = requests.pictures(images, generator.image_shape)
+  batch, each = _paired(generator, images, labels)
   seed = requests.integer(
     'seed', sampling.get('seed', 0), 0, requests.LAST_SEED
   )
@@ -206,9 +204,7 @@ def variations(
   canvas = np.where(
     chosen, generator.nat.codebook_size, generator.encode(batch)
   )
-  return generator.sample(
-    _labels(labels, len(batch)), tokens=canvas, **sampling
-  )
+  return generator.sample(each, tokens=canvas, **sampling)
 
 
 def pixel_masks(
@@ -279,16 +275,25 @@ def _soft(masks: np.ndarray, border: float) -> np.ndarray:
   return np.clip(1 - away / (border + 1), 0, 1).astype(np.float32)
 
 
-def _labels(labels: Labels | int | str, count: int) -> Any:
-  """One label a picture, of one for all or of as many."""
+def _paired(
+  generator: Generator, images: Pictures, labels: Labels | int | str
+) -> tuple[np.ndarray, Any]:
+  """Pictures float32[B, H, W, C] with a label each; one of either is repeated.
+
+  Raises:
+    UserError: for other numbers of them.
+  """
+  batch = requests.pictures(images, generator.image_shape)
   if isinstance(labels, int | str | np.integer):
-    return [labels] * count
-  if len(labels) != count:
+    return batch, [labels] * len(batch)
+  if len(batch) == 1:
+    return batch.repeat(len(labels), axis=0), labels
+  if len(labels) != len(batch):
     raise UserError(
-      f'labels are {shown(labels)}; give one, or one for each of {count}'
+      f'labels are {shown(labels)}; give one, or one for each of {len(batch)}'
       ' pictures'
     )
-  return labels
+  return batch, labels
 
 
 def _integers(name: str, given: Any, count: int) -> list[int]:

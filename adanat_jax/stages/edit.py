@@ -70,20 +70,20 @@ def run(experiment: Experiment) -> None:
   count = sampling.images_per_class
   labels = [label for label in asked for _ in range(count)]
   before = _before(experiment, generator)
-  whole = np.repeat(before, len(labels), axis=0)
   if section.strength:
     shown = before
-    samples = generator.variations(whole, section.strength, labels, **options)
+    samples = generator.variations(before, section.strength, labels, **options)
   else:
+    kept = before
     if section.sides:
-      whole, mask = editing.moved(generator, whole, section.sides)
+      kept, mask = editing.moved(generator, before, section.sides)
     elif section.box:
       mask = editing.box_mask(generator, section.box)
     else:
       mask = _mask(experiment, generator)
-    shown = np.where(mask[..., None], np.float32(0.5), whole[:1])
+    shown = np.where(mask[..., None], np.float32(0.5), kept)
     samples = generator.inpaint(
-      whole, mask, labels, border=section.border, **options
+      kept, mask, labels, border=section.border, **options
     )
   for index, (label, image) in enumerate(
     zip(labels, samples.images, strict=True)
