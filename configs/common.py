@@ -47,6 +47,13 @@ def get_config() -> ml_collections.ConfigDict:
   mesh.fsdp = 1
 
   config.tokenizer = tokenizer = ml_collections.ConfigDict()
+  # The directory of weights: converted ones, or a stage that finished in
+  # another workdir. They are used as they are, and the stage trains nothing.
+  tokenizer.init_from = ''
+  # True trains them further: what fits is taken over, with the optimizer's
+  # state if it is there, and one line says what begins anew. There is no
+  # warm-up then.
+  tokenizer.fine_tune = False
   # Decays of Adam's two averages.
   tokenizer.betas = (0.9, 0.999)
   # The reconstruction error: the mean of 'squared' or 'absolute' differences
@@ -89,6 +96,9 @@ def get_config() -> ml_collections.ConfigDict:
   reward.crop_probability = 0.0
 
   config.nat = nat = ml_collections.ConfigDict()
+  # As those of the tokenizer.
+  nat.init_from = ''
+  nat.fine_tune = False
   # 'nat' reads all tokens at every step. 'enat' encodes each token once, in
   # `encoder_depth` blocks, and predicts the masked ones in `decoder_depth`
   # blocks (`depth` is for the NAT).
@@ -132,6 +142,10 @@ def get_config() -> ml_collections.ConfigDict:
   nat.frechet_every = 0
 
   config.policy = policy = ml_collections.ConfigDict()
+  # As those of the tokenizer. Every training of the config goes on from the
+  # same actor, critic, discriminator and optimizers, whatever its T was.
+  policy.init_from = ''
+  policy.fine_tune = False
   # Number of trajectories decoded at a time, over all devices; 0 for all. This
   # saves memory and changes nothing else.
   policy.rollout_size = 0

@@ -243,6 +243,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Number of test images on which the discriminator's accuracy is logged; 0 for
   # none.
   discriminator.held_out = 96
+  # A discriminator to go on from: a checkpoint of --kind=discriminator, or of
+  # a policy; empty for that of policy.init_from, or a new one.
+  discriminator.init_from = ''
 
   evaluate = config.evaluate
   # Number of sampling seeds, and of images for each.

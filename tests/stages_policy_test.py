@@ -1,5 +1,7 @@
 """Stage `policy` on real images: classes and captions, tiny networks."""
 
+import contextlib
+import io
 import pathlib
 import shutil
 from unittest import mock
@@ -187,6 +189,45 @@ class StageTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, "no field 'average'"):
       policies.load_agent(Experiment(config, workdir), which)
     config.policy.iterate = 'best'
+
+  def test_goes_on_from_a_policy(self):
+    """Of another T, with all that it had; killed, it does not read again."""
+    source = self.root / 'source'
+    workdir = self.root / 'run-classes'
+    policy.run(Experiment(self.classes, workdir))
+    (which,) = policies.trainings(Experiment(self.classes, 'unused'))
+    shutil.copytree(workdir / 'policy' / which.name, source)
+    config = self.classes.copy_and_resolve_references()
+    config.policy.update(init_from=str(source), fine_tune=True)
+    config.policy.num_steps = (3,)
+    config.policy.update(evaluate_every=0, iterate='last')
+    run = self.root / 'longer'
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+      policy.run(Experiment(config, run))
+    self.assertIn('begun anew: nothing\n', said.getvalue())
+    (which,) = policies.trainings(Experiment(config, 'unused'))
+    directory = run / 'policy' / which.name
+    self.assertEqual(which.num_steps, 3)
+    # Adam has made as many updates more, of both, as it had made.
+    counts = [
+      checkpoint_format.read_state(path / 'checkpoints' / '3')[0]
+      for path in (source, directory)
+    ]
+    for field in ('opt_state', 'adversary'):
+      before, after = (state[field] for state in counts)
+      before, after = (
+        x['opt_state'] if field == 'adversary' else x for x in (before, after)
+      )
+      self.assertEqual(2 * before[0]['count'], after[0]['count'])
+    again = self.root / 'killed' / 'policy' / which.name
+    shutil.copytree(directory, again)
+    (again / 'complete.json').unlink()
+    shutil.rmtree(again / 'checkpoints' / '3')
+    shutil.rmtree(source)
+    policy.run(Experiment(config, self.root / 'killed'))
+    self.assertEqual(self.sums(again, 3), self.sums(directory, 3))
+    self.assertEqual(self.rows(again), self.rows(directory))
 
   def test_captions_resume_to_the_bit(self):
     config, workdir = self.captions, self.root / 'run-captions'

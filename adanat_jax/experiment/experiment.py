@@ -164,8 +164,16 @@ class Experiment:
     return functools.reduce(getattr, name.split('.'), self.config)
 
   def is_converted(self, section: str) -> bool:
-    """Whether a section names pretrained weights by `init_from`."""
-    return bool(self.field(section).get('init_from', ''))
+    """Whether a section names weights by `init_from` that are used as is."""
+    given = self.field(section).get('init_from', '')
+    return bool(given) and not self.begins_with(section)
+
+  def begins_with(self, section: str) -> str:
+    """The checkpoint that a section's training goes on from, or ''."""
+    found = self.field(section)
+    # A discriminator is always trained. Older configs do not fine-tune.
+    trains = section == 'policy.discriminator' or found.get('fine_tune', False)
+    return found.get('init_from', '') if trains else ''
 
   def load_converted(self, section: str, name: str, shapes: Any) -> Any:
     """The pretrained parameters `name` that a section names by `init_from`.

@@ -41,6 +41,17 @@ RUN_ONLY_FIELDS = (
 # what they did. A workdir of theirs goes on with these unless told otherwise.
 ADDED_FIELDS = {
   'data.background': (),
+  **dict.fromkeys(
+    (f'{section}.fine_tune' for section in ('tokenizer', 'nat', 'policy')),
+    False,
+  ),
+  **dict.fromkeys(
+    (
+      *('tokenizer.init_from', 'nat.init_from', 'policy.init_from'),
+      'policy.discriminator.init_from',
+    ),
+    '',
+  ),
   'nat.least_mask_ratio': 0.0,
   'nat.loss_tokens': 'masked',
   'nat.max_gradient_norm': 0.0,
@@ -61,9 +72,19 @@ _MAX_DIFFERENCES_SHOWN = 4
 def problems(experiment: Experiment) -> Iterator[str]:
   """Says which `init_from`s, of any section, lead to no checkpoint."""
   for name, value in config_lib.fields(experiment.config):
-    if name.split('.')[-1] != 'init_from' or not value:
+    section, _, last = name.rpartition('.')
+    if last == 'fine_tune' and value and not experiment.begins_with(section):
+      yield (
+        f'config.{name} is true and config.{section}.init_from is empty; give'
+        ' the directory to go on from'
+      )
+    if last != 'init_from' or not value:
       continue
-    if not is_complete(pathlib.Path(value)):
+    # What a training began with is not read again.
+    begun = experiment.begins_with(section) and any(
+      (experiment.workdir / section.split('.')[0]).glob('**/checkpoints/[0-9]*')
+    )
+    if not begun and not is_complete(pathlib.Path(value)):
       yield (
         f'config.{name}={value}: no checkpoint is there; give the directory'
         ' that python -m adanat_jax.convert wrote, or that of a finished stage'

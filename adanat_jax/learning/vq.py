@@ -96,6 +96,12 @@ def initial_state(
   )
 
 
+def with_sums(state: TokenizerState) -> TokenizerState:
+  """The state whose averages give the codebook that it has."""
+  sums = state.code_counts[:, None] * state.params['codebook']
+  return dataclasses.replace(state, code_sums=sums)
+
+
 def perplexity(usage: Array) -> Array:
   """exp(entropy) of code frequencies, in codes; `usage` is [K] counts."""
   share = usage / usage.sum()

@@ -346,6 +346,31 @@ def load_params(
     return checkpoint_format.read_state(path, target, field)[0]
 
 
+def read_layouts(directory: str | os.PathLike[str]) -> dict[str, str]:
+  """Type and shape of every leaf of a finished stage's last state, by name.
+
+  Such as 'float32[2,3]' of 'params/a/kernel'. Errors are those of
+  `load_params`.
+  """
+  return checkpoint_format.layouts(read_meta(directory))
+
+
+def load_leaves(
+  directory: str | os.PathLike[str], target: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Reads some leaves of a finished stage's last state, by their full names.
+
+  They must lie in nested dicts. `target`, by name, and errors are as for
+  `load_params`.
+  """
+  if not target:
+    return {}
+  with _last_checkpoint(directory) as path:
+    tree = leaves.nested(target)
+    found = checkpoint_format.read_state(path, tree, partial=True)[0]
+  return leaves.by_name(found)
+
+
 def digest_params(directory: str | os.PathLike[str], field: str) -> str:
   """Returns a digest of one field of a finished stage's last state.
 

@@ -93,7 +93,11 @@ def below(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def read_state(
-  path: pathlib.Path, target: Any = None, field: str = ''
+  path: pathlib.Path,
+  target: Any = None,
+  field: str = '',
+  *,
+  partial: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
   """Reads and verifies a checkpoint, or one field of its state.
 
@@ -104,6 +108,8 @@ def read_state(
       nested dicts as saved.
     field: name of the only field to read; 'a/b' is the field `b` of `a`. ''
       for the whole state.
+    partial: whether the state may have leaves that `target` lacks, in nested
+      dicts.
 
   Returns:
     The state or its field, and the meta item.
@@ -121,7 +127,11 @@ def read_state(
     if not saved:
       fields = sorted({name.split('/')[0] for name in meta['leaves']})
       raise UserError(f'{path}: no field {field!r}, only {fields}')
-    item = leaves.nested(saved) if target is None else target
+    item = target
+    if target is None:
+      item = leaves.nested({k: leaves.of_layout(x) for k, x in saved.items()})
+    if partial:
+      saved = {k: x for k, x in saved.items() if k in leaves.by_name(target)}
     leaves.check_layout(f'{path}, {field}' if field else path, saved, item)
     item = abstract(item)
     for name in reversed(parents):

@@ -102,22 +102,22 @@ def check_bits(tree: Any, saved: Mapping[str, int]) -> None:
       raise ValueError(f'the checksum of {name} differs')
 
 
-def nested(saved: Mapping[str, str]) -> dict[str, Any]:
-  """Builds nested dicts of abstract arrays from layouts by name.
+def of_layout(text: str) -> jax.ShapeDtypeStruct:
+  """The abstract array of a layout such as 'float32[2,3]'."""
+  dtype, _, shape = text.removesuffix(']').partition('[')
+  sizes = tuple(int(size) for size in shape.split(',') if size)
+  return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
 
-  `{'a/b': 'float32[2,3]'}` becomes `{'a': {'b': jax.ShapeDtypeStruct(...)}}`.
-  """
+
+def nested(named: Mapping[str, Any]) -> dict[str, Any]:
+  """Builds nested dicts of leaves by name: of 'a/b' `{'a': {'b': ...}}`."""
   tree: dict[str, Any] = {}
-  for name, text in saved.items():
+  for name, leaf in named.items():
     *parents, last = name.split('/')
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
-    dtype, _, shape = text.removesuffix(']').partition('[')
-    node[last] = jax.ShapeDtypeStruct(
-      tuple(int(size) for size in shape.split(',') if size),
-      jnp.dtype(dtype),
-    )
+    node[last] = leaf
   return tree
 
 

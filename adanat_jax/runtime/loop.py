@@ -77,6 +77,7 @@ def run_loop(
   shown: Sequence[str] = ('loss',),
   keep_every: int | None = None,
   best_of: tuple[str, str] | None = None,
+  begin: Callable[[State], State] | None = None,
 ) -> State:
   """Trains from the newest checkpoint, or from `state`, to `num_steps`.
 
@@ -110,6 +111,8 @@ def run_loop(
     shown: the metrics that the progress line shows before others.
     keep_every: see `Checkpointer`.
     best_of: see `Checkpointer`; `complete.json` names the best checkpoint.
+    begin: `initial state -> state to start from`, of the same layout; called
+      only where there is no checkpoint.
 
   Returns:
     The state after `num_steps` steps.
@@ -148,11 +151,17 @@ def run_loop(
         f'{directory}: holds a checkpoint of step {first_step}, but only '
         f'{num_steps} steps are asked for'
       )
+    first = state
     if restored:
-      # The caller's reference would keep it on the devices.
-      for leaf in jax.tree.leaves(state):
+      first = restored.state
+    elif begin is not None:
+      first = begin(state)
+    kept = {*map(id, jax.tree.leaves(first))}
+    # The caller's reference would keep it on the devices.
+    for leaf in jax.tree.leaves(state):
+      if id(leaf) not in kept:
         leaf.delete()
-      state = restored.state
+    state = first
     marked = processes.from_first(
       lambda: read_complete(directory) if is_complete(directory) else None
     )

@@ -117,7 +117,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         f'config.compare.enat.{name}: config.nat has no such field to replace'
       )
   for name in ('nat', 'policy'):
-    if experiment.is_converted(name):
+    if config[name].get('init_from', ''):
       yield (
         f'config.{name}.init_from={config[name].init_from!r} is not allowed in'
         ' mode compare, which trains its networks alike; leave it empty'
@@ -152,7 +152,8 @@ def network_experiment(experiment: Experiment, network: str) -> Experiment:
   for name, stage in _SHARED.items():
     if not experiment.is_converted(name):
       section: Any = functools.reduce(getattr, name.split('.'), result)
-      section.init_from = str(experiment.workdir.absolute() / stage)
+      directory = str(experiment.workdir.absolute() / stage)
+      section.update(init_from=directory, fine_tune=False)
   steps = tuple(sorted(config.compare.num_steps))
   result.search.num_steps = steps
   result.policy.update(num_steps=steps, kinds=('adaptive',))

@@ -23,6 +23,7 @@ from adanat_jax.experiment import (
   named_schedules,
   networks,
   texts,
+  warm_start,
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
@@ -173,6 +174,18 @@ def run(experiment: Experiment) -> None:
     num_steps=section.num_steps,
     frozen=frozen,
     final_figures=figures,
+    begin=warm_start.make(
+      experiment,
+      'nat',
+      {
+        'nat': {
+          # Converted weights are an average alone.
+          'params': ('params', 'ema'),
+          'ema': ('ema', 'params'),
+          'opt_state': ('opt_state',),
+        }
+      },
+    ),
     **options,
   )
 

@@ -28,6 +28,7 @@ from adanat_jax.experiment import (
   reward_network,
   rewards,
   texts,
+  warm_start,
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import agent as agent_lib, policy, ppo
@@ -38,6 +39,24 @@ from adanat_jax.models.discriminator import GROUP_SIZE
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
+
+# What a training may begin with, see `warm_start.make`. A converted
+# discriminator is a checkpoint of its own.
+_DISCRIMINATOR = {
+  'adversary/params': ('adversary/params', 'params'),
+  'adversary/spectral': ('adversary/spectral', 'spectral'),
+  'adversary/opt_state': ('adversary/opt_state',),
+}
+_TAKEN_OVER = {
+  'policy': {
+    'params/actor': ('params/actor',),
+    'params/critic': ('params/critic',),
+    'opt_state': ('opt_state',),
+    'average': ('average', 'params'),
+    **{field: (field,) for field in _DISCRIMINATOR},
+  },
+  'policy.discriminator': _DISCRIMINATOR,
+}
 
 
 def check_config(experiment: Experiment) -> None:
@@ -248,6 +267,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     log_every=section.log_every,
     save_every=section.save_every,
     shown=('reward', 'explained_variance', 'accuracy_held_out', 'entropy'),
+    begin=warm_start.make(experiment, name, _TAKEN_OVER),
     **options,
   )
 

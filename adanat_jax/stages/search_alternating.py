@@ -218,9 +218,8 @@ def _training(
     init_from='',
   )
   if not experiment.is_converted('tokenizer'):
-    result.tokenizer.init_from = str(
-      experiment.workdir.absolute() / 'tokenizer'
-    )
+    tokenizer = str(experiment.workdir.absolute() / 'tokenizer')
+    result.tokenizer.update(init_from=tokenizer, fine_tune=False)
   if not experiment.is_digits:
     result.data.prepared = str(experiment.prepared_directory)
   # Policies were learned for another NAT.

@@ -7,6 +7,7 @@ What is learned, and how: `adanat_jax.learning.vq`, with the adversarial loss of
 from __future__ import annotations
 
 from collections.abc import Iterator
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,7 +16,13 @@ import optax
 
 from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import Examples
-from adanat_jax.experiment import datasets, field_rules, fit, networks
+from adanat_jax.experiment import (
+  datasets,
+  field_rules,
+  fit,
+  networks,
+  warm_start,
+)
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
@@ -143,11 +150,33 @@ def run(experiment: Experiment) -> None:
   network = make_autoencoder(module, shape)
   adversarial = make_adversarial_loss(experiment, shape)
   init_key, step_key = jax.random.split(experiment.key('tokenizer'))
+  begin = warm_start.make(
+    experiment,
+    'tokenizer',
+    {
+      'tokenizer': {
+        field: (field,)
+        for field in (
+          *('params', 'opt_state', 'code_counts'),
+          *('adversary/params', 'adversary/opt_state'),
+        )
+      }
+    },
+  )
+  share = section.batch_size * experiment.num_tokens / section.codebook_size
+
+  def begin_with_codes(state: vq.TokenizerState) -> vq.TokenizerState:
+    assert begin is not None
+    # As at the end of a warm-up, which is left out.
+    counts = share * state.code_counts
+    return vq.with_sums(begin(dataclasses.replace(state, code_counts=counts)))
+
+  warmup = 0.0 if begin else section.warmup_fraction
   train_step = vq.make_train_step(
     network,
     optimizer,
     key=step_key,
-    warmup_steps=int(section.warmup_fraction * section.num_steps),
+    warmup_steps=int(warmup * section.num_steps),
     commitment=section.commitment,
     codebook_decay=section.codebook_decay,
     max_shift=section.max_shift,
@@ -177,4 +206,5 @@ def run(experiment: Experiment) -> None:
     evaluate_every=section.evaluate_every,
     best_of=('eval/error' if evaluated else 'loss', 'min'),
     final_figures=lambda state: rebuilding.figures(state.params, splits),
+    begin=begin_with_codes if begin else None,
   )
