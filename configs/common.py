@@ -173,6 +173,12 @@ def get_config() -> ml_collections.ConfigDict:
   # False trains and samples without the unconditional pass, at half the cost:
   # the policy then chooses three numbers.
   policy.guided = True
+  # Which of the four values the policy chooses, AdaNAT's --upd_set; the others
+  # are those of policy.residual's schedule at each step.
+  policy.learned = (
+    *('mask_ratio', 'masking_temperature', 'sampling_temperature'),
+    'guidance_scale',
+  )
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
   # 'study' compares schedules on the digits, 'published' measures policies as

@@ -208,6 +208,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   ppo.std_schedule = placeholder(str)
   ppo.std_decay = placeholder(float)
   ppo.std_decay_steps = placeholder(tuple)
+  # Four initial deviations in place of initial_std, in the order of
+  # policy.learned's default. All fall to the same final_std.
+  ppo.std_per_action = placeholder(tuple)
   # Of rewards, a step; 1.0 as published.
   ppo.discount = placeholder(float)
   # The schedule of a zero action, where policies start: 'maskgit' (unguided),

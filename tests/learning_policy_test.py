@@ -68,7 +68,7 @@ def zeros_share(images, condition, key):
   return (images == 0).mean(-1)
 
 
-def train(problem, reward, actor_critic=linear):
+def train(problem, reward, actor_critic=linear, learned=actions.NAMES):
   """Trains a policy that starts from nothing; returns it and its history."""
   train_step = policy.make_train_step(
     problem,
@@ -80,6 +80,7 @@ def train(problem, reward, actor_critic=linear):
     batch_size=B,
     num_iterations=NUM_ITERATIONS,
     fresh_rollouts=False,
+    learned=learned,
   )
   state = policy.initial_state(initial_params(), CONFIG)
   state, history = jit(
@@ -89,7 +90,10 @@ def train(problem, reward, actor_critic=linear):
       jnp.arange(NUM_ITERATIONS),
     )
   )(state)
-  return Agent(state.params, actions.no_residual(T), actor_critic), history
+  agent = Agent(
+    state.params, actions.no_residual(T), actor_critic, learned=learned
+  )
+  return agent, history
 
 
 def evaluate(problem, agent, reward):
@@ -248,6 +252,44 @@ class LearningTest(absltest.TestCase):
     self.assertEqual(history['committed'].shape, (NUM_ITERATIONS, T))
     np.testing.assert_allclose(
       history['exploration_std'][jnp.array([0, -1])], [0.6, 0.2], rtol=1e-5
+    )
+
+  def test_some_values_are_learned_and_others_follow_the_schedule(self):
+    problem = problem_of(
+      lambda tokens, condition: jnp.zeros((*tokens.shape, K)).at[..., 0].set(1)
+    )
+    agent, history = train(
+      problem, zeros_share, learned=('sampling_temperature',)
+    )
+    value, trajectory = evaluate(problem, agent, zeros_share)
+    self.assertGreater(value, 0.9)
+    schedule = actions.values_from_action(
+      jnp.zeros(4), actions.no_residual(T)[0]
+    )
+    for name, expected in schedule.by_name().items():
+      found = getattr(trajectory.values, name)
+      if name == 'sampling_temperature':
+        self.assertLess(float(found.max()), 0.45)
+        self.assertGreater(float(history[f'{name}_std'].min()), 0.01)
+        continue
+      # Never explored, and never learned.
+      np.testing.assert_array_equal(found, jnp.full_like(found, expected))
+      np.testing.assert_allclose(history[f'{name}_std'], 0, atol=1e-6)
+    table, line = agent.params['table'], agent.params['line']
+    np.testing.assert_array_equal(table[:, np.array([0, 1, 3])], 0)
+    np.testing.assert_array_equal(line[np.array([0, 1, 3])], 0)
+
+  def test_what_is_not_learned_is_not_taken_from_a_network(self):
+    # As of one that had learned all four.
+    params = initial_params() | {'line': jnp.full(5, 0.7)}
+    agent = Agent(
+      params, actions.no_residual(T), linear, learned=('mask_ratio',)
+    )
+    problem = problem_of(lambda tokens, _: jnp.zeros((*tokens.shape, K)))
+    _, trajectory = evaluate(problem, agent, zeros_share)
+    np.testing.assert_array_equal(trajectory.aux.action[..., 1:], 0)
+    np.testing.assert_allclose(
+      np.unique(trajectory.aux.action[..., 0]), [-0.7, 0.7], rtol=1e-6
     )
 
   def test_few_tokens_first(self):

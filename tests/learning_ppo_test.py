@@ -202,6 +202,56 @@ class HandComputedTest(parameterized.TestCase):
       self.assertAlmostEqual(float(got), std, 6)
       self.assertAlmostEqual(float(traced(jnp.int32(iteration))), std, 6)
 
+  def test_exploration_of_each_action(self):
+    stds = (0.6, 0.4, 0.2, 0.1)
+    paper = dataclasses.replace(ppo.PAPER, std_per_action=stds)
+    # Each is the one that it would be as the only one.
+    for config in (paper, dataclasses.replace(ppo.OURS, std_per_action=stds)):
+      for iteration in (0, 300, 499, 500, 999):
+        expected = [
+          ppo.exploration_std(
+            iteration,
+            1000,
+            dataclasses.replace(config, std_per_action=(), initial_std=std),
+          )
+          for std in stds
+        ]
+        np.testing.assert_allclose(
+          ppo.exploration_std(jnp.int32(iteration), 1000, config),
+          expected,
+          rtol=1e-6,
+        )
+    np.testing.assert_allclose(
+      ppo.exploration_std(500, 1000, paper), [0.3, 0.1, 0.1, 0.1], rtol=1e-6
+    )
+
+  def test_the_loss_with_a_deviation_for_each_action(self):
+    random = np.random.default_rng(0)
+    mean = jnp.float32(random.normal(size=(T, B, A)))
+    rollout = make_rollout(weights=ppo.action_weights(T, drop_dead=True))
+    loss = functools.partial(
+      ppo.ppo_loss, mean, rollout.values, rollout, constants=ppo.PAPER
+    )
+    one, several = loss(0.5)[1], loss(jnp.full(A, 0.5))[1]
+    for name, value in one.items():
+      np.testing.assert_allclose(several[name], value, rtol=1e-5)
+    # The entropy is the sum over entries that count: 1 of a step less twice.
+    stds = np.float32([0.6, 0.4, 0.2, 0.1])
+    each = 0.5 * np.log(2 * np.pi * np.e) + np.log(stds)
+    found = loss(jnp.asarray(stds))[1]['entropy']
+    self.assertAlmostEqual(
+      float(found), (T * each.sum() - each[:2].sum()) / T, 5
+    )
+    # The density is the product of the entries' own.
+    action, at = rollout.actions[0, 0], mean[0, 0]
+    density = sum(
+      float(gaussian_log_prob(action[i : i + 1], at[i : i + 1], stds[i]))
+      for i in range(A)
+    )
+    self.assertAlmostEqual(
+      float(gaussian_log_prob(action, at, jnp.asarray(stds))), density, 3
+    )
+
   def test_explained_variance(self):
     # Var R = 1.25; R - V = [0, 0, 0, 1] has variance 3 / 16: 1 - 0.15.
     rollout = make_rollout()
@@ -277,7 +327,7 @@ class UpdateTest(parameterized.TestCase):
   @parameterized.parameters(jnp.float32, jnp.bfloat16)
   def test_first_ratios_are_one(self, dtype):
     agent = Agent(table_params(), jnp.zeros((T, A)), table_actor_critic)
-    weights = ppo.action_weights(T, A, drop_dead=True)
+    weights = ppo.action_weights(T, drop_dead=True)
     trajectory = jit(lambda a: collect(a, 0.5, weights, dtype))(agent)
     self.assertEqual(trajectory.features.dtype, dtype)
 
@@ -303,7 +353,7 @@ class UpdateTest(parameterized.TestCase):
     rollout = make_rollout(log_probs=jnp.full((T, B), -6.0))
     gradients = {}
     for drop in (True, False):
-      weights = ppo.action_weights(T, A, drop)
+      weights = ppo.action_weights(T, drop)
       loss = lambda mean, weights=weights: ppo.ppo_loss(
         mean, rollout.values, rollout.replace(weights=weights), 2.0, ppo.PAPER
       )[0]
@@ -313,8 +363,16 @@ class UpdateTest(parameterized.TestCase):
     self.assertTrue((gradients[False] > 0).all())
 
   def test_guidance_is_dead_where_nothing_is_guided(self):
-    weights = ppo.action_weights(3, A, True, guided=False)
+    weights = ppo.action_weights(3, True, guided=False)
     np.testing.assert_array_equal(weights, [[1, 1, 1, 0]] * 2 + [[0, 0, 1, 0]])
+
+  def test_what_is_not_learned_is_dead(self):
+    learned = ('sampling_temperature', 'mask_ratio')
+    for drop, last in ((False, [1, 0, 1, 0]), (True, [0, 0, 1, 0])):
+      np.testing.assert_array_equal(
+        ppo.action_weights(3, drop, learned=learned),
+        [[1, 0, 1, 0]] * 2 + [last],
+      )
 
   def test_dead_actions_do_not_change_the_image(self):
     # The residual's entries: mask ratio, masking temperature, the other two.

@@ -42,7 +42,10 @@ def make_generator():
   features = jnp.zeros((1, 64, generator.nat.width))
   params = random_weights.random_variables(actor, features, 0)['params']
   residual = jnp.arange(12.0).reshape(3, 4) / 7
-  agent = Agent({'actor': params}, residual, PolicyNetworks(actor), 0.25)
+  learned = ('mask_ratio', 'sampling_temperature')
+  agent = Agent(
+    {'actor': params}, residual, PolicyNetworks(actor), 0.25, learned=learned
+  )
   mine = Schedule(
     'mine', tables.hand_made(2), False, step.MASKGIT, 'my table', 'a note'
   )

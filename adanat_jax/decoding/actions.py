@@ -17,7 +17,12 @@ import jax.numpy as jnp
 
 from adanat_jax.types import Array, PolicyValues
 
-NUM_ACTIONS = 4
+# The values that the entries of an action stand for.
+NAMES = (
+  *('mask_ratio', 'masking_temperature', 'sampling_temperature'),
+  'guidance_scale',
+)
+NUM_ACTIONS = len(NAMES)
 
 
 def inverse_softplus(x: Array) -> Array:
@@ -87,6 +92,11 @@ def smooth(
   """
   mixed = smoothing * before + (1 - smoothing) * action
   return jnp.where(step == 0, action, mixed)
+
+
+def chosen(learned: tuple[str, ...]) -> Array:
+  """1 for the entries of an action that are `learned`, else 0: float32[A]."""
+  return jnp.array([float(name in learned) for name in NAMES])
 
 
 def values_from_action(action: Array, residual: Array) -> PolicyValues:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import os
 
+from adanat_jax.decoding.actions import NAMES
 from adanat_jax.experiment import config as config_lib, fields
 from adanat_jax.experiment.fields import (
   Config,
@@ -224,6 +225,7 @@ _SHARED: Mapping[str, Rule] = {
     fine_tune=boolean,
     smoothing=between(0.0, 1.0, below_high=True),
     guided=boolean,
+    learned=some_of(choice(*NAMES)),
     rollout_size=integer(0, 2**20),
     rollout_features=choice('store', 'recompute'),
     rollout_dtype=choice('float32', 'bfloat16'),
@@ -248,6 +250,9 @@ _SHARED: Mapping[str, Rule] = {
     std_schedule=optional(choice('linear', 'steps')),
     std_decay=optional(between(0.0, 100.0)),
     std_decay_steps=optional(some_of(integer(1, 10**8))),
+    std_per_action=optional(
+      tuple_of(between(0.0, 100.0, above_low=True), length=len(NAMES))
+    ),
     discount=optional(between(0.0, 1.0)),
   ),
   **_section(

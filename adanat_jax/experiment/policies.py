@@ -86,12 +86,13 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
 
 
 def acting(experiment: Experiment) -> dict[str, Any]:
-  """How policies act: the `smoothing` and `guided` of an `Agent`."""
+  """How policies act: `smoothing`, `guided` and `learned` of an `Agent`."""
   section = experiment.config.policy
   # Configs of older versions have no such fields.
   return {
     'smoothing': section.get('smoothing', 0.0),
     'guided': section.get('guided', True),
+    'learned': tuple(section.get('learned', actions.NAMES)),
   }
 
 

@@ -15,6 +15,7 @@ import uuid
 
 import ml_collections
 
+from adanat_jax.decoding.actions import NAMES
 from adanat_jax.errors import UserError, printable
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
@@ -57,11 +58,13 @@ ADDED_FIELDS = {
   'nat.max_gradient_norm': 0.0,
   'policy.smoothing': 0.0,
   'policy.guided': True,
+  'policy.learned': NAMES,
   'policy.discriminator.loss': 'logistic',
   **dict.fromkeys(
     (
       *('policy.ppo.std_schedule', 'policy.ppo.std_decay'),
-      *('policy.ppo.std_decay_steps', 'policy.ppo.discount'),
+      *('policy.ppo.std_decay_steps', 'policy.ppo.std_per_action'),
+      'policy.ppo.discount',
     )
   ),
 }

@@ -33,7 +33,7 @@ def gaussian_log_prob(
   Args:
     action: float32[..., A].
     mean: float32[..., A].
-    std: standard deviation of every entry.
+    std: standard deviation of every entry, or float32[A].
     weights: float32[A] or broadcastable; entries of weight 0 do not count.
 
   Returns:
@@ -56,6 +56,8 @@ class Agent:
       the raw action: smoothing belongs to the environment.
     guided: whether it was trained with the unconditional pass, which its
       guidance needs.
+    learned: which of `actions.NAMES` it chooses; the others are those of the
+      residual's schedule.
   """
 
   params: Any
@@ -63,6 +65,9 @@ class Agent:
   actor_critic: ActorCritic = struct.field(pytree_node=False)
   smoothing: float = struct.field(pytree_node=False, default=0.0)
   guided: bool = struct.field(pytree_node=False, default=True)
+  learned: tuple[str, ...] = struct.field(
+    pytree_node=False, default=actions_lib.NAMES
+  )
 
   @property
   def num_steps(self) -> int:
@@ -81,7 +86,8 @@ class Agent:
     """The policy, whose aux is `PolicyAux`.
 
     Args:
-      std: of the exploration; None takes the mean action, as at inference.
+      std: of the exploration, float32[] or one for each entry, float32[A]; None
+        takes the mean action, as at inference.
       weights: float32[T, A], which entries count; None for all.
     """
 
@@ -98,6 +104,8 @@ class Agent:
         action = mean + std * normal
         counted = 1.0 if weights is None else weights[step]
         log_prob = gaussian_log_prob(action, mean, std, counted)
+      if self.learned != actions_lib.NAMES:
+        action = action * actions_lib.chosen(self.learned)
       taken = action
       if self.smoothing:
         carry = taken = actions_lib.smooth(step, carry, action, self.smoothing)

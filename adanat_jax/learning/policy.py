@@ -307,6 +307,7 @@ def make_train_step(
   rollouts: RolloutConfig = RolloutConfig(),
   ema_decay: float = 0.0,
   smoothing: float = 0.0,
+  learned: tuple[str, ...] = actions.NAMES,
 ) -> Callable[..., tuple[PolicyState, Any]]:
   """Returns `(state, real batch, iteration, prompts) -> (state, metrics)`.
 
@@ -326,14 +327,15 @@ def make_train_step(
     rollouts: how trajectories are collected and kept.
     ema_decay: of the moving average, see `decay_at`; 0.0 keeps none.
     smoothing: of actions, see `Agent`.
+    learned: which values are chosen, see `Agent`.
   """
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(constants)
   weights = ppo.action_weights(
     num_steps,
-    actions.NUM_ACTIONS,
     constants.drop_dead_actions,
     guided=problem.is_guided,
+    learned=learned,
   )
 
   def train_step(
@@ -348,7 +350,7 @@ def make_train_step(
     )
     std = ppo.exploration_std(iteration, num_iterations, constants)
     make_agent = lambda params: agent_lib.Agent(
-      params, residual, actor_critic, smoothing
+      params, residual, actor_critic, smoothing, learned=learned
     )
     decode = functools.partial(
       collect,

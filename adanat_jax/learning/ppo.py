@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adanat_jax.decoding import actions
 from adanat_jax.learning.agent import ActorCritic, gaussian_log_prob
 from adanat_jax.runtime import batch_parts
 from adanat_jax.types import Array
@@ -61,6 +62,9 @@ class PPOConfig:
   std_schedule: str = 'steps'  # or 'linear' over the configured iterations
   std_decay: float = 0.3  # taken off at each of `std_decay_steps` (`steps`)
   std_decay_steps: tuple[int, ...] = (500,)  # from these iterations on
+  # Of each entry of the action, in place of `initial_std`; empty for one. The
+  # rest of the `std_*` fields is the same for all.
+  std_per_action: tuple[float, ...] = ()
 
 
 PAPER = PPOConfig()
@@ -96,10 +100,16 @@ def gaussian_entropy(std: Array | float, num_entries: Array | int) -> Array:
 
 
 def action_weights(
-  num_steps: int, num_actions: int, drop_dead: bool, guided: bool = True
+  num_steps: int,
+  drop_dead: bool,
+  guided: bool = True,
+  learned: tuple[str, ...] = actions.NAMES,
 ) -> Array:
-  """Which action entries count, float32[T, A]: see `drop_dead_actions`."""
-  weights = jnp.ones((num_steps, num_actions))
+  """Which action entries count, float32[T, A].
+
+  Those that are not `learned` never do; see `drop_dead_actions`.
+  """
+  weights = jnp.tile(actions.chosen(learned), (num_steps, 1))
   if not drop_dead:
     return weights
   weights = weights.at[-1, :2].set(0.0)
@@ -125,20 +135,23 @@ def standardise(returns: Array) -> Array:
 def exploration_std(
   iteration: Array | int, total: int, constants: PPOConfig
 ) -> Array:
-  """Standard deviation of the exploration, float32[].
+  """Standard deviation of the exploration, float32[]; [A] if one per entry.
 
   It depends on the iteration, counted from 0, the configured total and the
   `std_*` fields alone.
   """
   iteration = jnp.asarray(iteration)
+  initial: Array | float = constants.initial_std
+  if constants.std_per_action:
+    initial = jnp.array(constants.std_per_action, jnp.float32)
   if constants.std_schedule == 'linear':
     done = iteration / max(total - 1, 1)
-    fall = constants.final_std - constants.initial_std
-    return constants.initial_std + done * fall
+    return initial + done * (constants.final_std - initial)
   steps = jnp.array(constants.std_decay_steps)
   passed = (iteration[..., None] >= steps).sum(-1)
-  std = constants.initial_std - constants.std_decay * passed
-  return jnp.maximum(std, constants.final_std)
+  return jnp.maximum(
+    initial - constants.std_decay * passed, constants.final_std
+  )
 
 
 def ppo_loss(
@@ -154,7 +167,8 @@ def ppo_loss(
     mean: float32[T, B, A], the actor's means now.
     values: float32[T, B], the critic's estimates now.
     rollout: the batch.
-    std: exploration standard deviation with which it was collected.
+    std: exploration standard deviation with which it was collected, float32[]
+      or [A].
     constants: of PPO.
   """
   chex.assert_equal_shape([values, rollout.returns, rollout.log_probs])
@@ -167,7 +181,10 @@ def ppo_loss(
   clipped = jnp.clip(ratio, low, high)
   surrogate = -jnp.minimum(ratio * advantages, clipped * advantages).mean()
   value_loss = jnp.mean((values - rollout.returns) ** 2)
-  entropy = gaussian_entropy(std, rollout.weights.sum(-1)).mean()
+  if jnp.ndim(std):
+    entropy = gaussian_entropy(std, rollout.weights).sum(-1).mean()
+  else:
+    entropy = gaussian_entropy(std, rollout.weights.sum(-1)).mean()
   loss = (
     surrogate
     + constants.value_coefficient * value_loss

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from adanat_jax.decoding import tables
+from adanat_jax.decoding import actions, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import StepOptions
 from adanat_jax.errors import UserError, printable, shown
@@ -54,7 +54,12 @@ _SHAPE = {
   'class_names': [str],
   'networks': {str: {'class': str, 'arguments': dict, 'sha256': str}},
   'policies': {
-    str: {'residual': [[float]], 'smoothing': float, 'guided?': bool}
+    str: {
+      'residual': [[float]],
+      'smoothing': float,
+      'guided?': bool,
+      'learned?': [str],
+    }
   },
   'schedules': {
     str: {
@@ -151,8 +156,10 @@ def load(path: pathlib.Path) -> Generator:
       jnp.float32(residual),
       PolicyNetworks(actor),
       entry['smoothing'],
-      # Folders of the first version are of guided policies, and do not say so.
+      # Folders of the first version are of guided policies that choose all
+      # values, and do not say so.
       entry.get('guided', True),
+      tuple(entry.get('learned', actions.NAMES)),
     )
   encoder = null_condition = None
   if nat.text_width is not None:
@@ -400,6 +407,7 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
         'residual': agent.residual,
         'smoothing': agent.smoothing,
         'guided': agent.guided,
+        'learned': list(agent.learned),
       }
       for steps, agent in generator.agents.items()
     },

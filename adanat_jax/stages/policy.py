@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from adanat_jax.decoding import actions
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import (
   adversarial_reward,
@@ -103,6 +104,11 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         f'config.policy.rewards holds {name}, which is for the digits alone;'
         f' give adversarial for config.data.source={config.data.source}'
       )
+  if section.residual == 'none' and len(section.learned) < len(actions.NAMES):
+    yield (
+      f'config.policy.learned={tuple(section.learned)} leaves the other values'
+      ' to config.policy.residual, which is none: give published or maskgit'
+    )
   if section.iterate == 'best' and not section.evaluate_every:
     yield (
       'config.policy.iterate=best needs measurements to choose by; set'
@@ -228,6 +234,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
       ),
       ema_decay=section.ema_decay,
       smoothing=acting['smoothing'],
+      learned=acting['learned'],
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     return step(state, batch.get('real'), iteration, prompts)
