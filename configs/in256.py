@@ -25,10 +25,17 @@ autonat_large uses AutoNAT's searched schedule. Presets:
                           not fit its networks
   configs/in256.py:tiny   the published recipe, small, on the digits, from
                           nothing: every stage in minutes
+  configs/in256.py:autonat
+                          AutoNAT: mode `search` with the published constants,
+                          on the same NAT
+  configs/in256.py:autonat_tiny
+                          the same on the digits, small: modes `tokenizer`,
+                          `nat` and `search` in minutes
 
 digits.py and common.py explain the fields not explained here. Sources:
 LeapLabTHU/AdaNAT configs/imagenet_256_AdaNAT_L.yaml, train.py and README;
-LeapLabTHU/ImprovedNAT configs/AutoNAT_L.yaml, train.py and README, for the NAT.
+LeapLabTHU/ImprovedNAT configs/AutoNAT_L.yaml, train.py and README, for the NAT
+and the search.
 """
 
 import pathlib
@@ -38,14 +45,14 @@ from ml_collections.config_dict import placeholder
 
 from adanat_jax.experiment import config as config_lib
 
-PRESETS = ('default', 'mini', 'tiny')
+PRESETS = ('default', 'mini', 'tiny', 'autonat', 'autonat_tiny')
 
 _DIGITS = pathlib.Path(__file__).with_name('digits.py')
 
 
 def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   """The configuration of a preset; every field can be overridden by a flag."""
-  tiny = preset == 'tiny'
+  tiny = preset.endswith('tiny')
   config = config_lib.load(f'{_DIGITS}:tiny' if tiny else str(_DIGITS))
   config.unlock()
   set_recipe(config)
@@ -54,6 +61,10 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     set_networks(config)
   if preset == 'mini':
     shrink(config)
+  if preset.startswith('autonat'):
+    set_search(config)
+  if preset == 'autonat_tiny':
+    shrink_search(config)
   return config
 
 
@@ -259,6 +270,59 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
 
   config.sample.classes = (207, 360, 387, 974)
   config.sample.images_per_class = 1
+
+
+def set_search(config: ml_collections.ConfigDict) -> None:
+  """Sets AutoNAT's search of a generation strategy, step (a) of its two.
+
+  Step (b), which searches the law of mask ratios in turn with it, is not in the
+  released code; what it found, Beta(12, 3), is in `set_recipe`.
+  """
+  config.mode = 'search'
+  search = config.search
+  # ImprovedNAT train.py, class DisPatcher: T = 8, so 7 + 7 + 8 + 8 numbers.
+  search.num_steps = (8,)
+  search.start = 'published'
+  search.rounds = 0
+  search.repetitions = 1
+  search.optimizers = ('finite_differences',)
+  # New classes and noise for each evaluation.
+  search.common_noise = ('off',)
+  # max_upd: 100 updates of 31 evaluations, and the point where they end.
+  search.evaluations = 3101
+  # eval_n.
+  search.num_samples = 50_000
+  # Finite differences, rates and momentum; its --clip_grad is off by default.
+  search.descent.update(
+    ratio_difference=0.01,
+    other_difference=0.1,
+    ratio_rate=1e-3,
+    other_rate=0.1,
+    momentum=0.5,
+    clip_gradient=0.0,
+  )
+  # Our choice: the original only logs the lowest distance that it saw.
+  search.fresh_seeds = 1
+  search.fresh_samples = 50_000
+  config.evaluate.labels = 'uniform'
+  # test_bsz, of each GPU.
+  config.evaluate.batch_size = 125
+  # No policy is trained.
+  config.evaluate.policies = ('autonat_large',)
+  config.sample.policy = 'autonat_large'
+
+
+def shrink_search(config: ml_collections.ConfigDict) -> None:
+  """Makes the search small: two updates for T = 2, of 16 tokens."""
+  search = config.search
+  search.num_steps = (2,)
+  search.evaluations = 15
+  search.num_samples = search.fresh_samples = 100
+  # About as many tokens of 16 as 0.01 of 256 are.
+  search.descent.ratio_difference = 0.16
+  config.evaluate.batch_size = 100
+  # Needs no network that measures.
+  config.evaluate.network = 'pixels'
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:

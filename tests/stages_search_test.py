@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax import main
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
+  config as config_lib,
   named_schedules,
   networks,
   workdir as workdir_lib,
@@ -277,6 +279,82 @@ class StageTest(parameterized.TestCase):
       self.assertRaisesRegex(UserError, 'evaluation 0 is nan'),
     ):
       self.search(tiny_config())
+
+  def test_autonats_search_as_published(self):
+    config = configs.load(
+      'in256.py:autonat',
+      {
+        'nat.init_from': 'nat',
+        'tokenizer.init_from': 'vqgan',
+        'evaluate.inception.init_from': 'inception',
+        # Whether it can be read, the run finds out.
+        'evaluate.statistics': __file__,
+      },
+    )
+    self.assertEqual(main._names_of_stages(config), ('search',))
+    experiment = Experiment(config, 'unused')
+    search.check_config(experiment)
+    (which,) = search_common.of(experiment)
+    self.assertEqual(
+      which, search_common.Search(8, 'finite_differences', 'off', 0)
+    )
+    # An evaluation has noise of its own.
+    self.assertLen({which.seed(i) for i in range(3101)}, 3101)
+    section = config.search
+    self.assertEqual(
+      schedule_search.Descent(**section.descent),
+      schedule_search.Descent(0.01, 0.1, 1e-3, 0.1, 0.5, 0.0),
+    )
+    first = search_common.first_point(experiment, 8)
+    steps = np.arange(1, 9)
+    np.testing.assert_allclose(
+      first,
+      [
+        *np.cos(np.pi / 2 * steps[:-1] / 8),
+        *(1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25),
+        *[1.0] * 8,
+        *steps / 8,
+      ],
+    )
+    # 100 updates, and where they end: 155 million images.
+    self.assertEqual(section.evaluations, 100 * (len(first) + 1) + 1)
+    self.assertEqual(section.evaluations * section.num_samples, 155_050_000)
+    self.assertEqual(config.evaluate.labels, 'uniform')
+    self.assertEqual(
+      (config.nat.mask_ratio, config.nat.beta), ('beta', (12, 3))
+    )
+
+  def test_autonats_search_in_little(self):
+    config = configs.load(
+      'in256.py:autonat_tiny',
+      search__num_samples=24,
+      search__fresh_samples=24,
+      evaluate__batch_size=24,
+      tensorboard=False,
+    )
+    published = configs.load('in256.py:autonat').search
+    # Sizes, and the difference that 16 tokens need.
+    apart = {
+      name
+      for name, value in config_lib.fields(config.search)
+      if dict(config_lib.fields(published))[name] != value
+    }
+    self.assertEqual(
+      apart,
+      {
+        *('num_steps', 'evaluations', 'num_samples', 'fresh_samples'),
+        *('training_steps', 'descent.ratio_difference'),
+      },
+    )
+    self.search(config)
+    directory = self.workdir / 'search/T2-finite_differences-off-0'
+    rows = metric_writer.read_metrics(directory)
+    self.assertLen(rows, 2 * 7 + 1)
+    results = files.read_json(directory / 'results.json')
+    self.assertEqual(
+      results['tables']['last']['searched']['guidance_scale'],
+      rows[-1]['guidance_scale'],
+    )
 
   def test_a_workdir_takes_another_search(self):
     workdir_lib.claim(self.workdir, tiny_config(), {})
