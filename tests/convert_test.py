@@ -5,6 +5,7 @@ from flax import serialization, traverse_util
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 from safetensors.numpy import save_file
 
 from adanat_jax.convert import (
@@ -178,6 +179,62 @@ class ConvertTest(CommandLineTest):
     self.assertIn('no published network of this size', said)
     self.assertIn('AdaNAT-L', kinds.release_of(193_655_297))
     self.assertIn('discriminator', kinds.release_of(10_285_440))
+
+  def moments(self, arrays):
+    """Torch's Adam of weights, in their order, of numbers made of these."""
+    rows = {
+      2 * number: {
+        'step': np.float32(35).reshape(1),
+        'exp_avg': 2 * x,
+        'exp_avg_sq': x**2,
+      }
+      for number, x in enumerate(arrays.values())
+    }
+    return {'state': rows, 'param_groups': [{'lr': 1e-5}]}
+
+  @parameterized.parameters('policy', 'discriminator')
+  def test_optimizers_come_with_the_weights(self, kind):
+    if kind == 'policy':
+      held, name = adanat_checkpoint(), 'optimizer'
+      trained = weights_of('policy_shared')
+    else:
+      held, name = discriminator_checkpoint(), 'd_optimizer'
+      trained = {
+        key: x
+        for key, x in weights_of('projdisc_class_shared').items()
+        if not key.endswith(('weight_u', 'weight_v'))
+        and not key.startswith('dino.')
+      }
+    held[name] = self.moments(trained)
+    torch_files.save_zip(self.folder / 'p.pth', held)
+    said = self.convert(kind, self.folder / 'p.pth')
+    self.assertIn(f'{name}: Adam after 35 updates', said)
+    params = checkpoint.load_params(self.output, 'params')
+    state = optax.adam(0.1).init(params)
+    found = checkpoint.load_params(self.output, 'opt_state', state)
+    self.assertEqual(int(found[0].count), 35)
+    for moments, of in (
+      (found[0].mu, lambda x: 2 * x),
+      (found[0].nu, lambda x: x * x),
+    ):
+      jax.tree.map(
+        np.testing.assert_array_equal, moments, jax.tree.map(of, params)
+      )
+
+  @parameterized.parameters('fewer', 'order', 'numbers')
+  def test_another_optimizer_is_left_out(self, what):
+    held, trained = adanat_checkpoint(), weights_of('policy_shared')
+    if what == 'order':
+      trained = dict(reversed(trained.items()))
+    held['optimizer'] = optimizer = self.moments(trained)
+    if what == 'fewer':
+      del optimizer['state'][4]
+    if what == 'numbers':
+      optimizer['state'][4]['exp_avg'] = 'none'
+    torch_files.save_zip(self.folder / 'p.pth', held)
+    said = self.convert('policy', self.folder / 'p.pth')
+    self.assertIn('optimizer is left out: it is not Adam of these', said)
+    self.assertNotIn('opt_state', str(checkpoint.read_layouts(self.output)))
 
   def test_absurd_steps_are_not_said(self):
     held = {**adanat_checkpoint(), 'global_step': 1 << 20_000}

@@ -12,6 +12,9 @@ import contextlib
 import dataclasses
 from typing import Any
 
+import numpy as np
+import optax
+
 from adanat_jax.convert import (
   clip,
   discriminator,
@@ -190,6 +193,45 @@ def _steps(value: Any) -> tuple[str, ...]:
   return (', '.join(said),) if said else ()
 
 
+def _adam(
+  value: Any, entry: str, arrays: Arrays, to_ours: Callable[[Arrays], Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """The state of torch's Adam, as a field of ours, and what is said of it.
+
+  Args:
+    value: what the file holds.
+    entry: where its state is.
+    arrays: the parameters that it trained, in the order of their network. Torch
+      numbers them so, and leaves those out that had no gradient.
+    to_ours: makes our tree of arrays by those keys.
+  """
+  found = value.get(entry) if isinstance(value, Mapping) else None
+  rows = found.get('state') if isinstance(found, Mapping) else None
+  if not isinstance(rows, Mapping) or not rows:
+    return {}, ()
+  try:
+    ordered = [rows[index] for index in sorted(rows)]
+    means, squares = (
+      dict(zip(arrays, (row[name] for row in ordered), strict=True))
+      for name in ('exp_avg', 'exp_avg_sq')
+    )
+    count = int(np.asarray(ordered[0]['step']).reshape(()))
+    alike = all(
+      np.shape(x[key]) == np.shape(arrays[key])
+      for x in (means, squares)
+      for key in arrays
+    )
+  except (KeyError, TypeError, ValueError):
+    alike = False
+  if not alike:
+    return {}, (f'{entry} is left out: it is not Adam of these weights',)
+  adam = optax.ScaleByAdamState(
+    np.asarray(count, np.int32), to_ours(means), to_ours(squares)
+  )
+  state = {'opt_state': (adam, optax.EmptyState())}
+  return state, (f'{entry}: Adam after {count} updates',)
+
+
 def _policy(value: Any, entry: str) -> Converted:
   found = entries.find(value, (), entry)
   arrays = found.arrays
@@ -204,8 +246,19 @@ def _policy(value: Any, entry: str) -> Converted:
   with _saying(found):
     for name, weights in networks.items():
       params[name] = policy.FAMILY.to_ours(weights, policy.infer(weights))
-  said = (*found.notes, form, *_steps(value))
-  return Converted({'params': params}, params['actor'], said)
+
+    def to_ours(moments: Arrays) -> Any:
+      return {
+        name: policy.FAMILY.to_ours(
+          layout.subset(moments, f'policy_old.{name}.'), policy.infer(weights)
+        )
+        for name, weights in networks.items()
+      }
+
+    trained = {k: x for k, x in arrays.items() if k.startswith('policy_old.')}
+    adam, notes = _adam(value, 'optimizer', trained, to_ours)
+  said = (*found.notes, form, *notes, *_steps(value))
+  return Converted({'params': params, **adam}, params['actor'], said)
 
 
 def _policy_back(state: Mapping[str, Any]) -> Arrays:
@@ -232,10 +285,24 @@ def _discriminator(value: Any, entry: str) -> Converted:
     trunk = layout.subset(found.arrays, discriminator.TRUNK_PREFIX)
     if trunk:
       state['trunk'] = vit.FAMILY.to_ours(trunk, vit.infer(trunk, num_heads=1))
+    vectors = {k: x for k, x in found.arrays.items() if k[-2:] in ('_u', '_v')}
+    trained = {
+      key: x
+      for key, x in found.arrays.items()
+      if key not in vectors and not key.startswith(discriminator.TRUNK_PREFIX)
+    }
+    adam, notes = _adam(
+      value,
+      'd_optimizer',
+      trained,
+      lambda moments: discriminator.FAMILY.to_ours(
+        {**vectors, **moments}, module
+      )['params'],
+    )
   parts = 'with' if trunk else 'without'
   note = f'{num_heads} heads, {parts} the DINO trunk'
-  said = (*found.notes, note, *_steps(value))
-  return Converted(state, state['params'], said)
+  said = (*found.notes, note, *notes, *_steps(value))
+  return Converted({**state, **adam}, state['params'], said)
 
 
 def _discriminator_back(state: Mapping[str, Any]) -> Arrays:

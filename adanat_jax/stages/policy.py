@@ -43,12 +43,12 @@ from adanat_jax.types import Array
 
 # What a training may begin with, see `warm_start.make`. A converted
 # discriminator is a checkpoint of its own.
-_DISCRIMINATOR = {
+_DISCRIMINATOR: dict[str, tuple[str, ...]] = {
   'adversary/params': ('adversary/params', 'params'),
   'adversary/spectral': ('adversary/spectral', 'spectral'),
-  'adversary/opt_state': ('adversary/opt_state',),
+  'adversary/opt_state': ('adversary/opt_state', 'opt_state'),
 }
-_TAKEN_OVER = {
+_TAKEN_OVER: dict[str, dict[str, tuple[str, ...]]] = {
   'policy': {
     'params/actor': ('params/actor',),
     'params/critic': ('params/critic',),
