@@ -20,7 +20,11 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import warm_start, workdir as workdir_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import checkpoint, leaves, loop
-from adanat_jax.stages import nat as nat_stage, tokenizer as tokenizer_stage
+from adanat_jax.stages import (
+  nat as nat_stage,
+  policy as policy_stage,
+  tokenizer as tokenizer_stage,
+)
 from support import configs, small_weights
 
 
@@ -156,6 +160,11 @@ class WarmStartTest(absltest.TestCase):
     self.assert_same(found.adversary.params, heads)
     self.assert_same(found.params, state_of(5.0).params)
     self.assertIn(f'{path} and {other}; taken over', said)
+    # Another reward has no discriminator.
+    plain = state_of(1.0).replace(adversary=None)
+    found, said = self.begin(plain, '', other)
+    self.assert_same(found, plain)
+    self.assertEqual(said, '')
     # With a new policy; and out of the checkpoint of another one.
     found, _ = self.begin(state_of(1.0), '', other)
     self.assert_same(found.params, state_of(1.0).params)
@@ -265,6 +274,14 @@ class StagesTest(absltest.TestCase):
       rtol=1e-6,
     )
     self.assertEqual(make.call_args.kwargs['warmup_steps'], 0)
+
+  def test_a_discriminator_for_no_reward_is_refused(self):
+    config = configs.load('digits.py:tiny')
+    config.policy.discriminator.init_from = 'weights'
+    policy_stage.check_config(Experiment(config, self.root))
+    config.policy.rewards = ('pretrained',)
+    with self.assertRaisesRegex(UserError, 'init_from=weights is for config'):
+      policy_stage.check_config(Experiment(config, self.root))
 
   def test_what_is_wrong_is_said(self):
     config = configs.load('digits.py:tiny', nat__fine_tune=True)

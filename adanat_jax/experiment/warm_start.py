@@ -72,6 +72,8 @@ def make(
       taken |= found
       over += [_label(field)] if found else []
       anew += missing
+    if not over and not anew:
+      return state  # A discriminator is named, and this reward has none.
     directories = {experiment.begins_with(s) for s, _ in places.values()}
     processes.say(
       f'{name}: goes on from {" and ".join(sorted(directories))}; taken over:'

@@ -97,6 +97,12 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       'config.policy.rollout_features=recompute needs config.nat.network=nat:'
       ' what an ENAT sees depends on the steps before; give store'
     )
+  given = experiment.begins_with('policy.discriminator')
+  if given and not _has_discriminator(experiment):
+    yield (
+      f'config.policy.discriminator.init_from={given} is for'
+      f' config.policy.rewards=adversarial; they are {section.rewards}'
+    )
   yield from reward_network.problems(experiment)
   for name in section.rewards:
     if rewards.REWARDS[name].for_digits and not experiment.is_digits:
