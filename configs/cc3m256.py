@@ -72,6 +72,8 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   text.projection_width = 1280
   # 'gelu', or 'quick_gelu' for OpenAI's towers.
   text.activation = 'gelu'
+  # As nat.dtype.
+  text.dtype = 'auto'
   # Checkpoint of `python -m adanat_jax.convert --kind=clip_text`.
   text.init_from = ''
   # The tokenizer.json next to those weights, for platforms without a build of

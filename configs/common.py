@@ -54,6 +54,10 @@ def get_config() -> ml_collections.ConfigDict:
   # state if it is there, and one line says what begins anew. There is no
   # warm-up then.
   tokenizer.fine_tune = False
+  # Type in which the decoder computes when images are generated: 'float32',
+  # 'bfloat16', or 'auto', bfloat16 on GPUs and TPUs and float32 on CPUs.
+  # Training, and encoding, are in float32.
+  tokenizer.dtype = 'float32'
   # Decays of Adam's two averages.
   tokenizer.betas = (0.9, 0.999)
   # The reconstruction error: the mean of 'squared' or 'absolute' differences

@@ -158,12 +158,14 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # number: 'cosine' (MaskGIT's), 'arccos', 'uniform', 'pow2', 'log' or 'exp'.
   nat.mask_ratio = 'cosine'
   nat.beta = (12.0, 3.0)
-  # Type that the network computes in, 'float32' or 'bfloat16', and the same for
-  # training (empty: as nat.dtype). Parameters and their averages are float32.
+  # Type that the network computes in, 'float32', 'bfloat16' or 'auto' (bfloat16
+  # on GPUs and TPUs, float32 on CPUs), and 'float32' or 'bfloat16' for training
+  # (empty: as nat.dtype). Parameters and their averages are float32.
   nat.dtype = 'float32'
   nat.training_dtype = ''
-  # Attention implementation: 'xla', or 'cudnn', which needs an NVIDIA GPU and
-  # bfloat16 (in nat.dtype too, because sampling uses that).
+  # Attention implementation: 'xla', 'cudnn', which needs an NVIDIA GPU and
+  # bfloat16 (in nat.dtype too, because sampling uses that), or 'auto', what the
+  # device does fastest.
   nat.attention = 'xla'
   policy = config.policy
   # A policy of each kind is trained for each reward, each number of decoding
@@ -261,7 +263,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # schedule, and how many settings of the grid are tried.
   evaluate.grid_samples = 1000
   evaluate.max_grid = 72
-  # Number of images decoded at a time.
+  # Number of images decoded at a time; 0 for what the devices' memory holds.
   evaluate.batch_size = 250
   config.report = report = ml_collections.ConfigDict()
   # Number of images of each class and method in the picture of samples.

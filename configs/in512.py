@@ -28,7 +28,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     # Four times the tokens need eight times the parts, for one GPU of 80 GB.
     config.nat.micro_batches = 64
     config.prepare.batch_size = 8
-    config.evaluate.batch_size = 1
     config.evaluate.benchmark = 'imagenet512'
     config.sample.classes = (207, 360)
   return config

@@ -37,7 +37,6 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.nat.micro_batches = 64
     config.prepare.batch_size = 8
     # The paper measures 50,000 images, the README's command 5,000.
-    config.evaluate.batch_size = 1
     config.evaluate.benchmark = 'imagenet512'
     # Features of 4,096 trajectories take 137 GB in float32, and an ENAT's
     # features cannot be recomputed.

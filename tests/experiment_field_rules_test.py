@@ -192,7 +192,7 @@ class CheckTest(parameterized.TestCase):
         'in256.py',
         nat__depth=3,
         nat__num_heads=5,
-        evaluate__batch_size=0,
+        evaluate__batch_size=-1,
         seed=-1,
       )
     message = str(caught.exception)
@@ -200,7 +200,7 @@ class CheckTest(parameterized.TestCase):
     for part in (
       'config.nat.depth=3 is not allowed: give an even integer from 0',
       'config.nat.num_heads is 5; give a divisor of config.nat.width',
-      'config.evaluate.batch_size=0 is not allowed: give an integer from 1',
+      'config.evaluate.batch_size=-1 is not allowed: give an integer from 0',
       'config.seed=-1 is not allowed: give an integer from 0 to 4294967295',
     ):
       self.assertIn(part, message)

@@ -29,7 +29,7 @@ _MAY_IMPORT = {
   'runtime': {'types', 'errors'},
   'decoding': {'types', 'errors'},
   'metrics': {'errors'},
-  'models': {'types', 'errors', 'decoding'},
+  'models': {'types', 'errors', 'runtime', 'decoding'},
   'learning': {'types', 'errors', 'runtime', 'decoding'},
   'data': {'types', 'errors', 'runtime'},
   'convert': {'errors', 'runtime', 'models', 'metrics'},

@@ -1,10 +1,13 @@
 """Attention on a CPU, against `jax.nn.dot_product_attention`."""
 
+import functools
 import json
 import sys
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,6 +82,40 @@ class AttentionTest(parameterized.TestCase):
     # Weights and results are rounded, to 8 bits each; logits are not.
     error = jnp.abs(result.astype(jnp.float32) - exact).max()
     self.assertLess(float(error), 2**-8)
+
+  @parameterized.parameters((_SMALL, 23), (_LARGE, None))
+  def test_maps_in_bfloat16(self, shape, count):
+    qkv = arrays(shape, count, dtype=jnp.bfloat16)
+    keys = jnp.ones(qkv[1].shape[:2], bool).at[:, 5:9].set(False)
+    exact = [x.astype(jnp.float32) for x in qkv]
+    for given in (None, keys):
+      mask = None if given is None else given[:, None, None]
+      with mock.patch.object(sharding, 'platform', lambda: 'tpu'):
+        auto = functools.partial(
+          attention.attend, keys=given, implementation='auto'
+        )
+        found = auto(*qkv), *gradient(auto)(*qkv)
+      dense = functools.partial(reference, mask=mask)
+      expected = dense(*exact), *gradient(dense)(*exact)
+      for ours, theirs in zip(found, expected, strict=True):
+        self.assertEqual(ours.dtype, jnp.bfloat16)
+        error = jnp.abs(ours.astype(jnp.float32) - theirs).max()
+        self.assertLess(float(error), 2**-5)
+
+  def test_the_kernel_for_tpus(self):
+    qkv = arrays((1, 520, 1, 24), 540, dtype=jnp.bfloat16)
+    with (
+      mock.patch.object(sharding, 'platform', lambda: 'tpu'),
+      mock.patch.object(attention, '_rounded', None),
+      pltpu.force_tpu_interpret_mode(),
+    ):
+      auto = functools.partial(attention.attend, implementation='auto')
+      found = auto(*qkv), *gradient(auto)(*qkv)
+    exact = [x.astype(jnp.float32) for x in qkv]
+    expected = reference(*exact), *gradient(reference)(*exact)
+    for ours, theirs in zip(found, expected, strict=True):
+      error = jnp.abs(ours.astype(jnp.float32) - theirs).max()
+      self.assertLess(float(error), 2**-6)
 
   def test_several_devices_give_the_bits_of_one_and_move_nothing(self):
     (one, _), (two, moved) = (children.run(__file__, n) for n in (1, 2))

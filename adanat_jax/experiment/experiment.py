@@ -40,6 +40,10 @@ if TYPE_CHECKING:
   from adanat_jax.data.examples import Examples
   from adanat_jax.data.sources.raw_source import RawSource
 
+# Tokens of the images that are decoded at a time.
+_TOKENS_ON_CPU = 1024
+_TOKENS_OF_GIB = 1024
+
 Check: TypeAlias = Callable[['Experiment'], Iterable[str] | None]
 
 
@@ -140,6 +144,22 @@ class Experiment:
   def num_tokens(self) -> int:
     """N, the tokens of an image."""
     return networks.grid_size(self.config) ** 2
+
+  @property
+  def batch_size(self) -> int:
+    """Images that all devices decode at a time: `evaluate.batch_size`.
+
+    0 stands for what their memory holds, by what compilers say that decoding
+    takes (docs/scaling.md); a CPU, which serves other purposes too, gets 4
+    images of 256 pixels.
+    """
+    given = self.config.evaluate.batch_size
+    if given:
+      return given
+    memory = sharding.device_memory(self.mesh)
+    if memory is None:
+      return max(1, _TOKENS_ON_CPU // self.num_tokens)
+    return images_of_device(memory, self.num_tokens) * self.mesh.size
 
   @property
   def prepared_directory(self) -> pathlib.Path:
@@ -339,10 +359,17 @@ class Experiment:
       *self.network('tokenizer'),
       0 if self.is_text else self.num_classes,
       {},
-      self.config.evaluate.batch_size,
+      self.batch_size,
       null_condition,
       self.mesh,
     )
+
+
+def images_of_device(memory: float, num_tokens: int) -> int:
+  """Images of so many tokens that an accelerator decodes at a time."""
+  # To a power of two: a device says a little less than it has.
+  share = 2.0 ** round(math.log2(memory / 2**30))
+  return max(1, int(share * _TOKENS_OF_GIB) // num_tokens)
 
 
 def load(

@@ -76,6 +76,7 @@ _SPLIT = choice('train', 'test')
 _SEED = integer(0, LAST_SEED)
 
 _TRAINED_TYPE = ('float32', 'bfloat16')
+_COMPUTE_TYPE = choice('auto', *_TRAINED_TYPE)
 
 
 def _section(name: str, **rules: Rule) -> dict[str, Rule]:
@@ -115,6 +116,7 @@ _SHARED: Mapping[str, Rule] = {
     width_multipliers=some_of(integer(1, 64), most=8, repeated=True),
     num_res_blocks=integer(1, 64),
     num_groups=_CHANNELS,
+    dtype=_COMPUTE_TYPE,
     num_steps=_TRAINING_STEPS,
     batch_size=_BATCH,
     learning_rate=_RATE,
@@ -199,9 +201,9 @@ _SHARED: Mapping[str, Rule] = {
     mask_ratio_per=choice('example', 'batch'),
     beta=tuple_of(between(0.0, 1e4, above_low=True), length=2),
     fine_tune=boolean,
-    dtype=choice(*_TRAINED_TYPE),
+    dtype=_COMPUTE_TYPE,
     training_dtype=choice('', *_TRAINED_TYPE),
-    attention=choice('xla', 'cudnn'),
+    attention=choice('auto', 'xla', 'cudnn'),
     evaluate_every=_EVERY_OR_NEVER,
     validation_examples=_IMAGES_OR_ALL,
     sample_grid=integer(0, 2**12),
@@ -297,7 +299,7 @@ _SHARED: Mapping[str, Rule] = {
     num_samples=integer(10, 10**7),
     grid_samples=integer(100, 10**7),
     max_grid=integer(1, 10**4),
-    batch_size=_BATCH,
+    batch_size=integer(0, 2**20),
   ),
   **_section('evaluate.inception', init_from=path()),
   **_section('evaluate.clip', tower=choice(*TOWERS), tokenizer=path()),
@@ -440,6 +442,7 @@ _TEXTS: Mapping[str, Rule] = {
     mlp_width=integer(1, 2**16),
     projection_width=_WIDTH,
     activation=choice('gelu', 'quick_gelu'),
+    dtype=_COMPUTE_TYPE,
     init_from=path(),
     tokenizer=path(),
   ),

@@ -19,7 +19,7 @@ from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import checkpoint
+from adanat_jax.runtime import checkpoint, sharding
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
@@ -75,6 +75,7 @@ def tokenizer_module(config: Config) -> VQGAN:
     num_res_blocks=section.num_res_blocks,
     num_groups=section.num_groups,
     image_channels=image_channels(config),
+    dtype=_compute_type(section),
   )
 
 
@@ -90,7 +91,7 @@ def nat_module(config: Config) -> DenoiserModule:
     num_classes=None if is_text(config) else num_classes(config),
     text_width=config.text.width if is_text(config) else None,
     dropout_rate=section.dropout_rate,
-    dtype=jnp.dtype(section.dtype),
+    dtype=_compute_type(section),
     # A workdir of an older version says nothing of these.
     attention=section.get('attention', 'xla'),
   )
@@ -115,6 +116,7 @@ def text_module(config: Config) -> CLIPText:
     section.mlp_width,
     section.projection_width,
     section.activation,
+    dtype=_compute_type(section),
   )
 
 
@@ -175,6 +177,15 @@ def policy_modules(config: Config) -> tuple[PolicyNetwork, PolicyNetwork]:
     PolicyNetwork(num_outputs=actions.NUM_ACTIONS, **sizes),
     PolicyNetwork(num_outputs=1, **sizes),
   )
+
+
+def _compute_type(section: Config) -> jnp.dtype:
+  """The type in which the network of a section computes when it is used."""
+  # A workdir of an older version may say nothing of it.
+  name = section.get('dtype', 'float32')
+  if name == 'auto':
+    name = 'float32' if sharding.platform() == 'cpu' else 'bfloat16'
+  return jnp.dtype(name)
 
 
 def centred(images: jax.Array) -> jax.Array:

@@ -53,6 +53,7 @@ ADDED_FIELDS = {
     ),
     '',
   ),
+  **dict.fromkeys(('tokenizer.dtype', 'text.dtype'), 'float32'),
   'nat.least_mask_ratio': 0.0,
   'nat.loss_tokens': 'masked',
   'nat.max_gradient_norm': 0.0,

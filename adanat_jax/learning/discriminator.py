@@ -206,7 +206,7 @@ def make_reward_model(
       state,
       (real, fake_batches, crop_keys),
       # On a CPU a convolution inside a loop takes ten times as long.
-      unroll=jax.default_backend() == 'cpu',
+      unroll=sharding.platform() == 'cpu',
     )
     return state, metrics | jax.tree.map(lambda x: x.mean(), history)
 

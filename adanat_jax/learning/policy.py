@@ -175,16 +175,16 @@ class Experience:
 
 def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
   """The denoiser, with features rounded to the type in which they are kept."""
-  if dtype == 'float32':
-    return denoiser
 
   def rounded(
     tokens: Array, condition: Condition, cache: Cache
   ) -> tuple[Array, Array, Cache]:
     features, logits, cache = denoiser(tokens, condition, cache)
-    # Compilers may remove a cast to bfloat16 and back.
-    features = jax.lax.reduce_precision(features, 8, 7)
-    return features.astype(jnp.bfloat16), logits, cache
+    if jnp.bfloat16 in (features.dtype, jnp.dtype(dtype)):
+      # Compilers may remove a cast to bfloat16 and back.
+      features = jax.lax.reduce_precision(features, 8, 7)
+      features = features.astype(jnp.bfloat16)
+    return features, logits, cache
 
   return rounded
 

@@ -82,7 +82,7 @@ class Evaluation:
   def __init__(self, experiment: Experiment, batch_size: int | None = None):
     """Loads the generator; what measures is loaded when it is first needed.
 
-    It decodes `batch_size` images at a time, by default `evaluate.batch_size`.
+    It decodes `batch_size` images at a time; None: `Experiment.batch_size`.
     """
     self.experiment = experiment
     self.generator: Generator = experiment.generator()

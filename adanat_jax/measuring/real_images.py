@@ -103,7 +103,7 @@ class RealImages:
   def measured(
     self, network: FeatureNetwork, index: np.ndarray
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of images int[n], in batches of `config.evaluate.batch_size`.
+    """Features of images int[n], in batches of `Experiment.batch_size`.
 
     Each process reads its part, and gets the features of all.
 
@@ -111,7 +111,7 @@ class RealImages:
       float32[b, d], and bool[b]: False for images that cannot be read.
     """
     mesh = self._experiment.mesh
-    size = self._experiment.config.evaluate.batch_size
+    size = self._experiment.batch_size
     size = -(-size // mesh.size) * mesh.size
     num_batches = -(-len(index) // size)
 

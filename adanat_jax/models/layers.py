@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from adanat_jax.errors import UserError
 from adanat_jax.models import attention
+from adanat_jax.runtime import sharding
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -52,7 +53,7 @@ class Dense(nn.Dense):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `x` float[..., D] to float[..., features]."""
-    if jax.default_backend() != 'cpu':
+    if sharding.platform() != 'cpu':
       return super().__call__(x)
     flat = super().__call__(x.reshape(-1, x.shape[-1]))
     return flat.reshape(*x.shape[:-1], self.features)
@@ -214,9 +215,9 @@ def tied_logits(
     'bnd,kd->bnk',
     hidden,
     words.astype(hidden.dtype),
-    preferred_element_type=jnp.float32,
   )
-  return logits + bias[None, None, :codebook_size]
+  # Memory holds them in the type of `hidden`.
+  return logits.astype(jnp.float32) + bias[None, None, :codebook_size]
 
 
 def check_heads(num_heads: int, width: int) -> None:

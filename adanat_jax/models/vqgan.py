@@ -188,7 +188,8 @@ class VQGAN(nn.Module):
   # Halve the sides with 4x4 convolutions, as some tokenizers of Google's
   # MaskGIT, instead of average pooling.
   conv_downsample: bool = False
-  # Compute type; parameters, vectors, distances, images are float32.
+  # The decoder's compute type. Parameters and images are float32, and so is the
+  # encoder: tokens must not depend on where they were made.
   dtype: layers.Dtype = jnp.float32
 
   def setup(self):
@@ -199,10 +200,11 @@ class VQGAN(nn.Module):
       self.num_res_blocks,
       self.num_groups,
       self.image_channels,
-      self.dtype,
     )
-    self.encoder = ImageEncoder(*sizes, conv_downsample=self.conv_downsample)
-    self.decoder = ImageDecoder(*sizes)
+    self.encoder = ImageEncoder(
+      *sizes, jnp.float32, conv_downsample=self.conv_downsample
+    )
+    self.decoder = ImageDecoder(*sizes, self.dtype)
     self.codebook = self.param(
       'codebook', _codebook_init, (self.codebook_size, self.code_width)
     )

@@ -65,6 +65,25 @@ def make_mesh(
   )
 
 
+def platform() -> str:
+  """The kind of the ambient mesh's devices, or of JAX's default ones.
+
+  'cpu', 'gpu' or 'tpu'. The two differ where a program is compiled for devices
+  that are not here.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def device_memory(mesh: Mesh) -> int | None:
+  """Bytes that a device may use, of which the mesh's others have as many.
+
+  None where it does not say, as CPUs.
+  """
+  stats = mesh.local_devices[0].memory_stats()
+  return stats['bytes_limit'] if stats else None
+
+
 def spec_of(name: str, rules: Sequence[Rule]) -> PartitionSpec:
   """Returns the spec of the first rule whose pattern is found in `name`."""
   for pattern, spec in rules:

@@ -170,7 +170,9 @@ def _row(
   real = _real_features(evaluation)
 
   def watched() -> np.ndarray:
-    count = min(evaluation.count, _WATCHED_BATCHES * section.batch_size)
+    count = min(
+      evaluation.count, _WATCHED_BATCHES * evaluation.generator.batch_size
+    )
     conditions = scorer.conditions
     return conditions.on_hosts(conditions.of(count, _SEED + 1))
 

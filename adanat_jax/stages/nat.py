@@ -54,12 +54,12 @@ def check_config(experiment: Experiment) -> None:
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says why the network cannot be trained."""
   section = experiment.config.nat
-  types = {section.dtype, section.training_dtype or section.dtype}
-  if section.attention == 'cudnn' and types != {'bfloat16'}:
+  types = {section.dtype, section.training_dtype}
+  if section.attention == 'cudnn' and 'float32' in types:
     yield (
       'config.nat.attention=cudnn computes in bfloat16 only: set'
       ' config.nat.dtype=bfloat16 (and training_dtype, unless it is empty), or'
-      ' give xla'
+      ' give auto'
     )
   if section.network == 'nat' and section.reuse_probability:
     yield (
@@ -112,10 +112,9 @@ def run(experiment: Experiment) -> None:
     return
   section = config.nat
   examples = _splits(experiment)
-  # In the type in which it trains.
-  module = networks.nat_module(config).clone(
-    dtype=jnp.dtype(section.training_dtype or section.dtype)
-  )
+  module = networks.nat_module(config)
+  if section.training_dtype:
+    module = module.clone(dtype=jnp.dtype(section.training_dtype))
   tower, frozen = _frozen(experiment, examples['train'])
   network = make_network(module, tower)
   optimizer = masked_tokens.make_optimizer(

@@ -253,7 +253,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     generator = dataclasses.replace(
       experiment.generator_of(nat, nat_params, null),
       # As many images as the devices hold while the policy explores.
-      batch_size=section.rollout_size or config.evaluate.batch_size,
+      batch_size=section.rollout_size or experiment.batch_size,
     )
 
     def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:

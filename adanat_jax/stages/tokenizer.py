@@ -124,7 +124,8 @@ def run(experiment: Experiment) -> None:
     return
   config, section = experiment.config, experiment.config.tokenizer
   directory = experiment.workdir / 'tokenizer'
-  module = networks.tokenizer_module(config)
+  # It trains, and is measured, in float32.
+  module = networks.tokenizer_module(config).clone(dtype=jnp.float32)
   splits = splits_of(experiment)
   rebuilding = tokenizer_reconstruction.Reconstruction(
     module,
