@@ -3,17 +3,18 @@
   adanat --config=digits --workdir=runs/digits --config.mode=judges
   python benchmarks/completing.py --workdir=runs/digits --output=completed.json
 
-Each of the 364 held-out digits is masked four times: its halves, and squares of
-12 x 12 pixels in its corners. The generator of the package draws what is masked
-and is told "even" or "odd"; kept pixels are pasted back. The measuring network
-of the workdir has seen neither these digits nor any result.
+Each of the 364 held-out digits is masked: a half, or a square of 12 x 12 pixels
+in a corner, another one with each of the four seeds. The generator of the
+package draws what is masked and is told "even" or "odd"; kept pixels are pasted
+back. The measuring network of the workdir has not seen these digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import collections
+from collections.abc import Iterator
 import pathlib
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import output
@@ -24,26 +25,17 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.evaluation import over_seeds
 from adanat_jax.measuring.study import Measures
 from adanat_jax.report import pictures
-from adanat_jax.sampling.generator import Generator
-from adanat_jax.sampling.requests import SamplingOptions
 
+# MaskGIT's schedule runs a pass a step, a guided policy two.
 METHODS = (
   *(('maskgit', 2), ('maskgit', 4), ('learned', 2)),
   *(('maskgit', 8), ('learned', 4), ('maskgit', 16), ('learned', 8)),
 )
 LABELS = {'maskgit': 'MaskGIT', 'learned': 'learned'}
+NUM_SEEDS = 4
 SHOWN = 16
-KEYS = ('frechet', 'accuracy', 'precision', 'recall')
-HEADER = ('what completes', 'passes', 'FD', 'same digit', *KEYS[2:])
-CELL = '{mean:.3g} ± {std:.2g}'
-
-Measure: TypeAlias = Callable[[np.ndarray], dict[str, float]]
-
-
-def held_out() -> tuple[np.ndarray, np.ndarray]:
-  """Every held-out digit four times, and which it is."""
-  data = digits.load()
-  return data.test_images.repeat(4, 0), data.test_labels.repeat(4, 0)
+KEYS = ('passes', 'frechet', 'accuracy', 'precision', 'recall')
+HEADER = ('what completes', 'passes', 'FD', 'same digit', *KEYS[3:])
 
 
 def masks() -> dict[str, np.ndarray]:
@@ -55,69 +47,56 @@ def masks() -> dict[str, np.ndarray]:
   return {'halves': np.stack(halves), 'squares': np.stack(squares)}
 
 
-def complete(
-  generator: Generator, measure: Measure, mask: np.ndarray, num_seeds: int
-) -> dict[str, Any]:
-  """What is measured of each method, and its first pictures."""
-  images, labels = held_out()
-  found = {}
+def completed(
+  generator: adanat_jax.Generator,
+  data: digits.DigitsData,
+  mask: np.ndarray,
+  seed: int,
+) -> Iterator[tuple[str, np.ndarray, float]]:
+  """Yields what completes, the images, and the passes of each."""
+  images, labels = data.test_images, data.test_labels % 2
+  yield 'held-out digits', images, 0
+  yield 'masked', np.where(mask[..., None], np.float32(0.5), images), 0
   for policy, num_steps in METHODS:
-    rows = []
-    for seed in range(num_seeds):
-      options: SamplingOptions = dict(
-        num_steps=num_steps, seed=seed, policy=policy
-      )
-      samples = generator.inpaint(images, mask, labels % 2, **options)
-      rows.append(measure(samples.images))
-    passes = float(samples.passes.mean())
-    found[f'{LABELS[policy]}, {num_steps} steps'] = {
-      'passes': passes,
-      'shown': samples[:SHOWN],
-      **{name: over_seeds([row[name] for row in rows]) for name in rows[0]},
-    }
-  return found
+    samples = generator.inpaint(
+      images, mask, labels, num_steps=num_steps, seed=seed, policy=policy
+    )
+    label = f'{LABELS[policy]}, {num_steps} steps'
+    yield label, samples.images, float(samples.passes.mean())
 
 
 def main() -> None:
   """Completes, measures, prints the tables, draws the pictures."""
   parser = output.parser(__doc__)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
-  parser.add_argument('--seeds', type=int, default=4)
   given = parser.parse_args()
   generator = adanat_jax.load('digits')
   experiment = Experiment.of_workdir(given.workdir)
-  experiment.config.data.condition = 'digit'
-  measures = Measures(experiment)
-  images, labels = held_out()
-  measure = lambda found: measures(found, labels)
+  experiment.config.data.condition = 'digit'  # Which accuracy is of.
+  measures, data = Measures(experiment), digits.load()
   results = {}
   for kind, four in masks().items():
-    mask = np.tile(four, (len(images) // 4, 1, 1))
-    grey = np.where(mask[..., None], np.float32(0.5), images)
-    tokens = generator.decode(generator.encode(images))
-    found = {
-      name: {'passes': 0.0, **{k: over_seeds([v]) for k, v in row.items()}}
-      for name, row in {
-        'the held-out digits': measure(images),
-        'the same through the tokenizer': measure(tokens),
-        'masked, and left grey': measure(grey),
-      }.items()
+    rows = collections.defaultdict[str, list[dict[str, float]]](list)
+    shown = {}
+    for seed in range(NUM_SEEDS):
+      mask = four[(np.arange(len(data.test_labels)) + seed) % 4]
+      for label, images, passes in completed(generator, data, mask, seed):
+        figures = measures(images, data.test_labels)
+        rows[label].append({**figures, 'passes': passes})
+        shown.setdefault(label, images[:SHOWN])
+    found: dict[str, dict[str, Any]] = {
+      label: {key: over_seeds([row[key] for row in seeds]) for key in seeds[0]}
+      for label, seeds in rows.items()
     }
-    found |= complete(generator, measure, mask, given.seeds)
-    shown = {
-      name: row.pop('shown') for name, row in found.items() if 'shown' in row
-    }
-    results[kind] = found
-    rows = [
-      [name, f'{row["passes"]:.1f}', *(CELL.format(**row[key]) for key in KEYS)]
-      for name, row in found.items()
+    cells = [
+      [label, *('{mean:.3g} ± {std:.2g}'.format(**row[key]) for key in KEYS)]
+      for label, row in found.items()
     ]
-    print(f'{kind}:\n\n{output.table(HEADER, rows)}\n', flush=True)
+    print(f'{kind}:\n\n{output.table(HEADER, cells)}\n', flush=True)
     if given.output:
-      versions = {'before': images[:SHOWN], 'masked': grey[:SHOWN], **shown}
-      pictures.save_pairs(
-        given.output.with_name(f'{kind}.png'), [*versions.items()]
-      )
+      path = given.output.with_name(f'{kind}.png')
+      pictures.save_pairs(path, [*shown.items()])
+    results[kind] = found
   output.finish(results, '', given.output)
 
 
