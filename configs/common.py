@@ -58,6 +58,12 @@ def get_config() -> ml_collections.ConfigDict:
   # 'bfloat16', or 'auto', bfloat16 on GPUs and TPUs and float32 on CPUs.
   # Training, and encoding, are in float32.
   tokenizer.dtype = 'float32'
+  # 'vqgan', or 'llamagen' for converted weights of LlamaGen's, which are not
+  # trained here.
+  tokenizer.network = 'vqgan'
+  # Whether a VQGAN halves the sides by 4x4 convolutions instead of averaging,
+  # as some tokenizers of Google's MaskGIT.
+  tokenizer.conv_downsample = False
   # Decays of Adam's two averages.
   tokenizer.betas = (0.9, 0.999)
   # The reconstruction error: the mean of 'squared' or 'absolute' differences
@@ -105,7 +111,8 @@ def get_config() -> ml_collections.ConfigDict:
   nat.fine_tune = False
   # 'nat' reads all tokens at every step. 'enat' encodes each token once, in
   # `encoder_depth` blocks, and predicts the masked ones in `decoder_depth`
-  # blocks (`depth` is for the NAT).
+  # blocks (`depth` is for the NAT). 'maskgit' and 'halton' are the networks of
+  # Google's MaskGIT and of Halton-MaskGIT, for converted weights alone.
   nat.network = 'nat'
   nat.encoder_depth = 15
   nat.decoder_depth = 1

@@ -246,8 +246,8 @@ class ConvertTest(CommandLineTest):
   @parameterized.parameters((256, 172_457_193), (1024, 173_047_017))
   def test_published_size_of_maskgit(self, num_tokens, count):
     module = MaskGITTransformer(1024, 1000, num_tokens)
-    ids = np.zeros((1, num_tokens + 1), np.int32)
-    shapes = jax.tree.leaves(layout.shapes(module, ids))
+    inputs = layout.ints(1, num_tokens), layout.ints(1)
+    shapes = jax.tree.leaves(layout.shapes(module, *inputs))
     self.assertEqual(sum(int(np.prod(x.shape)) for x in shapes), count)
     self.assertIn('MaskGIT', kinds.release_of(count))
 

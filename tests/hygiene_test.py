@@ -68,8 +68,8 @@ _LIBRARIES = {
 _WITH_ONE_IMPORTER = {
   'a family of weights': (
     *('convert.clip', 'convert.discriminator', 'convert.enat'),
-    *('convert.inception', 'convert.maskgit', 'convert.nat'),
-    *('convert.policy', 'convert.vit'),
+    *('convert.halton', 'convert.inception', 'convert.llamagen'),
+    *('convert.maskgit', 'convert.nat', 'convert.policy', 'convert.vit'),
   ),
   'a layer of reading foreign files': (
     *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
@@ -81,9 +81,7 @@ _WITH_ONE_IMPORTER = {
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
   'imported when it is first asked for': ('demo.app', 'sampling.stablehlo'),
-  'a network': (
-    *('models.classifier', 'models.maskgit', 'models.patch_discriminator'),
-  ),
+  'a network': ('models.classifier', 'models.patch_discriminator'),
   'a measure': (
     *('measuring.clip_score', 'measuring.study'),
     *('metrics.inception_score', 'metrics.pixels'),

@@ -40,7 +40,7 @@ TRANSFORMER = layout.Family(
     *_leaf('head_norm', 'MlmLayer_0/mlm_ln'),
     layout.Entry('head_bias', 'MlmLayer_0/mlm_bias/bias'),
   ),
-  lambda module, _: (layout.ints(1, module.num_tokens + 1),),
+  lambda module, _: (layout.ints(1, module.num_tokens), layout.ints(1)),
 )
 
 

@@ -109,6 +109,8 @@ _SHARED: Mapping[str, Rule] = {
   ),
   **_section(
     'tokenizer',
+    network=choice('vqgan', 'llamagen'),
+    conv_downsample=boolean,
     # Ids are stored in 16 bits.
     codebook_size=integer(2, 2**15),
     code_width=_WIDTH,
@@ -172,7 +174,7 @@ _SHARED: Mapping[str, Rule] = {
   ),
   **_section(
     'nat',
-    network=choice('nat', 'enat'),
+    network=choice('nat', 'enat', 'maskgit', 'halton'),
     width=_WIDTH,
     # Half of the blocks hand over to the other half; beside them there is one
     # in the middle.

@@ -16,6 +16,9 @@ import ml_collections
 from adanat_jax.decoding import actions
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.enat import ENAT
+from adanat_jax.models.halton import HaltonTransformer, mlp_width
+from adanat_jax.models.llamagen import LlamaGenVQ
+from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
@@ -65,9 +68,11 @@ def downsampling(config: Config) -> int:
 
 
 def tokenizer_module(config: Config) -> VQGAN:
-  """The VQGAN of `config.tokenizer`."""
+  """The tokenizer of `config.tokenizer`."""
   section = config.tokenizer
-  return VQGAN(
+  # A config of an older version says nothing of these.
+  is_llamagen = section.get('network', 'vqgan') == 'llamagen'
+  return (LlamaGenVQ if is_llamagen else VQGAN)(
     codebook_size=section.codebook_size,
     code_width=section.code_width,
     base_width=section.base_width,
@@ -75,6 +80,7 @@ def tokenizer_module(config: Config) -> VQGAN:
     num_res_blocks=section.num_res_blocks,
     num_groups=section.num_groups,
     image_channels=image_channels(config),
+    conv_downsample=section.get('conv_downsample', False),
     dtype=_compute_type(section),
   )
 
@@ -82,20 +88,30 @@ def tokenizer_module(config: Config) -> VQGAN:
 def nat_module(config: Config) -> DenoiserModule:
   """The network of `config.nat` for the tokens of `config.tokenizer`."""
   section = config.nat
-  shared = dict(
+  network = section.get('network', 'nat')
+  sizes = dict(
     codebook_size=config.tokenizer.codebook_size,
     num_tokens=grid_size(config) ** 2,
     width=section.width,
     num_heads=section.num_heads,
-    mlp_ratio=section.mlp_ratio,
     num_classes=None if is_text(config) else num_classes(config),
+    dtype=_compute_type(section),
+  )
+  if network == 'maskgit':
+    hidden = section.mlp_ratio * section.width
+    return MaskGITTransformer(depth=section.depth, mlp_width=hidden, **sizes)
+  if network == 'halton':
+    hidden = mlp_width(section.width, section.mlp_ratio)
+    return HaltonTransformer(depth=section.depth, mlp_width=hidden, **sizes)
+  shared = dict(
+    **sizes,
+    mlp_ratio=section.mlp_ratio,
     text_width=config.text.width if is_text(config) else None,
     dropout_rate=section.dropout_rate,
-    dtype=_compute_type(section),
     # A workdir of an older version says nothing of these.
     attention=section.get('attention', 'xla'),
   )
-  if section.get('network', 'nat') == 'nat':
+  if network == 'nat':
     return NAT(depth=section.depth, **shared)
   return ENAT(
     encoder_depth=section.encoder_depth,
@@ -207,6 +223,8 @@ _SECTIONS = {
 def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
   """Builds a network and reads its parameters; see `Experiment.network`."""
   section, field = _SECTIONS[name]
+  if name == 'nat' and experiment.field(section).get('network') == 'maskgit':
+    field = 'params'  # As this kind of weights is converted.
   module, inputs = module_and_inputs(experiment.config, name)
   shapes = experiment.param_shapes(module, *inputs)
   # No stage trains the text tower.

@@ -54,6 +54,8 @@ ADDED_FIELDS = {
     '',
   ),
   **dict.fromkeys(('tokenizer.dtype', 'text.dtype'), 'float32'),
+  'tokenizer.network': 'vqgan',
+  'tokenizer.conv_downsample': False,
   'nat.least_mask_ratio': 0.0,
   'nat.loss_tokens': 'masked',
   'nat.max_gradient_norm': 0.0,

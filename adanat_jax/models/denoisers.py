@@ -1,8 +1,9 @@
-"""The two families of networks, NAT and ENAT, behind one signature.
+"""The families of networks behind one signature.
 
-A NAT encodes the canvas anew at every step; an ENAT also reads its cache of the
-step before. Decoding starts from `empty_cache` and passes on the cache that a
-call returns; a NAT's is empty.
+A NAT, and the networks of MaskGIT and Halton-MaskGIT, encode the canvas anew at
+every step; an ENAT also reads its cache of the step before. Decoding starts
+from `empty_cache` and passes on the cache that a call returns; all but an
+ENAT's are empty.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 
 from adanat_jax.decoding.unrolled import GatheringDenoiser
 from adanat_jax.models.enat import ENAT
+from adanat_jax.models.halton import HaltonTransformer
+from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.nat import NAT
 from adanat_jax.types import Array, Cache, Condition, Denoiser, TokenCounts
 
-DenoiserModule: TypeAlias = NAT | ENAT
+DenoiserModule: TypeAlias = NAT | ENAT | MaskGITTransformer | HaltonTransformer
 
 
 def reuses(module: DenoiserModule) -> bool:

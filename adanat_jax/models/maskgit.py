@@ -4,6 +4,7 @@ google-research/maskgit `maskgit/nets/maskgit_transformer.py` (arXiv
 2202.04200). One vocabulary holds the codes, then the classes, then the mask:
 the class is the first token of the sequence. Its tokenizer is
 `models.vqgan.VQGAN`, with `conv_downsample` where the file has those weights.
+There is no null class: decode it unguided.
 
 Shape letters: `B` samples, `N` tokens, `K` codebook, `D` width, `V` =
 K + classes + 1 rows of the vocabulary.
@@ -72,6 +73,8 @@ class MaskGITTransformer(nn.Module):
   # Compute type; parameters, statistics and logits are float32.
   dtype: layers.Dtype = jnp.float32
 
+  text_width = None  # It reads classes alone.
+
   def setup(self):
     vocabulary = self.codebook_size + self.num_classes + 1
     norm = functools.partial(layers.LayerNorm, _EPSILON, dtype=self.dtype)
@@ -97,7 +100,9 @@ class MaskGITTransformer(nn.Module):
     """Returns the output of the last layer, float[B, 1 + N, D]."""
     chex.assert_shape(input_ids, (None, self.num_tokens + 1))
     # -1 stands for the last row here, as in NumPy; JAX agrees.
-    x = self.embedding_norm(self.words[input_ids] + self.positions[None])
+    # asarray: converted weights are numpy's, which a tracer cannot index.
+    words = jnp.asarray(self.words)[input_ids]
+    x = self.embedding_norm(words + self.positions[None])
     x = self.embedding_dropout(x, deterministic=not train)
     for layer in self.layers:
       x = layer(x, train=train)
@@ -114,25 +119,23 @@ class MaskGITTransformer(nn.Module):
     )
     return logits + self.head_bias[None, None, :rows]
 
-  def __call__(self, input_ids: jax.Array, *, train: bool = False) -> jax.Array:
-    """Runs the network once: int32[B, 1 + N] to float32[B, 1 + N, V].
+  def predict(self, input_ids: jax.Array) -> jax.Array:
+    """Logits float32[B, 1 + N, V] of the published sequences, int32[B, 1 + N].
 
-    The class token comes first, -1 is the mask. `train` drops out (it needs the
-    `dropout` stream).
+    The class token comes first, -1 is the mask.
     """
-    return self._logits(self._features(input_ids, train), len(self.words))
+    return self._logits(self._features(input_ids, False), len(self.words))
 
-  def denoise(
-    self, tokens: jax.Array, condition: jax.Array
+  def __call__(
+    self, tokens: jax.Array, condition: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
     """Runs the network on a canvas, as every denoiser of this package.
 
-    The network was trained without a null class. The id `num_classes` puts the
-    mask in the class's place, which it has never seen: decode it unguided.
-
     Args:
       tokens: int32[B, N] in [0, codebook_size]; `codebook_size` is the mask.
-      condition: int32[B] class ids in [0, num_classes].
+      condition: int32[B] class ids in [0, num_classes]. The id `num_classes`
+        puts the mask in the class's place, which the network has never seen.
+      train: whether to drop out (needs the `dropout` stream).
 
     Returns:
       The features of the canvas, `dtype`[B, N, D], and its logits, float32[B,
@@ -141,5 +144,5 @@ class MaskGITTransformer(nn.Module):
     tokens = jnp.where(tokens == self.codebook_size, MASK_ID, tokens)
     label = (self.codebook_size + condition)[:, None].astype(tokens.dtype)
     input_ids = jnp.concatenate([label, tokens], axis=1)
-    features = self._features(input_ids, False)[:, 1:]
+    features = self._features(input_ids, train)[:, 1:]
     return features, self._logits(features, self.codebook_size)

@@ -34,6 +34,9 @@ from adanat_jax.decoding.step import StepOptions
 from adanat_jax.errors import UserError, printable, shown
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models.enat import ENAT
+from adanat_jax.models.halton import HaltonTransformer
+from adanat_jax.models.llamagen import LlamaGenVQ
+from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork, PolicyNetworks
 from adanat_jax.models.vqgan import VQGAN
@@ -141,8 +144,10 @@ def load(path: pathlib.Path) -> Generator:
   config = files.read_json(where, _SHAPE)
   reader = _FolderReader(path, config)
   mesh = sharding.make_mesh()
-  nat, nat_params = reader.network('nat', NAT, ENAT)
-  tokenizer, tokenizer_params = reader.network('tokenizer', VQGAN)
+  nat, nat_params = reader.network(
+    'nat', NAT, ENAT, MaskGITTransformer, HaltonTransformer
+  )
+  tokenizer, tokenizer_params = reader.network('tokenizer', VQGAN, LlamaGenVQ)
   features = jax.ShapeDtypeStruct((1, nat.num_tokens, nat.width), jnp.float32)
   agents = {}
   for steps, entry in config['policies'].items():

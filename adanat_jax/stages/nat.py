@@ -40,6 +40,8 @@ Config = ml_collections.ConfigDict
 # What the losses of the splits are called; that of the last split there is
 # chooses the best state.
 _LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
+# Networks of published weights alone.
+_FOREIGN = ('maskgit', 'halton')
 
 
 def check_config(experiment: Experiment) -> None:
@@ -65,6 +67,16 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     yield (
       f'config.nat.reuse_probability is {section.reuse_probability}; give 0'
       ' with config.nat.network=nat, which keeps nothing to reuse'
+    )
+  if section.network in _FOREIGN and not experiment.is_converted('nat'):
+    yield (
+      f'config.nat.network={section.network} is not trained here: name'
+      ' converted weights by config.nat.init_from (docs/weights.md)'
+    )
+  if section.network in _FOREIGN and experiment.is_text:
+    yield (
+      f'config.nat.network={section.network} is not allowed with'
+      ' config.data.condition=text: it reads classes'
     )
   # Converted weights are not trained.
   if section.network == 'enat' and not (

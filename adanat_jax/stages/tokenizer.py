@@ -43,6 +43,11 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   section = experiment.config.tokenizer
   if experiment.is_converted('tokenizer'):
     return
+  if section.network != 'vqgan':
+    yield (
+      f'config.tokenizer.network={section.network} is not trained here: name'
+      ' converted weights by config.tokenizer.init_from (docs/weights.md)'
+    )
   yield from experiment.uneven_batches({'tokenizer.batch_size': 1})
   yield from experiment.larger_than_images('tokenizer.max_shift')
   widths = [section.base_width * m for m in section.width_multipliers]

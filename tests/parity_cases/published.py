@@ -49,7 +49,9 @@ def transformer(reference: Reference) -> Outputs:
   module, params = _transformer(
     reference.weights, reference.config['codebook_size']
   )
-  logits = module.apply({'params': params}, reference.inputs['input_ids'])
+  logits = module.apply(
+    {'params': params}, reference.inputs['input_ids'], method='predict'
+  )
   return {'logits': logits}
 
 
@@ -76,9 +78,7 @@ def decode(reference: Reference) -> Outputs:
   module, params = _transformer(reference.weights, mask_token)
 
   def denoiser(tokens, condition, cache):
-    features, logits = module.apply(
-      {'params': params}, tokens, condition, method='denoise'
-    )
+    features, logits = module.apply({'params': params}, tokens, condition)
     return features, logits, cache
 
   label, start = given['inputs'][:, :1], given['inputs'][:, 1:]
