@@ -14,6 +14,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+import numpy as np
 
 from adanat_jax.types import Array, PolicyValues
 
@@ -25,9 +27,15 @@ NAMES = (
 NUM_ACTIONS = len(NAMES)
 
 
-def inverse_softplus(x: Array) -> Array:
-  """The `y` with `log(1 + exp(y)) = x`, for x > 0."""
-  return x + jnp.log(-jnp.expm1(-x))
+def inverse_softplus(x: ArrayLike) -> np.ndarray:
+  """The `y` with `log(1 + exp(y)) = x`, for x > 0, on the host.
+
+  Here and in `residual_of` NumPy takes what rounds in one way only. XLA would
+  compile a program for each operation, a fifth of what loading a generator
+  takes.
+  """
+  x = np.asarray(x)
+  return x + np.asarray(jnp.log(-np.asarray(jnp.expm1(-x))))
 
 
 def published_residual(num_steps: int) -> Array:
@@ -61,17 +69,16 @@ def residual_of(table: PolicyValues) -> Array:
   Values of the table, float32[T] each, are kept 1e-3 away from where the
   activations saturate.
   """
-  ratio = jnp.clip(table.mask_ratio, 1e-3, 1 - 1e-3)
-  positive = lambda x: inverse_softplus(jnp.maximum(x, 1e-3))
-  return jnp.stack(
-    [
-      jnp.log(ratio) - jnp.log1p(-ratio),
-      positive(table.masking_temperature),
-      positive(table.sampling_temperature),
-      positive(table.guidance_scale),
-    ],
-    axis=-1,
-  )
+  table = jax.tree.map(np.asarray, table)
+  ratio = np.clip(table.mask_ratio, 1e-3, 1 - 1e-3)
+  positive = lambda x: inverse_softplus(np.maximum(x, 1e-3))
+  columns = [
+    np.asarray(jnp.log(ratio)) - np.asarray(jnp.log1p(-ratio)),
+    positive(table.masking_temperature),
+    positive(table.sampling_temperature),
+    positive(table.guidance_scale),
+  ]
+  return jnp.asarray(np.stack(columns, axis=-1))
 
 
 def smooth(

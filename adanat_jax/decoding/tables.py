@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,9 @@ def is_curve(name: str) -> bool:
   return name in CURVES and '<' not in name
 
 
-def mask_ratio_curve(progress: Array, total: Array | int, curve: str) -> Array:
+def mask_ratio_curve(
+  progress: Array | np.ndarray, total: Array | int, curve: str
+) -> Array:
   """MaskGIT's mask-ratio curves.
 
   `google-research/maskgit libml/mask_schedule.py`, section 3.3 of the paper;
@@ -108,13 +111,13 @@ def mask_ratio_curve(progress: Array, total: Array | int, curve: str) -> Array:
       exponent = float(curve[len('pow') :])
     except ValueError:
       raise ValueError(f'unknown curve {curve!r}; known: {CURVES}') from None
-    ratio = 1.0 - progress**exponent
+    ratio = 1.0 - jnp.power(progress, exponent)
   else:
     raise ValueError(f'unknown curve {curve!r}; known: {CURVES}')
   return jnp.clip(ratio, 1e-6, 1.0)
 
 
-def _log2(total: Array | int, like: Array) -> Array:
+def _log2(total: Array | int, like: Array | np.ndarray) -> Array:
   """The binary logarithm as the original has it, of the shape of `like`."""
   return jnp.log2(jnp.broadcast_to(jnp.asarray(total, like.dtype), like.shape))
 
@@ -151,12 +154,15 @@ def hand_made(
     masking_temperature: step t uses `masking_temperature * (1 - (t + 1) / T)`.
     guidance_scale: step t uses `guidance_scale * (t + 1) / T`.
   """
-  progress = jnp.asarray(progress_of(num_steps))
+  progress = progress_of(num_steps)
+  falling = np.float32(masking_temperature) * (1 - progress)
   return PolicyValues(
     mask_ratio=mask_ratio_curve(progress, total, curve),
-    sampling_temperature=jnp.full_like(progress, sampling_temperature),
-    masking_temperature=masking_temperature * (1 - progress),
-    guidance_scale=guidance_scale * progress,
+    sampling_temperature=jnp.asarray(
+      np.full_like(progress, sampling_temperature)
+    ),
+    masking_temperature=jnp.asarray(falling),
+    guidance_scale=jnp.asarray(np.float32(guidance_scale) * progress),
   )
 
 
@@ -443,13 +449,13 @@ def learnable_residual(table: PolicyValues) -> Array:
   Values are clipped to where the activations are not saturated: of MaskGIT, the
   guidance and the last masking temperature are 0.1.
   """
-  clipped = dataclasses.replace(
-    table,
-    mask_ratio=jnp.clip(table.mask_ratio, 0.01, 0.99),
-    masking_temperature=jnp.maximum(table.masking_temperature, 0.1),
-    guidance_scale=jnp.maximum(table.guidance_scale, 0.1),
-  )
-  return actions.residual_of(clipped)
+  host: Any = jax.tree.map(np.asarray, table)
+  clipped: dict[str, Any] = {
+    'mask_ratio': np.clip(host.mask_ratio, 0.01, 0.99),
+    'masking_temperature': np.maximum(host.masking_temperature, 0.1),
+    'guidance_scale': np.maximum(host.guidance_scale, 0.1),
+  }
+  return actions.residual_of(dataclasses.replace(table, **clipped))
 
 
 def enat(
