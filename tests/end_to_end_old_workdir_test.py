@@ -7,11 +7,15 @@ smaller networks, before the package had its rooms.
 import json
 import pathlib
 import shutil
+from unittest import mock
 
 from absl.testing import absltest
 import numpy as np
 
 import adanat_jax
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import policies
+from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.stages import policy
 from support import workdirs
 
@@ -39,6 +43,19 @@ class OldWorkdirTest(absltest.TestCase):
     np.testing.assert_allclose(
       samples.images.mean((1, 2, 3)), _BRIGHTNESS, atol=2e-3
     )
+
+  def test_checkpoints_say_the_shapes_of_their_config(self):
+    asked = mock.patch.object(
+      Experiment, 'param_shapes', autospec=True, side_effect=AssertionError
+    )
+    with asked, mock.patch.object(policies, 'initial_params', None):
+      adanat_jax.load(self.workdir, compile_cache=False)
+    path = self.workdir / 'config.json'
+    record = json.loads(path.read_text())
+    record['config']['nat']['width'] *= 2
+    path.write_text(json.dumps(record))
+    with self.assertRaisesRegex(UserError, r'nat/.*, ema: .* is expected'):
+      adanat_jax.load(self.workdir, compile_cache=False)
 
   def test_a_policy_goes_on_in_the_middle_of_its_training(self):
     experiment = workdirs.experiment(self.workdir)

@@ -219,6 +219,29 @@ class Experiment:
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
     return sharding.placed(shapes, self.mesh)
 
+  def load_trained(
+    self,
+    stage: str,
+    field: str,
+    shapes: Callable[[], Any],
+    *,
+    best: bool = False,
+  ) -> Any:
+    """Parameters of a finished stage, on the mesh; see `load_params`.
+
+    To trace a network for the shapes of its parameters takes longer than to
+    read them. Where the stage ran with the networks of this config, its
+    checkpoint says them, and `shapes` is not called.
+    """
+    directory = self.workdir / stage
+    meta = checkpoint.read_meta(directory, best=best)
+    ours, theirs = config_lib.to_dict(self.config), meta.get('config', {})
+    sections = 'data', 'tokenizer', 'nat', 'text', stage.partition('/')[0]
+    same = all(ours.get(name) == theirs.get(name) for name in sections)
+    target = checkpoint.saved_shapes(meta, field) if same else shapes()
+    target = sharding.placed(target, self.mesh)
+    return checkpoint.load_params(directory, field, target, best=best)
+
   def network(self, name: str) -> tuple[Any, Any]:
     """A network and its parameters, as global arrays.
 

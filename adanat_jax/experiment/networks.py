@@ -7,6 +7,7 @@ are built, so that sampling starts sooner.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,7 +23,7 @@ from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import checkpoint, sharding
+from adanat_jax.runtime import sharding
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
@@ -226,17 +227,16 @@ def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
   if name == 'nat' and experiment.field(section).get('network') == 'maskgit':
     field = 'params'  # As this kind of weights is converted.
   module, inputs = module_and_inputs(experiment.config, name)
-  shapes = experiment.param_shapes(module, *inputs)
+  shapes = functools.partial(experiment.param_shapes, module, *inputs)
   # No stage trains the text tower.
   if experiment.is_converted(section) or name == 'text':
-    return module, experiment.load_converted(section, field, shapes)
+    return module, experiment.load_converted(section, field, shapes())
   hint = ''
   if 'init_from' in experiment.field(section):
     hint = f' name converted weights by config.{section}.init_from, or'
   stage = section.replace('.', '/')
   experiment.require(stage, hint)
-  directory = experiment.workdir / stage
-  return module, checkpoint.load_params(directory, field, shapes)
+  return module, experiment.load_trained(stage, field, shapes)
 
 
 def module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:

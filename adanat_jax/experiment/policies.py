@@ -18,7 +18,6 @@ from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.models import policy
 from adanat_jax.models.policy import PolicyNetworks
-from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
 
 if TYPE_CHECKING:
@@ -114,14 +113,12 @@ def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
   """
   stage = f'policy/{training.name}'
   experiment.require(stage)
-  shapes = jax.eval_shape(
-    lambda key: initial_params(experiment, key), jax.random.key(0)
-  )
-  shapes = sharding.placed(shapes, experiment.mesh)
-  params = checkpoint.load_params(
-    experiment.workdir / stage,
+  params = experiment.load_trained(
+    stage,
     iterate_field(experiment),
-    shapes,
+    lambda: jax.eval_shape(
+      lambda key: initial_params(experiment, key), jax.random.key(0)
+    ),
     best=_iterate(experiment) == 'best',
   )
   return agent_lib.Agent(

@@ -371,6 +371,12 @@ def load_leaves(
   return leaves.by_name(found)
 
 
+def saved_shapes(meta: Mapping[str, Any], field: str) -> dict[str, Any]:
+  """A field as `jax.ShapeDtypeStruct`s in nested dicts, from `read_meta`."""
+  saved = checkpoint_format.layouts(meta, field)
+  return leaves.nested({k: leaves.of_layout(x) for k, x in saved.items()})
+
+
 def digest_params(directory: str | os.PathLike[str], field: str) -> str:
   """Returns a digest of one field of a finished stage's last state.
 
@@ -387,9 +393,11 @@ def digest_params(directory: str | os.PathLike[str], field: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_meta(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the meta of a finished stage's last state; raises UserError."""
-  with _last_checkpoint(directory) as path:
+def read_meta(
+  directory: str | os.PathLike[str], *, best: bool = False
+) -> dict[str, Any]:
+  """Returns the meta of a finished stage's state, see `load_params`."""
+  with _last_checkpoint(directory, best) as path:
     return checkpoint_format.together(
       path, lambda: checkpoint_format.read(path)
     )
