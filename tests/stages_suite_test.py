@@ -31,6 +31,10 @@ LIST = (
   'klass',
   'learned',
 )
+VALUES = (
+  *('mask_ratio', 'sampling_temperature', 'masking_temperature'),
+  'guidance_scale',
+)
 
 
 class SuiteTest(absltest.TestCase):
@@ -187,9 +191,16 @@ class SuiteTest(absltest.TestCase):
     self.assertEqual(main._names_of_stages(config), main.SUITE)
 
   def test_mistakes_are_named(self):
-    self.config.suite.update(passes=(8,), schedules=('autonat_large',))
-    with self.assertRaisesRegex(UserError, 'autonat_large takes none of'):
+    table = self.workdir / 'own.json'
+    numbers = dict.fromkeys(VALUES, [0.5, 0.5, 0.5])
+    files.write_json(table, numbers)
+    self.config.suite.update(passes=(8,), schedules=(str(table),))
+    with self.assertRaisesRegex(UserError, 'own.json has 3 steps, and 8 were'):
       self.run_stage()
+    files.write_json(table, dict.fromkeys(VALUES, [0.5] * 8))
+    with self.assertRaisesRegex(UserError, 'own.json takes none of'):
+      self.run_stage()
+    table.unlink()
     self.config.suite.schedules = ('halton(rows=5)',)
     with self.assertRaisesRegex(UserError, 'halton has rows=5'):
       self.run_stage()
