@@ -1,6 +1,9 @@
 """The generator that users hold, and the tables they give it."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -108,6 +111,24 @@ class GeneratorTest(parameterized.TestCase):
         toy_generator(40).sample([0] * count, T)
     self.assertEqual(seen, [8, 8, 16, 40, 40, 40])
 
+  @parameterized.parameters((True, True), (True, False), (False, True))
+  def test_a_bar_for_long_calls_on_a_terminal(self, is_terminal, wanted):
+    terminal, seen = io.StringIO(), []
+    terminal.isatty = lambda: is_terminal
+    # Three seconds pass whenever the bar looks.
+    clock = mock.patch('tqdm.std.time', side_effect=itertools.count(0, 3))
+    with contextlib.redirect_stderr(terminal), clock:
+      samples = toy_generator(8).sample(
+        [0, 1, 2, 0, 1] * 3,
+        T,
+        progress=wanted,
+        callback=lambda done, _: seen.append(done),
+      )
+    self.assertEqual(seen, [8, 15])
+    self.assertLen(samples, 15)
+    for part in (' 8/15 ', '15/15 '):
+      self.assertEqual(part in terminal.getvalue(), is_terminal and wanted)
+
   def test_the_callback_sees_every_batch(self):
     seen = []
     samples = toy_generator(3).sample(
@@ -180,11 +201,12 @@ class GeneratorTest(parameterized.TestCase):
     images = generator.decode(tokens)
     np.testing.assert_allclose(images, tokens.reshape(5, 2, 2, 1) / K)
     np.testing.assert_array_equal(generator.encode(images + 1e-3), tokens)
+    np.testing.assert_array_equal(generator.encode(images[3]), tokens[3:4])
     for wrong in (tokens[0], tokens + 1, tokens * 1.0, [[0], [1, 2]], []):
       with self.assertRaisesRegex(UserError, '^tokens [^\n]*$'):
         generator.decode(wrong)
     for wrong in (
-      images[0],
+      images[0, 0],
       images + 1,
       tokens,
       images[:, :1],

@@ -215,6 +215,8 @@ class Generator:
   def encode(self, images: Pictures) -> np.ndarray:
     """Tokens int32[B, N] of images float[B, H, W, C] in [0, 1], or Pillow's.
 
+    One image, float[H, W, C], gives int32[1, N].
+
     Raises:
       UserError: for images of another size, mode or range.
     """
