@@ -49,6 +49,16 @@ class Noise:
 
 
 @struct.dataclass
+class FirstStep:
+  """What the network says of empty canvases, when it is given."""
+
+  features: Array  # float[B, N, D]
+  logits: Array  # float32[B, N, K]
+  # float32[N, K], the same for all; None without guidance
+  unconditional: Array | None
+
+
+@struct.dataclass
 class Decoded:
   """What a decode returns."""
 
@@ -159,6 +169,7 @@ def decode(
   policy_carry: Carry = (),
   cache: Cache = (),
   noise: Noise | None = None,
+  first: FirstStep | None = None,
   record: bool = False,
 ) -> Decoded:
   """Decodes a batch of canvases in `num_steps` parallel steps.
@@ -182,6 +193,9 @@ def decode(
     policy_carry: what the policy carries from step to step, at the start.
     cache: what the denoiser carries from step to step, at the start.
     noise: Gumbel noise to use instead of drawing it from `keys`.
+    first: what the denoiser would return in the first step, which does not run
+      it then, of canvases that are all masked; the cache stays as given.
+      `passes` counts it as if it had run: it is what the samples took.
     record: whether to return the trajectory.
 
   Returns:
@@ -196,13 +210,24 @@ def decode(
     priority = step_lib.rolled(priority, _offsets(keys, tokens.shape[1]))
   passes_of_step = 1 if null_condition is None else 2
 
-  def body(carry: Any, inputs: Any, denoiser: Denoiser) -> tuple[Any, Any]:
+  def network(denoiser: Denoiser, step: Array, *canvas: Any) -> tuple[Any, ...]:
+    del step
+    tokens, cache = canvas
+    return denoise(denoiser, tokens, condition, null_condition, cache)
+
+  def given(step: Array, tokens: Array, cache: Cache) -> tuple[Any, ...]:
+    del step, tokens
+    assert first is not None
+    unconditional = first.unconditional
+    if unconditional is not None:
+      unconditional = jnp.broadcast_to(unconditional, first.logits.shape)
+    return first.features, first.logits, unconditional, cache
+
+  def body(carry: Any, inputs: Any, run: Any) -> tuple[Any, Any]:
     state, policy_carry, cache = carry
     step, given_noise = inputs
     masked = state.tokens == mask_token
-    features, logits, unconditional, cache = denoise(
-      denoiser, state.tokens, condition, null_condition, cache
-    )
+    features, logits, unconditional, cache = run(step, state.tokens, cache)
     policy_keys, token_keys, confidence_keys = _step_keys(keys, step)
     values, aux, policy_carry = policy(
       step, observe(features, logits, masked), policy_keys, policy_carry
@@ -242,12 +267,10 @@ def decode(
       )
     return (new_state, policy_carry, cache), recorded
 
-  def body_if_needed(
-    carry: Any, inputs: Any, denoiser: Denoiser
-  ) -> tuple[Any, Any]:
+  def body_if_needed(carry: Any, inputs: Any, run: Any) -> tuple[Any, Any]:
     """Skips the step if every sample of the batch is full."""
-    run = functools.partial(body, denoiser=denoiser)
-    _, recorded = jax.eval_shape(run, carry, inputs)
+    take = functools.partial(body, run=run)
+    _, recorded = jax.eval_shape(take, carry, inputs)
 
     def skip(carry: Any, inputs: Any) -> tuple[Any, Any]:
       del inputs
@@ -260,19 +283,27 @@ def decode(
       )
 
     unfinished = (carry[0].tokens == mask_token).any()
-    return jax.lax.cond(unfinished, run, skip, carry, inputs)
+    return jax.lax.cond(unfinished, take, skip, carry, inputs)
 
   one_step = body_if_needed if options.is_adaptive else body
   steps = jnp.arange(num_steps, dtype=jnp.int32)
   carry, inputs = (state, policy_carry, cache), (steps, noise)
   if callable(denoiser):
+    run: Any = functools.partial(network, denoiser)
+    if first is not None:
+      run = lambda step, *canvas: jax.lax.cond(
+        step == 0, given, functools.partial(network, denoiser), step, *canvas
+      )
     (state, _, _), trajectory = jax.lax.scan(
-      functools.partial(one_step, denoiser=denoiser), carry, inputs
+      functools.partial(one_step, run=run), carry, inputs
     )
   else:
     chex.assert_equal(len(denoiser), num_steps)
+    runs: list[Any] = [functools.partial(network, one) for one in denoiser]
+    if first is not None:
+      runs[0] = given
     rows = []
-    for t, one in enumerate(denoiser):
+    for t, one in enumerate(runs):
       inputs_of = jax.tree.map(lambda x, t=t: x[t], inputs)
       carry, row = one_step(carry, inputs_of, one)
       rows.append(row)

@@ -98,6 +98,7 @@ def decode(
   options: step_lib.StepOptions = step_lib.ADANAT,
   priority: Array | None = None,
   noise: loop.Noise | None = None,
+  first: loop.FirstStep | None = None,
   record: bool = False,
   counts: Sequence[TokenCounts] | None = None,
 ) -> loop.Decoded:
@@ -120,6 +121,7 @@ def decode(
     options: see `step.StepOptions`.
     priority: see `loop.decode`.
     noise: Gumbel noise to use instead of drawing it from `keys`.
+    first: see `loop.decode`.
     record: whether to return the trajectory.
     counts: `counts_of` this table, where it is traced; None to count. Given
       them, neither `num_unknown` nor `text_length` is read.
@@ -147,5 +149,6 @@ def decode(
     options=options,
     priority=priority,
     noise=noise,
+    first=first,
     record=record,
   )

@@ -30,6 +30,7 @@ from adanat_jax.models import denoisers
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling import program, requests
+from adanat_jax.sampling.first_step import FirstSteps
 from adanat_jax.sampling.program import Plan, Samples, decode_batch
 from adanat_jax.sampling.requests import (
   AnyPolicy,
@@ -70,11 +71,11 @@ class Generator:
       their number does not divide `batch_size`, batches are a little larger.
     static_counts: False has an ENAT follow a table as it follows any policy, at
       every position: slower, and nothing is compiled for another table.
-    buckets: of the policies of an ENAT by number of steps; `with_buckets` finds
-      them.
+    buckets: of an ENAT's policies by number of steps, see `with_buckets`.
     encode_captions: turns captions into conditions, float32[B, L, C].
     class_names: of the classes, in the order of their ids; may be empty.
     schedules: of its own by name, such as searched tables; they are saved too.
+    first_steps: keeps what the network says of empty canvases, by class.
   """
 
   nat: denoisers.DenoiserModule
@@ -93,6 +94,7 @@ class Generator:
   encode_captions: EncodeCaptions | None = None
   class_names: Sequence[str] = ()
   schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+  first_steps: FirstSteps = dataclasses.field(default_factory=FirstSteps)
 
   def __post_init__(self) -> None:
     """Raises UserError for a batch size that is none."""
@@ -389,7 +391,7 @@ class Generator:
       record: whether to return the trajectory.
       callback: called after each batch.
     """
-    count = len(labels)
+    count, is_empty = len(labels), tokens is None
     if tokens is None:
       shape = (count, self.nat.num_tokens)
       tokens = np.full(shape, self.nat.codebook_size, np.int32)
@@ -402,9 +404,11 @@ class Generator:
       batch = {
         'tokens': tokens[rows],
         'labels': labels[rows],
-        **_priority(schedule, len(rows)),
+        **program.priority_of(schedule, len(rows)),
       }
       batch = sharding.put_batch(batch, mesh)
+      if is_empty:
+        batch |= self._first_step(labels[index], plan)
       policy = program.rows_of(schedule.policy, rows, mesh)
       part = self._decode_part(policy, batch, index[0], key, plan)
       parts.append(program.keep(sharding.gather(part), num_real))
@@ -443,8 +447,9 @@ class Generator:
       batch = {
         'tokens': sharding.put_batch(unknown, mesh),
         'labels': condition_of(index),
-        **sharding.put_batch(_priority(schedule, len(unknown)), mesh),
+        **sharding.put_batch(program.priority_of(schedule, len(unknown)), mesh),
       }
+      batch |= self._first_step(batch['labels'], plan)
       planned = self.planned(plan, schedule.policy, unknown, batch['labels'])
       part = self._decode_part(schedule.policy, batch, index[0], key, planned)
       yield index[:num_real], part
@@ -515,10 +520,14 @@ class Generator:
       return plan
     return program.with_counts(self.nat, plan, policy, tokens, labels)
 
+  def _first_step(self, labels: Any, plan: Plan) -> dict[str, Any]:
+    given = self.nat, self.nat_params, labels, self.null()
+    return self.first_steps.of(*given, plan.guided, self._mesh)
+
   def _decode_part(
     self,
     policy: PolicyLike,
-    batch: dict[str, Array],
+    batch: dict[str, Any],
     start: int,
     key: Array,
     plan: Plan,
@@ -585,13 +594,6 @@ class Generator:
     if name.partition('(')[0] not in schedules.SCHEDULES:
       raise requests.unknown_policy(name)
     return schedules.make(name, num_steps, self.nat.num_tokens)
-
-
-def _priority(schedule: Schedule, count: int) -> dict[str, np.ndarray]:
-  """The order of positions for each sample of a batch, if there is one."""
-  if schedule.priority is None:
-    return {}
-  return {'priority': np.tile(schedule.priority, (count, 1))}
 
 
 def _count(params: Params) -> int:

@@ -12,7 +12,7 @@ from adanat_jax.decoding import likelihood, schedules
 from adanat_jax.decoding.schedules import PolicyLike
 from adanat_jax.models import denoisers
 from adanat_jax.runtime import sharding
-from adanat_jax.sampling import generator as generator_lib, program, requests
+from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Plan
 from adanat_jax.sampling.requests import AnyPolicy, Labels
@@ -66,7 +66,7 @@ def log_likelihood(
     batch = {
       'tokens': grids[rows],
       'labels': conditions[rows],
-      **generator_lib._priority(chosen, len(rows)),
+      **program.priority_of(chosen, len(rows)),
     }
     policy = program.rows_of(chosen.policy, rows, mesh)
     with jax.set_mesh(mesh):

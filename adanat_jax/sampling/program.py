@@ -146,7 +146,7 @@ def decode_tokens(
   plan: Plan,
   nat_params: Any,
   policy: PolicyLike,
-  batch: dict[str, Array],
+  batch: dict[str, Any],
   null_condition: Array,
   key: Array,
 ) -> loop.Decoded:
@@ -161,7 +161,7 @@ def decode_tokens(
     batch: `tokens` int32[B, N], the canvases to start from; `labels`, int32[B]
       classes or float32[B, L, C] texts; `index` int32[B], the numbers of the
       samples, from which their noise follows; `priority` float32[B, N] where
-      the schedule has one.
+      the schedule has one; `first`, a `loop.FirstStep`, where one is known.
     null_condition: what stands for no condition, without a batch axis.
     key: of the whole set of samples.
   """
@@ -170,6 +170,7 @@ def decode_tokens(
   keys = loop.keys_of(key, batch['index'])
   shared: dict[str, Any] = dict(
     priority=batch.get('priority'),
+    first=batch.get('first'),
     tokens=tokens,
     condition=condition,
     null_condition=null_condition if plan.guided else None,
@@ -221,7 +222,7 @@ def decode_batch(
   nat_params: Any,
   tokenizer_params: Any,
   policy: PolicyLike,
-  batch: dict[str, Array],
+  batch: dict[str, Any],
   null_condition: Array,
   key: Array,
 ) -> Samples:
@@ -308,6 +309,13 @@ def rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
     return table
   table = jax.tree.map(lambda x: x[:, rows], table)
   return sharding.put_batch(table, mesh, axis=1)
+
+
+def priority_of(schedule: Schedule, count: int) -> dict[str, np.ndarray]:
+  """The order of positions for each sample of a batch, if there is one."""
+  if schedule.priority is None:
+    return {}
+  return {'priority': np.tile(schedule.priority, (count, 1))}
 
 
 def batches(
