@@ -316,6 +316,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   sample.table = ''
   # See evaluate.num_buckets.
   sample.num_buckets = 0
+  # How often all is sampled once more, to say how many images a second that is.
+  sample.timing_rounds = 0
   # Directory of the pictures; empty for <workdir>/sample.
   sample.output = ''
 

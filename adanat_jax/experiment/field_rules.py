@@ -390,6 +390,7 @@ _SHARED: Mapping[str, Rule] = {
     policy=schedule('learned', 'hand-made', 'table'),
     table=path(),
     num_buckets=_BUCKETS,
+    timing_rounds=integer(0, 1000),
     output=path(),
   ),
   **_section(

@@ -49,7 +49,7 @@ def problems_of_policy(experiment: Experiment) -> Iterator[str]:
 
 
 def run(experiment: Experiment) -> None:
-  """Writes `grid.png` and the single images, prints images a second."""
+  """Writes `grid.png` and the single images; times more rounds if asked to."""
   check_config(experiment)
   section = experiment.config.sample
   generator = experiment.drawing_generator()
@@ -67,21 +67,23 @@ def run(experiment: Experiment) -> None:
   sample = lambda: generator.sample(
     labels, section.num_steps, section.seed, policy
   )
-  sample()
-  # The first call compiled; the second is timed.
-  start = time.perf_counter()
   images = sample().images
-  seconds = time.perf_counter() - start
-
   output = files.make_directory(section.output or experiment.workdir / 'sample')
   for index, (name, image) in enumerate(zip(names, images, strict=True)):
     pictures.save_image(output / f'{index:05d}-{name}.png', image)
   columns = min(section.images_per_class, 16)
   scale = max(1, 64 // images.shape[1])
   pictures.save_grid(output / 'grid.png', images, columns, scale)
+  speed = ''
+  if rounds := section.timing_rounds:
+    start = time.perf_counter()
+    for _ in range(rounds):
+      sample()
+    seconds = (time.perf_counter() - start) / rounds
+    speed = f'; {len(images) / seconds:.1f} images/s'
   processes.say(
     f'sample: {len(images)} images in {output}, grid in'
-    f' {output / "grid.png"}; {len(images) / seconds:.1f} images/s'
+    f' {output / "grid.png"}{speed}'
   )
 
 
