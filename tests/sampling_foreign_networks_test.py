@@ -274,6 +274,8 @@ class ForeignNetworksTest(absltest.TestCase):
     np.testing.assert_allclose(
       schedule.policy.masking_temperature, 4.5 * (1 - np.arange(1, 9) / 8)
     )
+    with self.assertRaisesRegex(UserError, 'Halton is guided, .* no null'):
+      generator.sample([3], 8, policy='halton')
     config.nat.update(init_from=whole, depth=3)
     generator = Experiment(config, self.folder).generator()
     input_ids = reference.inputs['input_ids']

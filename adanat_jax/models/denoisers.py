@@ -27,6 +27,11 @@ def reuses(module: DenoiserModule) -> bool:
   return isinstance(module, ENAT)
 
 
+def knows_null(module: DenoiserModule) -> bool:
+  """Whether the network was trained without a condition, too."""
+  return not isinstance(module, MaskGITTransformer)
+
+
 def make(module: DenoiserModule, params: Any) -> Denoiser:
   """Makes a denoiser for any policy.
 

@@ -183,8 +183,7 @@ class Generator:
       self.encode_captions,
     )
     schedule = self.schedule(policy, num_steps, len(checked))
-    if guidance_scale is not None:
-      schedule = requests.with_guidance(schedule, guidance_scale)
+    schedule = requests.guided_for(self.nat, schedule, guidance_scale)
     if tokens is not None:
       # The one after the last code marks an unknown token.
       tokens = requests.grids(

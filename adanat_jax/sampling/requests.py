@@ -19,6 +19,7 @@ import numpy as np
 from adanat_jax.decoding import schedules, tables
 from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
 from adanat_jax.errors import UserError, shown
+from adanat_jax.models import denoisers
 from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
 
 if TYPE_CHECKING:
@@ -119,6 +120,24 @@ class GuidedPolicy:
       return dataclasses.replace(values, guidance_scale=scale), aux, carry
 
     return policy
+
+
+def guided_for(
+  nat: denoisers.DenoiserModule, schedule: Schedule, scale: float | None
+) -> Schedule:
+  """The schedule, with this `guidance_scale` if it is not None.
+
+  Raises:
+    UserError: as `with_guidance`, and if nothing can guide the network.
+  """
+  if scale is not None:
+    schedule = with_guidance(schedule, scale)
+  if schedule.guided and not denoisers.knows_null(nat):
+    raise UserError(
+      f'{schedule.label} is guided, and {type(nat).__name__} knows no null'
+      ' class; give guidance_scale=0.0, or an unguided schedule such as maskgit'
+    )
+  return schedule
 
 
 def with_guidance(schedule: Schedule, scale: float) -> Schedule:
