@@ -79,6 +79,9 @@ setuptools.setup(
     'search': SEARCH,
     # Captions: CLIP's tokens, without torch.
     'text': TEXT,
+    # The compilers of TPUs and GPUs, for benchmarks/targets.py; the plugin's
+    # version must be JAX's.
+    'targets': ['jax[tpu]', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13'],
     'cuda': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
   },

@@ -24,9 +24,22 @@ _BYTES = {'pred': 1, 'bf16': 2}
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 # name = result opcode(operands), attributes
 _INSTRUCTION = re.compile(
-  r'^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\('
+  r'^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\(([^)]*)'
 )
-_SHAPE = re.compile(r'\b(pred|bf16|[suf]\d+|c\d+)\[([\d,]*)\]')
+# A layout may name a memory within the processor, as the TPU's S(1).
+_SHAPE = re.compile(
+  r'\b(pred|bf16|[suf]\d+|c\d+)\[([\d,]*)\](\{[^}]*S\([1-9]\)[^}]*\})?'
+)
+_NAME = re.compile(r'%([\w.\-]+)')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_LIMIT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
+# What moves nothing, or is counted where it begins.
+_FREE = {
+  *('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant'),
+  *('while', 'conditional', 'call', 'after-all'),
+  *('copy-done', 'slice-done', 'async-done', 'all-reduce-done'),
+  *('all-gather-done', 'collective-permute-done'),
+}
 _CALLED = re.compile(r'\b(body|condition|to_apply|calls)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -42,19 +55,26 @@ class Instruction:
   # How often a run of the program executes it; in a loop whose end depends on
   # data, how often one iteration does.
   count: int
+  fused: bool = False  # Whether its result is no array in memory.
+  moved: int = 0  # Bytes that it reads from memory and writes to it, at most.
+  target: str = ''  # What a custom call calls.
 
   @property
   def bytes(self) -> int:
     """Size of its results."""
-    return sum(
-      math.prod(shape) * (_BYTES.get(kind) or int(re.sub(r'\D', '', kind)) // 8)
-      for kind, shape in self.shapes
-    )
+    return sum(size_of(*shape) for shape in self.shapes)
+
+
+def size_of(kind: str, shape: tuple[int, ...]) -> int:
+  """Bytes of an array of a type, as XLA names it, and dimensions."""
+  return math.prod(shape) * (
+    _BYTES.get(kind) or max(1, int(re.sub(r'\D', '', kind)) // 8)
+  )
 
 
 def instructions(text: str) -> Iterator[Instruction]:
   """Every instruction of `compiled.as_text()`, fused ones included."""
-  bodies: dict[str, list[tuple[str, str, str]]] = {}
+  bodies: dict[str, list[tuple[str, str, str, str, str]]] = {}
   entry = name = ''
   for line in text.splitlines():
     if start := _COMPUTATION.match(line):
@@ -62,27 +82,59 @@ def instructions(text: str) -> Iterator[Instruction]:
       bodies[name] = []
       entry = name if start.group(1) else entry
     elif (found := _INSTRUCTION.match(line)) and name:
-      bodies[name].append((found.group(2), found.group(1), line))
+      bodies[name].append((*found.groups(), line))
 
-  def visit(computation: str, count: int) -> Iterator[Instruction]:
-    for opcode, shapes, line in bodies[computation]:
-      dimensions = lambda text: tuple(int(n) for n in text.split(',') if n)
+  def visit(
+    computation: str, count: int, fused: bool = False
+  ) -> Iterator[Instruction]:
+    in_memory: dict[str, int] = {}
+    for name, shapes, opcode, operands, line in bodies[computation]:
+      found = [
+        (kind, tuple(int(n) for n in text.split(',') if n), bool(inside))
+        for kind, text, inside in _SHAPE.findall(shapes)
+      ]
+      in_memory[name] = sum(
+        size_of(kind, shape) for kind, shape, inside in found if not inside
+      )
+      moved = 0
+      if not fused and opcode not in _FREE:
+        moved = in_memory[name] + sum(
+          in_memory.get(operand, 0) for operand in _NAME.findall(operands)
+        )
+      target = _TARGET.search(line) if opcode == 'custom-call' else None
       yield Instruction(
         opcode,
-        tuple((k, dimensions(x)) for k, x in _SHAPE.findall(shapes)),
+        tuple((kind, shape) for kind, shape, _ in found),
         count,
+        fused,
+        moved,
+        target[1] if target else '',
       )
-      trips = _TRIPS.search(line)
-      for role, called in _CALLED.findall(line):
-        if opcode == 'while':
-          yield from visit(called, count * (int(trips[1]) if trips else 1))
-        elif role in ('to_apply', 'calls') and opcode in ('call', 'fusion'):
-          yield from visit(called, count)
-      for called in _BRANCHES.findall(line):
-        for branch in called.split(','):
-          yield from visit(branch.strip().lstrip('%'), count)
+      called = dict(_CALLED.findall(line))
+      if opcode == 'while':
+        trips = _TRIPS.search(line) or _limit(bodies[called['condition']])
+        yield from visit(
+          called['body'], count * (int(trips[1]) if trips else 1)
+        )
+      elif opcode in ('call', 'fusion'):
+        inner = called.get('to_apply') or called['calls']
+        yield from visit(inner, count, fused or opcode == 'fusion')
+      for branches in _BRANCHES.findall(line):
+        for branch in branches.split(','):
+          yield from visit(branch.strip().lstrip('%'), count, fused)
 
   return visit(entry, 1)
+
+
+def _limit(condition: list[tuple[str, ...]]) -> re.Match[str] | None:
+  """The constant of a loop's condition `i < n`, where it is no more than that.
+
+  The TPU's compiler does not say how often a loop runs.
+  """
+  lines = [line for *_, line in condition]
+  found = [match for line in lines if (match := _LIMIT.search(line))]
+  is_less = any(opcode == 'compare' for _, _, opcode, *_ in condition)
+  return found[0] if len(found) == 1 and is_less else None
 
 
 def collectives(text: str) -> list[Instruction]:

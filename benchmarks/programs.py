@@ -1,4 +1,4 @@
-"""Training steps to be compiled, and their inputs.
+"""Training steps, sampling and features to be compiled, and their inputs.
 
 It is the stages themselves that make the steps. Programs are given by shape
 alone, nothing is allocated: published sizes can be compiled on a laptop.
@@ -20,14 +20,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
+from adanat_jax.data.clip_tokens import NUM_POSITIONS as _TEXT_LENGTH
 from adanat_jax.data.examples import ArrayExamples
-from adanat_jax.experiment import adversarial_reward, fit, networks, policies
+from adanat_jax.decoding import buckets, unrolled
+from adanat_jax.experiment import (
+  adversarial_reward,
+  fit,
+  named_schedules,
+  networks,
+  policies,
+  texts,
+)
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.learning.agent import Agent
+from adanat_jax.models import denoisers
+from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import checkpoint, sharding
+from adanat_jax.sampling import program
 from adanat_jax.stages import (
   nat as nat_stage,
   nat_held_out,
   policy as policy_stage,
+  tokenizer as tokenizer_stage,
+  tokenizer_reconstruction,
 )
 
 # How many random numbers are drawn, and how far apart leaves start in them.
@@ -84,19 +99,33 @@ def policy_program(config: ml_collections.ConfigDict) -> Program:
       'condition': np.zeros(section.held_out, np.int32),
     }
   )
-  instead = {
-    (Experiment, 'require'): lambda *_: None,
-    (Experiment, 'load_converted'): lambda _, __, ___, shapes: shapes,
-    (checkpoint, 'load_params'): lambda _, __, shapes: shapes,
+  instead = _without_files() | {
     (adversarial_reward, 'real_examples'): lambda *_: held_out,
     (policy_stage, 'make_batches'): lambda *_, **__: {},
   }
   which = policies.trainings(experiment)[0]
   begin = functools.partial(policy_stage.train, experiment, which)
-  batch = section.updates, section.batch_size
-  real = {'images': _shape(*batch, *image), 'condition': _labels(*batch)}
+  batch_shape = section.updates, section.batch_size
+  real = {
+    'images': _shape(*batch_shape, *image),
+    'condition': _labels(*batch_shape),
+  }
   axes = {'reward': {'held_out': 0}}, None, {'real': 1}, None
-  return _program(begin, instead, {'real': real}, axes)
+  batch: dict[str, Any] = {'real': real}
+  if experiment.is_text:
+    instead[texts, 'null_states'] = lambda _: np.zeros(
+      (_TEXT_LENGTH, config.text.width), np.float32
+    )
+    del real['condition']
+    real |= _captions(config, *batch_shape)
+    batch |= {
+      'rollouts': _captions(config, config.policy.batch_size),
+      'fresh': _captions(config, *batch_shape),
+    }
+    axes = axes[0], None, {'real': 1, 'rollouts': 0, 'fresh': 1}, None
+  if not section.held_out:
+    axes = None, *axes[1:]
+  return _program(begin, instead, batch, axes)
 
 
 def nat_program(config: ml_collections.ConfigDict) -> Program:
@@ -108,10 +137,155 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
     (nat_held_out, 'HeldOutLoss'): mock.Mock(),
     (fit, 'Batches'): mock.Mock(),
   }
-  tokens = _shape(size, experiment.num_tokens, dtype=int)
-  batch = {'tokens': tokens, 'condition': _labels(size)}
+  batch = {'tokens': _shape(size, experiment.num_tokens, dtype=int)}
+  if experiment.is_text:
+    instead |= _without_files()
+    instead[nat_stage, '_frozen'] = lambda *_: (
+      None,
+      {'text': (), 'null': _shape(_TEXT_LENGTH, config.text.width)},
+    )
+    batch |= _captions(config, size)
+  else:
+    batch['condition'] = _labels(size)
   begin = functools.partial(nat_stage.run, experiment)
   return _program(begin, instead, batch, (None, None, 0, None))
+
+
+def tokenizer_program(config: ml_collections.ConfigDict) -> Program:
+  """One step of the tokenizer's training."""
+  experiment, side = _experiment(config), config.data.image_size
+  instead = {
+    (tokenizer_stage, 'check_config'): lambda _: None,
+    (tokenizer_stage, 'splits_of'): lambda _: {'train': None},
+    (tokenizer_reconstruction, 'Reconstruction'): mock.Mock(),
+    (fit, 'Batches'): mock.Mock(),
+  }
+  shape = config.tokenizer.batch_size, side, side, 3
+  batch = {'images': _shape(*shape, dtype=jnp.uint8)}
+  begin = functools.partial(tokenizer_stage.run, experiment)
+  return _program(begin, instead, batch, (None, None, 0, None))
+
+
+def encoding_program(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> Program:
+  """Tokens of a batch of images, as stage `prepare` makes them."""
+  tokenizer, params = _network(config, 'tokenizer')
+  side = config.data.image_size
+  encode = functools.partial(program.apply, tokenizer, 'tokenize')
+  arguments = params, _shape(batch_size, side, side, 3)
+  return Program(encode, arguments, (None, 0), donated=())
+
+
+def features_program(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> Program:
+  """What evaluation measures of a batch of images, by Inception."""
+  module, side = InceptionV3(), config.data.image_size
+  images = _shape(batch_size, side, side, 3)
+  params = jax.eval_shape(module.init, jax.random.key(0), images)['params']
+
+  def features(params: Any, images: Any) -> Any:
+    out = module.apply({'params': params}, images)
+    return out.pool3, out.unbiased_logits
+
+  return Program(features, (params, images), (None, 0), donated=())
+
+
+def sampling_program(
+  config: ml_collections.ConfigDict,
+  batch_size: int,
+  policy: str = 'learned',
+) -> Program:
+  """Images of a batch of labels or captions, as `Generator` makes them.
+
+  Args:
+    config: its first T is decoded in.
+    batch_size: over all devices.
+    policy: 'learned'; a schedule, which an ENAT follows by its counts; or
+      'buckets', a learned policy in `evaluate.num_buckets` of them, chosen for
+      the config's own schedule.
+  """
+  experiment, num_steps = _experiment(config), config.policy.num_steps[0]
+  nat, nat_params = _network(config, 'nat')
+  tokenizer, tokenizer_params = _network(config, 'tokenizer')
+  num_tokens, text = nat.num_tokens, experiment.is_text
+  labels = _labels(batch_size)
+  null = np.asarray(nat.num_classes or 0, np.int32)
+  if text:
+    labels = _shape(batch_size, _TEXT_LENGTH, config.text.width)
+    null = _shape(_TEXT_LENGTH, config.text.width)
+  is_table = policy not in ('learned', 'buckets')
+  name = policy if is_table else config.sample.policy
+  plan, schedule = program.Plan(num_steps), None
+  if policy != 'learned':
+    schedule = named_schedules.make(name, num_steps, num_tokens)
+    counts = unrolled.counts_of(
+      schedule.policy,
+      num_tokens,
+      text_length=_TEXT_LENGTH * text,
+      options=schedule.options,
+    )
+  if is_table:
+    plan = dataclasses.replace(
+      program.Plan.from_schedule(schedule),
+      counts=counts if denoisers.reuses(nat) else None,
+    )
+    values: Any = schedule.policy
+  else:
+    training = policies.trainings(experiment)[0]
+    values = Agent(
+      jax.eval_shape(
+        functools.partial(policies.initial_params, experiment),
+        jax.random.key(0),
+      ),
+      policies.residual_of(experiment, num_steps),
+      policies.make_actor_critic(experiment, training),
+    )
+    if policy == 'buckets':
+      length = num_tokens + _TEXT_LENGTH * text
+      chosen = buckets.choose(
+        np.array(counts), length, config.evaluate.num_buckets, sum
+      )
+      plan = dataclasses.replace(plan, buckets=chosen)
+
+  def sample(*arguments: Any) -> Any:
+    return program.decode_batch.__wrapped__(nat, tokenizer, plan, *arguments)
+
+  batch = {
+    'tokens': _shape(batch_size, num_tokens, dtype=int),
+    'labels': labels,
+    'index': _labels(batch_size),
+  }
+  key = jax.random.key(0)
+  arguments = nat_params, tokenizer_params, values, batch, null, key
+  return Program(sample, arguments, (None, None, None, 0, None, None), ())
+
+
+def _network(config: ml_collections.ConfigDict, name: str) -> tuple[Any, Any]:
+  """A network, and the shapes of its parameters."""
+  module, inputs = networks.module_and_inputs(config, name)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  return module, shapes['params']
+
+
+def _without_files() -> dict[tuple[Any, str], Any]:
+  """Stand-ins of what reads checkpoints: shapes for arrays."""
+  return {
+    (Experiment, 'require'): lambda *_: None,
+    (Experiment, 'load_converted'): lambda _, __, ___, shapes: shapes,
+    (checkpoint, 'load_params'): lambda _, __, shapes: shapes,
+  }
+
+
+def _captions(config: ml_collections.ConfigDict, *shape: int) -> dict[str, Any]:
+  """Captions whose states were prepared."""
+  return {
+    'states': _shape(
+      *shape, _TEXT_LENGTH, config.text.width, dtype=jnp.float16
+    ),
+    'embedding': _shape(*shape, config.text.projection_width),
+  }
 
 
 def _experiment(config: ml_collections.ConfigDict) -> Experiment:
@@ -143,7 +317,7 @@ def _program(
     begin()
   given = begun.call_args.kwargs
   frozen = jax.tree.map(
-    lambda x: _shape(*x.shape, dtype=x.dtype), given['frozen']
+    lambda x: _shape(*x.shape, dtype=x.dtype), given.get('frozen', ())
   )
   state = jax.eval_shape(given['initial'], frozen)
   step = _shape(dtype=int)

@@ -160,29 +160,6 @@ def of_config(config: ml_collections.ConfigDict) -> Subject:
   )
 
 
-def sampling_program(
-  config: ml_collections.ConfigDict, batch_size: int
-) -> programs.Program:
-  """Images of a batch of labels, by a learned policy, as `Generator` does."""
-  subject, num_steps = of_config(config), config.policy.num_steps[0]
-  params = subject.shapes()
-  nat_params, *rest = subject.decoding(params, batch_size, num_steps)
-
-  def sample(nat_params: Any, tokenizer_params: Any, *rest: Any) -> Any:
-    return program.decode_batch.__wrapped__(
-      subject.nat,
-      subject.decoder,
-      program.Plan(num_steps),
-      nat_params,
-      tokenizer_params,
-      *rest,
-    )
-
-  arguments = nat_params, params['decoder'], *rest
-  axes = None, None, None, 0, None, None
-  return programs.Program(sample, arguments, axes, donated=())
-
-
 def forwards(subject: Subject, num_steps: int, guided: bool) -> float:
   """How often a sample goes through the NAT, by the trace of its decoding."""
   shapes = subject.shapes()

@@ -21,7 +21,6 @@ sys.path.append(str(pathlib.Path(__file__).parents[1] / 'benchmarks'))
 
 import hlo
 import programs
-import sampling
 
 from adanat_jax.runtime import sharding
 from support import configs
@@ -96,7 +95,7 @@ def several_devices() -> dict[str, Any]:
     'shuffled': exchanges(programs.policy_program(shuffled)),
     'nat': exchanges(programs.nat_program(config_of())),
     'nat, cut': exchanges(programs.nat_program(config_of(**_CUT))),
-    'sampling': exchanges(sampling.sampling_program(config_of(), _BATCH_SIZE)),
+    'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),
     'joined': exchanges(joined()),
   }
 
@@ -112,7 +111,7 @@ def one_device() -> dict[str, Any]:
     for name, program in {
       'policy': programs.policy_program(config),
       'nat': programs.nat_program(config),
-      'sampling': sampling.sampling_program(config, _BATCH_SIZE),
+      'sampling': programs.sampling_program(config, _BATCH_SIZE),
     }.items()
   }
 
