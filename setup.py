@@ -79,6 +79,8 @@ setuptools.setup(
     'search': SEARCH,
     # Captions: CLIP's tokens, without torch.
     'text': TEXT,
+    # What benchmarks/torch_peer.py compares with.
+    'bench': ['torch'],
     # The compilers of TPUs and GPUs, for benchmarks/targets.py; the plugin's
     # version must be JAX's.
     'targets': ['jax[tpu]', 'jax-cuda13-plugin', 'nvidia-cudnn-cu13'],
