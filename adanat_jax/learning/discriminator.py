@@ -201,13 +201,7 @@ def make_reward_model(
       return update(heads, optimizer, state, real, fake, LOSSES[loss])
 
     crop_keys = jax.random.split(crop_key, (updates, 2))
-    state, history = jax.lax.scan(
-      body,
-      state,
-      (real, fake_batches, crop_keys),
-      # On a CPU a convolution inside a loop takes ten times as long.
-      unroll=sharding.platform() == 'cpu',
-    )
+    state, history = jax.lax.scan(body, state, (real, fake_batches, crop_keys))
     return state, metrics | jax.tree.map(lambda x: x.mean(), history)
 
   return RewardModel(reward, learn, fakes_per_update=batch_size)

@@ -71,6 +71,41 @@ def advance_spectral(
   }
 
 
+@jax.custom_vjp
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves `x` float[B, P, D] with `kernel` [k, D, E] to [B, P - k + 1, E].
+
+  Its gradients are convolutions of the same layout. Those that JAX derives have
+  another one, which XLA on CPUs brings into this one outside of loops only:
+  within a loop they take fifty times as long (docs/benchmarks.md).
+  """
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
+  )
+
+
+def _convolve_forward(
+  x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(
+  inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = inputs
+  margin = len(kernel) - 1
+  padded = jnp.pad(gradient, ((0, 0), (margin, margin), (0, 0)))
+  of_kernel = convolve(x.transpose(2, 1, 0), gradient.transpose(1, 0, 2))
+  return (
+    convolve(padded, kernel[::-1].swapaxes(1, 2)),
+    of_kernel.transpose(1, 0, 2),
+  )
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
 class SpectralConv(nn.Module):
   """Circular 1-d convolution whose kernel is divided by its largest gain."""
 
@@ -97,10 +132,7 @@ class SpectralConv(nn.Module):
     gain = u.value @ _matrix(kernel) @ v.value
     pad = self.kernel_size // 2
     x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)), mode='wrap')
-    x = jax.lax.conv_general_dilated(
-      x, kernel / gain, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
-    )
-    return x + bias[None, None]
+    return convolve(x, kernel / gain) + bias[None, None]
 
 
 class LocalBatchNorm(nn.Module):
