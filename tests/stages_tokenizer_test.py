@@ -18,6 +18,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import discriminator, patch_gan, vq
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import metric_writer
 from adanat_jax.stages import tokenizer
 from support import compiling, raw_files, raw_pictures
 
@@ -257,8 +258,7 @@ class StageTest(parameterized.TestCase):
     )
 
   def rows(self):
-    path = self.workdir / 'tokenizer/metrics.jsonl'
-    rows = map(json.loads, path.read_text().splitlines())
+    rows = metric_writer.read_metrics(self.workdir / 'tokenizer')
     drop = lambda row: {k: v for k, v in row.items() if 'time' not in k}
     return [drop(row) for row in rows]
 
