@@ -174,8 +174,8 @@ class MethodsTest(absltest.TestCase):
       schedules.make(name, T, 16) for name in ('maskgit', 'residual')
     )
     for seed in range(3):
-      row = evaluate_study._row(evaluation, first, seed)
-    evaluate_study._row(evaluation, second, 0)
+      row = evaluation.seed_row(first, seed)
+    evaluation.seed_row(second, 0)
     # MaskGIT's choice sharpens: 1 / (1 / 2 + 1 / 2).
     effective = row['values_per_step']['effective_temperature']
     self.assertEqual((effective['mean'], row['passes']), ([1.0] * T, T))

@@ -216,6 +216,11 @@ class Evaluation:
       'committed_per_step': over_samples(trajectory.num_committed),
     }
 
+  def seed_row(self, schedule: Schedule, seed: int) -> dict[str, Any]:
+    """What is measured of the samples of one seed."""
+    samples = self.sample(schedule, f'seed-{seed}', self.count, record=True)
+    return self.row(schedule, samples)
+
   def entry(self, method: Method, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A method as `results.json` has it, from its `rows`."""
     schedule = method.schedule

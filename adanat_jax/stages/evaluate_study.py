@@ -231,15 +231,6 @@ def _learned(
   )
 
 
-def _row(
-  evaluation: Evaluation, schedule: Schedule, seed: int
-) -> dict[str, Any]:
-  """What is measured of one seed."""
-  name = f'seed-{seed}'
-  samples = evaluation.sample(schedule, name, evaluation.count, record=True)
-  return evaluation.row(schedule, samples)
-
-
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be measured."""
   experiment.check(_problems, reads=('data', 'evaluate', 'mesh', 'policy'))
@@ -279,7 +270,7 @@ def run(experiment: Experiment) -> None:
       rows = evaluation.rows(
         ledger,
         f'T{num_steps}/{schedule.name}/{method.training}',
-        functools.partial(_row, evaluation, schedule),
+        functools.partial(evaluation.seed_row, schedule),
       )
       entries.append(evaluation.entry(method, rows))
   results = {

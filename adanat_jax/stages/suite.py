@@ -106,7 +106,7 @@ def run(experiment: Experiment) -> None:
         results['missing'].append(str(error))
         continue
       rows = evaluation.rows(
-        ledger, key, functools.partial(_row, evaluation, schedule)
+        ledger, key, functools.partial(evaluation.seed_row, schedule)
       )
       results['rows'].append(_entry(evaluation, name, passes, schedule, rows))
     files.write_text(directory / 'suite.md', report.compose(results))
@@ -160,15 +160,6 @@ def _learned(evaluation: Evaluation, passes: int) -> Schedule:
     if num_steps * (1 + agent.guided) == passes:
       return evaluation.generator.schedule('learned', num_steps)
   raise UserError(f'no policy of {passes} passes has been trained here')
-
-
-def _row(
-  evaluation: Evaluation, schedule: Schedule, seed: int
-) -> dict[str, Any]:
-  """What is measured of one seed."""
-  name = f'seed-{seed}'
-  samples = evaluation.sample(schedule, name, evaluation.count, record=True)
-  return evaluation.row(schedule, samples)
 
 
 def _entry(
