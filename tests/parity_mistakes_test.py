@@ -55,7 +55,7 @@ def _unscaled_attention(qkv, config):
   return (qkv.reshape(3, -1, qkv.shape[1]) * scale).reshape(qkv.shape)
 
 
-def _zero_pad(x, width, mode):
+def _zero_pad(x, width, mode='constant'):
   del mode
   zeros = [jnp.zeros_like(x[:, : width[1][0]])]
   return jnp.concatenate(zeros + [x] + zeros, axis=1)

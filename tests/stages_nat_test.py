@@ -161,7 +161,8 @@ class HeldOutLossTest(absltest.TestCase):
     with mock.patch.object(nat_held_out, '_TOKENS_AT_A_TIME', 3 * 16):
       self.assertAlmostEqual(measure(), whole, 5)
     ratio_key, mask_key = jax.random.split(jax.random.key(1))
-    ratio = masked_tokens.sample_mask_ratio(ratio_key, 7, 'cosine', (1.0, 1.0))
+    recipe = masked_tokens.Recipe(128)
+    ratio = masked_tokens.sample_mask_ratio(ratio_key, 7, 16, recipe)
     masked = np.asarray(masked_tokens.random_mask(mask_key, ratio, 16))
     _, logits = module.apply(
       params,
