@@ -151,15 +151,7 @@ class LlamaGenVQ(vqgan.VQGAN):
   latent_width: int = 256  # channels between a half and the codes
 
   def setup(self) -> None:
-    sizes = (
-      self.code_width,
-      self.base_width,
-      tuple(self.width_multipliers),
-      self.num_res_blocks,
-      self.num_groups,
-      self.image_channels,
-      self.latent_width,
-    )
+    sizes = *self._sizes, self.latent_width
     self.encoder = LlamaGenEncoder(*sizes, jnp.float32)
     self.decoder = LlamaGenDecoder(*sizes, self.dtype)
     codes = self.param(

@@ -12,6 +12,7 @@ Shape letters: `B` samples, `H`, `W` an image, `h`, `w` the grid of codes, `N`
 
 import functools
 import math
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -193,20 +194,24 @@ class VQGAN(nn.Module):
   dtype: layers.Dtype = jnp.float32
 
   def setup(self):
-    sizes = (
+    self.encoder = ImageEncoder(
+      *self._sizes, jnp.float32, conv_downsample=self.conv_downsample
+    )
+    self.decoder = ImageDecoder(*self._sizes, self.dtype)
+    self.codebook = self.param(
+      'codebook', _codebook_init, (self.codebook_size, self.code_width)
+    )
+
+  @property
+  def _sizes(self) -> tuple[Any, ...]:
+    """What both halves are made of, the first fields of each."""
+    return (
       self.code_width,
       self.base_width,
       tuple(self.width_multipliers),
       self.num_res_blocks,
       self.num_groups,
       self.image_channels,
-    )
-    self.encoder = ImageEncoder(
-      *sizes, jnp.float32, conv_downsample=self.conv_downsample
-    )
-    self.decoder = ImageDecoder(*sizes, self.dtype)
-    self.codebook = self.param(
-      'codebook', _codebook_init, (self.codebook_size, self.code_width)
     )
 
   @property
