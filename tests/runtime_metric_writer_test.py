@@ -121,10 +121,6 @@ class MetricWriterTest(absltest.TestCase):
     self.assertEqual(shown.getvalue(), '')
 
   def test_tensorboard_gets_scalars_and_elements(self):
-    try:
-      import tensorboardX  # noqa: F401
-    except ImportError:
-      self.skipTest('tensorboardX is not installed')
     writer = metric_writer.MetricWriter(self.directory)
     writer.write(1, {'loss': jnp.bfloat16(2), 'ratio': np.ones((1, 2))})
     writer.close()
