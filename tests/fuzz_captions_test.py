@@ -20,6 +20,7 @@ _FIELDS = (
   *('a café', '\U0001f436', 'a\tdog', 'a, dog', '\ufeff', ' ', 'a\rdog'),
   *('http://x/1', 'http://x/2.jpg', 'caption', 'url', '3', 'a\0dog', '\x85'),
 )
+_IMAGES = ('0.jpg', '1.jpg', '2.jpg')
 _NAMES = ('caption', 'url', 'TEXT', 'URL', 'title', 'inhalt', 'image', '')
 
 
@@ -74,6 +75,30 @@ def coco(random: np.random.Generator) -> bytes:
   return data
 
 
+def metadata(random: np.random.Generator) -> tuple[str, bytes]:
+  """Captions of the pictures 0.jpg to 2.jpg in a folder, of some kind."""
+  texts = [fuzzing.pick(random, _FIELDS) for _ in range(4)]
+  names = [fuzzing.pick(random, ('0.jpg', '1.jpg', 'x.jpg', '')), *_IMAGES]
+  rows = [*zip(names, texts, strict=True)][int(random.integers(2)) :]
+  kind = fuzzing.pick(random, ('0.txt', 'metadata.csv', 'metadata.jsonl'))
+  header = 'file_name', fuzzing.pick(random, ('text', 'caption', 'inhalt'))
+  if kind == '0.txt':
+    content = texts[0]
+  elif kind == 'metadata.csv':
+    stream = io.StringIO()
+    csv.writer(stream).writerows([header, *rows])
+    content = stream.getvalue()
+  else:
+    objects = [dict(zip(header, row, strict=True)) for row in rows]
+    objects = fuzzing.changed(random, objects, _NAMES)
+    lines = objects if isinstance(objects, list) else [objects]
+    content = '\n'.join(map(json.dumps, lines))
+  data = content.encode(fuzzing.pick(random, _ENCODINGS))
+  if random.random() < 0.3:
+    data = fuzzing.mutated(random, data)
+  return kind, data
+
+
 class FuzzTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -103,6 +128,22 @@ class FuzzTest(absltest.TestCase):
 
     tally = fuzzing.fuzz(table, act, seed=1)
     self.check(tally, accepted=0.05, refused=0.3)
+
+  def test_folders(self):
+    for name in _IMAGES:
+      (self.folder / name).write_bytes(raw_pictures.jpeg(1))
+
+    def act(given):
+      name, data = given
+      path = self.folder / name
+      try:
+        fuzzed_sources.write_and_read(
+          *('image_folder', path, data), path=self.folder, condition='text'
+        )
+      finally:
+        path.unlink()
+
+    self.check(fuzzing.fuzz(metadata, act), accepted=0.2, refused=0.2)
 
   def test_coco(self):
     images = self.folder / 'images'

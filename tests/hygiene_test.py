@@ -73,7 +73,7 @@ _WITH_ONE_IMPORTER = {
   ),
   'a layer of reading foreign files': (
     *('convert.kinds', 'convert.pickled_numpy', 'convert.torch_reader'),
-    *('data.image_metadata', 'data.sources.table'),
+    'data.image_metadata',
   ),
   'a function that the package offers': (
     *('problems.decode', 'sampling.calibration'),

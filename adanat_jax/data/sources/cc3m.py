@@ -58,8 +58,6 @@ def load(split: SplitPath) -> RawSource:
     except (UnicodeDecodeError, csv.Error):
       # The file is another one by now.
       fields = []
-    while len(fields) > layout.columns and not fields[-1]:
-      fields.pop()
     key = str(i)
     if has_images:
       key = printable(fields[0].strip()) if fields else ''

@@ -7,18 +7,15 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from adanat_jax.data.sources import captions as captions_lib, text_files
 from adanat_jax.data.sources.folder_walk import is_regular
 from adanat_jax.data.sources.image_folder import read_file
 from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
-  Names,
-  RawExample,
   RawSource,
   SplitPath,
-  printable,
+  is_file_name,
+  of_captions,
 )
 from adanat_jax.data.sources.text_files import TextError
 from adanat_jax.errors import UserError
@@ -54,33 +51,15 @@ def load(split: SplitPath) -> RawSource:
   _look_for(with_captions, split, folder, ledger)
   if split.is_validation:
     _check_apart(split)
-  of_images = [captions[number] for number in with_captions]
-  names = Names.pack(with_captions.values())
-  texts = Names.pack(text for some in of_images for text in some)
-  ends = np.cumsum([0, *map(len, of_images)])
-  ledger.read['images'] = len(names) - ledger.count('missing')
-  ledger.read['captions'] = len(texts)
-
-  def read(i: int) -> RawExample:
-    found = tuple(texts[int(ends[i]) : int(ends[i + 1])])
-    return RawExample(
-      printable(names[i]),
-      read_file(folder / names[i]),
-      captions=found,
-      problem='' if found else 'none of its captions can be read',
-    )
-
-  return RawSource(
-    len(names),
-    read,
-    names.hashes,
-    has_captions=True,
-    description={
-      'captions': len(texts),
-      'images_without_captions': len(images) - len(names),
-    },
-    ledger=ledger,
+  source = of_captions(
+    with_captions.values(),
+    [captions[number] for number in with_captions],
+    lambda name: read_file(folder / name),
+    len(images) - len(with_captions),
+    ledger,
   )
+  ledger.read['images'] -= ledger.count('missing')
+  return source
 
 
 def _look_for(
@@ -193,7 +172,7 @@ def _names(rows: list[Any], ledger: SourceLedger) -> dict[Any, str]:
       ledger.fault('broken_rows', f'{where} has no id')
       continue
     name = row.get('file_name')
-    if not _is_file_name(name):
+    if not is_file_name(name):
       ledger.fault('broken_rows', f'{where} has no file_name')
       continue
     if names.setdefault(row['id'], str(name)) != name:
@@ -204,17 +183,6 @@ def _names(rows: list[Any], ledger: SourceLedger) -> dict[Any, str]:
 def _is_number(value: Any) -> bool:
   """Whether a value can be the number of an image."""
   return isinstance(value, (int, float, str))
-
-
-def _is_file_name(value: Any) -> bool:
-  """Whether a value can be the name of a file; it need not be UTF-8."""
-  if not isinstance(value, str) or not value or '\0' in value:
-    return False
-  try:
-    os.fsencode(value)
-  except UnicodeEncodeError:
-    return False
-  return True
 
 
 def _no_captions(field: str, why: str) -> UserError:

@@ -9,7 +9,7 @@ their device and inode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import os
 import pathlib
 
@@ -20,10 +20,24 @@ from adanat_jax.data.sources.raw_source import is_hidden, is_image
 class Walk:
   """One walk below a root, which may be made folder by folder."""
 
-  def __init__(self, root: pathlib.Path, ledger: SourceLedger):
-    """Begins at `root`; `ledger` counts what is not read."""
+  def __init__(
+    self,
+    root: pathlib.Path,
+    ledger: SourceLedger,
+    is_wanted: Callable[[str], bool] = lambda name: False,
+  ):
+    """Begins at `root`.
+
+    Args:
+      root: an existing folder.
+      ledger: counts what is not read.
+      is_wanted: which further files, by their names, are kept in `others`.
+    """
     self.root = root
     self.ledger = ledger
+    # Regular files besides images, relative to the root.
+    self.others: list[str] = []
+    self._is_wanted = is_wanted
     self._real_root = os.path.realpath(root)
     self._seen = {_identity(os.stat(root))}
 
@@ -70,7 +84,10 @@ class Walk:
   def _is_read(self, entry: os.DirEntry[str], name: str) -> bool:
     """Returns whether a file is an image to read; counts it otherwise."""
     if not is_image(entry.name):
-      self.ledger.pass_over_file(entry.name)
+      if self._is_wanted(entry.name) and is_regular(entry):
+        self.others.append(name)
+      else:
+        self.ledger.pass_over_file(entry.name)
       return False
     if is_regular(entry):
       return True

@@ -46,14 +46,14 @@ def load(split: SplitPath) -> RawSource:
   Raises:
     UserError: if it is not there, holds no images or is laid out otherwise.
   """
-  walk = Walk(_existing(split), SourceLedger())
+  walk = Walk(existing_folder(split), SourceLedger())
   loose, folders = walk.look_into()
   if not folders:
     return _load_flat(split, walk)
   _check_layout(split, walk.root, loose, folders)
   classes = tuple(folders)
   if split.is_validation:
-    classes = _classes(_existing(split.training))
+    classes = _classes(existing_folder(split.training))
     check_classes(split, tuple(folders), classes)
     check_apart(split)
   numbers = {name: label for label, name in enumerate(classes)}
@@ -73,6 +73,19 @@ def load(split: SplitPath) -> RawSource:
 
   table = Names.pack(names())
   return _source(walk, table, np.array(labels, np.int32), classes)
+
+
+def existing_folder(split: SplitPath) -> pathlib.Path:
+  """Where a split's images are.
+
+  Raises:
+    UserError: if it is no folder.
+  """
+  root = split.location
+  if not root.is_dir():
+    what = 'is a file' if root.exists() else 'no such folder'
+    raise UserError(f'{split.path_field}: {what}; give a folder of images')
+  return root
 
 
 def check_apart(split: SplitPath) -> None:
@@ -127,7 +140,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _load_flat(split: SplitPath, walk: Walk) -> RawSource:
   if split.is_validation:
-    if _classes(_existing(split.training)):
+    if _classes(existing_folder(split.training)):
       raise UserError(
         f'{split.path_field}: no class folders here, as config.data.path='
         f'{split.settings.path} has'
@@ -153,14 +166,6 @@ def _source(
   ledger.read['images'] = len(names)
   read = lambda i: read_file(root / names[i])
   return of_classes(names, read, labels, classes, ledger)
-
-
-def _existing(split: SplitPath) -> pathlib.Path:
-  root = split.location
-  if not root.is_dir():
-    what = 'is a file' if root.exists() else 'no such folder'
-    raise UserError(f'{split.path_field}: {what}; give a folder of images')
-  return root
 
 
 def _classes(root: pathlib.Path) -> tuple[str, ...]:

@@ -92,6 +92,45 @@ def of_classes(
   )
 
 
+def of_captions(
+  image_names: Iterable[str],
+  captions: Sequence[Sequence[str]],
+  read: Callable[[str], bytes],
+  num_without: int,
+  ledger: SourceLedger,
+) -> RawSource:
+  """Images with all their captions, by their names and a reader of their files.
+
+  `num_without` is how many others there are, which have no captions.
+  """
+  names = Names.pack(image_names)
+  texts = Names.pack(text for some in captions for text in some)
+  ends = np.cumsum([0, *map(len, captions)])
+  ledger.read['images'] = len(names)
+  ledger.read['captions'] = len(texts)
+
+  def example(i: int) -> RawExample:
+    found = tuple(texts[int(ends[i]) : int(ends[i + 1])])
+    return RawExample(
+      printable(names[i]),
+      read(names[i]),
+      captions=found,
+      problem='' if found else 'none of its captions can be read',
+    )
+
+  return RawSource(
+    len(names),
+    example,
+    names.hashes,
+    has_captions=True,
+    description={
+      'captions': len(texts),
+      'images_without_captions': num_without,
+    },
+    ledger=ledger,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceSettings:
   """The fields of `config.data` that say where images are."""
@@ -233,3 +272,14 @@ def is_hidden(name: str) -> bool:
   """Whether a name is hidden, or one that a system puts beside others."""
   parts = name.split('/')
   return parts[-1].startswith('.') or not _OF_SYSTEMS.isdisjoint(parts)
+
+
+def is_file_name(value: Any) -> bool:
+  """Whether a value can be the name of a file; it need not be UTF-8."""
+  if not isinstance(value, str) or not value or '\0' in value:
+    return False
+  try:
+    os.fsencode(value)
+  except UnicodeEncodeError:
+    return False
+  return True

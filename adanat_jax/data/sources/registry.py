@@ -74,7 +74,10 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
   same_path = settings.source == 'tfds' and not settings.held_out
   has_validation = bool(settings.validation_path) or same_path
   is_test = split == 'test'
-  module = f'adanat_jax.data.sources.{_MODULES[settings.source]}'
+  name = _MODULES[settings.source]
+  if settings.source == 'image_folder' and settings.condition == 'text':
+    name = 'folder_captions'
+  module = f'adanat_jax.data.sources.{name}'
   load = importlib.import_module(module).load
   source: RawSource = load(SplitPath(settings, is_test and has_validation))
   where = SplitPath(settings, is_test and bool(settings.validation_path))

@@ -66,15 +66,27 @@ class TableLayout:
   def split(self, data: bytes) -> list[str]:
     """Splits the bytes of a row, which is text.
 
+    Fields beyond the columns are left out if they are empty: separators too
+    many.
+
     Raises:
       csv.Error: for a field of more than 128 KiB in quotes.
     """
     text = data.decode(self.encoding).rstrip('\r\n')
     if self.quotes in ('csv', 'line'):
       lines = io.StringIO(text, newline='\n')
-      return next(csv.reader(lines, delimiter=self.separator), [])
-    fields = text.split(self.separator)
-    return [*map(_undo, fields)] if self.quotes == 'fields' else fields
+      fields = next(csv.reader(lines, delimiter=self.separator), [])
+    else:
+      fields = text.split(self.separator)
+      if self.quotes == 'fields':
+        fields = [*map(_undo, fields)]
+    return self.without_ends(fields)
+
+  def without_ends(self, fields: list[str]) -> list[str]:
+    """Removes empty fields beyond the columns."""
+    while len(fields) > self.columns and not fields[-1]:
+      fields.pop()
+    return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +121,10 @@ class _Rows:
     return self.ledger.count('broken_rows')
 
 
-def read(path: pathlib.Path, field: str) -> Table:
-  """Finds the rows of a table, to which a config field leads; keeps an index.
+def read(path: pathlib.Path, field: str, *, keep_index: bool = True) -> Table:
+  """Finds the rows of a table, to which a config field leads.
+
+  `keep_index` writes what was found beside the table; see `index_file`.
 
   Raises:
     UserError: if it is not text, has other columns or no rows.
@@ -129,7 +143,7 @@ def read(path: pathlib.Path, field: str) -> Table:
       'about': np.array(json.dumps(about)),
     }
 
-  arrays = index_file.cached(path, _KIND, build)
+  arrays = index_file.cached(path, _KIND, build) if keep_index else build()
   about = json.loads(str(arrays['about']))
   layout = about.pop('layout')
   if not len(arrays['begins']):
@@ -301,9 +315,7 @@ def _scan(
   ledger = rows.ledger
   is_header = bool(layout.header)
   for begin, size, number, fields in _records(file, encoding, layout):
-    # One that is empty at the end is a separator too many.
-    while len(fields) > layout.columns and not fields[-1]:
-      fields.pop()
+    fields = layout.without_ends(fields)
     if not any(map(str.strip, fields)):
       continue
     if is_header:
