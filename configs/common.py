@@ -224,8 +224,11 @@ def get_config() -> ml_collections.ConfigDict:
   # every position. The samples are the same.
   evaluate.num_buckets = 0
   # How many real and generated images precision and recall compare; 0 to leave
-  # both out.
+  # both out. The next fields do the same for density and coverage, which
+  # outliers move less, and for the kernel distance, which serves small sets.
   evaluate.precision_recall = 1000
+  evaluate.density_coverage = 0
+  evaluate.kernel_distance = 0
   # Also write the samples in the format of ADM's evaluator.
   evaluate.save_npz = False
   # The CLIP that scores captions: its name ('ViT-B/32', 'ViT-L/14',

@@ -118,7 +118,9 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   discriminator.held_out = 64
 
   config.evaluate.num_samples = 10_000
-  config.evaluate.precision_recall = 1000
+  config.evaluate.update(
+    precision_recall=1000, density_coverage=1000, kernel_distance=1000
+  )
   config.evaluate.batch_size = 64
   config.sample.classes = (0,)
   config.sample.images_per_class = 16
@@ -183,7 +185,9 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   # This compares colours and coarse shapes, without a network.
   config.evaluate.network = 'pixels'
   config.evaluate.num_samples = 500
-  config.evaluate.precision_recall = 200
+  config.evaluate.update(
+    precision_recall=200, density_coverage=200, kernel_distance=200
+  )
   config.sample.num_steps = 4
 
 

@@ -419,6 +419,13 @@ class OneMoreTest(absltest.TestCase):
     evaluation = Evaluation(self.experiment)
     method = next(compare._methods(evaluation, T))
     self.assertEqual(method.role, 'hand-made')
+    # A ledger that an earlier version began lacks some measures.
+    row = {'values_per_step': {}, 'committed_per_step': {}}
+    measures = dict.fromkeys(study.MEASURES, 1.0)
+    rows = [{**row, 'measures': x} for x in ({'recall': 0.5}, measures)]
+    entry = evaluation.entry(method, rows)
+    self.assertEqual(entry['measures'].keys(), {'recall'})
+    self.assertEqual(entry['measures']['recall']['mean'], 0.75)
     evaluation.sample(method.schedule, 'seed-0', 2)
     self.assert_decoded()
 

@@ -84,6 +84,8 @@ class TableTest(parameterized.TestCase):
     ('policy.log_every', 0),
     ('evaluate.num_buckets', -1),
     ('evaluate.precision_recall', 3),
+    ('evaluate.density_coverage', 5),
+    ('evaluate.kernel_distance', 3),
     ('nat.frechet_samples', 1),
     ('profile', (5, 3)),
     ('seed', 2**32),
@@ -130,6 +132,8 @@ class TableTest(parameterized.TestCase):
     ('sample.seed', 2**32 - 1),
     ('profile', (2, 4)),
     ('evaluate.precision_recall', 0),
+    ('evaluate.density_coverage', 0),
+    ('evaluate.kernel_distance', 4),
     ('data.path', 'pictures/{00000..00099}.tar'),
     ('sample.captions', ()),
   )

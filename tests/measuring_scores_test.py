@@ -60,6 +60,17 @@ class NamesTest(parameterized.TestCase):
       )
       self.assertEqual(name, expected)
 
+  def test_any_number_of_images_measures_a_kid(self):
+    name = published_weights.figure_name
+    self.assertEqual(name('kernel_distance', 'inception', True, 700), 'KID-700')
+    self.assertEqual(
+      name('kernel_distance', 'measure', False, 50_000),
+      'kernel_distance_measure_50000',
+    )
+    self.assertEqual(
+      name('density', 'inception', True, 50_000), 'density_inception_50000'
+    )
+
   def test_published_weights_are_known_by_their_hash(self):
     (digest, name), *_ = published_weights.INCEPTION.items()
     # The first digits of the hash stand in the file's own name.

@@ -8,7 +8,12 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from adanat_jax.errors import UserError
-from adanat_jax.metrics import frechet, inception_score, precision_recall
+from adanat_jax.metrics import (
+  frechet,
+  inception_score,
+  kernel_distance,
+  precision_recall,
+)
 from adanat_jax.metrics.pixels import PixelPrincipalComponents
 from adanat_jax.metrics.tally import SampleTally
 
@@ -374,6 +379,84 @@ class PrecisionRecallTest(parameterized.TestCase):
       precision_recall.precision_recall(np.zeros((3, 2)), np.zeros((9, 2)))
     with self.assertRaisesRegex(ValueError, r'\(9, 2\) and \(9, 3\)'):
       precision_recall.precision_recall(np.zeros((9, 2)), np.zeros((9, 3)))
+
+
+class DensityCoverageTest(absltest.TestCase):
+  def test_a_line_by_hand(self):
+    real = np.array([[0.0], [1.0], [2.0], [9.0]])
+    generated = np.array([[0.0], [0.5], [-5.0], [9.0]])
+    # k = 1. Balls of the real: [-1, 1], [0, 2], [1, 3] and [2, 16]. The
+    # generated lie in 2, 2, 0 and 1 of them, and three of them hold any.
+    result = precision_recall.density_coverage(real, generated, 1)
+    self.assertEqual((result.density, result.coverage), (1.25, 0.75))
+
+  def test_sets_of_one_law(self):
+    random = np.random.RandomState(0)
+    result = precision_recall.density_coverage(
+      random.randn(600, 3), random.randn(600, 3)
+    )
+    self.assertAlmostEqual(result.density, 1.0, delta=0.1)
+    self.assertAlmostEqual(result.coverage, 1 - 0.5**5, delta=0.02)
+
+  def test_an_outlier_raises_precision_alone(self):
+    real = _features(80)
+    real[0] = 1e3
+    generated = _features(80, seed=1) + 300.0
+    self.assertEqual(
+      precision_recall.precision_recall(real, generated).precision, 1.0
+    )
+    result = precision_recall.density_coverage(real, generated)
+    self.assertEqual((result.density, result.coverage), (1 / 5, 1 / 80))
+
+
+class KernelDistanceTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Pairs within the sets: 1^3 and 3^3; across: 1, 1, 2^3 and 3^3.
+    ([[0], [1]], [[1], [2]], 1 + 27 - 2 * 37 / 4),
+    # Products are halved: 1 and 1; across: 3^3, 1, 3^3 and 1.
+    ([[2, 0], [0, 2]], [[2, 2], [0, 0]], 1 + 1 - 2 * 56 / 4),
+  )
+  def test_two_points_each_by_hand(self, real, generated, expected):
+    for rows in (1, 1024):
+      with mock.patch.object(kernel_distance, '_ROWS', rows):
+        found = kernel_distance.squared_mmd(np.array(real), np.array(generated))
+      self.assertAlmostEqual(found, expected, places=12)
+
+  def test_few_samples_do_not_bias_it(self):
+    random = np.random.RandomState(0)
+    for shift in (0.0, 0.5):
+      few, many = (
+        [
+          kernel_distance.squared_mmd(
+            random.randn(size, 4), random.randn(size, 4) + shift
+          )
+          for _ in range(count)
+        ]
+        for size, count in ((6, 1500), (200, 20))
+      )
+      error = np.std(few) / np.sqrt(1500)
+      self.assertAlmostEqual(np.mean(few), np.mean(many), delta=4 * error)
+
+  def test_halves_of_small_sets_tell_the_error(self):
+    random = np.random.RandomState(0)
+    sets = [
+      (random.randn(60, 4), random.randn(90, 4) + 0.5) for _ in range(100)
+    ]
+    whole = [kernel_distance.squared_mmd(*pair) for pair in sets]
+    found = [kernel_distance.kernel_distance(*pair) for pair in sets[:8]]
+    self.assertEqual(found[0], kernel_distance.kernel_distance(*sets[0]))
+    for ours, estimate in zip(found, whole, strict=False):
+      self.assertAlmostEqual(ours.mean, estimate, delta=0.3 * ours.std)
+    error = np.mean([ours.std for ours in found])
+    self.assertBetween(error / np.std(whole), 0.75, 1.25)
+
+  def test_mistakes_are_named(self):
+    with self.assertRaisesRegex(ValueError, '1 real and 9 generated'):
+      kernel_distance.squared_mmd(np.zeros((1, 2)), np.zeros((9, 2)))
+    with self.assertRaisesRegex(ValueError, r'\(9, 2\) and \(9, 3\)'):
+      kernel_distance.squared_mmd(np.zeros((9, 2)), np.zeros((9, 3)))
+    with self.assertRaisesRegex(ValueError, 'finite'):
+      kernel_distance.squared_mmd(np.ones((2, 2)), np.full((2, 2), np.nan))
 
 
 class PixelsTest(absltest.TestCase):

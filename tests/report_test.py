@@ -245,6 +245,10 @@ class TablesTest(absltest.TestCase):
     self.assertEqual(lines[2], '| test images | 2.00 |  |')
     self.assertEqual(lines[3], '| many steps | 6.00 | 0.900 |')
 
+  def test_distances_without_a_scale_keep_their_digits(self):
+    self.assertEqual(tables.number(-1.234e-4, 'kernel_distance'), '-0.000123')
+    self.assertEqual(tables.number(1.234e-4, 'density'), '0.000')
+
   def test_grid_table_begins_with_the_best(self):
     lines = tables.grid_table(_results()['grid'][0], count=2).splitlines()
     self.assertEqual(lines[0], '| curve | guidance scale | Fréchet distance |')

@@ -20,8 +20,8 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
-from adanat_jax.measuring import scores
-from adanat_jax.metrics.precision_recall import precision_recall
+from adanat_jax.measuring import real_images, scores
+from adanat_jax.metrics import kernel_distance, precision_recall
 from adanat_jax.runtime import addresses, files, processes
 from adanat_jax.stages import evaluate
 from support import children, configs
@@ -114,7 +114,9 @@ class BenchmarkTest(parameterized.TestCase):
       self.assertAlmostEqual(rows[1]['figures'][name], value, places=4)
 
   def test_figures_are_those_of_a_second_computation(self):
-    config = tiny_config(rounding='floor')
+    config = tiny_config(
+      rounding='floor', density_coverage=30, kernel_distance=12
+    )
     results = self.evaluate(config)
     labels = np.arange(COUNT) % 2
     real = Experiment(config, self.workdir).examples('train', 'images')
@@ -142,10 +144,20 @@ class BenchmarkTest(parameterized.TestCase):
         np.testing.assert_array_equal(file['arr_0'], pixels)
         np.testing.assert_array_equal(file['arr_1'], labels)
       with np.load(self.workdir / 'evaluate/real-train.npz') as real:
-        shares = precision_recall(real['features'], found[:20])
+        real = real['features']
+      shares = precision_recall.precision_recall(real[:20], found[:20])
       self.assertEqual(figures['precision_pixels_20'], shares.precision)
       self.assertEqual(figures['recall_pixels_20'], shares.recall)
-      self.assertLen(figures, 3)
+      balls = precision_recall.density_coverage(real, found[:30])
+      self.assertEqual(figures['density_pixels_30'], balls.density)
+      self.assertEqual(figures['coverage_pixels_30'], balls.coverage)
+      kernel = kernel_distance.kernel_distance(real[:12], found[:12])
+      np.testing.assert_allclose(
+        [figures[f'kernel_distance_pixels_12{x}'] for x in ('', '_std')],
+        [kernel.mean, kernel.std],
+        rtol=1e-4,
+      )
+      self.assertLen(figures, 7)
 
   def test_results_say_what_they_rest_on(self):
     config = tiny_config(policies=('maskgit',), save_npz=False)
@@ -268,6 +280,15 @@ class BenchmarkTest(parameterized.TestCase):
     ).images
     expected = 2 * images.mean((1, 2, 3)) * np.arange(COUNT)
     self.assertAlmostEqual(tally.means()['sum'], expected.mean(), places=4)
+
+  def test_too_few_real_images_are_told_before_any_is_generated(self):
+    few = np.zeros((5, 64), np.float32)
+    with (
+      mock.patch.object(real_images, 'some_features', return_value=few),
+      mock.patch.object(scores.Scorer, 'tally', side_effect=RuntimeError),
+      self.assertRaisesRegex(UserError, '5 images.*density_coverage.* 6: give'),
+    ):
+      self.evaluate(tiny_config(density_coverage=8, kernel_distance=8))
 
   def test_a_learned_policy_that_is_not_there(self):
     with self.assertRaisesRegex(UserError, 'no learned policy for 2 steps'):

@@ -244,6 +244,12 @@ class MeasuresTest(absltest.TestCase):
     self.assertEqual((itself['precision'], itself['recall']), (1.0, 1.0))
     self.assertGreater(held_out['precision'], noisy['precision'])
     self.assertGreater(held_out['recall'], noisy['recall'])
+    self.assertEqual(itself['coverage'], 1.0)
+    self.assertGreater(held_out['density'], noisy['density'])
+    self.assertGreater(held_out['coverage'], noisy['coverage'])
+    for real in (itself, held_out):
+      distance = abs(real['kernel_distance'])
+      self.assertLess(distance, 0.1 * noisy['kernel_distance'])
     self.assertAlmostEqual(
       measures.distance(data.test_images), held_out['frechet'], 6
     )

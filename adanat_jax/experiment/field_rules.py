@@ -452,9 +452,15 @@ _TEXTS: Mapping[str, Rule] = {
   **_section('sample', captions=tuple_of(text(2000))),
 }
 
-# Fields that configs of images in files may lack: earlier versions had none.
+# Fields that a config may lack: earlier versions had none.
 _ADDED: Mapping[str, Rule] = {
   **_section('data', background=optional(colour_or_none)),
+  **_section(
+    'evaluate',
+    # Here there are five neighbours; a kernel needs two images of each half.
+    density_coverage=zero_or(integer(6, 10**6)),
+    kernel_distance=zero_or(integer(4, 10**6)),
+  ),
 }
 
 RULES: Mapping[str, Rule] = {**_SHARED, **_FILES, **_TEXTS, **_ADDED}

@@ -63,6 +63,7 @@ ADDED_FIELDS = {
   'policy.guided': True,
   'policy.learned': NAMES,
   'policy.discriminator.loss': 'logistic',
+  **dict.fromkeys(('evaluate.density_coverage', 'evaluate.kernel_distance'), 0),
   **dict.fromkeys(
     (
       *('policy.ppo.std_schedule', 'policy.ppo.std_decay'),

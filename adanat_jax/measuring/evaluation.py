@@ -239,6 +239,8 @@ class Evaluation:
       'measures': {
         name: over_seeds([row['measures'][name] for row in rows])
         for name in study.MEASURES
+        # Rows of a ledger that an older version began have fewer.
+        if all(name in row['measures'] for row in rows)
       },
       'values_per_step': rows[0]['values_per_step'],
       'committed_per_step': rows[0]['committed_per_step'],

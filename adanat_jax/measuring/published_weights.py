@@ -1,7 +1,7 @@
 """Which files the figures rest on: their hashes, and what bears which name.
 
-A figure is called FID, IS or CLIP score only where the network that measures
-is the published one, and this is known by the hash of the file it was
+A figure is called FID, IS, KID or CLIP score only where the network that
+measures is the published one, and this is known by the hash of the file it was
 converted from; a number of samples stands in the name of every figure.
 """
 
@@ -36,6 +36,8 @@ CLIP = {
 # The numbers of samples that FIDs are published with, and how they are said.
 _PUBLISHED_COUNTS = {50_000: '50K', 30_000: '30K'}
 _TITLES = {'frechet': 'FID', 'class_score': 'IS'}
+# Its expectation is the same for any number of samples.
+_UNBIASED_TITLES = {'kernel_distance': 'KID'}
 
 
 def source_of(directory: str | os.PathLike[str]) -> dict[str, str]:
@@ -59,11 +61,14 @@ def is_published(source: dict[str, str], known: dict[str, str]) -> bool:
 def figure_name(
   figure: str, network: str, published: bool, num_samples: int
 ) -> str:
-  """The name of `frechet` or `class_score`, measured on `num_samples` images.
+  """The name of a figure that was measured on `num_samples` images.
 
-  `published`: the network is the published Inception-v3.
+  `figure`: `frechet`, `class_score`, `kernel_distance`, or another that has no
+  published name. `published`: the network is the published Inception-v3.
   """
-  if published and num_samples in _PUBLISHED_COUNTS:
+  if published and figure in _UNBIASED_TITLES:
+    return f'{_UNBIASED_TITLES[figure]}-{num_samples}'
+  if published and figure in _TITLES and num_samples in _PUBLISHED_COUNTS:
     return f'{_TITLES[figure]}-{_PUBLISHED_COUNTS[num_samples]}'
   return f'{figure}_{network}_{num_samples}'
 

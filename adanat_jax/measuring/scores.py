@@ -189,9 +189,10 @@ class Scorer:
 
   def distance_name(self, num_samples: int) -> str:
     """The name of the Fréchet distance among the figures."""
-    return self._name('frechet', num_samples)
+    return self.figure_name('frechet', num_samples)
 
-  def _name(self, figure: str, num_samples: int) -> str:
+  def figure_name(self, figure: str, num_samples: int) -> str:
+    """The name of a figure: see `published_weights`."""
     network = self.network
     return published_weights.figure_name(
       figure, network.name, network.is_published, num_samples
@@ -286,7 +287,7 @@ class Scorer:
     }
     score = tally.class_score()
     if score is not None:
-      result[self._name('class_score', count)] = score
+      result[self.figure_name('class_score', count)] = score
     return result
 
   def _measure(self, observers: tuple[Observer, ...], keep: bool) -> Any:

@@ -1,10 +1,13 @@
 """What evaluation measures of a set of images, against the training images.
 
-frechet        Fréchet distance in features of the measuring network
-pixel_frechet  the same in principal components of 8x8 pixels, no network
-precision      share of images near real ones, in the measuring features
-recall         share of real images near generated ones
-accuracy       share whose asked condition the measuring network sees
+frechet          Fréchet distance in features of the measuring network
+pixel_frechet    the same in principal components of 8x8 pixels, no network
+kernel_distance  unbiased squared MMD in the measuring features
+precision        share of images near real ones, in the measuring features
+recall           share of real images near generated ones
+density          how many real images an image is near, 1 where it is real
+coverage         share of real images that have a generated one near
+accuracy         share whose asked condition the measuring network sees
 
 The reference is always the whole training split.
 """
@@ -18,10 +21,18 @@ import numpy as np
 
 from adanat_jax.data import digits
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.metrics import frechet, pixels, precision_recall
+from adanat_jax.metrics import (
+  frechet,
+  kernel_distance,
+  pixels,
+  precision_recall,
+)
 from adanat_jax.runtime import sharding
 
-MEASURES = ('frechet', 'pixel_frechet', 'precision', 'recall', 'accuracy')
+MEASURES = (
+  *('frechet', 'pixel_frechet', 'kernel_distance', 'precision', 'recall'),
+  *('density', 'coverage', 'accuracy'),
+)
 
 
 class Measures:
@@ -64,6 +75,7 @@ class Measures:
     """
     features, logits = self._network(images)
     shares = precision_recall.precision_recall(self._features, features)
+    balls = precision_recall.density_coverage(self._features, features)
     seen = digits.condition_of(logits.argmax(-1), self._kind)
     return {
       'frechet': frechet.frechet_distance(
@@ -72,7 +84,10 @@ class Measures:
       'pixel_frechet': frechet.frechet_distance(
         frechet.gaussian_of(self._pixels.features(images)), self._pixel_gaussian
       ),
+      'kernel_distance': kernel_distance.squared_mmd(self._features, features),
       'precision': shares.precision,
       'recall': shares.recall,
+      'density': balls.density,
+      'coverage': balls.coverage,
       'accuracy': float((seen == condition).mean()),
     }

@@ -40,6 +40,10 @@ _PATHS = {
   'own': 'each sample by itself',
 }
 _NOT_REACHED = 'not reached'
+_MEASURES = (
+  *('frechet', 'kernel_distance', 'precision', 'recall'),
+  *('density', 'coverage', 'accuracy'),
+)
 
 
 def compose(results: Results) -> str:
@@ -51,8 +55,9 @@ def compose(results: Results) -> str:
   )
   parts = [
     '# MaskGIT, AutoNAT and AdaNAT, each on a NAT and on an ENAT\n',
-    'Fréchet distance (lower is better), precision, recall and accuracy: mean ±'
-    f' standard deviation over {settings["sampling seeds"]} sampling seeds of'
+    'Fréchet and kernel distance (lower is better), precision, recall, density,'
+    ' coverage and accuracy: mean ± standard deviation over'
+    f' {settings["sampling seeds"]} sampling seeds of'
     f' {settings["images a seed"]} images, the same for all, and over'
     f' trainings where there are several. Floor: {floors}. Operations are two'
     ' for each multiply-add, of one image. Times are medians of'
@@ -165,7 +170,12 @@ def _groups(results: Results) -> list[list[reading.MethodResult]]:
 
 
 def _method_table(results: Results) -> str:
-  measures = ('frechet', 'precision', 'recall', 'accuracy')
+  # Comparisons of earlier versions lack some.
+  measures = [
+    name
+    for name in _MEASURES
+    if all(name in entry['measures'] for entry in results['methods'])
+  ]
   schedules = _schedules(results)
   rows = []
   for entries in _groups(results):
@@ -177,7 +187,7 @@ def _method_table(results: Results) -> str:
     ]
     for measure in measures:
       pooled = reading.pool(entries, measure)
-      assert pooled is not None  # The stage measures all.
+      assert pooled is not None  # All methods have it.
       row.append(tables.spread(pooled, measure))
     taken = [entry['paths'][entry['path']] for entry in entries]
     row += [

@@ -75,11 +75,16 @@ SHAPE = {
 MEASURE_TITLES = {
   'frechet': 'Fréchet distance',
   'pixel_frechet': 'pixel Fréchet distance',
+  'kernel_distance': 'kernel distance',
   'precision': 'precision',
   'recall': 'recall',
+  'density': 'density',
+  'coverage': 'coverage',
   'accuracy': 'class accuracy',
 }
-HIGHER_IS_BETTER = frozenset({'precision', 'recall', 'accuracy'})
+HIGHER_IS_BETTER = frozenset(
+  {'precision', 'recall', 'density', 'coverage', 'accuracy'}
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,11 +35,13 @@ def markdown_table(
 
 
 def number(value: float, measure: str) -> str:
-  """A measure with a fixed number of digits; shares have three decimals."""
+  """A measure as text: shares have three decimals, distances their own."""
   value = float(value)
   if not math.isfinite(value):
     return 'not finite'
-  return f'{value:.2f}' if measure == 'frechet' else f'{value:.3f}'
+  # A kernel distance may be of any size, its own deviation among them.
+  formats = {'frechet': '.2f', 'kernel_distance': '.3g'}
+  return format(value, formats.get(measure, '.3f'))
 
 
 def ends(temperatures: Sequence[float]) -> str:

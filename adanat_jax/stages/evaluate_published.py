@@ -2,7 +2,8 @@
 
 1. Each policy makes `evaluate.num_samples` images, of classes that are drawn
    or of the validation captions; nothing of them is kept but counts.
-2. Fréchet distance and inception score, precision and recall, CLIP score.
+2. Fréchet distance and inception score; against real images one by one
+   precision and recall, density and coverage, the kernel distance; CLIP score.
 3. `evaluate/results.json`, and `results.md` with what others published.
 
 A run that was killed goes on where it was, within a policy too.
@@ -10,7 +11,7 @@ A run that was killed goes on where it was, within a policy too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import io
@@ -39,7 +40,7 @@ from adanat_jax.measuring import (
 )
 from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.measuring.scores import SampleFile
-from adanat_jax.metrics.precision_recall import precision_recall
+from adanat_jax.metrics import kernel_distance, precision_recall
 from adanat_jax.metrics.tally import SampleTally
 from adanat_jax.report import published_figures
 from adanat_jax.report.published_figures import BENCHMARKS
@@ -55,8 +56,13 @@ from adanat_jax.runtime.journal import (
 _SEED = 0
 # Batches of other samples that a policy is watched on for its buckets.
 _WATCHED_BATCHES = 8
-# Neighbours that say how far the real, and the generated, images reach.
-_NEIGHBOURS = 3
+# Measures that compare images one by one, by the field that says how many, and
+# the fewest real ones that each can do with.
+_COMPARED: dict[str, tuple[int, Callable[..., Any]]] = {
+  'precision_recall': (4, precision_recall.precision_recall),
+  'density_coverage': (6, precision_recall.density_coverage),
+  'kernel_distance': (4, kernel_distance.kernel_distance),
+}
 
 
 def check_config(experiment: Experiment) -> None:
@@ -72,7 +78,7 @@ def check_config(experiment: Experiment) -> None:
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says why real images or schedules are missing."""
   config = experiment.config
-  if config.evaluate.precision_recall:
+  if _compared(experiment):
     yield from datasets.problems(experiment)
   names = [n for n in config.evaluate.policies if n != 'learned']
   for name, num_steps in itertools.product(names, config.policy.num_steps):
@@ -101,7 +107,8 @@ def run(experiment: Experiment) -> None:
     scores.forget(directory / name)
     rows.append(row)
     processes.say(
-      'evaluate: , '.join(f'{k} {v:.4g}' for k, v in row['figures'].items())
+      'evaluate: '
+      + ', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items())
     )
   results = {**_about(evaluation, clip), 'rows': rows}
   files.write_json(directory / RESULTS_FILE, results)
@@ -166,8 +173,9 @@ def _row(
     images = SampleFile(directory, shape, labels)
     if not processes.from_first(images.is_begun):
       scores.forget(directory)
+  counts = _compared(experiment)
   # First: what is wrong with real images is told before any is generated.
-  real = _real_features(evaluation)
+  real = _real_features(evaluation, max(counts.values(), default=0))
 
   def watched() -> np.ndarray:
     count = min(
@@ -184,7 +192,7 @@ def _row(
     num_samples=evaluation.count,
     seed=_SEED,
     directory=directory,
-    num_kept=section.precision_recall,
+    num_kept=max(counts.values(), default=0),
     observers=() if clip is None else (clip,),
     images=images,
   )
@@ -193,7 +201,9 @@ def _row(
     'label': schedule.label,
     'note': schedule.note,
     'num_steps': schedule.num_steps,
-    'figures': processes.from_first(lambda: _figures(scorer, tally, real)),
+    'figures': processes.from_first(
+      lambda: _figures(scorer, tally, real, counts)
+    ),
   }
   if images is not None:
     processes.from_first(images.finish)
@@ -201,24 +211,45 @@ def _row(
   return row
 
 
+def _compared(experiment: Experiment) -> dict[str, int]:
+  """How many real and generated images each measure compares, if any."""
+  section = experiment.config.evaluate
+  # A config of an older version has precision and recall alone.
+  counts = {name: section.get(name, 0) for name in _COMPARED}
+  return {name: count for name, count in counts.items() if count}
+
+
 def _figures(
-  scorer: scores.Scorer, tally: SampleTally, real: np.ndarray | None
+  scorer: scores.Scorer,
+  tally: SampleTally,
+  real: np.ndarray | None,
+  counts: Mapping[str, int],
 ) -> dict[str, float]:
   result = {**scorer.figures(tally), **tally.means()}
-  if real is not None:
-    # The measure depends on the sizes of both sets: equal ones.
-    size = min(len(real), len(tally.kept))
-    shares = precision_recall(real[:size], tally.kept[:size], _NEIGHBOURS)
-    name = f'{scorer.network.name}_{size}'
-    result[f'precision_{name}'] = shares.precision
-    result[f'recall_{name}'] = shares.recall
+  if real is None:
+    return result
+  for measure, count in counts.items():
+    # Most measures depend on the sizes of both sets: equal ones.
+    size = min(count, len(real), len(tally.kept))
+    _, compare = _COMPARED[measure]
+    found = dataclasses.asdict(compare(real[:size], tally.kept[:size]))
+    if measure == 'kernel_distance':
+      name = scorer.figure_name(measure, size)
+      result |= {name: found['mean'], f'{name}_std': found['std']}
+    else:
+      result |= {scorer.figure_name(n, size): x for n, x in found.items()}
   return result
 
 
-def _real_features(evaluation: Evaluation) -> np.ndarray | None:
-  """Features of real images, float32[n, d], in process 0; made once."""
+def _real_features(evaluation: Evaluation, count: int) -> np.ndarray | None:
+  """Features of real images, float32[n, d], in process 0; made once.
+
+  None where none are asked for.
+
+  Raises:
+    UserError: if there are fewer than a measure can do with.
+  """
   experiment = evaluation.experiment
-  count = experiment.config.evaluate.precision_recall
   if not count:
     return None
   split = experiment.config.evaluate.reference_split
@@ -230,7 +261,17 @@ def _real_features(evaluation: Evaluation) -> np.ndarray | None:
     # Unlike a .npy file it has checksums.
     np.savez(buffer, features=found)
     files.write_bytes(path, buffer.getvalue())
-  return None if processes.process_index() else weights.read(path)['features']
+  if processes.process_index():
+    return None
+  features: np.ndarray = weights.read(path)['features']
+  for name in _compared(experiment):
+    fewest, _ = _COMPARED[name]
+    if len(features) < fewest:
+      raise UserError(
+        f'config.data: the {split} split has {len(features)} images;'
+        f' config.evaluate.{name} needs at least {fewest}: give 0 for it'
+      )
+  return features
 
 
 def _about(
