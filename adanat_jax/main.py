@@ -42,7 +42,7 @@ from adanat_jax.experiment import (
   workdir as workdir_lib,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.runtime import environment, files, processes
+from adanat_jax.runtime import environment, files, journal, processes
 
 # What config.mode may be, and the module that does it: `check_config`
 # refuses what cannot work, `run` does the rest; both take an `Experiment`.
@@ -70,6 +70,9 @@ BENCHMARK = ('tokenizer', 'prepare', 'nat', 'policy', 'evaluate')
 COMPARISON = ('tokenizer', 'judges', 'compare')
 # What mode 'suite' runs.
 SUITE = ('tokenizer', 'judges', 'nat', 'suite')
+
+# Modes that change nothing in the workdir but pictures.
+_READING = ('sample', 'edit')
 
 # The fields that choose the stages.
 _DECISIVE = ('mode', 'data.source')
@@ -155,6 +158,9 @@ def main(argv: Sequence[str]) -> None:
   with workdir_lib.claimed(
     workdir, config, config_lib.overrides_of(), config_lib.source_of()
   ):
+    if config.mode not in _READING:
+      for name, warning in Experiment(config, workdir).warnings():
+        journal.warn(name, [warning])
     for name, stage in zip(names, stages, strict=True):
       # One for each stage: its networks leave the devices with it.
       experiment = Experiment(config, workdir)
@@ -212,8 +218,8 @@ def _hold(
   stack: contextlib.ExitStack, experiment: Experiment, name: str
 ) -> None:
   """Refuses a stage that another process on this machine is running."""
-  if name in ('sample', 'edit'):
-    return  # They only read.
+  if name in _READING:
+    return
   place = experiment.workdir
   if name == 'prepare':
     place = experiment.prepared_directory  # Workdirs may share it.

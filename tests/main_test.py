@@ -11,7 +11,7 @@ import textwrap
 from absl.testing import absltest
 
 import adanat_jax
-from adanat_jax.runtime import files
+from adanat_jax.runtime import files, journal
 
 _CONFIG = """
 import ml_collections
@@ -97,12 +97,23 @@ class MainTest(absltest.TestCase):
       self.assertIn(part, result.stderr)
 
   def test_all_runs_the_pipeline_in_order(self):
+    warnings = ['a blur']
+    journal.mark_complete(
+      files.make_directory(self.directory / 'w/tokenizer'),
+      8,
+      {},
+      None,
+      warnings,
+    )
     result = self._run_toy(preset=':tiny')
     self.assertEqual(result.returncode, 0, result.stderr)
-    names = [line.split()[0] for line in result.stdout.splitlines()]
+    # What a finished stage warned of is told again.
+    warning, *lines = result.stdout.splitlines()
+    self.assertEqual(warning, 'tokenizer: warning: a blur')
+    names = [line.split()[0] for line in lines]
     pipeline = ['tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report']
     self.assertEqual(names, pipeline)
-    self.assertEqual(result.stdout.splitlines()[0], 'tokenizer 8 w')
+    self.assertEqual(lines[0], 'tokenizer 8 w')
     record = json.loads((self.directory / 'w/config.json').read_text())
     self.assertEqual(record['config']['width'], 8)
     # Without a workdir, in one that is named after the config.

@@ -316,8 +316,10 @@ class DocumentTest(absltest.TestCase):
       [document.Picture('samples.png', 'Samples', 'By class.')],
       'Digits',
       'python -m adanat_jax.main',
+      ['tokenizer: a blur'],
     )
     self.assertStartsWith(text, '# Digits\n')
+    self.assertIn('\n\n## Warnings\n\n- tokenizer: a blur\n\n## Meth', text)
     self.assertIn('![Samples](samples.png)\n\nBy class.', text)
     self.assertIn('```\npython -m adanat_jax.main\n```', text)
     self.assertIn(tables.method_table(data, 4), text)

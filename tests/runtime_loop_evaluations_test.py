@@ -62,6 +62,26 @@ class EvaluationsTest(parameterized.TestCase):
       params['bias'], np.float32(row['bias']), strict=True
     )
 
+  def test_warnings_are_said_once_and_kept(self):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+      train(
+        self.directory,
+        evaluate=lambda state, step: {'step': step},
+        evaluate_every=4,
+        final_figures=lambda state: {'step': 99},
+        warnings_of=lambda figures: (
+          [f'{figures["step"]} is much'] if figures['step'] > 5 else []
+        ),
+      )
+    lines = [x for x in said.getvalue().splitlines() if 'warning' in x]
+    self.assertEqual(
+      [line.partition('warning: ')[2] for line in lines],
+      ['8 is much', '99 is much'],
+    )
+    marker = journal.read_complete(self.directory)
+    self.assertEqual(marker['warnings'], ['99 is much'])
+
   def test_an_evaluation_that_was_cut_short_is_made_again_and_once(self):
     options = {'evaluate_every': 4, 'best_of': ('eval/figure', 'max')}
 

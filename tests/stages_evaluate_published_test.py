@@ -22,7 +22,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import real_images, scores
 from adanat_jax.metrics import kernel_distance, precision_recall
-from adanat_jax.runtime import addresses, files, processes
+from adanat_jax.runtime import addresses, files, journal, processes
 from adanat_jax.stages import evaluate
 from support import children, configs
 from support.evaluating import COUNT, random_generator, tiny_config
@@ -161,6 +161,8 @@ class BenchmarkTest(parameterized.TestCase):
 
   def test_results_say_what_they_rest_on(self):
     config = tiny_config(policies=('maskgit',), save_npz=False)
+    tokenizer = files.make_directory(self.workdir / 'tokenizer')
+    journal.mark_complete(tokenizer, 0, {}, warnings=['a blur'])
     results = self.evaluate(config)
     settings = results['settings']
     moments = self.workdir / 'statistics/train-pixels.npz'
@@ -175,6 +177,12 @@ class BenchmarkTest(parameterized.TestCase):
     self.assertIn('| AdaNAT-L | 8 | 2.86 | 265.4 | 206M |', page)
     self.assertIn(settings['statistics']['sha256'], page)
     self.assertIn('`train-pixels.npz`, those below from `fid_stats_', page)
+    # Of 1433 real images there are enough, for 64 features.
+    few = 'evaluate: 42 generated images are too few'
+    self.assertIn(f'## Warnings\n\n- tokenizer: a blur\n- {few}', page)
+    self.assertNotIn('real images are', page)
+    marker = journal.read_complete(self.workdir / 'evaluate')
+    self.assertStartsWith(f'evaluate: {marker["warnings"][0]}', few)
     # Ours is no FID, and nowhere called one.
     (row,) = results['rows']
     self.assertFalse([name for name in row['figures'] if 'FID' in name])

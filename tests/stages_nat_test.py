@@ -117,6 +117,13 @@ class StageTest(absltest.TestCase):
     self.assertEqual(figures, {name: last[f'eval/{name}'] for name in figures})
     self.assertLen(figures, 2)
 
+  def test_images_learned_by_heart_are_told(self):
+    warnings = nat_stage._warnings
+    self.assertEmpty(warnings({'train_loss': 2.0}))
+    self.assertEmpty(warnings({'train_loss': 2.0, 'test_loss': 2.5}))
+    (found,) = warnings({'train_loss': 2.0, 'test_loss': 2.51})
+    self.assertIn('2.51 on held-out images and 2.00 on', found)
+
   def test_pictures(self):
     paths = sorted((self.workdir / 'nat/samples').iterdir())
     self.assertEqual(

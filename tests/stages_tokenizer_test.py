@@ -1,5 +1,6 @@
 """Tokenizers: the adversarial loss, a train step, the stage on real images."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -272,6 +273,27 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(evaluated[-1]['eval/error'], figures['test_error'])
     last = self.rows()[-1]
     self.assertGreater(last['adversarial_weight'], 0)
+
+  def test_blurs_and_collapsed_codebooks_are_told(self):
+    # After eight steps it is one, and says so.
+    (blur,) = self.read('complete.json')['warnings']
+    self.assertIn('reconstructions are blurred', blur)
+    experiment = Experiment(self.config, self.workdir)
+    splits = {'train': range(100), 'test': range(5)}
+    warnings = functools.partial(tokenizer._warnings, experiment, splits)
+    good = {
+      'test_error': 1.0,
+      'test_error_of_variance': 0.2,
+      'train_codes_used': 0.2 * self.config.tokenizer.codebook_size,
+    }
+    self.assertEmpty(warnings(good))
+    self.assertEmpty(warnings({'error': 1.0, 'error_of_variance': 0.9}))
+    (collapsed,) = warnings({**good, 'train_codes_used': 3})
+    self.assertIn('the codebook has collapsed: 3 of', collapsed)
+    # Two pictures have no tokens for more codes.
+    splits['train'] = range(1)
+    used = 0.2 * experiment.num_tokens
+    self.assertEmpty(warnings({**good, 'train_codes_used': used}))
 
   def test_draws_held_out_images_above_their_reconstructions(self):
     path = self.workdir / 'tokenizer' / 'reconstructions.png'

@@ -170,6 +170,16 @@ class Experiment:
     """Whether a stage of this workdir has finished."""
     return journal.is_complete(self.workdir / stage)
 
+  def warnings(self) -> list[tuple[str, str]]:
+    """What finished stages of this workdir warn of: the stage, a sentence."""
+    found: list[tuple[str, str]] = []
+    for path in sorted(self.workdir.glob(f'*/{journal.COMPLETE_FILE}')):
+      # A stage says itself that its marker is damaged.
+      with contextlib.suppress(UserError):
+        warnings = journal.read_complete(path.parent).get('warnings', ())
+        found += ((path.parent.name, warning) for warning in warnings)
+    return found
+
   def require(self, stage: str, hint: str = '') -> None:
     """Raises UserError unless a stage of this workdir is complete."""
     if not self.is_complete(stage):

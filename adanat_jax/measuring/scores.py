@@ -277,6 +277,22 @@ class Scorer:
         files.write_bytes(path, reference_statistics.to_npz(state))
     return tally
 
+  def warnings(self, num_samples: int) -> list[str]:
+    """Says which sets are too small for a covariance of the features."""
+    width = len(self.reference.gaussian.mean)
+    made_of = self.reference.description['made of']
+    counts = {'generated': num_samples}
+    # Published moments do not tell how many images they are of.
+    if isinstance(made_of, dict) and 'counted' in made_of:
+      counts['real'] = made_of['counted']
+    return [
+      f'{count} {kind} images are too few to measure a Fréchet distance with in'
+      f' {width} features: compare it at equal numbers of images alone, or give'
+      f' more than {width}, or go by config.evaluate.kernel_distance'
+      for kind, count in counts.items()
+      if count <= width
+    ]
+
   def figures(self, tally: SampleTally) -> dict[str, float]:
     """What a complete tally says; in process 0."""
     count = tally.num_samples

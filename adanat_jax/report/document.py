@@ -20,10 +20,12 @@ def compose(
   pictures: Sequence[Picture],
   title: str,
   command: str,
+  warnings: Sequence[str] = (),
 ) -> str:
   """The report's text, in Markdown.
 
-  The command is what produced the figures, for the reader to repeat.
+  The command is what produced the figures, for the reader to repeat; the
+  warnings say what makes them doubtful.
   """
   all_num_steps = reading.all_num_steps(results)
   notes = {e['label']: e['note'] for e in results['methods'] if e['note']}
@@ -34,6 +36,7 @@ def compose(
     '## What came out\n',
     ''.join(f'- {sentence}\n' for sentence in tables.findings(results)),
     _how_measured(results),
+    *tables.warnings(warnings),
   ]
   for num_steps in all_num_steps:
     parts.append(f'## Methods at T = {num_steps}\n')

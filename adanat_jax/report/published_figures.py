@@ -137,6 +137,7 @@ def compose(results: Mapping[str, Any]) -> str:
   parts = [
     f'# {results["benchmark"] or "Evaluation"}',
     tables.markdown_table(['policy', 'steps', *names], ours, '---'),
+    *tables.warnings(results['warnings']),
     'A distance is called FID, and a score IS or CLIP-score, only where the'
     ' network that measures is the published one by its hash; a number in a'
     ' name is how many samples were measured.',

@@ -34,6 +34,15 @@ def markdown_table(
   )
 
 
+def warnings(sentences: Sequence[str]) -> list[str]:
+  """A heading and a list of what makes figures doubtful; nothing if nothing."""
+  return (
+    ['## Warnings\n', ''.join(f'- {text}\n' for text in sentences)]
+    if sentences
+    else []
+  )
+
+
 def number(value: float, measure: str) -> str:
   """A measure as text: shares have three decimals, distances their own."""
   value = float(value)

@@ -15,7 +15,7 @@ continues before it sees the marker. So all decide alike by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 import pathlib
@@ -28,7 +28,12 @@ from adanat_jax.runtime import files, processes
 COMPLETE_FILE = 'complete.json'
 RESULTS_FILE = 'results.json'
 
-_MARKER = {'step': int, 'figures': dict, 'best?': {'step': int}}
+_MARKER = {
+  'step': int,
+  'figures': dict,
+  'best?': {'step': int},
+  'warnings?': [str],
+}
 
 
 class Ledger:
@@ -115,6 +120,7 @@ def mark_complete(
   step: int,
   figures: Mapping[str, Any],
   best: Mapping[str, Any] | None = None,
+  warnings: Sequence[str] = (),
 ) -> None:
   """Writes the marker of a finished stage, after its `results.json`, if any.
 
@@ -123,11 +129,14 @@ def mark_complete(
     step: its last step.
     figures: results of its last state.
     best: step, metric and value of its best checkpoint, if one is kept.
+    warnings: what makes the results doubtful, a sentence each: reports show it.
   """
   path = pathlib.Path(directory) / COMPLETE_FILE
   marker = {'step': step, 'figures': dict(figures)}
   if best is not None:
     marker['best'] = dict(best)
+  if warnings:
+    marker['warnings'] = list(warnings)
 
   def write() -> None:
     if (results := path.with_name(RESULTS_FILE)).exists():
@@ -150,13 +159,19 @@ def is_complete(directory: str | os.PathLike[str]) -> bool:
 
 
 def read_complete(directory: str | os.PathLike[str]) -> dict[str, Any]:
-  """Reads the marker: `step`, `figures` and, where one is kept, `best`."""
+  """Reads the marker: `step`, `figures`, and `best` and `warnings` if any."""
   path = pathlib.Path(directory) / COMPLETE_FILE
   return files.read_json(
     path,
     _MARKER,
     'delete it and run this stage again: it goes on from what it has kept',
   )
+
+
+def warn(name: str, warnings: Sequence[str]) -> None:
+  """Prints the warnings of a stage of this name, a line each."""
+  for warning in warnings:
+    processes.say(f'{name}: warning: {warning}')
 
 
 def read_results(

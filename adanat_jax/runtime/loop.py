@@ -49,6 +49,7 @@ from adanat_jax.runtime.journal import (
   is_complete,
   mark_complete,
   read_complete,
+  warn,
 )
 from adanat_jax.runtime.metric_writer import TIME_PREFIX
 from adanat_jax.runtime.stopping import Interrupted, StopSignals, StopVote
@@ -72,6 +73,7 @@ def run_loop(
   evaluate: Callable[[State, int], Mapping[str, float]] | None = None,
   evaluate_every: int = 0,
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
+  warnings_of: Callable[[Metrics], Sequence[str]] = lambda figures: (),
   tensorboard: bool = True,
   wandb: str = '',
   shown: Sequence[str] = ('loss',),
@@ -106,6 +108,9 @@ def run_loop(
     evaluate_every: the state is evaluated every so many steps and after the
       last; 0 for the last only.
     final_figures: returns results of the finished state for `complete.json`.
+    warnings_of: `results -> sentences` about what makes them doubtful. They are
+      said after the first evaluation that has any, and at the end, and those
+      of `final_figures` are kept in `complete.json`.
     tensorboard: write TensorBoard files if tensorboardX is installed.
     wandb: the project of Weights & Biases that gets the same; '' for none.
     shown: the metrics that the progress line shows before others.
@@ -194,6 +199,7 @@ def run_loop(
       progress.say(f'{name}: compiling ...')
     record = _Record(name, writer, progress, log_every, num_steps)
     finished = first_step
+    warned = False
 
     def save(finished: int, *, hold_row: bool = False) -> None:
       record.check()
@@ -203,6 +209,7 @@ def run_loop(
       checkpoints.save(finished, state, meta, record.latest)
 
     def write_evaluation(finished: int) -> None:
+      nonlocal warned
       assert evaluate is not None
       begun = time.monotonic()
       found = evaluate(state, finished)
@@ -217,6 +224,11 @@ def run_loop(
       record.write({**figures, f'{TIME_PREFIX}evaluation': seconds})
       writer.show_pictures(finished)
       writer.sync()
+      if not warned and finished < num_steps:
+        warnings = warnings_of(found)
+        warned = bool(warnings)
+        for warning in warnings:
+          progress.say(f'{name}: warning: {warning}')
 
     vote = StopVote()
     with (
@@ -265,7 +277,9 @@ def run_loop(
       checkpoints.wait()
     # The signals' handlers are restored: this may take long and is repeatable.
     figures = final_figures(state) if final_figures is not None else {}
-    mark_complete(directory, num_steps, figures, checkpoints.best())
+    warnings = warnings_of(figures)
+    warn(name, warnings)
+    mark_complete(directory, num_steps, figures, checkpoints.best(), warnings)
   return state
 
 

@@ -50,6 +50,7 @@ from adanat_jax.runtime.journal import (
   Ledger,
   has_results,
   mark_complete,
+  warn,
 )
 
 # One set of samples: all policies are measured with the same noise.
@@ -95,6 +96,9 @@ def run(experiment: Experiment) -> None:
   # Before anything that takes long: a policy may not be there.
   found = _schedules(evaluation)
   clip = _clip_score(evaluation)
+  warnings = evaluation.scorer.warnings(evaluation.count)
+  warn('evaluate', warnings)
+  told = [*experiment.warnings(), *(('evaluate', text) for text in warnings)]
   ledger = Ledger(directory / 'ledger.jsonl')
   rows = []
   for schedule in found:
@@ -110,10 +114,15 @@ def run(experiment: Experiment) -> None:
       'evaluate: '
       + ', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items())
     )
-  results = {**_about(evaluation, clip), 'rows': rows}
+  results = {
+    **_about(evaluation, clip),
+    'rows': rows,
+    # Where results are made again, both know those of this stage.
+    'warnings': [f'{stage}: {text}' for stage, text in dict.fromkeys(told)],
+  }
   files.write_json(directory / RESULTS_FILE, results)
   files.write_text(directory / 'results.md', published_figures.compose(results))
-  mark_complete(directory, len(rows), {})
+  mark_complete(directory, len(rows), {}, warnings=warnings)
 
 
 def _schedules(evaluation: Evaluation) -> list[Schedule]:

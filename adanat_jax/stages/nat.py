@@ -40,6 +40,9 @@ Config = ml_collections.ConfigDict
 # What the losses of the splits are called; that of the last split there is
 # chooses the best state.
 _LOSSES = {'train': 'train_loss', 'test': 'test_loss'}
+# How much larger the loss on held-out images is where those of the training are
+# learned by heart.
+_BY_HEART = 1.25
 # Networks of published weights alone.
 _FOREIGN = ('maskgit', 'halton')
 
@@ -185,6 +188,7 @@ def run(experiment: Experiment) -> None:
     num_steps=section.num_steps,
     frozen=frozen,
     final_figures=figures,
+    warnings_of=_warnings,
     begin=warm_start.make(
       experiment,
       'nat',
@@ -199,6 +203,18 @@ def run(experiment: Experiment) -> None:
     ),
     **options,
   )
+
+
+def _warnings(figures: Mapping[str, float]) -> list[str]:
+  """Says that the network repeats training images instead of learning."""
+  train, test = (figures.get(name, 0.0) for name in _LOSSES.values())
+  if test <= _BY_HEART * train:
+    return []
+  return [
+    f'the NAT learns the training images by heart: its loss is {test:.2f} on'
+    f' held-out images and {train:.2f} on those; give fewer'
+    ' config.nat.num_steps, more dropout_rate, or more images'
+  ]
 
 
 def recipe_of(config: Config) -> masked_tokens.Recipe:

@@ -57,7 +57,11 @@ def run(experiment: Experiment) -> None:
     trained[stage] = read_complete(experiment.workdir / stage)['figures']
   files.write_json(directory / 'results.json', {**results, 'training': trained})
   text = document.compose(
-    results, shown, 'AdaNAT on handwritten digits', _command(experiment.workdir)
+    results,
+    shown,
+    'AdaNAT on handwritten digits',
+    _command(experiment.workdir),
+    [f'{stage}: {warning}' for stage, warning in experiment.warnings()],
   )
   files.write_text(directory / 'report.md', text)
   processes.say(f'report: {directory / "report.md"}')
