@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
@@ -126,6 +127,27 @@ class PolicyTest(parameterized.TestCase):
     total = lambda x: module.apply(variables, x, 1).sum()
     seen = jnp.abs(jax.jit(jax.grad(total))(features)).sum((0, 2)) > 0
     self.assertTrue(seen.all())
+
+  def test_reads_how_many_steps_are_left(self):
+    alone = policy.PolicyNetwork(4, 3, 8, 4, (8, 8))
+    told = dataclasses.replace(alone, reads_budget=True)
+    features = jax.random.normal(_KEY, (2, 9, 6))
+    variables = random_variables(told, features, 0, 1)
+    apply = jax.jit(told.apply)
+    at = lambda variables, *budget: apply(variables, features, *budget)
+    self.assertGreater(
+      jnp.abs(at(variables, 1, 2) - at(variables, 1, 8)).max(), 1e-3
+    )
+    # A new one begins as the network that was trained for one T.
+    weights = variables['params'] | {
+      'budget_fc': told.init(_KEY, features, 0, 1)['params']['budget_fc']
+    }
+    expected = {k: x for k, x in weights.items() if k != 'budget_fc'}
+    expected = jax.jit(alone.apply)({'params': expected}, features, 1)
+    for num_steps in (2, 8):
+      np.testing.assert_array_equal(
+        at({'params': weights}, 1, num_steps), expected
+      )
 
 
 if __name__ == '__main__':

@@ -103,7 +103,9 @@ def policy_operations(module: PolicyNetwork, feature_width: int) -> int:
   embed = 0
   if feature_width != hidden:
     embed = module.grid_size**2 * feature_width * hidden
-  step = _STEP_EMBEDDING_WIDTH * hidden + hidden**2
+  # Of the step and, if the budget is read, of T and the steps left.
+  embedded = _STEP_EMBEDDING_WIDTH * (3 if module.reads_budget else 1)
+  step = embedded * hidden + hidden**2
   modulation = hidden * 2 * (hidden + first + second)
   depthwise = hidden * _taps(module.grid_size, 3, stride=2) ** 2
   pointwise = half**2 * hidden * module.conv_width

@@ -2,7 +2,9 @@
 
 AdaNAT (arXiv 2409.00342), section 3.2; LeapLabTHU/AdaNAT `libs/policy.py`. It
 reads the NAT's features of the present canvas and the step; adaptive layer
-normalisation carries the step. At the start its output is zero.
+normalisation carries the step. At the start its output is zero. A policy for
+every number of steps reads its budget, too: how many steps there are, and how
+many are left.
 
 Shape letters: `B` samples, `N` tokens, `D` width of the features.
 """
@@ -27,11 +29,22 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 def step_embedding(step: jax.Array) -> jax.Array:
-  """Embeds steps int32[B] as float32[B, 256]: cosines, then sines."""
+  """Embeds int or float32[B] as float32[B, 256]: cosines, then sines."""
   exponent = jnp.arange(_NUM_FREQUENCIES, dtype=jnp.float32) / _NUM_FREQUENCIES
   frequencies = jnp.exp(-jnp.log(_MAX_PERIOD) * exponent)
   angles = step.astype(jnp.float32)[:, None] * frequencies[None]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def budget_embedding(step: jax.Array, num_steps: jax.Array) -> jax.Array:
+  """Embeds T and the steps left, of int32[B] each, as float32[B, 512].
+
+  By their logarithms to the base 2: what is learned at T = 4 and 8 then says
+  something of those between, which the angles of whole numbers would not.
+  """
+  numbers = num_steps, num_steps - step
+  numbers = jax.tree.map(lambda x: jnp.log2(x.astype(jnp.float32)), numbers)
+  return jnp.concatenate([*map(step_embedding, numbers)], axis=-1)
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -83,13 +96,21 @@ class PolicyNetwork(nn.Module):
   conv_width: int = 128  # channels after the 1x1 convolution
   mlp_widths: tuple[int, int] = (1024, 512)  # hidden layers of the read-out
   columns: int = 0  # of the token grid, if it is no square
+  reads_budget: bool = False  # whether it is told T, and so the steps left
 
   @nn.compact
-  def __call__(self, features: jax.Array, step: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    features: jax.Array,
+    step: jax.Array,
+    num_steps: jax.Array | int | None = None,
+  ) -> jax.Array:
     """Runs the network once, to float32[B, num_outputs].
 
-    The features are float[B, N, D] of all N tokens of the grid; the step,
-    int32[] or int32[B], counts from 0.
+    Args:
+      features: float[B, N, D] of all N tokens of the grid.
+      step: int32[] or int32[B], counts from 0.
+      num_steps: T, int32[] or int32[B]; only read if it `reads_budget`.
     """
     batch, num_tokens, width = features.shape
     grid = self.grid_size, self.columns or self.grid_size
@@ -98,11 +119,19 @@ class PolicyNetwork(nn.Module):
     if width != self.hidden_size:
       x = layers.Dense(self.hidden_size, kernel_init=_xavier, name='embed')(x)
 
-    step = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (batch,))
+    wide = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), (batch,))
+    step = wide(step)
     dense = functools.partial(
       nn.Dense, self.hidden_size, kernel_init=layers.normal_init
     )
     embedding = dense(name='step_fc1')(step_embedding(step))
+    if self.reads_budget:
+      # At first it counts for nothing, so that a policy which was trained for
+      # one T goes on from what it does at that T.
+      kernel_init = nn.initializers.zeros
+      embedding += dense(
+        use_bias=False, kernel_init=kernel_init, name='budget_fc'
+      )(budget_embedding(step, wide(num_steps)))
     embedding = dense(name='step_fc2')(nn.silu(embedding))
 
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
@@ -132,8 +161,8 @@ def initial_params(
   """New parameters of both, for features like float[1, N, D]."""
   actor_key, critic_key = jax.random.split(key)
   return {
-    'actor': actor.init(actor_key, features, 0)['params'],
-    'critic': critic.init(critic_key, features, 0)['params'],
+    'actor': actor.init(actor_key, features, 0, 1)['params'],
+    'critic': critic.init(critic_key, features, 0, 1)['params'],
   }
 
 
@@ -142,18 +171,21 @@ class PolicyNetworks:
   """Actor and critic as one function; sampling needs no critic.
 
   `(params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])` with
-  `params` by name. Without a critic values are 0.
+  `params` by name. Without a critic values are 0. `num_steps` is the T that
+  networks are told which read their budget.
   """
 
   actor: PolicyNetwork
   critic: PolicyNetwork | None = None
+  num_steps: int | None = None
 
   def __call__(
     self, params: Mapping[str, Any], features: jax.Array, step: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Runs both once."""
-    mean = self.actor.apply({'params': params['actor']}, features, step)
+    inputs = features, step, self.num_steps
+    mean = self.actor.apply({'params': params['actor']}, *inputs)
     if self.critic is None:
       return mean, jnp.zeros(mean.shape[0])
-    value = self.critic.apply({'params': params['critic']}, features, step)
+    value = self.critic.apply({'params': params['critic']}, *inputs)
     return mean, value[:, 0]
