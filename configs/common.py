@@ -157,6 +157,10 @@ def get_config() -> ml_collections.ConfigDict:
   # same actor, critic, discriminator and optimizers, whatever its T was.
   policy.init_from = ''
   policy.fine_tune = False
+  # From which numbers of steps a 'shared' policy (policy.kinds) draws one for
+  # each iteration of its training; empty for those of policy.num_steps. It then
+  # serves every number from the smallest to the largest.
+  policy.drawn_num_steps = ()
   # Number of trajectories decoded at a time, over all devices; 0 for all. This
   # saves memory and changes nothing else.
   policy.rollout_size = 0

@@ -175,7 +175,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   policy.trainings = 1
   # Each iteration samples trajectories and learns from them.
   policy.iterations = 150
-  # Kinds of policies: 'adaptive' sees the NAT's features, 'constant' does not.
+  # Kinds of policies: 'adaptive' sees the NAT's features, 'constant' does not;
+  # 'shared' sees them and how many steps there are, one policy for all T.
   policy.kinds = ('adaptive', 'constant')
   # Number of trajectories in an iteration.
   policy.batch_size = 384
@@ -275,7 +276,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Mode `compare`: which networks and which numbers of steps it compares. 'nat'
   # is the NAT of `nat` above; 'enat' is that with the fields of `compare.enat`
   # replaced. Tables are searched as `search` says. Policies are trained as
-  # `policy` says, except for its T and kinds, which are not read.
+  # `policy` says, except for its T, and one for each T unless policy.kinds has
+  # 'shared'.
   compare.networks = ('nat', 'enat')
   compare.num_steps = (2, 4, 8)
   compare.enat = enat = ml_collections.ConfigDict()

@@ -55,6 +55,7 @@ class TableTest(parameterized.TestCase):
     expected['data.background'] = expected['export.tables'] = [()]
     expected['edit.labels'] = [(), ('no such name',), ('x' * 300,)]
     expected['edit.box'] = expected['edit.sides'] = [()]
+    expected['policy.drawn_num_steps'] = [()]
     expected['sample.captions'] = [(), ('no such name',) * 2, ('x' * 300,) * 2]
     self.assertEqual(taken, expected)
 

@@ -299,6 +299,16 @@ class TablesTest(absltest.TestCase):
     self.assertIn('*non adaptive*', second)
     self.assertNotIn('*non adaptive*', tables.findings(other)[1])
 
+  def test_a_shared_policy_is_compared_with_that_of_its_steps(self):
+    data = _results()
+    shared = _entry('adanat', [8, 10]) | {'name': 'shared', 'role': 'shared'}
+    data['methods'] += [shared | {'label': 'one for all'}]
+    *_, last = (x for x in tables.findings(data) if x.startswith('*one for'))
+    self.assertIn('below *maskgit*', last)
+    self.assertIn('*adanat*', last)
+    # The other's mean action is no rival of its own.
+    self.assertNotIn('*adanat frozen*', last)
+
   def test_a_loss_is_not_called_a_win(self):
     data = _results()
     data['methods'] = [_entry('maskgit', [5, 6]), _entry('adanat', [10, 11])]

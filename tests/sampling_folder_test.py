@@ -32,7 +32,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 SEALS = ('format', 'checksum')
 FILES = (
   *('README.md', 'config.json', 'nat.safetensors', 'policy-T3.safetensors'),
-  'tokenizer.safetensors',
+  *('policy-T4.safetensors', 'tokenizer.safetensors'),
 )
 
 
@@ -46,12 +46,18 @@ def make_generator():
   agent = Agent(
     {'actor': params}, residual, PolicyNetworks(actor), 0.25, learned=learned
   )
+  told = dataclasses.replace(actor, reads_budget=True)
+  params = random_weights.random_variables(told, features, 0, 1)['params']
+  shared = {
+    T: Agent({'actor': params}, jnp.ones((T, 4)), PolicyNetworks(told, None, T))
+    for T in (4, 5, 6)
+  }
   mine = Schedule(
     'mine', tables.hand_made(2), False, step.MASKGIT, 'my table', 'a note'
   )
   return dataclasses.replace(
     generator,
-    agents={3: agent},
+    agents={3: agent, **shared},
     class_names=('even', 'odd'),
     schedules={'mine': mine},
   )
@@ -78,7 +84,10 @@ class FolderTest(parameterized.TestCase):
     self.path = self.path.rename(self.home / 'moved')
     loaded = self.load()
     self.assertEqual(repr(loaded), repr(self.generator))
-    for policy, num_steps in (('learned', 3), ('mine', 2)):
+    self.assertIn('learned for num_steps: 3 to 6,', repr(loaded))
+    # One for several T is there once.
+    self.assertIs(loaded.agents[4].params, loaded.agents[6].params)
+    for policy, num_steps in (('learned', 3), ('learned', 5), ('mine', 2)):
       expected = self.generator.sample([0, 1, 1], num_steps, 5, policy)
       samples = loaded.sample(['even', 'odd', 'odd'], num_steps, 5, policy)
       jax.tree.map(np.testing.assert_array_equal, samples, expected)
@@ -167,6 +176,7 @@ class FolderTest(parameterized.TestCase):
     ('networks.tokenizer.arguments.width_multipliers', [1] * 17, 'cannot be'),
     ('policies.3.residual', [[0.0] * 4] * 2, 'policies.3 must be 3 x 4'),
     ('policies.3.residual', [[0.0] * 3] * 3, 'policies.3 must be 3 x 4'),
+    ('policies.3.network', 'nat', 'policies.3 has no network of this folder'),
     (
       'policies.../x',
       {'residual': [], 'smoothing': 0, 'guided': True},
@@ -183,7 +193,7 @@ class FolderTest(parameterized.TestCase):
     if place.startswith('policies.'):
       node, last = config['policies'], place.removeprefix('policies.')
       if last.startswith('3.'):
-        node, last = node['3'], 'residual'
+        node, last = node['3'], last.removeprefix('3.')
     else:
       *groups, last = place.split('.')
       node = config

@@ -20,7 +20,7 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import named_schedules
 from adanat_jax.learning.agent import Agent
-from adanat_jax.sampling import program
+from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
 
@@ -232,6 +232,13 @@ class GeneratorTest(parameterized.TestCase):
       self.assertEqual(grid.size, (2 + 2 * 64, 2 + 2 * 64))
 
   def test_its_repr_is_short(self):
+    for steps, words in (
+      ([], 'none'),
+      ([8, 2, 4], '2, 4, 8'),
+      ([2, 3], '2, 3'),
+      ([3, 4, 5, 2, 8], '2 to 5, 8'),
+    ):
+      self.assertEqual(requests.steps_of(steps), words)
     text = repr(toy_generator(class_names=('cat', 'dog', 'eel')))
     self.assertEqual(
       text,

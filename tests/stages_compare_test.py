@@ -126,10 +126,10 @@ class StageTest(parameterized.TestCase):
     # An agent that is loaded again would be compiled again.
     known, loaded = {}, policies.load_agent
 
-    def load_agent(experiment, which):
-      key = experiment.workdir, which
+    def load_agent(experiment, which, num_steps=None):
+      key = experiment.workdir, which, num_steps
       if key not in known:
-        known[key] = loaded(experiment, which)
+        known[key] = loaded(experiment, which, num_steps)
       return known[key]
 
     cls.enterClassContext(mock.patch.object(policies, 'load_agent', load_agent))

@@ -117,6 +117,9 @@ class StageTest(parameterized.TestCase):
         'data.validation_annotations': str(validation.annotations),
         'data.text_embeddings': 'compute',
         'policy.evaluate_every': 0,
+        'policy.kinds': ('shared',),
+        'policy.num_steps': (3,),
+        'policy.drawn_num_steps': (2, 4),
         'policy.iterate': 'average',
         'policy.ema_decay': 0.9,
         'policy.rollout_features': 'recompute',
@@ -242,6 +245,20 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(self.rows(again), self.rows(directory))
     self.assertNotEqual(self.sums(again, 2), self.sums(again, 3))
     self.assertIn('accuracy_train', self.rows(again)[0])
+    # One policy: its T is drawn, each as often as the others.
+    drawn = [row['num_steps'] for row in self.rows(again)]
+    self.assertCountEqual(set(drawn[:2]), (2, 4))
+    for row in self.rows(again):
+      self.assertLen(row['mask_ratio'], row['num_steps'])
+    # It serves all between, in a program that is told how many they are.
+    agents = policies.agents(Experiment(config, self.root / 'again'))
+    self.assertEqual(
+      (which.name, *agents), ('adversarial-shared-T2to4-0', 2, 3, 4)
+    )
+    self.assertNotIn(5, agents)
+    self.assertEqual(agents[3].num_steps, 3)
+    self.assertEqual(agents[3].actor_critic.num_steps, 3)
+    self.assertIs(agents[3].params, agents[2].params)
     # What comes after takes the average; of the first two little is left.
     read = lambda step, field: checkpoint_format.read_state(
       again / 'checkpoints' / str(step), field=field
@@ -361,6 +378,13 @@ class StageTest(parameterized.TestCase):
     ('classes', 'evaluate.network', 'inception', 'while the policy trains'),
     ('classes', 'policy.iterate', 'average', 'needs an average; set'),
     ('classes', 'policy.learned', ('mask_ratio',), 'residual, which is none'),
+    (
+      'classes',
+      'policy.drawn_num_steps',
+      (2, 4),
+      'give config.policy.kinds=sh',
+    ),
+    ('captions', 'policy.num_steps', (2, 5), 'holds 5, and a shared policy'),
     ('classes', 'judges.reward.hooks', (0, 1), 'give blocks from 0 to 0'),
     ('classes', 'judges.reward.patch_size', 3, 'must divide the 8 pixels'),
     ('classes', 'judges.reward.normalisation', 'centred', 'stay as they are'),

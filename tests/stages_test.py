@@ -201,6 +201,35 @@ class MethodsTest(absltest.TestCase):
     np.testing.assert_allclose(smoothed, [0.75, 0.366025], rtol=1e-5)
     self.assertEqual(table.guidance_scale.shape, (2,))
 
+  def test_a_shared_policy_is_a_method_at_every_number_of_steps(self):
+    config = configs.load('digits.py:tiny')
+    config.policy.update(kinds=('adaptive', 'shared'), num_steps=(2, 3, 4))
+    config.policy.drawn_num_steps = (2, 4)
+    evaluation = mock.MagicMock(experiment=Experiment(config, 'unused'))
+    evaluation.generator.nat.num_tokens = 16
+    evaluation.labels.return_value = np.zeros(4, np.int32)
+    load = lambda _, which, steps: Agent(which, jnp.zeros((steps, 4)), None)
+    self.enter_context(
+      mock.patch.object(evaluate_study.policies, 'load_agent', load)
+    )
+    best = evaluate_study.grid_settings()[0]
+    found = {}
+    for steps in (2, 3, 4):
+      values = PolicyValues(*(np.zeros((steps, 4)) for _ in range(4)))
+      evaluation.sample.return_value.trajectory = types.SimpleNamespace(
+        values=values, aux=mock.Mock(action=np.zeros((steps, 4, 4)))
+      )
+      grid = {'num_steps': steps, 'best': best, 'evaluations': 1}
+      for method in evaluate_study.methods(evaluation, grid):
+        if method.role in ('adaptive', 'shared'):
+          found[steps, method.role] = method.schedule
+    # One training serves three T, beside three that serve one.
+    trainings = {key: x.policy.params.name for key, x in found.items()}
+    self.assertLen(set(trainings.values()), 4)
+    self.assertEqual(trainings[3, 'shared'], trainings[2, 'shared'])
+    self.assertEqual(found[3, 'shared'].num_steps, 3)
+    self.assertEqual(found[3, 'shared'].name, 'adanat-shared-adversarial')
+
   def test_shuffled_table_stays_within_a_class(self):
     labels = np.arange(200) % 2
     values = PolicyValues(

@@ -7,12 +7,13 @@ with the state donated, and all runs under the mesh of the config, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import contextlib
 import functools
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flax import struct
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -77,6 +78,32 @@ class Batches:
     return self._examples.take(sharding.local_rows(index, self._mesh, axis))
 
 
+@struct.dataclass
+class Choice:
+  """A value for which a step is compiled, not an argument of it."""
+
+  value: Any = struct.field(pytree_node=False)
+
+
+class Choices:
+  """One of some values for each step, all equally often, in a random order."""
+
+  def __init__(
+    self, experiment: Experiment, name: str, values: Sequence[Hashable]
+  ):
+    """The values, in an order that the name and the config's seed decide."""
+    self._seed = experiment.order_seed(name)
+    self._values = values
+
+  def __call__(self, step: int) -> Choice:
+    """What a step gets: a function of its number alone, as a batch is."""
+    (index,) = epoch_batch(step, 1, len(self._values), self._seed)
+    return Choice(self._values[index])
+
+  def close(self) -> None:
+    """Nothing is open."""
+
+
 def fit(
   experiment: Experiment,
   name: str,
@@ -85,7 +112,7 @@ def fit(
   train_step: Callable[
     [Any, State, Any, Array], tuple[State, Mapping[str, Array]]
   ],
-  batch_at: Batches | dict[str, Batches],
+  batch_at: Batches | Mapping[str, Batches | Choices],
   num_steps: int,
   frozen: Any = (),
   final_figures: Callable[[State], Mapping[str, Any]] | None = None,
@@ -101,7 +128,8 @@ def fit(
     initial: `frozen -> state`, traced.
     train_step: `(frozen, state, batch, step) -> (state, metrics)`, traced.
     batch_at: the batches of the steps, or the parts of them by name; closed at
-      the end.
+      the end. A part that is chosen is static: the step is compiled for each of
+      its values.
     num_steps: total number of steps.
     frozen: global arrays that the step reads and nothing changes.
     final_figures: see `loop.run_loop`.

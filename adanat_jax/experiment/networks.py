@@ -181,7 +181,9 @@ def discriminator_module(config: Config) -> DiscriminatorHeads:
   )
 
 
-def policy_modules(config: Config) -> tuple[PolicyNetwork, PolicyNetwork]:
+def policy_modules(
+  config: Config, reads_budget: bool = False
+) -> tuple[PolicyNetwork, PolicyNetwork]:
   """Actor and critic of `config.policy.network`."""
   section = config.policy.network
   sizes = dict(
@@ -189,6 +191,7 @@ def policy_modules(config: Config) -> tuple[PolicyNetwork, PolicyNetwork]:
     hidden_size=section.hidden_size,
     conv_width=section.conv_width,
     mlp_widths=tuple(section.mlp_widths),
+    reads_budget=reads_budget,
   )
   return (
     PolicyNetwork(num_outputs=actions.NUM_ACTIONS, **sizes),

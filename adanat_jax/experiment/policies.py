@@ -1,13 +1,16 @@
 """The policies of a config: their trainings, networks and saved parameters.
 
 A config names one training for every reward, number of steps, repetition and
-kind of policy: one that sees the NAT's features, one that does not, or both.
+kind of policy: one that sees the NAT's features, one that does not, or both. A
+third kind is shared by all numbers of steps: each iteration of its training
+draws one of them, and the policy is told which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,8 +26,11 @@ from adanat_jax.types import Array
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
 
-# The policy that sees the NAT's features, and the one that does not.
-KINDS = ('adaptive', 'constant')
+# The policy that sees the NAT's features, the one that does not, and the one
+# that sees them and serves every number of steps.
+KINDS = ('adaptive', 'constant', 'shared')
+# What configs train that have no such field, of older versions.
+_OLDER_KINDS = ('adaptive', 'constant')
 RESIDUALS = {
   'published': actions.published_residual,
   'maskgit': tables.maskgit_residual,
@@ -37,44 +43,76 @@ class Training:
   """One policy to be trained."""
 
   reward: str  # `adversarial`, `frechet` or `pretrained`
-  num_steps: int
+  num_steps: int  # T, or the largest that is drawn
   adaptive: bool  # whether the policy sees the NAT's features
   index: int  # tells repeated trainings apart, and seeds them
+  drawn: tuple[int, ...] = ()  # of a shared policy, from which T is drawn
 
   @property
   def name(self) -> str:
     """Name of its directory under `policy/`."""
-    kind = 'adaptive' if self.adaptive else 'constant'
-    return f'{self.reward}-{kind}-T{self.num_steps}-{self.index}'
+    kind, steps = 'adaptive' if self.adaptive else 'constant', self.num_steps
+    of_steps = f'T{steps}'
+    if self.drawn:
+      kind, of_steps = 'shared', f'T{min(self.drawn)}to{steps}'
+    return f'{self.reward}-{kind}-{of_steps}-{self.index}'
+
+  @property
+  def all_num_steps(self) -> range:
+    """Every T that its policy serves, also those that were never drawn."""
+    return range(min(self.drawn or (self.num_steps,)), self.num_steps + 1)
 
 
 def trainings(experiment: Experiment) -> list[Training]:
-  """All trainings that a config asks for, in the order of its kinds."""
+  """All trainings of a config, in the order of its kinds, shared ones last."""
   section = experiment.config.policy
-  return [
+  kinds = section.get('kinds', _OLDER_KINDS)
+  alone = [
     Training(reward, num_steps, kind == 'adaptive', index)
     for reward in section.rewards
     for num_steps in section.num_steps
     for index in range(section.trainings)
-    # Configs of older versions have no such field: they train both.
-    for kind in section.get('kinds', KINDS)
+    for kind in kinds
+    if kind != 'shared'
+  ]
+  if 'shared' not in kinds:
+    return alone
+  drawn = _drawn(experiment)
+  return alone + [
+    Training(reward, max(drawn), True, index, drawn)
+    for reward in section.rewards
+    for index in range(section.trainings)
   ]
 
 
+def _drawn(experiment: Experiment) -> tuple[int, ...]:
+  """From which a shared policy's T is drawn."""
+  section = experiment.config.policy
+  # Configs of older versions have no such field.
+  return tuple(section.get('drawn_num_steps', ()) or section.num_steps)
+
+
 def make_actor_critic(
-  experiment: Experiment, training: Training
+  experiment: Experiment, training: Training, num_steps: int | None = None
 ) -> agent_lib.ActorCritic:
-  """Both policy networks of a training as one function."""
-  both = PolicyNetworks(*networks.policy_modules(experiment.config))
+  """Both policy networks of a training as one function.
+
+  Of a shared policy, for decodes of `num_steps`.
+  """
+  modules = networks.policy_modules(experiment.config, bool(training.drawn))
+  num_steps = num_steps or training.num_steps
+  both = PolicyNetworks(*modules, num_steps if training.drawn else None)
   if training.adaptive:
     return both
-  return agent_lib.non_adaptive(both, training.num_steps)
+  return agent_lib.non_adaptive(both, num_steps)
 
 
-def initial_params(experiment: Experiment, key: Array) -> Any:
+def initial_params(
+  experiment: Experiment, key: Array, reads_budget: bool = False
+) -> Any:
   """New parameters of actor and critic."""
   config = experiment.config
-  actor, critic = networks.policy_modules(config)
+  actor, critic = networks.policy_modules(config, reads_budget)
   features = jnp.zeros((1, experiment.num_tokens, config.nat.width))
   return policy.initial_params(actor, critic, key, features)
 
@@ -105,45 +143,126 @@ def _iterate(experiment: Experiment) -> str:
   return experiment.config.policy.get('iterate', 'last')
 
 
-def load_agent(experiment: Experiment, training: Training) -> agent_lib.Agent:
+def load_agent(
+  experiment: Experiment, training: Training, num_steps: int | None = None
+) -> agent_lib.Agent:
   """The iterate of a finished training that `config.policy.iterate` names.
+
+  Args:
+    experiment: whose workdir has it.
+    training: see `trainings`.
+    num_steps: the T at which a shared policy is to act; None for its largest.
 
   Raises:
     UserError: if the training has not finished or has other shapes.
   """
+  params = _load_params(experiment, training)
+  return _trained_agent(experiment, training, params, num_steps)
+
+
+def _load_params(experiment: Experiment, training: Training) -> Any:
   stage = f'policy/{training.name}'
   experiment.require(stage)
-  params = experiment.load_trained(
+  make = lambda key: initial_params(experiment, key, bool(training.drawn))
+  return experiment.load_trained(
     stage,
     iterate_field(experiment),
-    lambda: jax.eval_shape(
-      lambda key: initial_params(experiment, key), jax.random.key(0)
-    ),
+    lambda: jax.eval_shape(make, jax.random.key(0)),
     best=_iterate(experiment) == 'best',
   )
+
+
+def _trained_agent(
+  experiment: Experiment,
+  training: Training,
+  params: Any,
+  num_steps: int | None = None,
+) -> agent_lib.Agent:
+  num_steps = num_steps or training.num_steps
   return agent_lib.Agent(
     params,
-    residual_of(experiment, training.num_steps),
-    make_actor_critic(experiment, training),
+    residual_of(experiment, num_steps),
+    make_actor_critic(experiment, training, num_steps),
     **acting(experiment),
   )
 
 
-def agents(experiment: Experiment) -> dict[int, agent_lib.Agent]:
-  """The learned policies by number of steps: converted, or of the workdir."""
+class _Agents(Mapping[int, agent_lib.Agent]):
+  """Policies by number of steps, each made when it is first asked for.
+
+  A shared policy has many, and the schedule that each starts from takes a
+  quarter of a second to compile.
+  """
+
+  def __init__(
+    self,
+    all_num_steps: Iterable[int],
+    make: Callable[[int], agent_lib.Agent],
+    known: Mapping[int, agent_lib.Agent],
+  ):
+    """Those of `all_num_steps` are made, unless they are `known`."""
+    self._all = sorted({*all_num_steps, *known})
+    self._make, self._made = make, dict(known)
+
+  def __getitem__(self, num_steps: int) -> agent_lib.Agent:
+    if num_steps not in self._all:
+      raise KeyError(num_steps)
+    if num_steps not in self._made:
+      self._made[num_steps] = self._make(num_steps)
+    return self._made[num_steps]
+
+  def __iter__(self) -> Iterator[int]:
+    return iter(self._all)
+
+  def __len__(self) -> int:
+    return len(self._all)
+
+  def __contains__(self, num_steps: object) -> bool:
+    return num_steps in self._all
+
+
+def agents(experiment: Experiment) -> Mapping[int, agent_lib.Agent]:
+  """The learned policies by number of steps: converted, or of the workdir.
+
+  A shared one serves those for which no other was trained.
+  """
   if experiment.is_converted('policy'):
-    return _converted_agent(experiment)
+    return _converted_agents(experiment)
   found: dict[int, agent_lib.Agent] = {}
   for training in trainings(experiment):
-    finished = experiment.is_complete(f'policy/{training.name}')
-    if training.adaptive and finished and training.num_steps not in found:
+    if not training.adaptive:
+      continue
+    if not experiment.is_complete(f'policy/{training.name}'):
+      continue
+    if training.drawn:
+      params = _load_params(experiment, training)
+      make = functools.partial(_trained_agent, experiment, training, params)
+      return _Agents(training.all_num_steps, make, found)
+    if training.num_steps not in found:
       found[training.num_steps] = load_agent(experiment, training)
   return found
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
-  """Says why a converted policy cannot be used; see `Experiment.check`."""
-  num_steps = experiment.config.policy.num_steps
+  """Says for which T there can be no policy; see `Experiment.check`."""
+  section = experiment.config.policy
+  num_steps = section.num_steps
+  if 'shared' in section.get('kinds', ()):
+    drawn = _drawn(experiment)
+    outside = [n for n in num_steps if not min(drawn) <= n <= max(drawn)]
+    if outside:
+      yield (
+        f'config.policy.num_steps={num_steps} holds {outside[0]}, and a shared'
+        f' policy that is trained on config.policy.drawn_num_steps={drawn}'
+        f' serves {min(drawn)} to {max(drawn)}: give a wider'
+        ' config.policy.drawn_num_steps, or leave it out of num_steps'
+      )
+    return
+  if section.get('drawn_num_steps', ()):
+    yield (
+      f'config.policy.drawn_num_steps={section.drawn_num_steps} is for a policy'
+      ' of many T: give config.policy.kinds=shared, or ()'
+    )
   if experiment.is_converted('policy') and len(num_steps) != 1:
     yield (
       f'config.policy.num_steps={num_steps} is not allowed with'
@@ -152,20 +271,26 @@ def problems(experiment: Experiment) -> Iterator[str]:
     )
 
 
-def _converted_agent(experiment: Experiment) -> dict[int, agent_lib.Agent]:
-  """The published policy, at its number of steps."""
+def _converted_agents(experiment: Experiment) -> Mapping[int, agent_lib.Agent]:
+  """The published policy at its number of steps, or a shared one at all."""
   experiment.check(problems)
   config = experiment.config
-  (num_steps,) = config.policy.num_steps
-  actor, _ = networks.policy_modules(config)
+  shared = 'shared' in config.policy.get('kinds', ())
+  actor, _ = networks.policy_modules(config, shared)
   features = jnp.zeros((1, experiment.num_tokens, config.nat.width))
-  shapes = experiment.param_shapes(actor, features, jnp.zeros(1, jnp.int32))
+  shapes = experiment.param_shapes(actor, features, jnp.zeros(1, jnp.int32), 1)
   params = experiment.load_converted('policy', 'params/actor', shapes)
 
-  agent = agent_lib.Agent(
-    {'actor': params},
-    residual_of(experiment, num_steps),
-    PolicyNetworks(actor),
-    **acting(experiment),
-  )
-  return {num_steps: agent}
+  def make(num_steps: int) -> agent_lib.Agent:
+    return agent_lib.Agent(
+      {'actor': params},
+      residual_of(experiment, num_steps),
+      PolicyNetworks(actor, num_steps=num_steps if shared else None),
+      **acting(experiment),
+    )
+
+  if not shared:
+    (num_steps,) = config.policy.num_steps
+    return {num_steps: make(num_steps)}
+  drawn = _drawn(experiment)
+  return _Agents(range(min(drawn), max(drawn) + 1), make, {})

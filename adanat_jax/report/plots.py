@@ -32,6 +32,7 @@ _PALETTES = {
   reading.TUNED: ('#2a9d8f', '#176b61'),
   reading.NON_ADAPTIVE: ('#9a6fb0', '#c3a3d1', '#6b4a80'),
   reading.ADAPTIVE: ('#e4572e', '#f0a030', '#b8275e'),
+  reading.SHARED: ('#8c1c13', '#bf7a10', '#5e1a3a'),
   reading.FROZEN: ('#eea48c', '#f2cd94', '#d78fae'),
   reading.SHUFFLED: ('#c98a76', '#cfa968', '#a8728a'),
 }
@@ -40,6 +41,7 @@ _MARKERS = {
   reading.TUNED: 'D',
   reading.NON_ADAPTIVE: '^',
   reading.ADAPTIVE: 'o',
+  reading.SHARED: 'v',
   reading.FROZEN: 'P',
   reading.SHUFFLED: 'X',
 }
@@ -161,7 +163,7 @@ def save_steps_plot(
     if not points:
       continue
     colour, marker = styles[name]
-    strong = marker == _MARKERS[reading.ADAPTIVE]
+    strong = marker in (_MARKERS[reading.ADAPTIVE], _MARKERS[reading.SHARED])
     means = [numbers.mean for numbers in points.values()]
     heights += means
     axes.errorbar(

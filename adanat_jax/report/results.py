@@ -31,9 +31,10 @@ HAND_MADE = 'hand-made'
 TUNED = 'tuned'  # Hand-made, its parameters chosen by a grid search.
 NON_ADAPTIVE = 'non-adaptive'  # Learned, but the same for all samples.
 ADAPTIVE = 'adaptive'  # Learned, chooses for each sample: AdaNAT.
+SHARED = 'shared'  # The same, one policy for every number of steps.
 FROZEN = 'frozen'  # An adaptive policy's mean action as a table.
 SHUFFLED = 'shuffled'  # An adaptive policy's actions, permuted within a class.
-ROLES = (HAND_MADE, TUNED, NON_ADAPTIVE, ADAPTIVE, FROZEN, SHUFFLED)
+ROLES = (HAND_MADE, TUNED, NON_ADAPTIVE, ADAPTIVE, SHARED, FROZEN, SHUFFLED)
 
 _STATISTICS = {'mean': [float], 'std': [float]}
 _SETTING = {

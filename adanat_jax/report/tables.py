@@ -159,7 +159,7 @@ def findings(results: Results) -> list[str]:
   At each T: which method is best in either distance, and every adaptive
   policy against all hand-made schedules, the tuned one, and, for the same
   reward, the policy learned without looking at the sample and itself with its
-  adaptivity taken away.
+  adaptivity taken away; one that all T share also against that of this T.
   """
   sentences = []
   for num_steps in reading.all_num_steps(results):
@@ -219,17 +219,27 @@ def _rivals(
 ) -> list[str]:
   """The methods that an adaptive policy is compared with, by their roles."""
   first = lambda name: reading.select(results, name=name)[0]
-  if first(name)['role'] != reading.ADAPTIVE:
+  ours = first(name)['role']
+  if ours not in (reading.ADAPTIVE, reading.SHARED):
     return []
-  same_reward = (reading.NON_ADAPTIVE, reading.FROZEN, reading.SHUFFLED)
+  any_reward = (reading.HAND_MADE, reading.TUNED)
+  without_adaptivity = (reading.FROZEN, reading.SHUFFLED)
+
+  def is_rival(other: str) -> bool:
+    role = first(other)['role']
+    if role in any_reward:
+      return True
+    if role in (ours, reading.SHARED):
+      return False
+    # Its own: the other kind of policy has a mean and shuffled actions, too.
+    own = role not in without_adaptivity or other.startswith(name)
+    return own and first(other)['reward'] == first(name)['reward']
+
   return [
     other
     for role in reading.ROLES
     for other in others
-    if role == first(other)['role'] != reading.ADAPTIVE
-    and (
-      role not in same_reward or first(other)['reward'] == first(name)['reward']
-    )
+    if role == first(other)['role'] and is_rival(other)
   ]
 
 

@@ -3,7 +3,8 @@
   config.json                sizes, checksums, class names, tables
   nat.safetensors            the parameters of each network
   tokenizer.safetensors
-  policy-T4.safetensors      the actor of each learned policy
+  policy-T4.safetensors      the actor of each learned policy; if it serves
+                             several T, its file is named by the smallest
   text.safetensors           the text tower, vocabulary.json perhaps beside it
   README.md                  a card for readers
 
@@ -62,6 +63,7 @@ _SHAPE = {
       'smoothing': float,
       'guided?': bool,
       'learned?': [str],
+      'network?': str,
     }
   },
   'schedules': {
@@ -150,16 +152,26 @@ def load(path: pathlib.Path) -> Generator:
   tokenizer, tokenizer_params = reader.network('tokenizer', VQGAN, LlamaGenVQ)
   features = jax.ShapeDtypeStruct((1, nat.num_tokens, nat.width), jnp.float32)
   agents = {}
+  actors: dict[str, Any] = {}
   for steps, entry in config['policies'].items():
-    name = f'policy-T{steps}'
-    actor, params = reader.network(name, PolicyNetwork, inputs=(features, 0))
+    name = entry.get('network', f'policy-T{steps}')
+    if name not in {f'policy-T{other}' for other in config['policies']}:
+      raise UserError(
+        f'{where}: policies.{steps} has no network of this folder'
+      )
+    if name not in actors:
+      actor, params = reader.network(
+        name, PolicyNetwork, inputs=(features, 0, 1)
+      )
+      actors[name] = actor, sharding.shard_state({'actor': params}, mesh)
+    actor, params = actors[name]
     residual = entry['residual']
     if [len(row) for row in residual] != [4] * _integer(steps):
       raise UserError(f'{where}: policies.{steps} must be {steps} x 4 numbers')
     agents[int(steps)] = Agent(
-      sharding.shard_state({'actor': params}, mesh),
+      params,
       jnp.float32(residual),
-      PolicyNetworks(actor),
+      PolicyNetworks(actor, num_steps=int(steps)),
       entry['smoothing'],
       # Folders of the first version are of guided policies that choose all
       # values, and do not say so.
@@ -372,14 +384,25 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
     'nat': (generator.nat, generator.nat_params),
     'tokenizer': (generator.tokenizer, generator.tokenizer_params),
   }
-  for steps, agent in generator.agents.items():
+  # Of each policy, by what makes it another one; shared ones are saved once.
+  names: dict[tuple[int, Any], str] = {}
+  policies = {}
+  for steps, agent in sorted(generator.agents.items()):
     if not isinstance(agent.actor_critic, PolicyNetworks):
       raise UserError(
         f'the policy of num_steps={steps} is a function, which cannot be saved;'
         ' leave it out of `agents`'
       )
-    actor = agent.actor_critic.actor
-    networks[f'policy-T{steps}'] = (actor, agent.params['actor'])
+    actor, params = agent.actor_critic.actor, agent.params['actor']
+    name = names.setdefault((id(params), actor), f'policy-T{steps}')
+    networks[name] = actor, params
+    policies[steps] = {
+      'residual': agent.residual,
+      'smoothing': agent.smoothing,
+      'guided': agent.guided,
+      'learned': list(agent.learned),
+      'network': name,
+    }
   contents: dict[str, bytes] = {}
   vocabulary = None
   if generator.encode_captions is not None:
@@ -407,15 +430,7 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
     'batch_size': generator.batch_size,
     'class_names': list(generator.class_names),
     'networks': entries,
-    'policies': {
-      steps: {
-        'residual': agent.residual,
-        'smoothing': agent.smoothing,
-        'guided': agent.guided,
-        'learned': list(agent.learned),
-      }
-      for steps, agent in generator.agents.items()
-    },
+    'policies': policies,
     'schedules': {
       name: _entry(schedule) for name, schedule in generator.schedules.items()
     },

@@ -63,7 +63,7 @@ class Generator:
     tokenizer: turns images into tokens and back.
     tokenizer_params: its parameters.
     num_classes: labels lie in `[0, num_classes)`.
-    agents: learned policies by number of steps.
+    agents: learned policies by number of steps; one may serve several.
     batch_size: samples decoded at a time, at most.
     null_condition: float32[L, C], what stands for no caption; None where
       conditions are class ids, of which `num_classes` stands for none.
@@ -113,7 +113,7 @@ class Generator:
       names = requests.some(self.class_names)
       conditions = f'{self.num_classes} classes'
       conditions += f' ({names})' if names else ''
-    steps = ', '.join(map(str, sorted(self.agents))) or 'none'
+    steps = requests.steps_of(self.agents)
     devices = [*self._mesh.devices.flat]
     height, width, channels = self.image_shape
     return (
@@ -580,7 +580,7 @@ class Generator:
   def _named(self, name: str, num_steps: int) -> Schedule:
     if name == 'learned':
       if num_steps not in self.agents:
-        known = ', '.join(str(steps) for steps in sorted(self.agents)) or 'none'
+        known = requests.steps_of(self.agents)
         raise UserError(
           f'no policy was learned for num_steps={num_steps}; learned: {known}'
         )

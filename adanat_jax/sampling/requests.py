@@ -6,7 +6,7 @@ the compiled program takes, and whatever may decide a decode a `Schedule`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -268,6 +268,21 @@ def conditions(
 def some(names: Sequence[str]) -> str:
   """The first of some names for a message."""
   return ', '.join([*names[:10], *(['...'] if len(names) > 10 else [])])
+
+
+def steps_of(agents: Iterable[int]) -> str:
+  """Numbers of steps for a message: `2, 4, 8`, `2 to 8`, or `none`."""
+  runs: list[list[int]] = []
+  for steps in sorted(agents):
+    if runs and steps == runs[-1][-1] + 1:
+      runs[-1].append(steps)
+    else:
+      runs.append([steps])
+  words = [
+    f'{run[0]} to {run[-1]}' if len(run) > 2 else ', '.join(map(str, run))
+    for run in runs
+  ]
+  return ', '.join(words) or 'none'
 
 
 def grids(

@@ -156,7 +156,8 @@ def network_experiment(experiment: Experiment, network: str) -> Experiment:
       section.update(init_from=directory, fine_tune=False)
   steps = tuple(sorted(config.compare.num_steps))
   result.search.num_steps = steps
-  result.policy.update(num_steps=steps, kinds=('adaptive',))
+  kind = 'shared' if _is_shared(experiment) else 'adaptive'
+  result.policy.update(num_steps=steps, kinds=(kind,))
   return Experiment(result, experiment.workdir / 'compare' / network)
 
 
@@ -294,6 +295,12 @@ def _floor(evaluation: Evaluation) -> dict[str, float]:
   return evaluation.measures(data.test_images, condition)
 
 
+def _is_shared(experiment: Experiment) -> bool:
+  """Whether one policy serves every T that is compared."""
+  # A config of an older version has no such field.
+  return 'shared' in experiment.config.policy.get('kinds', ())
+
+
 def _schedule_names(experiment: Experiment) -> tuple[str, ...]:
   """The schedules that are compared with searched and learned ones."""
   # A config of an older version has no such field.
@@ -313,9 +320,10 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
       schedule = _searched(experiment, which)
       yield Method(schedule, 'tuned', which.repetition)
   for training in policies.trainings(experiment):
-    if training.num_steps == num_steps:
-      agent = policies.load_agent(experiment, training)
-      schedule = Schedule('adanat', agent, agent.guided, label='AdaNAT')
+    if num_steps in training.all_num_steps:
+      agent = policies.load_agent(experiment, training, num_steps)
+      label = 'AdaNAT, one for all T' if training.drawn else 'AdaNAT'
+      schedule = Schedule('adanat', agent, agent.guided, label=label)
       yield Method(schedule, 'adaptive', training.index, training.reward)
 
 
@@ -402,7 +410,7 @@ def _entry(
   schedule, num_steps = method.schedule, method.schedule.num_steps
   config = evaluation.experiment.config
   network = config.nat.network
-  actor, _ = networks.policy_modules(config)
+  actor, _ = networks.policy_modules(config, _is_shared(evaluation.experiment))
   rows = evaluation.rows(
     ledger, key, functools.partial(_row, evaluation, generator, schedule)
   )

@@ -49,7 +49,17 @@ GRID = {
   'guidance_scale': (0.0, 0.25, 0.5),
 }
 
-ROLE_LABELS = {True: 'AdaNAT', False: 'learned, non-adaptive'}
+# What learned policies are called, by their role.
+LEARNED_LABELS = {
+  'adaptive': 'AdaNAT',
+  'shared': 'AdaNAT, one for all T',
+  'non-adaptive': 'learned, non-adaptive',
+}
+_LEARNED_NAMES = {
+  'adaptive': 'adanat',
+  'shared': 'adanat-shared',
+  'non-adaptive': 'learned-non-adaptive',
+}
 
 
 def grid_settings() -> list[dict[str, Any]]:
@@ -195,24 +205,25 @@ def methods(
   tuned = schedule_of_setting(best, num_steps, num_tokens, grid['evaluations'])
   yield Method(tuned, 'tuned')
   for which in policies.trainings(evaluation.experiment):
-    if which.num_steps == num_steps:
-      yield from _learned(evaluation, which)
+    if num_steps in which.all_num_steps:
+      yield from _learned(evaluation, which, num_steps)
 
 
 def _learned(
-  evaluation: Evaluation, which: policies.Training
+  evaluation: Evaluation, which: policies.Training, num_steps: int
 ) -> Iterator[Method]:
   """A learned policy and, if adaptive, its mean and its shuffled actions."""
-  agent = policies.load_agent(evaluation.experiment, which)
-  kind = 'adanat' if which.adaptive else 'learned-non-adaptive'
+  agent = policies.load_agent(evaluation.experiment, which, num_steps)
+  role = 'adaptive' if which.adaptive else 'non-adaptive'
+  role = 'shared' if which.drawn else role
   schedule = Schedule(
-    f'{kind}-{which.reward}',
+    f'{_LEARNED_NAMES[role]}-{which.reward}',
     agent,
     agent.guided,
-    label=f'{ROLE_LABELS[which.adaptive]} ({which.reward})',
+    label=f'{LEARNED_LABELS[role]} ({which.reward})',
   )
   method = functools.partial(Method, training=which.index, reward=which.reward)
-  yield method(schedule, 'adaptive' if which.adaptive else 'non-adaptive')
+  yield method(schedule, role)
   if not which.adaptive:
     return
   # The mean is taken on samples that no measure sees.
@@ -233,7 +244,11 @@ def _learned(
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be measured."""
-  experiment.check(_problems, reads=('data', 'evaluate', 'mesh', 'policy'))
+  experiment.check(
+    policies.problems,
+    _problems,
+    reads=('data', 'evaluate', 'mesh', 'policy'),
+  )
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:

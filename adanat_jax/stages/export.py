@@ -20,6 +20,7 @@ from adanat_jax.experiment import (
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import journal, processes
+from adanat_jax.sampling import requests
 from adanat_jax.stages import sample
 
 
@@ -58,7 +59,7 @@ def run(experiment: Experiment) -> None:
     processes.say(f'export: {section.program}, a sampler of {num_steps} steps')
   output = pathlib.Path(section.output or experiment.workdir / 'export')
   generator.save(output, dtype=section.dtype, about=_about(experiment))
-  steps = ', '.join(map(str, sorted(generator.agents))) or 'none'
+  steps = requests.steps_of(generator.agents)
   processes.say(f'export: {output}, with policies of num_steps {steps}')
 
 

@@ -3,7 +3,9 @@
 Each iteration is `adanat_jax.learning.policy`'s train step, in one jitted call.
 Generated images are of random classes, or of captions in a random order; the
 discriminator's real images are read during training, in an order of their own.
-Optionally the images of the policy's mean actions are measured at intervals.
+A shared policy decodes each iteration in another number of steps, with a step
+compiled for each. Optionally the images of the policy's mean actions are
+measured at intervals.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax.decoding import actions
@@ -193,7 +196,14 @@ def train(experiment: Experiment, training: policies.Training) -> None:
   name = f'policy/{training.name}'
   kind = rewards.REWARDS[training.reward]
   # First: missing data is reported before anything slow.
-  batches = make_batches(experiment, name, has_discriminator=kind.learns)
+  batches: dict[str, Any] = make_batches(
+    experiment, name, has_discriminator=kind.learns
+  )
+  drawn = training.drawn
+  if drawn:
+    # An iteration has one T: the returns that PPO standardises are all of it.
+    key = f'{name}/num_steps'
+    batches['num_steps'] = fit.Choices(experiment, key, drawn)
   init_key, reward_key, step_key = jax.random.split(experiment.key(name), 3)
   nat, nat_params = experiment.network('nat')
   tokenizer, tokenizer_params = experiment.network('tokenizer')
@@ -210,13 +220,19 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     null = texts.null_states(experiment)
     mesh = experiment.mesh
     frozen |= {'text': params, 'null': sharding.shard_state(null, mesh)}
-  actor_critic = policies.make_actor_critic(experiment, training)
-  residual = policies.residual_of(experiment, training.num_steps)
+  residuals = {
+    num_steps: policies.residual_of(experiment, num_steps)
+    for num_steps in {*(drawn or (training.num_steps,)), *section.num_steps}
+    if num_steps in training.all_num_steps
+  }
+  networks_of = functools.partial(
+    policies.make_actor_critic, experiment, training
+  )
   acting = policies.acting(experiment)
 
   def initial(frozen: Any) -> policy.PolicyState:
     return policy.initial_state(
-      policies.initial_params(experiment, init_key),
+      policies.initial_params(experiment, init_key, bool(drawn)),
       constants,
       reward.initial(frozen['reward'], reward_key) if reward.initial else None,
       ema_decay=section.ema_decay,
@@ -225,10 +241,11 @@ def train(experiment: Experiment, training: policies.Training) -> None:
   def train_step(
     frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
   ) -> tuple[policy.PolicyState, dict[str, Array]]:
+    num_steps = batch['num_steps'].value if drawn else training.num_steps
     step = policy.make_train_step(
       make_problem(nat, tokenizer, frozen, tower, acting['guided']),
-      actor_critic,
-      residual,
+      networks_of(num_steps),
+      residuals[num_steps],
       reward.build(frozen['reward']),
       constants,
       key=step_key,
@@ -243,7 +260,10 @@ def train(experiment: Experiment, training: policies.Training) -> None:
       learned=acting['learned'],
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
-    return step(state, batch.get('real'), iteration, prompts)
+    state, metrics = step(state, batch.get('real'), iteration, prompts)
+    if drawn:
+      metrics['num_steps'] = jnp.int32(num_steps)
+    return state, metrics
 
   options: dict[str, Any] = {
     'best_of': ('reward', 'max') if kind.is_absolute else None
@@ -259,9 +279,22 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     def evaluate(state: policy.PolicyState, iteration: int) -> dict[str, float]:
       del iteration  # Every iterate gets the same conditions and noise.
       params = getattr(state, policies.iterate_field(experiment))
-      agent = agent_lib.Agent(params, residual, actor_critic, **acting)
-      schedule = Schedule('learned', agent, agent.guided)
-      return scorer(generator, schedule, num_samples=count)
+      found = {}
+      for num_steps in sorted({*section.num_steps} & residuals.keys()):
+        agent = agent_lib.Agent(
+          params, residuals[num_steps], networks_of(num_steps), **acting
+        )
+        schedule = Schedule('learned', agent, agent.guided)
+        found[num_steps] = scorer(generator, schedule, num_samples=count)
+      if not drawn:
+        return found[training.num_steps]
+      each = {
+        f'T{num_steps}/{key}': figure
+        for num_steps, figures in found.items()
+        for key, figure in figures.items()
+      }
+      mean = jax.tree.map(lambda *x: sum(x) / len(x), *found.values())
+      return mean | each
 
     options = {
       'evaluate': evaluate,

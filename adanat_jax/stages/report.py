@@ -32,7 +32,7 @@ from adanat_jax.sampling import program, replay
 from adanat_jax.stages import evaluate_study
 
 # Roles whose samples are shown side by side.
-SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive')
+SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive', 'shared')
 _WATCHED = 12  # samples of the page, at least
 
 
@@ -161,7 +161,8 @@ def _plotted(
     learned = [
       e
       for e in entries
-      if e['role'] in ('adaptive', 'non-adaptive') and e['training'] == 0
+      if e['role'] in ('adaptive', 'shared', 'non-adaptive')
+      and e['training'] == 0
     ]
     hand_made = [e for e in entries if e['name'] in ('residual', 'tuned')]
     name = f'values-T{num_steps}.png'
@@ -181,16 +182,25 @@ def _plotted(
       'Trainings of a method are pooled.',
     )
   for which in policies.trainings(experiment):
+    if not which.adaptive or which.index:
+      continue
     rows = metric_writer.read_metrics(
       experiment.workdir / 'policy' / which.name
     )
-    if which.adaptive and which.index == 0 and rows:
-      name = f'training-{which.name}.png'
+    for num_steps in which.drawn or (which.num_steps,):
+      # A shared policy's iterations have unlike numbers of steps.
+      shown = [r for r in rows if r.get('num_steps', num_steps) == num_steps]
+      if not shown:
+        continue
+      title = f'{which.name}, T = {num_steps}' if which.drawn else which.name
+      of_steps = f'-at-T{num_steps}' if which.drawn else ''
+      name = f'training-{which.name}{of_steps}.png'
       plots.save_training_plot(
-        directory / name, rows, plots.POLICY_PANELS, which.name
+        directory / name, shown, plots.POLICY_PANELS, title
       )
+      shared = ', shared' if which.drawn else ''
       yield Picture(
         name,
-        f'Training curves, {which.reward} reward, T = {which.num_steps}',
+        f'Training curves{shared}, {which.reward} reward, T = {num_steps}',
         'One point an iteration.',
       )

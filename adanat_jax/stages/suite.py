@@ -156,8 +156,10 @@ def _schedule(
 def _learned(evaluation: Evaluation, passes: int) -> Schedule:
   """The policy of this workdir that takes so many passes."""
   agents = evaluation.generator.agents
-  for num_steps, agent in agents.items():
-    if num_steps * (1 + agent.guided) == passes:
+  for num_steps in (passes, passes // 2):
+    if num_steps not in agents:
+      continue
+    if num_steps * (1 + agents[num_steps].guided) == passes:
       return evaluation.generator.schedule('learned', num_steps)
   raise UserError(f'no policy of {passes} passes has been trained here')
 
