@@ -119,6 +119,9 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   # drops the alpha, so that hidden colours appear. Unset: white for source
   # 'webdataset', as img2dataset has it, () for the other sources.
   data.background = placeholder(tuple)
+  # Whether all trainings also see mirror images, as published. False for what a
+  # mirror spoils: writing, maps, captions that tell left from right.
+  data.mirror = True
   # Files that cannot be read are named and left out. If their share of all
   # files is larger than this, preparation fails.
   data.max_corrupt_share = 0.01
@@ -134,7 +137,7 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.num_classes = 1000
 
   config.prepare = prepare = ml_collections.ConfigDict()
-  # Number of images that a process encodes at once, each with its mirror image:
+  # Number of images that a process encodes at once, with their mirror images:
   # 0.3 GB of device memory each at 256 pixels.
   prepare.batch_size = 32
   # Number of images whose records share a file. A kill costs a process at most

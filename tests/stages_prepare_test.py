@@ -113,7 +113,7 @@ class ClassesTest(absltest.TestCase):
       self.assertEqual(ledger['passed_over'], {'.db': 1, 'hidden': 1})
       self.assertEqual(ledger['faults'], {})
 
-  def test_transparent_pictures_have_a_background(self):
+  def test_transparent_pictures_have_a_background_and_mirrors_an_end(self):
     root = self.root / 'transparent'
     for label in range(3):
       path = root / 'raw' / f'class_{label}' / 'a.png'
@@ -128,10 +128,19 @@ class ClassesTest(absltest.TestCase):
       'data.background': (255, 255, 255),
     }
     for number, white in enumerate(((255, 255, 255), ())):
-      config = make_config(self.root, **{**fields, 'data.background': white})
-      experiment = Experiment(config, root / str(number))
+      fields |= {'data.background': white, 'data.mirror': bool(white)}
+      experiment = Experiment(
+        make_config(self.root, **fields), root / str(number)
+      )
       prepare.run(experiment)
-      tokens = experiment.examples('train').take(np.arange(2))
+      prepared_tokens = experiment.examples('train')
+      num_views = 2 if white else 1
+      self.assertLen(prepared_tokens, num_views * 6)
+      self.assertLen(
+        experiment.examples('train', 'images', mirrored=True), num_views * 6
+      )
+      self.assertEqual(prepared_tokens.layout.num_views, num_views)
+      tokens = prepared_tokens.take(np.arange(2))
       same = bool((tokens['tokens'][0] == tokens['tokens'][1]).all())
       self.assertEqual(same, bool(white))
       images_there = experiment.examples('train', 'images').take(np.arange(2))
@@ -208,6 +217,7 @@ class ClassesTest(absltest.TestCase):
         (0, 0, 9),
         r'data.background is None there and .0, 0',
       ),
+      ('data.mirror', False, 'data.mirror is None there and False here'),
     ):
       config = make_config(self.root, **{field: value})
       for use in (

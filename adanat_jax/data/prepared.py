@@ -8,8 +8,8 @@ of TensorFlow Datasets, so that
 reads it, without TensorFlow. One record is an image with one caption or class:
 
   key        the image's name in its source
-  tokens     int16[2, N], of the image and of its mirror image; -1 where there
-             is only a caption
+  tokens     int16[V, N], of the image and, where V is 2, of its mirror image;
+             -1 where there is only a caption
   label      the class, or for texts:
   caption    the text
   ids        int32[77], its tokens
@@ -45,7 +45,6 @@ NULL_STATES_FILE = 'null_states.npy'
 _REMEDY = 'delete it and run --config.mode=prepare again'
 # Name of the set in tfds, and prefix of its files' names.
 NAME = 'tokens'
-VIEWS = 2
 
 _READER_OPTIONS = 'readahead_buffer_size:0'
 _READER_BUFFER = 1 << 15
@@ -56,6 +55,7 @@ class RecordLayout:
   """The fields of a record and their shapes."""
 
   num_tokens: int  # N, tokens of an image.
+  num_views: int = 2  # V; 1 where images are not mirrored.
   num_classes: int = 0  # How many classes there are; 0 for texts.
   text_length: int = 0  # Positions of a text, 77; 0 for classes.
   state_width: int = 0  # C; 0 where states are not stored.
@@ -64,7 +64,7 @@ class RecordLayout:
   def arrays(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     """Type and shape of the fields that are arrays."""
     fields: dict[str, tuple[Any, tuple[int, ...]]] = {
-      'tokens': (np.int16, (VIEWS, self.num_tokens))
+      'tokens': (np.int16, (self.num_views, self.num_tokens))
     }
     if self.text_length:
       fields['ids'] = (np.int32, (self.text_length,))
@@ -144,8 +144,8 @@ class PreparedExamples:
   """The records of a split; see `adanat_jax.data.examples.Examples`.
 
   The index counts the records with their images as they are, then the same
-  records with the mirror images: one pass shows every image both ways with each
-  of its captions.
+  records with the mirror images, if there are any: one pass shows every image
+  both ways with each of its captions.
   """
 
   def __init__(
@@ -187,7 +187,8 @@ class PreparedExamples:
     self._lock = threading.Lock()
 
   def __len__(self) -> int:
-    return int(self._starts[-1]) * (VIEWS if self._with_tokens else 1)
+    views = self.layout.num_views if self._with_tokens else 1
+    return int(self._starts[-1]) * views
 
   def take(self, index: np.ndarray) -> Rows:
     """Reads records.

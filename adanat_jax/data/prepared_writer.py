@@ -102,7 +102,7 @@ def write_metadata(
     builder=tfds.core.DatasetIdentity(
       name=NAME, version='1.0.0', data_dir=str(directory), module_name=''
     ),
-    description='Token ids of images and of their mirror images.',
+    description='Token ids of images.',
     features=_features(layout, class_names),
   )
   info.set_file_format('array_record')

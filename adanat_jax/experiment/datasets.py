@@ -120,7 +120,7 @@ def examples(
       condition that they show; or `prompts`, what generated images are asked to
       show, alone. A condition is `condition` int32[], or for texts what
       `texts.conditions` takes.
-    mirrored: whether mirror images count too; never those of digits.
+    mirrored: whether mirror images count too, if `data.mirror` wants them.
 
   Raises:
     UserError: if there are none, or tokens were made by another tokenizer.
@@ -138,7 +138,7 @@ def examples(
     data.image_size,
     apply_orientation=data.apply_orientation,
     background=experiment.background,
-    mirrored=mirrored,
+    mirrored=mirrored and experiment.mirrors,
     tokenize=tokenize,
   )
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from adanat_jax.data import clip_tokens, images as images_lib
-from adanat_jax.data.prepared import VIEWS, RecordLayout
+from adanat_jax.data.prepared import RecordLayout
 from adanat_jax.experiment import texts
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import checkpoint, sharding
@@ -47,7 +47,8 @@ class Encoder:
     self._mesh = sharding.make_mesh(devices=jax.local_devices())
     tokenizer, params = experiment.network('tokenizer')
     self._tokenizer_params = self._here(params)
-    self._tokenize = jax.jit(functools.partial(tokens_of, tokenizer))
+    views = self.layout.num_views
+    self._tokenize = jax.jit(functools.partial(tokens_of, tokenizer, views))
     if self.layout.state_width:
       tower, params = experiment.network('text')
       self._text_params = self._here(params)
@@ -60,8 +61,7 @@ class Encoder:
       pixels: uint8[n, H, W, 3], n at most the batch size.
 
     Returns:
-      int16[batch size, 2, N], of each image and its mirror image; rows from n
-      on mean nothing.
+      int16[batch size, V, N], see `data.prepared`; rows from n on mean nothing.
     """
     with jax.set_mesh(self._mesh):
       return self._tokenize(self._tokenizer_params, self._put(pixels))
@@ -107,8 +107,9 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     f'data.{name}': data[name]
     for name in ('source', 'image_size', 'apply_orientation', 'condition')
   }
-  # Sets of earlier versions lack it.
+  # Sets of earlier versions lack these.
   settings['data.background'] = list(data.get('background') or ()) or None
+  settings['data.mirror'] = None if experiment.mirrors else False
   settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size
   settings['tokenizer'] = _digest(experiment, 'tokenizer')
   if experiment.is_text:
@@ -133,37 +134,42 @@ def _digest(experiment: Experiment, section: str) -> str:
 def layout_of(experiment: Experiment) -> RecordLayout:
   """What is stored of an image, by the config."""
   config = experiment.config
-  num_tokens = experiment.num_tokens
+  num_tokens, num_views = experiment.num_tokens, 1 + experiment.mirrors
   if not experiment.is_text:
-    return RecordLayout(num_tokens, num_classes=experiment.num_classes)
+    num_classes = experiment.num_classes
+    return RecordLayout(num_tokens, num_views, num_classes=num_classes)
   stored = config.data.text_embeddings == 'store'
   return RecordLayout(
     num_tokens,
+    num_views,
     text_length=clip_tokens.NUM_POSITIONS,
     state_width=config.text.width if stored else 0,
     embedding_width=config.text.projection_width if stored else 0,
   )
 
 
-def tokens_of(module: VQGAN, params: Any, pixels: Array) -> Array:
-  """Token ids of images and their mirror images; inside jit.
+def tokens_of(
+  module: VQGAN, num_views: int, params: Any, pixels: Array
+) -> Array:
+  """Token ids of images and perhaps their mirror images; inside jit.
 
   Args:
     module: the tokenizer.
-    params: its parameters.
+    num_views: V, 1 or 2; mirror images are the second view.
+    params: of the tokenizer.
     pixels: uint8[B, H, W, 3].
 
   Returns:
-    int16[B, 2, N].
+    int16[B, V, N].
   """
   images = images_lib.to_unit(pixels)
-  # Stacked, not concatenated: each device keeps both views of its images.
-  both = jnp.stack([images, images[:, :, ::-1]], axis=1)
-  flat = sharding.split_batch(both.reshape(-1, *images.shape[1:]))
+  # Stacked, not concatenated: each device keeps all views of its images.
+  views = jnp.stack([images, images[:, :, ::-1]][:num_views], axis=1)
+  flat = sharding.split_batch(views.reshape(-1, *images.shape[1:]))
   # Rounded products would choose other codes on other kinds of devices.
   with jax.default_matmul_precision('highest'):
     tokens = module.apply({'params': params}, flat, method='tokenize')
-  return tokens.reshape(len(images), VIEWS, -1).astype(jnp.int16)
+  return tokens.reshape(len(images), num_views, -1).astype(jnp.int16)
 
 
 def _encode(module: Any, params: Any, ids: Array) -> tuple[Array, Array]:

@@ -115,6 +115,12 @@ class Experiment:
     return given or None
 
   @property
+  def mirrors(self) -> bool:
+    """Whether training images also count mirrored; never digits."""
+    # A config of an older version says nothing of it.
+    return not self.is_digits and self.config.data.get('mirror', True)
+
+  @property
   def is_text(self) -> bool:
     """Whether the NAT is conditioned on texts instead of classes."""
     return networks.is_text(self.config)

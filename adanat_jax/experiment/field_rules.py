@@ -455,7 +455,7 @@ _TEXTS: Mapping[str, Rule] = {
 
 # Fields that a config may lack: earlier versions had none.
 _ADDED: Mapping[str, Rule] = {
-  **_section('data', background=optional(colour_or_none)),
+  **_section('data', background=optional(colour_or_none), mirror=boolean),
   **_section(
     'evaluate',
     # Here there are five neighbours; a kernel needs two images of each half.

@@ -42,6 +42,7 @@ RUN_ONLY_FIELDS = (
 # what they did. A workdir of theirs goes on with these unless told otherwise.
 ADDED_FIELDS = {
   'data.background': (),
+  'data.mirror': True,
   **dict.fromkeys(
     (f'{section}.fine_tune' for section in ('tokenizer', 'nat', 'policy')),
     False,

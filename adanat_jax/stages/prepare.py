@@ -1,9 +1,9 @@
 """Stage `prepare`: raw images to token ids, once for all trainings.
 
 1. Threads read, decode and crop the images of the next batches.
-2. The tokenizer encodes each image and its mirror image in batches of one
-   size; captions become token ids and, if they are to be stored, the states of
-   the text tower.
+2. The tokenizer encodes each image and, by `data.mirror`, its mirror image in
+   batches of one size; captions become token ids and, if they are to be stored,
+   the states of the text tower.
 3. The records of every `prepare.shard_size` images go to one file, which
    appears whole, followed by a small one that says so and what was left out.
 

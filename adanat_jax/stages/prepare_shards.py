@@ -313,7 +313,7 @@ def _records(
   layout: prepared.RecordLayout, batch: Batch, tokens: Any, states: Any
 ) -> Iterator[dict[str, Any]]:
   """The records of a batch, from what the devices made of it."""
-  nothing = np.full((prepared.VIEWS, layout.num_tokens), -1, np.int16)
+  nothing = np.full((layout.num_views, layout.num_tokens), -1, np.int16)
   if states is not None:
     states, embedding = map(np.concatenate, zip(*states, strict=True))
   for row, (place, facts) in enumerate(batch.rows):

@@ -71,7 +71,8 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 def splits_of(experiment: Experiment) -> dict[str, Examples]:
   """Images to train on and, if there are any, those to measure on, by split.
 
-  Mirror images count as images of their own, in training and in measuring.
+  Mirror images, if `data.mirror` wants them, count as images of their own, in
+  training and in measuring.
   """
   names = [*datasets.SPLITS]
   # CC3M's validation split has captions alone: there is nothing to rebuild.
