@@ -146,6 +146,11 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(os.path.expanduser(_WORKDIR.value))
   names = _names_of_stages(config)
   stages = [importlib.import_module(STAGES[name]) for name in names]
+  try:
+    if count := workdir_lib.count_classes(Experiment(config, workdir)):
+      config.data.num_classes = count
+  except UserError as error:
+    problems += error.problems
   # All of them before the first: nobody waits hours for the last one's no.
   Experiment(config, workdir).check(
     lambda _: problems,

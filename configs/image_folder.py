@@ -2,7 +2,6 @@
 
   python -m adanat_jax.main --config=configs/image_folder.py \
       --workdir=runs/mine --config.data.path=pictures \
-      --config.data.num_classes=5 \
       --config.judges.reward.init_from=weights/dino \
       --config.evaluate.inception.init_from=weights/inception
 
@@ -53,6 +52,7 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
   data.apply_orientation = True
   # White behind transparent pictures, as on a page.
   data.background = (255, 255, 255)
+  data.num_classes = 0
 
   # The rate falls to 0, because the run is short.
   config.nat.learning_rate_schedule = 'cosine'
@@ -74,7 +74,6 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   """Sets sizes for one GPU of 40 GB or more."""
   config.log_every = 100
   config.save_every = 2500
-  config.data.num_classes = 1
   config.data.held_out = 200
 
   tokenizer = config.tokenizer

@@ -134,6 +134,8 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   data.image_size = 256
   # What the NAT is conditioned on: 'class' or 'text'.
   data.condition = 'class'
+  # How many classes there are. 0: the first run counts those of data.path, and
+  # its workdir keeps the number.
   data.num_classes = 1000
 
   config.prepare = prepare = ml_collections.ConfigDict()

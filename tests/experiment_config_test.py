@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import tempfile
 import textwrap
 
@@ -16,6 +17,9 @@ from adanat_jax.experiment import (
   fields,
   workdir,
 )
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.runtime import files
+from support import configs, raw_files
 
 _TOY = """
 import ml_collections
@@ -346,6 +350,44 @@ class ClaimTest(absltest.TestCase):
     (self.workdir / config_lib.CONFIG_FILE).write_text('[1]')
     with self.assertRaisesRegex(UserError, 'config.json: .* an object'):
       self._claim()
+
+
+class CountClassesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.create_tempdir().full_path)
+    self.pictures = raw_files.image_folder(self.root / 'pictures', 4).path
+
+  def count(self, workdir_name, **changes):
+    given = {'data.path': str(self.pictures), **changes}
+    config = configs.load('image_folder.py:tiny', given)
+    directory = self.root / workdir_name
+    count = workdir.count_classes(Experiment(config, directory))
+    if count:
+      config.data.num_classes = count
+    workdir.claim(directory, config, given)
+    return config.data.num_classes
+
+  def test_the_first_run_counts_and_the_workdir_keeps_the_number(self):
+    self.assertEqual(self.count('run'), 4)
+    self.assertEqual(self.count('text', **{'data.condition': 'text'}), 0)
+    self.assertEqual(self.count('given', **{'data.num_classes': 7}), 7)
+    shutil.rmtree(self.pictures)
+    self.assertEqual(self.count('run'), 4)
+    self.assertEqual(Experiment.of_workdir(self.root / 'run').num_classes, 4)
+    with self.assertRaisesRegex(UserError, f'{self.pictures}: no such folder'):
+      self.count('other')
+    self.assertEqual(self.count('none', **{'data.path': ''}), 0)
+
+  def test_prepared_tokens_know_it_without_images(self):
+    manifest = {
+      'settings': {},
+      'layout': {'num_tokens': 16, 'num_classes': 9},
+      'splits': {},
+    }
+    files.write_json(self.root / 'manifest.json', manifest, sealed=True)
+    there = {'data.path': '', 'data.prepared': str(self.root)}
+    self.assertEqual(self.count('run', **there), 9)
 
 
 class RulesTest(parameterized.TestCase):

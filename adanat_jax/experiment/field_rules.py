@@ -422,7 +422,7 @@ _FILES: Mapping[str, Rule] = {
     max_corrupt_share=_SHARE,
     prepared=path(),
     text_embeddings=choice('store', 'compute'),
-    num_classes=integer(1, 10**6),
+    num_classes=zero_or(integer(1, 10**6)),
   ),
   **_section(
     'prepare',

@@ -16,8 +16,8 @@ import uuid
 import ml_collections
 
 from adanat_jax.decoding.actions import NAMES
-from adanat_jax.errors import UserError, printable
-from adanat_jax.experiment import config as config_lib
+from adanat_jax.errors import ConfigError, UserError, printable
+from adanat_jax.experiment import config as config_lib, field_rules, fields
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import is_complete
@@ -98,6 +98,46 @@ def problems(experiment: Experiment) -> Iterator[str]:
         f'config.{name}={value}: no checkpoint is there; give the directory'
         ' that python -m adanat_jax.convert wrote, or that of a finished stage'
       )
+
+
+def count_classes(experiment: Experiment) -> int:
+  """How many classes a run has whose `data.num_classes` is 0; 0 for others.
+
+  What a run was made with decides, so that it needs no images to go on: the
+  config of the workdir, then the prepared tokens. A new run counts those of
+  `data.path`. Of captions, and where none of these is there, it is 0.
+
+  Raises:
+    UserError: if images are there and cannot be listed. Fields that are wrong
+      in themselves are left to other checks.
+  """
+  config = experiment.config
+  rules = {n: r for n, r in field_rules.RULES.items() if n.startswith('data.')}
+  needed = ('data.source', 'data.condition', 'data.num_classes')
+  try:
+    fields.check(config, rules, required=needed)
+  except ConfigError:
+    return 0
+  if config.data.condition != 'class' or config.data.num_classes:
+    return 0
+  return processes.from_first(lambda: _num_classes(experiment))
+
+
+def _num_classes(experiment: Experiment) -> int:
+  # Most runs have no files to read.
+  from adanat_jax.data import prepared
+
+  if os.path.lexists(experiment.workdir / config_lib.CONFIG_FILE):
+    record = config_lib.read_record(experiment.workdir)
+    if there := record['config'].get('data', {}).get('num_classes'):
+      return int(there)
+  directory = experiment.prepared_directory
+  if (directory / prepared.MANIFEST_FILE).is_file():
+    layout = prepared.read_manifest(directory)['layout']
+    return int(layout.get('num_classes', 0))
+  if not experiment.config.data.path:
+    return 0
+  return len(experiment.raw_source('train').class_names or ())
 
 
 def write_config(
