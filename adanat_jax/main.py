@@ -63,9 +63,11 @@ STAGES = {
   'export': 'adanat_jax.stages.export',
   'laboratory': 'adanat_jax.stages.laboratory',
 }
-# What mode 'all' runs, in this order: on the digits, and on other images.
+# What mode 'all' runs, in this order: on the digits, and on other images; by
+# the study of these a report and a generator to share follow.
 STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
-BENCHMARK = ('tokenizer', 'prepare', 'nat', 'policy', 'evaluate')
+BENCHMARK = ('tokenizer', 'judges', 'prepare', 'nat', 'policy', 'evaluate')
+OWN_IMAGES = (*BENCHMARK, 'report', 'export')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
 # What mode 'suite' runs.
@@ -75,7 +77,7 @@ SUITE = ('tokenizer', 'judges', 'nat', 'suite')
 _READING = ('sample', 'edit')
 
 # The fields that choose the stages.
-_DECISIVE = ('mode', 'data.source')
+_DECISIVE = ('mode', 'data.source', 'evaluate.protocol')
 
 _CONFIG = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -214,7 +216,11 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
   except ConfigError:
     return ()
   if config.mode == 'all':
-    return STUDY if config.data.source == 'digits' else BENCHMARK
+    if config.data.source == 'digits':
+      return STUDY
+    is_study = config.evaluate.protocol == 'study'
+    of_classes = config.data.get('condition', '') != 'text'
+    return OWN_IMAGES if is_study and of_classes else BENCHMARK
   several = {'compare': COMPARISON, 'suite': SUITE}
   return several.get(config.mode, (config.mode,))
 

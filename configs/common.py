@@ -93,8 +93,15 @@ def get_config() -> ml_collections.ConfigDict:
   adversarial.learning_rate = 2e-4
   adversarial.betas = (0.5, 0.9)
 
-  config.judges = ml_collections.ConfigDict()
-  config.judges.reward = reward = ml_collections.ConfigDict()
+  config.judges = judges = ml_collections.ConfigDict()
+  # What stage `judges` trains its networks by: the 'classes', which they tell
+  # apart; 'views', two augmentations of an image, whose embeddings are to agree
+  # (VICReg; captions are not read); or 'auto', classes where there are two or
+  # more.
+  judges.training = 'auto'
+  # Width of those embeddings.
+  judges.embedding_width = 64
+  judges.reward = reward = ml_collections.ConfigDict()
   # Side of the images that the reward network sees, in pixels; 0 for that of
   # the data.
   reward.image_size = 0
@@ -196,12 +203,13 @@ def get_config() -> ml_collections.ConfigDict:
   )
 
   config.evaluate = evaluate = ml_collections.ConfigDict()
-  # 'study' compares schedules on the digits, 'published' measures policies as
-  # the benchmarks do. The fields below are for 'published', and for the scores
-  # of networks during training.
+  # 'study' compares hand-made and learned schedules on classes, 'published'
+  # measures policies as the benchmarks do; with captions both do that. The
+  # fields below are for 'published', and for the scores of networks during
+  # training.
   evaluate.protocol = 'study'
-  # Which features are compared: those of 'inception', of 'measure' (a
-  # classifier of the digits) or 'pixels' (means of 8x8 boxes, no network).
+  # Which features are compared: those of 'inception', of 'measure' (the network
+  # that stage `judges` trains) or 'pixels' (means of 8x8 boxes, no network).
   evaluate.network = 'measure'
   evaluate.inception = ml_collections.ConfigDict()
   # Checkpoint of `python -m adanat_jax.convert --kind=inception`.

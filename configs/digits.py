@@ -99,16 +99,21 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Training images are shifted by up to this many pixels.
   tokenizer.max_shift = 1
   judges = config.judges
-  # The measuring network: a convolutional classifier of the ten digits.
+  # The measuring network, a convolutional one.
   judges.measure = measure = ml_collections.ConfigDict()
   # Channels of its levels, and of the features that are compared.
   measure.widths = (16, 32, 64)
   measure.feature_width = 32
-  # Its training. Images are shifted by up to `max_shift` pixels, get noise of
-  # the standard deviation `noise`, and lose a square with the side `cutout`.
+  # Its training. Images are cropped to at least the share `least_crop` of their
+  # area and enlarged again; their brightness, contrast and saturation change by
+  # up to the share `jitter`; they are shifted by up to `max_shift` pixels, get
+  # noise of the standard deviation `noise`, and lose a square with the side
+  # `cutout`.
   measure.num_steps = 1500
   measure.batch_size = 128
   measure.learning_rate = 1e-3
+  measure.least_crop = 1.0
+  measure.jitter = 0.0
   measure.max_shift = 1
   measure.noise = 0.05
   measure.cutout = 0
@@ -125,6 +130,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   reward.num_steps = 1500
   reward.batch_size = 128
   reward.learning_rate = 1e-3
+  reward.least_crop = 1.0
+  reward.jitter = 0.0
   reward.max_shift = 2
   reward.noise = 0.1
   reward.cutout = 4

@@ -1,18 +1,18 @@
-"""AdaNAT on your own pictures: from a folder to a policy and samples.
+"""AdaNAT on your own pictures: from a folder to a policy, samples and a report.
 
-  python -m adanat_jax.main --config=configs/image_folder.py \
-      --workdir=runs/mine --config.data.path=pictures \
-      --config.judges.reward.init_from=weights/dino \
-      --config.evaluate.inception.init_from=weights/inception
+  adanat --config=image_folder:quick --config.data.path=pictures
 
 In a folder of folders each folder is a class; a folder of pictures is one
-class. docs/own_images.md explains each step. Presets:
+class. Nothing is downloaded: the networks that measure and reward are trained
+on the same pictures, unless published ones are named. docs/own_images.md
+explains each step. Presets:
 
   configs/image_folder.py         256 pixels, for one GPU of 40 GB or more
   configs/image_folder.py:laptop  64 pixels, an evening on a laptop
+  configs/image_folder.py:quick   64 pixels, half an hour on a laptop
   configs/image_folder.py:tiny    everything once through, in minutes, for tests
 
-All sizes are our choice; neither of the first two has been run to its end on a
+All sizes are our choice; the first two have not been run to their end on a
 large set of pictures. common.py, digits.py and in256.py, whose networks these
 are, explain the fields that are not explained here.
 """
@@ -23,7 +23,7 @@ import ml_collections
 
 from adanat_jax.experiment import config as config_lib
 
-PRESETS = ('default', 'laptop', 'tiny')
+PRESETS = ('default', 'laptop', 'quick', 'tiny')
 
 _IN256 = pathlib.Path(__file__).with_name('in256.py')
 
@@ -39,8 +39,10 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     _make_tiny(config)
   else:
     _set_sizes(config)
-  if preset == 'laptop':
+  if preset in ('laptop', 'quick'):
     _shrink(config)
+  if preset == 'quick':
+    _hurry(config)
   return config
 
 
@@ -67,7 +69,14 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
   # A tokenizer trained on few pictures blurs, and no schedule can mend that.
   policy.discriminator.reconstruct_real = True
 
+  # No published network measures, and no published figures are compared with.
   config.evaluate.benchmark = ''
+  config.evaluate.network = 'measure'
+  # Photographs have no black border to move in.
+  config.judges.measure.update(max_shift=0, least_crop=0.4, jitter=0.2)
+  config.judges.reward.update(
+    max_shift=0, least_crop=0.3, jitter=0.3, noise=0.05
+  )
 
 
 def _set_sizes(config: ml_collections.ConfigDict) -> None:
@@ -83,6 +92,13 @@ def _set_sizes(config: ml_collections.ConfigDict) -> None:
   tokenizer.batch_size = 16
   tokenizer.measured_images = 2000
   tokenizer.evaluate_every = 5000
+
+  measure = config.judges.measure
+  measure.widths = (32, 64, 128, 256, 256, 256, 256)
+  measure.feature_width = 256
+  measure.num_steps = 10_000
+  # Of the size of DINO's, so that `init_from` can name that.
+  config.judges.reward.update(num_steps=20_000, cutout=64)
 
   nat = config.nat
   # As in256_s.py.
@@ -130,6 +146,8 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   config.save_every = 250
   config.data.image_size = 64
   config.data.held_out = 50
+  # Of few pictures one is a large share.
+  config.data.max_corrupt_share = 0.1
   config.prepare.shard_size = 1024
 
   tokenizer = config.tokenizer
@@ -145,6 +163,18 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   tokenizer.measured_images = 500
   tokenizer.evaluate_every = 1000
   tokenizer.adversarial.base_width = 32
+
+  measure = config.judges.measure
+  measure.widths = (16, 32, 64, 96, 128)
+  measure.feature_width = 64
+  measure.num_steps = 1500
+  measure.batch_size = 64
+  # A small transformer of the images as they are.
+  reward = config.judges.reward
+  reward.update(image_size=0, normalisation='centred', crop_probability=0.0)
+  reward.update(patch_size=8, width=96, depth=4, num_heads=4)
+  reward.hooks = (0, 1, 2, 3)
+  reward.update(num_steps=1500, batch_size=64, cutout=16)
 
   nat = config.nat
   nat.width = 192
@@ -181,16 +211,62 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   discriminator.batch_size = 32
   discriminator.held_out = 16
 
-  # This compares colours and coarse shapes, without a network.
-  config.evaluate.network = 'pixels'
+  # The study compares hand-made schedules with the policy, and its report shows
+  # them side by side.
+  config.evaluate.protocol = 'study'
+  config.evaluate.num_seeds = 4
   config.evaluate.num_samples = 500
-  config.evaluate.update(
-    precision_recall=200, density_coverage=200, kernel_distance=200
-  )
+  config.evaluate.grid_samples = 200
+  config.evaluate.batch_size = 50
+  config.report.images_per_class = 16
   config.sample.num_steps = 4
+
+
+def _hurry(config: ml_collections.ConfigDict) -> None:
+  """Makes the laptop's networks narrow and their trainings short."""
+  config.data.held_out = 24
+  tokenizer = config.tokenizer
+  tokenizer.base_width = 16
+  tokenizer.width_multipliers = (1, 2, 4, 4)
+  tokenizer.num_steps = 800
+  tokenizer.learning_rate = 1e-3
+  tokenizer.measured_images = 100
+  tokenizer.evaluate_every = 200
+  # It would set in when the tokenizer is still a blur.
+  tokenizer.adversarial.weight = 0.0
+
+  config.judges.measure.num_steps = 300
+  config.judges.reward.num_steps = 300
+
+  nat = config.nat
+  nat.width = 128
+  nat.depth = 4
+  nat.num_heads = 4
+  nat.num_steps = 700
+  nat.learning_rate = 1e-3
+  nat.warmup_steps = 50
+  nat.ema_decay = 0.99
+  nat.evaluate_every = 350
+  nat.validation_examples = 100
+
+  config.policy.iterations = 16
+  config.policy.batch_size = 96
+
+  evaluate = config.evaluate
+  evaluate.num_seeds = 2
+  evaluate.num_samples = 150
+  evaluate.grid_samples = 100
+  evaluate.max_grid = 12
 
 
 def _make_tiny(config: ml_collections.ConfigDict) -> None:
   """Sets the fields of in256.py:mini that differ for a folder of pictures."""
   config.data.held_out = 8
-  config.evaluate.network = 'pixels'
+  measure, reward = config.judges.measure, config.judges.reward
+  measure.update(widths=(4, 8, 8), feature_width=8, num_steps=8, batch_size=16)
+  reward.update(image_size=0, normalisation='centred', crop_probability=0.0)
+  reward.update(num_steps=8, batch_size=16)
+  evaluate = config.evaluate
+  evaluate.update(protocol='study', network='measure', num_seeds=1)
+  evaluate.update(num_samples=100, grid_samples=100, max_grid=2, batch_size=50)
+  config.report.images_per_class = 4

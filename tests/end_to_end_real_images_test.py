@@ -1,6 +1,8 @@
 """From raw files to figures, through every stage, in each benchmark's format.
 
-Each case runs the real config, shrunken (`:mini`), by the command a user types.
+Each case runs the real config, shrunken (`:mini`), by the command a user types;
+a folder of one's own goes from `image_folder.py:tiny` to a report, without any
+published weights.
 What the format of raw files changes ends with the prepared set: of two formats
 for one config, only one goes on from there. Programs are compiled once: the
 cases share a compilation cache.
@@ -14,6 +16,7 @@ import sys
 from absl.testing import absltest, parameterized
 import tensorflow_datasets as tfds
 
+import adanat_jax
 from adanat_jax.experiment import config as config_lib
 from support import children, raw_files, small_weights
 
@@ -90,6 +93,15 @@ SMALLER = {
   'judges.reward.depth': 1,
   'judges.reward.hooks': (0,),
 }
+# What `image_folder.py:tiny` needs to be as small.
+OWN = {
+  'data.image_size': 16,
+  'tokenizer.width_multipliers': (1, 1, 1),
+  'judges.measure.widths': (4, 4),
+  'judges.reward.depth': 1,
+  'judges.reward.hooks': (0,),
+  'judges.reward.cutout': 4,
+}
 
 
 class RealImagesTest(parameterized.TestCase):
@@ -104,12 +116,10 @@ class RealImagesTest(parameterized.TestCase):
 
   def run_benchmark(self, name, make, modes):
     """Runs a shrunken config in these modes; returns its workdir."""
-    raw = self.folder / make.__name__
     config_file = f'{ROOT / "configs" / name}.py:mini'
     config = config_lib.load(config_file, SMALLER)
     weights = self.folder / f'weights-{config.data.condition}'
-    overrides = SMALLER | {f'data.{k}': v for k, v in make(raw).items()}
-    overrides['judges.reward.init_from'] = weights / 'reward'
+    overrides = {**SMALLER, 'judges.reward.init_from': weights / 'reward'}
     if not (weights / 'reward').exists():
       small_weights.reward(config, weights)
     if config.data.condition == 'text':
@@ -118,6 +128,12 @@ class RealImagesTest(parameterized.TestCase):
         small_weights.text(config, weights)
     # Features without a network: Inception-v3 takes minutes to compile.
     overrides['evaluate.network'] = 'pixels'
+    return self.run_modes(config_file, make, modes, overrides)
+
+  def run_modes(self, config_file, make, modes, overrides):
+    """Runs a config in these modes; returns its workdir."""
+    fields = make(self.folder / make.__name__)
+    overrides = overrides | {f'data.{k}': v for k, v in fields.items()}
     workdir = self.folder / f'run-{make.__name__}'
     for mode in modes:
       process = subprocess.run(
@@ -153,11 +169,30 @@ class RealImagesTest(parameterized.TestCase):
     self.assertNotIn('FID', text)
     self.assertTrue((workdir / 'evaluate' / 'results.md').is_file())
 
-  @parameterized.parameters(
-    (folder_of_classes, 30, EVERY_STAGE), (official_tars, 24, UP_TO_TOKENS)
-  )
-  def test_classes(self, make, records, modes):
-    self.check_run('in256', make, records, modes)
+  def test_official_tars(self):
+    self.check_run('in256', official_tars, 24, UP_TO_TOKENS)
+
+  def test_a_folder_of_ones_own(self):
+    workdir = self.run_modes(
+      f'{ROOT / "configs" / "image_folder.py"}:tiny',
+      folder_of_classes,
+      EVERY_STAGE,
+      OWN,
+    )
+    results = json.loads((workdir / 'report' / 'results.json').read_text())
+    for judge in ('judges/measure', 'judges/reward'):
+      self.assertIn('test_accuracy', results['training'][judge])
+    measures = results['methods'][0]['measures']
+    self.assertContainsSubset({'frechet', 'accuracy'}, measures)
+    self.assertEqual(
+      results['settings']['reference'], 'training split, 30 images'
+    )
+    report = (workdir / 'report' / 'report.md').read_text()
+    self.assertIn('# AdaNAT on folder_of_classes', report)
+    self.assertNotIn('FID', report.replace('not FID', ''))
+    generator = adanat_jax.load(workdir / 'export')
+    self.assertEqual(generator.class_names[0], 'class_0')
+    self.assertIn(2, generator.agents)
 
   @parameterized.parameters(
     ('coco256', coco, 33, EVERY_STAGE),

@@ -84,10 +84,9 @@ _WITH_ONE_IMPORTER = {
   'imported when it is first asked for': ('demo.app', 'sampling.stablehlo'),
   'a network': ('models.classifier', 'models.patch_discriminator'),
   'a measure': (
-    *('measuring.clip_score', 'measuring.study'),
-    *('metrics.inception_score', 'metrics.pixels'),
+    *('measuring.clip_score', 'metrics.inception_score', 'metrics.pixels'),
   ),
-  'a train step': ('learning.classifier',),
+  'a train step': ('learning.views',),
   'a page or a kind of picture': (
     *('report.comparison', 'report.document', 'report.laboratory'),
     *('report.plots', 'report.published_figures', 'report.suite'),

@@ -24,6 +24,7 @@ def get_config(preset=''):
       'mode': 'all',
       'seed': 0,
       'data': {'source': 'digits', 'prepared': ''},
+      'evaluate': {'protocol': 'published'},
       'width': 8 if preset else 64,
     }
   )
@@ -123,8 +124,14 @@ class MainTest(absltest.TestCase):
     said, *lines = other.stdout.splitlines()
     self.assertIn('this run is kept in runs/toy-tiny', said)
     self.assertTrue((self.directory / 'runs/toy-tiny/config.json').is_file())
-    pipeline = ['tokenizer', 'prepare', 'nat', 'policy', 'evaluate']
+    pipeline = ['tokenizer', 'judges', 'prepare', 'nat', 'policy', 'evaluate']
     self.assertEqual(lines, [f'{name} 8 toy-tiny' for name in pipeline])
+    own = self._run(
+      *(f'--config={self.config}', '--config.data.source=image_folder'),
+      '--config.evaluate.protocol=study',
+    )
+    names = [line.split()[0] for line in own.stdout.splitlines()[1:]]
+    self.assertEqual(names, [*pipeline, 'report', 'export'])
     # The same workdir, one stage, and then another config in it.
     result = self._run_toy('--config.mode=sample', preset=':tiny')
     self.assertEqual(result.stdout, 'sample 8 w\n')

@@ -24,7 +24,7 @@ from adanat_jax.measuring import real_images, scores
 from adanat_jax.metrics import kernel_distance, precision_recall
 from adanat_jax.runtime import addresses, files, journal, processes
 from adanat_jax.stages import evaluate
-from support import children, configs
+from support import children
 from support.evaluating import COUNT, random_generator, tiny_config
 
 
@@ -310,12 +310,6 @@ class BenchmarkTest(parameterized.TestCase):
   def test_mistakes_are_named_before_anything_runs(self, fields, words):
     with self.assertRaisesRegex(UserError, words):
       evaluate.check_config(Experiment(tiny_config(**fields), 'unused'))
-
-  def test_a_study_is_of_digits(self):
-    config = configs.load('in256.py:mini')
-    config.evaluate.protocol = 'study'
-    with self.assertRaisesRegex(UserError, 'protocol=study.*image_folder'):
-      evaluate.check_config(Experiment(config, 'unused'))
 
   def test_moments_of_another_network(self):
     path = self.workdir / 'moments.npz'

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.data.images import to_unit
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   adversarial_reward,
@@ -19,6 +20,7 @@ from adanat_jax.experiment import (
   networks,
   policies,
   reward_network,
+  rewards,
   texts,
 )
 from adanat_jax.experiment.experiment import Experiment
@@ -370,10 +372,22 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(metrics['accuracy_train'][-1], 1)
     self.assertEqual(metrics['accuracy_generated'][-1], 1)
 
+  def test_the_frechet_reward_compares_with_these_images(self):
+    experiment = Experiment(self.classes, self.root)
+    spec = rewards.REWARDS['frechet'].make(experiment, 1)
+    examples = experiment.examples('train', 'images')
+    rows = examples.take(np.arange(len(examples)))
+    module, params = experiment.network('reward')
+    images = reward_network.inputs(experiment, to_unit(rows['images']))
+    found = module.apply({'params': params}, images).cls
+    np.testing.assert_allclose(
+      spec.frozen['mean'], found.mean(0), rtol=1e-3, atol=1e-5
+    )
+
   @parameterized.parameters(
     ('classes', 'judges.reward.init_from', '', '--kind=dino'),
     ('captions', 'text.init_from', '', '--kind=clip_text'),
-    ('classes', 'policy.rewards', ('frechet',), 'for the digits alone'),
+    ('classes', 'policy.rewards', ('pretrained',), 'trained here to tell'),
     ('classes', 'policy.evaluate_every', 0, 'iterate=best needs'),
     ('classes', 'evaluate.network', 'inception', 'while the policy trains'),
     ('classes', 'policy.iterate', 'average', 'needs an average; set'),
@@ -387,6 +401,7 @@ class StageTest(parameterized.TestCase):
     ('captions', 'policy.num_steps', (2, 5), 'holds 5, and a shared policy'),
     ('classes', 'judges.reward.hooks', (0, 1), 'give blocks from 0 to 0'),
     ('classes', 'judges.reward.patch_size', 3, 'must divide the 8 pixels'),
+    ('classes', 'judges.reward.width', 64, 'give the sizes of that network'),
     ('classes', 'judges.reward.normalisation', 'centred', 'stay as they are'),
     ('classes', 'policy.discriminator.held_out', 12, 'multiple of 8'),
   )

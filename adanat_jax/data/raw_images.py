@@ -1,14 +1,16 @@
 """Raw images as examples: decoded, cropped and labelled on demand.
 
-Only the index of the source is held in memory. A file that cannot be read is
-reported once, by name, and replaced by the next readable one, the same each
-time, so that a resumed run reads the same batches.
+Few images are kept in memory once they are decoded; of many only the index is
+held. A file that cannot be read is reported once, by name, and replaced by the
+next readable one, the same each time, so that a resumed run reads the same
+batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import dataclasses
 import os
 import threading
 
@@ -22,6 +24,8 @@ from adanat_jax.errors import UserError
 
 # If this many neighbours cannot be read, the fault is not in the files.
 _MOST_NEIGHBOURS = 64
+# Decoding a photograph takes longer than a small network's step on it.
+_BYTES_IN_MEMORY = 2**29
 
 
 def decode(
@@ -91,6 +95,10 @@ class RawImages:
     )
     self._lock = threading.Lock()
     self._reported: set[int] = set()
+    is_kept = 3 * image_size**2 * len(source) <= _BYTES_IN_MEMORY
+    self._kept: dict[int, tuple[np.ndarray, RawExample]] | None = (
+      {} if is_kept else None
+    )
 
   def __len__(self) -> int:
     return self._views * len(self._source)
@@ -126,11 +134,24 @@ class RawImages:
 
   def _read(self, index: int) -> tuple[np.ndarray, RawExample]:
     """The pixels uint8[H, W, 3] and the example used for an index."""
+    mirror, place = divmod(index, len(self._source))
+    found = None if self._kept is None else self._kept.get(place)
+    if found is None:
+      found = self._decode(place)
+      if self._kept is not None:
+        pixels, example = found
+        # The file itself is larger.
+        found = pixels, dataclasses.replace(example, image=b'')
+        self._kept[place] = found
+    pixels, example = found
+    return (pixels[:, ::-1] if mirror else pixels), example
+
+  def _decode(self, place: int) -> tuple[np.ndarray, RawExample]:
+    """The first image from a place on that can be read."""
     count = len(self._source)
-    mirror, first = divmod(index, count)
     for step in range(min(_MOST_NEIGHBOURS, count)):
       try:
-        example = self._source[(first + step) % count]
+        example = self._source[(place + step) % count]
       except OSError as error:
         # Not a fault of the file: the disk, or a permission.
         raise UserError(f'an image cannot be read: {error}') from error
@@ -143,12 +164,12 @@ class RawImages:
           with_captions=self._tokenize is not None,
         )
       except images.CorruptImageError as error:
-        self._report((first + step) % count, example.key, error)
+        self._report((place + step) % count, example.key, error)
         continue
-      return (pixels[:, ::-1] if mirror else pixels), example
+      return pixels, example
     raise UserError(
       f'none of {min(_MOST_NEIGHBOURS, count)} images from'
-      f' {self._source[first].key} on can be read'
+      f' {self._source[place].key} on can be read'
     )
 
   def _report(self, place: int, key: str, error: Exception) -> None:

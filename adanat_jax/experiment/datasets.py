@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -58,6 +58,13 @@ def problems(experiment: Experiment) -> Iterator[str]:
     )
   if not experiment.is_digits and section.path:
     registry.check_apart(_settings(experiment))
+
+
+def condition_of(experiment: Experiment, judged: Any) -> Any:
+  """The conditions int[n] of classes int[n] that the judges tell apart."""
+  if experiment.is_digits:
+    return digits.condition_of(judged, experiment.config.data.condition)
+  return judged
 
 
 def page(experiment: Experiment) -> str:

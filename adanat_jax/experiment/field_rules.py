@@ -145,6 +145,11 @@ _SHARED: Mapping[str, Rule] = {
     betas=_BETAS,
   ),
   **_section(
+    'judges',
+    training=choice('auto', 'classes', 'views'),
+    embedding_width=_WIDTH,
+  ),
+  **_section(
     'judges.measure',
     widths=some_of(_CHANNELS, most=10, repeated=True),
     feature_width=_WIDTH,
@@ -154,6 +159,8 @@ _SHARED: Mapping[str, Rule] = {
     max_shift=_PIXELS,
     noise=_SHARE,
     cutout=_PIXELS,
+    least_crop=between(0.0, 1.0, above_low=True),
+    jitter=_SHARE_BELOW_1,
   ),
   **_section(
     'judges.reward',
@@ -171,6 +178,8 @@ _SHARED: Mapping[str, Rule] = {
     max_shift=_PIXELS,
     noise=_SHARE,
     cutout=_PIXELS,
+    least_crop=between(0.0, 1.0, above_low=True),
+    jitter=_SHARE_BELOW_1,
   ),
   **_section(
     'nat',

@@ -40,12 +40,25 @@ def is_text(config: Config) -> bool:
   return config.data.condition == 'text'
 
 
-def num_classes(config: Config) -> int:
+def num_classes(config: Config, *, judged: bool = False) -> int:
   """How many conditions there are, the null condition not counted.
+
+  Args:
+    config: its data are what counts.
+    judged: how many the networks of stage `judges` tell apart instead: of
+      digits all ten, whatever the NAT is asked for; 0 where they learn from
+      views of the images alone.
 
   Raises:
     UserError: if the condition is unknown, or texts.
   """
+  if judged:
+    # A config of an older version says nothing of it.
+    training = config.judges.get('training', 'auto')
+    count = 10
+    if config.data.source != 'digits':
+      count = 0 if is_text(config) else num_classes(config)
+    return 0 if training == 'views' or count < 2 else count
   if config.data.condition == 'class':
     return config.data.num_classes
   from adanat_jax.data import digits
@@ -138,13 +151,15 @@ def text_module(config: Config) -> CLIPText:
 
 
 def measuring_module(config: Config) -> ConvClassifier:
-  """The convolutional classifier that measures, `config.judges.measure`."""
+  """The convolutional network that measures, `config.judges.measure`."""
   from adanat_jax.models.classifier import ConvClassifier
 
   section = config.judges.measure
   return ConvClassifier(
     widths=tuple(section.widths),
-    num_classes=10,
+    num_classes=(
+      num_classes(config, judged=True) or config.judges.embedding_width
+    ),
     feature_width=section.feature_width,
   )
 
@@ -154,6 +169,10 @@ def reward_module(config: Config) -> VisionTransformer:
   from adanat_jax.models.vit import VisionTransformer
 
   section = config.judges.reward
+  num_outputs = 0  # Published weights come without a head.
+  if not section.get('init_from', ''):
+    num_outputs = num_classes(config, judged=True)
+    num_outputs = num_outputs or config.judges.embedding_width
   return VisionTransformer(
     image_size=section.image_size or config.data.image_size,
     patch_size=section.patch_size,
@@ -161,8 +180,7 @@ def reward_module(config: Config) -> VisionTransformer:
     depth=section.depth,
     num_heads=section.num_heads,
     image_channels=image_channels(config),
-    # Published weights come without a head; ours know ten digits.
-    num_outputs=10 if config.data.source == 'digits' else 0,
+    num_outputs=num_outputs,
     hooks=tuple(section.hooks),
   )
 
@@ -250,7 +268,7 @@ def module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
     tokenizer = tokenizer_module(config)
     return tokenizer, [image(side, tokenizer.image_channels)]
   if name == 'measure':
-    return measuring_module(config), [image(side, 1)]
+    return measuring_module(config), [image(side, image_channels(config))]
   if name == 'reward':
     reward = reward_module(config)
     return reward, [image(reward.image_size, reward.image_channels)]

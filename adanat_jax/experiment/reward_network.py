@@ -1,6 +1,6 @@
 """The inputs of a config's reward network, and what it must fit.
 
-For the digits that is a small transformer of stage `judges`; for real images
+It is the transformer that stage `judges` trains on the pictures of the run, or
 DINO's ViT-S/16 at 224 pixels (LeapLabTHU/AdaNAT libs/discriminator.py).
 """
 
@@ -11,18 +11,36 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.models import vit
 from adanat_jax.models.discriminator import prepare_images
+from adanat_jax.runtime import checkpoint
 from adanat_jax.types import Array
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
 
 
+def is_trained(experiment: Experiment) -> bool:
+  """Whether stage `judges` trains the network: no weights of it are named.
+
+  What a benchmark's figures are compared with was made with the published one.
+  """
+  has_published = bool(experiment.config.evaluate.benchmark)
+  return not (has_published or experiment.is_converted('judges.reward'))
+
+
+def knows_classes(experiment: Experiment) -> bool:
+  """Whether the network was trained to tell the classes of the pictures."""
+  judged = networks.num_classes(experiment.config, judged=True)
+  return is_trained(experiment) and judged > 0
+
+
 def problems(experiment: Experiment) -> Iterator[str]:
   """Says why the reward network does not fit; see `Experiment.check`."""
-  yield from problems_of_sizes(experiment)
+  found = list(problems_of_sizes(experiment))
+  yield from found or _problems_of_weights(experiment)
   config = experiment.config
   section, shown = config.judges.reward, config.data.image_size
   size = section.image_size or shown
@@ -38,7 +56,9 @@ def problems(experiment: Experiment) -> Iterator[str]:
         ' digits have one: give centred'
       )
     return
-  sections = {'judges.reward': 'dino'}
+  sections = {}
+  if not is_trained(experiment):
+    sections['judges.reward'] = 'dino'
   if experiment.is_text:
     sections['text'] = 'clip_text'
   for name, kind in sections.items():
@@ -47,6 +67,27 @@ def problems(experiment: Experiment) -> Iterator[str]:
         f'config.{name}.init_from is empty; give the directory that python -m'
         f' adanat_jax.convert --kind={kind} wrote (docs/weights.md)'
       )
+
+
+def _problems_of_weights(experiment: Experiment) -> Iterator[str]:
+  """Says whether the weights that are named are of another size."""
+  if not experiment.is_converted('judges.reward'):
+    return
+  section = experiment.config.judges.reward
+  try:
+    found = checkpoint.read_layouts(section.init_from)
+  except UserError:
+    return  # There are none, which is told elsewhere.
+  channels = networks.image_channels(experiment.config)
+  sizes = section.patch_size, section.patch_size, channels, section.width
+  ours = f'float32[{",".join(map(str, sizes))}]'
+  theirs = found.get('params/patches/kernel', ours)
+  if theirs != ours:
+    yield (
+      f'config.judges.reward.init_from={section.init_from}: its patches have'
+      f' weights {theirs}, and patch_size and width of config.judges.reward'
+      f' make {ours}; give the sizes of that network, or no weights'
+    )
 
 
 def problems_of_sizes(experiment: Experiment) -> Iterator[str]:

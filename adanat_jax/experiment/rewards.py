@@ -15,8 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.data import digits
-from adanat_jax.experiment import adversarial_reward, reward_network
+from adanat_jax.data import images as images_lib
+from adanat_jax.data.order import epoch_batch
+from adanat_jax.experiment import (
+  adversarial_reward,
+  datasets,
+  networks,
+  reward_network,
+)
 from adanat_jax.learning import rewards
 from adanat_jax.runtime import processes, sharding
 from adanat_jax.types import Array
@@ -24,20 +30,24 @@ from adanat_jax.types import Array
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
 
+# Real images that the Fréchet reward compares with, at most, and at a time.
+_MOST_REAL = 20_000
+_BATCH = 256
+
 
 def _frechet(experiment: Experiment, groups: int) -> rewards.RewardSpec:
   """Each sample's influence on the distance in the reward's features."""
   del groups
   module, params = experiment.network('reward')
-  data = digits.load(experiment.config.data.image_size)
 
+  @jax.jit
   def features(params: Any, images: Array) -> Array:
     variables = {'params': sharding.whole(params)}
+    images = images_lib.to_unit(images)
     inputs = reward_network.inputs(experiment, images)
     return module.apply(variables, inputs).cls
 
-  real = sharding.gather(jax.jit(features)(params, data.train_images))
-  real = real.astype(np.float64)
+  real = _real_features(experiment, functools.partial(features, params))
 
   def build(frozen: Any) -> rewards.RewardModel:
     return rewards.fixed_model(
@@ -62,18 +72,38 @@ def _frechet(experiment: Experiment, groups: int) -> rewards.RewardSpec:
   return rewards.RewardSpec({'reward': params, **statistics}, build)
 
 
+def _real_features(
+  experiment: Experiment, features: Callable[[Any], Array]
+) -> np.ndarray:
+  """Features float64[n, F] of training images, at most `_MOST_REAL`."""
+  examples = experiment.examples('train', 'images')
+  mesh = experiment.mesh
+  count = min(len(examples), _MOST_REAL)
+  chosen = epoch_batch(0, count, len(examples), experiment.order_seed('real'))
+  size = -(-min(count, _BATCH) // mesh.size) * mesh.size
+  found = []
+  for start in range(0, count, size):
+    # The last batch is filled up from the beginning.
+    index = chosen[(start + np.arange(size)) % count]
+    rows = examples.take(sharding.local_rows(index, mesh))
+    images = sharding.put_batch(rows['images'], mesh)
+    found.append(sharding.gather(features(images))[: count - start])
+  return np.concatenate(found).astype(np.float64)
+
+
 def _pretrained(experiment: Experiment, groups: int) -> rewards.RewardSpec:
   """The reward network's log-probability of the asked condition."""
   del groups
   module, params = experiment.network('reward')
-  classes = digits.condition_of(np.arange(10), experiment.config.data.condition)
+  judged = np.arange(networks.num_classes(experiment.config, judged=True))
+  classes = datasets.condition_of(experiment, judged)
 
   def build(frozen: Any) -> rewards.RewardModel:
     def log_probs(images: Array) -> Array:
       inputs = reward_network.inputs(experiment, images)
       variables = {'params': sharding.whole(frozen['reward'])}
       out = module.apply(variables, inputs).outputs
-      # The network knows ten digits; a condition's probability is their sum.
+      # Of digits it knows ten; a condition's probability is their sum.
       members = jax.nn.one_hot(classes, experiment.num_classes)
       return jnp.log(jax.nn.softmax(out) @ members + 1e-6)
 
@@ -94,14 +124,13 @@ class RewardKind:
   # Whether its values compare between iterations, so that the best one can be
   # kept; others are relative to a discriminator or to a batch.
   is_absolute: bool = False
-  for_digits: bool = True  # Whether it knows the digits alone.
+  # Whether it asks a reward network that was trained to tell classes.
+  needs_classes: bool = False
 
 
 # The names that `config.policy.rewards` may hold.
 REWARDS = {
-  'adversarial': RewardKind(
-    adversarial_reward.make_spec, learns=True, for_digits=False
-  ),
+  'adversarial': RewardKind(adversarial_reward.make_spec, learns=True),
   'frechet': RewardKind(_frechet),
-  'pretrained': RewardKind(_pretrained, is_absolute=True),
+  'pretrained': RewardKind(_pretrained, is_absolute=True, needs_classes=True),
 }

@@ -57,6 +57,12 @@ ADDED_FIELDS = {
   **dict.fromkeys(('tokenizer.dtype', 'text.dtype'), 'float32'),
   'tokenizer.network': 'vqgan',
   'tokenizer.conv_downsample': False,
+  'judges.training': 'auto',
+  'judges.embedding_width': 64,
+  **dict.fromkeys(
+    ('judges.measure.least_crop', 'judges.reward.least_crop'), 1.0
+  ),
+  **dict.fromkeys(('judges.measure.jitter', 'judges.reward.jitter'), 0.0),
   'nat.least_mask_ratio': 0.0,
   'nat.loss_tokens': 'masked',
   'nat.max_gradient_norm': 0.0,

@@ -26,7 +26,6 @@ from adanat_jax.experiment import named_schedules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import scores, study
 from adanat_jax.models import denoisers
-from adanat_jax.runtime import sharding
 from adanat_jax.runtime.journal import Ledger
 from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
@@ -93,7 +92,7 @@ class Evaluation:
 
   @functools.cached_property
   def measures(self) -> study.Measures:
-    """The measures of the digits."""
+    """The measures of the study."""
     return study.Measures(self.experiment)
 
   @functools.cached_property
@@ -134,17 +133,23 @@ class Evaluation:
       record=record,
     )
 
-  def tokens_of(self, images: ArrayLike) -> Any:
-    """Token grids int32[B, N] of images float32[B, H, W, C], on the devices."""
+  def tokens_of(self, images: np.ndarray) -> np.ndarray:
+    """Token grids int32[B, N] of images float32[B, H, W, C]."""
     return self._tokenizer('tokenize', images)
 
-  def images_of(self, tokens: ArrayLike) -> np.ndarray:
+  def images_of(self, tokens: np.ndarray) -> np.ndarray:
     """Decodes complete grids int32[B, N] to images float32[B, H, W, C]."""
-    return sharding.gather(self._tokenizer('decode_tokens', tokens))
+    return self._tokenizer('decode_tokens', tokens)
 
-  def _tokenizer(self, method: str, inputs: ArrayLike) -> Any:
-    params = self.generator.tokenizer_params
-    return program.apply(self.generator.tokenizer, method, params, inputs)
+  def _tokenizer(self, method: str, inputs: np.ndarray) -> np.ndarray:
+    generator = self.generator
+    apply = functools.partial(
+      program.apply, generator.tokenizer, method, generator.tokenizer_params
+    )
+    found: np.ndarray = study.map_in_batches(
+      apply, inputs, generator.batch_size
+    )
+    return found
 
   def generator_for(
     self,

@@ -1,7 +1,7 @@
 """The networks whose features a distance is measured in, by their name.
 
 inception  Inception-v3 of `evaluate.inception.init_from`: that of the FID
-measure    the classifier of the digits that stage `judges` has trained
+measure    the network that stage `judges` has trained on these pictures
 pixels     no network: means of 8x8 boxes, which nothing can be tuned to
 """
 
@@ -72,10 +72,10 @@ def problems(
       ' python -m adanat_jax.convert --kind=inception wrote (docs/weights.md),'
       ' or another network by config.evaluate.network'
     )
-  if section.network == 'measure' and data.source != 'digits':
+  if section.network == 'measure' and section.inception.init_from:
     yield (
-      'config.evaluate.network=measure is a classifier of the digits; give'
-      f' inception or pixels for config.data.source={data.source}'
+      'config.evaluate.inception.init_from is given, and'
+      ' config.evaluate.network=measure does not read it: give inception'
     )
   if section.network == 'pixels' and data.image_size % _PIXELS_SIDE:
     yield (
@@ -115,9 +115,13 @@ def load(experiment: Experiment) -> FeatureNetwork:
     return _inception(experiment)
   if name == 'measure':
     module, params = experiment.network('measure')
-    return FeatureNetwork(
-      name, params, lambda p, x: module.apply({'params': p}, x), {}
-    )
+    is_classifier = networks.num_classes(experiment.config, judged=True) > 0
+
+    def apply(params: Any, images: Array) -> tuple[Array, Array | None]:
+      found, logits = module.apply({'params': params}, images)
+      return found, logits if is_classifier else None
+
+    return FeatureNetwork(name, params, apply, {})
   return FeatureNetwork(name, {}, _pixels, {})
 
 

@@ -61,25 +61,28 @@ class RealImages:
     """Decodes images int[n].
 
     Returns:
-      `images` [n, H, W, C], uint8 or in [0, 1], and `is_read` bool[n]; images
-      that cannot be read are black.
+      `images` [n, H, W, C], uint8 or in [0, 1], `condition` int32[n], 0 where
+      there are captions, and `is_read` bool[n]; images that cannot be read are
+      black.
     """
     if self._digits is not None:
-      images = self._digits.take(index)['images']
-      return {'images': images, 'is_read': np.ones(len(index), bool)}
+      rows = self._digits.take(index)
+      return {**rows, 'is_read': np.ones(len(index), bool)}
     found = list(self._pool.map(self._decode, index.tolist()))
     side = self._experiment.config.data.image_size
     black = np.zeros((side, side, 3), np.uint8)
     return {
-      'images': np.stack([black if x is None else x for x in found]),
-      'is_read': np.array([x is not None for x in found]),
+      'images': np.stack([black if x is None else x for x, _ in found]),
+      'condition': np.array([label or 0 for _, label in found], np.int32),
+      'is_read': np.array([x is not None for x, _ in found]),
     }
 
-  def _decode(self, index: int) -> np.ndarray | None:
+  def _decode(self, index: int) -> tuple[np.ndarray | None, int | None]:
+    """Pixels, None where they cannot be read, and the class."""
     data = self._experiment.config.data
     example = self._source[index]
     try:
-      return raw_images.decode(
+      pixels = raw_images.decode(
         example,
         data.image_size,
         data.apply_orientation,
@@ -87,7 +90,8 @@ class RealImages:
       )
     except images_lib.CorruptImageError as error:
       logging.warning('%s is left out: %s', example.key, error)
-      return None
+      return None, example.label
+    return pixels, example.label
 
   def check_share(self, skipped: int) -> None:
     """Raises UserError if more images cannot be read than the config allows."""

@@ -1,4 +1,4 @@
-"""Stage `evaluate` by the study of the digits: schedules on the same NAT.
+"""Stage `evaluate` by the study: schedules compared on the same NAT.
 
 1. Floors: the measures of real images, of reconstructions, of the NAT alone.
 2. For each T the hand-made family is tuned by a grid, on seeds of its own.
@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.data import digits
 from adanat_jax.decoding import actions, schedules, step as step_lib, tables
 from adanat_jax.decoding.schedules import Schedule
-from adanat_jax.experiment import named_schedules, policies
+from adanat_jax.experiment import datasets, named_schedules, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
+from adanat_jax.measuring import study
 from adanat_jax.measuring.evaluation import Evaluation, Method, problems
 from adanat_jax.report.results import SHAPE
 from adanat_jax.runtime import files, processes
@@ -35,6 +35,7 @@ from adanat_jax.runtime.journal import (
   Ledger,
   has_results,
   mark_complete,
+  read_complete,
 )
 from adanat_jax.types import PolicyValues
 
@@ -127,16 +128,17 @@ def shuffled_table(
 
 def _floors(evaluation: Evaluation) -> dict[str, dict[str, float]]:
   """Measures of real images, reconstructions, and of the NAT alone."""
-  config, measure = evaluation.experiment.config, evaluation.measures
-  data = digits.load(config.data.image_size)
-  condition = lambda labels: digits.condition_of(labels, config.data.condition)
-  tokens = evaluation.tokens_of(data.train_images)
-  result = {
-    'held-out images': measure(data.test_images, condition(data.test_labels)),
-    'reconstructions of training images': measure(
-      evaluation.images_of(tokens), condition(data.train_labels)
-    ),
-  }
+  experiment, measure = evaluation.experiment, evaluation.measures
+  result = {}
+  if datasets.has_validation(experiment):
+    held_out = study.real_images(experiment, 'test')
+    if len(held_out[0]) >= study.FEWEST:
+      result['held-out images'] = measure(*held_out)
+  images, condition = study.real_images(experiment, 'train')
+  tokens = evaluation.tokens_of(images)
+  result['reconstructions of training images'] = measure(
+    evaluation.images_of(tokens), condition
+  )
   count, num_tokens = evaluation.count, evaluation.generator.nat.num_tokens
   floors = {
     f'NAT, unguided, {num_steps} steps': ('maskgit', num_steps)
@@ -254,10 +256,12 @@ def check_config(experiment: Experiment) -> None:
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says what the study does not allow."""
   config = experiment.config
-  if not experiment.is_digits:
+  yield from datasets.problems(experiment)
+  # Measures of pixels are of 8x8 boxes.
+  if config.data.image_size % 8:
     yield (
-      'config.evaluate.protocol=study compares schedules on the digits; give'
-      f' published for config.data.source={config.data.source}'
+      f'config.data.image_size is {config.data.image_size}; for'
+      ' config.evaluate.protocol=study give a multiple of 8'
     )
   yield from problems(
     experiment, _schedule_names(experiment), config.policy.num_steps
@@ -289,7 +293,7 @@ def run(experiment: Experiment) -> None:
       )
       entries.append(evaluation.entry(method, rows))
   results = {
-    'settings': _settings(experiment),
+    'settings': _settings(evaluation),
     'floors': floors,
     'methods': entries,
     'grid': grids,
@@ -298,14 +302,18 @@ def run(experiment: Experiment) -> None:
   mark_complete(directory, len(entries), {})
 
 
-def _settings(experiment: Experiment) -> dict[str, Any]:
+def _settings(evaluation: Evaluation) -> dict[str, Any]:
   """What a reader of the figures has to know."""
+  experiment = evaluation.experiment
   config = experiment.config
   section = config.evaluate
+  judge = read_complete(experiment.workdir / 'judges/measure')['figures']
   return {
     'condition': config.data.condition,
     'seed': config.seed,
-    'reference': 'training split, 1,433 images',
+    'reference': f'training split, {evaluation.measures.num_real:,} images',
+    'features': 'of judges/measure, trained on these images: not FID',
+    'held-out images': ', '.join(f'{k} {v:.3g}' for k, v in judge.items()),
     'sampling seeds': section.num_seeds,
     'images a seed': section.num_samples,
     'policy iterations': config.policy.iterations,

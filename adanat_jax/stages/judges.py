@@ -1,25 +1,34 @@
-"""Stage `judges`: trains two classifiers of the ten digits.
+"""Stage `judges`: trains the networks that measure and that reward.
 
-They are kept apart on purpose:
+They learn to tell the classes of the pictures of this run, of the digits all
+ten, whatever the NAT is asked for; where there are none, that two views of a
+picture show the same (`config.judges.training`). They are kept apart on
+purpose:
 
   measure  a convolutional network; evaluation reads its features. Nothing is
            ever optimised against it.
   reward   a vision transformer with another seed and other augmentation; the
            discriminator's heads, the Fréchet reward and the pre-trained reward
            read it.
+
+What a published network does is not trained: `judges.reward.init_from` names a
+reward network, and `evaluate.network` another one that measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adanat_jax.data import digits
-from adanat_jax.data.examples import ArrayExamples
+from adanat_jax.data import digits, images as images_lib
+from adanat_jax.data.examples import ArrayExamples, Examples
+from adanat_jax.data.order import epoch_batch
 from adanat_jax.experiment import (
   datasets,
   field_rules,
@@ -28,32 +37,48 @@ from adanat_jax.experiment import (
   reward_network,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import classifier
+from adanat_jax.learning import classifier, views
+from adanat_jax.learning.augment import Augmentation
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
 
+# Held-out images that a judge is asked about, at most.
+_MOST_HELD_OUT = 2000
+
 
 def check_config(experiment: Experiment) -> None:
-  """Raises ConfigError for classifiers that cannot be trained."""
+  """Raises ConfigError for networks that cannot be trained."""
   experiment.check(
     _problems,
-    reward_network.problems_of_sizes,
-    reads=('data', 'judges', *field_rules.LOOP),
+    reads=('data', 'judges', 'evaluate', *field_rules.LOOP),
   )
 
 
+def trained(experiment: Experiment) -> tuple[str, ...]:
+  """The judges that no published network stands for."""
+  section = experiment.config.evaluate
+  # The study has measures of its own.
+  measures = section.network == 'measure' or section.protocol == 'study'
+  rewards = reward_network.is_trained(experiment)
+  return ('measure',) * measures + ('reward',) * rewards
+
+
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says why the classifiers cannot be trained."""
-  section = experiment.config.data
-  if not experiment.is_digits:
-    yield (
-      f'config.data.source is {section.source}; mode=judges trains networks for'
-      ' the digits alone. Name converted weights by'
-      ' config.judges.reward.init_from (docs/weights.md)'
-    )
+  """Says why the judges cannot be trained."""
+  names = trained(experiment)
+  if not names:
     return
   yield from datasets.problems(experiment)
-  for judge in ('judges.measure', 'judges.reward'):
+  if 'reward' in names:
+    yield from reward_network.problems_of_sizes(experiment)
+  judged = networks.num_classes(experiment.config, judged=True)
+  if experiment.config.judges.training == 'classes' and not judged:
+    yield (
+      'config.judges.training=classes needs two classes or more; give views or'
+      ' auto'
+    )
+  for name in names:
+    judge = f'judges.{name}'
     yield from experiment.uneven_batches({f'{judge}.batch_size': 1})
     yield from experiment.larger_than_images(
       f'{judge}.max_shift', f'{judge}.cutout'
@@ -62,69 +87,159 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 def run(experiment: Experiment) -> None:
   """Trains `judges/measure` and `judges/reward`, each until `num_steps`."""
-  config = experiment.config
   check_config(experiment)
-  measure = networks.measuring_module(config)
-  reward = networks.reward_module(config)
+  networks_by_name = {'measure': _measure, 'reward': _reward}
+  for name in trained(experiment):
+    if not experiment.is_complete(f'judges/{name}'):
+      _train(experiment, name, *networks_by_name[name](experiment))
 
-  def apply_measure(params: Any, images: Array, key: Array | None) -> Array:
+
+def _measure(experiment: Experiment) -> tuple[Any, classifier.Apply]:
+  """The measuring network, and its logits or embeddings of images."""
+  module = networks.measuring_module(experiment.config)
+
+  def apply(params: Any, images: Array, key: Array | None) -> Array:
     rngs = None if key is None else {'dropout': key}
     train = key is not None
-    return measure.apply({'params': params}, images, train, rngs=rngs)[1]
+    return module.apply({'params': params}, images, train, rngs=rngs)[1]
 
-  def apply_reward(params: Any, images: Array, key: Array | None) -> Array:
+  return module, apply
+
+
+def _reward(experiment: Experiment) -> tuple[Any, classifier.Apply]:
+  """The reward network, and its logits or embeddings of images."""
+  module = networks.reward_module(experiment.config)
+
+  def apply(params: Any, images: Array, key: Array | None) -> Array:
     del key
     variables = {'params': sharding.whole(params)}
-    return reward.apply(variables, networks.centred(images)).outputs
+    inputs = reward_network.inputs(experiment, images)
+    return module.apply(variables, inputs).outputs
 
-  _train(experiment, 'measure', measure, apply_measure)
-  _train(experiment, 'reward', reward, apply_reward)
+  return module, apply
+
+
+def _examples(experiment: Experiment, split: str) -> Examples:
+  """Images of a split with what the judges are to see in them."""
+  if not experiment.is_digits:
+    return experiment.examples(split, 'images', mirrored=split == 'train')
+  data = digits.load(experiment.config.data.image_size)
+  is_train = split == 'train'
+  return ArrayExamples(
+    {
+      'images': data.train_images if is_train else data.test_images,
+      'condition': data.train_labels if is_train else data.test_labels,
+    }
+  )
 
 
 def _train(
   experiment: Experiment, judge: str, module: Any, apply: classifier.Apply
 ) -> None:
-  """Trains one classifier unless it is complete."""
+  """Trains one judge."""
   name = f'judges/{judge}'
-  if experiment.is_complete(name):
-    return
   section = experiment.config.judges[judge]
-  data = digits.load(experiment.config.data.image_size)
+  _, (shape,) = networks.module_and_inputs(experiment.config, judge)
   init_key, step_key = jax.random.split(experiment.key(name))
   optimizer = optax.adam(
     optax.cosine_decay_schedule(section.learning_rate, section.num_steps)
   )
 
   def initial(frozen: Any) -> classifier.ClassifierState:
-    image = jnp.zeros((1, *data.train_images.shape[1:]))
-    params = module.init(init_key, image)['params']
+    params = module.init(init_key, jnp.zeros(shape.shape))['params']
     return classifier.ClassifierState(params, optimizer.init(params))
 
-  train_step = classifier.make_train_step(
-    apply,
-    optimizer,
-    key=step_key,
-    max_shift=section.max_shift,
-    noise=section.noise,
-    cutout=section.cutout,
+  judged = networks.num_classes(experiment.config, judged=True)
+  method = classifier if judged else views
+  augmentation = Augmentation(
+    section.max_shift,
+    section.cutout,
+    section.noise,
+    section.least_crop,
+    section.jitter,
   )
+  step = method.make_train_step(
+    apply, optimizer, key=step_key, augmentation=augmentation
+  )
+  right = functools.partial(_sees_class, apply)
+  if not judged:
+    right = functools.partial(_matches_view, apply, augmentation)
 
-  def figures(state: classifier.ClassifierState) -> dict[str, float]:
-    logits = jax.jit(lambda p, x: apply(p, x, None))(
-      state.params, data.test_images
-    )
-    right = sharding.gather(logits).argmax(-1) == data.test_labels
-    return {'test_accuracy': float(right.mean())}
+  def train_step(frozen: Any, state: Any, batch: Any, index: Array) -> Any:
+    images = images_lib.to_unit(batch['images'])
+    return step(state, {'images': images, 'labels': batch['condition']}, index)
 
-  examples = {'images': data.train_images, 'labels': data.train_labels}
+  examples = _examples(experiment, 'train')
   fit.fit(
     experiment,
     name,
     initial=initial,
-    train_step=lambda frozen, *arguments: train_step(*arguments),
-    batch_at=fit.Batches(
-      experiment, name, ArrayExamples(examples), (section.batch_size,)
-    ),
+    train_step=train_step,
+    batch_at=fit.Batches(experiment, name, examples, (section.batch_size,)),
     num_steps=section.num_steps,
-    final_figures=figures,
+    final_figures=_final_figures(
+      experiment, 'test_accuracy' if judged else 'test_matches', right
+    ),
   )
+
+
+def _sees_class(
+  apply: classifier.Apply, params: Any, batch: Mapping[str, Array]
+) -> Array:
+  """Whether the network sees the class of each image, bool[B]."""
+  logits = apply(params, images_lib.to_unit(batch['images']), None)
+  found: Array = logits.argmax(-1) == batch['condition']
+  return found
+
+
+def _matches_view(
+  apply: classifier.Apply,
+  augmentation: Augmentation,
+  params: Any,
+  batch: Mapping[str, Array],
+) -> Array:
+  """Whether it knows each image again among those of the batch, bool[B]."""
+  images = images_lib.to_unit(batch['images'])
+  changed = augmentation([*jax.random.split(jax.random.key(0), 5)], images)
+  return views.matches(
+    apply(params, images, None), apply(params, changed, None)
+  )
+
+
+def _final_figures(
+  experiment: Experiment,
+  name: str,
+  right: Callable[[Any, Mapping[str, Array]], Array],
+) -> Callable[[classifier.ClassifierState], dict[str, float]] | None:
+  """In what share of held-out images a judge is right; None if there are none.
+
+  Args:
+    experiment: of this run.
+    name: of the figure.
+    right: `(params, batch) -> bool[B]`.
+  """
+  if not datasets.has_validation(experiment):
+    return None
+  examples = _examples(experiment, 'test')
+  mesh = experiment.mesh
+  count = min(len(examples), _MOST_HELD_OUT)
+  chosen = epoch_batch(0, count, len(examples), seed=0)
+  # Equal batches over all devices; the last one is filled up.
+  size = min(experiment.config.judges.measure.batch_size, count)
+  size = -(-size // mesh.size) * mesh.size
+  compiled = jax.jit(right)
+
+  def figures(state: classifier.ClassifierState) -> dict[str, float]:
+    found: list[np.ndarray] = []
+    for start in range(0, count, size):
+      index = chosen[(start + np.arange(size)) % count]
+      rows = examples.take(sharding.local_rows(index, mesh))
+      batch = sharding.put_batch(dict[str, Any](rows), mesh)
+      batch = {
+        key: batch[key] for key in ('images', 'condition') if key in batch
+      }
+      part = sharding.gather(compiled(state.params, batch))
+      found.append(part[: count - start])
+    return {name: float(np.concatenate(found).mean())}
+
+  return figures

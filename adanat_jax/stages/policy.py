@@ -108,10 +108,12 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
   yield from reward_network.problems(experiment)
   for name in section.rewards:
-    if rewards.REWARDS[name].for_digits and not experiment.is_digits:
+    if rewards.REWARDS[name].needs_classes and not (
+      reward_network.knows_classes(experiment)
+    ):
       yield (
-        f'config.policy.rewards holds {name}, which is for the digits alone;'
-        f' give adversarial for config.data.source={config.data.source}'
+        f'config.policy.rewards holds {name}, which asks a reward network that'
+        ' was trained here to tell classes; give adversarial or frechet'
       )
   if section.residual == 'none' and len(section.learned) < len(actions.NAMES):
     yield (

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.data import digits
 from adanat_jax.experiment import config as config_lib, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring.evaluation import Evaluation
@@ -34,6 +33,10 @@ from adanat_jax.stages import evaluate_study
 # Roles whose samples are shown side by side.
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive', 'shared')
 _WATCHED = 12  # samples of the page, at least
+# Of the picture of samples: images a method, classes, and pixels of an image.
+_MOST_SAMPLES = 480
+_MOST_CLASSES = 10
+_SIDE = 48
 
 
 def check_config(experiment: Experiment) -> None:
@@ -53,18 +56,26 @@ def run(experiment: Experiment) -> None:
   ]
   trained = {}
   for stage in ('tokenizer', 'judges/measure', 'judges/reward', 'nat'):
+    if experiment.is_converted(stage.replace('/', '.')):
+      continue  # Only a tokenizer would be measured.
     experiment.require(stage)
     trained[stage] = read_complete(experiment.workdir / stage)['figures']
   files.write_json(directory / 'results.json', {**results, 'training': trained})
   text = document.compose(
     results,
     shown,
-    'AdaNAT on handwritten digits',
+    _title(experiment),
     _command(experiment.workdir),
     [f'{stage}: {warning}' for stage, warning in experiment.warnings()],
   )
   files.write_text(directory / 'report.md', text)
   processes.say(f'report: {directory / "report.md"}')
+
+
+def _title(experiment: Experiment) -> str:
+  if experiment.is_digits:
+    return 'AdaNAT on handwritten digits'
+  return f'AdaNAT on {pathlib.Path(experiment.config.data.path).name}'
 
 
 def _command(workdir: pathlib.Path) -> str:
@@ -86,14 +97,17 @@ def _drawn(
   """Pictures of samples, and of one decode step by step, at each T."""
   config = experiment.config
   evaluation = Evaluation(experiment)
-  names = digits.CONDITION_NAMES[config.data.condition]
+  names = experiment.class_names or tuple(
+    f'class {i}' for i in range(experiment.num_classes)
+  )
   reconstructions = experiment.workdir / 'tokenizer' / 'reconstructions.png'
   if reconstructions.is_file():
     name = reconstructions.name
     files.write_bytes(directory / name, reconstructions.read_bytes())
     caption = 'Held-out images above what the tokenizer makes of their tokens.'
     yield Picture(name, 'The tokenizer', caption)
-  count = config.report.images_per_class * len(names)
+  most = max(1, _MOST_SAMPLES // len(names))
+  count = min(config.report.images_per_class, most) * len(names)
   num_revealed = config.report.revealed_samples
   num_watched = max(_WATCHED, num_revealed)
   asked = [names[label] for label in evaluation.labels(num_watched)]
@@ -110,13 +124,17 @@ def _drawn(
         )
         images = samples.images[:count]
         by_class = images.reshape(-1, len(names), *images.shape[1:])
-        rows.append((schedule.label, np.moveaxis(by_class, 1, 0)))
+        by_class = np.moveaxis(by_class, 1, 0)[:_MOST_CLASSES]
+        rows.append((schedule.label, by_class))
         watched = program.keep(samples, num_watched)
         replays.append(replay.make(evaluation.generator, schedule, watched))
         if method.role == 'adaptive':
           adaptive = adaptive or replays[-1]
     name = f'samples-T{num_steps}.png'
-    pictures.save_class_grid(directory / name, rows, names)
+    scale = max(1, _SIDE // config.data.image_size)
+    pictures.save_class_grid(
+      directory / name, rows, names[:_MOST_CLASSES], scale=scale
+    )
     yield Picture(
       name,
       f'Samples, T = {num_steps}',

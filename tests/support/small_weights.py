@@ -30,7 +30,7 @@ def _params(module: Any, *inputs: Any) -> Any:
 
 def reward(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
   """The reward network that a config asks for."""
-  module = networks.reward_module(config)
+  module = networks.reward_module(config).clone(num_outputs=0)
   image = jnp.zeros((1, module.image_size, module.image_size, 3))
   return save(root / 'reward', params=_params(module, image))
 
