@@ -195,6 +195,9 @@ def get_config() -> ml_collections.ConfigDict:
   # False trains and samples without the unconditional pass, at half the cost:
   # the policy then chooses three numbers.
   policy.guided = True
+  # Which steps are guided, if only some are: their numbers, from 0, or from the
+  # end if they are negative: -1 is the last. The other steps take one pass.
+  policy.guided_steps = ()
   # Which of the four values the policy chooses, AdaNAT's --upd_set; the others
   # are those of policy.residual's schedule at each step.
   policy.learned = (

@@ -178,7 +178,9 @@ class ParametersTest(parameterized.TestCase):
     ('halton(rows=open("x"))', 'name=value'),
     ('entropy_bound(bound=float("nan"))', 'name=value'),
     ('entropy_bound(bound=1e999)', 'bound=0.1'),
-    ('enat_256(total=9)', 'parameters: none'),
+    ('enat_256(total=9)', 'parameters: guided_steps='),
+    ('muse(guided_steps=-1)', 'guidance_scale=10.0, guided_steps=()'),
+    ('muse(guided_steps=(0.5,))', 'give numbers of steps'),
     ('best(bound=1)', 'no schedule'),
     ('muse(' + '[' * 300, 'temperature=4.5'),
   )

@@ -56,6 +56,7 @@ class TableTest(parameterized.TestCase):
     expected['edit.labels'] = [(), ('no such name',), ('x' * 300,)]
     expected['edit.box'] = expected['edit.sides'] = [()]
     expected['policy.drawn_num_steps'] = [()]
+    expected['policy.guided_steps'] = [(), (-1,)]
     expected['sample.captions'] = [(), ('no such name',) * 2, ('x' * 300,) * 2]
     self.assertEqual(taken, expected)
 

@@ -205,6 +205,13 @@ class UnguidedTest(absltest.TestCase):
     rows.clear()
     self.assertFalse(collect(False))
     self.assertEqual(rows[0], (B, B))
+    rows.clear()
+    # Either at some steps, and nothing else.
+    self.assertTrue(collect((False, True)))
+    self.assertEqual({*rows}, {(B, B), (2 * B, 2 * B)})
+    np.testing.assert_array_equal(
+      ppo.action_weights(T, True, (False, True)), [[1, 1, 1, 0], [0, 0, 1, 1]]
+    )
 
 
 def decode_once(agent):

@@ -53,7 +53,12 @@ def make_generator():
     for T in (4, 5, 6)
   }
   mine = Schedule(
-    'mine', tables.hand_made(2), False, step.MASKGIT, 'my table', 'a note'
+    'mine',
+    tables.hand_made(2, guidance_scale=1.0),
+    (False, True),
+    step.MASKGIT,
+    'my table',
+    'a note',
   )
   return dataclasses.replace(
     generator,
@@ -183,6 +188,8 @@ class FolderTest(parameterized.TestCase):
       'is no PolicyNetwork',
     ),
     ('schedules.mine.table.mask_ratio', [2, 0], 'mask_ratio holds 2.0'),
+    ('schedules.mine.guided', [True], 'guided is .* a list of 2'),
+    ('policies.3.guided', [True, False], 'guided is .* a list of 3'),
     ('schedules.mine.options.clamp', 'hard', "clamp cannot be 'hard'"),
   )
   def test_changed_configs(self, place, value, message):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop, step as step_lib
+from adanat_jax.decoding import guidance, loop, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.types import (
@@ -80,6 +80,7 @@ def log_likelihood(
   *,
   num_steps: int,
   mask_token: int,
+  guided: guidance.Guided = True,
   options: step_lib.StepOptions,
   priority: Array | None = None,
   policy_carry: Carry = (),
@@ -99,6 +100,7 @@ def log_likelihood(
     num_steps: T, static; the denoiser runs as often, on both conditions where
       it is guided.
     mask_token: `codebook_size`.
+    guided: with a null condition, whether, or which of the steps, are guided.
     options: see `step.StepOptions`.
     priority: float32[N] or float32[B, N], for the order `'given'`.
     policy_carry: what the policy carries into the first step.
@@ -114,12 +116,16 @@ def log_likelihood(
   # A policy that reads them is not for this function.
   keys = loop.sample_keys(jax.random.key(0), batch_size)
   share, left = divmod(num_tokens, num_steps)
+  guided = False if null_condition is None else guided
+  conditions = condition, null_condition if guided else None
+  is_guided = guidance.each_step(guided, num_steps)
+  passes_of_step = jnp.array(guidance.passes(guided, num_steps))
 
   def body(carry: Any, step: Array) -> tuple[Any, None]:
     state, total, passes, policy_carry, cache = carry
     masked = state.tokens == mask_token
-    features, logits, unconditional, cache = loop.denoise(
-      denoiser, state.tokens, condition, null_condition, cache
+    features, logits, unconditional, cache = loop.denoise_some(
+      is_guided, denoiser, step, state.tokens, *conditions, cache
     )
     values, _, policy_carry = policy(
       step, loop.observe(features, logits, masked), keys, policy_carry
@@ -144,7 +150,7 @@ def log_likelihood(
     law = step_lib.tempered(logits, temperature)
     picked = jnp.take_along_axis(law, tokens[..., None], axis=-1)[..., 0]
     total += jnp.where(known, picked, 0).sum(-1)
-    passes += (1 if unconditional is None else 2) * masked.any(-1)
+    passes += passes_of_step[step] * masked.any(-1)
     canvas = jnp.where(masked & ~known, mask_token, tokens)
     state = dataclasses.replace(after, tokens=canvas)
     return (state, total, passes, policy_carry, cache), None

@@ -7,11 +7,12 @@ Each of the `num_steps` rounds
 2. asks the policy for the numbers of this step;
 3. takes one `decode_step`.
 
-So a guided decode costs `2 T` denoiser passes and an unguided one `T`; by an
-adaptive commit rule, what a sample needs to be full. Noise
-belongs to the sample: sample `i` owns a key, and step `t` uses `fold_in(key,
-t)`, so in float32 on a CPU the same key gives the same tokens whatever the
-batch, the devices or the processes around it.
+So a guided decode costs `2 T` denoiser passes, an unguided one `T`, and one
+that is guided at some steps one more for each of those; by an adaptive commit
+rule, what a sample needs to be full. Noise belongs to the sample: sample `i`
+owns a key, and step `t` uses `fold_in(key, t)`, so in float32 on a CPU the same
+key gives the same tokens whatever the batch, the devices or the processes
+around it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import step as step_lib
+from adanat_jax.decoding import guidance, step as step_lib
 from adanat_jax.types import (
   Array,
   Cache,
@@ -54,7 +55,7 @@ class FirstStep:
 
   features: Array  # float[B, N, D]
   logits: Array  # float32[B, N, K]
-  # float32[N, K], the same for all; None without guidance
+  # float32[N, K], the same for all; None if the step is not guided
   unconditional: Array | None
 
 
@@ -154,6 +155,51 @@ def denoise(
   return features, logits[:, 0], logits[:, 1], cache
 
 
+def denoise_some(
+  guided: tuple[bool, ...],
+  denoiser: Denoiser,
+  step: Array | int,
+  tokens: Array,
+  condition: Condition,
+  null_condition: Condition | None,
+  cache: Cache = (),
+) -> tuple[Array, Array, Array | None, Cache]:
+  """The passes of a step: one where it is unguided, else as `denoise`.
+
+  Args:
+    guided: of each step, static; all alike if there is no null condition.
+    denoiser: see `denoise`, as of all that is not said here.
+    step: int32[], which step it is; an integer if that is known.
+    tokens: int32[B, N].
+    condition: pytree with leading axis B.
+    null_condition: of one sample, or None.
+    cache: with leading axis 2B if any step is guided.
+
+  Returns:
+    As `denoise`. Where other steps are guided, an unguided one has its own
+    logits in place of the unconditional ones: any guidance leaves them as they
+    are.
+  """
+  both = lambda tokens, cache: denoise(
+    denoiser, tokens, condition, null_condition, cache
+  )
+
+  def alone(tokens: Array, cache: Cache) -> tuple[Array, Array, Array, Cache]:
+    pairs = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), cache)
+    one = jax.tree.map(lambda x: x[:, 0], pairs)
+    features, logits, one = denoiser(tokens, condition, one)
+    # What the other half remembers is older, which its own mask says.
+    pairs = jax.tree.map(lambda x, new: x.at[:, 0].set(new), pairs, one)
+    cache = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pairs)
+    return features, logits, logits, cache
+
+  if len({*guided}) == 1:
+    return both(tokens, cache)
+  if isinstance(step, int):
+    return (both if guided[step] else alone)(tokens, cache)
+  return jax.lax.cond(jnp.array(guided)[step], both, alone, tokens, cache)
+
+
 def decode(
   denoiser: Denoiser | Sequence[Denoiser],
   policy: Policy,
@@ -164,6 +210,7 @@ def decode(
   keys: Array,
   num_steps: int,
   mask_token: int,
+  guided: guidance.Guided = True,
   options: step_lib.StepOptions = step_lib.ADANAT,
   priority: Array | None = None,
   policy_carry: Carry = (),
@@ -186,12 +233,15 @@ def decode(
     keys: key[B], one typed key a sample.
     num_steps: T, static.
     mask_token: `codebook_size`.
+    guided: with a null condition, whether every step is guided, or which of the
+      T steps; static. The others do not run the unconditional pass.
     options: see `step.StepOptions`. By an adaptive rule `num_steps` is the
       most there may be: the last one makes all known, and when every sample of
       the batch is full no more are taken.
     priority: float32[N] or float32[B, N], for the order `'given'`.
     policy_carry: what the policy carries from step to step, at the start.
-    cache: what the denoiser carries from step to step, at the start.
+    cache: what the denoiser carries from step to step, at the start; of 2B rows
+      if any step is guided.
     noise: Gumbel noise to use instead of drawing it from `keys`.
     first: what the denoiser would return in the first step, which does not run
       it then, of canvases that are all masked; the cache stays as given.
@@ -208,12 +258,19 @@ def decode(
     assert priority is not None
     priority = jnp.broadcast_to(priority, tokens.shape)
     priority = step_lib.rolled(priority, _offsets(keys, tokens.shape[1]))
-  passes_of_step = 1 if null_condition is None else 2
+  if null_condition is None:
+    guided = False
+  guided = guidance.checked(guided, num_steps, 'decode')
+  if not guided:
+    null_condition = None
+  is_guided = guidance.each_step(guided, num_steps)
 
-  def network(denoiser: Denoiser, step: Array, *canvas: Any) -> tuple[Any, ...]:
-    del step
+  def network(
+    denoiser: Denoiser, step: Array | int, *canvas: Any
+  ) -> tuple[Any, ...]:
     tokens, cache = canvas
-    return denoise(denoiser, tokens, condition, null_condition, cache)
+    conditions = condition, null_condition
+    return denoise_some(is_guided, denoiser, step, tokens, *conditions, cache)
 
   def given(step: Array, tokens: Array, cache: Cache) -> tuple[Any, ...]:
     del step, tokens
@@ -221,6 +278,8 @@ def decode(
     unconditional = first.unconditional
     if unconditional is not None:
       unconditional = jnp.broadcast_to(unconditional, first.logits.shape)
+    elif guided:
+      unconditional = first.logits  # Only later steps are guided.
     return first.features, first.logits, unconditional, cache
 
   def body(carry: Any, inputs: Any, run: Any) -> tuple[Any, Any]:
@@ -252,7 +311,12 @@ def decode(
       even_share=share + (step < left),
     )
     needed = masked.any(-1) if options.revisit == 'never' else True
-    passes = state.passes + passes_of_step * needed
+    taken: Any
+    if isinstance(guided, tuple):
+      taken = jnp.array(guidance.passes(guided, num_steps))[step]
+    else:
+      taken = 1 + guided
+    passes = state.passes + taken * needed
     new_state = dataclasses.replace(new_state, passes=passes)
     recorded = None
     if record:
@@ -299,7 +363,10 @@ def decode(
     )
   else:
     chex.assert_equal(len(denoiser), num_steps)
-    runs: list[Any] = [functools.partial(network, one) for one in denoiser]
+    runs: list[Any] = [
+      lambda _, *canvas, one=one, t=t: network(one, t, *canvas)
+      for t, one in enumerate(denoiser)
+    ]
     if first is not None:
       runs[0] = given
     rows = []

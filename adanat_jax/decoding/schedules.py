@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, halton, step as step_lib
+from adanat_jax.decoding import actions, guidance, halton, step as step_lib
 
 # Written twice: users find them here, beside the schedule that they make.
 from adanat_jax.decoding.halton import (
@@ -103,7 +103,7 @@ class Schedule:
   # A table of float32[T], of float32[T, B] with a column for each sample, or a
   # learned policy.
   policy: PolicyLike
-  guided: bool = True  # whether the unconditional pass runs, at twice the cost
+  guided: guidance.Guided = True  # whether the unconditional pass runs, or when
   options: step_lib.StepOptions = step_lib.ADANAT
   label: str = ''  # for tables and pictures; the name if empty
   note: str = ''  # a remark for reports
@@ -111,9 +111,12 @@ class Schedule:
   priority: np.ndarray | None = None
 
   def __post_init__(self) -> None:
-    """Lets the name stand in for a label."""
+    """Lets the name stand in for a label, and one value for equal ones."""
     if not self.label:
       object.__setattr__(self, 'label', self.name)
+    if not isinstance(self.guided, bool):
+      found = guidance.checked(self.guided, self.num_steps, self.name)
+      object.__setattr__(self, 'guided', found)
 
   @property
   def is_table(self) -> bool:
@@ -526,8 +529,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
   `'halton(rows=4)'` is `('halton', {'rows': 4})`.
 
   Raises:
-    UserError: for what is no name, an unknown one, or parameters that the
-      schedule does not have.
+    UserError: for what is no name, an unknown one, or unknown parameters.
   """
   base, bracket, _ = name.partition('(')
   if base not in SCHEDULES:
@@ -540,7 +542,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
     key: parameter.default
     for key, parameter in inspect.signature(SCHEDULES[base]).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  }
+  } | {'guided_steps': ()}
   allowed = ', '.join(f'{k}={v!r}' for k, v in known.items()) or 'none'
   mistake = UserError(
     f'the schedule {name!r} cannot be read; write {base}, or {base}(name=value,'
@@ -561,7 +563,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
 
 def _alike(value: Any, default: Any) -> bool:
   """Whether a parameter may have this value, going by its default."""
-  if isinstance(default, bool | str):
+  if isinstance(default, bool | str | tuple):
     return isinstance(value, type(default))
   if isinstance(default, int):
     return isinstance(value, int) and not isinstance(value, bool)
@@ -578,11 +580,14 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
     num_tokens: N.
 
   Raises:
-    UserError: see `parse`; or for a number of steps or a parameter that the
-      schedule is not made for.
+    UserError: see `parse`; or for steps that the schedule is not made for.
   """
   base, parameters = parse(name)
+  chosen = parameters.pop('guided_steps', ())
   schedule = SCHEDULES[base](num_steps, num_tokens, **parameters)
+  if chosen and schedule.guided:
+    guided = guidance.of_steps(chosen, num_steps)
+    schedule = dataclasses.replace(schedule, guided=guided)
   if isinstance(schedule.policy, PolicyValues):
     in_nats = schedule.options.commit == 'entropy_bound'
     checked_table(schedule.policy, f'SCHEDULES[{base!r}]', in_nats=in_nats)

@@ -239,6 +239,7 @@ _SHARED: Mapping[str, Rule] = {
     fine_tune=boolean,
     smoothing=between(0.0, 1.0, below_high=True),
     guided=boolean,
+    guided_steps=none_or(some_of(integer(-1024, 1023))),
     learned=some_of(choice(*NAMES)),
     rollout_size=integer(0, 2**20),
     rollout_features=choice('store', 'recompute'),

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from adanat_jax.decoding import schedules, step, tables
+from adanat_jax.decoding import guidance, schedules, step, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError, shown
 from adanat_jax.experiment import fields
@@ -77,9 +77,10 @@ def read_file(path: str) -> Schedule:
   Args:
     path: a file such as `{"mask_ratio": [0.9, 0.5, 0.0],
       "sampling_temperature": [1, 1, 1], "masking_temperature": [2, 1, 0],
-      "guidance_scale": [0, 0.5, 1]}`. It may also say `"guided": false`,
-      `"options": {"order": "entropy"}` (see `StepOptions`), `"priority"` (N
-      numbers) and `"label"`. AutoNAT's files are read as they are.
+      "guidance_scale": [0, 0.5, 1]}`. It may also say `"guided": false` or,
+      step by step, `[false, true, true]`, `"options": {"order": "entropy"}`
+      (see `StepOptions`), `"priority"` (N numbers) and `"label"`. AutoNAT's
+      files are read as they are.
 
   Raises:
     UserError: naming what is wrong with the file.
@@ -95,11 +96,10 @@ def read_file(path: str) -> Schedule:
         given[key] = [*given[key], *[0.0] * (num_steps - len(given[key]))]
     except TypeError:
       raise UserError(f'{path}: give lists of numbers') from None
-  if not isinstance(guided, bool):
-    raise UserError(f'{path}: guided is {shown(guided)}; give true or false')
   chosen = _options(path, options)
   in_nats = chosen.commit == 'entropy_bound'
   table = tables.checked_table(given, path, in_nats=in_nats)
+  guided = guidance.checked(guided, len(table.mask_ratio), path)
   label = str(given.get('label', pathlib.Path(path).stem))
   priority = given.get('priority')
   if priority is not None:

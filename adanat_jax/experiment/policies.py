@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.decoding import actions, tables
+from adanat_jax.decoding import actions, guidance, tables
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.models import policy
@@ -122,13 +122,16 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
   return RESIDUALS[experiment.config.policy.residual](num_steps)
 
 
-def acting(experiment: Experiment) -> dict[str, Any]:
+def acting(experiment: Experiment, num_steps: int) -> dict[str, Any]:
   """How policies act: `smoothing`, `guided` and `learned` of an `Agent`."""
   section = experiment.config.policy
   # Configs of older versions have no such fields.
+  guided: guidance.Guided = section.get('guided', True)
+  if guided and (chosen := section.get('guided_steps', ())):
+    guided = guidance.of_steps(chosen, num_steps)
   return {
     'smoothing': section.get('smoothing', 0.0),
-    'guided': section.get('guided', True),
+    'guided': guided,
     'learned': tuple(section.get('learned', actions.NAMES)),
   }
 
@@ -183,7 +186,7 @@ def _trained_agent(
     params,
     residual_of(experiment, num_steps),
     make_actor_critic(experiment, training, num_steps),
-    **acting(experiment),
+    **acting(experiment, num_steps),
   )
 
 
@@ -247,6 +250,11 @@ def problems(experiment: Experiment) -> Iterator[str]:
   """Says for which T there can be no policy; see `Experiment.check`."""
   section = experiment.config.policy
   num_steps = section.num_steps
+  if section.get('guided_steps', ()) and not section.get('guided', True):
+    yield (
+      f'config.policy.guided_steps={section.guided_steps} names steps to guide,'
+      ' and config.policy.guided is False: give True, or ()'
+    )
   if 'shared' in section.get('kinds', ()):
     drawn = _drawn(experiment)
     outside = [n for n in num_steps if not min(drawn) <= n <= max(drawn)]
@@ -286,7 +294,7 @@ def _converted_agents(experiment: Experiment) -> Mapping[int, agent_lib.Agent]:
       {'actor': params},
       residual_of(experiment, num_steps),
       PolicyNetworks(actor, num_steps=num_steps if shared else None),
-      **acting(experiment),
+      **acting(experiment, num_steps),
     )
 
   if not shared:

@@ -68,7 +68,7 @@ ADDED_FIELDS = {
   'nat.max_gradient_norm': 0.0,
   'policy.smoothing': 0.0,
   'policy.guided': True,
-  'policy.drawn_num_steps': (),
+  **dict.fromkeys(('policy.drawn_num_steps', 'policy.guided_steps'), ()),
   'policy.learned': NAMES,
   'policy.discriminator.loss': 'logistic',
   **dict.fromkeys(('evaluate.density_coverage', 'evaluate.kernel_distance'), 0),

@@ -10,7 +10,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from adanat_jax.decoding import actions as actions_lib
+from adanat_jax.decoding import actions as actions_lib, guidance
 from adanat_jax.types import (
   Array,
   Carry,
@@ -55,7 +55,7 @@ class Agent:
     smoothing: of actions from step to step, see `actions.smooth`. Learning sees
       the raw action: smoothing belongs to the environment.
     guided: whether it was trained with the unconditional pass, which its
-      guidance needs.
+      guidance needs, or at which of its T steps.
     learned: which of `actions.NAMES` it chooses; the others are those of the
       residual's schedule.
   """
@@ -64,7 +64,7 @@ class Agent:
   residual: Array  # float32[T, A]
   actor_critic: ActorCritic = struct.field(pytree_node=False)
   smoothing: float = struct.field(pytree_node=False, default=0.0)
-  guided: bool = struct.field(pytree_node=False, default=True)
+  guided: guidance.Guided = struct.field(pytree_node=False, default=True)
   learned: tuple[str, ...] = struct.field(
     pytree_node=False, default=actions_lib.NAMES
   )

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax.decoding import actions, loop
+from adanat_jax.decoding import actions, guidance, loop
 from adanat_jax.learning import agent as agent_lib, ppo
 from adanat_jax.learning.discriminator import DiscriminatorState
 from adanat_jax.learning.rewards import Labelled, RewardModel
@@ -131,13 +131,14 @@ class FrozenParts:
   null_condition: Any = None
   # `(condition, rows of a forward) -> cache` of the first step.
   empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
-  guided: bool = True  # False runs no unconditional pass, which halves the cost
+  # Which steps run the unconditional pass; without it they cost half.
+  guided: guidance.Guided = True
 
   @property
   def is_guided(self) -> bool:
-    """Whether a step runs the network without its condition, too."""
+    """Whether any step runs the network without its condition, too."""
     has_null = self.num_classes is not None or self.null_condition is not None
-    return self.guided and has_null
+    return bool(self.guided) and has_null
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +235,7 @@ def collect(
       keys=keys,
       num_steps=num_steps,
       mask_token=problem.mask_token,
+      guided=problem.guided,
       # Guidance runs each sample with its condition and without.
       cache=sharding.split_batch(
         problem.empty_cache(condition, (1 + problem.is_guided) * len(keys))
@@ -334,7 +336,7 @@ def make_train_step(
   weights = ppo.action_weights(
     num_steps,
     constants.drop_dead_actions,
-    guided=problem.is_guided,
+    guided=problem.is_guided and problem.guided,
     learned=learned,
   )
 

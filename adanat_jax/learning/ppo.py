@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adanat_jax.decoding import actions
+from adanat_jax.decoding import actions, guidance
 from adanat_jax.learning.agent import ActorCritic, gaussian_log_prob
 from adanat_jax.runtime import batch_parts
 from adanat_jax.types import Array
@@ -55,7 +55,7 @@ class PPOConfig:
   max_gradient_norm: float = 0.0  # largest norm of a gradient; 0 for no limit
   adam_epsilon: float = 1e-8
   # Leave the last step's mask ratio and masking temperature, and the guidance
-  # where nothing is guided, out of the density: they change nothing.
+  # of steps that are not guided, out of the density: they change nothing.
   drop_dead_actions: bool = False
   initial_std: float = 0.6  # of the exploration, at the first iteration
   final_std: float = 0.1  # at the last (`linear`); lower limit (`steps`)
@@ -102,7 +102,7 @@ def gaussian_entropy(std: Array | float, num_entries: Array | int) -> Array:
 def action_weights(
   num_steps: int,
   drop_dead: bool,
-  guided: bool = True,
+  guided: guidance.Guided = True,
   learned: tuple[str, ...] = actions.NAMES,
 ) -> Array:
   """Which action entries count, float32[T, A].
@@ -113,7 +113,8 @@ def action_weights(
   if not drop_dead:
     return weights
   weights = weights.at[-1, :2].set(0.0)
-  return weights if guided else weights.at[:, 3].set(0.0)
+  counts = jnp.array(guidance.each_step(guided, num_steps))
+  return weights.at[:, 3].multiply(counts)
 
 
 def discounted_returns(rewards: Array, discount: float) -> Array:

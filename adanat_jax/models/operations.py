@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import math
 
+from adanat_jax.decoding import guidance
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
@@ -152,14 +153,16 @@ def encoder_operations(module: VQGAN, num_tokens: int) -> int:
 
 
 def sampling_operations(
-  nat: int, policy: int, decoder: int, num_steps: int, guided: bool
+  nat: int, policy: int, decoder: int, num_steps: int, guided: guidance.Guided
 ) -> int:
   """Operations of one image: `T (2 nat + policy) + decoder`.
 
-  If it is not guided, the NAT counts once. `nat` and `policy` are those of one
-  forward; 0 for the policy of a schedule, and for `decoder` to stop at tokens.
+  At steps that are not guided the NAT counts once. `nat` and `policy` are those
+  of one forward; 0 for the policy of a schedule, and for `decoder` to stop at
+  tokens.
   """
-  return num_steps * ((1 + guided) * nat + policy) + decoder
+  passes = int(guidance.passes(guided, num_steps).sum())
+  return passes * nat + num_steps * policy + decoder
 
 
 def enat_sampling_operations(

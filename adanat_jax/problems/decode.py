@@ -113,6 +113,7 @@ def _program(problem: Problem, plan: Plan, mesh: Mesh) -> closures.Compiled:
       null_condition=null,
       keys=keys,
       num_steps=plan.num_steps,
+      guided=plan.guided,
       mask_token=problem.mask_token,
       options=plan.options,
       priority=batch.get('priority'),

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from adanat_jax.decoding import actions, tables
+from adanat_jax.decoding import actions, guidance, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import StepOptions
 from adanat_jax.errors import UserError, printable, shown
@@ -61,7 +61,7 @@ _SHAPE = {
     str: {
       'residual': [[float]],
       'smoothing': float,
-      'guided?': bool,
+      'guided?': (bool, [bool]),
       'learned?': [str],
       'network?': str,
     }
@@ -69,7 +69,7 @@ _SHAPE = {
   'schedules': {
     str: {
       'table': {str: [float]},
-      'guided': bool,
+      'guided': (bool, [bool]),
       'options': dict,
       'priority': (None, [float]),
       'label': str,
@@ -175,7 +175,9 @@ def load(path: pathlib.Path) -> Generator:
       entry['smoothing'],
       # Folders of the first version are of guided policies that choose all
       # values, and do not say so.
-      entry.get('guided', True),
+      guidance.checked(
+        entry.get('guided', True), int(steps), f'{where}: policies.{steps}'
+      ),
       tuple(entry.get('learned', actions.NAMES)),
     )
   encoder = null_condition = None
@@ -257,10 +259,11 @@ class _FolderReader:
       priority = entry['priority']
       if priority is not None:
         priority = tables.checked_priority(priority, where)
+      table = tables.checked_table(entry['table'], where, in_nats=in_nats)
       found[name] = Schedule(
         name,
-        tables.checked_table(entry['table'], where, in_nats=in_nats),
-        entry['guided'],
+        table,
+        guidance.checked(entry['guided'], len(table.mask_ratio), where),
         options,
         entry['label'],
         entry['note'],

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax.decoding import buckets as buckets_lib, schedules
+from adanat_jax.decoding import buckets as buckets_lib, guidance, schedules
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
@@ -521,7 +521,8 @@ class Generator:
 
   def _first_step(self, labels: Any, plan: Plan) -> dict[str, Any]:
     given = self.nat, self.nat_params, labels, self.null()
-    return self.first_steps.of(*given, plan.guided, self._mesh)
+    guided = guidance.each_step(plan.guided, plan.num_steps)[0]
+    return self.first_steps.of(*given, guided, self._mesh)
 
   def _decode_part(
     self,

@@ -93,7 +93,7 @@ def _of_batch(
 ) -> Array:
   """The log-likelihoods of a batch, see `program.decode_tokens`."""
   tokens, condition = batch['tokens'], batch['labels']
-  rows = (1 + plan.guided) * len(tokens)
+  rows = (1 + bool(plan.guided)) * len(tokens)
   cache = denoisers.empty_cache(nat, rows, denoisers.text_length(condition))
   keys = jax.random.split(jax.random.key(0), len(tokens))
   result, _ = likelihood.log_likelihood(
@@ -103,6 +103,7 @@ def _of_batch(
     condition,
     null_condition if plan.guided else None,
     num_steps=plan.num_steps,
+    guided=plan.guided,
     mask_token=nat.codebook_size,
     options=plan.options,
     priority=batch.get('priority'),

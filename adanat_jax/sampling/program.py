@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike
 
 from adanat_jax.decoding import (
   buckets as buckets_lib,
+  guidance,
   loop,
   schedules,
   step as step_lib,
@@ -124,7 +125,9 @@ class Plan:
   """
 
   num_steps: int
-  guided: bool = True  # whether the unconditional pass runs at all
+  guided: guidance.Guided = (
+    True  # whether, or when, the unconditional pass runs
+  )
   options: step_lib.StepOptions = step_lib.ADANAT
   record: bool = False  # whether to return the trajectory
   # Of each step of a table, where the network can make use of them: the steps
@@ -180,7 +183,7 @@ def decode_tokens(
     record=plan.record,
   )
   if plan.counts is not None:
-    assert isinstance(policy, PolicyValues)
+    assert isinstance(policy, PolicyValues) and isinstance(plan.guided, bool)
     gathering = denoisers.make_gathering(nat, nat_params)
     return without_features(
       unrolled.decode(gathering, policy, counts=plan.counts, **shared)
@@ -193,12 +196,13 @@ def decode_tokens(
       plan.buckets,
       nat.codebook_size,
     )
-  rows = (1 + plan.guided) * tokens.shape[0]
+  rows = (1 + bool(plan.guided)) * tokens.shape[0]
   cache = denoisers.empty_cache(nat, rows, denoisers.text_length(condition))
   decoded = loop.decode(
     denoiser,
     schedules.as_policy(policy),
     num_steps=plan.num_steps,
+    guided=plan.guided,
     policy_carry=schedules.initial_carry(policy, keys),
     cache=sharding.split_batch(cache),
     **shared,
@@ -285,7 +289,8 @@ def with_counts(
   `nat` can make use of them, `tokens` int32[B, N] are the canvases to start
   from, and of `labels` see `decode_tokens`.
   """
-  if not plan.options.has_counts:
+  # Where only some steps are guided, the two passes find unlike counts.
+  if not plan.options.has_counts or isinstance(plan.guided, tuple):
     return plan
   unknown = np.unique((tokens == nat.codebook_size).sum(axis=1))
   if len(unknown) > 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.report import page
@@ -27,15 +29,15 @@ def make(
   masked[-1] = False
   before = np.concatenate([np.ones_like(masked[:1]), masked[:-1]])
   needed = before.any(-1) | (options.revisit != 'never')
-  passes = np.cumsum((1 + schedule.guided) * needed, axis=0)
+  taken = guidance.passes(schedule.guided, schedule.num_steps)[:, None]
+  passes = np.cumsum(taken * needed, axis=0)
   sampled = np.asarray(trajectory.sampled)
   images = generator.decode(sampled.reshape(-1, sampled.shape[-1]))
   values = {
     **trajectory.values.by_name(),
     'effective_temperature': effective_temperature(trajectory.values, options),
   }
-  if not schedule.guided:
-    values['guidance_scale'] = 0 * values['guidance_scale']
+  values['guidance_scale'] = jnp.multiply(taken - 1, values['guidance_scale'])
   if options.is_adaptive:
     values = {'bound': values.pop('mask_ratio'), **values}
   return page.Replay(

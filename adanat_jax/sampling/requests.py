@@ -158,7 +158,11 @@ def with_guidance(schedule: Schedule, scale: float) -> Schedule:
     policy = dataclasses.replace(policy, guidance_scale=given)
   elif scale:
     policy = GuidedPolicy(policy, jnp.float32(scale))
-  return dataclasses.replace(schedule, policy=policy, guided=scale > 0)
+  # Which steps are guided is the schedule's, unless none is.
+  guided = schedule.guided if isinstance(schedule.guided, tuple) else True
+  return dataclasses.replace(
+    schedule, policy=policy, guided=guided if scale > 0 else False
+  )
 
 
 def as_schedule(
@@ -181,7 +185,7 @@ def as_schedule(
     table = tables.checked_table(policy, num_samples=num_samples)
     chosen, made = Schedule('table', table), 'the table has'
   elif isinstance(policy, LearnedPolicy):
-    # Only agents know whether they were trained with guidance.
+    # Only agents know whether, or at which steps, they were guided in training.
     guided = getattr(policy, 'guided', True)
     chosen, made = Schedule('agent', policy, guided), 'the agent was made for'
   elif callable(policy):

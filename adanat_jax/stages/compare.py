@@ -387,6 +387,7 @@ def _row(
       np.asarray(found),
       generator.buckets[schedule.num_steps],
       generator.batch_size,
+      schedule.guided,
     )
   return row
 

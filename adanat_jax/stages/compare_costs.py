@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax.decoding import unrolled
+from adanat_jax.decoding import guidance, unrolled
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.models import denoisers, operations
 from adanat_jax.models.enat import ENAT
@@ -38,6 +38,8 @@ def paths_of(generator: Generator, schedule: Schedule) -> list[str]:
   """The ways of running a schedule; the one a user would take comes first."""
   if not denoisers.reuses(generator.nat):
     return ['all']
+  if isinstance(schedule.guided, tuple) and schedule.is_table:
+    return ['masked']  # The two passes find unlike counts.
   return ['static'] if schedule.is_table else ['buckets', 'masked']
 
 
@@ -55,10 +57,13 @@ def path_operations(
     Twice the multiply-adds, to tokens: of `all`, or `static`, or `masked`.
   """
   nat, guided = generator.nat, schedule.guided
-  if isinstance(nat, ENAT) and isinstance(schedule.policy, PolicyValues):
-    counts = unrolled.counts_of(
-      schedule.policy, nat.num_tokens, options=schedule.options
-    )
+  table = schedule.policy
+  if (
+    isinstance(nat, ENAT)
+    and isinstance(table, PolicyValues)
+    and (isinstance(guided, bool))
+  ):
+    counts = unrolled.counts_of(table, nat.num_tokens, options=schedule.options)
     return {
       'static': operations.enat_sampling_operations(nat, counts, 0, guided)
     }
@@ -77,9 +82,13 @@ def path_operations(
 
 
 def adaptive_operations(
-  nat: ENAT, found: np.ndarray, buckets: Sequence[TokenCounts], batch_size: int
+  nat: ENAT,
+  found: np.ndarray,
+  buckets: Sequence[TokenCounts],
+  batch_size: int,
+  guided: guidance.Guided = True,
 ) -> dict[str, float]:
-  """What an ENAT costs, guided, where samples differ in their counts.
+  """What an ENAT costs where samples differ in their counts.
 
   Args:
     nat: the network.
@@ -87,6 +96,7 @@ def adaptive_operations(
       `TokenCounts`.
     buckets: bounds, cheapest first.
     batch_size: B, the samples that are decoded together.
+    guided: whether, or at which steps, the unconditional pass runs.
 
   Returns:
     Operations of the network's forwards for one image, the mean over samples:
@@ -94,19 +104,24 @@ def adaptive_operations(
     `beyond` is the share of forwards that no bucket holds.
   """
   cost = functools.cache(lambda counts: operations.enat_operations(nat, counts))
-  own = sum(cost(TokenCounts(*x)) for x in found.reshape(-1, 3).tolist())
+  passes = guidance.passes(guided, len(found)).tolist()
+  own = sum(
+    taken * cost(TokenCounts(*x))
+    for taken, rows in zip(passes, found.tolist(), strict=True)
+    for x in rows
+  )
   padded, beyond, forwards = 0, 0, 0
   count = found.shape[1]
   for first in range(0, count, batch_size):
     batch = found[:, first : first + batch_size]
-    for needed in batch.max(axis=1).tolist():
+    for taken, needed in zip(passes, batch.max(axis=1).tolist(), strict=True):
       bound = next((b for b in buckets if all(np.less_equal(needed, b))), None)
-      padded += cost(bound) * batch.shape[1]
+      padded += taken * cost(bound) * batch.shape[1]
       beyond += bound is None
       forwards += 1
   return {
-    'buckets': 2 * padded / count,
-    'own': 2 * own / count,
+    'buckets': padded / count,
+    'own': own / count,
     'beyond': beyond / forwards,
   }
 

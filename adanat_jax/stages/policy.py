@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from adanat_jax.decoding import actions
+from adanat_jax.decoding import actions, guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.experiment import (
   adversarial_reward,
@@ -230,7 +230,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
   networks_of = functools.partial(
     policies.make_actor_critic, experiment, training
   )
-  acting = policies.acting(experiment)
+  acting = functools.partial(policies.acting, experiment)
 
   def initial(frozen: Any) -> policy.PolicyState:
     return policy.initial_state(
@@ -244,8 +244,9 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     frozen: Any, state: policy.PolicyState, batch: Any, iteration: Array
   ) -> tuple[policy.PolicyState, dict[str, Array]]:
     num_steps = batch['num_steps'].value if drawn else training.num_steps
+    acts = acting(num_steps)
     step = policy.make_train_step(
-      make_problem(nat, tokenizer, frozen, tower, acting['guided']),
+      make_problem(nat, tokenizer, frozen, tower, acts['guided']),
       networks_of(num_steps),
       residuals[num_steps],
       reward.build(frozen['reward']),
@@ -258,8 +259,8 @@ def train(experiment: Experiment, training: policies.Training) -> None:
         section.rollout_features, section.rollout_dtype, section.rollout_size
       ),
       ema_decay=section.ema_decay,
-      smoothing=acting['smoothing'],
-      learned=acting['learned'],
+      smoothing=acts['smoothing'],
+      learned=acts['learned'],
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     state, metrics = step(state, batch.get('real'), iteration, prompts)
@@ -284,7 +285,10 @@ def train(experiment: Experiment, training: policies.Training) -> None:
       found = {}
       for num_steps in sorted({*section.num_steps} & residuals.keys()):
         agent = agent_lib.Agent(
-          params, residuals[num_steps], networks_of(num_steps), **acting
+          params,
+          residuals[num_steps],
+          networks_of(num_steps),
+          **acting(num_steps),
         )
         schedule = Schedule('learned', agent, agent.guided)
         found[num_steps] = scorer(generator, schedule, num_samples=count)
@@ -354,13 +358,13 @@ def make_problem(
   tokenizer: VQGAN,
   frozen: Any,
   text: CLIPText | None = None,
-  guided: bool = True,
+  guided: guidance.Guided = True,
 ) -> policy.FrozenParts:
   """NAT and tokenizer as callables, with the parameters that `frozen` holds.
 
   Where the NAT reads texts, `text` is their tower, and `frozen` has its
   parameters as `text` and the states of the empty text as `null`. `guided`:
-  whether the unconditional pass runs.
+  whether, or at which steps, the unconditional pass runs.
   """
   denoiser = denoisers.make(nat, sharding.whole(frozen['nat']))
   tokenizer_params = sharding.whole(frozen['tokenizer'])

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.decoding import schedules, step as step_lib
+from adanat_jax.decoding import guidance, schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import named_schedules
@@ -70,12 +70,10 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 def _named(experiment: Experiment, name: str, passes: int) -> Schedule | None:
   """The schedule of this name that takes so many passes, if there is one."""
-  for of_a_step in (1, 2):
+  for num_steps in range(passes, passes // 2 - 1, -1):
     with contextlib.suppress(UserError):
-      made = named_schedules.make(
-        name, passes // of_a_step, experiment.num_tokens
-      )
-      if made.guided == (of_a_step == 2):
+      made = named_schedules.make(name, num_steps, experiment.num_tokens)
+      if guidance.passes(made.guided, made.num_steps).sum() == passes:
         return made
   return None
 
@@ -156,10 +154,10 @@ def _schedule(
 def _learned(evaluation: Evaluation, passes: int) -> Schedule:
   """The policy of this workdir that takes so many passes."""
   agents = evaluation.generator.agents
-  for num_steps in (passes, passes // 2):
+  for num_steps in range(passes, passes // 2 - 1, -1):
     if num_steps not in agents:
       continue
-    if num_steps * (1 + agents[num_steps].guided) == passes:
+    if guidance.passes(agents[num_steps].guided, num_steps).sum() == passes:
       return evaluation.generator.schedule('learned', num_steps)
   raise UserError(f'no policy of {passes} passes has been trained here')
 
