@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import ml_collections
 import output
 
-from adanat_jax.data import clip_tokens
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.models import operations
@@ -53,7 +52,9 @@ class Costs:
   def __init__(self, config: Config):
     """Counts; nothing is compiled or run."""
     num_tokens = networks.grid_size(config) ** 2
-    length = clip_tokens.NUM_POSITIONS if networks.is_text(config) else 0
+    length = 0
+    if networks.is_text(config):
+      length = networks.text_module(config).num_positions
     tokenizer = networks.tokenizer_module(config)
     actor, critic = networks.policy_modules(config)
     self.encoder = operations.encoder_operations(tokenizer, num_tokens)
@@ -63,8 +64,8 @@ class Costs:
     self.critic = operations.policy_operations(critic, config.nat.width)
     self.text = 0
     if length:
-      ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-      self.text = _counted(networks.text_module(config), ids)
+      text, inputs = networks.module_and_inputs(config, 'text')
+      self.text = _counted(text, *inputs)
     self.reward, self.heads = _reward(config)
     num_steps = config.policy.num_steps[0]
     self.sample = operations.sampling_operations(
@@ -117,12 +118,13 @@ def stages(
     num_images: training images of the data set.
     num_captions: of each image, where it has captions.
   """
-  is_converted = Experiment(config, 'unused').is_converted
+  experiment = Experiment(config, 'unused')
+  is_converted = experiment.is_converted
   cost = Costs(config)
   result: dict[str, float] = {}
   if not is_converted('tokenizer'):
     result['tokenizer'] = _tokenizer(config, cost)
-  stored = networks.is_text(config) and config.data.text_embeddings == 'store'
+  stored = experiment.stores_states
   # Each image and its mirror image.
   result['prepare'] = num_images * (
     2 * cost.encoder + stored * num_captions * cost.text
@@ -130,10 +132,11 @@ def stages(
   computed = 0 if stored else cost.text
   if not is_converted('nat'):
     nat = config.nat
+    trained = _TRAINING if experiment.learns_text else 1
     result['nat'] = (
       nat.num_steps
       * nat.batch_size
-      * ((_TRAINING + cost.encoded_anew) * cost.nat + computed)
+      * ((_TRAINING + cost.encoded_anew) * cost.nat + trained * computed)
     )
     every = nat.frechet_every or nat.num_steps
     measured = nat.num_steps // every * nat.frechet_samples

@@ -63,6 +63,12 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   nat.micro_batches = 32
 
   config.text = text = ml_collections.ConfigDict()
+  # 'clip' is a frozen tower of CLIP's; 'learned' a small transformer on words,
+  # trained with the NAT (docs/own_images.md).
+  text.network = 'clip'
+  # Longest caption of a learned network, in words and signs, and one more for
+  # its start; CLIP's tower has 77 tokens.
+  text.num_positions = 77
   # The text tower of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k. The states of
   # its 77 positions are the NAT's condition, those of '' the null condition.
   text.width = 1280

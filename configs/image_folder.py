@@ -3,9 +3,10 @@
   adanat --config=image_folder:quick --config.data.path=pictures
 
 In a folder of folders each folder is a class; a folder of pictures is one
-class. Nothing is downloaded: the networks that measure and reward are trained
-on the same pictures, unless published ones are named. docs/own_images.md
-explains each step. Presets:
+class. With `--config.data.condition=text` pictures have captions, and a text
+network learns to read them with the NAT. Nothing is downloaded: the networks
+that measure and reward are trained on the same pictures, unless published ones
+are named. docs/own_images.md explains each step. Presets:
 
   configs/image_folder.py         256 pixels, for one GPU of 40 GB or more
   configs/image_folder.py:laptop  64 pixels, an evening on a laptop
@@ -55,6 +56,27 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
   # White behind transparent pictures, as on a page.
   data.background = (255, 255, 255)
   data.num_classes = 0
+
+  config.text = text = ml_collections.ConfigDict()
+  # Read with data.condition='text'. 'learned' is a small transformer on the
+  # words of captions, trained with the NAT; 'clip' a frozen tower of CLIP's,
+  # whose sizes cc3m256.py has.
+  text.network = 'learned'
+  text.width = 256
+  text.depth = 4
+  text.num_heads = 4
+  text.mlp_width = 1024
+  # Longest caption, in words and signs, and one more for its start: as many
+  # tokens for the NAT.
+  text.num_positions = 24
+  # Of CLIP's tower alone, as the activation.
+  text.projection_width = 256
+  text.activation = 'gelu'
+  text.dtype = 'float32'
+  text.init_from = ''
+  text.tokenizer = ''
+  # Texts to sample, such as "'a red square','two cats'".
+  config.sample.captions = ()
 
   # The rate falls to 0, because the run is short.
   config.nat.learning_rate_schedule = 'cosine'
@@ -192,6 +214,8 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
   nat.frechet_samples = 0
   nat.frechet_every = 0
 
+  config.text.update(width=128, depth=2, mlp_width=512, num_positions=16)
+
   policy = config.policy
   policy.num_steps = (4,)
   policy.iterations = 30
@@ -262,6 +286,8 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
 def _make_tiny(config: ml_collections.ConfigDict) -> None:
   """Sets the fields of in256.py:mini that differ for a folder of pictures."""
   config.data.held_out = 8
+  config.text.update(width=32, depth=1, num_heads=2, mlp_width=64)
+  config.text.num_positions = 8
   measure, reward = config.judges.measure, config.judges.reward
   measure.update(widths=(4, 8, 8), feature_width=8, num_steps=8, batch_size=16)
   reward.update(image_size=0, normalisation='centred', crop_probability=0.0)

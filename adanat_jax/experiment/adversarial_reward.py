@@ -2,7 +2,7 @@
 
 A projected discriminator: trained heads on the features of a frozen network.
 Real images come in the training's batches, with their class or their caption's
-token ids, which the frozen text tower embeds (AdaNAT, section 3.3;
+token ids, which the frozen text network embeds (AdaNAT, section 3.3;
 LeapLabTHU/AdaNAT train.py and libs/discriminator.py). How it learns:
 `adanat_jax.learning.discriminator`.
 """
@@ -26,6 +26,7 @@ from adanat_jax.experiment import networks, reward_network, texts
 from adanat_jax.learning import discriminator as discriminator_lib
 from adanat_jax.learning.rewards import Labelled, RewardModel, RewardSpec
 from adanat_jax.models import vit
+from adanat_jax.models.captions import CaptionTransformer
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.discriminator import (
   GROUP_SIZE,
@@ -74,7 +75,8 @@ class _ProjectedDiscriminator:
   experiment: Experiment
   trunk: vit.VisionTransformer  # the frozen network
   heads: DiscriminatorHeads  # what is trained
-  text: CLIPText | None  # the tower that reads captions; None for classes
+  # What reads captions; None for classes.
+  text: CLIPText | CaptionTransformer | None
   # Reconstructs real images when they are read; None: it does not.
   tokenizer: VQGAN | None
 

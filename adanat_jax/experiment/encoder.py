@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from adanat_jax.data import clip_tokens, images as images_lib
+from adanat_jax.data import images as images_lib
 from adanat_jax.data.prepared import RecordLayout
-from adanat_jax.experiment import texts
+from adanat_jax.experiment import networks, texts
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import checkpoint, sharding
 from adanat_jax.types import Array
@@ -70,10 +70,10 @@ class Encoder:
     """Starts encoding any number of captions.
 
     Args:
-      ids: int32[n, 77].
+      ids: int32[n, L].
 
     Returns:
-      For each batch, `states` float16[batch size, 77, C] and `embedding`
+      For each batch, `states` float16[batch size, L, C] and `embedding`
       float32[batch size, E]; rows from n on mean nothing.
     """
     with jax.set_mesh(self._mesh):
@@ -112,7 +112,10 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
   settings['data.mirror'] = None if experiment.mirrors else False
   settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size
   settings['tokenizer'] = _digest(experiment, 'tokenizer')
-  if experiment.is_text:
+  if experiment.learns_text:
+    settings['text.network'] = config.text.network
+    settings['text.num_positions'] = config.text.num_positions
+  elif experiment.is_text:
     settings['data.text_embeddings'] = data.text_embeddings
     if data.text_embeddings == 'store':
       settings['text'] = _digest(experiment, 'text')
@@ -138,11 +141,12 @@ def layout_of(experiment: Experiment) -> RecordLayout:
   if not experiment.is_text:
     num_classes = experiment.num_classes
     return RecordLayout(num_tokens, num_views, num_classes=num_classes)
-  stored = config.data.text_embeddings == 'store'
+  stored = experiment.stores_states
+  _, (ids,) = networks.module_and_inputs(config, 'text')
   return RecordLayout(
     num_tokens,
     num_views,
-    text_length=clip_tokens.NUM_POSITIONS,
+    text_length=ids.shape[1],
     state_width=config.text.width if stored else 0,
     embedding_width=config.text.projection_width if stored else 0,
   )

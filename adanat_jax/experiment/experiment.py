@@ -126,6 +126,19 @@ class Experiment:
     return networks.is_text(self.config)
 
   @property
+  def learns_text(self) -> bool:
+    """Whether the network that reads captions is trained with the NAT."""
+    # A config of an older version says nothing of it.
+    network = self.config.text.get('network', 'clip') if self.is_text else ''
+    return network == 'learned'
+
+  @property
+  def stores_states(self) -> bool:
+    """Whether states of captions are prepared; learned ones come too late."""
+    stored = self.is_text and self.config.data.text_embeddings == 'store'
+    return stored and not self.learns_text
+
+  @property
   def num_classes(self) -> int:
     """How many classes there are, the null condition not counted.
 

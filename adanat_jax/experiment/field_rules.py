@@ -450,10 +450,12 @@ _FILES: Mapping[str, Rule] = {
 _TEXTS: Mapping[str, Rule] = {
   **_section(
     'text',
+    network=choice('clip', 'learned'),
     width=_WIDTH,
     depth=_DEPTH,
     num_heads=_HEADS,
     mlp_width=integer(1, 2**16),
+    num_positions=integer(3, 4096),
     projection_width=_WIDTH,
     activation=choice('gelu', 'quick_gelu'),
     dtype=_COMPUTE_TYPE,

@@ -27,6 +27,7 @@ from adanat_jax.runtime import sharding
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
+  from adanat_jax.models.captions import CaptionTransformer
   from adanat_jax.models.classifier import ConvClassifier
   from adanat_jax.models.clip import CLIPText
   from adanat_jax.models.discriminator import DiscriminatorHeads
@@ -134,11 +135,26 @@ def nat_module(config: Config) -> DenoiserModule:
   )
 
 
-def text_module(config: Config) -> CLIPText:
-  """CLIP's text tower of `config.text`."""
+def text_module(config: Config) -> CLIPText | CaptionTransformer:
+  """The network of `config.text`, which reads captions."""
+  section = config.text
+  # A config of an older version says nothing of it.
+  if section.get('network', 'clip') == 'learned':
+    from adanat_jax.data import byte_tokens
+    from adanat_jax.models.captions import CaptionTransformer
+
+    return CaptionTransformer(
+      section.width,
+      section.depth,
+      section.num_heads,
+      section.mlp_width,
+      section.num_positions,
+      byte_tokens.ROW,
+      byte_tokens.VOCABULARY,
+      dtype=_compute_type(section),
+    )
   from adanat_jax.models.clip import CLIPText
 
-  section = config.text
   return CLIPText(
     section.width,
     section.depth,
@@ -240,17 +256,21 @@ _SECTIONS = {
   'reward': ('judges.reward', 'params'),
   'text': ('text', 'params'),
 }
+# The same in the checkpoint of stage `nat` where it trains both.
+_TRAINED_TOGETHER = {'nat': 'ema/denoiser', 'text': 'ema/text'}
 
 
 def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
   """Builds a network and reads its parameters; see `Experiment.network`."""
   section, field = _SECTIONS[name]
+  if experiment.learns_text and name in ('nat', 'text'):
+    section, field = 'nat', _TRAINED_TOGETHER[name]
   if name == 'nat' and experiment.field(section).get('network') == 'maskgit':
     field = 'params'  # As this kind of weights is converted.
   module, inputs = module_and_inputs(experiment.config, name)
   shapes = functools.partial(experiment.param_shapes, module, *inputs)
-  # No stage trains the text tower.
-  if experiment.is_converted(section) or name == 'text':
+  # No stage trains CLIP's text tower.
+  if experiment.is_converted(section) or section == 'text':
     return module, experiment.load_converted(section, field, shapes())
   hint = ''
   if 'init_from' in experiment.field(section):
@@ -273,19 +293,15 @@ def module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
     reward = reward_module(config)
     return reward, [image(reward.image_size, reward.image_channels)]
   if name == 'text':
-    return text_module(config), [_shape((1, _text_length()), jnp.int32)]
+    text = text_module(config)
+    length = text.num_positions * getattr(text, 'word_length', 1)
+    return text, [_shape((1, length), jnp.int32)]
   nat = nat_module(config)
   condition = _shape((1,), jnp.int32)
   if is_text(config):
-    condition = _shape((1, _text_length(), config.text.width))
+    length = text_module(config).num_positions
+    condition = _shape((1, length, config.text.width))
   return nat, [_shape((1, nat.num_tokens), jnp.int32), condition]
-
-
-def _text_length() -> int:
-  """L, the states of a caption."""
-  from adanat_jax.data import clip_tokens
-
-  return clip_tokens.NUM_POSITIONS
 
 
 def _shape(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:

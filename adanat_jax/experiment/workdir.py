@@ -55,6 +55,20 @@ ADDED_FIELDS = {
     '',
   ),
   **dict.fromkeys(('tokenizer.dtype', 'text.dtype'), 'float32'),
+  # Configs of captions had a tower of CLIP's, those of folders no captions.
+  **{
+    f'text.{name}': value
+    for name, value in {
+      'network': 'clip',
+      'num_positions': 77,
+      'activation': 'gelu',
+      **dict.fromkeys(('width', 'projection_width', 'mlp_width'), 256),
+      'depth': 4,
+      'num_heads': 4,
+      'init_from': '',
+      'tokenizer': '',
+    }.items()
+  },
   'tokenizer.network': 'vqgan',
   'tokenizer.conv_downsample': False,
   'judges.training': 'auto',

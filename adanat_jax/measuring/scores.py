@@ -24,7 +24,7 @@ import numpy as np
 from adanat_jax.data import prefetch
 from adanat_jax.data.order import epoch_batch
 from adanat_jax.decoding.schedules import Schedule
-from adanat_jax.experiment import texts
+from adanat_jax.experiment import networks, texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
   features,
@@ -117,17 +117,19 @@ class Conditions:
     """Opens the validation captions, where there are captions.
 
     Raises:
-      UserError: if there are none, or no text tower to read them.
+      UserError: if there are none, or no text tower to read them. A network
+        that is trained with the NAT is loaded when captions are read.
     """
     self._experiment = experiment
     self._mesh = experiment.mesh
     self._prompts: Any = None
-    self._tower: tuple[Any, Any] = (None, None)
+    self._text_params: Any = None
     if experiment.is_text:
       self._prompts = experiment.examples('test', 'prompts')
-      if 'ids' in self._prompts.take(np.zeros(1, np.int64)):
-        self._tower = experiment.network('text')
-      module: Any = self._tower[0]
+      self._has_ids = 'ids' in self._prompts.take(np.zeros(1, np.int64))
+      if self._has_ids and not experiment.learns_text:
+        self._text_params = experiment.network('text')[1]
+      module = networks.text_module(experiment.config)
       self._states = jax.jit(
         lambda params, batch: texts.conditions(module, params, batch)[0]
       )
@@ -155,8 +157,14 @@ class Conditions:
       labels: Any = sharding.put_batch(rows, self._mesh)
       return labels
     found = sharding.put_batch(self._prompts.take(rows), self._mesh)
+    if self._has_ids and self._text_params is None:
+      self._text_params = self._experiment.network('text')[1]
     with jax.set_mesh(self._mesh):
-      return self._states(self._tower[1], found)
+      return self._states(self._text_params, found)
+
+  def read_with(self, params: Any) -> None:
+    """Reads captions with these parameters of a text network in training."""
+    self._text_params = params
 
   def on_hosts(self, chosen: np.ndarray) -> np.ndarray:
     """Conditions of any number of samples, the same array in all processes."""

@@ -5,7 +5,8 @@
   tokenizer.safetensors
   policy-T4.safetensors      the actor of each learned policy; if it serves
                              several T, its file is named by the smallest
-  text.safetensors           the text tower, vocabulary.json perhaps beside it
+  text.safetensors           the text network, vocabulary.json perhaps beside
+                             it, or words.txt, the words that it knows
   README.md                  a card for readers
 
 docs/library.md describes `config.json`. Folders come from others: `load`
@@ -53,6 +54,7 @@ DTYPES = ('float32', 'bfloat16', 'float16')
 _SHIPPED = pathlib.Path(__file__).parents[1] / 'shipped'
 _CONFIG = 'config.json'
 _VOCABULARY = 'vocabulary.json'
+_WORDS = 'words.txt'
 _SHAPE = {
   'batch_size': int,
   'class_names': [str],
@@ -77,6 +79,7 @@ _SHAPE = {
     }
   },
   'vocabulary': (None, str),
+  'words?': str,
 }
 # Of training, or of the machine.
 _NOT_SAVED = {'parent', 'name', 'dropout_rate', 'attention'}
@@ -272,13 +275,17 @@ class _FolderReader:
     return found
 
   def caption_encoder(self) -> requests.EncodeCaptions:
-    """The text tower, with its vocabulary."""
-    from adanat_jax.data import clip_tokens
+    """The text network, with its vocabulary."""
+    from adanat_jax.models.captions import CaptionTransformer
     from adanat_jax.models.clip import CLIPText
     from adanat_jax.sampling.captions import CaptionEncoder
 
-    ids = jax.ShapeDtypeStruct((1, clip_tokens.NUM_POSITIONS), jnp.int32)
-    module, params = self.network('text', CLIPText, inputs=(ids,))
+    classes = CLIPText, CaptionTransformer
+    module, params = self.network('text', *classes)
+    if (checksum := self._config.get('words')) is not None:
+      data = self._bytes(self._path / _WORDS, checksum)
+      words = data.decode('utf-8', 'replace').split('\n')
+      return CaptionEncoder(module, params, words=frozenset(words))
     checksum = self._config['vocabulary']
     if checksum is None:
       return CaptionEncoder(module, params)
@@ -371,6 +378,10 @@ def _inputs(module: Any) -> tuple[Any, ...]:
     side = module.downsampling
     shape = (1, side, side, module.image_channels)
     return (jax.ShapeDtypeStruct(shape, jnp.float32),)
+  if hasattr(module, 'num_positions'):
+    # A text network, of so many positions, or of so many words.
+    length = module.num_positions * getattr(module, 'word_length', 1)
+    return (jax.ShapeDtypeStruct((1, length), jnp.int32),)
   condition = jax.ShapeDtypeStruct((1,), jnp.int32)
   if module.text_width is not None:
     condition = jax.ShapeDtypeStruct((1, 1, module.text_width), jnp.float32)
@@ -408,6 +419,7 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
     }
   contents: dict[str, bytes] = {}
   vocabulary = None
+  words: dict[str, str] = {}
   if generator.encode_captions is not None:
     from adanat_jax.sampling.captions import CaptionEncoder
 
@@ -418,6 +430,9 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
     if encoder.vocabulary:
       contents[_VOCABULARY] = files.read_bytes(encoder.vocabulary)
       vocabulary = hashlib.sha256(contents[_VOCABULARY]).hexdigest()
+    if encoder.words:
+      contents[_WORDS] = '\n'.join(sorted(encoder.words)).encode()
+      words['words'] = hashlib.sha256(contents[_WORDS]).hexdigest()
   entries = {}
   for name, (module, params) in networks.items():
     data = _safetensors(name, params, dtype)
@@ -438,6 +453,7 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
       name: _entry(schedule) for name, schedule in generator.schedules.items()
     },
     'vocabulary': vocabulary,
+    **words,
   }
   contents[_CONFIG] = files.json_bytes(files.seal(config))
   return contents

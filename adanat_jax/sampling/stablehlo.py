@@ -63,8 +63,9 @@ def _labels(generator: Generator) -> jax.ShapeDtypeStruct:
   if generator.null_condition is None:
     return jax.ShapeDtypeStruct((batch,), jnp.int32)
   length, width = generator.null_condition.shape
-  if isinstance(generator.encode_captions, CaptionEncoder):
-    return jax.ShapeDtypeStruct((batch, length), jnp.int32)
+  if isinstance(encoder := generator.encode_captions, CaptionEncoder):
+    per_word = getattr(encoder.module, 'word_length', 1)
+    return jax.ShapeDtypeStruct((batch, length * per_word), jnp.int32)
   return jax.ShapeDtypeStruct((batch, length, width), jnp.float32)
 
 

@@ -30,6 +30,7 @@ from adanat_jax.learning import masked_tokens
 from adanat_jax.learning.masked_tokens import NatState
 from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
+from adanat_jax.models.captions import CaptionedDenoiser
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.runtime import processes, sharding
 from adanat_jax.stages import nat_held_out
@@ -90,8 +91,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       ' config.nat.network=enat (published: 0.5): decoding reuses at every step'
     )
   yield from experiment.no_divisors({'nat.num_heads': 'nat.width'})
-  if experiment.is_text:
-    yield from experiment.no_divisors({'text.num_heads': 'text.width'})
+  yield from texts.problems(experiment)
   yield from experiment.uneven_batches(
     {'nat.batch_size': section.micro_batches}
   )
@@ -131,6 +131,10 @@ def run(experiment: Experiment) -> None:
   if section.training_dtype:
     module = module.clone(dtype=jnp.dtype(section.training_dtype))
   tower, frozen = _frozen(experiment, examples['train'])
+  _, inputs = networks.module_and_inputs(config, 'nat')
+  if experiment.learns_text:
+    text, (ids,) = networks.module_and_inputs(config, 'text')
+    module, inputs[1] = CaptionedDenoiser(module, text), ids
   network = make_network(module, tower)
   optimizer = masked_tokens.make_optimizer(
     section.num_steps,
@@ -144,7 +148,6 @@ def run(experiment: Experiment) -> None:
   init_key, step_key, test_key = jax.random.split(experiment.key('nat'), 3)
 
   def initial(frozen: Any) -> NatState:
-    _, inputs = networks.module_and_inputs(config, 'nat')
     zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
     params = module.init(init_key, *zeros)['params']
     ema = jax.tree.map(jnp.copy, params)
@@ -237,12 +240,14 @@ def recipe_of(config: Config) -> masked_tokens.Recipe:
 
 
 def make_network(
-  module: DenoiserModule, tower: Any = None
+  module: DenoiserModule | CaptionedDenoiser, tower: Any = None
 ) -> masked_tokens.Network:
   """A NAT or an ENAT as training takes it.
 
   Args:
-    module: the network.
+    module: the network, perhaps with the text network that is trained with it:
+      its conditions are ids of captions, dropped before they are read, so that
+      the null condition is learned too.
     tower: the text tower of a text-conditional one, None where the states of
       captions are stored; its parameters are `frozen['text']`.
   """
@@ -266,7 +271,12 @@ def make_network(
     # A text's tokens were seen too, without any of the image's.
     return cache.replace(visible=cache.visible & wanted[:, None])
 
-  if module.num_classes is None:
+  denoiser = module
+  if isinstance(module, CaptionedDenoiser):
+    denoiser = module.denoiser
+    condition = lambda frozen, batch: batch['ids']
+    null = lambda frozen: frozen['null']
+  elif module.num_classes is None:
     condition = lambda frozen, batch: texts.conditions(
       tower, frozen['text'], batch
     )[0]
@@ -274,7 +284,7 @@ def make_network(
   else:
     condition = lambda frozen, batch: batch['condition']
     null = lambda frozen: module.num_classes
-  reusing = encode if denoisers.reuses(module) else None
+  reusing = encode if denoisers.reuses(denoiser) else None
   return masked_tokens.Network(logits, condition, null, reusing)
 
 
@@ -298,10 +308,14 @@ def _frozen(
 ) -> tuple[Any, dict[str, Any]]:
   """The text tower where it is needed, and what the compiled step reads.
 
-  The null condition of texts is what the tower says of the empty caption.
+  The null condition of texts is what the tower says of the empty caption, and
+  where a text network is trained the empty caption itself.
   """
   if not experiment.is_text:
     return None, {}
+  if experiment.learns_text:
+    (ids,) = texts.tokenize(experiment, [''])
+    return None, {'null': sharding.shard_state(ids, experiment.mesh)}
   tower: Any = None
   params: Any = {}
   if (

@@ -19,10 +19,11 @@ import numpy as np
 
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.experiment import named_schedules, networks
+from adanat_jax.experiment import named_schedules, networks, texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.measuring import scores
+from adanat_jax.models.captions import CaptionedDenoiser
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
@@ -40,7 +41,7 @@ class HeldOutLoss:
   def __init__(
     self,
     experiment: Experiment,
-    module: DenoiserModule,
+    module: DenoiserModule | CaptionedDenoiser,
     condition: Callable[[Any, dict[str, Array]], Array],
     examples: Examples,
     key: Array,
@@ -120,7 +121,7 @@ class TrainingSamples:
 
     Args:
       experiment: of this run; pictures go to `nat/samples` of its workdir.
-      frozen: `null` holds the null condition of texts.
+      frozen: `null` holds the null condition of texts, unless it is learned.
 
     Raises:
       UserError: for a network or a file that is not there.
@@ -128,7 +129,10 @@ class TrainingSamples:
     self._experiment = experiment
     self._section = section = experiment.config.nat
     module = networks.nat_module(experiment.config)
-    null = sharding.gather(frozen['null']) if experiment.is_text else None
+    self._learns_text = experiment.learns_text
+    null = None
+    if experiment.is_text and not self._learns_text:
+      null = sharding.gather(frozen['null'])
     self._generator = experiment.generator_of(module, None, null)
     self._schedule = named_schedules.make(
       section.sample_schedule, section.sample_num_steps, module.num_tokens
@@ -147,7 +151,14 @@ class TrainingSamples:
       Figures by their names, none if no distance is due.
     """
     section = self._section
-    generator = dataclasses.replace(self._generator, nat_params=params)
+    null = self._generator.null_condition
+    if self._learns_text:
+      params, text = params['denoiser'], params['text']
+      self._conditions.read_with(text)
+      null = texts.null_states(self._experiment, text)
+    generator = dataclasses.replace(
+      self._generator, nat_params=params, null_condition=null
+    )
     if section.sample_grid:
       self._draw(generator, step)
     every = section.frechet_every

@@ -38,6 +38,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import agent as agent_lib, policy, ppo
 from adanat_jax.measuring import features, scores
 from adanat_jax.models import denoisers
+from adanat_jax.models.captions import CaptionTransformer
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.discriminator import GROUP_SIZE
 from adanat_jax.models.vqgan import VQGAN
@@ -357,12 +358,12 @@ def make_problem(
   nat: denoisers.DenoiserModule,
   tokenizer: VQGAN,
   frozen: Any,
-  text: CLIPText | None = None,
+  text: CLIPText | CaptionTransformer | None = None,
   guided: guidance.Guided = True,
 ) -> policy.FrozenParts:
   """NAT and tokenizer as callables, with the parameters that `frozen` holds.
 
-  Where the NAT reads texts, `text` is their tower, and `frozen` has its
+  Where the NAT reads texts, `text` encodes them, and `frozen` has its
   parameters as `text` and the states of the empty text as `null`. `guided`:
   whether, or at which steps, the unconditional pass runs.
   """

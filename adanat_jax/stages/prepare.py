@@ -3,7 +3,7 @@
 1. Threads read, decode and crop the images of the next batches.
 2. The tokenizer encodes each image and, by `data.mirror`, its mirror image in
    batches of one size; captions become token ids and, if they are to be stored,
-   the states of the text tower.
+   the states of the text network.
 3. The records of every `prepare.shard_size` images go to one file, which
    appears whole, followed by a small one that says so and what was left out.
 
@@ -30,7 +30,11 @@ import numpy as np
 
 from adanat_jax.data import prepared, prepared_writer
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, encoder as encoder_lib, texts
+from adanat_jax.experiment import (
+  datasets,
+  encoder as encoder_lib,
+  texts,
+)
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.runtime import files, processes
 from adanat_jax.stages import prepare_shards
@@ -52,6 +56,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
     return
   yield from datasets.problems(experiment)
+  yield from texts.problems(experiment)
   size = experiment.config.prepare.batch_size
   devices = jax.local_device_count()
   if size % devices:
@@ -150,6 +155,10 @@ def _finish(
     np.save(buffer, states[0].astype(np.float32))
     path = directory / prepared.NULL_STATES_FILE
     files.write_bytes(path, buffer.getvalue())
+  if work.experiment.learns_text:
+    words = {word for told in facts['train'] for word in told['words']}
+    text = '\n'.join(sorted(words))
+    files.write_bytes(directory / texts.WORDS_FILE, text.encode())
   names = work.sources['train'].class_names
   prepared_writer.write_metadata(directory, layout, names, facts)
   files.write_json(
@@ -166,3 +175,9 @@ def _finish(
       f'prepare: {split}: {about["records"]} records of {about["images"]}'
       f' images, {len(about["skipped"])} left out'
     )
+    if num_cut := sum(told.get('cut', 0) for told in facts[split]):
+      length = work.experiment.config.text.num_positions
+      processes.say(
+        f'prepare: {split}: {num_cut} captions have more than {length - 1}'
+        ' words and are cut (config.text.num_positions)'
+      )

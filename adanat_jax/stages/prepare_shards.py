@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from adanat_jax.data import (
+  byte_tokens,
   images,
   prefetch,
   prepared,
@@ -66,7 +67,7 @@ class Batch:
   # Of each record its image's place in `pixels`, its key and its label or
   # caption.
   rows: list[tuple[int, dict[str, Any]]]
-  # int32[len(rows), 77], the captions' tokens; None for classes.
+  # int32[len(rows), L], the captions' tokens; None for classes.
   ids: np.ndarray | None
   # Key and reason of images that cannot be read.
   skipped: list[tuple[str, str]]
@@ -264,20 +265,31 @@ class _Output:
     self._layout = work.encoder.layout
     self._tallies = work.tallies
     self._progress = progress
+    experiment = work.experiment
+    self._text_length = 0
+    if experiment.learns_text:
+      self._text_length = experiment.config.text.num_positions
     self._num_images = 0
     self._writer: prepared_writer.ShardWriter | None = None
     self._skipped: list[tuple[str, str]] = []
+    self._words: set[str] = set()
+    self._num_cut = 0
 
   def write(self, batch: Batch, encoded: tuple[Any, Any]) -> None:
     """Waits for the devices, writes the records, ends the shard if due."""
     if self._writer is None:
-      self._skipped = []
+      self._skipped, self._words, self._num_cut = [], set(), 0
       self._writer = prepared_writer.ShardWriter(
         self._directory / batch.shard.file_name, self._layout
       )
     tally = self._tallies[batch.shard.split]
     tally.add(batch.skipped)
     self._skipped += batch.skipped
+    if self._text_length:
+      captions = [facts['caption'] for _, facts in batch.rows]
+      self._words |= byte_tokens.words(captions)
+      cut = [byte_tokens.is_cut(text, self._text_length) for text in captions]
+      self._num_cut += sum(cut)
     for record in _records(self._layout, batch, *jax.device_get(encoded)):
       self._writer.write(record)
     self._num_images += len({place for place, _ in batch.rows})
@@ -296,16 +308,17 @@ class _Output:
     writer.publish()
     marker = self._directory / shard.marker_name
     temporary = marker.with_name(f'.{marker.name}.tmp')
-    told = files.seal(
-      {
-        'images': shard.last - shard.first,
-        'records': writer.num_records,
-        'bytes': writer.num_bytes,
-        'skipped': self._skipped,
-      }
-    )
+    told: dict[str, Any] = {
+      'images': shard.last - shard.first,
+      'records': writer.num_records,
+      'bytes': writer.num_bytes,
+      'skipped': self._skipped,
+    }
+    if self._text_length:
+      told |= {'words': sorted(self._words), 'cut': self._num_cut}
+    text = json.dumps(files.seal(told), indent=1) + '\n'
     with files.writing(marker):
-      temporary.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+      temporary.write_text(text, encoding='utf-8')
     files.publish(temporary, marker)
 
 

@@ -30,10 +30,17 @@ def check_config(experiment: Experiment) -> None:
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says which class does not exist."""
+  """Says which class does not exist, or that there is no caption."""
   section = experiment.config.sample
   # Another generator has classes of its own.
-  if not experiment.is_text and not experiment.config.get('generator'):
+  if experiment.config.get('generator'):
+    return
+  if experiment.is_text and not section.captions:
+    yield (
+      'config.sample.captions is empty; give what the images are to show, such'
+      " as 'a red square','two cats'"
+    )
+  if not experiment.is_text:
     last = experiment.num_classes - 1
     # Without a workdir none are counted, and `run` says what is missing.
     if last >= 0 and max(section.classes) > last:
