@@ -64,14 +64,19 @@ def config_of(**changes: Any) -> Any:
   return configs.load('in256.py:tiny', sizes | changes)
 
 
-def joined() -> programs.Program:
-  """What nobody should do to a batch: two of them one after the other."""
+def moving(name: str) -> programs.Program:
+  """What nobody should do to a batch."""
 
   def join(x: jax.Array) -> jax.Array:
     return sharding.split_batch(jnp.concatenate([x, -x])).sum(-1)
 
+  def shuffle(x: jax.Array) -> jax.Array:
+    order = jax.random.permutation(jax.random.key(0), len(x))
+    return sharding.split_batch(x[order]).sum(-1)
+
   shape = jax.ShapeDtypeStruct((_BATCH_SIZE, 16), jnp.float32)
-  return programs.Program(join, (shape,), (0,), donated=())
+  function = {'joined': join, 'shuffled': shuffle}[name]
+  return programs.Program(function, (shape,), (0,), donated=())
 
 
 def exchanges(program: programs.Program) -> list[Any]:
@@ -86,30 +91,27 @@ def exchanges(program: programs.Program) -> list[Any]:
 def several_devices() -> dict[str, Any]:
   """What is exchanged by each program."""
   published = programs.policy_program(config_of())
-  shuffled = config_of(**{'policy.ppo.num_minibatches': 4})
   _, state, *_ = published.arguments
   return {
     'state': [math.prod(leaf.shape) for leaf in jax.tree.leaves(state)],
     'published': exchanges(published),
     'cut': exchanges(programs.policy_program(config_of(**_CUT))),
-    'shuffled': exchanges(programs.policy_program(shuffled)),
     'nat': exchanges(programs.nat_program(config_of())),
     'nat, cut': exchanges(programs.nat_program(config_of(**_CUT))),
     'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),
-    'joined': exchanges(joined()),
+    **{name: exchanges(moving(name)) for name in ('joined', 'shuffled')},
   }
 
 
 def one_device() -> dict[str, Any]:
   """How many instructions of each kind, without a mesh and with one."""
-  config = config_of(**_CUT | {'policy.discriminator.updates': 1})
+  config = config_of(**_CUT)
   return {
     name: [
       hlo.opcodes(program.compile(mesh, _OPTIONS).as_text())
       for mesh in (None, sharding.make_mesh())
     ]
     for name, program in {
-      'policy': programs.policy_program(config),
       'nat': programs.nat_program(config),
       'sampling': programs.sampling_program(config, _BATCH_SIZE),
     }.items()
@@ -151,7 +153,7 @@ class CollectivesTest(parameterized.TestCase):
   def test_sampling_exchanges_nothing(self):
     self.assertEmpty(self.found['sampling'])
 
-  @parameterized.parameters('shuffled', 'joined')
+  @parameterized.parameters('joined', 'shuffled')
   def test_what_moves_samples_is_seen(self, name):
     self.assertNotEmpty(growing(self.found[name]))
 
@@ -162,7 +164,7 @@ class OneDeviceTest(parameterized.TestCase):
     super().setUpClass()
     cls.found = children.run(__file__, 1)
 
-  @parameterized.parameters('policy', 'nat', 'sampling')
+  @parameterized.parameters('nat', 'sampling')
   def test_a_mesh_of_one_costs_nothing(self, name):
     plain, meshed = self.found[name]
     self.assertGreater(plain['fusion'], 10)

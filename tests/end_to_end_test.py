@@ -165,10 +165,7 @@ class EndToEndTest(absltest.TestCase):
     some = lambda pattern: any(work.glob(pattern))
     # When the run is killed, and what it would have written next.
     moments = (
-      # With an empty cache, the first step is being compiled.
-      (lambda: some('tokenizer/checkpoints'), 'tokenizer/metrics.jsonl'),
-      (lambda: some('tokenizer/checkpoints/10'), 'tokenizer/complete.json'),
-      # From the moment on when the first save begins.
+      # When the first save begins.
       (lambda: some('nat/checkpoints/*'), 'nat/complete.json'),
       (
         lambda: some('policy/*-adaptive-*/checkpoints/1'),
@@ -177,14 +174,11 @@ class EndToEndTest(absltest.TestCase):
       (lambda: holds(ledger, 'T4/grid/0'), 'evaluate/results.json'),
       (lambda: some('report/*.png'), 'report/report.md'),
     )
-    for number, (reached, missing) in enumerate(moments):
-      cache = self.directory / 'cold' if number == 0 else self.cache
+    for reached, missing in moments:
       self.assertFalse(reached(), missing)
-      run_until(command(work, cache), reached)
-      path = work / missing
-      # A file of rows may exist and hold none.
-      unfinished = not path.exists() or not path.read_bytes()
-      self.assertTrue(unfinished, f'killed too late for {missing}')
+      run_until(command(work, self.cache), reached)
+      late = f'killed too late for {missing}'
+      self.assertFalse((work / missing).exists(), late)
     result = run(command(work, self.cache))
     self.assertEqual(result.returncode, 0, result.stderr[-3000:])
 
