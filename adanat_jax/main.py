@@ -68,6 +68,8 @@ STAGES = {
 STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
 BENCHMARK = ('tokenizer', 'judges', 'prepare', 'nat', 'policy', 'evaluate')
 OWN_IMAGES = (*BENCHMARK, 'report', 'export')
+# Captions are measured by the published protocol, which has no report.
+OWN_CAPTIONS = (*BENCHMARK, 'export')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
 # What mode 'suite' runs.
@@ -218,9 +220,10 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
   if config.mode == 'all':
     if config.data.source == 'digits':
       return STUDY
-    is_study = config.evaluate.protocol == 'study'
-    of_classes = config.data.get('condition', '') != 'text'
-    return OWN_IMAGES if is_study and of_classes else BENCHMARK
+    if config.evaluate.protocol != 'study':
+      return BENCHMARK
+    is_text = config.data.get('condition', '') == 'text'
+    return OWN_CAPTIONS if is_text else OWN_IMAGES
   several = {'compare': COMPARISON, 'suite': SUITE}
   return several.get(config.mode, (config.mode,))
 

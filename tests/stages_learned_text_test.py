@@ -26,7 +26,7 @@ from adanat_jax.models.captions import CaptionedDenoiser, CaptionTransformer
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint
-from adanat_jax.stages import nat, prepare, sample
+from adanat_jax.stages import judges, nat, prepare, report, sample
 from support import configs
 from support.preparing import write_tokenizer
 
@@ -142,6 +142,8 @@ class StagesTest(absltest.TestCase):
         'nat.num_steps': 4,
         'nat.evaluate_every': 4,
         'nat.frechet_samples': 0,
+        'judges.measure.num_steps': 1,
+        'judges.reward.init_from': str(root / 'reward'),
         'sample.policy': 'maskgit',
         'sample.captions': ('red square', 'violet square'),
       },
@@ -149,9 +151,13 @@ class StagesTest(absltest.TestCase):
     write_tokenizer(root / 'tokenizer', cls.config)
     cls.experiment = Experiment(cls.config, root / 'run')
     with mock.patch('adanat_jax.runtime.processes.say') as said:
+      judges.run(cls.experiment)
       prepare.run(cls.experiment)
       nat.run(cls.experiment)
     cls.said = '\n'.join(call.args[0] for call in said.mock_calls)
+
+  def test_the_measuring_network_needs_no_classes(self):
+    self.assertTrue(self.experiment.is_complete('judges/measure'))
 
   def test_prepared(self):
     directory = self.root / 'run' / 'prepare'
@@ -211,6 +217,8 @@ class StagesTest(absltest.TestCase):
     config.sample.captions = ()
     with self.assertRaisesRegex(UserError, 'sample.captions is empty'):
       sample.check_config(Experiment(config, self.root / 'no'))
+    with self.assertRaisesRegex(UserError, 'evaluate/results.md'):
+      report.check_config(self.experiment)
 
 
 if __name__ == '__main__':

@@ -150,6 +150,11 @@ def _schedules(evaluation: Evaluation) -> list[Schedule]:
 def _clip_score(evaluation: Evaluation) -> clip_score.ClipScore | None:
   """What compares images with their captions, if the config asks for it."""
   if not clip_score.is_wanted(evaluation.experiment):
+    if evaluation.experiment.is_text:
+      processes.say(
+        'evaluate: no CLIP score: config.evaluate.clip.image.init_from and'
+        ' config.evaluate.clip.text.init_from name no CLIP (docs/weights.md)'
+      )
     return None
   conditions = evaluation.scorer.conditions
   chosen = conditions.of(evaluation.count, _SEED)

@@ -166,8 +166,10 @@ def _train(
     right = functools.partial(_matches_view, apply, augmentation)
 
   def train_step(frozen: Any, state: Any, batch: Any, index: Array) -> Any:
-    images = images_lib.to_unit(batch['images'])
-    return step(state, {'images': images, 'labels': batch['condition']}, index)
+    rows = {'images': images_lib.to_unit(batch['images'])}
+    if judged:  # Captions are no classes.
+      rows['labels'] = batch['condition']
+    return step(state, rows, index)
 
   examples = _examples(experiment, 'train')
   fit.fit(

@@ -41,7 +41,16 @@ _SIDE = 48
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for fields that are missing or not allowed."""
-  experiment.check(reads=('data', 'report'))
+  experiment.check(_problems, reads=('data', 'report'))
+
+
+def _problems(experiment: Experiment) -> Iterator[str]:
+  """Says that captions have no report."""
+  if experiment.is_text:
+    yield (
+      'config.mode=report is of pictures with classes; what was measured of'
+      f' captions is in {experiment.workdir / "evaluate" / "results.md"}'
+    )
 
 
 def run(experiment: Experiment) -> None:
