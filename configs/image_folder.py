@@ -249,13 +249,14 @@ def _shrink(config: ml_collections.ConfigDict) -> None:
 def _hurry(config: ml_collections.ConfigDict) -> None:
   """Makes the laptop's networks narrow and their trainings short."""
   config.data.held_out = 24
+
   tokenizer = config.tokenizer
   tokenizer.base_width = 16
   tokenizer.width_multipliers = (1, 2, 4, 4)
-  tokenizer.num_steps = 800
+  tokenizer.num_steps = 2000
   tokenizer.learning_rate = 1e-3
   tokenizer.measured_images = 100
-  tokenizer.evaluate_every = 200
+  tokenizer.evaluate_every = 500
   # It would set in when the tokenizer is still a blur.
   tokenizer.adversarial.weight = 0.0
 
@@ -266,11 +267,11 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
   nat.width = 128
   nat.depth = 4
   nat.num_heads = 4
-  nat.num_steps = 700
+  nat.num_steps = 2000
   nat.learning_rate = 1e-3
   nat.warmup_steps = 50
   nat.ema_decay = 0.99
-  nat.evaluate_every = 350
+  nat.evaluate_every = 1000
   nat.validation_examples = 100
 
   config.policy.iterations = 16
