@@ -179,6 +179,9 @@ class MethodsTest(absltest.TestCase):
     # MaskGIT's choice sharpens: 1 / (1 / 2 + 1 / 2).
     effective = row['values_per_step']['effective_temperature']
     self.assertEqual((effective['mean'], row['passes']), ([1.0] * T, T))
+    # It says 2 for everything, and is not guided.
+    scale = row['values_per_step']['guidance_scale']
+    self.assertEqual(scale['mean'], [0.0] * T)
     for purpose in ('mean', 'floors', 'report'):
       evaluation.sample(first, purpose, 4)
     grid, other_grid, *seeds, again, mean, floors, report = map(tuple, keys)

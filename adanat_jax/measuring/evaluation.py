@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.experiment import named_schedules
@@ -203,7 +204,10 @@ class Evaluation:
     trajectory = samples.trajectory
     assert trajectory is not None  # The caller asked for it.
     over_samples = functools.partial(_over_samples, statistics=statistics)
-    values = trajectory.values
+    # What a policy says of guidance is not done at a step that is unguided.
+    is_guided = guidance.passes(schedule.guided, schedule.num_steps) - 1
+    scale = is_guided[:, None] * np.asarray(trajectory.values.guidance_scale)
+    values = dataclasses.replace(trajectory.values, guidance_scale=scale)
     # What the kept tokens follow, whichever way their positions were chosen.
     temperature = effective_temperature(values, schedule.options)
     return {
