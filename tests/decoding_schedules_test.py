@@ -29,7 +29,7 @@ from adanat_jax.learning import schedule_search
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study
 from adanat_jax.measuring.evaluation import Evaluation
-from adanat_jax.runtime import files
+from adanat_jax.runtime import files, journal
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
   compare,
@@ -398,6 +398,10 @@ class OneMoreTest(absltest.TestCase):
     )
     measures = mock.Mock(return_value=dict.fromkeys(study.MEASURES, 0.5))
     measures.distance.return_value = 0.5
+    measures.warnings.return_value = ['too few']
+    measures.num_real = 30
+    judge = files.make_directory(self.workdir / 'judges/measure')
+    journal.mark_complete(judge, 1, {'test_accuracy': 1.0})
     with (
       mock.patch.object(study, 'Measures', lambda *_: measures),
       mock.patch.object(policies, 'trainings', lambda *_: []),
@@ -410,6 +414,8 @@ class OneMoreTest(absltest.TestCase):
       ['eager', 'the eager one', 'hand-made', 'made here'],
     )
     self.assertEqual(tuned['name'], 'tuned')
+    told = self.experiment.warnings()
+    self.assertIn(('evaluate', 'too few'), told)
     *_, measured, _ = self.decoded
     self.decoded = [measured]
     self.assert_decoded()

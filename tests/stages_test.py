@@ -277,6 +277,9 @@ class MeasuresTest(absltest.TestCase):
     self.assertGreater(held_out['precision'], noisy['precision'])
     self.assertGreater(held_out['recall'], noisy['recall'])
     self.assertEqual(itself['coverage'], 1.0)
+    self.assertEmpty(measures.warnings(9))
+    (few,) = measures.warnings(8)
+    self.assertStartsWith(few, '8 generated images are too few')
     self.assertGreater(held_out['density'], noisy['density'])
     self.assertGreater(held_out['coverage'], noisy['coverage'])
     for real in (itself, held_out):

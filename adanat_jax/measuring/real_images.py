@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import concurrent.futures
 import os
 from typing import Any
@@ -20,6 +20,17 @@ from adanat_jax.runtime import sharding
 
 # A covariance needs two images, and an image's third neighbour three others.
 _FEWEST = 4
+
+
+def too_few(counts: Mapping[str, int], width: int) -> list[str]:
+  """Says which sets, by their names, have no covariance of `width` features."""
+  return [
+    f'{count} {name} images are too few to measure a Fréchet distance with in'
+    f' {width} features: compare it at equal numbers of images alone, or give'
+    f' more than {width}, or go by the kernel distance (docs/evaluation.md)'
+    for name, count in counts.items()
+    if count <= width
+  ]
 
 
 class RealImages:

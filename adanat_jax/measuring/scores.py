@@ -29,6 +29,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
   features,
   published_weights,
+  real_images,
   reference_statistics,
 )
 from adanat_jax.metrics import frechet
@@ -293,13 +294,7 @@ class Scorer:
     # Published moments do not tell how many images they are of.
     if isinstance(made_of, dict) and 'counted' in made_of:
       counts['real'] = made_of['counted']
-    return [
-      f'{count} {kind} images are too few to measure a Fréchet distance with in'
-      f' {width} features: compare it at equal numbers of images alone, or give'
-      f' more than {width}, or go by config.evaluate.kernel_distance'
-      for kind, count in counts.items()
-      if count <= width
-    ]
+    return real_images.too_few(counts, width)
 
   def figures(self, tally: SampleTally) -> dict[str, float]:
     """What a complete tally says; in process 0."""

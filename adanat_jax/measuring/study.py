@@ -27,7 +27,7 @@ from adanat_jax.data.order import epoch_batch
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.measuring.real_images import RealImages
+from adanat_jax.measuring.real_images import RealImages, too_few
 from adanat_jax.metrics import (
   frechet,
   kernel_distance,
@@ -116,6 +116,11 @@ class Measures:
     size = self._experiment.batch_size
     features, logits = map_in_batches(self._apply, images, size)
     return features, logits
+
+  def warnings(self, num_samples: int) -> list[str]:
+    """Says which sets are too small for a covariance of the features."""
+    counts = {'generated': num_samples, 'real': self.num_real}
+    return too_few(counts, self._features.shape[1])
 
   def distance(self, images: np.ndarray) -> float:
     """The Fréchet distance alone, for searches."""

@@ -36,6 +36,7 @@ from adanat_jax.runtime.journal import (
   has_results,
   mark_complete,
   read_complete,
+  warn,
 )
 from adanat_jax.types import PolicyValues
 
@@ -277,6 +278,8 @@ def run(experiment: Experiment) -> None:
   for which in policies.trainings(experiment):
     experiment.require(f'policy/{which.name}')
   evaluation = Evaluation(experiment)
+  warnings = evaluation.measures.warnings(evaluation.count)
+  warn('evaluate', warnings)
   ledger = Ledger(directory / 'ledger.jsonl')
   processes.say('evaluate: floors')
   floors = ledger.get('floors', functools.partial(_floors, evaluation))
@@ -299,7 +302,7 @@ def run(experiment: Experiment) -> None:
     'grid': grids,
   }
   files.write_json(directory / RESULTS_FILE, results)
-  mark_complete(directory, len(entries), {})
+  mark_complete(directory, len(entries), {}, warnings=warnings)
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
