@@ -24,6 +24,7 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   networks,
   policies,
+  reward_network,
   workdir as workdir_lib,
 )
 from adanat_jax.experiment.experiment import Experiment
@@ -158,6 +159,17 @@ class StageTest(parameterized.TestCase):
       compare.run(Experiment(cls.config, cls.workdir))
     cls.rows = rows
     cls.results = files.read_json(cls.directory / 'results.json')
+
+  def test_judges_are_read_with_their_heads(self):
+    ours = compare.network_experiment(
+      Experiment(self.config, self.workdir), 'nat'
+    )
+    module, params = ours.network('reward')
+    self.assertEqual(module.num_outputs, 10)
+    self.assertEqual(params['head']['bias'].shape, (10,))
+    ours.config.judges.reward.depth = 2
+    with self.assertRaisesRegex(UserError, 'has 1 blocks; .* 2 blocks'):
+      ours.check(reward_network.problems)
 
   def test_a_killed_one_goes_on_and_gives_the_same(self):
     # Two networks, three schedules, two seeds; the fifth was asked for twice.

@@ -401,7 +401,7 @@ class StageTest(parameterized.TestCase):
     ('captions', 'policy.num_steps', (2, 5), 'holds 5, and a shared policy'),
     ('classes', 'judges.reward.hooks', (0, 1), 'give blocks from 0 to 0'),
     ('classes', 'judges.reward.patch_size', 3, 'must divide the 8 pixels'),
-    ('classes', 'judges.reward.width', 64, 'give the sizes of that network'),
+    ('classes', 'judges.reward.width', 64, 'Give the sizes of that network'),
     ('classes', 'judges.reward.normalisation', 'centred', 'stay as they are'),
     ('classes', 'policy.discriminator.held_out', 12, 'multiple of 8'),
   )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from adanat_jax.decoding import actions
+from adanat_jax.errors import UserError
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.halton import HaltonTransformer, mlp_width
@@ -185,10 +186,11 @@ def reward_module(config: Config) -> VisionTransformer:
   from adanat_jax.models.vit import VisionTransformer
 
   section = config.judges.reward
-  num_outputs = 0  # Published weights come without a head.
-  if not section.get('init_from', ''):
-    num_outputs = num_classes(config, judged=True)
-    num_outputs = num_outputs or config.judges.embedding_width
+  directory = section.get('init_from', '')
+  num_outputs = _head_width(directory) if directory else None
+  if num_outputs is None:  # It is trained here, or by `compare` before.
+    judged = num_classes(config, judged=True)
+    num_outputs = judged or config.judges.embedding_width
   return VisionTransformer(
     image_size=section.image_size or config.data.image_size,
     patch_size=section.patch_size,
@@ -199,6 +201,17 @@ def reward_module(config: Config) -> VisionTransformer:
     num_outputs=num_outputs,
     hooks=tuple(section.hooks),
   )
+
+
+def _head_width(directory: str) -> int | None:
+  """Of a saved reward network: 0 for published ones, None if there is none."""
+  from adanat_jax.runtime import checkpoint, leaves
+
+  try:
+    head = checkpoint.read_layouts(directory).get('params/head/bias')
+  except UserError:
+    return None
+  return leaves.of_layout(head).shape[0] if head else 0
 
 
 def discriminator_module(config: Config) -> DiscriminatorHeads:

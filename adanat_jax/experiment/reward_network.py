@@ -21,6 +21,9 @@ from adanat_jax.types import Array
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
 
+# How the names of a transformer's blocks begin.
+_BLOCK = 'params/blocks_'
+
 
 def is_trained(experiment: Experiment) -> bool:
   """Whether stage `judges` trains the network: no weights of it are named.
@@ -34,7 +37,8 @@ def is_trained(experiment: Experiment) -> bool:
 def knows_classes(experiment: Experiment) -> bool:
   """Whether the network was trained to tell the classes of the pictures."""
   judged = networks.num_classes(experiment.config, judged=True)
-  return is_trained(experiment) and judged > 0
+  outputs = networks.reward_module(experiment.config).num_outputs
+  return 0 < judged == outputs
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
@@ -82,11 +86,14 @@ def _problems_of_weights(experiment: Experiment) -> Iterator[str]:
   sizes = section.patch_size, section.patch_size, channels, section.width
   ours = f'float32[{",".join(map(str, sizes))}]'
   theirs = found.get('params/patches/kernel', ours)
-  if theirs != ours:
+  depth = len({x.split('/')[1] for x in found if x.startswith(_BLOCK)})
+  if theirs != ours or depth != section.depth:
     yield (
       f'config.judges.reward.init_from={section.init_from}: its patches have'
-      f' weights {theirs}, and patch_size and width of config.judges.reward'
-      f' make {ours}; give the sizes of that network, or no weights'
+      f' weights {theirs}, and it has {depth} blocks; patch_size, width and'
+      f' depth of config.judges.reward make {ours} and {section.depth} blocks.'
+      ' Give the sizes of that network, its num_heads, hooks, image_size and'
+      ' normalisation too (docs/weights.md), or no weights'
     )
 
 
