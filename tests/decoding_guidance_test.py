@@ -122,6 +122,7 @@ class GuidanceTest(parameterized.TestCase):
       guided=guided,
       options=StepOptions(order='max_prob', noise=False),
     )
+    np.testing.assert_array_equal(of(scales, (False,) * T), of(scales, False))
     ours, passes = of(scales, SOME)
     np.testing.assert_array_equal(ours, of(scales * SOME, True)[0])
     np.testing.assert_array_equal(passes, [6] * B)
@@ -131,7 +132,6 @@ class GuidanceTest(parameterized.TestCase):
     ((0, 2), (True, False, True, False)),
     ((2, 3, 9), (False, False, True, True)),
     ((-4, 1, 2, 3), True),
-    ((7,), False),
   )
   def test_steps_by_number(self, numbers, expected):
     self.assertEqual(guidance.of_steps(numbers, T), expected)
@@ -143,6 +143,14 @@ class GuidanceTest(parameterized.TestCase):
       guidance.passes(expected, T),
       1 + np.broadcast_to(np.asarray(expected, int), T),
     )
+
+  @parameterized.parameters(
+    ('maskgit(guidance_scale=2.0, guided_steps=(4,))', 'count from 0 to 3'),
+    ('maskgit(guided_steps=(2,))', 'is unguided: give a guidance_scale'),
+  )
+  def test_steps_that_are_not_guided(self, name, message):
+    with self.assertRaisesRegex(UserError, message):
+      schedules.make(name, T, 16)
 
   @parameterized.parameters((('yes',) * T,), ((True, False),), (1,))
   def test_mistakes(self, guided):

@@ -53,7 +53,7 @@ def of_steps(numbers: Iterable[int], num_steps: int) -> Guided:
   Those that a decode of `num_steps` does not have are passed over.
 
   Raises:
-    UserError: for what is no integer.
+    UserError: for what is no integer, or if no step is left.
   """
   numbers = tuple(numbers)
   if not all(type(number) is int for number in numbers):
@@ -64,6 +64,11 @@ def of_steps(numbers: Iterable[int], num_steps: int) -> Guided:
   chosen = {
     number % num_steps for number in numbers if -num_steps <= number < num_steps
   }
+  if not chosen:
+    raise UserError(
+      f'guided_steps is {shown(numbers)}, and {num_steps} steps have none of'
+      f' these: they count from 0 to {num_steps - 1}, or back from -1'
+    )
   return checked(
     tuple(step in chosen for step in range(num_steps)), num_steps, ''
   )

@@ -117,6 +117,7 @@ def log_likelihood(
   keys = loop.sample_keys(jax.random.key(0), batch_size)
   share, left = divmod(num_tokens, num_steps)
   guided = False if null_condition is None else guided
+  guided = guidance.checked(guided, num_steps, 'log_likelihood')
   conditions = condition, null_condition if guided else None
   is_guided = guidance.each_step(guided, num_steps)
   passes_of_step = jnp.array(guidance.passes(guided, num_steps))

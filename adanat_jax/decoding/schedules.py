@@ -533,17 +533,15 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
   """
   base, bracket, _ = name.partition('(')
   if base not in SCHEDULES:
-    raise UserError(
-      f'there is no schedule {name!r}; known are {", ".join(SCHEDULES)}'
-    )
+    raise UserError(f'no schedule {name!r}; known: {", ".join(SCHEDULES)}')
   if not bracket:
     return base, {}
-  known = {
+  defaults = {
     key: parameter.default
     for key, parameter in inspect.signature(SCHEDULES[base]).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
   } | {'guided_steps': ()}
-  allowed = ', '.join(f'{k}={v!r}' for k, v in known.items()) or 'none'
+  allowed = ', '.join(f'{k}={v!r}' for k, v in defaults.items())
   mistake = UserError(
     f'the schedule {name!r} cannot be read; write {base}, or {base}(name=value,'
     f' ...) with its parameters: {allowed}'
@@ -556,7 +554,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
   except (SyntaxError, ValueError, RecursionError, MemoryError):
     raise mistake from None
   for key, value in given.items():
-    if key not in known or not _alike(value, known[key]):
+    if key not in defaults or not _alike(value, defaults[key]):
       raise mistake
   return base, given  # type: ignore[return-value]
 
@@ -566,7 +564,7 @@ def _alike(value: Any, default: Any) -> bool:
   if isinstance(default, bool | str | tuple):
     return isinstance(value, type(default))
   if isinstance(default, int):
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int
   number = isinstance(value, int | float) and not isinstance(value, bool)
   return number and math.isfinite(value)
 
@@ -580,12 +578,14 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
     num_tokens: N.
 
   Raises:
-    UserError: see `parse`; or for steps that the schedule is not made for.
+    UserError: see `parse`; or for steps that it has not, or does not guide.
   """
   base, parameters = parse(name)
   chosen = parameters.pop('guided_steps', ())
   schedule = SCHEDULES[base](num_steps, num_tokens, **parameters)
-  if chosen and schedule.guided:
+  if chosen:
+    if not schedule.guided:
+      raise UserError(f'{name!r} is unguided: give a guidance_scale over 0')
     guided = guidance.of_steps(chosen, num_steps)
     schedule = dataclasses.replace(schedule, guided=guided)
   if isinstance(schedule.policy, PolicyValues):
@@ -594,7 +594,7 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
   made = schedule.name, schedule.num_steps
   if made != (base, num_steps):
     raise UserError(
-      f'SCHEDULES[{base!r}] made the schedule {made[0]!r} of {made[1]} steps;'
-      f' its name must be {base!r}, and {num_steps} steps were asked for'
+      f'SCHEDULES[{base!r}] made {made[0]!r} of {made[1]} steps; its name must'
+      f' be {base!r}, and {num_steps} steps were asked for'
     )
   return dataclasses.replace(schedule, name=name)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.decoding import actions, guidance, tables
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.models import policy
@@ -255,7 +256,16 @@ def problems(experiment: Experiment) -> Iterator[str]:
       f'config.policy.guided_steps={section.guided_steps} names steps to guide,'
       ' and config.policy.guided is False: give True, or ()'
     )
-  if 'shared' in section.get('kinds', ()):
+  shared = 'shared' in section.get('kinds', ())
+  served = {*num_steps}
+  if shared:
+    served |= {*range(min(_drawn(experiment)), max(_drawn(experiment)) + 1)}
+  try:
+    for steps in sorted(served):
+      acting(experiment, steps)
+  except UserError as error:
+    yield f'config.policy.{error}'
+  if shared:
     drawn = _drawn(experiment)
     outside = [n for n in num_steps if not min(drawn) <= n <= max(drawn)]
     if outside:

@@ -340,8 +340,7 @@ class Generator:
       num_steps: see `sample`, as for the next two.
       policy: what decides, a function of Python too.
       guidance_scale: instead of the policy's.
-      platforms: where the file is to run, of `'cpu'`, `'cuda'`, `'rocm'` and
-        `'tpu'`.
+      platforms: where the file is to run: 'cpu', 'cuda', 'rocm', 'tpu'.
 
     Raises:
       UserError: for what this generator cannot do, for platforms that are not
@@ -465,16 +464,15 @@ class Generator:
     """The same generator, faster with an ENAT and such a policy.
 
     Args:
-      policy: see `sample`; what decides for each sample.
-      labels: conditions [B, ...] of samples on which the policy is watched,
-        batch by batch; samples of other policies stay right, if slower.
+      policy: see `sample`; other policies stay right, if slower.
+      labels: conditions [B, ...] of samples on which the policy is watched.
       key: of those samples.
       num_steps: T.
       num_buckets: how many shapes are compiled at most, besides a fallback.
 
     Returns:
-      A generator with `buckets` for this number of steps; this one if its
-      network reuses nothing, or the policy is a table of float32[T].
+      A generator with `buckets` for this number of steps; or this one, if its
+      network reuses nothing or the policy is a table or guided at some steps.
 
     Raises:
       UserError: for steps or a policy that this generator cannot do.
@@ -482,7 +480,9 @@ class Generator:
     from adanat_jax.models import operations
 
     chosen = self.schedule(policy, num_steps, len(labels))
-    if not denoisers.reuses(self.nat) or program.is_shared_table(chosen.policy):
+    # Where some steps are guided, the two passes find unlike counts.
+    alike = isinstance(chosen.guided, bool) and denoisers.reuses(self.nat)
+    if not alike or program.is_shared_table(chosen.policy):
       return self
     watched = dataclasses.replace(self, buckets={}).run(
       chosen, labels, key, record=True
@@ -503,8 +503,8 @@ class Generator:
       num_buckets,
       lambda counts: operations.enat_operations(self.nat, counts, length),
     )
-    buckets_by_steps = {**self.buckets, num_steps: buckets}
-    return dataclasses.replace(self, buckets=buckets_by_steps)
+    by_steps = {**self.buckets, num_steps: buckets}
+    return dataclasses.replace(self, buckets=by_steps)
 
   def planned(
     self, plan: Plan, policy: PolicyLike, tokens: np.ndarray, labels: Any
@@ -513,8 +513,8 @@ class Generator:
     if not denoisers.reuses(self.nat):
       return plan
     if not program.is_shared_table(policy):
-      buckets = self.buckets.get(plan.num_steps, ())
-      return dataclasses.replace(plan, buckets=buckets)
+      found = self.buckets.get(plan.num_steps, ())
+      return dataclasses.replace(plan, buckets=found)
     if not self.static_counts:
       return plan
     return program.with_counts(self.nat, plan, policy, tokens, labels)

@@ -350,7 +350,7 @@ def _generator_for(
 ) -> Generator:
   """The generator, with the buckets that an adaptive policy of ENAT gets."""
   generator = evaluation.generator
-  if schedule.is_table or not isinstance(generator.nat, ENAT):
+  if costs.paths_of(generator, schedule)[0] != 'buckets':
     return generator
 
   def choose() -> list[TokenCounts]:
@@ -376,7 +376,7 @@ def _row(
   )
   row = evaluation.row(schedule, samples, ('mean', 'std', 'low', 'high'))
   nat = generator.nat
-  if isinstance(nat, ENAT) and not schedule.is_table:
+  if costs.paths_of(generator, schedule)[0] == 'buckets':
     assert samples.trajectory is not None  # It was asked for.
     start = jnp.full_like(samples.tokens, nat.codebook_size)
     found = buckets_lib.counts_of_decode(

@@ -38,7 +38,7 @@ def paths_of(generator: Generator, schedule: Schedule) -> list[str]:
   """The ways of running a schedule; the one a user would take comes first."""
   if not denoisers.reuses(generator.nat):
     return ['all']
-  if isinstance(schedule.guided, tuple) and schedule.is_table:
+  if isinstance(schedule.guided, tuple):
     return ['masked']  # The two passes find unlike counts.
   return ['static'] if schedule.is_table else ['buckets', 'masked']
 

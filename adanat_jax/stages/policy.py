@@ -270,7 +270,8 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     return state, metrics
 
   options: dict[str, Any] = {
-    'best_of': ('reward', 'max') if kind.is_absolute else None
+    # More steps earn more, so those of unlike T are not compared.
+    'best_of': ('reward', 'max') if kind.is_absolute and not drawn else None
   }
   if section.evaluate_every:
     scorer, count = scores.Scorer(experiment), section.evaluate_samples
