@@ -64,6 +64,11 @@ class BytesTest(absltest.TestCase):
     self.assertTrue(byte_tokens.is_cut('a cat! b', 4))
     found = byte_tokens.words(['A Cafe\u0301, no. 3', 'a \u732b'])
     self.assertEqual(found, {'a', 'caf\xe9', 'no', '3', '\u732b'})
+    # Vowel signs belong to their letters; Chinese has no spaces.
+    hindi = '\u0939\u093f\u0928\u094d\u0926\u0940'
+    found = byte_tokens.words([f'{hindi} {hindi}', '\u732b\u5728\u3002'])
+    self.assertEqual(found, {hindi, '\u732b', '\u5728'})
+    self.assertFalse(byte_tokens.is_cut(f'{hindi}!', 4))
 
 
 class LearningTest(absltest.TestCase):

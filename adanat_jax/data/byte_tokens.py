@@ -3,7 +3,8 @@
 Bytes need no vocabulary, so that there is nothing to download and every
 language can be written. Case, composition of accents and white space carry
 nothing, and a small network need not learn to ignore them. Each word, or sign,
-has a row of its own, so that it is the same wherever it stands.
+has a row of its own, so that it is the same wherever it stands; where words are
+written without spaces, such as in Chinese, each character has one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ START = 1
 _FIRST = 2
 VOCABULARY = _FIRST + 256
 
-_WORD = re.compile(r'\w+')
-_WORD_OR_SIGN = re.compile(r'\w+|[^\w\s]')
+# Thai to Lao, Burmese, Khmer, kana, and Chinese characters.
+_WITHOUT_SPACES = re.compile(
+  '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf'
+  '\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
+)
 
 
 def tokenize(texts: Sequence[str], num_rows: int) -> np.ndarray:
@@ -50,17 +54,37 @@ def is_cut(text: str, num_rows: int) -> bool:
 
 def words(texts: Iterable[str]) -> set[str]:
   """The words of captions, in lower case, their accents composed."""
-  return {word for text in texts for word in _WORD.findall(_clean(text))}
+  found = {word for text in texts for word in _split(text)}
+  return {word for word in found if _is_letter(word[0])}
 
 
-def _clean(text: str) -> str:
-  return unicodedata.normalize('NFC', text).lower()
+def _is_letter(character: str) -> bool:
+  """Whether it is a letter, a digit or an underscore, and no sign."""
+  return character == '_' or unicodedata.category(character)[0] in 'LN'
+
+
+def _split(text: str) -> list[str]:
+  """The words and signs of a caption, in lower case, accents composed."""
+  found: list[str] = []
+  grows = False  # whether the next letter belongs to the last word
+  for character in unicodedata.normalize('NFC', text).lower():
+    kind = unicodedata.category(character)[0]
+    alone = _WITHOUT_SPACES.match(character)
+    if kind in 'ZC':
+      grows = False
+    elif kind == 'M' and found:
+      found[-1] += character  # A vowel sign or an accent of the letter before.
+    elif grows and _is_letter(character) and not alone:
+      found[-1] += character
+    else:
+      found.append(character)
+      grows = _is_letter(character) and not alone
+  return found
 
 
 def _pieces(text: str) -> list[bytes]:
   """Each word or sign, in pieces that fit into a row."""
-  found = _WORD_OR_SIGN.findall(_clean(text))
-  encoded = [word.encode('utf-8', 'replace') for word in found]
+  encoded = [word.encode('utf-8', 'replace') for word in _split(text)]
   return [
     data[i : i + ROW] for data in encoded for i in range(0, len(data), ROW)
   ]
