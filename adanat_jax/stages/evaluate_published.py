@@ -275,17 +275,17 @@ def _real_features(evaluation: Evaluation, count: int) -> np.ndarray | None:
     # Unlike a .npy file it has checksums.
     np.savez(buffer, features=found)
     files.write_bytes(path, buffer.getvalue())
-  if processes.process_index():
-    return None
-  features: np.ndarray = weights.read(path)['features']
+  read = lambda: weights.read(path)['features']
+  # Every process stops where they are too few.
+  number = processes.from_first(lambda: len(read()))
   for name in _compared(experiment):
     fewest, _ = _COMPARED[name]
-    if len(features) < fewest:
+    if number < fewest:
       raise UserError(
-        f'config.data: the {split} split has {len(features)} images;'
+        f'config.data: the {split} split has {number} images;'
         f' config.evaluate.{name} needs at least {fewest}: give 0 for it'
       )
-  return features
+  return None if processes.process_index() else read()
 
 
 def _about(

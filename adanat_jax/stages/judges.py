@@ -222,6 +222,8 @@ def _final_figures(
   """
   if not datasets.has_validation(experiment):
     return None
+  if not (experiment.is_digits or experiment.raw_source('test').has_images):
+    return None  # Captions alone.
   examples = _examples(experiment, 'test')
   mesh = experiment.mesh
   count = min(len(examples), _MOST_HELD_OUT)

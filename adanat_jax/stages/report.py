@@ -41,15 +41,21 @@ _SIDE = 48
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for fields that are missing or not allowed."""
-  experiment.check(_problems, reads=('data', 'report'))
+  experiment.check(_problems, reads=('data', 'report', 'evaluate.protocol'))
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says that captions have no report."""
+  """Says that captions, and the published protocol, have no report."""
+  page = experiment.workdir / 'evaluate' / 'results.md'
   if experiment.is_text:
     yield (
       'config.mode=report is of pictures with classes; what was measured of'
-      f' captions is in {experiment.workdir / "evaluate" / "results.md"}'
+      f' captions is in {page}'
+    )
+  elif experiment.config.evaluate.protocol != 'study':
+    yield (
+      'config.mode=report is of config.evaluate.protocol=study; what the'
+      f' published one measured is in {page}'
     )
 
 
@@ -137,7 +143,7 @@ def _drawn(
         rows.append((schedule.label, by_class))
         watched = program.keep(samples, num_watched)
         replays.append(replay.make(evaluation.generator, schedule, watched))
-        if method.role == 'adaptive':
+        if method.role in ('adaptive', 'shared'):
           adaptive = adaptive or replays[-1]
     name = f'samples-T{num_steps}.png'
     scale = max(1, _SIDE // config.data.image_size)
