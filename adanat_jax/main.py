@@ -145,6 +145,7 @@ def main(argv: Sequence[str]) -> None:
   processes.start(
     **cluster, facts={f'config.{k}': v for k, v in config_lib.fields(config)}
   )
+  environment.leave_cache_to_one()
   workdir = config_lib.default_workdir(config_lib.source_of())
   if _WORKDIR.value is not None:
     workdir = pathlib.Path(os.path.expanduser(_WORKDIR.value))

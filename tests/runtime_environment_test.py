@@ -149,6 +149,22 @@ class CompileCacheTest(absltest.TestCase):
           self.assertEqual(environment.set_cache(str(place)), path)
       where.chmod(before)
 
+  def test_cpus_that_compute_together_compile(self):
+    saved = jax.config.jax_enable_compilation_cache
+    self.addCleanup(jax.config.update, 'jax_enable_compilation_cache', saved)
+    for backend, count, is_left in (
+      ('cpu', 1, False),
+      ('gpu', 8, False),
+      ('cpu', 2, True),
+    ):
+      jax.config.update('jax_enable_compilation_cache', True)
+      with (
+        mock.patch.object(jax, 'default_backend', lambda name=backend: name),
+        mock.patch.object(jax, 'device_count', lambda number=count: number),
+      ):
+        self.assertEqual(environment.leave_cache_to_one(), is_left)
+      self.assertEqual(jax.config.jax_enable_compilation_cache, not is_left)
+
   def test_off_is_off_whatever_jax_is_told(self):
     self._compute('off', JAX_COMPILATION_CACHE_DIR=str(self.directory / 'a'))
     self.assertEmpty(os.listdir(self.directory))

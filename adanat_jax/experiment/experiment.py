@@ -444,6 +444,7 @@ def load(
     # Where others may write, nothing is kept.
     with contextlib.suppress(UserError):
       environment.set_cache(environment.CACHE_DIRECTORY)
+      environment.leave_cache_to_one()
   place = folder.find(path)
   if folder.is_generator(place):
     return folder.load(place)

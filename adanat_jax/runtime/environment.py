@@ -1,8 +1,8 @@
 """What a process sets up before JAX starts: memory and the compilation cache.
 
 A cached program is the same machine code that compiling again would give, so
-the cache changes how soon a run starts and nothing else. Two things could break
-that:
+the cache changes how soon a run starts and nothing else. Three things could
+break that:
 
 * A program compiled for one kind of processor may run on another that shares
   the home directory. So each kind of processor has its own directory.
@@ -10,6 +10,9 @@ that:
   entry; JAX treats it as a miss, warns, and never replaces it, so every later
   run would warn and compile again. So a run first reads the entries that are
   newer than the last check, and deletes the damaged ones.
+* Where CPUs compute together, a program that was read back may do its
+  collectives in another order than one that was compiled, and then both wait
+  for ever. So these compile.
 """
 
 from __future__ import annotations
@@ -130,6 +133,25 @@ def _check_private(path: pathlib.Path) -> None:
       f'--jax_cache_dir: {place} {problem}, who could run code here: chmod go-w'
       ' it, or give a directory of your own, or --jax_cache=off'
     )
+
+
+def leave_cache_to_one() -> bool:
+  """Turns the cache off where several CPU devices compute together.
+
+  XLA orders all collectives of a program by one resource that they share. In a
+  program that is read back, those inside loops no longer share it with those
+  around them (jaxlib 0.10.2). Of two processes one then waited in an
+  all-gather and the other in an all-reduce.
+
+  Call it when the processes have met, and before anything is compiled.
+
+  Returns:
+    Whether the cache was turned off.
+  """
+  if jax.default_backend() != 'cpu' or jax.device_count() == 1:
+    return False
+  jax.config.update('jax_enable_compilation_cache', False)
+  return True
 
 
 def processor_tag() -> str:
