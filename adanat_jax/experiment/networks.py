@@ -19,7 +19,6 @@ from adanat_jax.errors import UserError
 from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.halton import HaltonTransformer, mlp_width
-from adanat_jax.models.llamagen import LlamaGenVQ
 from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
@@ -86,9 +85,13 @@ def downsampling(config: Config) -> int:
 def tokenizer_module(config: Config) -> VQGAN:
   """The tokenizer of `config.tokenizer`."""
   section = config.tokenizer
+  kind = VQGAN
   # A config of an older version says nothing of these.
-  is_llamagen = section.get('network', 'vqgan') == 'llamagen'
-  return (LlamaGenVQ if is_llamagen else VQGAN)(
+  if section.get('network', 'vqgan') == 'llamagen':
+    from adanat_jax.models.llamagen import LlamaGenVQ
+
+    kind = LlamaGenVQ
+  return kind(
     codebook_size=section.codebook_size,
     code_width=section.code_width,
     base_width=section.base_width,

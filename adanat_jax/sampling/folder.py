@@ -37,7 +37,6 @@ from adanat_jax.errors import UserError, printable, shown
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.halton import HaltonTransformer
-from adanat_jax.models.llamagen import LlamaGenVQ
 from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork, PolicyNetworks
@@ -139,6 +138,8 @@ def load(path: pathlib.Path) -> Generator:
   Raises:
     UserError: if anything is missing, changed or of another version.
   """
+  from adanat_jax.models.llamagen import LlamaGenVQ
+
   where = path / _CONFIG
   version = files.read_json(where, {'version': int})['version']
   if version != VERSION:
