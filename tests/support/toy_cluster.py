@@ -43,6 +43,7 @@ def get_config():
   return ml_collections.ConfigDict({
     'mode': 'nat',
     'data': {'source': 'digits'},
+    'evaluate': {'protocol': 'study'},
     'seed': 0,
     'width': 8,
     'num_steps': 23,
