@@ -15,6 +15,8 @@ import dataclasses
 
 import numpy as np
 
+from adanat_jax.metrics import precision_recall
+
 # Rows of a kernel matrix that are held at a time.
 _ROWS = 1024
 # The published number of subsets, and the size of each.
@@ -41,13 +43,7 @@ def squared_mmd(real: np.ndarray, generated: np.ndarray) -> float:
     ValueError: if a set has fewer than two features, dimensions differ, or a
       feature is not finite.
   """
-  real = np.asarray(real, np.float64)
-  generated = np.asarray(generated, np.float64)
-  if real.ndim != 2 or real.shape[1:] != generated.shape[1:]:
-    raise ValueError(
-      'features must be [n, d] and [m, d], got '
-      f'{real.shape} and {generated.shape}'
-    )
+  real, generated = precision_recall.comparable(real, generated)
   if min(len(real), len(generated)) < 2:
     raise ValueError(
       'a kernel distance needs 2 features of each set, got '

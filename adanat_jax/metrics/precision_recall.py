@@ -95,19 +95,31 @@ def density_coverage(
   )
 
 
+def comparable(
+  real: np.ndarray, generated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Both sets of features, [n, d] and [m, d], as float64.
+
+  Raises:
+    ValueError: if they have other shapes.
+  """
+  real = np.asarray(real, np.float64)
+  generated = np.asarray(generated, np.float64)
+  if real.ndim != 2 or real.shape[1:] != generated.shape[1:]:
+    raise ValueError(
+      'features must be [n, d] and [m, d], got '
+      f'{real.shape} and {generated.shape}'
+    )
+  return real, generated
+
+
 class _Distances:
   """Squared distances between two sets of features, a part at a time."""
 
   def __init__(
     self, real: np.ndarray, generated: np.ndarray, num_neighbours: int
   ):
-    real = np.asarray(real, np.float64)
-    generated = np.asarray(generated, np.float64)
-    if real.ndim != 2 or real.shape[1:] != generated.shape[1:]:
-      raise ValueError(
-        'features must be [n, d] and [m, d], got '
-        f'{real.shape} and {generated.shape}'
-      )
+    real, generated = comparable(real, generated)
     if min(len(real), len(generated)) <= num_neighbours or num_neighbours < 1:
       raise ValueError(
         f'{num_neighbours} neighbours need larger sets than '
