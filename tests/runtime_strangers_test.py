@@ -317,8 +317,10 @@ class StrangersTest(parameterized.TestCase):
       self.assertNotIn(ours.encode(), whole)
       meeting = Meeting()
       with meeting.connect() as stranger:
-        stranger.sendall(b''.join(heard[::2]))
-        stranger.sendall(b''.join(heard))
+        # Process 0 may have hung up on the first of them.
+        with contextlib.suppress(ConnectionError):
+          stranger.sendall(b''.join(heard[::2]))
+          stranger.sendall(b''.join(heard))
         self.assert_well(meeting)
 
   @parameterized.parameters('host', 'facts', 'name')
