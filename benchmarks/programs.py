@@ -36,7 +36,7 @@ from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import sharding
-from adanat_jax.sampling import program
+from adanat_jax.sampling import first_step, program
 from adanat_jax.stages import (
   nat as nat_stage,
   nat_held_out,
@@ -48,6 +48,7 @@ from adanat_jax.stages import (
 # How many random numbers are drawn, and how far apart leaves start in them.
 _NUM_RANDOM = 2**20
 _STRIDE = 7919
+_TABLE = first_step._table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +276,9 @@ def _without_files() -> dict[tuple[Any, str], Any]:
     (Experiment, 'require'): lambda *_: None,
     (Experiment, 'load_converted'): lambda _, __, ___, shapes: shapes,
     (Experiment, 'load_trained'): lambda _, __, ___, shapes: shapes(),
+    (first_step, '_table'): lambda nat, params, rows: jax.eval_shape(
+      functools.partial(_TABLE, nat, rows=rows), params
+    ),
   }
 
 

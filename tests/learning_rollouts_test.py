@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions
+from adanat_jax.decoding import actions, loop
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import policy as policy_lib, ppo, rewards
@@ -66,10 +66,21 @@ PROMPTS = dataclasses.replace(
 )
 
 
+def with_table(shift=0):
+  """The same, with the first step of every class; `shift`: of another one."""
+  features, logits, _ = denoiser(
+    loop.full_mask(4, N, K), (jnp.arange(4.0) + shift) % 4, ()
+  )
+  first = loop.FirstStep(features[:3], logits[:3], logits[3])
+  return dataclasses.replace(CLASSES, first=first)
+
+
 @functools.cache
-def iterate(rollouts=PLAIN, prompted=False):
+def iterate(rollouts=PLAIN, prompted=False, shift=None):
   """The policy and the metrics after one iteration of training."""
-  prompts = None
+  prompts, problem = None, PROMPTS if prompted else CLASSES
+  if shift is not None:
+    problem = with_table(shift)
   if prompted:
     # The classes that are drawn without prompts, taken apart.
     key = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 4)[0]
@@ -78,7 +89,7 @@ def iterate(rollouts=PLAIN, prompted=False):
       jnp.stack([jnp.zeros(B), drawn.astype(jnp.float32)], axis=1)
     )
   train_step = policy_lib.make_train_step(
-    PROMPTS if prompted else CLASSES,
+    problem,
     actor_critic,
     actions.published_residual(T),
     rewards.fixed_model(zeros_share),
@@ -207,6 +218,13 @@ class SameLearningTest(parameterized.TestCase):
     self.assert_same(iterate(prompted=True), iterate())
     rollouts = policy_lib.RolloutConfig(features='recompute', size=4)
     self.assert_same(iterate(rollouts, prompted=True), iterate())
+
+  def test_first_step_from_a_table(self):
+    rollouts = policy_lib.RolloutConfig(features='recompute', size=4)
+    self.assert_same(iterate(rollouts, shift=0), iterate(rollouts))
+    # That of another class leads elsewhere.
+    other = iterate(rollouts, shift=1)[1]['reward']
+    self.assertGreater(abs(other - iterate(rollouts)[1]['reward']), 1e-3)
 
   @parameterized.parameters('store', 'recompute')
   def test_first_ratios_are_one_on_rounded_features(self, features):

@@ -13,6 +13,7 @@ from adanat_jax.models import denoisers
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.runtime import sharding
 from adanat_jax.sampling import first_step
 from adanat_jax.sampling.generator import Generator
 from support import random_weights
@@ -96,6 +97,25 @@ class FirstStepTest(parameterized.TestCase):
       sample(2, 4)
       self.assertEqual(rows.call_count, 2)
       self.assertEqual(set(np.asarray(rows.call_args.args[2])), {4})
+
+  @parameterized.parameters(_NAT, _ENAT)
+  def test_table_of_all_classes(self, nat):
+    """The rows that are computed on demand, to the bit."""
+    params, mesh = make(nat).nat_params, sharding.make_mesh()
+    # Two calls of the network.
+    with mock.patch.object(first_step, '_MOST_ROWS', 4):
+      table = first_step.table(nat, params, mesh)
+    rows = first_step._rows(nat, params, np.arange(8, dtype=np.int32) % 6)
+    for c, (features, logits) in enumerate(rows[:5]):
+      np.testing.assert_array_equal(table.features[c], features)
+      np.testing.assert_array_equal(table.logits[c], logits)
+    np.testing.assert_array_equal(table.unconditional, rows[5][1])
+    self.assertEqual(table.logits.shape, (5, 4, 7))
+    # Five rows of 4 tokens, of 8 features and 7 logits each.
+    for most, is_made in ((5 * 4 * (8 + 7) * 4, True), (5 * 4 * 15 * 4 - 1, 0)):
+      with mock.patch.object(first_step, '_MOST_BYTES', most):
+        made = first_step.table(nat, params, mesh)
+      self.assertEqual(made is not None, is_made)
 
   def test_memory_is_bounded_and_others_are_not_lost(self):
     generator = make(_NAT)

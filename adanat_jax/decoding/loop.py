@@ -57,6 +57,15 @@ class FirstStep:
   logits: Array  # float32[B, N, K]
   # float32[N, K], the same for all; None if the step is not guided
   unconditional: Array | None
+  # int32[B]: features and logits are rows of a table, and this says which each
+  # sample has. None: they are those of the samples.
+  place: Array | None = None
+
+  def of_samples(self) -> tuple[Array, Array]:
+    """Features [B, N, D] and logits [B, N, K]."""
+    if self.place is None:
+      return self.features, self.logits
+    return self.features[self.place], self.logits[self.place]
 
 
 @struct.dataclass
@@ -275,12 +284,13 @@ def decode(
   def given(step: Array, tokens: Array, cache: Cache) -> tuple[Any, ...]:
     del step, tokens
     assert first is not None
+    features, logits = first.of_samples()
     unconditional = first.unconditional
     if unconditional is not None:
-      unconditional = jnp.broadcast_to(unconditional, first.logits.shape)
+      unconditional = jnp.broadcast_to(unconditional, logits.shape)
     elif guided:
-      unconditional = first.logits  # Only later steps are guided.
-    return first.features, first.logits, unconditional, cache
+      unconditional = logits  # Only later steps are guided.
+    return features, logits, unconditional, cache
 
   def body(carry: Any, inputs: Any, run: Any) -> tuple[Any, Any]:
     state, policy_carry, cache = carry

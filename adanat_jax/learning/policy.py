@@ -133,6 +133,10 @@ class FrozenParts:
   empty_cache: Callable[[Condition, int], Cache] = lambda *_: ()
   # Which steps run the unconditional pass; without it they cost half.
   guided: guidance.Guided = True
+  # What the denoiser says of empty canvases, features float[C, N, D] and logits
+  # float32[C, N, K] of every class, with the unconditional row; rollouts then
+  # do not run their first step. None: they do.
+  first: loop.FirstStep | None = None
 
   @property
   def is_guided(self) -> bool:
@@ -174,20 +178,39 @@ class Experience:
   num_committed: Array  # int32[T, B]; how many tokens became known at each step
 
 
+def _round(features: Array, dtype: str) -> Array:
+  """Features rounded to the type in which they are kept."""
+  if jnp.bfloat16 not in (features.dtype, jnp.dtype(dtype)):
+    return features
+  # Compilers may remove a cast to bfloat16 and back.
+  return jax.lax.reduce_precision(features, 8, 7).astype(jnp.bfloat16)
+
+
 def _rounded(denoiser: Denoiser, dtype: str) -> Denoiser:
-  """The denoiser, with features rounded to the type in which they are kept."""
+  """The denoiser, with rounded features."""
 
   def rounded(
     tokens: Array, condition: Condition, cache: Cache
   ) -> tuple[Array, Array, Cache]:
     features, logits, cache = denoiser(tokens, condition, cache)
-    if jnp.bfloat16 in (features.dtype, jnp.dtype(dtype)):
-      # Compilers may remove a cast to bfloat16 and back.
-      features = jax.lax.reduce_precision(features, 8, 7)
-      features = features.astype(jnp.bfloat16)
-    return features, logits, cache
+    return _round(features, dtype), logits, cache
 
   return rounded
+
+
+def _first_step(
+  problem: FrozenParts, classes: Array, num_steps: int, dtype: str
+) -> loop.FirstStep | None:
+  """The first step of samples of these classes int32[B], if it is known."""
+  if problem.first is None:
+    return None
+  is_guided = guidance.each_step(problem.guided, num_steps)[0]
+  return dataclasses.replace(
+    problem.first,
+    features=_round(problem.first.features, dtype),
+    unconditional=problem.first.unconditional if is_guided else None,
+    place=classes,
+  )
 
 
 def collect(
@@ -240,6 +263,7 @@ def collect(
       cache=sharding.split_batch(
         problem.empty_cache(condition, (1 + problem.is_guided) * len(keys))
       ),
+      first=_first_step(problem, condition, num_steps, config.dtype),
       record=True,
     )
     trajectory = decoded.trajectory

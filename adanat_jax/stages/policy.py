@@ -43,6 +43,7 @@ from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.discriminator import GROUP_SIZE
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
+from adanat_jax.sampling import first_step
 from adanat_jax.types import Array
 
 # What a training may begin with, see `warm_start.make`. A converted
@@ -217,6 +218,9 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     'tokenizer': tokenizer_params,
     'reward': reward.frozen,
   }
+  rows = first_step.table(nat, nat_params, experiment.mesh)
+  if rows is not None:
+    frozen['first'] = rows
   tower = null = None
   if experiment.is_text:
     tower, params = experiment.network('text')
@@ -365,8 +369,9 @@ def make_problem(
   """NAT and tokenizer as callables, with the parameters that `frozen` holds.
 
   Where the NAT reads texts, `text` encodes them, and `frozen` has its
-  parameters as `text` and the states of the empty text as `null`. `guided`:
-  whether, or at which steps, the unconditional pass runs.
+  parameters as `text` and the states of the empty text as `null`. Of classes it
+  may have the table of `first_step` as `first`. `guided`: whether, or at which
+  steps, the unconditional pass runs.
   """
   denoiser = denoisers.make(nat, sharding.whole(frozen['nat']))
   tokenizer_params = sharding.whole(frozen['tokenizer'])
@@ -386,6 +391,7 @@ def make_problem(
       nat, rows, denoisers.text_length(condition)
     ),
     guided=guided,
+    first=frozen.get('first'),
   )
   if text is None:
     return problem
