@@ -80,7 +80,6 @@ _WITH_ONE_IMPORTER = {
   ),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
-  'kept from call to call': ('sampling.first_step',),
   'imported when it is first asked for': ('demo.app', 'sampling.stablehlo'),
   'a network': ('models.classifier', 'models.patch_discriminator'),
   'a measure': (
