@@ -142,8 +142,10 @@ def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
     return RawImages(photographs(count), 256)
   layouts = {
     'tokens': prepared.RecordLayout(256, num_classes=1000),
-    'tokens and states': prepared.RecordLayout(256, 0, 77, 1280, 1280),
-    'tokens and ids': prepared.RecordLayout(256, 0, 77),
+    'tokens and states': prepared.RecordLayout(
+      256, text_length=77, state_width=1280, embedding_width=1280
+    ),
+    'tokens and ids': prepared.RecordLayout(256, text_length=77),
   }
   write_set(directory, layouts[case], count)
   return prepared.PreparedExamples(directory, 'train')

@@ -123,16 +123,14 @@ class StrangersTest(parameterized.TestCase):
       absltest.mock.patch.dict(os.environ, environment, clear=True)
     )
     began = time.monotonic()
-    self.addCleanup(
-      lambda: self.assertLess(time.monotonic() - began, SECONDS / 2)
-    )
+    self.addCleanup(lambda: self.assertLess(time.monotonic() - began, SECONDS))
 
   def assert_well(self, meeting: Meeting) -> None:
     """Process 1 comes, and both hear that all is well, soon."""
     began = time.monotonic()
     handshake.meet(meeting.address, 2, 1, FACTS, SECONDS)
     self.assertEqual(meeting.verdict(), '')
-    self.assertLess(time.monotonic() - began, 4)
+    self.assertLess(time.monotonic() - began, SECONDS / 2)
 
   @parameterized.named_parameters(SENTENCES.items())
   def test_what_strangers_send(self, sentence: bytes):
@@ -180,7 +178,7 @@ class StrangersTest(parameterized.TestCase):
     began = time.monotonic()
     with self.slowly(meeting.connect(), beginning):
       self.assertIn('missing: 1', meeting.verdict())
-    self.assertBetween(time.monotonic() - began, 2, 5)
+    self.assertBetween(time.monotonic() - began, 2, SECONDS / 2)
 
   @contextlib.contextmanager
   def slowly(
@@ -406,7 +404,7 @@ class ImpostorTest(parameterized.TestCase):
     with self.assertRaises(UserError) as caught:
       address = f'127.0.0.1:{server.getsockname()[1]}'
       handshake.meet(address, 2, 1, FACTS, timeout)
-    self.assertLess(time.monotonic() - began, timeout + 2)
+    self.assertLess(time.monotonic() - began, SECONDS / 2)
     server.shutdown(socket.SHUT_RDWR)  # It ends a call of accept.
     thread.join(5)
     for connection in open_ones:
@@ -505,13 +503,15 @@ class AddressesTest(parameterized.TestCase):
     self.addCleanup(enough.set)
     self.enter_context(
       absltest.mock.patch.object(
-        addresses.socket, 'getaddrinfo', lambda *a, **k: [][: enough.wait(10)]
+        addresses.socket,
+        'getaddrinfo',
+        lambda *a, **k: [][: enough.wait(SECONDS)],
       )
     )
     began = time.monotonic()
     with self.assertRaisesRegex(UserError, 'is not found in time'):
       self.listen('worker-0:81')
-    self.assertLess(time.monotonic() - began, 4)
+    self.assertLess(time.monotonic() - began, SECONDS / 2)
 
   @parameterized.parameters(
     ('worker-0', '127.0.1.1', False),
