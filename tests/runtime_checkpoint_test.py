@@ -164,6 +164,17 @@ class CheckpointTest(parameterized.TestCase):
     self.assertEqual(steps_in(self.directory), {best, '6', '7'})
     self.assertEqual(restore(self.directory).step, 7)
 
+  def test_what_a_killed_deletion_leaves_is_cleared_away(self):
+    options = {'keep_every': 3, 'best_of': ('eval/loss', 'min')}
+    save(self.directory, *range(1, 8), keep_every=1)
+    shutil.rmtree(self.directory / 'checkpoints/1/meta')
+    with checkpoint.Checkpointer(self.directory, **options) as checkpoints:
+      self.assertEqual(checkpoints.restore(make_state()).step, 7)
+      checkpoints.score({step: {'eval/loss': step % 5} for step in (4, 5, 7)})
+      checkpoints.tidy()
+      self.assertEqual(checkpoints.best()['step'], 5)
+    self.assertEqual(steps_in(self.directory), {'3', '5', '6', '7'})
+
   def test_what_cannot_be_best(self):
     with self.assertRaisesRegex(UserError, "'min' or 'max'"):
       checkpoint.Checkpointer(self.directory, best_of=('loss', 'least'))

@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import threading
 from typing import Any
 
@@ -63,6 +64,13 @@ class Restored:
   meta: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """What Orbax's policies ask about a checkpoint."""
+
+  step: int
+
+
 class Checkpointer:
   """Saves and restores the states of one stage, asynchronously."""
 
@@ -86,6 +94,7 @@ class Checkpointer:
       raise UserError(f'keep_every: {keep_every} given, at least 1 is needed')
     managers = ocp.checkpoint_managers
     policies: list[Any] = [managers.LatestN(_NUM_KEPT)]
+    self._policy = managers.AnyPreservationPolicy(policies)
     if keep_every is not None:
       policies.append(managers.EveryNSteps(keep_every))
     self._best = None if best_of is None else _Best(*best_of)
@@ -102,7 +111,7 @@ class Checkpointer:
     self._manager = ocp.CheckpointManager(
       self._path,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=managers.AnyPreservationPolicy(policies),
+        preservation_policy=self._policy,
         cleanup_tmp_directories=True,
         async_options=waiting,
       ),
@@ -211,6 +220,26 @@ class Checkpointer:
         continue
       return Restored(step=step, state=state, meta=meta)
     return None
+
+  def tidy(self) -> None:
+    """Deletes what is not kept, once all metrics are known.
+
+    A save does so, too; but a kill after the last save may leave a checkpoint
+    of which only some files are deleted.
+    """
+    self.wait()
+
+    def delete() -> None:
+      steps = [_Step(int(step)) for step in sorted(self._manager.all_steps())]
+      context = ocp.checkpoint_managers.PreservationContext()
+      kept = self._policy.should_preserve(steps, context=context)
+      with files.writing(self._path):
+        for step, is_kept in zip(steps, kept, strict=True):
+          if not is_kept:
+            shutil.rmtree(self._path / str(step.step))
+
+    processes.from_first(delete)
+    self._manager.reload()
 
   def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
     """Moves a damaged checkpoint away, so that its step can be saved again."""

@@ -279,6 +279,7 @@ def run_loop(
     figures = final_figures(state) if final_figures is not None else {}
     warnings = warnings_of(figures)
     warn(name, warnings)
+    checkpoints.tidy()
     mark_complete(directory, num_steps, figures, checkpoints.best(), warnings)
   return state
 
