@@ -3,9 +3,11 @@
 import json
 import pathlib
 import runpy
+import shutil
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import chex
 import numpy as np
 from PIL import Image
 import setuptools
@@ -48,6 +50,17 @@ class ShippedTest(parameterized.TestCase):
     self.assertContainsSubset(
       {package / 'py.typed', *_FOLDER.iterdir()}, packed
     )
+
+  def test_its_networks_fit_as_those_of_a_stranger(self):
+    place = pathlib.Path(self.create_tempdir().full_path) / 'copy'
+    shutil.copytree(_FOLDER, place)
+    copy = adanat_jax.load(place, compile_cache=False)
+    for found, ours in (
+      (copy.nat_params, self.generator.nat_params),
+      (copy.tokenizer_params, self.generator.tokenizer_params),
+      (copy.agents[4].params, self.generator.agents[4].params),
+    ):
+      chex.assert_trees_all_equal(found, ours)
 
   def test_a_path_goes_before_the_name(self):
     here = pathlib.Path(self.create_tempdir().full_path)
