@@ -72,8 +72,9 @@ OWN_IMAGES = (*BENCHMARK, 'report', 'export')
 OWN_CAPTIONS = (*BENCHMARK, 'export')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
-# What mode 'suite' runs.
+# What mode 'suite' runs, on the digits and on other images.
 SUITE = ('tokenizer', 'judges', 'nat', 'suite')
+OWN_SUITE = ('tokenizer', 'judges', 'prepare', 'nat', 'suite')
 
 # Modes that change nothing in the workdir but pictures.
 _READING = ('sample', 'edit')
@@ -225,7 +226,8 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
       return BENCHMARK
     is_text = config.data.get('condition', '') == 'text'
     return OWN_CAPTIONS if is_text else OWN_IMAGES
-  several = {'compare': COMPARISON, 'suite': SUITE}
+  suite = SUITE if config.data.source == 'digits' else OWN_SUITE
+  several = {'compare': COMPARISON, 'suite': suite}
   return several.get(config.mode, (config.mode,))
 
 

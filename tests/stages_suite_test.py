@@ -190,6 +190,23 @@ class SuiteTest(absltest.TestCase):
     config.mode = 'suite'
     self.assertEqual(main._names_of_stages(config), main.SUITE)
 
+  def test_pictures_in_classes_have_a_suite_too(self):
+    config = configs.load('emoji.py:quick')
+    config.mode = 'suite'
+    self.assertEqual(
+      main._names_of_stages(config),
+      ('tokenizer', 'judges', 'prepare', 'nat', 'suite'),
+    )
+    config.data.path = ''
+    config.data.validation_path = ''
+    with self.assertRaisesRegex(UserError, 'config.data.path is empty'):
+      suite.check_config(Experiment(config, self.workdir))
+    config.data.path = self.create_tempdir().full_path
+    suite.check_config(Experiment(config, self.workdir))
+    config.data.condition = 'text'
+    with self.assertRaisesRegex(UserError, 'condition=text is not allowed in'):
+      suite.check_config(Experiment(config, self.workdir))
+
   def test_mistakes_are_named(self):
     table = self.workdir / 'own.json'
     numbers = dict.fromkeys(VALUES, [0.5, 0.5, 0.5])

@@ -2,10 +2,11 @@
 
   adanat --config=digits --workdir=runs/digits --config.mode=suite
 
-trains what is missing of tokenizer, judges and NAT, and samples each schedule
-of `suite.schedules` at each number of passes of `suite.passes`, with the same
-seeds, labels and noise: a guided one in half as many steps, an adaptive one
-with the bound that takes so many passes on average, found on other samples.
+trains what is missing of tokenizer, judges and NAT, of the digits or of your
+own images in classes, and samples each schedule of `suite.schedules` at each
+number of passes of `suite.passes`, with the same seeds, labels and noise: a
+guided one in half as many steps, an adaptive one with the bound that takes so
+many passes on average, found on other samples.
 Leaves in `suite/`
 
 ledger.jsonl  each piece as soon as it is done; a run that was killed, or whose
@@ -26,7 +27,7 @@ import numpy as np
 from adanat_jax.decoding import guidance, schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import named_schedules
+from adanat_jax.experiment import datasets, named_schedules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import evaluation as evaluation_lib
 from adanat_jax.measuring.evaluation import Evaluation, Method
@@ -48,10 +49,11 @@ def check_config(experiment: Experiment) -> None:
 
 def _problems(experiment: Experiment) -> Iterator[str]:
   """Says why schedules cannot be compared."""
-  if not experiment.is_digits:
+  yield from datasets.problems(experiment)
+  if experiment.is_text:
     yield (
-      f'config.data.source={experiment.config.data.source!r} is not allowed in'
-      ' mode suite: give digits'
+      'config.data.condition=text is not allowed in mode suite, which measures'
+      ' classes: give class'
     )
   yield from evaluation_lib.problems(experiment, (), ())
   section = experiment.config.suite
