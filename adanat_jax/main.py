@@ -5,8 +5,8 @@
 `--config=NAME:preset` picks a preset, `--config.field=value` sets a field, and
 `--config.mode=...` picks the stage: all, tokenizer, judges, prepare, nat,
 policy, search, evaluate, report, compare, suite, statistics, sample, edit,
-export or laboratory. The same command continues a run that was stopped.
-`python -m adanat_jax.main` is the same program.
+export, laboratory or discover. The same command continues a run that was
+stopped. `python -m adanat_jax.main` is the same program.
 
 On several hosts the same command is started on each. On Cloud TPU, under SLURM
 and Open MPI the processes find each other; elsewhere each gets
@@ -62,6 +62,7 @@ STAGES = {
   'edit': 'adanat_jax.stages.edit',
   'export': 'adanat_jax.stages.export',
   'laboratory': 'adanat_jax.stages.laboratory',
+  'discover': 'adanat_jax.stages.discover',
 }
 # What mode 'all' runs, in this order: on the digits, and on other images; by
 # the study of these a report and a generator to share follow.
@@ -75,6 +76,9 @@ COMPARISON = ('tokenizer', 'judges', 'compare')
 # What mode 'suite' runs, on the digits and on other images.
 SUITE = ('tokenizer', 'judges', 'nat', 'suite')
 OWN_SUITE = ('tokenizer', 'judges', 'prepare', 'nat', 'suite')
+# What mode 'discover' runs: the first trains the encoder of pictures, if need
+# be.
+DISCOVERY = ('judges', 'discover')
 
 # Modes that change nothing in the workdir but pictures.
 _READING = ('sample', 'edit')
@@ -227,7 +231,7 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
     is_text = config.data.get('condition', '') == 'text'
     return OWN_CAPTIONS if is_text else OWN_IMAGES
   suite = SUITE if config.data.source == 'digits' else OWN_SUITE
-  several = {'compare': COMPARISON, 'suite': suite}
+  several = {'compare': COMPARISON, 'suite': suite, 'discover': DISCOVERY}
   return several.get(config.mode, (config.mode,))
 
 

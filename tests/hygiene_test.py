@@ -35,6 +35,7 @@ _MAY_IMPORT = {
   'convert': {'errors', 'runtime', 'models', 'metrics'},
   'report': {'errors', 'runtime'},
   'laboratory': {'types', 'errors', 'decoding'},
+  'discovery': {'types', 'errors', 'metrics'},
   # Samples draw themselves, but import `report` only then; captions are read
   # by the tokenizer in `data`.
   'sampling': {
@@ -47,7 +48,9 @@ _MAY_IMPORT = {
   },
   'experiment': _PURE | _MIDDLE,
   'measuring': _PURE | _MIDDLE | {'experiment'},
-  'stages': _PURE | _MIDDLE | {'experiment', 'measuring', 'laboratory'},
+  'stages': (
+    _PURE | _MIDDLE | {'experiment', 'measuring', 'laboratory', 'discovery'}
+  ),
   'demo': {
     *('errors', 'data', 'decoding', 'report', 'sampling', 'experiment'),
   },
@@ -80,6 +83,10 @@ _WITH_ONE_IMPORTER = {
   ),
   'a way to schedule': ('decoding.halton',),
   'what is known exactly': ('laboratory.exact',),
+  'a part of discovery that is a concept': (
+    *('discovery.kmeans', 'discovery.losses', 'discovery.methods'),
+    *('discovery.splits', 'data.word_vectors', 'models.prototypes'),
+  ),
   'imported when it is first asked for': ('demo.app', 'sampling.stablehlo'),
   'a network': ('models.classifier', 'models.patch_discriminator'),
   'a measure': (
@@ -87,14 +94,19 @@ _WITH_ONE_IMPORTER = {
   ),
   'a train step': ('learning.views',),
   'a page or a kind of picture': (
-    *('report.comparison', 'report.document', 'report.laboratory'),
-    *('report.plots', 'report.published_figures', 'report.suite'),
+    *('report.comparison', 'report.discovery', 'report.document'),
+    *(
+      'report.laboratory',
+      'report.plots',
+      'report.published_figures',
+      'report.suite',
+    ),
   ),
   'a mode, or a part of the one whose name it bears': (
     *('stages.evaluate_published', 'stages.nat_held_out', 'stages.policy'),
     *('stages.prepare_shards', 'stages.search'),
     *('stages.search_alternating', 'stages.tokenizer_reconstruction'),
-    'stages.compare_costs',
+    *('stages.compare_costs', 'stages.discover_features'),
   ),
   'a concern of processes and their loops': (
     *('runtime.checkpoint_format', 'runtime.handshake'),

@@ -51,6 +51,30 @@ def epoch_batch(
   return indices
 
 
+def weighted_batch(
+  step: int, batch_size: int, weights: np.ndarray, seed: int
+) -> np.ndarray:
+  """The indices of a step's batch, drawn with replacement.
+
+  Args:
+    step: the training step, counted from 0.
+    batch_size: B.
+    weights: float[num_examples], not negative, in proportion to which examples
+      are drawn.
+    seed: names the whole stream; a non-negative integer.
+
+  Returns:
+    int32[B].
+  """
+  bits = np.random.PCG64(np.random.SeedSequence([seed, step]))
+  # 53 bits, as numpy's own floats have.
+  uniform = (bits.random_raw(batch_size) >> np.uint64(11)) * 2.0**-53
+  ends = np.cumsum(weights, dtype=np.float64)
+  found = np.searchsorted(ends, uniform * ends[-1], side='right')
+  # Rounding may lead past the last example.
+  return np.minimum(found, np.flatnonzero(weights)[-1]).astype(np.int32)
+
+
 @functools.lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   """int32[num_examples], read-only. Cached: most steps stay in one epoch."""

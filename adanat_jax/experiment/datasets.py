@@ -112,6 +112,9 @@ def _settings(experiment: Experiment) -> SourceSettings:
     condition=data.condition,
     num_classes=0 if experiment.is_text else data.num_classes,
     max_corrupt_share=data.max_corrupt_share,
+    # Configs of other sources have none.
+    text_column=data.get('text_column', ''),
+    label_column=data.get('label_column', ''),
   )
 
 

@@ -42,8 +42,16 @@ from adanat_jax.sampling.requests import LAST_SEED
 # does not import those. A test compares them.
 SOURCES = (
   *('image_folder', 'imagenet_tar', 'tfds', 'coco', 'cc3m_tsv', 'webdataset'),
+  'pairs',
 )
 TOWERS = ('ViT-B/32', 'ViT-L/14', 'ViT-bigG/14')
+DISCOVERY_METHODS = (
+  *('kmeans_image', 'kmeans_text', 'kmeans_both', 'semi_kmeans_image'),
+  *('semi_kmeans_text', 'semi_kmeans_both', 'gcd_image', 'gcd_text'),
+  *('simgcd_image', 'simgcd_text', 'simgcd_both', 'late_fusion', 'joint'),
+  *('cross', 'mutual', 'multimodal', 'multimodal_permuted'),
+  'multimodal_estimated',
+)
 BENCHMARKS = ('imagenet256', 'imagenet512', 'mscoco', 'cc3m')
 GROUP_SIZE = 8
 
@@ -72,6 +80,9 @@ _SHARE = between(0.0, 1.0)
 _SHARE_BELOW_1 = between(0.0, 1.0, below_high=True)
 _BETAS = tuple_of(_SHARE_BELOW_1, length=2)
 _RATE = between(0.0, 1.0, above_low=True)
+_TEMPERATURE = between(0.0, 100.0, above_low=True)
+_WEIGHT = between(0.0, 1e3)
+_COUNT_OR_0 = integer(0, 10**6)
 _SPLIT = choice('train', 'test')
 _SEED = integer(0, LAST_SEED)
 
@@ -84,12 +95,24 @@ def _section(name: str, **rules: Rule) -> dict[str, Rule]:
   return {f'{name}.{field}': rule for field, rule in rules.items()}
 
 
+def _alike(names: str, rule: Rule) -> dict[str, Rule]:
+  """One rule for several fields."""
+  return dict.fromkeys(names.split(), rule)
+
+
+# The trainings of networks on augmented pictures.
+_AUGMENTED = {
+  **_alike('max_shift cutout', _PIXELS),
+  **_alike('learning_rate least_crop', _RATE),
+  **dict(num_steps=_TRAINING_STEPS, batch_size=_BATCH),
+  **dict(noise=_SHARE, jitter=_SHARE_BELOW_1),
+}
 # Fields that every config has.
 _SHARED: Mapping[str, Rule] = {
   'mode': choice(
     *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
     *('evaluate', 'report', 'compare', 'suite', 'statistics', 'sample'),
-    *('edit', 'export', 'laboratory'),
+    *('edit', 'export', 'laboratory', 'discover'),
   ),
   'seed': _SEED,
   'profile': steps(10**8),
@@ -153,14 +176,7 @@ _SHARED: Mapping[str, Rule] = {
     'judges.measure',
     widths=some_of(_CHANNELS, most=10, repeated=True),
     feature_width=_WIDTH,
-    num_steps=_TRAINING_STEPS,
-    batch_size=_BATCH,
-    learning_rate=_RATE,
-    max_shift=_PIXELS,
-    noise=_SHARE,
-    cutout=_PIXELS,
-    least_crop=between(0.0, 1.0, above_low=True),
-    jitter=_SHARE_BELOW_1,
+    **_AUGMENTED,
   ),
   **_section(
     'judges.reward',
@@ -172,14 +188,7 @@ _SHARED: Mapping[str, Rule] = {
     depth=_DEPTH,
     num_heads=_HEADS,
     hooks=some_of(integer(0, 511)),
-    num_steps=_TRAINING_STEPS,
-    batch_size=_BATCH,
-    learning_rate=_RATE,
-    max_shift=_PIXELS,
-    noise=_SHARE,
-    cutout=_PIXELS,
-    least_crop=between(0.0, 1.0, above_low=True),
-    jitter=_SHARE_BELOW_1,
+    **_AUGMENTED,
   ),
   **_section(
     'nat',
@@ -188,8 +197,7 @@ _SHARED: Mapping[str, Rule] = {
     # Half of the blocks hand over to the other half; beside them there is one
     # in the middle.
     depth=integer(0, 512, step=2),
-    encoder_depth=_DEPTH,
-    decoder_depth=_DEPTH,
+    **_alike('encoder_depth decoder_depth', _DEPTH),
     num_heads=_HEADS,
     mlp_ratio=integer(1, 64),
     dropout_rate=_SHARE_BELOW_1,
@@ -232,8 +240,7 @@ _SHARED: Mapping[str, Rule] = {
     iterations=_TRAINING_STEPS,
     kinds=some_of(choice('adaptive', 'constant', 'shared')),
     batch_size=integer(GROUP_SIZE, 2**20),
-    log_every=_EVERY,
-    save_every=_EVERY,
+    **_alike('log_every save_every', _EVERY),
     preset=choice('paper', 'ours'),
     residual=choice('published', 'maskgit', 'none'),
     fine_tune=boolean,
@@ -253,15 +260,11 @@ _SHARED: Mapping[str, Rule] = {
     'policy.ppo',
     learning_rate=optional(_RATE),
     num_epochs=optional(integer(1, 1000)),
-    num_minibatches=optional(_PARTS),
-    shuffle_groups=optional(_PARTS),
-    micro_batches=optional(_PARTS),
+    **_alike('num_minibatches shuffle_groups micro_batches', optional(_PARTS)),
     clip_epsilon=optional(between(0.0, 100.0, above_low=True)),
-    value_coefficient=optional(between(0.0, 1e3)),
-    entropy_coefficient=optional(between(0.0, 1e3)),
+    **_alike('value_coefficient entropy_coefficient', optional(_WEIGHT)),
     max_gradient_norm=optional(between(0.0, 1e6)),
-    initial_std=optional(between(0.0, 100.0, above_low=True)),
-    final_std=optional(between(0.0, 100.0, above_low=True)),
+    **_alike('initial_std final_std', optional(_TEMPERATURE)),
     std_schedule=optional(choice('linear', 'steps')),
     std_decay=optional(between(0.0, 100.0)),
     std_decay_steps=optional(some_of(integer(1, 10**8))),
@@ -272,8 +275,7 @@ _SHARED: Mapping[str, Rule] = {
   ),
   **_section(
     'policy.network',
-    hidden_size=_WIDTH,
-    conv_width=_WIDTH,
+    **_alike('hidden_size conv_width', _WIDTH),
     mlp_widths=tuple_of(_WIDTH, length=2),
   ),
   **_section(
@@ -330,24 +332,21 @@ _SHARED: Mapping[str, Rule] = {
     num_samples=_MEASURED,
     fresh_seeds=_REPETITIONS,
     fresh_samples=_MEASURED,
-    refinement=between(0.0, 100.0, above_low=True),
+    refinement=_TEMPERATURE,
     rounds=integer(0, 100),
     training_steps=_TRAINING_STEPS,
   ),
   **_section(
     'search.descent',
-    ratio_difference=between(0.0, 1.0, above_low=True),
-    other_difference=between(0.0, 100.0, above_low=True),
-    ratio_rate=between(0.0, 100.0, above_low=True),
-    other_rate=between(0.0, 100.0, above_low=True),
+    ratio_difference=_RATE,
+    **_alike('other_difference ratio_rate other_rate', _TEMPERATURE),
     momentum=_SHARE_BELOW_1,
     clip_gradient=between(0.0, 1e6),
   ),
   **_section(
     'search.spread',
-    ratio=between(0.0, 1.0, above_low=True),
-    temperature=between(0.0, 100.0, above_low=True),
-    guidance=between(0.0, 100.0, above_low=True),
+    ratio=_RATE,
+    **_alike('temperature guidance', _TEMPERATURE),
   ),
   **_section(
     'report',
@@ -359,8 +358,43 @@ _SHARED: Mapping[str, Rule] = {
     schedules=some_of(schedule()),
     num_steps=some_of(integer(1, 16)),
     draws=integer(1, 10**6),
-    coupling=between(0.0, 10.0),
-    field=between(0.0, 10.0),
+    **_alike('coupling field', between(0.0, 10.0)),
+  ),
+  **_section(
+    'discover',
+    methods=some_of(choice(*DISCOVERY_METHODS)),
+    labelled_share=between(0.0, 1.0, above_low=True, below_high=True),
+    batch_size=integer(2, 2**20),
+    depth=integer(0, 512),
+    learning_rate=_RATE,
+    shared_head=boolean,
+    teacher_temperatures=tuple_of(_TEMPERATURE, length=2),
+    cross_positives=choice('items', 'labels'),
+    mutual_teacher=choice('both', 'image', 'text', 'fused'),
+    fusion=choice('probabilities', 'logits'),
+    **_alike('num_splits num_seeds kmeans_inits views', _REPETITIONS),
+    **_alike('num_classes num_known most_classes warmup_epochs', _COUNT_OR_0),
+    **_alike('least_items num_epochs', integer(1, 10**6)),
+    **_alike('width hidden_width projection_width', _WIDTH),
+    **_alike('dropout_rate supervised_weight', _SHARE_BELOW_1),
+    **_alike('weight_decay entropy_weight cross_weight', _WEIGHT),
+    mutual_weight=_WEIGHT,
+    **_alike('contrast_temperature cross_temperature', _TEMPERATURE),
+    **_alike('supervised_temperature student_temperature', _TEMPERATURE),
+  ),
+  **_section(
+    'discover.image',
+    network=choice('measure', 'reward', 'clip'),
+    width=zero_or(_WIDTH),
+    least_crop=_RATE,
+    jitter=_SHARE_BELOW_1,
+  ),
+  **_section(
+    'discover.text',
+    network=choice('words', 'vectors', 'clip'),
+    width=zero_or(_WIDTH),
+    vectors=path('.npz'),
+    word_dropping=_SHARE_BELOW_1,
   ),
   **_section(
     'suite',
@@ -376,13 +410,11 @@ _SHARED: Mapping[str, Rule] = {
     num_steps=some_of(integer(2, 1024)),
     batch_size=_BATCH,
     num_buckets=integer(1, 64),
-    timing_rounds=_REPETITIONS,
-    timing_batches=_REPETITIONS,
+    **_alike('timing_rounds timing_batches', _REPETITIONS),
   ),
   **_section(
     'compare.enat',
-    encoder_depth=_DEPTH,
-    decoder_depth=_DEPTH,
+    **_alike('encoder_depth decoder_depth', _DEPTH),
     reuse_probability=_SHARE,
   ),
   **_section(
@@ -468,6 +500,7 @@ _TEXTS: Mapping[str, Rule] = {
 # Fields that a config may lack: earlier versions had none.
 _ADDED: Mapping[str, Rule] = {
   **_section('data', background=optional(colour_or_none), mirror=boolean),
+  **_section('data', **_alike('text_column label_column', text(100))),
   **_section(
     'evaluate',
     # Here there are five neighbours; a kernel needs two images of each half.

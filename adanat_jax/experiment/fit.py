@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flax import struct
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from adanat_jax.data import prefetch
 from adanat_jax.data.examples import ArrayExamples, Examples, Rows
-from adanat_jax.data.order import epoch_batch
+from adanat_jax.data.order import epoch_batch, weighted_batch
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.runtime import loop, sharding
 from adanat_jax.types import Array
@@ -42,6 +43,7 @@ class Batches:
     name: str,
     examples: Examples,
     shape: tuple[int, ...],
+    weights: np.ndarray | None = None,
   ):
     """Reads nothing yet.
 
@@ -50,11 +52,14 @@ class Batches:
       name: of the training, which has an order of its own.
       examples: what is read.
       shape: (B,), or (U, B) for several batches a step.
+      weights: float[n] of the examples, which are then drawn with replacement;
+        None for one epoch after another.
     """
     self._mesh = experiment.mesh
     self._seed = experiment.order_seed(name)
     self._examples = examples
     self._shape = shape
+    self._weights = weights
     in_memory = isinstance(examples, ArrayExamples)
     self._ahead = None if in_memory else prefetch.Prefetch(self._read)
 
@@ -73,7 +78,11 @@ class Batches:
 
   def _read(self, step: int) -> Rows:
     size, count = math.prod(self._shape), len(self._examples)
-    index = epoch_batch(step, size, count, self._seed).reshape(self._shape)
+    if self._weights is None:
+      index = epoch_batch(step, size, count, self._seed)
+    else:
+      index = weighted_batch(step, size, self._weights, self._seed)
+    index = index.reshape(self._shape)
     axis = len(self._shape) - 1
     return self._examples.take(sharding.local_rows(index, self._mesh, axis))
 

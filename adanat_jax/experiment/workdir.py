@@ -31,8 +31,10 @@ RUN_ONLY_FIELDS = (
   *('prepare.batch_size', 'prepare.num_threads'),
   *('evaluate.batch_size', 'evaluate.num_buckets'),
   *('policy.rollout_size', 'policy.ppo.micro_batches'),
-  # Each search, and a comparison, keeps and compares its own settings.
+  # Each search, a comparison and a discovery keep and compare their own
+  # settings.
   *('search.*', 'compare.*', 'statistics.*', 'report.*', 'suite.*'),
+  'discover.*',
   *('profile', 'profile.*', 'log_every', '*.log_every'),
   *('save_every', '*.save_every', 'keep_every', 'keep_best'),
   *('tensorboard', 'wandb'),

@@ -56,6 +56,12 @@ def check_config(experiment: Experiment) -> None:
 
 def trained(experiment: Experiment) -> tuple[str, ...]:
   """The judges that no published network stands for."""
+  if experiment.config.mode == 'discover':
+    read = experiment.config.get('discover', {}).get('image', {})
+    wanted = {read.get('network', '')}
+    if not reward_network.is_trained(experiment):
+      wanted.discard('reward')
+    return tuple(sorted(wanted & {'measure', 'reward'}))
   section = experiment.config.evaluate
   # The study has measures of its own.
   measures = section.network == 'measure' or section.protocol == 'study'

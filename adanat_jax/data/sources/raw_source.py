@@ -59,8 +59,11 @@ class RawSource:
   has_images: bool = True  # False for lists of captions alone.
   # Identifies the source in a manifest; JSON types.
   description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  # int32[size], where they are known without reading any image.
+  # int32[size], where they are known without reading any image; of pairs -1 for
+  # no class.
   labels: np.ndarray | None = None
+  # The captions of an image, where they are known without reading it.
+  captions: Callable[[int], tuple[str, ...]] | None = None
   # What was read and what was not, of the whole path.
   ledger: SourceLedger = dataclasses.field(default_factory=SourceLedger)
 
@@ -139,7 +142,7 @@ class SourceSettings:
   path: str  # The training images: folder, file, glob or tfds' data_dir.
   validation_path: str = ''  # '' to set some apart.
   tfds_name: str = ''  # The data set's name, for source 'tfds'.
-  annotations: str = ''  # COCO's captions, for source 'coco'.
+  annotations: str = ''  # COCO's captions, or the table of source 'pairs'.
   # COCO's captions of the validation images, or the devkit with ImageNet's
   # validation labels ('' looks beside the images).
   validation_annotations: str = ''
@@ -149,6 +152,9 @@ class SourceSettings:
   # The largest share of images or captions that may be wrong in one way; 1
   # counts and names them alone.
   max_corrupt_share: float = 1.0
+  # Of the table of source 'pairs'; '' for a usual name.
+  text_column: str = ''
+  label_column: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

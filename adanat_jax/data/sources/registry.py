@@ -35,6 +35,7 @@ _MODULES = {
   'coco': 'coco',
   'cc3m_tsv': 'cc3m',
   'webdataset': 'webdataset',
+  'pairs': 'pairs',
 }
 SOURCES = tuple(_MODULES)
 SPLITS = ('train', 'test')
@@ -84,7 +85,10 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
   field = where.path_field
   if settings.source == 'coco':
     field += f', {where.annotations_field}'
-  with_captions = source.has_captions and settings.condition != 'class'
+  needs_both = settings.source == 'pairs'
+  with_captions = source.has_captions and (
+    needs_both or settings.condition != 'class'
+  )
   _say(source.ledger.line(field, with_captions))
   source.ledger.check(field, settings.max_corrupt_share, with_captions)
   if not has_validation:
@@ -147,7 +151,7 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
       f' the images of config.data.path={settings.path}'
     )
   # Equal hashes keep their order, so that no image is in both splits.
-  hashes = source.key_hashes()
+  hashes, captions = source.key_hashes(), source.captions
   order = np.argsort(hashes, kind='stable')
   chosen = _choose(order, held_out, source, settings)
   index = np.flatnonzero(chosen if split == 'test' else ~chosen)
@@ -157,6 +161,7 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
     read=lambda i: source.read(int(index[i])),
     key_hashes=lambda: hashes[index],
     labels=None if source.labels is None else source.labels[index],
+    captions=None if captions is None else lambda i: captions(int(index[i])),
   )
 
 
@@ -171,7 +176,7 @@ def _choose(
   chosen = np.zeros(len(order), bool)
   chosen[order[:held_out]] = True
   labels = source.labels
-  if labels is None or not len(labels):
+  if labels is None or not len(labels) or labels.min() < 0:
     return chosen
   left = np.bincount(labels[~chosen], minlength=int(labels.max()) + 1)
   if left[labels].all():

@@ -1,0 +1,1 @@
+"""Categories, known and new, from pictures and words."""

@@ -1,0 +1,315 @@
+"""What mode `discover` reads: pairs, and their features by frozen encoders.
+
+Encoders run once. Each picture, and each text, has one feature as it is and
+some of changed views, between which a training draws; so a step of it costs no
+encoder. Pictures' features are kept in `discover/image.npz`.
+
+Shape letters: `n` pairs, `V` changed views of each, `F` width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adanat_jax.data import clip_tokens, raw_images, word_vectors
+from adanat_jax.data.images import CorruptImageError, to_unit
+from adanat_jax.data.sources.raw_source import RawSource
+from adanat_jax.errors import UserError, printable
+from adanat_jax.experiment import reward_network
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.learning.augment import Augmentation
+from adanat_jax.models import clip
+from adanat_jax.runtime import files, processes, sharding
+from adanat_jax.types import Array
+
+# Pictures, or texts, that an encoder reads at a time.
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class PairList:
+  """The pairs that categories are looked for in, without their pictures."""
+
+  source: RawSource
+  places: np.ndarray  # int[n], the index of each in the source
+  labels: np.ndarray  # int[n], its class, -1 for none
+  items: np.ndarray  # int[n]; pairs of one text and class are one item
+  names: tuple[str, ...]  # of the classes
+  texts: tuple[tuple[str, ...], ...]  # n of them
+
+  def of(self, kept: np.ndarray) -> PairList:
+    """Those of an index."""
+    return dataclasses.replace(
+      self,
+      places=self.places[kept],
+      labels=self.labels[kept],
+      items=self.items[kept],
+      texts=tuple(self.texts[i] for i in kept),
+    )
+
+
+def list_pairs(experiment: Experiment) -> PairList:
+  """Lists the pairs of `config.data`, reading no picture.
+
+  Pairs of classes that have fewer items than `discover.least_items` are left
+  out.
+
+  Raises:
+    UserError: if they cannot be listed, or no class is left.
+  """
+  source = experiment.raw_source('train')
+  if source.captions is None or source.labels is None:
+    raise UserError(
+      f'config.data.source={experiment.config.data.source} has no texts beside'
+      ' classes; mode discover needs both: give pairs'
+    )
+  texts = tuple(source.captions(i) for i in range(len(source)))
+  labels = np.asarray(source.labels)
+  numbers: dict[Any, int] = {}
+  items = np.array(
+    [
+      numbers.setdefault(item, len(numbers))
+      for item in zip(labels.tolist(), texts, strict=True)
+    ]
+  )
+  names = source.class_names or ()
+  least = experiment.config.discover.least_items
+  counts = [len(np.unique(items[labels == i])) for i in range(len(names))]
+  kept = [i for i, count in enumerate(counts) if least == 1 or count >= least]
+  if not kept:
+    raise UserError(
+      f'config.discover.least_items={least}: no class has so many items; the'
+      f' largest of {len(names)} has {max(counts, default=0)}'
+    )
+  new = np.full(len(names) + 1, -2)
+  new[kept], new[-1] = np.arange(len(kept)), -1
+  found = PairList(
+    *(source, np.arange(len(source)), new[labels], items),
+    names=tuple(names[i] for i in kept),
+    texts=texts,
+  )
+  return found.of(np.flatnonzero(found.labels > -2))
+
+
+def encode(
+  experiment: Experiment, pairs: PairList, directory: pathlib.Path
+) -> tuple[PairList, dict[str, np.ndarray]]:
+  """Features of pictures and texts, float32[n, 1 + V, F] each, of length 1.
+
+  Returns:
+    The pairs whose pictures can be read, and `image` and `text`.
+
+  Raises:
+    UserError: if an encoder is not there, or more pictures than
+      `data.max_corrupt_share` cannot be read.
+  """
+  path = directory / 'image.npz'
+  if not path.is_file():
+    stream = io.BytesIO()
+    found, places = _picture_features(experiment, pairs)
+    np.savez(stream, features=found, places=places)
+    files.write_bytes(path, stream.getvalue())
+    processes.wait_until_seen(path)
+  with np.load(path) as kept:
+    pairs, pictures = pairs.of(kept['places']), kept['features']
+  section = experiment.config.discover
+  texts = _text_features(experiment, pairs.texts)
+  return pairs, {
+    'image': _reduced(pictures, section.image.width),
+    'text': _reduced(texts, section.text.width),
+  }
+
+
+def _reduced(features: np.ndarray, width: int) -> np.ndarray:
+  """Principal components of features, of length 1; 0 keeps them whole."""
+  if width:
+    plain = features[:, 0].astype(np.float64)
+    centre = plain.mean(0)
+    _, _, axes = np.linalg.svd(plain - centre, full_matrices=False)
+    features = (features - centre) @ axes[:width].T
+  lengths = np.linalg.norm(features, axis=-1, keepdims=True)
+  return (features / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def _picture_features(
+  experiment: Experiment, pairs: PairList
+) -> tuple[np.ndarray, np.ndarray]:
+  """Features float32[m, 1 + V, F] of what can be read, and which int[m]."""
+  data, section = experiment.config.data, experiment.config.discover
+  network, params = _picture_encoder(experiment)
+  params = sharding.gather(params)
+  change = Augmentation(
+    least_crop=section.image.least_crop, jitter=section.image.jitter
+  )
+  mirror = bool(experiment.mirrors)
+
+  @jax.jit
+  def plain(params: Any, images: Array) -> Array:
+    return network(params, to_unit(images))
+
+  @jax.jit
+  def changed(params: Any, images: Array, key: Array) -> Array:
+    *keys, mirror_key = jax.random.split(key, 6)
+    images = change(keys, to_unit(images))
+    flips = jax.random.bernoulli(mirror_key, 0.5 * mirror, (len(images),))
+    flips = flips[:, None, None, None]
+    return network(params, jnp.where(flips, images[:, :, ::-1], images))
+
+  def read(place: int) -> np.ndarray | str:
+    example = pairs.source[place]
+    try:
+      return raw_images.decode(
+        example, data.image_size, data.apply_orientation, experiment.background
+      )
+    except CorruptImageError as error:
+      return f'{example.key}: {error}'
+
+  key, found, kept, broken = experiment.key('discover'), [], [], []
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    for start in range(0, len(pairs.places), _BATCH):
+      index = np.arange(start, min(start + _BATCH, len(pairs.places)))
+      pictures = [*pool.map(read, pairs.places[index].tolist())]
+      broken += [x for x in pictures if isinstance(x, str)]
+      whole = [x for x in pictures if not isinstance(x, str)]
+      kept += [
+        i
+        for i, x in zip(index, pictures, strict=True)
+        if not isinstance(x, str)
+      ]
+      if not whole:
+        continue
+      # All batches have one shape; what fills the last one up is cut off.
+      images = np.stack([whole[i % len(whole)] for i in range(_BATCH)])
+      views = [plain(params, images)]
+      for view in range(section.views):
+        once = jax.random.fold_in(jax.random.fold_in(key, start), view)
+        views.append(changed(params, images, once))
+      found.append(np.stack(jax.device_get(views), 1)[: len(whole)])
+  if len(broken) > data.max_corrupt_share * len(pairs.places):
+    raise UserError(
+      f'config.data.path={data.path}: {len(broken)} pictures cannot be read'
+      f' ({printable(broken[0], 200)});'
+      f' config.data.max_corrupt_share={data.max_corrupt_share} allows fewer'
+    )
+  return np.concatenate(found), np.array(kept)
+
+
+def _picture_encoder(
+  experiment: Experiment,
+) -> tuple[Callable[[Any, Array], Array], Any]:
+  """`(params, images float32[B, H, W, 3] in [0, 1]) -> float32[B, F]`."""
+  name = experiment.config.discover.image.network
+  if name == 'clip':
+    _, tower = clip.TOWERS[experiment.config.evaluate.clip.tower]
+    shape = (1, tower.image_size, tower.image_size, 3)
+    params = _clip_params(
+      experiment, 'image', tower, jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    return (
+      lambda params, images: tower.apply(
+        {'params': params}, clip.prepare_images(images, tower.image_size)
+      )
+    ), params
+  module, params = experiment.network(name)
+  if name == 'measure':
+    return (
+      lambda params, images: module.apply({'params': params}, images)[0]
+    ), params
+  return (
+    lambda params, images: (
+      module.apply(
+        {'params': params}, reward_network.inputs(experiment, images)
+      ).cls
+    )
+  ), params
+
+
+def _clip_params(
+  experiment: Experiment, name: str, tower: Any, shape: Any
+) -> Any:
+  return experiment.load_converted(
+    f'evaluate.clip.{name}', 'params', experiment.param_shapes(tower, shape)
+  )
+
+
+def _text_features(
+  experiment: Experiment, texts: Sequence[tuple[str, ...]]
+) -> np.ndarray:
+  """float32[n, 1 + V, F], V being that of the texts' encoder."""
+  config = experiment.config
+  section = config.discover.text
+  if section.network == 'vectors':
+    return _given_vectors(section.vectors, texts)
+  joined = [', '.join(several) for several in texts]
+  seed = experiment.order_seed('discover/texts')
+  views = [
+    word_vectors.drop_words(joined, section.word_dropping, (seed, view))
+    for view in range(config.discover.views)
+  ]
+  if section.network == 'words':
+    return word_vectors.fit(joined, views, section.width or 256)
+  tower, _ = clip.TOWERS[config.evaluate.clip.tower]
+  shape = jax.ShapeDtypeStruct((1, tower.num_positions), jnp.int32)
+  params = sharding.gather(_clip_params(experiment, 'text', tower, shape))
+  pooled = jax.jit(
+    lambda params, ids: tower.apply({'params': params}, ids).pooled
+  )
+  tokenize = functools.partial(
+    clip_tokens.tokenize,
+    num_positions=tower.num_positions,
+    vocabulary=config.evaluate.clip.tokenizer,
+  )
+  found = []
+  for several in (joined, *views):
+    ids = tokenize(several)
+    count = len(ids)
+    ids = np.resize(ids, (-(-count // _BATCH) * _BATCH, ids.shape[1]))
+    parts = [
+      jax.device_get(pooled(params, ids[start : start + _BATCH]))
+      for start in range(0, len(ids), _BATCH)
+    ]
+    found.append(np.concatenate(parts)[:count])
+  return np.stack(found, axis=1)
+
+
+def _given_vectors(path: str, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
+  """A file's vectors: the mean of a pair's texts, then each of its texts.
+
+  Raises:
+    UserError: if it is no such file, or lacks a text.
+  """
+  field = f'config.discover.text.vectors={path}'
+  vectors: Mapping[str, np.ndarray]
+  try:
+    with np.load(path, allow_pickle=False) as kept:
+      names, table = kept['texts'].tolist(), kept['vectors']
+      vectors = dict(zip(names, table.astype(np.float32), strict=True))
+  except (OSError, ValueError, KeyError) as error:
+    raise UserError(
+      f'{field}: give an .npz file with texts str[m] and vectors float[m, F]'
+      f' ({error})'
+    ) from error
+  missing = {text for several in texts for text in several} - vectors.keys()
+  if missing:
+    raise UserError(
+      f'{field}: it has no vector of {printable(min(missing), 80)!r} and'
+      f' {len(missing) - 1} other texts'
+    )
+  most = max(map(len, texts))
+  rows = []
+  for several in texts:
+    own = np.stack([vectors[text] for text in several])
+    views = [own[i % len(own)] for i in range(most)]
+    rows.append(np.stack([own.mean(0), *views]))
+  return np.stack(rows)

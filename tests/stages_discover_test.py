@@ -1,0 +1,220 @@
+"""Mode discover, from pictures and words to the table; what it refuses."""
+
+import contextlib
+import io
+import json
+import pathlib
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from adanat_jax import main
+from adanat_jax.errors import UserError
+from adanat_jax.experiment import networks
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.report import discovery as report
+from adanat_jax.runtime import files
+from adanat_jax.stages import discover, judges
+from support import configs, random_weights, small_weights
+
+_CLASSES = {
+  'fruit': ((220, 30, 30), 'sweet ripe fruit'),
+  'boat': ((30, 60, 220), 'boat on water'),
+  'tree': ((20, 160, 60), 'tall green tree'),
+  'sun': ((250, 200, 40), 'bright sun sky'),
+}
+_ITEMS = 'one two three four five six'.split()
+
+
+def _write(root):
+  """Four classes of six items; each item has two pictures and one text."""
+  rows = []
+  for number, (name, (colour, words)) in enumerate(_CLASSES.items()):
+    for item, word in enumerate(_ITEMS):
+      for copy in (0, 1):
+        path = root / name / f'{item}-{copy}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng([number, item, copy])
+        pixels = noise.integers(-25, 25, (16, 16, 3)) + colour
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+        file_name = path.relative_to(root).as_posix()
+        rows.append({'file_name': file_name, 'text': f'{words} {word}'})
+  return rows
+
+
+class DiscoverTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.create_tempdir().full_path)
+    self.rows = _write(self.root / 'pictures')
+    self.config = configs.load(
+      'emoji_gcd.py:tiny',
+      {
+        'data.path': str(self.root / 'pictures'),
+        'data.label_column': '',
+        'data.num_classes': 4,
+        'discover.least_items': 1,
+        'tensorboard': False,
+      },
+    )
+    self.experiment = Experiment(self.config, self.root / 'run')
+
+  def write_table(self):
+    lines = map(json.dumps, self.rows)
+    (self.root / 'pictures' / 'metadata.jsonl').write_text('\n'.join(lines))
+
+  def run_stage(self):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+      discover.run(Experiment(self.config, self.root / 'run'))
+    return said.getvalue()
+
+  def test_a_killed_run_goes_on_and_the_table_says_all(self):
+    self.write_table()
+    section = self.config.discover
+    section.update(num_epochs=30, most_classes=6)
+    section.methods = (
+      *('kmeans_image', 'semi_kmeans_text', 'multimodal', 'late_fusion'),
+    )
+    module = networks.measuring_module(self.config)
+    params = random_weights.random_variables(
+      module, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    )['params']
+    small_weights.save(
+      self.root / 'run' / 'judges/measure',
+      params=jax.tree.map(jnp.asarray, params),
+    )
+    figures = discover._Study.figures
+    probabilities = discover._Study._probabilities
+    done = []
+
+    def trained(study, name):
+      if name == 'multimodal':
+        return probabilities(study, name)
+      # Each of two models sees through one modality: new classes have other
+      # numbers in the other one.
+      order = [0, 1, 3, 2] if name == 'simgcd_text' else [0, 1, 2, 3]
+      return np.eye(4)[study._split.targets][:, order]
+
+    def until(study, name):
+      if name == 'multimodal' and 'multimodal' not in done:
+        done.append(name)
+        raise KeyboardInterrupt
+      done.append(name)
+      return figures(study, name)
+
+    with (
+      mock.patch.object(discover._Study, 'figures', until),
+      mock.patch.object(discover._Study, '_probabilities', trained),
+    ):
+      with self.assertRaises(KeyboardInterrupt):
+        self.run_stage()
+      said = self.run_stage()
+    # The second run did what was missing.
+    first = section.methods[:3]
+    self.assertEqual(done, [*first, 'multimodal', 'late_fusion'])
+    directory = self.root / 'run' / 'discover'
+    results = files.read_json(directory / 'results.json')
+    self.assertEqual((results['pairs'], results['items']), (48, 24))
+    self.assertEqual((results['classes'], results['known']), (4, 2))
+    self.assertBetween(results['estimates'][0], 2, 6)
+    rows = {row['method']: row for row in results['rows']}
+    # Each class has words of its own.
+    self.assertEqual(rows['semi_kmeans_text']['all'], 1.0)
+    self.assertGreater(rows['multimodal']['all'], 0.6)
+    self.assertEqual(rows['late_fusion']['all'], 1.0)
+    for row in rows.values():
+      self.assertBetween(row['new'], 0.25, 1.0)
+    self.assertIn('| semi-supervised k-means, texts | 100.0 | 100.0 |', said)
+    self.assertIn('![clusters', (directory / 'discovery.md').read_text())
+    for cluster in results['clusters']:
+      self.assertIn(cluster['name'], _CLASSES)
+    with Image.open(directory / 'clusters.png') as picture:
+      self.assertGreater(picture.width, 300)
+    # Other settings are another discovery.
+    section.cross_weight = 0.7
+    with self.assertRaisesRegex(UserError, 'with config.discover.cross_weight'):
+      self.run_stage()
+
+  def assert_refused(self, message):
+    with self.assertRaises(UserError) as caught:
+      discover.check_config(self.experiment)
+    (problem,) = caught.exception.problems
+    self.assertIn(message, problem)
+    self.assertNotIn('\n', problem)
+
+  def test_an_item_without_a_text(self):
+    self.rows[3]['text'] = ' '
+    self.write_table()
+    self.assert_refused('line 4: fruit/1-1.png has no text')
+
+  def test_a_class_without_enough_items(self):
+    self.rows = [
+      row
+      for row in self.rows
+      if 'sun' not in row['file_name'] or '/0-' in row['file_name']
+    ]
+    self.write_table()
+    self.assert_refused("the class 'sun' of config.data.path has one item")
+    self.config.discover.least_items = 2
+    discover.check_config(Experiment(self.config, self.root / 'run'))
+    self.config.discover.least_items = 7
+    self.assert_refused('no class has so many items; the largest of 4 has 6')
+
+  @parameterized.parameters(
+    ({'num_classes': 1, 'num_known': 2}, 'num_classes is 1, fewer than the 2'),
+    ({'num_known': 4}, 'num_known is 4; give 1 to 3'),
+    ({'methods': ('multimodal_estimated',)}, 'most_classes is 0; give'),
+    ({'text.network': 'vectors'}, 'discover.text.vectors is empty'),
+    ({'image.network': 'clip'}, 'evaluate.clip.image.init_from is empty'),
+  )
+  def test_fields_that_do_not_fit(self, changes, message):
+    self.write_table()
+    self.config.update_from_flattened_dict(
+      {f'discover.{name}': value for name, value in changes.items()}
+    )
+    self.assert_refused(message)
+
+  def test_only_pairs(self):
+    self.config.data.source = 'image_folder'
+    self.assert_refused('is not allowed in mode discover: give pairs')
+
+  def test_what_is_trained_before(self):
+    self.assertEqual(main._names_of_stages(self.config), ('judges', 'discover'))
+    self.assertEqual(judges.trained(self.experiment), ('measure',))
+    self.config.discover.image.network = 'clip'
+    self.assertEqual(judges.trained(self.experiment), ())
+    self.config.discover.image.network = 'reward'
+    self.assertEqual(judges.trained(self.experiment), ('reward',))
+
+
+class ReportTest(absltest.TestCase):
+  def test_differences_are_of_splits(self):
+    """Two splits, two seeds: +2 and +4 points are 3 with an error of 1."""
+    rows = []
+    for name, values in (
+      ('multimodal', [0.5, 0.6, 0.7, 0.7]),
+      ('late_fusion', [0.5, 0.56, 0.66, 0.66]),
+      ('simgcd_both', [0.6, 0.7, 0.8, 0.8]),
+    ):
+      for i, value in enumerate(values):
+        shares = dict.fromkeys(('all', 'old', 'new'), value)
+        more = {f'{key}_v1': value for key in shares} | {'nmi': 0, 'ari': 0}
+        place = {'method': name, 'split': i // 2, 'seed': i % 2}
+        rows.append({**place, **shares, **more})
+    names = dict.fromkeys(row['method'] for row in rows)
+    results = {'rows': rows, 'labels': {name: name for name in names}}
+    found = report.differences(results)
+    self.assertIn('late_fusion: All +3.0 ± 1.0 (above)', found[0])
+    self.assertIn('simgcd_both: All -10.0 ± 0.0 (below)', found[1])
+    # 0.5, 0.6, 0.7, 0.7: mean 0.625, deviation 0.0957.
+    self.assertIn(
+      '| multimodal | 62.5 ± 9.6 | 62.5 ± 9.6 |', report.table(results)
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
