@@ -157,8 +157,8 @@ def main(argv: Sequence[str]) -> None:
   names = _names_of_stages(config)
   stages = [importlib.import_module(STAGES[name]) for name in names]
   try:
-    if count := workdir_lib.count_classes(Experiment(config, workdir)):
-      config.data.num_classes = count
+    counted = workdir_lib.counted(Experiment(config, workdir))
+    config.update_from_flattened_dict(counted)
   except UserError as error:
     problems += error.problems
   # All of them before the first: nobody waits hours for the last one's no.

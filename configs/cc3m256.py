@@ -64,7 +64,8 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
 
   config.text = text = ml_collections.ConfigDict()
   # 'clip' is a frozen tower of CLIP's; 'learned' a small transformer on words,
-  # trained with the NAT (docs/own_images.md).
+  # trained with the NAT; 'given' takes the vectors of text.vectors
+  # (docs/own_images.md).
   text.network = 'clip'
   # Longest caption of a learned network, in words and signs, and one more for
   # its start; CLIP's tower has 77 tokens.
@@ -85,6 +86,8 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   # The tokenizer.json next to those weights, for platforms without a build of
   # instant-clip-tokenizer; empty to use that package.
   text.tokenizer = ''
+  # Of 'given' alone: a .npz or safetensors file with the vectors of captions.
+  text.vectors = ''
 
   # AdaNAT README: --max_training_timesteps 150, 'early stopping';
   # --batch_size 64 on each of 8 devices; --n_samples 30000. The captions'

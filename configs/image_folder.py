@@ -59,8 +59,9 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
 
   config.text = text = ml_collections.ConfigDict()
   # Read with data.condition='text'. 'learned' is a small transformer on the
-  # words of captions, trained with the NAT; 'clip' a frozen tower of CLIP's,
-  # whose sizes cc3m256.py has.
+  # words of captions, trained with the NAT; 'given' takes the vectors that any
+  # sentence encoder made of them; 'clip' is a frozen tower of CLIP's, whose
+  # sizes cc3m256.py has.
   text.network = 'learned'
   text.width = 256
   text.depth = 4
@@ -75,6 +76,9 @@ def _set_recipe(config: ml_collections.ConfigDict) -> None:
   text.dtype = 'float32'
   text.init_from = ''
   text.tokenizer = ''
+  # Of 'given' alone: a .npz or safetensors file with a vector, or a sequence of
+  # vectors, for each caption. They decide text.width and text.num_positions.
+  text.vectors = ''
   # Texts to sample, such as "'a red square','two cats'".
   config.sample.captions = ()
 

@@ -79,14 +79,18 @@ class RawImagesTest(absltest.TestCase):
     source = registry.open_source(settings, 'train')
     asked = []
 
-    def tokenize(captions):
-      asked.extend(captions)
+    def tokenize(captions, keys):
+      asked.extend(zip(captions, keys, strict=True))
       return np.zeros((len(captions), 77), np.int32)
 
     rows = RawImages(source, 16, tokenize=tokenize).take(np.array([0, 3]))
     self.assertEqual(rows['ids'].shape, (2, 77))
     self.assertNotIn('condition', rows)
-    self.assertEqual(asked, [source[0].captions[0], source[3].captions[3]])
+    expected = [(source[i].captions[i], source[i].key) for i in (0, 3)]
+    self.assertEqual(asked, expected)
+    # The same is known without reading an image.
+    found = source.key_at(3), source.captions(3)
+    self.assertEqual(found, (source[3].key, source[3].captions))
 
   def test_captions_alone_are_no_images(self):
     table = raw_files.cc3m_prompts(self.folder)

@@ -75,6 +75,9 @@ def check_stages(config):
   if config.get('evaluate', {}).get('statistics'):
     # The reader's file; any that there is will do.
     config.evaluate.statistics = __file__
+  if config.get('text', {}).get('vectors'):
+    # The reader's, too: another network has the same flags.
+    config.text.update(network='learned', vectors='')
   names = (config.mode,)
   if config.mode == 'all':
     names = STUDY if config.data.source == 'digits' else BENCHMARK

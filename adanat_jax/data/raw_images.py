@@ -64,7 +64,8 @@ class RawImages:
     apply_orientation: bool = False,
     background: Sequence[int] | None = None,
     mirrored: bool = False,
-    tokenize: Callable[[Sequence[str]], np.ndarray] | None = None,
+    tokenize: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+    | None = None,
   ):
     """Opens nothing yet.
 
@@ -75,7 +76,8 @@ class RawImages:
       background: what transparent pixels are composited on; see
         `images.decode`.
       mirrored: whether each image also counts left-right mirrored.
-      tokenize: captions to int32[B, L]; None for sources with classes.
+      tokenize: captions, with the keys of their images, to int32[B, L]; None
+        for sources with classes.
 
     Raises:
       UserError: if the source holds captions alone.
@@ -128,7 +130,8 @@ class RawImages:
         example.captions[int(i) % len(example.captions)]
         for i, (_, example) in zip(flat, decoded, strict=True)
       ]
-      rows['ids'] = self._tokenize(captions)
+      keys = [example.key for _, example in decoded]
+      rows['ids'] = self._tokenize(captions, keys)
     shape = np.shape(index)
     return {k: v.reshape(*shape, *v.shape[1:]) for k, v in rows.items()}
 

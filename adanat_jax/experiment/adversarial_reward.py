@@ -26,8 +26,7 @@ from adanat_jax.experiment import networks, reward_network, texts
 from adanat_jax.learning import discriminator as discriminator_lib
 from adanat_jax.learning.rewards import Labelled, RewardModel, RewardSpec
 from adanat_jax.models import vit
-from adanat_jax.models.captions import CaptionTransformer
-from adanat_jax.models.clip import CLIPText
+from adanat_jax.models.captions import TextNetwork
 from adanat_jax.models.discriminator import (
   GROUP_SIZE,
   DiscriminatorHeads,
@@ -76,7 +75,7 @@ class _ProjectedDiscriminator:
   trunk: vit.VisionTransformer  # the frozen network
   heads: DiscriminatorHeads  # what is trained
   # What reads captions; None for classes.
-  text: CLIPText | CaptionTransformer | None
+  text: TextNetwork | None
   # Reconstructs real images when they are read; None: it does not.
   tokenizer: VQGAN | None
 

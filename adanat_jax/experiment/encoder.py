@@ -112,9 +112,11 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
   settings['data.mirror'] = None if experiment.mirrors else False
   settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size
   settings['tokenizer'] = _digest(experiment, 'tokenizer')
-  if experiment.learns_text:
+  if experiment.text_network in ('learned', 'given'):
     settings['text.network'] = config.text.network
     settings['text.num_positions'] = config.text.num_positions
+    if experiment.text_network == 'given':
+      settings['text.vectors'] = texts.vectors(experiment).digest()
   elif experiment.is_text:
     settings['data.text_embeddings'] = data.text_embeddings
     if data.text_embeddings == 'store':

@@ -126,17 +126,24 @@ class Experiment:
     return networks.is_text(self.config)
 
   @property
+  def text_network(self) -> str:
+    """What reads captions: `clip`, `learned` or `given`; '' without any."""
+    # A config of an older version says nothing of it.
+    return self.config.text.get('network', 'clip') if self.is_text else ''
+
+  @property
   def learns_text(self) -> bool:
     """Whether the network that reads captions is trained with the NAT."""
-    # A config of an older version says nothing of it.
-    network = self.config.text.get('network', 'clip') if self.is_text else ''
-    return network == 'learned'
+    return self.text_network == 'learned'
 
   @property
   def stores_states(self) -> bool:
-    """Whether states of captions are prepared; learned ones come too late."""
-    stored = self.is_text and self.config.data.text_embeddings == 'store'
-    return stored and not self.learns_text
+    """Whether states of captions are prepared: those of CLIP's tower.
+
+    Learned ones come too late, and given ones are in a file already.
+    """
+    stored = self.config.data.get('text_embeddings') == 'store'
+    return stored and self.text_network == 'clip'
 
   @property
   def num_classes(self) -> int:

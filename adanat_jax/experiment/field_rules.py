@@ -482,12 +482,12 @@ _FILES: Mapping[str, Rule] = {
 _TEXTS: Mapping[str, Rule] = {
   **_section(
     'text',
-    network=choice('clip', 'learned'),
+    network=choice('clip', 'learned', 'given'),
     width=_WIDTH,
     depth=_DEPTH,
     num_heads=_HEADS,
     mlp_width=integer(1, 2**16),
-    num_positions=integer(3, 4096),
+    num_positions=integer(1, 4096),
     projection_width=_WIDTH,
     activation=choice('gelu', 'quick_gelu'),
     dtype=_COMPUTE_TYPE,
@@ -501,6 +501,7 @@ _TEXTS: Mapping[str, Rule] = {
 _ADDED: Mapping[str, Rule] = {
   **_section('data', background=optional(colour_or_none), mirror=boolean),
   **_section('data', **_alike('text_column label_column', text(100))),
+  **_section('text', vectors=path()),
   **_section(
     'evaluate',
     # Here there are five neighbours; a kernel needs two images of each half.

@@ -27,9 +27,8 @@ from adanat_jax.runtime import sharding
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
-  from adanat_jax.models.captions import CaptionTransformer
+  from adanat_jax.models.captions import TextNetwork
   from adanat_jax.models.classifier import ConvClassifier
-  from adanat_jax.models.clip import CLIPText
   from adanat_jax.models.discriminator import DiscriminatorHeads
   from adanat_jax.models.vit import VisionTransformer
 
@@ -139,11 +138,16 @@ def nat_module(config: Config) -> DenoiserModule:
   )
 
 
-def text_module(config: Config) -> CLIPText | CaptionTransformer:
+def text_module(config: Config) -> TextNetwork:
   """The network of `config.text`, which reads captions."""
   section = config.text
   # A config of an older version says nothing of it.
-  if section.get('network', 'clip') == 'learned':
+  network = section.get('network', 'clip')
+  if network == 'given':
+    from adanat_jax.models.captions import VectorTable
+
+    return VectorTable(section.width, section.num_positions)
+  if network == 'learned':
     from adanat_jax.data import byte_tokens
     from adanat_jax.models.captions import CaptionTransformer
 
@@ -284,6 +288,10 @@ def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
   if name == 'nat' and experiment.field(section).get('network') == 'maskgit':
     field = 'params'  # As this kind of weights is converted.
   module, inputs = module_and_inputs(experiment.config, name)
+  if name == 'text' and experiment.text_network == 'given':
+    from adanat_jax.experiment import texts
+
+    return texts.table(experiment)
   shapes = functools.partial(experiment.param_shapes, module, *inputs)
   # No stage trains CLIP's text tower.
   if experiment.is_converted(section) or section == 'text':

@@ -63,7 +63,7 @@ def problems(experiment: Experiment) -> Iterator[str]:
   sections = {}
   if not is_trained(experiment):
     sections['judges.reward'] = 'dino'
-  if experiment.is_text and not experiment.learns_text:
+  if experiment.text_network == 'clip':
     sections['text'] = 'clip_text'
   for name, kind in sections.items():
     if not experiment.is_converted(name):

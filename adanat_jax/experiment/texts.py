@@ -1,25 +1,31 @@
 """Captions as conditions: the text network that `config.text` describes.
 
-It is CLIP's text tower, or a network that is trained with the NAT and frozen
-afterwards. A batch holds captions either as token ids, and the network runs
-inside the compiled step, or as the states and the embedding that were prepared
-from them.
+It is CLIP's text tower, a network that is trained with the NAT and frozen
+afterwards, or a table of vectors from a file. A batch holds captions either as
+token ids, and the network runs inside the compiled step, or as the states and
+the embedding that were prepared from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import functools
+import os
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax.convert import files as foreign_files
+from adanat_jax.data import caption_vectors
+from adanat_jax.data.caption_vectors import CaptionVectors
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
-from adanat_jax.models.captions import CaptionTransformer
-from adanat_jax.models.clip import CLIPText
+from adanat_jax.models.captions import TextNetwork, VectorTable
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import captions as captions_lib
-from adanat_jax.sampling.captions import CaptionEncoder
+from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 from adanat_jax.types import Array
 
 if TYPE_CHECKING:
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 
 # Beside prepared tokens: the words of the training captions, a line each.
 WORDS_FILE = 'words.txt'
+# The same of a run whose captions have vectors: a copy of their file.
+VECTORS_FILE = 'vectors'
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
@@ -35,24 +43,150 @@ def problems(experiment: Experiment) -> Iterator[str]:
   if not experiment.is_text:
     return
   section = experiment.config.text
-  yield from experiment.no_divisors({'text.num_heads': 'text.width'})
-  if experiment.learns_text and section.init_from:
+  if experiment.text_network != 'clip' and section.init_from:
+    part = {
+      'learned': 'a learned network is part of the NAT: give'
+      ' config.nat.init_from',
+      'given': 'vectors are given by config.text.vectors',
+    }[section.network]
     yield (
-      f'config.text.init_from={section.init_from} is for text.network=clip; a'
-      ' learned network is part of the NAT: give config.nat.init_from'
+      f'config.text.init_from={section.init_from} is for text.network=clip;'
+      f' {part}'
+    )
+  if experiment.text_network == 'given':
+    if section.get('vectors', ''):
+      vectors(experiment)
+    else:
+      yield (
+        'config.text.vectors is empty; text.network=given needs a .npz or'
+        ' safetensors file with a vector for each caption (docs/own_images.md)'
+      )
+    return
+  if section.get('num_positions', 77) < 3:
+    yield (
+      f'config.text.num_positions is {section.num_positions}; give 3 or more: a'
+      ' start, and two words'
+    )
+  yield from experiment.no_divisors({'text.num_heads': 'text.width'})
+
+
+def problems_of_captions(experiment: Experiment) -> Iterator[str]:
+  """Says which captions have no vector, before anything is trained.
+
+  Of sources that do not know their captions without reading the images it says
+  nothing; there stage `prepare` ends at the first one.
+  """
+  if experiment.text_network != 'given' or not experiment.config.data.path:
+    return
+  found, path = vectors(experiment), experiment.config.text.vectors
+  missing: list[str] = []
+  count = 0
+  has_test = experiment.config.data.held_out
+  has_test = has_test or experiment.config.data.validation_path
+  for split in ('train', 'test') if has_test else ('train',):
+    source = experiment.raw_source(split)
+    if source.captions is None or source.key_at is None:
+      return
+    for index in range(len(source)):
+      key, captions = source.key_at(index), source.captions(index)
+      count += len(captions)
+      missing += found.missing((caption, key) for caption in captions)
+  if missing:
+    yield (
+      f'config.text.vectors={path} has no vector for {len(missing)} of'
+      f' {count} captions, such as {caption_vectors.examples(missing)}; it has'
+      f' {len(found.places)}, such as'
+      f' {caption_vectors.examples(list(found.places)[:3])}'
     )
 
 
-def tokenize(experiment: Experiment, captions: Sequence[str]) -> np.ndarray:
-  """Token ids of captions, int32[B, L], as the text network reads them."""
+def tokenize(
+  experiment: Experiment, captions: Sequence[str], keys: Sequence[str] = ()
+) -> np.ndarray:
+  """Token ids of captions, int32[B, L], as the text network reads them.
+
+  `keys` are those of their images, by which a file of vectors may name them.
+
+  Raises:
+    UserError: if a caption has no vector in the file that has to have it.
+  """
   config = experiment.config
+  if experiment.text_network == 'given':
+    try:
+      return vectors(experiment).ids(
+        captions, config.text.num_positions, names=keys
+      )
+    except UserError as error:
+      raise UserError(
+        f'config.text.vectors={config.text.vectors}: {error}'
+      ) from error
   return captions_lib.tokenize(
     networks.text_module(config), captions, config.text.tokenizer
   )
 
 
+def vectors(experiment: Experiment) -> CaptionVectors:
+  """The vectors of `config.text.vectors`, or of stage `prepare`'s copy.
+
+  Raises:
+    UserError: if there is no such file, it is none of vectors, or they are
+      wider or longer than this run's.
+  """
+  section = experiment.config.text
+  path = pathlib.Path(section.vectors)
+  copy = experiment.prepared_directory / VECTORS_FILE
+  is_there = bool(section.vectors) and path.exists()
+  if not is_there and copy.is_file():
+    path = copy
+  found = read_vectors(path)
+  if found.width != section.width or found.length > section.num_positions:
+    raise UserError(
+      f'config.text.vectors={path}: {found.length} vectors of {found.width}'
+      f' numbers for a caption; this run was made with {section.num_positions}'
+      f' of {section.width}: use a file of the same encoder'
+    )
+  return found
+
+
+def read_vectors(path: str | os.PathLike[str]) -> CaptionVectors:
+  """The vectors of a file, read once while it does not change.
+
+  Raises:
+    UserError: if there is no such file, or it is none of vectors.
+  """
+  try:
+    about = os.stat(path)
+    found = _read_vectors(os.fspath(path), about.st_size, about.st_mtime_ns)
+  except (OSError, UserError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    raise UserError(f'config.text.vectors={path}: {reason}') from error
+  return found
+
+
+@functools.lru_cache(maxsize=2)
+def _read_vectors(path: str, size: int, changed: int) -> CaptionVectors:
+  del size, changed  # They tell one content of a file from another.
+  arrays = foreign_files.read(path)
+  is_flat = isinstance(arrays, Mapping) and all(
+    isinstance(array, np.ndarray) for array in arrays.values()
+  )
+  if not is_flat:
+    raise UserError('it holds no arrays by name; give .npz or safetensors')
+  return caption_vectors.from_arrays(arrays)
+
+
+def table(experiment: Experiment) -> tuple[VectorTable, Any]:
+  """The vectors of a run as a network and its parameters, on the mesh."""
+  found, section = vectors(experiment), experiment.config.text
+  module = VectorTable(section.width, section.num_positions, len(found.table))
+  params = {'vectors': found.table}
+  return module, sharding.shard_state(params, experiment.mesh)
+
+
 def conditions(
-  module: CLIPText | CaptionTransformer, params: Any, batch: Mapping[str, Array]
+  module: TextNetwork,
+  params: Any,
+  batch: Mapping[str, Array],
 ) -> tuple[Array, Array]:
   """What a NAT and what a discriminator reads of captions; inside jit.
 
@@ -73,12 +207,15 @@ def conditions(
   return out.states, out.pooled
 
 
-def caption_encoder(experiment: Experiment) -> CaptionEncoder:
+def caption_encoder(experiment: Experiment) -> CaptionEncoder | VectorEncoder:
   """Encodes captions as the states that a NAT reads.
 
   Raises:
     UserError: if there is no text network.
   """
+  if experiment.text_network == 'given':
+    module, params = experiment.network('text')
+    return VectorEncoder(module, params, vectors(experiment).places)
   vocabulary = experiment.config.text.tokenizer
   words: frozenset[str] = frozenset()
   path = experiment.prepared_directory / WORDS_FILE

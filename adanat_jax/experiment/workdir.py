@@ -28,6 +28,8 @@ from adanat_jax.runtime.journal import is_complete
 RUN_ONLY_FIELDS = (
   *('mode', 'generator', 'sample.*', 'edit.*', 'export.*', 'mesh.*'),
   *('data.max_corrupt_share', 'nat.micro_batches'),
+  # Prepared tokens know the checksum of the vectors that they were made with.
+  'text.vectors',
   *('prepare.batch_size', 'prepare.num_threads'),
   *('evaluate.batch_size', 'evaluate.num_buckets'),
   *('policy.rollout_size', 'policy.ppo.micro_batches'),
@@ -67,8 +69,7 @@ ADDED_FIELDS = {
       **dict.fromkeys(('width', 'projection_width', 'mlp_width'), 256),
       'depth': 4,
       'num_heads': 4,
-      'init_from': '',
-      'tokenizer': '',
+      **dict.fromkeys(('init_from', 'tokenizer', 'vectors'), ''),
     }.items()
   },
   'tokenizer.network': 'vqgan',
@@ -120,6 +121,42 @@ def problems(experiment: Experiment) -> Iterator[str]:
         f'config.{name}={value}: no checkpoint is there; give the directory'
         ' that python -m adanat_jax.convert wrote, or that of a finished stage'
       )
+
+
+def counted(experiment: Experiment) -> dict[str, int]:
+  """What a run's files decide of its config, by the fields' names.
+
+  Raises:
+    UserError: if a file is there and cannot be read.
+  """
+  if count := count_classes(experiment):
+    return {'data.num_classes': count}
+  return processes.from_first(lambda: _sizes_of_vectors(experiment))
+
+
+def _sizes_of_vectors(experiment: Experiment) -> dict[str, int]:
+  """Width and number of the vectors of a caption, where they are given."""
+  config = experiment.config
+  needed = ('data.condition', 'text.network', 'text.vectors')
+  rules = {name: field_rules.RULES[name] for name in needed}
+  try:
+    fields.check(config, rules, required=needed)
+  except ConfigError:
+    return {}
+  if experiment.text_network != 'given':
+    return {}
+  names = ('width', 'num_positions')
+  # What a run was made with decides, as with classes.
+  if os.path.lexists(experiment.workdir / config_lib.CONFIG_FILE):
+    there = config_lib.read_record(experiment.workdir)['config'].get('text', {})
+    if there.get('network') == 'given':
+      return {f'text.{name}': int(there[name]) for name in names}
+  if not config.text.vectors:
+    return {}
+  from adanat_jax.experiment import texts
+
+  found = texts.read_vectors(config.text.vectors)
+  return {'text.width': found.width, 'text.num_positions': found.length}
 
 
 def count_classes(experiment: Experiment) -> int:

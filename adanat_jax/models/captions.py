@@ -1,4 +1,7 @@
-"""A text network that is trained with the NAT that reads it.
+"""Text networks that come with nothing to download.
+
+`CaptionTransformer` is trained with the NAT that reads it; `VectorTable` looks
+up what somebody else's encoder made of captions.
 
 Muse's and AdaNAT's text towers are frozen and come from elsewhere. A small set
 of pictures whose captions have few words needs no such tower: these states of
@@ -11,7 +14,7 @@ word, `D` width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import chex
 import flax.linen as nn
@@ -19,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from adanat_jax.models import layers
-from adanat_jax.models.clip import CLIPLayer, TextStates
+from adanat_jax.models.clip import CLIPLayer, CLIPText, TextStates
 
 _EPSILON = 1e-5
 
@@ -82,6 +85,47 @@ class CaptionTransformer(nn.Module):
     count = jnp.maximum(1, jnp.sum(is_text, axis=1))
     pooled = jnp.sum(states * is_text, axis=1) / count
     return TextStates(states=states, pooled=pooled)
+
+
+class VectorTable(nn.Module):
+  """Vectors of captions by their rows; see `data.caption_vectors`.
+
+  Row 0 is zeros. It is the null condition, and what fills up short sequences.
+  Nothing of it is trained: the projection by which a NAT reads texts has a bias
+  of its own, so that a network learns what zeros mean to it.
+  """
+
+  width: int
+  num_positions: int  # L, longest text in vectors
+  # Of the table, with row 0. Only `init` reads it: a table of any length can be
+  # applied.
+  num_vectors: int = 1
+
+  @property
+  def projection_width(self) -> int:
+    """Width of the pooled embedding."""
+    return self.width
+
+  @nn.compact
+  def __call__(self, ids: jax.Array) -> TextStates:
+    """Looks up the rows `ids` int32[B, L].
+
+    The pooled embedding, float32[B, D], is the mean of a text's vectors.
+    """
+    chex.assert_shape(ids, (None, self.num_positions))
+    if self.is_initializing():
+      shape = self.num_vectors, self.width
+      table = self.param('vectors', nn.initializers.zeros, shape)
+    else:
+      table = self.get_variable('params', 'vectors')
+    # asarray: loaded weights are numpy's, which a tracer cannot index.
+    states = jnp.asarray(table)[ids]
+    count = jnp.maximum(1, jnp.sum(ids > 0, axis=1, keepdims=True))
+    return TextStates(states=states, pooled=jnp.sum(states, axis=1) / count)
+
+
+# What reads captions as ids.
+TextNetwork: TypeAlias = CLIPText | CaptionTransformer | VectorTable
 
 
 class CaptionedDenoiser(nn.Module):

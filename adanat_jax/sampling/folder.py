@@ -6,7 +6,8 @@
   policy-T4.safetensors      the actor of each learned policy; if it serves
                              several T, its file is named by the smallest
   text.safetensors           the text network, vocabulary.json perhaps beside
-                             it, or words.txt, the words that it knows
+                             it, or words.txt, the words that it knows; or the
+                             vectors of captions, which captions.json names
   README.md                  a card for readers
 
 docs/library.md describes `config.json`. Folders come from others: `load`
@@ -55,6 +56,7 @@ _SHIPPED = pathlib.Path(__file__).parents[1] / 'shipped'
 _CONFIG = 'config.json'
 _VOCABULARY = 'vocabulary.json'
 _WORDS = 'words.txt'
+_CAPTIONS = 'captions.json'
 _SHAPE = {
   'batch_size': int,
   'class_names': [str],
@@ -80,6 +82,7 @@ _SHAPE = {
   },
   'vocabulary': (None, str),
   'words?': str,
+  'captions?': str,
 }
 # Of training, or of the machine.
 _NOT_SAVED = {'parent', 'name', 'dropout_rate', 'attention'}
@@ -262,13 +265,16 @@ class _FolderReader:
     return found
 
   def caption_encoder(self) -> requests.EncodeCaptions:
-    """The text network, with its vocabulary."""
-    from adanat_jax.models.captions import CaptionTransformer
+    """The text network, with its vocabulary or the captions that it knows."""
+    from adanat_jax.models.captions import CaptionTransformer, VectorTable
     from adanat_jax.models.clip import CLIPText
-    from adanat_jax.sampling.captions import CaptionEncoder
+    from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 
-    classes = CLIPText, CaptionTransformer
+    classes = CLIPText, CaptionTransformer, VectorTable
     module, params = self.network('text', *classes)
+    if isinstance(module, VectorTable):
+      places = self._places(module)
+      return VectorEncoder(module, params, places)
     if (checksum := self._config.get('words')) is not None:
       data = self._bytes(self._path / _WORDS, checksum)
       words = data.decode('utf-8', 'replace').split('\n')
@@ -278,6 +284,22 @@ class _FolderReader:
       return CaptionEncoder(module, params)
     self._bytes(self._path / _VOCABULARY, checksum)
     return CaptionEncoder(module, params, str(self._path / _VOCABULARY))
+
+  def _places(self, table: Any) -> dict[str, tuple[int, int]]:
+    """Where the vectors of each caption are in a table."""
+    file = self._path / _CAPTIONS
+    data = self._bytes(file, self._config.get('captions', ''))
+    entry = {'text': str, 'first': int, 'count': int}
+    try:
+      found = files.parse_json(data, {'captions': [entry]})['captions']
+    except ValueError as error:
+      raise UserError(f'{file}: {error}') from error
+    for entry in found:
+      first, count = entry['first'], entry['count']
+      fits = 0 < first < first + count <= table.num_vectors
+      if not fits or count > table.num_positions:
+        raise UserError(f'{file}: there cannot be {shown(entry)}')
+    return {e['text']: (e['first'], e['count']) for e in found}
 
   def _bytes(self, file: pathlib.Path, checksum: str) -> bytes:
     data = files.read_bytes(file)
@@ -430,20 +452,30 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
     }
   contents: dict[str, bytes] = {}
   vocabulary = None
-  words: dict[str, str] = {}
+  known: dict[str, str] = {}
   if generator.encode_captions is not None:
-    from adanat_jax.sampling.captions import CaptionEncoder
+    from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 
     encoder = generator.encode_captions
-    if not isinstance(encoder, CaptionEncoder):
+    if not isinstance(encoder, CaptionEncoder | VectorEncoder):
       raise UserError('`encode_captions` is a function, which cannot be saved')
     networks['text'] = (encoder.module, encoder.params)
-    if encoder.vocabulary:
+    if isinstance(encoder, VectorEncoder):
+      contents[_CAPTIONS] = files.json_bytes(
+        {
+          'captions': [
+            {'text': text, 'first': first, 'count': count}
+            for text, (first, count) in encoder.places.items()
+          ]
+        }
+      )
+      known['captions'] = hashlib.sha256(contents[_CAPTIONS]).hexdigest()
+    elif encoder.vocabulary:
       contents[_VOCABULARY] = files.read_bytes(encoder.vocabulary)
       vocabulary = hashlib.sha256(contents[_VOCABULARY]).hexdigest()
-    if encoder.words:
+    elif encoder.words:
       contents[_WORDS] = '\n'.join(sorted(encoder.words)).encode()
-      words['words'] = hashlib.sha256(contents[_WORDS]).hexdigest()
+      known['words'] = hashlib.sha256(contents[_WORDS]).hexdigest()
   entries = {}
   for name, (module, params) in networks.items():
     data = _safetensors(name, params, dtype)
@@ -464,7 +496,7 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
       name: _entry(schedule) for name, schedule in generator.schedules.items()
     },
     'vocabulary': vocabulary,
-    **words,
+    **known,
   }
   contents[_CONFIG] = files.json_bytes(files.seal(config))
   return contents
@@ -512,7 +544,8 @@ def _card(generator: Generator, dtype: str, about: str) -> str:
   """A page for people who find the folder."""
   label: object = next(iter(generator.class_names), 0)
   if generator.encode_captions is not None:
-    label = 'a red bicycle'
+    places = getattr(generator.encode_captions, 'places', ())
+    label = next(iter(places), 'a red bicycle')
   steps = next(iter(sorted(generator.agents)), None)
   policy = '' if steps else ", policy='maskgit'"
   what = repr(generator)[1:].partition(', on ')[0]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
   from adanat_jax.sampling.program import Samples
 
-# Class ids or names, captions, or states of captions, float32[B, L, C].
+# Class ids or names, captions, or states of captions, float32[B, L, C]; where
+# captions have given vectors, those of the same encoder, float[B, C], too.
 Labels: TypeAlias = Sequence[int] | Sequence[str] | np.ndarray
 
 # What `Generator.sample` takes for a policy, besides its name.
@@ -382,6 +383,10 @@ def _states(
 ) -> np.ndarray:
   if is_text and encode_captions:
     return encode_captions(labels.tolist())
+  # A table of vectors takes others of the same encoder.
+  if of_vectors := getattr(encode_captions, 'states', None):
+    states: np.ndarray = of_vectors(labels)
+    return states
   if labels.dtype.kind != 'f' or labels.shape[1:] != expected:
     raise UserError(
       f'conditions are {labels.dtype}{list(labels.shape)}; give a list of'

@@ -38,8 +38,7 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import agent as agent_lib, policy, ppo
 from adanat_jax.measuring import features, scores
 from adanat_jax.models import denoisers
-from adanat_jax.models.captions import CaptionTransformer
-from adanat_jax.models.clip import CLIPText
+from adanat_jax.models.captions import TextNetwork
 from adanat_jax.models.discriminator import GROUP_SIZE
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
@@ -363,7 +362,7 @@ def make_problem(
   nat: denoisers.DenoiserModule,
   tokenizer: VQGAN,
   frozen: Any,
-  text: CLIPText | CaptionTransformer | None = None,
+  text: TextNetwork | None = None,
   guided: guidance.Guided = True,
 ) -> policy.FrozenParts:
   """NAT and tokenizer as callables, with the parameters that `frozen` holds.

@@ -57,6 +57,9 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     return
   yield from datasets.problems(experiment)
   yield from texts.problems(experiment)
+  manifest = experiment.prepared_directory / prepared.MANIFEST_FILE
+  if not manifest.is_file():
+    yield from texts.problems_of_captions(experiment)
   size = experiment.config.prepare.batch_size
   devices = jax.local_device_count()
   if size % devices:
@@ -159,6 +162,10 @@ def _finish(
     words = {word for told in facts['train'] for word in told['words']}
     text = '\n'.join(sorted(words))
     files.write_bytes(directory / texts.WORDS_FILE, text.encode())
+  if work.experiment.text_network == 'given':
+    # A generator needs them wherever the file has gone.
+    data = files.read_bytes(work.experiment.config.text.vectors)
+    files.write_bytes(directory / texts.VECTORS_FILE, data)
   names = work.sources['train'].class_names
   prepared_writer.write_metadata(directory, layout, names, facts)
   files.write_json(

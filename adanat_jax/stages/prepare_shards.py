@@ -245,7 +245,8 @@ class Preparation:
     if pixels:
       batch.pixels = np.stack(pixels)
     if captions:
-      batch.ids = texts.tokenize(experiment, captions)
+      keys = [facts['key'] for _, facts in batch.rows]
+      batch.ids = texts.tokenize(experiment, captions, keys)
     return batch
 
 

@@ -62,8 +62,10 @@ class RawSource:
   # int32[size], where they are known without reading any image; of pairs -1 for
   # no class.
   labels: np.ndarray | None = None
-  # The captions of an image, where they are known without reading it.
+  # The captions of an image, and its key, where they are known without reading
+  # it.
   captions: Callable[[int], tuple[str, ...]] | None = None
+  key_at: Callable[[int], str] | None = None
   # What was read and what was not, of the whole path.
   ledger: SourceLedger = dataclasses.field(default_factory=SourceLedger)
 
@@ -112,8 +114,11 @@ def of_captions(
   ledger.read['images'] = len(names)
   ledger.read['captions'] = len(texts)
 
+  def captions_of(i: int) -> tuple[str, ...]:
+    return tuple(texts[int(ends[i]) : int(ends[i + 1])])
+
   def example(i: int) -> RawExample:
-    found = tuple(texts[int(ends[i]) : int(ends[i + 1])])
+    found = captions_of(i)
     return RawExample(
       printable(names[i]),
       read(names[i]),
@@ -130,6 +135,8 @@ def of_captions(
       'captions': len(texts),
       'images_without_captions': num_without,
     },
+    captions=captions_of,
+    key_at=lambda i: printable(names[i]),
     ledger=ledger,
   )
 

@@ -155,6 +155,7 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
   order = np.argsort(hashes, kind='stable')
   chosen = _choose(order, held_out, source, settings)
   index = np.flatnonzero(chosen if split == 'test' else ~chosen)
+  key_at = source.key_at
   return dataclasses.replace(
     source,
     size=len(index),
@@ -162,6 +163,7 @@ def _part(source: RawSource, settings: SourceSettings, split: str) -> RawSource:
     key_hashes=lambda: hashes[index],
     labels=None if source.labels is None else source.labels[index],
     captions=None if captions is None else lambda i: captions(int(index[i])),
+    key_at=None if key_at is None else lambda i: key_at(int(index[i])),
   )
 
 
