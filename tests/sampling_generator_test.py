@@ -111,6 +111,25 @@ class GeneratorTest(parameterized.TestCase):
         toy_generator(40).sample([0] * count, T)
     self.assertEqual(seen, [8, 8, 16, 40, 40, 40])
 
+  def test_tables_share_a_program(self):
+    generator, labels = toy_generator(), [0, 1, 2]
+    # This one also asks how many steps there are.
+    run = lambda num_steps, policy='klass': generator.sample(
+      labels, num_steps, 3, policy, record=True
+    )
+    shared = {num_steps: run(num_steps) for num_steps in (3, 1)}
+    compiled = program.decode_batch._cache_size()
+    of_each = generator.schedule('klass', 2)
+    columns = jax.tree.map(lambda x: np.stack([x] * 3, 1), of_each.policy)
+    shared[2] = run(2, dataclasses.replace(of_each, policy=columns))
+    self.assertEqual(program.decode_batch._cache_size(), compiled)
+    for num_steps, found in shared.items():
+      self.assertLen(found.trajectory.tokens, num_steps)
+    with mock.patch.object(program, '_LEAST_STEPS', 1):
+      alone = run(2)
+    jax.tree.map(np.testing.assert_array_equal, shared[2], alone)
+    self.assertEqual(program.decode_batch._cache_size(), compiled + 1)
+
   @parameterized.parameters((True, True), (True, False), (False, True))
   def test_a_bar_for_long_calls_on_a_terminal(self, is_terminal, wanted):
     terminal, seen = io.StringIO(), []

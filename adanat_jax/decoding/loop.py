@@ -226,7 +226,9 @@ def decode(
   cache: Cache = (),
   noise: Noise | None = None,
   first: FirstStep | None = None,
+  taken: Array | None = None,
   record: bool = False,
+  keep_features: bool = True,
 ) -> Decoded:
   """Decodes a batch of canvases in `num_steps` parallel steps.
 
@@ -255,7 +257,11 @@ def decode(
     first: what the denoiser would return in the first step, which does not run
       it then, of canvases that are all masked; the cache stays as given.
       `passes` counts it as if it had run: it is what the samples took.
+    taken: int32[], how many of the steps are taken, the first ones, where that
+      is an argument of the compiled program; None for all. What is recorded of
+      the others is meaningless.
     record: whether to return the trajectory.
+    keep_features: whether that has the features.
 
   Returns:
     Complete tokens, int32[B, N], and the trajectory if `record`.
@@ -273,6 +279,7 @@ def decode(
   if not guided:
     null_condition = None
   is_guided = guidance.each_step(guided, num_steps)
+  count = num_steps if taken is None else taken
 
   def network(
     denoiser: Denoiser, step: Array | int, *canvas: Any
@@ -308,7 +315,7 @@ def decode(
         tokens=_gumbel(token_keys, logits.shape[1:]),
         confidence=_gumbel(confidence_keys, logits.shape[1:2]),
       )
-    share, left = jnp.divmod(state.num_unknown, num_steps)
+    share, left = jnp.divmod(state.num_unknown, count)
     new_state = step_lib.decode_step(
       state,
       logits,
@@ -321,18 +328,18 @@ def decode(
       even_share=share + (step < left),
     )
     needed = masked.any(-1) if options.revisit == 'never' else True
-    taken: Any
+    of_step: Any
     if isinstance(guided, tuple):
-      taken = jnp.array(guidance.passes(guided, num_steps))[step]
+      of_step = jnp.array(guidance.passes(guided, num_steps))[step]
     else:
-      taken = 1 + guided
-    passes = state.passes + taken * needed
+      of_step = 1 + guided
+    passes = state.passes + of_step * needed
     new_state = dataclasses.replace(new_state, passes=passes)
     recorded = None
     if record:
       is_masked = new_state.tokens == mask_token
       recorded = Trajectory(
-        features=features,
+        features=features if keep_features else None,
         tokens=new_state.tokens,
         sampled=new_state.sampled,
         values=values,
@@ -342,7 +349,7 @@ def decode(
     return (new_state, policy_carry, cache), recorded
 
   def body_if_needed(carry: Any, inputs: Any, run: Any) -> tuple[Any, Any]:
-    """Skips the step if every sample of the batch is full."""
+    """Skips the step if it is not taken, or every sample is full."""
     take = functools.partial(body, run=run)
     _, recorded = jax.eval_shape(take, carry, inputs)
 
@@ -356,10 +363,15 @@ def decode(
         rows, tokens=state.tokens, sampled=state.sampled
       )
 
-    unfinished = (carry[0].tokens == mask_token).any()
-    return jax.lax.cond(unfinished, take, skip, carry, inputs)
+    is_needed: Any = True
+    if options.is_adaptive:
+      is_needed = (carry[0].tokens == mask_token).any()
+    if taken is not None:
+      is_needed &= inputs[0] < taken
+    return jax.lax.cond(is_needed, take, skip, carry, inputs)
 
-  one_step = body_if_needed if options.is_adaptive else body
+  may_skip = options.is_adaptive or taken is not None
+  one_step = body_if_needed if may_skip else body
   steps = jnp.arange(num_steps, dtype=jnp.int32)
   carry, inputs = (state, policy_carry, cache), (steps, noise)
   if callable(denoiser):

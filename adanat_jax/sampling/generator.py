@@ -407,9 +407,9 @@ class Generator:
       batch = sharding.put_batch(batch, mesh)
       if is_empty:
         batch |= self._first_step(labels[index], plan)
-      policy = program.rows_of(schedule.policy, rows, mesh)
-      part = self._decode_part(policy, batch, index[0], key, plan)
-      parts.append(program.keep(sharding.gather(part), num_real))
+      part = self._decode_part(schedule.policy, batch, index, key, plan)
+      part = program.keep(sharding.gather(part), num_real, plan.num_steps)
+      parts.append(part)
       if callback is not None:
         callback(int(index[0]) + num_real, parts[-1])
     return program.join(parts)
@@ -449,7 +449,7 @@ class Generator:
       }
       batch |= self._first_step(batch['labels'], plan)
       planned = self.planned(plan, schedule.policy, unknown, batch['labels'])
-      part = self._decode_part(schedule.policy, batch, index[0], key, planned)
+      part = self._decode_part(schedule.policy, batch, index, key, planned)
       yield index[:num_real], part
 
   def with_buckets(
@@ -528,26 +528,26 @@ class Generator:
     self,
     policy: PolicyLike,
     batch: dict[str, Any],
-    start: int,
+    index: np.ndarray,
     key: Array,
     plan: Plan,
   ) -> Samples:
     """Decodes a batch of global arrays."""
-    mesh = self._mesh
-    index = (start + np.arange(len(batch['tokens']))).astype(np.int32)
-    index = sharding.put_batch(sharding.local_rows(index, mesh), mesh)
+    mesh, record = self._mesh, plan.record
+    plan, policy, more = program.shared(plan, policy, index, mesh)
     with jax.set_mesh(mesh):
-      return decode_batch(
+      part = decode_batch(
         self.nat,
         self.tokenizer,
         plan,
         self.nat_params,
         self.tokenizer_params,
         policy,
-        {**batch, 'index': index},
+        {**batch, **more},
         self.null(),
         key,
       )
+    return part if record else dataclasses.replace(part, trajectory=None)
 
   def _tokenize(self, method: str, inputs: np.ndarray) -> np.ndarray:
     """Applies the tokenizer to arrays of any length, in batches."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # With fewer rows a device, CPUs sum in another order: the last bits of images
 # would depend on how many were asked for.
 _FEWEST_ROWS = 8
+# Tables of up to so many steps have one program.
+_LEAST_STEPS = 16
 # Of the images that an accelerator decodes at a time: 16 of 256 pixels.
 _TOKENS_OF_PART = 4096
 
@@ -164,7 +166,8 @@ def decode_tokens(
     batch: `tokens` int32[B, N], the canvases to start from; `labels`, int32[B]
       classes or float32[B, L, C] texts; `index` int32[B], the numbers of the
       samples, from which their noise follows; `priority` float32[B, N] where
-      the schedule has one; `first`, a `loop.FirstStep`, where one is known.
+      the schedule has one; `first`, a `loop.FirstStep`, where one is known;
+      `taken` int32[], how many of the plan's steps are, if not all.
     null_condition: what stands for no condition, without a batch axis.
     key: of the whole set of samples.
   """
@@ -205,6 +208,8 @@ def decode_tokens(
     guided=plan.guided,
     policy_carry=schedules.initial_carry(policy, keys),
     cache=sharding.split_batch(cache),
+    taken=batch.get('taken'),
+    keep_features=False,
     **shared,
   )
   return without_features(decoded)
@@ -305,6 +310,47 @@ def with_counts(
   return dataclasses.replace(plan, counts=counts)
 
 
+def shared(
+  plan: Plan, policy: PolicyLike, index: np.ndarray, mesh: Mesh
+) -> tuple[Plan, PolicyLike, dict[str, Any]]:
+  """The plan that all tables of the same options and guidance share.
+
+  Each number of steps, or a column for each sample, would else be compiled by
+  itself, which takes longer than sampling with small networks. So a table gets
+  columns, and rows up to a power of two, and the number of its steps becomes an
+  argument. It always records.
+
+  Args:
+    plan: that of the schedule.
+    policy: that of the schedule; others than tables stay as they are.
+    index: int[B], the numbers of the samples of the whole batch.
+    mesh: over which they are divided.
+
+  Returns:
+    The plan, the policy as `decode_tokens` takes it, and what belongs into the
+    batch: `index` among it.
+  """
+  rows = sharding.local_rows(index, mesh)
+  # Padding has numbers of its own.
+  numbers = (index[0] + np.arange(len(index))).astype(np.int32)
+  own = sharding.put_batch(sharding.local_rows(numbers, mesh), mesh)
+  is_alike = plan.counts is None and isinstance(plan.guided, bool)
+  if not isinstance(policy, PolicyValues) or not is_alike:
+    return plan, rows_of(policy, rows, mesh), {'index': own}
+  num_steps = plan.num_steps
+  most = max(_LEAST_STEPS, 1 << (num_steps - 1).bit_length())
+
+  def extend(x: Any) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    x = x[:, rows] if x.ndim > 1 else x[:, None]
+    padding = (0, most - num_steps), (0, 0)
+    return np.broadcast_to(np.pad(x, padding), (most, len(rows)))
+
+  table = sharding.put_batch(jax.tree.map(extend, policy), mesh, axis=1)
+  plan = dataclasses.replace(plan, num_steps=most, record=True)
+  return plan, table, {'index': own, 'taken': np.int32(num_steps)}
+
+
 def rows_of(policy: PolicyLike, rows: np.ndarray, mesh: Mesh) -> PolicyLike:
   """A table a sample, float32[T, B], restricted to this process's samples."""
   if not isinstance(policy, PolicyValues):
@@ -367,9 +413,9 @@ def progress_bar(
     yield advance
 
 
-def keep(part: Samples, count: int) -> Samples:
-  """Drops the padding of a batch."""
-  record = jax.tree.map(lambda x: x[:, :count], part.trajectory)
+def keep(part: Samples, count: int, num_steps: int | None = None) -> Samples:
+  """Drops the padding of a batch, and of a trajectory's steps."""
+  record = jax.tree.map(lambda x: x[:num_steps, :count], part.trajectory)
   rest = dataclasses.replace(part, trajectory=None)
   rest = jax.tree.map(lambda x: x[:count], rest)
   return dataclasses.replace(rest, trajectory=record)
