@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax.decoding import buckets as buckets_lib, guidance, schedules
+from adanat_jax.decoding import buckets as buckets_lib, guidance
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
-from adanat_jax.errors import UserError
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
 from adanat_jax.models.vqgan import VQGAN
@@ -366,7 +365,7 @@ class Generator:
     """
     num_steps = requests.integer('num_steps', num_steps, 1)
     if isinstance(policy, str):
-      return self._named(policy, num_steps)
+      return requests.named(self, policy, num_steps)
     return requests.as_schedule(policy, num_steps, num_samples)
 
   def run(
@@ -577,23 +576,6 @@ class Generator:
     if self.null_condition is None:
       return np.asarray(self.num_classes, np.int32)
     return np.asarray(self.null_condition)
-
-  def _named(self, name: str, num_steps: int) -> Schedule:
-    if name == 'learned':
-      if num_steps not in self.agents:
-        known = requests.steps_of(self.agents)
-        raise UserError(
-          f'no policy was learned for num_steps={num_steps}; learned: {known}'
-        )
-      agent = self.agents[num_steps]
-      return Schedule('learned', agent, agent.guided, label='AdaNAT')
-    if name in self.schedules:
-      return requests.as_schedule(self.schedules[name], num_steps, None)
-    if name == 'hand-made':
-      name = 'maskgit'
-    if name.partition('(')[0] not in schedules.SCHEDULES:
-      raise requests.unknown_policy(name)
-    return schedules.make(name, num_steps, self.nat.num_tokens)
 
 
 def _count(params: Params) -> int:

@@ -25,6 +25,7 @@ from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
 if TYPE_CHECKING:
   from PIL import Image
 
+  from adanat_jax.sampling.generator import Generator
   from adanat_jax.sampling.program import Samples
 
 # Class ids or names, captions, or states of captions, float32[B, L, C]; where
@@ -207,6 +208,25 @@ def as_schedule(
       f'{made} {chosen.num_steps} steps, num_steps is {num_steps}'
     )
   return chosen
+
+
+def named(generator: Generator, name: str, num_steps: int) -> Schedule:
+  """The schedule that a generator has, or all have, by this name."""
+  if name == 'learned':
+    if num_steps not in generator.agents:
+      known = steps_of(generator.agents)
+      raise UserError(
+        f'no policy was learned for num_steps={num_steps}; learned: {known}'
+      )
+    agent = generator.agents[num_steps]
+    return Schedule('learned', agent, agent.guided, label='AdaNAT')
+  if name in generator.schedules:
+    return as_schedule(generator.schedules[name], num_steps, None)
+  if name == 'hand-made':
+    name = 'maskgit'
+  if name.partition('(')[0] not in schedules.SCHEDULES:
+    raise unknown_policy(name)
+  return schedules.make(name, num_steps, generator.nat.num_tokens)
 
 
 def unknown_policy(policy: object) -> UserError:
