@@ -8,6 +8,7 @@ import json
 import pathlib
 from typing import Any
 from unittest import mock
+import weakref
 
 from absl.testing import absltest, parameterized
 import jax
@@ -110,6 +111,28 @@ class GeneratorTest(parameterized.TestCase):
       for count in (1, 8, 9, 33, 65):
         toy_generator(40).sample([0] * count, T)
     self.assertEqual(seen, [8, 8, 16, 40, 40, 40])
+
+  def test_batches_are_in_order_and_memory_does_not_grow(self):
+    generator, labels = toy_generator(16), np.arange(90) % C
+    whole = generator.sample(labels, T, 3, 'maskgit', record=True)
+    held, kept, keep = [], [], program.keep
+
+    def spy(*given):
+      kept.append(weakref.ref(given[0].images))
+      return keep(*given)
+
+    parts = []
+    with mock.patch.object(program, 'keep', spy):
+      batches = generator.sample_batches(labels, T, 3, 'maskgit', record=True)
+      for part in batches:
+        parts.append(jax.tree.map(np.copy, part))
+        held.append(sum(ref() is not None for ref in kept))
+    self.assertEqual([len(part) for part in parts], [16] * 5 + [10])
+    jax.tree.map(np.testing.assert_array_equal, program.join(parts), whole)
+    # Those of a batch are dropped before the next but one is there.
+    self.assertLessEqual(max(held), 2)
+    with self.assertRaisesRegex(UserError, 'labels'):
+      generator.sample_batches([C], T)
 
   def test_tables_share_a_program(self):
     generator, labels = toy_generator(), [0, 1, 2]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -101,10 +102,10 @@ class Generator:
 
   def __repr__(self) -> str:
     networks = [
-      f'{type(module).__name__} ({_count(params):,} parameters)'
-      for module, params in (
-        (self.nat, self.nat_params),
-        (self.tokenizer, self.tokenizer_params),
+      f'{type(module).__name__} ({sum(map(np.size, leaves)):,} parameters)'
+      for module, leaves in (
+        (self.nat, jax.tree.leaves(self.nat_params)),
+        (self.tokenizer, jax.tree.leaves(self.tokenizer_params)),
       )
     ]
     conditions = 'captions'
@@ -171,32 +172,34 @@ class Generator:
     Raises:
       UserError: for what this generator cannot do.
     """
-    if batch_size is not None:
-      self = dataclasses.replace(self, batch_size=batch_size)
-    seed = requests.integer('seed', seed, 0, requests.LAST_SEED)
-    checked = requests.conditions(
-      labels,
-      self.num_classes,
-      self.class_names,
-      self.null_condition,
-      self.encode_captions,
+    generator, given = requests.checked(
+      self, labels, num_steps, seed, policy, guidance_scale, batch_size, tokens
     )
-    schedule = self.schedule(policy, num_steps, len(checked))
-    schedule = requests.guided_for(self.nat, schedule, guidance_scale)
-    if tokens is not None:
-      # The one after the last code marks an unknown token.
-      tokens = requests.grids(
-        tokens, self.nat.num_tokens, self.nat.codebook_size, len(checked)
-      )
-    with program.progress_bar(len(checked), progress, callback) as advance:
-      return self.run(
-        schedule,
-        checked,
-        jax.random.key(seed),
-        tokens=tokens,
-        record=record,
-        callback=advance,
-      )
+    count = len(given['labels'])
+    with program.progress_bar(count, progress, callback) as advance:
+      return generator.run(**given, record=record, callback=advance)
+
+  def sample_batches(
+    self,
+    labels: Labels,
+    num_steps: int = 4,
+    seed: int = 0,
+    policy: str | AnyPolicy = 'learned',
+    *,
+    guidance_scale: float | None = None,
+    batch_size: int | None = None,
+    tokens: np.ndarray | None = None,
+    record: bool = False,
+  ) -> Iterator[Samples]:
+    """Yields the samples of `sample` in their order, batch after batch.
+
+    Two batches are held at a time, so memory does not grow with their number.
+    The arguments are those of `sample`; mistakes are raised at once.
+    """
+    generator, given = requests.checked(
+      self, labels, num_steps, seed, policy, guidance_scale, batch_size, tokens
+    )
+    return generator.parts(**given, record=record)
 
   def generate(
     self,
@@ -388,30 +391,49 @@ class Generator:
       record: whether to return the trajectory.
       callback: called after each batch.
     """
+    parts, done = [], 0
+    for part in self.parts(schedule, labels, key, tokens=tokens, record=record):
+      parts.append(part)
+      done += len(part)
+      if callback is not None:
+        callback(done, part)
+    return program.join(parts)
+
+  def parts(
+    self,
+    schedule: Schedule,
+    labels: np.ndarray,
+    key: Array,
+    *,
+    tokens: np.ndarray | None = None,
+    record: bool = False,
+  ) -> Iterator[Samples]:
+    """Yields the batches of `run`, each while the next one is decoded."""
     count, is_empty = len(labels), tokens is None
     if tokens is None:
       shape = (count, self.nat.num_tokens)
       tokens = np.full(shape, self.nat.codebook_size, np.int32)
-    mesh = self._mesh
     plan = Plan.from_schedule(schedule, record)
     plan = self.planned(plan, schedule.policy, tokens, labels)
-    parts = []
+    ready = lambda part, num_real: program.keep(
+      sharding.gather(part), num_real, plan.num_steps
+    )
+    waiting: list[tuple[Samples, int]] = []
     for index, num_real in self._batches(0, count):
-      rows = sharding.local_rows(index, mesh)
+      rows = sharding.local_rows(index, self._mesh)
       batch = {
         'tokens': tokens[rows],
         'labels': labels[rows],
         **program.priority_of(schedule, len(rows)),
       }
-      batch = sharding.put_batch(batch, mesh)
+      batch = sharding.put_batch(batch, self._mesh)
       if is_empty:
         batch |= self._first_step(labels[index], plan)
       part = self._decode_part(schedule.policy, batch, index, key, plan)
-      part = program.keep(sharding.gather(part), num_real, plan.num_steps)
-      parts.append(part)
-      if callback is not None:
-        callback(int(index[0]) + num_real, parts[-1])
-    return program.join(parts)
+      waiting.append((part, num_real))
+      if len(waiting) > 1:
+        yield ready(*waiting.pop(0))
+    yield from itertools.starmap(ready, waiting)
 
   def stream(
     self,
@@ -576,7 +598,3 @@ class Generator:
     if self.null_condition is None:
       return np.asarray(self.num_classes, np.int32)
     return np.asarray(self.null_condition)
-
-
-def _count(params: Params) -> int:
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -210,6 +210,47 @@ def as_schedule(
   return chosen
 
 
+def checked(
+  generator: Generator,
+  labels: Labels,
+  num_steps: int,
+  seed: int,
+  policy: str | AnyPolicy,
+  guidance_scale: float | None,
+  batch_size: int | None,
+  tokens: np.ndarray | None,
+) -> tuple[Generator, dict[str, Any]]:
+  """What `Generator.sample` is given, as `Generator.run` takes it.
+
+  Returns:
+    The generator that is to run, and its arguments by name.
+
+  Raises:
+    UserError: see `Generator.sample`.
+  """
+  if batch_size is not None:
+    generator = dataclasses.replace(generator, batch_size=batch_size)
+  seed = integer('seed', seed, 0, LAST_SEED)
+  found = conditions(
+    labels,
+    generator.num_classes,
+    generator.class_names,
+    generator.null_condition,
+    generator.encode_captions,
+  )
+  schedule = generator.schedule(policy, num_steps, len(found))
+  nat = generator.nat
+  if tokens is not None:
+    # The one after the last code marks an unknown token.
+    tokens = grids(tokens, nat.num_tokens, nat.codebook_size, len(found))
+  return generator, {
+    'schedule': guided_for(nat, schedule, guidance_scale),
+    'labels': found,
+    'key': jax.random.key(seed),
+    'tokens': tokens,
+  }
+
+
 def named(generator: Generator, name: str, num_steps: int) -> Schedule:
   """The schedule that a generator has, or all have, by this name."""
   if name == 'learned':

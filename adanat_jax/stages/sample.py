@@ -18,8 +18,11 @@ from adanat_jax.experiment import named_schedules, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
+from adanat_jax.sampling import program
 from adanat_jax.sampling.generator import Generator
 
+# Images in the grid, the first ones: it should open in a viewer.
+_MOST_SHOWN = 1024
 # Fields and groups that must be there.
 READS = ('data', 'tokenizer', 'nat', 'mesh', 'sample', 'evaluate.batch_size')
 
@@ -72,26 +75,33 @@ def run(experiment: Experiment) -> None:
       num_steps=section.num_steps,
       num_buckets=section.num_buckets,
     )
-  sample = lambda: generator.sample(
+  sample = lambda: generator.sample_batches(
     labels, section.num_steps, section.seed, policy
   )
-  images = sample().images
   output = files.make_directory(section.output or experiment.workdir / 'sample')
-  for index, (name, image) in enumerate(zip(names, images, strict=True)):
-    pictures.save_image(output / f'{index:05d}-{name}.png', image)
+  shown: list[np.ndarray] = []
+  done = 0
+  with program.progress_bar(len(labels), True, None) as advance:
+    for samples in sample():
+      for image in samples.images:
+        pictures.save_image(output / f'{done:05d}-{names[done]}.png', image)
+        done += 1
+      shown += [*samples.images[: _MOST_SHOWN - len(shown)]]
+      advance(done, samples)
   columns = min(section.images_per_class, 16)
+  images = np.stack(shown)
   scale = max(1, 64 // images.shape[1])
   pictures.save_grid(output / 'grid.png', images, columns, scale)
   speed = ''
   if rounds := section.timing_rounds:
     start = time.perf_counter()
     for _ in range(rounds):
-      sample()
+      for _ in sample():
+        pass
     seconds = (time.perf_counter() - start) / rounds
-    speed = f'; {len(images) / seconds:.1f} images/s'
+    speed = f'; {done / seconds:.1f} images/s'
   processes.say(
-    f'sample: {len(images)} images in {output}, grid in'
-    f' {output / "grid.png"}{speed}'
+    f'sample: {done} images in {output}, grid in {output / "grid.png"}{speed}'
   )
 
 
