@@ -95,9 +95,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.judges = judges = ml_collections.ConfigDict()
   # What stage `judges` trains its networks by: the 'classes', which they tell
-  # apart; 'views', two augmentations of an image, whose embeddings are to agree
-  # (VICReg; captions are not read); or 'auto', classes where there are two or
-  # more.
+  # apart; the 'captions', of which an image is to be nearest to its own, by a
+  # network of words that is trained beside (CLIP's loss); 'views', two
+  # augmentations of an image, whose embeddings are to agree (VICReg); or
+  # 'auto': captions where there are any, classes where there are two or more,
+  # and else views.
   judges.training = 'auto'
   # Width of those embeddings.
   judges.embedding_width = 64

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax.learning import augment, classifier, views
+from adanat_jax.data import byte_tokens
+from adanat_jax.learning import augment, classifier, contrast, views
+from adanat_jax.models.captions import CaptionTransformer
 from adanat_jax.models.classifier import ConvClassifier
 
 _KEY = jax.random.key(0)
@@ -47,6 +49,70 @@ class AugmentationTest(absltest.TestCase):
     factors = found.mean((1, 2, 3)) / images.mean((1, 2, 3))
     self.assertBetween(float(factors.min()), 0.7, 0.85)
     self.assertBetween(float(factors.max()), 1.15, 1.3)
+
+
+class ContrastTest(absltest.TestCase):
+  def test_the_loss(self):
+    # Cosines of 1 and 0 at a scale of log 3: 3 against 1.
+    images, captions = jnp.eye(2), 5 * jnp.eye(2)
+    loss, found = contrast.loss(images, captions, jnp.eye(2) > 0, np.log(3))
+    self.assertAlmostEqual(float(loss), np.log(4 / 3), 5)
+    self.assertTrue(found.all())
+    # One image turned by 45 degrees; captions are compared with images too.
+    turned = jnp.array([[1.0, 0], [1, 1]])
+    loss, _ = contrast.loss(turned, captions, jnp.eye(2) > 0, np.log(3))
+    half = 3**0.5**0.5
+    rows = np.log([4 / 3, 2])
+    columns = np.log([(3 + half) / 3, (half + 1) / half])
+    self.assertAlmostEqual(float(loss), (rows.mean() + columns.mean()) / 2, 5)
+    # Equal captions share what is asked: log 4 - (log 3 + log 1) / 2.
+    loss, found = contrast.loss(
+      images, captions, jnp.ones((2, 2)) > 0, np.log(3)
+    )
+    self.assertAlmostEqual(float(loss), np.log(4) - np.log(3) / 2, 5)
+    # The first is nearest to the second one's caption.
+    same = jnp.array([[True, False], [False, True]])
+    _, found = contrast.loss(images, captions[::-1], same, 1.0)
+    self.assertFalse(found.any())
+
+  def test_it_learns_words(self):
+    """Colours on one of two sides, each twice."""
+    names = [f'{c} {p}' for c in ('red', 'green', 'blue') for p in 'ab']
+    images = jnp.zeros((3, 2, 2, 2, 3))
+    for colour in range(3):
+      for side in range(2):
+        images = images.at[colour, side, :, side, colour].set(1.0)
+    images = jnp.tile(images.reshape(6, 2, 2, 3), (2, 1, 1, 1))
+    ids = jnp.asarray(byte_tokens.tokenize(2 * names, 3))
+    words = CaptionTransformer(
+      8, 0, 1, 8, 3, byte_tokens.ROW, byte_tokens.VOCABULARY
+    )
+    apply = lambda params, x, key: x.reshape(len(x), -1) @ params
+    read = lambda params, x: words.apply({'params': params}, x).pooled
+    optimizer = optax.adam(2e-2)
+    step = contrast.make_train_step(
+      apply,
+      read,
+      optimizer,
+      key=_KEY,
+      augmentation=augment.Augmentation(noise=0.1),
+    )
+    before = contrast.initial_state(
+      jax.random.normal(_KEY, (12, 8)),
+      words.init(_KEY, ids)['params'],
+      optimizer,
+    )
+    batch = {'images': images, 'ids': ids}
+    train = lambda state: jax.lax.fori_loop(
+      0, 60, lambda i, s: step(s, batch, i)[0], state
+    )
+    after = jax.jit(train)(before)
+    found = [
+      contrast.finds(apply(s.params, images, None), read(s.text, ids), ids)
+      for s in (before, after)
+    ]
+    self.assertFalse(found[0].all())
+    self.assertTrue(found[1].all())
 
 
 class ViewsTest(absltest.TestCase):

@@ -20,12 +20,14 @@ from PIL import Image
 import adanat_jax
 from adanat_jax.data import byte_tokens, prepared
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import texts
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import masked_tokens
+from adanat_jax.learning import contrast, masked_tokens
+from adanat_jax.measuring import scores, text_match
 from adanat_jax.models.captions import CaptionedDenoiser, CaptionTransformer
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
-from adanat_jax.runtime import checkpoint
+from adanat_jax.runtime import checkpoint, journal
 from adanat_jax.stages import judges, nat, prepare, report, sample
 from support import configs
 from support.preparing import write_tokenizer
@@ -161,8 +163,41 @@ class StagesTest(absltest.TestCase):
       nat.run(cls.experiment)
     cls.said = '\n'.join(call.args[0] for call in said.mock_calls)
 
-  def test_the_measuring_network_needs_no_classes(self):
-    self.assertTrue(self.experiment.is_complete('judges/measure'))
+  def test_the_measuring_network_reads_captions(self):
+    directory = self.root / 'run' / 'judges' / 'measure'
+    self.assertIn('test_found', journal.read_complete(directory)['figures'])
+    # Asked for by its name, it needs them.
+    config = self.config.copy_and_resolve_references()
+    config.judges.training = 'classes'
+    with self.assertRaisesRegex(UserError, 'classes needs two classes or more'):
+      judges.check_config(Experiment(config, self.root / 'no'))
+
+  def test_images_are_matched_with_captions(self):
+    conditions = scores.Conditions(self.experiment)
+    chosen = conditions.of(4, 0)
+    match = text_match.TextMatch(self.experiment, conditions, chosen)
+    images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
+    inputs = match.inputs(np.arange(4))
+    found = jax.jit(match.measure)(match.params, images, inputs)
+    # By hand: each image with each distinct caption.
+    captions = conditions.captions(chosen)
+    distinct = list(dict.fromkeys(captions))
+    own = np.array([distinct.index(caption) for caption in captions])
+    read, params = texts.judging_module(self.experiment), match.params['text']
+    ids = jnp.asarray(texts.judged_ids(distinct))
+    module, measure = self.experiment.network('measure')
+    table = jax.jit(
+      lambda: contrast.cosines(
+        module.apply({'params': measure}, images)[1],
+        read.apply({'params': params}, ids).pooled,
+      )
+    )()
+    np.testing.assert_allclose(
+      found['text_cosine_measure_4'], table[np.arange(4), own], atol=1e-5
+    )
+    np.testing.assert_array_equal(
+      found['text_found_measure_4'], table.argmax(1) == own
+    )
 
   def test_prepared(self):
     directory = self.root / 'run' / 'prepare'

@@ -129,7 +129,8 @@ def examples(
     what: `tokens` int32[N] or `images`, uint8 or float32 [H, W, C], with the
       condition that they show; or `prompts`, what generated images are asked to
       show, alone. A condition is `condition` int32[], or for texts what
-      `texts.conditions` takes.
+      `texts.conditions` takes. `judged` is images with captions as the networks
+      of stage `judges` read them, `texts.judged_ids`.
     mirrored: whether mirror images count too, if `data.mirror` wants them.
 
   Raises:
@@ -137,12 +138,13 @@ def examples(
   """
   if experiment.is_digits:
     return _digits(experiment, split, what)
-  if what != 'images':
+  if what not in ('images', 'judged'):
     return _prepared(experiment, split, with_tokens=what == 'tokens')
   data = experiment.config.data
   tokenize = None
   if experiment.is_text:
-    tokenize = functools.partial(texts.tokenize, experiment)
+    as_nat = functools.partial(texts.tokenize, experiment)
+    tokenize = texts.judged_ids if what == 'judged' else as_nat
   return RawImages(
     raw_source(experiment, split),
     data.image_size,

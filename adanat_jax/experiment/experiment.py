@@ -137,6 +137,15 @@ class Experiment:
     return self.text_network == 'learned'
 
   @property
+  def judges_learn(self) -> str:
+    """By what stage `judges` trains: `classes`, `captions` or `views`."""
+    if networks.num_classes(self.config, judged=True):
+      return 'classes'
+    # A config of an older version says nothing of it.
+    given = self.config.judges.get('training', 'auto')
+    return 'captions' if self.is_text and given != 'views' else 'views'
+
+  @property
   def stores_states(self) -> bool:
     """Whether states of captions are prepared: those of CLIP's tower.
 
@@ -304,7 +313,7 @@ class Experiment:
   def examples(
     self,
     split: str,
-    what: Literal['tokens', 'images', 'prompts'] = 'tokens',
+    what: Literal['tokens', 'images', 'judged', 'prompts'] = 'tokens',
     *,
     mirrored: bool = False,
   ) -> Examples:

@@ -169,7 +169,7 @@ _SHARED: Mapping[str, Rule] = {
   ),
   **_section(
     'judges',
-    training=choice('auto', 'classes', 'views'),
+    training=choice('auto', 'classes', 'captions', 'views'),
     embedding_width=_WIDTH,
   ),
   **_section(

@@ -47,7 +47,7 @@ def num_classes(config: Config, *, judged: bool = False) -> int:
     config: its data are what counts.
     judged: how many the networks of stage `judges` tell apart instead: of
       digits all ten, whatever the NAT is asked for; 0 where they learn from
-      views of the images alone.
+      captions, or from views of the images alone.
 
   Raises:
     UserError: if the condition is unknown, or texts.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 import functools
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.convert import files as foreign_files
-from adanat_jax.data import caption_vectors
+from adanat_jax.data import byte_tokens, caption_vectors
 from adanat_jax.data.caption_vectors import CaptionVectors
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
-from adanat_jax.models.captions import TextNetwork, VectorTable
+from adanat_jax.models.captions import (
+  CaptionTransformer,
+  TextNetwork,
+  VectorTable,
+)
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import captions as captions_lib
 from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
 WORDS_FILE = 'words.txt'
 # The same of a run whose captions have vectors: a copy of their file.
 VECTORS_FILE = 'vectors'
+# Of captions as judges read them, in words.
+_JUDGED_WORDS = 32
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
@@ -205,6 +212,30 @@ def conditions(
     )
   out = module.apply({'params': sharding.whole(params)}, batch['ids'])
   return out.states, out.pooled
+
+
+def judging_module(experiment: Experiment) -> CaptionTransformer:
+  """The network of captions that a network of stage `judges` is trained with.
+
+  It reads words, whatever the NAT reads, and its embeddings are as wide as
+  those of images.
+  """
+  width = experiment.config.judges.embedding_width
+  return CaptionTransformer(
+    width,
+    depth=1,
+    num_heads=math.gcd(4, width),
+    mlp_width=4 * width,
+    num_positions=_JUDGED_WORDS,
+    word_length=byte_tokens.ROW,
+    vocabulary=byte_tokens.VOCABULARY,
+  )
+
+
+def judged_ids(captions: Sequence[str], keys: Sequence[str] = ()) -> np.ndarray:
+  """Captions as `judging_module` reads them, int32[B, L]; no `keys` needed."""
+  del keys
+  return byte_tokens.tokenize(captions, _JUDGED_WORDS)
 
 
 def caption_encoder(experiment: Experiment) -> CaptionEncoder | VectorEncoder:

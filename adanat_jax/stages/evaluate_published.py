@@ -3,7 +3,8 @@
 1. Each policy makes `evaluate.num_samples` images, of classes that are drawn
    or of the validation captions; nothing of them is kept but counts.
 2. Fréchet distance and inception score; against real images one by one
-   precision and recall, density and coverage, the kernel distance; CLIP score.
+   precision and recall, density and coverage, the kernel distance; with
+   captions a CLIP score, or how well they match by networks trained here.
 3. `evaluate/results.json`, and `results.md` with what others published.
 
 A run that was killed goes on where it was, within a policy too.
@@ -37,6 +38,7 @@ from adanat_jax.measuring import (
   published_weights,
   real_images,
   scores,
+  text_match,
 )
 from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.measuring.scores import SampleFile
@@ -95,7 +97,7 @@ def run(experiment: Experiment) -> None:
   evaluation = Evaluation(experiment)
   # Before anything that takes long: a policy may not be there.
   found = _schedules(evaluation)
-  clip = _clip_score(evaluation)
+  observers = _of_captions(evaluation)
   warnings = evaluation.scorer.warnings(evaluation.count)
   warn('evaluate', warnings)
   told = [*experiment.warnings(), *(('evaluate', text) for text in warnings)]
@@ -106,7 +108,9 @@ def run(experiment: Experiment) -> None:
     processes.say(f'evaluate: {schedule.label}, {schedule.num_steps} steps')
     row = ledger.get(
       name,
-      functools.partial(_row, evaluation, clip, schedule, directory / name),
+      functools.partial(
+        _row, evaluation, observers, schedule, directory / name
+      ),
     )
     scores.forget(directory / name)
     rows.append(row)
@@ -115,7 +119,7 @@ def run(experiment: Experiment) -> None:
       + ', '.join(f'{k} {v:.4g}' for k, v in row['figures'].items())
     )
   results = {
-    **_about(evaluation, clip),
+    **_about(evaluation, observers),
     'rows': rows,
     # Where results are made again, both know those of this stage.
     'warnings': [f'{stage}: {text}' for stage, text in dict.fromkeys(told)],
@@ -147,23 +151,27 @@ def _schedules(evaluation: Evaluation) -> list[Schedule]:
   return found
 
 
-def _clip_score(evaluation: Evaluation) -> clip_score.ClipScore | None:
-  """What compares images with their captions, if the config asks for it."""
-  if not clip_score.is_wanted(evaluation.experiment):
-    if evaluation.experiment.is_text:
-      processes.say(
-        'evaluate: no CLIP score: config.evaluate.clip.image.init_from and'
-        ' config.evaluate.clip.text.init_from name no CLIP (docs/weights.md)'
-      )
-    return None
+def _of_captions(evaluation: Evaluation) -> dict[str, Any]:
+  """What compares images with their captions, by what results call it."""
+  experiment = evaluation.experiment
   conditions = evaluation.scorer.conditions
-  chosen = conditions.of(evaluation.count, _SEED)
-  return clip_score.ClipScore(evaluation.experiment, conditions, chosen)
+  given = experiment, conditions, conditions.of(evaluation.count, _SEED)
+  found: dict[str, Any] = {}
+  if clip_score.is_wanted(experiment):
+    found['CLIP'] = clip_score.ClipScore(*given)
+  elif experiment.is_text:
+    processes.say(
+      'evaluate: no CLIP score: config.evaluate.clip.image.init_from and'
+      ' config.evaluate.clip.text.init_from name no CLIP (docs/weights.md)'
+    )
+  if text_match.is_wanted(experiment):
+    found['text match'] = text_match.TextMatch(*given)
+  return found
 
 
 def _row(
   evaluation: Evaluation,
-  clip: clip_score.ClipScore | None,
+  observers: Mapping[str, Any],
   schedule: Schedule,
   directory: pathlib.Path,
 ) -> dict[str, Any]:
@@ -171,7 +179,7 @@ def _row(
 
   Args:
     evaluation: the generator, and what measures.
-    clip: measures captions too; None for not.
+    observers: what else is measured of each image.
     schedule: what decodes.
     directory: keeps what was counted so far, and the samples if asked for.
   """
@@ -207,7 +215,7 @@ def _row(
     seed=_SEED,
     directory=directory,
     num_kept=max(counts.values(), default=0),
-    observers=() if clip is None else (clip,),
+    observers=(*observers.values(),),
     images=images,
   )
   row: dict[str, Any] = {
@@ -289,7 +297,7 @@ def _real_features(evaluation: Evaluation, count: int) -> np.ndarray | None:
 
 
 def _about(
-  evaluation: Evaluation, clip: clip_score.ClipScore | None
+  evaluation: Evaluation, observers: Mapping[str, Any]
 ) -> dict[str, Any]:
   """What a reader of the figures has to know."""
   config = evaluation.experiment.config
@@ -307,8 +315,7 @@ def _about(
     'features': evaluation.scorer.network.description(),
     'weights': _weights(evaluation.experiment),
   }
-  if clip is not None:
-    settings['CLIP'] = clip.description
+  settings |= {name: found.description for name, found in observers.items()}
   return {
     'protocol': 'published',
     'benchmark': benchmark.title if benchmark else '',

@@ -1,9 +1,10 @@
 """Stage `judges`: trains the networks that measure and that reward.
 
 They learn to tell the classes of the pictures of this run, of the digits all
-ten, whatever the NAT is asked for; where there are none, that two views of a
-picture show the same (`config.judges.training`). They are kept apart on
-purpose:
+ten, whatever the NAT is asked for; where there are captions, which one is of
+which picture, each with a network of words of its own; where there is neither,
+that two views of a picture show the same (`config.judges.training`). They are
+kept apart on purpose:
 
   measure  a convolutional network; evaluation reads its features. Nothing is
            ever optimised against it.
@@ -35,9 +36,10 @@ from adanat_jax.experiment import (
   fit,
   networks,
   reward_network,
+  texts,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.learning import classifier, views
+from adanat_jax.learning import classifier, contrast, views
 from adanat_jax.learning.augment import Augmentation
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
@@ -77,10 +79,14 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   yield from datasets.problems(experiment)
   if 'reward' in names:
     yield from reward_network.problems_of_sizes(experiment)
-  judged = networks.num_classes(experiment.config, judged=True)
-  if experiment.config.judges.training == 'classes' and not judged:
+  given, learned = experiment.config.judges.training, experiment.judges_learn
+  if given not in ('auto', learned):
+    needed = {
+      'classes': 'two classes or more',
+      'captions': 'captions, config.data.condition=text',
+    }
     yield (
-      'config.judges.training=classes needs two classes or more; give views or'
+      f'config.judges.training={given} needs {needed[given]}; give views or'
       ' auto'
     )
   for name in names:
@@ -128,7 +134,7 @@ def _reward(experiment: Experiment) -> tuple[Any, classifier.Apply]:
 def _examples(experiment: Experiment, split: str) -> Examples:
   """Images of a split with what the judges are to see in them."""
   if not experiment.is_digits:
-    return experiment.examples(split, 'images', mirrored=split == 'train')
+    return experiment.examples(split, 'judged', mirrored=split == 'train')
   data = digits.load(experiment.config.data.image_size)
   is_train = split == 'train'
   return ArrayExamples(
@@ -151,12 +157,21 @@ def _train(
     optax.cosine_decay_schedule(section.learning_rate, section.num_steps)
   )
 
-  def initial(frozen: Any) -> classifier.ClassifierState:
-    params = module.init(init_key, jnp.zeros(shape.shape))['params']
-    return classifier.ClassifierState(params, optimizer.init(params))
+  learned = experiment.judges_learn
+  words = texts.judging_module(experiment) if learned == 'captions' else None
 
-  judged = networks.num_classes(experiment.config, judged=True)
-  method = classifier if judged else views
+  def read(params: Any, ids: Array) -> Array:
+    assert words is not None
+    return words.apply({'params': params}, ids).pooled
+
+  def initial(frozen: Any) -> Any:
+    params = module.init(init_key, jnp.zeros(shape.shape))['params']
+    if words is None:
+      return classifier.ClassifierState(params, optimizer.init(params))
+    ids = jnp.asarray(texts.judged_ids(['']))
+    text = words.init(jax.random.fold_in(init_key, 1), ids)['params']
+    return contrast.initial_state(params, text, optimizer)
+
   augmentation = Augmentation(
     section.max_shift,
     section.cutout,
@@ -164,17 +179,27 @@ def _train(
     section.least_crop,
     section.jitter,
   )
-  step = method.make_train_step(
-    apply, optimizer, key=step_key, augmentation=augmentation
-  )
-  right = functools.partial(_sees_class, apply)
-  if not judged:
+  options: dict[str, Any] = dict(key=step_key, augmentation=augmentation)
+  # What it is trained by, the name of its column in batches and in the step,
+  # and what is measured afterwards.
+  step: Callable[..., Any]
+  if words is not None:
+    step = contrast.make_train_step(apply, read, optimizer, **options)
+    column, name_in_step, figure = 'ids', 'ids', 'test_found'
+    right = functools.partial(_finds_caption, apply, read)
+  elif learned == 'classes':
+    step = classifier.make_train_step(apply, optimizer, **options)
+    column, name_in_step, figure = 'condition', 'labels', 'test_accuracy'
+    right = functools.partial(_sees_class, apply)
+  else:
+    step = views.make_train_step(apply, optimizer, **options)
+    column, name_in_step, figure = '', '', 'test_matches'
     right = functools.partial(_matches_view, apply, augmentation)
 
   def train_step(frozen: Any, state: Any, batch: Any, index: Array) -> Any:
     rows = {'images': images_lib.to_unit(batch['images'])}
-    if judged:  # Captions are no classes.
-      rows['labels'] = batch['condition']
+    if column:
+      rows[name_in_step] = batch[column]
     return step(state, rows, index)
 
   examples = _examples(experiment, 'train')
@@ -185,32 +210,42 @@ def _train(
     train_step=train_step,
     batch_at=fit.Batches(experiment, name, examples, (section.batch_size,)),
     num_steps=section.num_steps,
-    final_figures=_final_figures(
-      experiment, 'test_accuracy' if judged else 'test_matches', right
-    ),
+    final_figures=_final_figures(experiment, figure, right),
   )
 
 
 def _sees_class(
-  apply: classifier.Apply, params: Any, batch: Mapping[str, Array]
+  apply: classifier.Apply, state: Any, batch: Mapping[str, Array]
 ) -> Array:
   """Whether the network sees the class of each image, bool[B]."""
-  logits = apply(params, images_lib.to_unit(batch['images']), None)
+  logits = apply(state.params, images_lib.to_unit(batch['images']), None)
   found: Array = logits.argmax(-1) == batch['condition']
   return found
+
+
+def _finds_caption(
+  apply: classifier.Apply,
+  read: contrast.Read,
+  state: Any,
+  batch: Mapping[str, Array],
+) -> Array:
+  """Whether it finds each image's caption among the batch's, bool[B]."""
+  found = apply(state.params, images_lib.to_unit(batch['images']), None)
+  ids = batch['ids']
+  return contrast.finds(found, read(state.text, ids), ids)
 
 
 def _matches_view(
   apply: classifier.Apply,
   augmentation: Augmentation,
-  params: Any,
+  state: Any,
   batch: Mapping[str, Array],
 ) -> Array:
   """Whether it knows each image again among those of the batch, bool[B]."""
   images = images_lib.to_unit(batch['images'])
   changed = augmentation([*jax.random.split(jax.random.key(0), 5)], images)
   return views.matches(
-    apply(params, images, None), apply(params, changed, None)
+    apply(state.params, images, None), apply(state.params, changed, None)
   )
 
 
@@ -218,13 +253,13 @@ def _final_figures(
   experiment: Experiment,
   name: str,
   right: Callable[[Any, Mapping[str, Array]], Array],
-) -> Callable[[classifier.ClassifierState], dict[str, float]] | None:
+) -> Callable[[Any], dict[str, float]] | None:
   """In what share of held-out images a judge is right; None if there are none.
 
   Args:
     experiment: of this run.
     name: of the figure.
-    right: `(params, batch) -> bool[B]`.
+    right: `(state, batch) -> bool[B]`.
   """
   if not datasets.has_validation(experiment):
     return None
@@ -239,16 +274,13 @@ def _final_figures(
   size = -(-size // mesh.size) * mesh.size
   compiled = jax.jit(right)
 
-  def figures(state: classifier.ClassifierState) -> dict[str, float]:
+  def figures(state: Any) -> dict[str, float]:
     found: list[np.ndarray] = []
     for start in range(0, count, size):
       index = chosen[(start + np.arange(size)) % count]
       rows = examples.take(sharding.local_rows(index, mesh))
       batch = sharding.put_batch(dict[str, Any](rows), mesh)
-      batch = {
-        key: batch[key] for key in ('images', 'condition') if key in batch
-      }
-      part = sharding.gather(compiled(state.params, batch))
+      part = sharding.gather(compiled(state, batch))
       found.append(part[: count - start])
     return {name: float(np.concatenate(found).mean())}
 
