@@ -57,8 +57,9 @@ class Program:
 
   function: Callable[..., Any]  # Not jitted.
   arguments: tuple[Any, ...]  # Pytrees of `jax.ShapeDtypeStruct`.
-  # Of each argument, which axis is split over the devices; None for what every
-  # device has whole; a dict where its entries differ.
+  # Of each argument, which axis is split over the devices; None for what is
+  # placed by `sharding.RULES`, as parameters are; a dict where its entries
+  # differ.
   batch_axes: tuple[Any, ...]
   donated: int | tuple[()]  # The argument that the result replaces, or ().
 
@@ -68,9 +69,9 @@ class Program:
     def place(argument: Any, axis: Any) -> Any:
       if isinstance(axis, dict):
         return {k: place(x, axis.get(k)) for k, x in argument.items()}
-      spec = NamedSharding(mesh, PartitionSpec())
-      if axis is not None:
-        spec = sharding.batch_sharding(mesh, axis)
+      if axis is None:
+        return sharding.placed(argument, mesh)
+      spec = sharding.batch_sharding(mesh, axis)
       return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
         argument,
@@ -82,10 +83,16 @@ class Program:
     self, mesh: Mesh | None = None, options: dict[str, Any] | None = None
   ) -> jax.stages.Compiled:
     """Compiles it for a mesh, or for one device without one."""
-    jitted = jax.jit(self.function, donate_argnums=self.donated)
     if mesh is None:
+      jitted = jax.jit(self.function, donate_argnums=self.donated)
       return jitted.lower(*self.arguments).compile(options)
+    places: dict[str, Any] = {}
+    if self.donated != ():
+      # As `fit` places the new state and the metrics.
+      state = sharding.state_shardings(self.arguments[self.donated], mesh)
+      places['out_shardings'] = state, NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
+      jitted = jax.jit(self.function, donate_argnums=self.donated, **places)
       return jitted.lower(*self.placed(mesh)).compile(options)
 
 
@@ -94,9 +101,11 @@ def policy_program(config: ml_collections.ConfigDict) -> Program:
   experiment = _experiment(config)
   section, side = config.policy.discriminator, config.data.image_size
   image = side, side, networks.image_channels(config)
+  # As they come from files; the device converts them.
+  levels = np.float32 if experiment.is_digits else np.uint8
   held_out = ArrayExamples(
     {
-      'images': np.zeros((section.held_out, *image), np.float32),
+      'images': np.zeros((section.held_out, *image), levels),
       'condition': np.zeros(section.held_out, np.int32),
     }
   )
@@ -108,7 +117,7 @@ def policy_program(config: ml_collections.ConfigDict) -> Program:
   begin = functools.partial(policy_stage.train, experiment, which)
   batch_shape = section.updates, section.batch_size
   real = {
-    'images': _shape(*batch_shape, *image),
+    'images': _shape(*batch_shape, *image, dtype=levels),
     'condition': _labels(*batch_shape),
   }
   axes = {'reward': {'held_out': 0}}, None, {'real': 1}, None
@@ -175,6 +184,20 @@ def encoding_program(
   side = config.data.image_size
   encode = functools.partial(program.apply, tokenizer, 'tokenize')
   arguments = params, _shape(batch_size, side, side, 3)
+  return Program(encode, arguments, (None, 0), donated=())
+
+
+def captions_program(
+  config: ml_collections.ConfigDict, batch_size: int
+) -> Program:
+  """States of a batch of captions, as stage `prepare` makes them."""
+  text, (ids,) = networks.module_and_inputs(config, 'text')
+  params = jax.eval_shape(text.init, jax.random.key(0), ids)['params']
+
+  def encode(params: Any, ids: Any) -> Any:
+    return texts.conditions(text, params, {'ids': ids})
+
+  arguments = params, _shape(batch_size, ids.shape[1], dtype=int)
   return Program(encode, arguments, (None, 0), donated=())
 
 

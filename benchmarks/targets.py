@@ -14,9 +14,10 @@ operations over the device's peak and of bytes over its memory's bandwidth.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import gc
+import gzip
 import json
 import os
 import pathlib
@@ -170,6 +171,9 @@ KINDS: dict[str, Make] = {
   'prepare': lambda config, _, count: programs.encoding_program(
     config, 2 * config.prepare.batch_size * count
   ),
+  'captions': lambda config, _, count: programs.captions_program(
+    config, config.prepare.batch_size * count
+  ),
   'features': lambda config, target, count: programs.features_program(
     config, _batch(config, target, count)
   ),
@@ -177,19 +181,32 @@ KINDS: dict[str, Make] = {
 _NAT = 'sample', 'nat', 'policy'
 _OTHERS = 'tokenizer', 'prepare', 'features'
 _ENAT = 'sample, schedule', 'sample, buckets', 'nat', 'policy'
+_WITH_NAT = {*_NAT, *_ENAT}
 PROGRAMS = [
   f'{name}/{kind}'
   for name, kinds in {
     'in256': _NAT + _OTHERS,
     'in256_s': _NAT,
     'in512': _NAT + _OTHERS,
-    'cc3m256': _NAT,
-    'coco256': _NAT,
+    'cc3m256': (*_NAT, 'captions'),
+    'coco256': (*_NAT, 'captions'),
     'in256_enat': _ENAT,
     'in512_enat': _ENAT,
+    # Networks of published weights alone.
+    'in256_maskgit': ('sample, schedule',),
+    'in512_maskgit': ('sample, schedule',),
+    'in384_halton': ('sample, schedule',),
   }.items()
   for kind in kinds
 ]
+
+
+# How often a training runs its program.
+_STEPS: Mapping[str, Callable[[Config], int]] = {
+  'nat': lambda config: config.nat.num_steps,
+  'policy': lambda config: config.policy.iterations,
+  'tokenizer': lambda config: config.tokenizer.num_steps,
+}
 
 
 def config_of(program: str, changes: Mapping[str, Any]) -> Config:
@@ -202,21 +219,84 @@ def config_of(program: str, changes: Mapping[str, Any]) -> Config:
 
 
 def row_of(
-  name: str, program: str, changes: Mapping[str, Any]
+  name: str,
+  program: str,
+  changes: Mapping[str, Any],
+  texts: pathlib.Path | None = None,
+  blocks: Sequence[int] = (),
 ) -> dict[str, Any]:
-  """Compiles a program for a target, and reads what came out."""
-  target = TARGETS[name]
-  mesh = sharding.make_mesh(devices=target.devices())
+  """A program of a target, or what it is expected to be from two smaller ones.
+
+  Of a network of like blocks, memory, operations and traffic are linear in
+  their number. Two networks of a few blocks compile in a fraction of the time.
+
+  Args:
+    name: of the target.
+    program: `CONFIG/KIND`.
+    changes: fields of the config that differ.
+    texts: see `compiled_row`.
+    blocks: two numbers of blocks to go by; none to compile all blocks.
+  """
+  nat = config_of(program, changes).nat
+  field = 'encoder_depth' if nat.network == 'enat' else 'depth'
+  if not blocks or program.split('/')[1] not in _WITH_NAT:
+    return compiled_row(name, program, changes, texts)
+  few, more = (
+    compiled_row(name, program, {**changes, f'nat.{field}': count}, texts)
+    for count in blocks
+  )
+  found = few if 'error' in few else more
+  if 'error' not in found:
+    weight = (nat[field] - blocks[0]) / (blocks[1] - blocks[0])
+    found = extended(few, more, weight)
+    found['compile_seconds'] = few['compile_seconds'] + more['compile_seconds']
+    target = TARGETS[name]
+    found['roofline_seconds'] = max(
+      found['operations'] / target.peak, found['moved'] / target.bandwidth
+    )
+  return found | {'changes': dict(changes), 'blocks': list(blocks)}
+
+
+def extended(few: Any, more: Any, weight: float) -> Any:
+  """The line through numbers at 0 and 1; what is no number is that at 1."""
+  if isinstance(more, Mapping):
+    return {k: extended(few.get(k, 0), x, weight) for k, x in more.items()}
+  if isinstance(more, int | float) and not isinstance(more, bool):
+    return few + weight * (more - few)
+  return more
+
+
+def compiled_row(
+  name: str,
+  program: str,
+  changes: Mapping[str, Any],
+  texts: pathlib.Path | None = None,
+) -> dict[str, Any]:
+  """Compiles a program for a target, and reads what came out.
+
+  Args:
+    name: of the target.
+    program: `CONFIG/KIND`.
+    changes: fields of the config that differ.
+    texts: folder in which the compiled program is kept, packed.
+  """
+  target, config = TARGETS[name], config_of(program, changes)
+  devices = target.devices()
+  mesh = sharding.make_mesh(
+    fsdp=min(config.mesh.fsdp, len(devices)), devices=devices
+  )
   row: dict[str, Any] = {
     'target': name,
     'program': program,
     'changes': dict(changes),
     'devices': mesh.size,
   }
-  make = KINDS[program.split('/')[1]]
+  kind = program.split('/')[1]
+  make = KINDS[kind]
+  steps = _STEPS[kind](config) if kind in _STEPS else 0
   start = time.monotonic()
   try:
-    made = make(config_of(program, changes), target, mesh.size)
+    made = make(config, target, mesh.size)
     compiled = made.compile(mesh)
   except Exception as error:  # What a compiler says is a result.
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -225,6 +305,12 @@ def row_of(
   memory = compiled.memory_analysis()
   operations = hlo.traced_operations(made.function, made.arguments)
   operations /= mesh.size
+  text = compiled.as_text()
+  if texts:
+    texts.mkdir(parents=True, exist_ok=True)
+    words = [name, program, *(f'{k}={v}' for k, v in changes.items())]
+    path = texts / ('-'.join(words).replace('/', '-') + '.txt.gz')
+    path.write_bytes(gzip.compress(text.encode(), 3))
   return row | {
     'compile_seconds': round(seconds, 1),
     'arguments': memory.argument_size_in_bytes,
@@ -233,7 +319,8 @@ def row_of(
     'temporaries': memory.temp_size_in_bytes,
     'memory': target.memory,
     'operations': operations,
-    **read(compiled.as_text(), target, operations),
+    'steps': steps,
+    **read(text, target, operations),
   }
 
 
@@ -265,18 +352,24 @@ def read(text: str, target: Target, operations: float) -> dict[str, Any]:
   }
 
 
+def hours_of(row: dict[str, Any]) -> float:
+  """Hours of a whole training if every step took its roofline; else 0."""
+  return row['steps'] * row['roofline_seconds'] / 3600
+
+
 def table(rows: list[dict[str, Any]]) -> str:
   """The rows in Markdown."""
   head = (
     'program,target,compiled in s,arguments GiB,temporaries GiB,of GiB,'
-    'exchanged MB,large float32,10^12 operations,GB moved,roofline s'
+    'exchanged MB,large float32,GB copied,10^12 operations,GB moved,'
+    'roofline s,hours'
   )
   lines = []
   for row in sorted(rows, key=lambda row: (row['program'], row['target'])):
     changes = ', '.join(f'{k}={v}' for k, v in row['changes'].items())
     name = row['program'] + (f' ({changes})' if changes else '')
     if 'error' in row:
-      lines.append((name, row['target'], row['error'][:60], *[''] * 8))
+      lines.append((name, row['target'], row['error'][:60], *[''] * 10))
       continue
     exchanged = '; '.join(
       f'{opcode} {size / 1e6:.1f}' for opcode, size in row['exchanged'].items()
@@ -291,10 +384,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         f'{beside / _GIB:.2f}',
         f'{row["memory"] / _GIB:.0f}',
         exchanged or '0',
-        sum(row['large_float32'].values()),
+        round(sum(row['large_float32'].values())),
+        f'{sum(row["copied"].values()) / 1e9:.3g}',
         f'{row["operations"] / 1e12:.3g}',
         f'{row["moved"] / 1e9:.3g}',
         f'{row["roofline_seconds"]:.3g}',
+        f'{hours:.3g}' if (hours := hours_of(row)) else '',
       )
     )
   return output.table(head.split(','), lines)
@@ -318,6 +413,18 @@ def main() -> None:
     default=[],
     help='A field of the config that differs, such as nat.dtype=float32.',
   )
+  add(
+    '--blocks',
+    type=int,
+    nargs=2,
+    default=(),
+    help='Two numbers of blocks that are compiled instead of all of them.',
+  )
+  add(
+    '--texts',
+    type=pathlib.Path,
+    help='Folder for the compiled programs, each as XLA prints it, packed.',
+  )
   given = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
   for name, value in ENVIRONMENT.items():
@@ -330,7 +437,7 @@ def main() -> None:
     for program in given.programs:
       if (name, program, changes) in done:
         continue
-      row = row_of(name, program, changes)
+      row = row_of(name, program, changes, given.texts, given.blocks)
       rows.append(row)
       clock.say(f'{name} {program} {row.get("error", "compiled")}')
       if path:

@@ -76,6 +76,28 @@ class TextTest(absltest.TestCase):
     fused = [x.opcode for x in hlo.instructions(_LOOP) if x.fused]
     self.assertEqual(fused, ['parameter', 'convert'])
 
+  def test_a_line_through_two_networks(self):
+    few = {'temporaries': 30, 'exchanged': {'all-reduce': 5}, 'target': 'h100'}
+    more = {'temporaries': 34, 'exchanged': {'all-reduce': 9}, 'target': 'h100'}
+    # 2 and 4 blocks, then 24: eleven times the difference.
+    self.assertEqual(
+      targets.extended(few, more, (24 - 2) / (4 - 2)),
+      {'temporaries': 74, 'exchanged': {'all-reduce': 49}, 'target': 'h100'},
+    )
+
+  def test_networks_of_published_weights_have_programs(self):
+    names = {name.split('/')[0] for name in targets.PROGRAMS}
+    published = {'in256_maskgit', 'in512_maskgit', 'in384_halton'}
+    self.assertContainsSubset(published, names)
+    config = targets.config_of(
+      'in384_halton/sample, schedule', {'nat.depth': 2}
+    )
+    target = targets.TARGETS['v5e-8']
+    program = targets.KINDS['sample, schedule'](config, target, 8)
+    # 1,024 tokens for each of 16 GiB, 576 an image; on eight devices.
+    tokens = program.arguments[3]['tokens'].shape
+    self.assertEqual(tokens, (8 * 28, 24 * 24))
+
 
 class TargetsTest(parameterized.TestCase):
   @parameterized.parameters(*_COMPILERS)
