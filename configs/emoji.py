@@ -73,12 +73,9 @@ def _set_networks(config: ml_collections.ConfigDict) -> None:
   tokenizer.num_steps = 6000
   tokenizer.batch_size = 32
   tokenizer.learning_rate = 1e-3
-  tokenizer.betas = (0.9, 0.99)
   # Edges of drawings are sharp without an adversary.
   tokenizer.error = 'squared'
   tokenizer.adversarial.weight = 0.0
-  tokenizer.codebook_decay = 0.97
-  tokenizer.max_shift = 1
   tokenizer.measured_images = 1000
   tokenizer.evaluate_every = 1000
 
@@ -137,7 +134,7 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
   tokenizer.batch_size = 16
   tokenizer.learning_rate = 2e-3
   tokenizer.num_steps = 3000
-  tokenizer.measured_images = 352
+  tokenizer.measured_images = 0
   tokenizer.evaluate_every = 0
 
   config.judges.measure.num_steps = 400
@@ -147,12 +144,12 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
   nat.width = 128
   nat.depth = 4
   nat.num_heads = 4
-  nat.num_steps = 1500
+  nat.num_steps = 1200
   nat.learning_rate = 1e-3
   nat.warmup_steps = 50
   nat.ema_decay = 0.99
   nat.dropout_rate = 0.1
-  nat.evaluate_every = 500
+  nat.evaluate_every = 600
   nat.validation_examples = 352
 
   policy = config.policy
