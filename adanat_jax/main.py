@@ -69,8 +69,6 @@ STAGES = {
 STUDY = ('tokenizer', 'judges', 'nat', 'policy', 'evaluate', 'report')
 BENCHMARK = ('tokenizer', 'judges', 'prepare', 'nat', 'policy', 'evaluate')
 OWN_IMAGES = (*BENCHMARK, 'report', 'export')
-# Captions are measured by the published protocol, which has no report.
-OWN_CAPTIONS = (*BENCHMARK, 'export')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
 # What mode 'suite' runs, on the digits and on other images.
@@ -226,10 +224,7 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
   if config.mode == 'all':
     if config.data.source == 'digits':
       return STUDY
-    if config.evaluate.protocol != 'study':
-      return BENCHMARK
-    is_text = config.data.get('condition', '') == 'text'
-    return OWN_CAPTIONS if is_text else OWN_IMAGES
+    return OWN_IMAGES if config.evaluate.protocol == 'study' else BENCHMARK
   suite = SUITE if config.data.source == 'digits' else OWN_SUITE
   several = {'compare': COMPARISON, 'suite': suite, 'discover': DISCOVERY}
   return several.get(config.mode, (config.mode,))

@@ -104,7 +104,7 @@ _WITH_ONE_IMPORTER = {
     ),
   ),
   'a mode, or a part of the one whose name it bears': (
-    *('stages.evaluate_published', 'stages.nat_held_out', 'stages.policy'),
+    *('stages.nat_held_out', 'stages.policy'),
     *('stages.prepare_shards', 'stages.search'),
     *('stages.search_alternating', 'stages.tokenizer_reconstruction'),
     *('stages.compare_costs', 'stages.discover_features'),

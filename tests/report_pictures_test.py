@@ -62,6 +62,43 @@ class RoundingTest(parameterized.TestCase):
       pictures.to_uint8(np.zeros(3, np.uint8))
 
 
+class CaptionedTest(absltest.TestCase):
+  def test_images_with_their_captions_under_them(self):
+    path = pathlib.Path(self.create_tempdir().full_path) / 'sheet.png'
+    red, blue = (220, 10, 10), (10, 10, 220)
+    pictures.save_captioned(
+      path,
+      [('one', _flat(red, 3)), ('two', _flat(blue, 3))],
+      ['', 'a long caption of many words', ''],
+      columns=2,
+      scale=2,
+    )
+    sheet = _open(path)
+    for colour in (red, blue):
+      # Two columns and lines of images of 8 pixels.
+      places = (sheet == np.array(colour)).all(-1)
+      self.assertEqual(places.sum(), 3 * 8 * 8)
+      self.assertEqual(np.diff(np.flatnonzero(places.any(0))).max() > 1, True)
+    top, bottom = _box(sheet, red)[1::2]
+    self.assertLess(bottom, _box(sheet, blue)[1])
+    # Under the second image there is text, above the third one.
+    ink = (sheet[top + 8 : bottom - 8] < 200).any((0, 2))
+    columns = np.flatnonzero((sheet[top] == np.array(red)).all(-1))
+    self.assertTrue(ink[columns[8] : columns[-1]].any())
+    self.assertFalse(ink[columns[0] : columns[8] - 60].any())
+
+  def test_captions_are_broken_and_cut(self):
+    lines = pictures._broken('a cat that sleeps on a very long sofa here', 60)
+    self.assertLen(lines, 3)
+    self.assertEqual(' '.join(lines)[:10], 'a cat that')
+    self.assertEndsWith(lines[-1], '...')
+    measure = pictures._font().getlength
+    self.assertLessEqual(max(map(measure, lines)), 60)
+    self.assertEqual(pictures._broken('red', 60), ['red'])
+    with self.assertRaisesRegex(ValueError, 'one: 2 images, 1 captions'):
+      pictures.save_captioned('none', [('one', _flat((0, 0, 0), 2))], ['a'])
+
+
 class PicturesTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

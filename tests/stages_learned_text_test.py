@@ -20,7 +20,7 @@ from PIL import Image
 import adanat_jax
 from adanat_jax.data import byte_tokens, prepared
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import texts
+from adanat_jax.experiment import texts, workdir
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import contrast, masked_tokens
 from adanat_jax.measuring import scores, text_match
@@ -28,7 +28,14 @@ from adanat_jax.models.captions import CaptionedDenoiser, CaptionTransformer
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, journal
-from adanat_jax.stages import judges, nat, prepare, report, sample
+from adanat_jax.stages import (
+  evaluate_published,
+  judges,
+  nat,
+  prepare,
+  report,
+  sample,
+)
 from support import configs
 from support.preparing import write_tokenizer
 
@@ -257,8 +264,45 @@ class StagesTest(absltest.TestCase):
     config.sample.captions = ()
     with self.assertRaisesRegex(UserError, 'sample.captions is empty'):
       sample.check_config(Experiment(config, self.root / 'no'))
+    config.evaluate.protocol = 'published'
     with self.assertRaisesRegex(UserError, 'evaluate/results.md'):
-      report.check_config(self.experiment)
+      report.check_config(Experiment(config, self.root / 'no'))
+
+  def test_a_report(self):
+    config = self.config.copy_and_resolve_references()
+    config.policy.num_steps = (2,)
+    evaluate = config.evaluate
+    evaluate.update(policies=('residual',), num_samples=10, precision_recall=0)
+    evaluate.update(density_coverage=0, kernel_distance=0)
+    directory = self.root / 'run'
+    workdir.write_config(directory, config)
+    experiment = Experiment(config, directory)
+    with mock.patch('adanat_jax.runtime.processes.say'):
+      evaluate_published.run(experiment)
+      report.run(experiment)
+    (row,) = journal.read_results(directory / 'evaluate')['rows']
+    self.assertEqual((row['num_steps'], row['passes']), (2, 4))
+    self.assertBetween(row['figures']['text_found_measure_10'], 0, 1)
+    text = (directory / 'report' / 'report.md').read_text()
+    self.assertIn('text_found_measure_10', text)
+    with Image.open(directory / 'report' / 'samples-4-passes.png') as sheet:
+      self.assertEqual(sheet.mode, 'RGB')
+    page = (directory / 'report' / 'page.html').read_text()
+    self.assertIn(scores.Conditions(experiment).captions(np.arange(1))[0], page)
+
+  def test_equal_passes(self):
+    config = self.config.copy_and_resolve_references()
+    config.policy.num_steps = (2, 4)
+    config.evaluate.policies = ('maskgit',)
+    evaluation = mock.Mock(experiment=Experiment(config, self.root / 'no'))
+    found = evaluate_published.schedules(evaluation)
+    # What is not guided at twice the steps, too.
+    self.assertCountEqual(
+      [(schedule.name, schedule.num_steps) for schedule in found],
+      [*(('maskgit', n) for n in (2, 4, 8)), ('residual', 2), ('residual', 4)],
+    )
+    config.evaluate.protocol = 'published'
+    self.assertLen(evaluate_published.schedules(evaluation), 2)
 
 
 if __name__ == '__main__':

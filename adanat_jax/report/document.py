@@ -1,7 +1,8 @@
 """The report as one Markdown document."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from adanat_jax.report import results as reading, tables
 
@@ -70,6 +71,64 @@ def compose(
       f'The best of {grid["evaluations"]} evaluations, on seeds that the '
       'comparison does not use:\n',
       tables.grid_table(grid),
+    ]
+  parts += [
+    '## Settings\n',
+    tables.markdown_table(['setting', 'value'], settings),
+  ]
+  return '\n'.join(parts)
+
+
+def compose_captions(
+  results: Mapping[str, Any],
+  pictures: Sequence[Picture],
+  title: str,
+  command: str,
+  warnings: Sequence[str] = (),
+) -> str:
+  """The report of pictures with captions, in Markdown.
+
+  Args:
+    results: what `stages.evaluate_published` writes to `results.json`.
+    pictures: what is shown.
+    title: of the page.
+    command: what produced the figures.
+    warnings: what makes them doubtful.
+  """
+  rows = results['rows']
+  names = sorted({name for row in rows for name in row['figures']})
+  figures = [
+    [
+      row['label'],
+      row['num_steps'],
+      # Results of an earlier version do not say how many.
+      row.get('passes', ''),
+      *(
+        f'{row["figures"][name]:.4g}' if name in row['figures'] else ''
+        for name in names
+      ),
+    ]
+    for row in sorted(rows, key=lambda row: row.get('passes', 0))
+  ]
+  settings = [[key, f'`{x}`'] for key, x in results['settings'].items()]
+  parts = [
+    f'# {title}\n',
+    f'Made by\n\n```\n{command}\n```\n',
+    '## Methods\n',
+    'Methods of as many passes cost the same. All have the same captions, which'
+    ' no training saw, and the same noise, of one seed.\n',
+    tables.markdown_table(['schedule', 'steps', 'passes', *names], figures),
+    'A number in a name is how many samples were measured. Distances are better'
+    ' if they are smaller, shares if they are larger. `text_found` is the share'
+    ' of images that are nearer to their caption than to others, by the'
+    ' measuring network of this run, and no CLIP score.\n',
+    *tables.warnings(warnings),
+  ]
+  for picture in pictures:
+    parts += [
+      f'## {picture.title}\n',
+      f'![{picture.title}]({picture.file})\n',
+      f'{picture.caption}\n',
     ]
   parts += [
     '## Settings\n',

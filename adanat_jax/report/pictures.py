@@ -134,6 +134,81 @@ def save_class_grid(
   _save(path, sheet.image)
 
 
+def save_captioned(
+  path: str | os.PathLike[str],
+  methods: Sequence[tuple[str, np.ndarray]],
+  captions: Sequence[str],
+  columns: int = 6,
+  scale: int = 3,
+) -> None:
+  """Writes samples with their captions under them, one block for each method.
+
+  Args:
+    path: see the module.
+    methods: label and float[n, H, W, C] of each method.
+    captions: n of them; long ones are broken, and cut after three lines.
+    columns: images a line.
+    scale: see the module.
+
+  Raises:
+    ValueError: if a method does not have an image of every caption.
+  """
+  for label, images in methods:
+    if len(images) != len(captions):
+      raise ValueError(
+        f'{label}: {len(images)} images, {len(captions)} captions'
+      )
+  gap, line_height, block_gap = 14, FONT_SIZE + 3, 16
+  height, width = (scale * size for size in methods[0][1].shape[1:3])
+  # Narrow images leave room for a word or two.
+  cell = max(width, 8 * FONT_SIZE)
+  texts = [_broken(caption, cell) for caption in captions]
+  row = height + line_height * max(map(len, texts)) + gap
+  lines = math.ceil(len(captions) / columns)
+  block = lines * row + block_gap
+  labels = [label for label, _ in methods]
+  sheet = _Sheet(
+    labels,
+    min(columns, len(captions)) * (cell + gap) - gap,
+    len(methods) * block - block_gap - gap,
+  )
+  for number, (label, images) in enumerate(methods):
+    sheet.write_label(label, number * block + height // 2)
+    pixels = _pixels(images, scale)
+    for i, (image, text) in enumerate(zip(pixels, texts, strict=True)):
+      left = i % columns * (cell + gap)
+      top = number * block + i // columns * row
+      sheet.paste(image, left + (cell - width) // 2, top)
+      for k, part in enumerate(text, 1):
+        sheet.write(part, left + cell // 2, top + height + k * line_height)
+  _save(path, sheet.image)
+
+
+def _broken(text: str, width: int, most: int = 3) -> list[str]:
+  """A caption in lines of at most so many pixels."""
+  measure = _font().getlength
+  lines = ['']
+  for word in text.split():
+    longer = f'{lines[-1]} {word}'.strip()
+    if measure(longer) <= width or not lines[-1]:
+      lines[-1] = longer
+    else:
+      lines.append(word)
+  if len(lines) > most:
+    lines = [*lines[: most - 1], f'{lines[most - 1]} ...']
+  return [_cut(line, width) for line in lines]
+
+
+def _cut(line: str, width: int) -> str:
+  """A line without what does not fit into so many pixels."""
+  measure = _font().getlength
+  if measure(line) <= width:
+    return line
+  while line and measure(f'{line}...') > width:
+    line = line[:-1]
+  return f'{line}...'
+
+
 def save_pairs(
   path: str | os.PathLike[str],
   rows: Sequence[tuple[str, np.ndarray]],

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.convert import files as weights
+from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
@@ -96,7 +97,7 @@ def run(experiment: Experiment) -> None:
     return
   evaluation = Evaluation(experiment)
   # Before anything that takes long: a policy may not be there.
-  found = _schedules(evaluation)
+  found = schedules(evaluation)
   observers = _of_captions(evaluation)
   warnings = evaluation.scorer.warnings(evaluation.count)
   warn('evaluate', warnings)
@@ -129,12 +130,23 @@ def run(experiment: Experiment) -> None:
   mark_complete(directory, len(rows), {}, warnings=warnings)
 
 
-def _schedules(evaluation: Evaluation) -> list[Schedule]:
-  """Every policy at every number of steps, in the order of results."""
+def schedules(evaluation: Evaluation) -> list[Schedule]:
+  """Every policy at every number of steps, in the order of results.
+
+  Where captions of one's own are studied, AdaNAT's hand-made schedule comes
+  with them, and what is not guided at twice the steps, too: as many passes.
+
+  Raises:
+    UserError: if a policy has not been learned.
+  """
   config = evaluation.experiment.config
+  names = [*config.evaluate.policies]
+  studied = config.evaluate.protocol == 'study'
+  if studied and 'residual' not in names:
+    names.append('residual')
   found = []
   for num_steps in sorted(set(config.policy.num_steps)):
-    for name in config.evaluate.policies:
+    for name in names:
       if name == 'learned' and num_steps not in evaluation.generator.agents:
         raise UserError(
           f'{evaluation.experiment.workdir} holds no learned policy for'
@@ -148,7 +160,11 @@ def _schedules(evaluation: Evaluation) -> list[Schedule]:
       else:
         num_tokens = evaluation.experiment.num_tokens
         found.append(named_schedules.make(name, num_steps, num_tokens))
-  return found
+        if studied and found[-1].guided is False:
+          found.append(named_schedules.make(name, 2 * num_steps, num_tokens))
+  # With 4 and 8 steps a schedule comes twice.
+  by_name = {(entry.name, entry.num_steps): entry for entry in found}
+  return [*by_name.values()]
 
 
 def _of_captions(evaluation: Evaluation) -> dict[str, Any]:
@@ -223,6 +239,7 @@ def _row(
     'label': schedule.label,
     'note': schedule.note,
     'num_steps': schedule.num_steps,
+    'passes': int(guidance.passes(schedule.guided, schedule.num_steps).sum()),
     'figures': processes.from_first(
       lambda: _figures(scorer, tally, real, counts)
     ),

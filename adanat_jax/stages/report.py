@@ -7,15 +7,17 @@ trainings and the trained networks, so a report can be redrawn at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import pathlib
 import shlex
 from typing import Any
 
 import numpy as np
 
+from adanat_jax.decoding import guidance
 from adanat_jax.experiment import config as config_lib, policies
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.measuring import scores
 from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.report import (
   document,
@@ -26,9 +28,9 @@ from adanat_jax.report import (
 )
 from adanat_jax.report.document import Picture
 from adanat_jax.runtime import files, metric_writer, processes
-from adanat_jax.runtime.journal import read_complete
+from adanat_jax.runtime.journal import read_complete, read_results
 from adanat_jax.sampling import program, replay
-from adanat_jax.stages import evaluate_study
+from adanat_jax.stages import evaluate_published, evaluate_study
 
 # Roles whose samples are shown side by side.
 SHOWN = ('hand-made', 'tuned', 'non-adaptive', 'adaptive', 'shared')
@@ -37,6 +39,9 @@ _WATCHED = 12  # samples of the page, at least
 _MOST_SAMPLES = 480
 _MOST_CLASSES = 10
 _SIDE = 48
+# Captions among which distinct ones are looked for.
+_LOOKED_AT = 200
+_PAGE = 'Decoding step by step'
 
 
 def check_config(experiment: Experiment) -> None:
@@ -45,14 +50,9 @@ def check_config(experiment: Experiment) -> None:
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
-  """Says that captions, and the published protocol, have no report."""
+  """Says that the published protocol has no report."""
   page = experiment.workdir / 'evaluate' / 'results.md'
-  if experiment.is_text:
-    yield (
-      'config.mode=report is of pictures with classes; what was measured of'
-      f' captions is in {page}'
-    )
-  elif experiment.config.evaluate.protocol != 'study':
+  if experiment.config.evaluate.protocol != 'study':
     yield (
       'config.mode=report is of config.evaluate.protocol=study; what the'
       f' published one measured is in {page}'
@@ -64,11 +64,25 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   experiment.require('evaluate')
   directory = files.make_directory(experiment.workdir / 'report')
-  results = reading.read(experiment.workdir / 'evaluate')
-  shown = [
-    *_drawn(experiment, directory, results),
-    *_plotted(experiment, directory, results),
-  ]
+  compose: Callable[..., str]
+  results: dict[str, Any]
+  if experiment.is_text:
+    compose = document.compose_captions
+    results = read_results(experiment.workdir / 'evaluate', {'rows': [dict]})
+    shown = [
+      *_tokenizer(experiment, directory),
+      *_captioned(experiment, directory),
+      *_training_curves(experiment, directory),
+    ]
+  else:
+    compose = document.compose
+    results = reading.read(experiment.workdir / 'evaluate')
+    shown = [
+      *_tokenizer(experiment, directory),
+      *_drawn(experiment, directory, results),
+      *_plotted(experiment, directory, results),
+      *_training_curves(experiment, directory),
+    ]
   trained = {}
   for stage in ('tokenizer', 'judges/measure', 'judges/reward', 'nat'):
     if experiment.is_converted(stage.replace('/', '.')):
@@ -76,7 +90,7 @@ def run(experiment: Experiment) -> None:
     experiment.require(stage)
     trained[stage] = read_complete(experiment.workdir / stage)['figures']
   files.write_json(directory / 'results.json', {**results, 'training': trained})
-  text = document.compose(
+  text = compose(
     results,
     shown,
     _title(experiment),
@@ -106,6 +120,76 @@ def _command(workdir: pathlib.Path) -> str:
   return shlex.join([*words, f'--workdir={workdir}'])
 
 
+def _tokenizer(
+  experiment: Experiment, directory: pathlib.Path
+) -> Iterator[Picture]:
+  """What the tokenizer makes of images, if it was trained here."""
+  reconstructions = experiment.workdir / 'tokenizer' / 'reconstructions.png'
+  if reconstructions.is_file():
+    name = reconstructions.name
+    files.write_bytes(directory / name, reconstructions.read_bytes())
+    caption = 'Held-out images above what the tokenizer makes of their tokens.'
+    yield Picture(name, 'The tokenizer', caption)
+
+
+def _captioned(
+  experiment: Experiment, directory: pathlib.Path
+) -> Iterator[Picture]:
+  """Samples of held-out captions at equal passes, and decodes step by step."""
+  config = experiment.config
+  evaluation = Evaluation(experiment)
+  generator, conditions = evaluation.generator, scores.Conditions(experiment)
+  num_revealed = config.report.revealed_samples
+  # Distinct ones as far as there are, in the order that evaluation has.
+  chosen = conditions.of(max(_LOOKED_AT, num_revealed), 0)
+  texts = conditions.captions(chosen)
+  first = [i for i, text in enumerate(texts) if text not in texts[:i]]
+  rest = [i for i in range(len(texts)) if i not in first]
+  chosen = chosen[[*first, *rest][: max(_WATCHED, num_revealed)]]
+  captions, states = conditions.captions(chosen), conditions.on_hosts(chosen)
+  key = experiment.key('evaluate/report')
+  scale = max(1, 2 * _SIDE // config.data.image_size)
+  rows: dict[int, list[tuple[str, np.ndarray]]] = {}
+  replays = []
+  for schedule in evaluate_published.schedules(evaluation):
+    num_steps = schedule.num_steps
+    passes = int(guidance.passes(schedule.guided, num_steps).sum())
+    samples = generator.run(schedule, states, key, record=True)
+    label = f'{schedule.label}\n{num_steps} steps'
+    rows.setdefault(passes, []).append((label, samples.images))
+    replays.append(replay.make(generator, schedule, samples))
+    if schedule.name == 'learned':
+      name = f'revealed-T{num_steps}.png'
+      watched = replays[-1]
+      pictures.save_reveal(
+        directory / name,
+        [
+          (captions[i], watched.images[:, i], watched.masked[:, i])
+          for i in range(num_revealed)
+        ],
+      )
+      yield Picture(
+        name, f'Revealed step by step, T = {num_steps}', _revealed(watched)
+      )
+  for passes, methods in sorted(rows.items()):
+    name = f'samples-{passes}-passes.png'
+    pictures.save_captioned(directory / name, methods, captions, scale=scale)
+    yield Picture(
+      name,
+      f'Samples, {passes} passes',
+      'Held-out captions, not chosen; every method has the same noise.',
+    )
+  page.save(directory / 'page.html', replays, captions, _PAGE)
+
+
+def _revealed(watched: page.Replay) -> str:
+  return (
+    f'{watched.label}: after each step the image of what was sampled; grey'
+    ' cells were masked again. [page.html](page.html) plays all methods side by'
+    ' side.'
+  )
+
+
 def _drawn(
   experiment: Experiment, directory: pathlib.Path, results: dict[str, Any]
 ) -> Iterator[Picture]:
@@ -115,12 +199,6 @@ def _drawn(
   names = experiment.class_names or tuple(
     f'class {i}' for i in range(experiment.num_classes)
   )
-  reconstructions = experiment.workdir / 'tokenizer' / 'reconstructions.png'
-  if reconstructions.is_file():
-    name = reconstructions.name
-    files.write_bytes(directory / name, reconstructions.read_bytes())
-    caption = 'Held-out images above what the tokenizer makes of their tokens.'
-    yield Picture(name, 'The tokenizer', caption)
   most = max(1, _MOST_SAMPLES // len(names))
   count = min(config.report.images_per_class, most) * len(names)
   num_revealed = config.report.revealed_samples
@@ -168,18 +246,15 @@ def _drawn(
       yield Picture(
         name,
         f'Revealed step by step, T = {num_steps}',
-        f'{adaptive.label}: after each step the image of what was sampled;'
-        ' grey cells were masked again. [page.html](page.html) plays all'
-        ' methods side by side.',
+        _revealed(adaptive),
       )
-  title = 'Decoding step by step'
-  page.save(directory / 'page.html', replays, asked, title)
+  page.save(directory / 'page.html', replays, asked, _PAGE)
 
 
 def _plotted(
   experiment: Experiment, directory: pathlib.Path, results: dict[str, Any]
 ) -> Iterator[Picture]:
-  """Plots of distances, of learned values, and of the trainings."""
+  """Plots of distances and of learned values."""
   all_num_steps = sorted(set(experiment.config.policy.num_steps))
   for num_steps in all_num_steps:
     entries = [e for e in results['methods'] if e['num_steps'] == num_steps]
@@ -214,6 +289,12 @@ def _plotted(
       'Fréchet distance over the number of steps',
       'Trainings of a method are pooled.',
     )
+
+
+def _training_curves(
+  experiment: Experiment, directory: pathlib.Path
+) -> Iterator[Picture]:
+  """Plots of the policies' trainings."""
   for which in policies.trainings(experiment):
     if not which.adaptive or which.index:
       continue
