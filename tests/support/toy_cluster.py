@@ -34,7 +34,7 @@ from adanat_jax.runtime import (
   processes,
   sharding,
 )
-from support import toy_training
+from support import children, toy_training
 
 CONFIG = """
 import ml_collections
@@ -223,9 +223,7 @@ def start(
     num_devices: how many fake devices it has.
     file_limit: no file may grow over so many bytes; 0 for no limit.
   """
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['support.toy_cluster'])
-  process = context.Process(
+  process = children.context().Process(
     target=_child,
     args=(arguments, death, num_devices, file_limit, output),
     daemon=True,

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from adanat_jax.runtime import checkpoint, journal, leaves, loop, metric_writer
+from support import children
 
 BATCH, WIDTH, OUTPUTS = 8, 16, 4
 NUM_STEPS = 23
@@ -219,9 +220,7 @@ def start(
   directory: pathlib.Path, num_steps: int, death: str, output: pathlib.Path
 ) -> multiprocessing.process.BaseProcess:
   """Starts `main` in a process of its own."""
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['support.toy_training'])
-  process = context.Process(
+  process = children.context().Process(
     target=main, args=(directory, num_steps, death, output), daemon=True
   )
   process.start()
