@@ -9,8 +9,6 @@ cases share a compilation cache.
 
 import json
 import pathlib
-import subprocess
-import sys
 
 from absl.testing import absltest, parameterized
 import tensorflow_datasets as tfds
@@ -135,20 +133,15 @@ class RealImagesTest(parameterized.TestCase):
     overrides = overrides | {f'data.{k}': v for k, v in fields.items()}
     workdir = self.folder / f'run-{make.__name__}'
     for mode in modes:
-      process = subprocess.run(
+      process = children.call(
         [
-          *(sys.executable, '-m', 'adanat_jax.main'),
+          *('-m', 'adanat_jax.main'),
           f'--config={config_file}',
           f'--workdir={workdir}',
           f'--config.mode={mode}',
           f'--jax_cache_dir={self.folder / "cache"}',
           *(f'--config.{name}={value}' for name, value in overrides.items()),
         ],
-        env=children.environment(1) | {'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
       )
       self.assertEqual(process.returncode, 0, process.stderr[-3000:])
     return workdir

@@ -53,9 +53,9 @@ _SECONDS = 900
 
 
 def command(workdir: pathlib.Path, cache: pathlib.Path, **fields) -> list[str]:
+  """What `python` runs."""
   overrides = OVERRIDES | {k.replace('__', '.'): v for k, v in fields.items()}
   return [
-    sys.executable,
     *('-m', 'adanat_jax.main', '--config=configs/digits.py:tiny'),
     f'--workdir={workdir}',
     f'--jax_cache_dir={cache}',
@@ -64,36 +64,25 @@ def command(workdir: pathlib.Path, cache: pathlib.Path, **fields) -> list[str]:
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-  return subprocess.run(
-    arguments,
-    cwd=ROOT,
-    env=children.environment(1),
-    capture_output=True,
-    text=True,
-    timeout=_SECONDS,
-    check=False,
-  )
+  return children.call(arguments, directory=ROOT)
 
 
 def run_until(arguments: list[str], reached: Callable[[], bool]) -> int:
   """Starts a run and kills it as soon as `reached`; returns its exit code."""
-  with tempfile.TemporaryFile() as log:
-    process = subprocess.Popen(
-      arguments, cwd=ROOT, env=children.environment(1), stdout=log, stderr=log
-    )
+  with tempfile.NamedTemporaryFile('r') as log:
+    process = children.start(arguments, pathlib.Path(log.name), directory=ROOT)
     try:
       deadline = time.monotonic() + _SECONDS
-      while not reached() and process.poll() is None:
+      while not reached() and process.is_alive():
         if time.monotonic() > deadline:
           raise TimeoutError('the run came to no progress')
         time.sleep(0.002)
     finally:
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-    if process.returncode != -signal.SIGKILL:
-      log.seek(0)
-      raise AssertionError(log.read().decode()[-3000:])
-    return process.returncode
+      process.kill()
+      process.join()
+    if process.exitcode != -signal.SIGKILL:
+      raise AssertionError(log.read()[-3000:])
+    return process.exitcode
 
 
 def without_times(rows: list[dict]) -> list[dict]:
@@ -111,7 +100,16 @@ class EndToEndTest(absltest.TestCase):
     cls.directory = pathlib.Path(directory)
     cls.cache = cls.directory / 'cache'
     cls.whole = cls.directory / 'whole'
-    result = run(command(cls.whole, cls.cache))
+    # By a fresh interpreter, as users start it.
+    result = subprocess.run(
+      [sys.executable, *command(cls.whole, cls.cache)],
+      cwd=ROOT,
+      env=children.environment(1),
+      capture_output=True,
+      text=True,
+      timeout=_SECONDS,
+      check=False,
+    )
     if result.returncode:
       raise AssertionError(result.stderr[-3000:])
     cls.output = result.stdout

@@ -1,4 +1,7 @@
-"""The command line, as a user meets it: in a process of its own."""
+"""The command line, as a user meets it: in a process of its own.
+
+Where stages are stubs it is forked after the imports; else it is a fresh one.
+"""
 
 import json
 import os
@@ -12,6 +15,7 @@ from absl.testing import absltest
 
 import adanat_jax
 from adanat_jax.runtime import files, journal
+from support import children
 
 _CONFIG = """
 import ml_collections
@@ -66,9 +70,15 @@ class MainTest(absltest.TestCase):
     self.config.write_text(textwrap.dedent(_CONFIG))
 
   def _run(self, *arguments, stubbed=True, **environment):
-    command = ['-c', _STUBBED] if stubbed else ['-m', 'adanat_jax.main']
+    if stubbed:
+      home = {'HOME': str(self.directory)}
+      return children.call(
+        ['-c', _STUBBED, *arguments],
+        directory=self.directory,
+        variables=home | environment,
+      )
     return subprocess.run(
-      [sys.executable, *command, *arguments],
+      [sys.executable, '-m', 'adanat_jax.main', *arguments],
       capture_output=True,
       text=True,
       timeout=120,

@@ -10,7 +10,6 @@ import json
 import pathlib
 import shutil
 import socket
-import subprocess
 import sys
 from typing import Any
 
@@ -201,26 +200,13 @@ def run(
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
-  started = [
-    subprocess.Popen(
-      [sys.executable, __file__, '--child', what, str(source), str(target)]
-      + [str(x) for x in (fsdp, num_processes, i, port)],
-      env=children.environment(num_devices),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(num_processes)
-  ]
-  try:
-    outputs = [process.communicate(timeout=400) for process in started]
-  finally:
-    for process in started:
-      process.kill()
-  for process, (_, errors) in zip(started, outputs, strict=True):
-    if process.returncode:
-      raise AssertionError(errors[-3000:])
-  return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+  return children.run_together(
+    [
+      [__file__, '--child', what, source, target, fsdp, num_processes, i, port]
+      for i in range(num_processes)
+    ],
+    num_devices,
+  )
 
 
 def layouts(directory: pathlib.Path) -> dict[str, str]:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import pathlib
-import subprocess
 import sys
 from unittest import mock
 
@@ -235,17 +234,16 @@ class BenchmarkTest(parameterized.TestCase):
     self.evaluate(config, self.workdir / 'alone')
     port = str(addresses.free_port())
     pair = [
-      subprocess.Popen(
-        [sys.executable, __file__, '--child', str(self.workdir), str(i), port],
-        env=children.environment(1),
-        stderr=subprocess.PIPE,
-        text=True,
+      children.start(
+        [__file__, '--child', self.workdir, i, port],
+        self.workdir / f'said-{i}.txt',
       )
       for i in range(2)
     ]
-    for process in pair:
-      _, said = process.communicate(timeout=600)
-      self.assertEqual(process.returncode, 0, said[-2000:])
+    for i, process in enumerate(pair):
+      process.join(600)
+      said = (self.workdir / f'said-{i}.txt').read_text()
+      self.assertEqual(process.exitcode, 0, said[-2000:])
     for name in (
       'statistics/train-pixels.npz',
       'evaluate/real-train.npz',

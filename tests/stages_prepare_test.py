@@ -8,7 +8,6 @@ import pathlib
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -176,19 +175,16 @@ class ClassesTest(absltest.TestCase):
     with socket.socket() as listener:
       listener.bind(('localhost', 0))
       port = listener.getsockname()[1]
+    logs = [self.root / f'said-{i}.txt' for i in range(2)]
     pair = [
-      subprocess.Popen(
-        [sys.executable, __file__, '--child', self.root, str(i), str(port)],
-        env=children.environment(1),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-      for i in range(2)
+      children.start([__file__, '--child', self.root, i, port], log)
+      for i, log in enumerate(logs)
     ]
-    said = [process.communicate(timeout=300)[1] for process in pair]
+    for process in pair:
+      process.join(300)
+    said = [log.read_text() for log in logs]
     # The first to die may take the other one with it.
-    codes = [process.returncode for process in pair]
+    codes = [process.exitcode for process in pair]
     self.assertIn(-signal.SIGKILL, codes, said[0][-2000:] + said[1][-2000:])
     self.assertNotIn(0, codes)
     left = contents(workdir / 'prepare')
