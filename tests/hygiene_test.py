@@ -99,7 +99,6 @@ _WITH_ONE_IMPORTER = {
     *(
       'report.laboratory',
       'report.plots',
-      'report.published_figures',
       'report.suite',
     ),
   ),

@@ -30,6 +30,7 @@ from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, journal
 from adanat_jax.stages import (
   evaluate_published,
+  export,
   judges,
   nat,
   prepare,
@@ -287,6 +288,11 @@ class StagesTest(absltest.TestCase):
     self.assertIn('text_found_measure_10', text)
     with Image.open(directory / 'report' / 'samples-4-passes.png') as sheet:
       self.assertEqual(sheet.mode, 'RGB')
+    self.assertIn('- text match:', text)
+    # Whoever finds the generator reads what was measured.
+    export.run(experiment)
+    card = (directory / 'export' / 'README.md').read_text()
+    self.assertIn('| 2 |', card.partition('text_found_measure_10')[2])
     page = (directory / 'report' / 'page.html').read_text()
     self.assertIn(scores.Conditions(experiment).captions(np.arange(1))[0], page)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from adanat_jax.report import results as reading, tables
+from adanat_jax.report import published_figures, results as reading, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,6 @@ def compose_captions(
     ]
     for row in sorted(rows, key=lambda row: row.get('passes', 0))
   ]
-  settings = [[key, f'`{x}`'] for key, x in results['settings'].items()]
   parts = [
     f'# {title}\n',
     f'Made by\n\n```\n{command}\n```\n',
@@ -132,7 +131,7 @@ def compose_captions(
     ]
   parts += [
     '## Settings\n',
-    tables.markdown_table(['setting', 'value'], settings),
+    f'{published_figures.settings_list(results["settings"])}\n',
   ]
   return '\n'.join(parts)
 

@@ -141,7 +141,7 @@ def compose(results: Mapping[str, Any]) -> str:
     'A distance is called FID, and a score IS or CLIP-score, only where the'
     ' network that measures is the published one by its hash; a number in a'
     ' name is how many samples were measured.',
-    _settings(results['settings']),
+    settings_list(results['settings']),
   ]
   published = results['published']
   if published:
@@ -177,12 +177,12 @@ def compose(results: Mapping[str, Any]) -> str:
   return '\n\n'.join(part.rstrip('\n') for part in parts) + '\n'
 
 
-def _settings(settings: Mapping[str, Any], indent: str = '') -> str:
+def settings_list(settings: Mapping[str, Any], indent: str = '') -> str:
   """A list, with lists of what is nested."""
   lines = []
   for name, value in settings.items():
     if isinstance(value, Mapping):
-      inner = _settings(value, f'{indent}  ')
+      inner = settings_list(value, f'{indent}  ')
       lines.append(f'{indent}- {name}:' + (f'\n{inner}' if inner else ' none'))
     else:
       lines.append(f'{indent}- {name}: {value}')

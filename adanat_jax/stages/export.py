@@ -5,7 +5,7 @@ adanat --config=digits --workdir=runs/digits --config.mode=export
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -87,7 +87,10 @@ def _about(experiment: Experiment) -> str:
   evaluated = experiment.is_complete('evaluate')
   directory = experiment.workdir / 'evaluate'
   found = journal.read_results(directory) if evaluated else {}
-  # The published protocol has other figures, and a file of its own for them.
+  if experiment.is_text and (rows := found.get('rows')):
+    lines += _captioned(rows)
+  # Other runs of the published protocol have a file of their own for its
+  # figures.
   if methods := found.get('methods'):
     lines += [
       *('', '## What was measured', ''),
@@ -98,6 +101,24 @@ def _about(experiment: Experiment) -> str:
       *map(_row, methods),
     ]
   return '\n'.join(lines)
+
+
+def _captioned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """What was measured of captions, as a table."""
+  names = sorted({name for row in rows for name in row['figures']})
+  lines = [
+    *('', '## What was measured', ''),
+    'With captions that no training saw, by networks that the figures name: no'
+    ' FID, no CLIP score, unless a name says so.',
+    *('', f'| schedule | steps | {" | ".join(names)} |'),
+    f'|---|---:|{"---:|" * len(names)}',
+  ]
+  for row in rows:
+    found = [row['figures'].get(name) for name in names]
+    values = ['' if value is None else f'{value:.4g}' for value in found]
+    about = [row['label'], str(row['num_steps']), *values]
+    lines.append(f'| {" | ".join(about)} |')
+  return lines
 
 
 def _row(method: Mapping[str, Any]) -> str:
