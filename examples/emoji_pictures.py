@@ -81,7 +81,9 @@ def main(packages, output='emoji'):
         target = output / split / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read(source))
-        tables[split].append({'file_name': name, 'text': captions(emoji)})
+        row = {'file_name': name, 'text': captions(emoji)}
+        # A finer class, which docs/discovery.md looks for.
+        tables[split].append({**row, 'subcategory': emoji['subcategory']})
         counts[split, folder] += 1
   for split, rows in tables.items():
     lines = ''.join(f'{json.dumps(row)}\n' for row in rows)

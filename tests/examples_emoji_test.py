@@ -36,7 +36,7 @@ def _package(path: pathlib.Path, vendor: str) -> pathlib.Path:
     image = f'{unified.lower()}.png'
     entries.append(
       dict(name=name, unified=unified, short_name=short_name)
-      | dict(category=category, image=image)
+      | dict(category=category, image=image, subcategory='person-activity')
     )
     png = io.BytesIO()
     Image.new('RGBA', (64, 64), (255, 0, 0, 0)).save(png, 'PNG')
@@ -94,6 +94,13 @@ class EmojiPicturesTest(absltest.TestCase):
       [row['text'] for row in captions[:3]],
       [['runner'], ['woman running'], ['chile flag']],
     )
+    # Pairs of a picture and its names, by a finer class.
+    settings = SourceSettings(
+      'pairs', str(output / 'train'), label_column='subcategory'
+    )
+    source = registry.open_source(settings, 'train')
+    self.assertEqual(source.class_names, ('person-activity',))
+    self.assertEqual(source.captions(1), ('woman running',))
     with self.assertRaisesRegex(SystemExit, 'emoji is there already'):
       self.script['main'](packages, output)
 

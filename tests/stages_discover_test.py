@@ -16,10 +16,11 @@ from adanat_jax import main
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.models import clip
 from adanat_jax.report import discovery as report
 from adanat_jax.runtime import files
-from adanat_jax.stages import discover, judges
-from support import configs, random_weights, small_weights
+from adanat_jax.stages import discover, discover_features, judges
+from support import configs, preparing, random_weights, small_weights
 
 _CLASSES = {
   'fruit': ((220, 30, 30), 'sweet ripe fruit'),
@@ -189,6 +190,84 @@ class DiscoverTest(parameterized.TestCase):
     self.assertEqual(judges.trained(self.experiment), ())
     self.config.discover.image.network = 'reward'
     self.assertEqual(judges.trained(self.experiment), ('reward',))
+
+
+class EncodersTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.create_tempdir().full_path)
+    self.config = configs.load('food101_gcd.py')
+
+  def test_clips_towers(self):
+    towers = (
+      clip.CLIPText(8, 1, 2, 16, 4, 'gelu', 49408, 77),
+      clip.CLIPImage(16, 8, 8, 1, 2, 16, 4, 'gelu'),
+    )
+    self.config.evaluate.clip.tower = 'ViT-B/32'
+    self.config.discover.views = 1
+    for name, tower, shape in (
+      ('text', towers[0], jax.ShapeDtypeStruct((1, 77), jnp.int32)),
+      ('image', towers[1], jnp.zeros((1, 16, 16, 3))),
+    ):
+      self.config.evaluate.clip[name].init_from = small_weights.save(
+        self.root / name,
+        params=random_weights.random_variables(tower, shape)['params'],
+      )
+    experiment = Experiment(self.config, self.root / 'run')
+    tokenize = lambda texts, num_positions, vocabulary: preparing.tokenize(
+      None, texts
+    )
+    with (
+      mock.patch.dict(clip.TOWERS, {'ViT-B/32': towers}),
+      mock.patch.object(discover_features.clip_tokens, 'tokenize', tokenize),
+    ):
+      encode, params = discover_features._picture_encoder(experiment)
+      texts = [('a pie',), ('a pie', 'a cake'), ('a pie',)]
+      found = discover_features._text_features(experiment, texts)
+    images = jnp.zeros((5, 32, 32, 3))
+    self.assertEqual(jax.eval_shape(encode, params, images).shape, (5, 4))
+    self.assertEqual(found.shape, (3, 2, 4))
+    np.testing.assert_allclose(found[0, 0], found[2, 0], rtol=1e-5)
+    self.assertGreater(np.abs(found[0, 0] - found[1, 0]).max(), 1e-3)
+
+  def test_dino(self):
+    self.config.discover.image.network = 'reward'
+    self.config.judges.reward.update(width=8, depth=1, num_heads=2, hooks=(0,))
+    directory = small_weights.reward(self.config, self.root)
+    self.config.judges.reward.init_from = directory
+    experiment = Experiment(self.config, self.root / 'run')
+    self.assertEqual(judges.trained(experiment), ())
+    encode, params = discover_features._picture_encoder(experiment)
+    images = jnp.zeros((5, 224, 224, 3))
+    self.assertEqual(jax.eval_shape(encode, params, images).shape, (5, 8))
+
+  def test_given_vectors(self):
+    path = self.root / 'vectors.npz'
+    table = np.float32([[1, 0], [0, 1], [3, 4]])
+    np.savez(path, texts=np.array(['a', 'b', 'c']), vectors=table)
+    texts = [('a', 'b'), ('c',)]
+    found = discover_features._given_vectors(str(path), texts)
+    # The mean first, then each text; a single one comes again.
+    np.testing.assert_array_equal(
+      found, [[[0.5, 0.5], [1, 0], [0, 1]], [[3, 4]] * 3]
+    )
+    reduced = discover_features._reduced(found, 0)
+    np.testing.assert_allclose(reduced[1, 0], [0.6, 0.8])
+    with self.assertRaisesRegex(UserError, "has no vector of 'd' and 0 other"):
+      discover_features._given_vectors(str(path), [('a', 'd')])
+    with self.assertRaisesRegex(UserError, 'give an .npz file with texts'):
+      discover_features._given_vectors(str(self.root / 'none.npz'), texts)
+
+  def test_principal_components_keep_what_differs(self):
+    random = np.random.default_rng(0).normal(size=(40, 3))
+    plain = random * [5.0, 1.0, 0.01] + 7
+    views = np.stack([plain, plain + 0.1], 1).astype(np.float32)
+    found = discover_features._reduced(views, 2)
+    self.assertEqual(found.shape, (40, 2, 2))
+    centred = (plain - plain.mean(0))[:, :2]
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    cosines = (centred / lengths) @ (centred / lengths).T
+    np.testing.assert_allclose(found[:, 0] @ found[:, 0].T, cosines, atol=0.2)
 
 
 class ReportTest(absltest.TestCase):
