@@ -3,8 +3,9 @@
 Each case runs the real config, shrunken (`:mini`), by the command a user types;
 a folder of one's own goes from `image_folder.py:tiny` to a report, without any
 published weights. What the format of raw files changes ends with the prepared
-set: one format of captions goes on from there. Programs are compiled once: the
-cases share a compilation cache.
+set: one format of captions goes on from there, and one folder; the others are
+prepared with a tokenizer that is there. Programs are compiled once: the cases
+share a compilation cache.
 """
 
 import json
@@ -79,7 +80,7 @@ def shards(root):
 
 
 EVERY_STAGE = ('all',)
-UP_TO_TOKENS = ('tokenizer', 'prepare')
+ONLY_TOKENS = ('prepare',)
 
 # Smaller still than `:mini`: compiling and tracing take the time.
 SMALLER = {
@@ -123,6 +124,10 @@ class RealImagesTest(parameterized.TestCase):
       overrides['text.init_from'] = weights / 'text'
       if not (weights / 'text').exists():
         small_weights.text(config, weights)
+    if modes == ONLY_TOKENS:
+      overrides['tokenizer.init_from'] = weights / 'tokenizer'
+      if not (weights / 'tokenizer').exists():
+        small_weights.tokenizer(config, weights)
     # Features without a network: Inception-v3 takes minutes to compile.
     overrides['evaluate.network'] = 'pixels'
     return self.run_modes(config_file, make, modes, overrides)
@@ -153,7 +158,7 @@ class RealImagesTest(parameterized.TestCase):
     source = builder.as_data_source('train')
     self.assertLen(source, records)
     self.assertEqual(source[0]['tokens'].shape, (2, 16))
-    if modes == UP_TO_TOKENS:
+    if modes == ONLY_TOKENS:
       return
     result = json.loads((workdir / 'evaluate' / 'results.json').read_text())
     text = json.dumps(result)
@@ -162,7 +167,7 @@ class RealImagesTest(parameterized.TestCase):
     self.assertTrue((workdir / 'evaluate' / 'results.md').is_file())
 
   def test_official_tars(self):
-    self.check_run('in256', official_tars, 24, UP_TO_TOKENS)
+    self.check_run('in256', official_tars, 24, ONLY_TOKENS)
 
   def test_a_folder_of_ones_own(self):
     workdir = self.run_modes(
@@ -188,8 +193,8 @@ class RealImagesTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('coco256', coco, 33, EVERY_STAGE),
-    ('cc3m256', table, 12, UP_TO_TOKENS),
-    ('cc3m256', shards, 14, UP_TO_TOKENS),
+    ('cc3m256', table, 12, ONLY_TOKENS),
+    ('cc3m256', shards, 14, ONLY_TOKENS),
   )
   @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
   def test_captions(self, name, make, records, modes):

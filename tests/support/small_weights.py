@@ -40,3 +40,10 @@ def text(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
   module = networks.text_module(config)
   ids = jnp.zeros((1, 77), jnp.int32)
   return save(root / 'text', params=_params(module, ids))
+
+
+def tokenizer(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
+  """The tokenizer that a config asks for."""
+  module = networks.tokenizer_module(config)
+  image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+  return save(root / 'tokenizer', params=_params(module, image))
