@@ -11,19 +11,27 @@ from support import children
 # These go first, so that at the end no worker waits for another that has one
 # of them still before it.
 _LONGEST = (
-  'end_to_end_test',
   'end_to_end_real_images_test',
+  'stages_policy_test',
+  'end_to_end_test',
   'runtime_processes_test',
   'stages_distributed_test',
+  'examples_test',
+  'parity_test',
   'benchmarks_collectives_test',
-  'stages_policy_test',
   'stages_prepare_test',
   'stages_tokenizer_test',
-  'parity_test',
   'runtime_loop_test',
+  'convert_test',
   'stages_search_test',
   'stages_nat_test',
+  'end_to_end_old_workdir_test',
+  'main_test',
 )
+
+# Threads of OpenBLAS spin while they wait for small products. NumPy reads it
+# when it is loaded.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 # Processes that tests start inherit it. `XLA_FLAGS= ./test.sh` compiles as for
 # users.
