@@ -46,6 +46,49 @@ class DenseTest(parameterized.TestCase):
     self.assertIn(f'dimension_numbers=(([{rank - 1}], [0])', products)
 
 
+class ConvTest(parameterized.TestCase):
+  """What the policy's network writes out, against XLA's convolutions."""
+
+  def assert_alike(self, ours, theirs, *inputs):
+    results = []
+    for function in (ours, theirs):
+      loss = lambda *x, function=function: jnp.sum(jnp.sin(function(*x)))
+      gradients = jax.grad(loss, range(len(inputs)))
+      results.append((function(*inputs), gradients(*inputs)))
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+      *results,
+    )
+
+  @parameterized.parameters((4, 4), (5, 2))
+  def test_depthwise(self, height, width):
+    x = jax.random.normal(_KEY, (2, height, width, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3))
+
+    def theirs(x, kernel):
+      return jax.lax.conv_general_dilated(
+        x,
+        kernel[:, :, None],
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=3,
+      )
+
+    self.assert_alike(policy._depthwise, theirs, x, kernel)
+
+  def test_pointwise(self):
+    x = jax.random.normal(_KEY, (2, 3, 2, 4))
+    theirs = nn.Conv(5, (1, 1))
+    ours = layers.PointwiseConv(5, theirs.kernel_init, nn.initializers.normal())
+    params = ours.init(jax.random.key(1), x)
+    np.testing.assert_array_equal(
+      params['params']['kernel'],
+      theirs.init(jax.random.key(1), x)['params']['kernel'],
+    )
+    self.assert_alike(ours.apply, theirs.apply, params, x)
+
+
 class NATTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -59,6 +59,27 @@ class Dense(nn.Dense):
     return flat.reshape(*x.shape[:-1], self.features)
 
 
+class PointwiseConv(nn.Module):
+  """A 1x1 convolution as a product, with the parameters of `nn.Conv`.
+
+  XLA on CPUs has no fast library for the gradients of a convolution in a loop
+  (docs/benchmarks.md).
+  """
+
+  features: int  # channels of the result
+  kernel_init: Initializer
+  bias_init: Initializer
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `x` float32[B, h, w, C] to float32[B, h, w, features]."""
+    shape = (1, 1, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    bias = self.param('bias', self.bias_init, shape[-1:])
+    flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0] + bias[None]
+    return flat.reshape(*x.shape[:-1], self.features)
+
+
 class LayerNorm(nn.Module):
   """Layer normalisation whose statistics are float32 whatever goes in."""
 

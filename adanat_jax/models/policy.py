@@ -64,11 +64,78 @@ class AdaptiveLayerNorm(nn.Module):
     return x * (1.0 + scale) + shift
 
 
+def _taps(
+  x: jax.Array, rows: int, columns: int
+) -> list[tuple[int, int, jax.Array]]:
+  """What each of the nine weights meets, float32[B, rows, columns, C]."""
+  padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
+  return [
+    (i, j, padded[:, i : i + 2 * rows : 2, j : j + 2 * columns : 2])
+    for i in range(3)
+    for j in range(3)
+  ]
+
+
+@jax.custom_vjp
+def _depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves float32[B, h, w, C] with [3, 3, C], stride 2, padding 1."""
+  rows, columns = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+  total = jnp.zeros((), x.dtype)
+  for i, j, shifted in _taps(x, rows, columns):
+    total = total + shifted * kernel[i, j][None, None, None]
+  return total
+
+
+def _depthwise_forward(
+  x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(
+  inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = inputs
+  batch, height, width, channels = x.shape
+  rows, columns = gradient.shape[1:3]
+  of_kernel = [
+    (shifted * gradient).sum((0, 1, 2))
+    for _, _, shifted in _taps(x, rows, columns)
+  ]
+  # An entry of an even row or column, counted with the padding, meets the
+  # weights 0 and 2, of an odd one the weight 1.
+  wide = jnp.pad(gradient, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+  def entries(odd_row: int, odd_column: int) -> jax.Array:
+    total = jnp.zeros((), x.dtype)
+    for i in range(odd_row, 3, 2):
+      for j in range(odd_column, 3, 2):
+        top, left = 1 - i // 2, 1 - j // 2
+        met = wide[:, top : top + rows + 1, left : left + columns + 1]
+        total = total + met * kernel[i, j][None, None, None]
+    return total
+
+  parts = [
+    jnp.stack([entries(a, b) for b in range(2)], axis=3) for a in range(2)
+  ]
+  whole = jnp.stack(parts, axis=2).reshape(
+    batch, 2 * (rows + 1), 2 * (columns + 1), channels
+  )
+  return (
+    whole[:, 1 : 1 + height, 1 : 1 + width],
+    jnp.stack(of_kernel).reshape(kernel.shape),
+  )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
 class DepthwiseConv(nn.Module):
   """A 3x3 convolution of each channel by itself, stride 2, padding 1.
 
   As nine shifted products: on a CPU the gradient of a grouped convolution
-  takes XLA ten times as long, more than the rest of the network together.
+  takes XLA ten times as long, more than the rest of the network together. Its
+  gradient is written out: that of strided slices is nine padded arrays.
   """
 
   @nn.compact
@@ -77,14 +144,7 @@ class DepthwiseConv(nn.Module):
     width = x.shape[-1]
     kernel = self.param('kernel', layers.torch_conv_init, (3, 3, 1, width))
     bias = self.param('bias', layers.torch_bias_init(9), (width,))
-    rows, columns = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    padded = jnp.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
-    total = bias[None, None, None]
-    for i in range(3):
-      for j in range(3):
-        shifted = padded[:, i : i + 2 * rows : 2, j : j + 2 * columns : 2]
-        total = total + shifted * kernel[i, j, 0][None, None, None]
-    return total
+    return _depthwise(x, kernel[:, :, 0]) + bias[None, None, None]
 
 
 class PolicyNetwork(nn.Module):
@@ -137,9 +197,8 @@ class PolicyNetwork(nn.Module):
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
     x = x.reshape(batch, *grid, self.hidden_size)
     x = DepthwiseConv(name='depthwise')(x)
-    x = nn.Conv(
+    x = layers.PointwiseConv(
       self.conv_width,
-      (1, 1),
       kernel_init=layers.torch_conv_init,
       bias_init=layers.torch_bias_init(self.hidden_size),
       name='pointwise',
