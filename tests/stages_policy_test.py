@@ -53,7 +53,7 @@ TINY = {
 }
 
 
-def tokenize(config, captions):
+def tokenize(config, captions, keys=()):
   """Letters as token ids; the end has the largest, as CLIP's has."""
   del config
   ids = np.zeros((len(captions), 77), np.int32)

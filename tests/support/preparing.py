@@ -53,8 +53,8 @@ def contents(directory: pathlib.Path) -> dict[str, bytes]:
   }
 
 
-def tokenize(config, captions):
-  """In place of CLIP's vocabulary, which is an extra."""
+def tokenize(config, captions, keys=()):
+  """In place of CLIP's vocabulary, which is an extra; `keys` say nothing."""
   ids = np.zeros((len(captions), 77), np.int32)
   for row, text in zip(ids, captions, strict=True):
     numbers = np.frombuffer(text.encode()[:70], np.uint8)
