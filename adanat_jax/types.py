@@ -159,7 +159,7 @@ class Trajectory:
 
 
 # (tokens int32[B, N], condition, cache)
-#   -> (features float[B, N, D], logits float32[B, N, K], cache)
+#   -> (features float[B, N, D], logits float[B, N, K], cache)
 Denoiser: TypeAlias = Callable[
   [Array, Condition, Cache], tuple[Array, Array, Cache]
 ]

@@ -4,13 +4,17 @@ import dataclasses
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import adanat_jax
+from adanat_jax.decoding import loop
 from adanat_jax.experiment import networks
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.learning import masked_tokens
 from adanat_jax.metrics import frechet
+from adanat_jax.models import layers
 from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
 from support import configs
@@ -75,6 +79,34 @@ class TypesTest(parameterized.TestCase):
       3 * _distance(exact.images, rounded.images),
       _distance(exact.images, other.images),
     )
+
+  def test_a_tpu_keeps_logits_in_the_type_of_the_network(self):
+    hidden = 3 * jax.random.normal(jax.random.key(0), (2, 5, 16), jnp.bfloat16)
+    words = jax.random.normal(jax.random.key(1), (8, 16))
+    arguments = hidden, words, jnp.arange(8.0) / 7, 7
+    with _on('gpu'):
+      wide = layers.tied_logits(*arguments)
+    with _on('tpu'):
+      narrow = layers.tied_logits(*arguments)
+      exact = layers.tied_logits(hidden.astype(jnp.float32), *arguments[1:])
+    self.assertEqual(wide.dtype, jnp.float32)
+    self.assertEqual(exact.dtype, jnp.float32)
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
+    # What reads them computes in float32: here, and in a step of decoding.
+    tokens, masked = jnp.zeros((2, 5), int), jnp.ones((2, 5), bool)
+    loss = masked_tokens.masked_cross_entropy
+    narrow_loss = loss(narrow, tokens, masked, 0.1)
+    wide_loss = loss(narrow.astype(jnp.float32), tokens, masked, 0.1)
+    np.testing.assert_array_equal(narrow_loss, wide_loss)
+    self.assertEqual(narrow_loss.dtype, jnp.float32)
+    denoiser = lambda tokens, condition, cache: (hidden, narrow, cache)
+    _, *pair, _ = loop.denoise(
+      denoiser, tokens[:1], tokens[:1, 0], tokens[0, 0]
+    )
+    for part in pair:
+      self.assertEqual((part.dtype, part.shape), (jnp.bfloat16, (1, 5, 7)))
+    for part in loop.widened(*pair):
+      self.assertEqual(part.dtype, jnp.float32)
 
   @parameterized.parameters('gpu', 'tpu')
   def test_images_in_parts(self, platform):

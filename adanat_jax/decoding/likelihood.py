@@ -128,6 +128,7 @@ def log_likelihood(
     features, logits, unconditional, cache = loop.denoise_some(
       is_guided, denoiser, step, state.tokens, *conditions, cache
     )
+    logits, unconditional = loop.widened(logits, unconditional)
     values, _, policy_carry = policy(
       step, loop.observe(features, logits, masked), keys, policy_carry
     )

@@ -54,8 +54,8 @@ class FirstStep:
   """What the network says of empty canvases, when it is given."""
 
   features: Array  # float[B, N, D]
-  logits: Array  # float32[B, N, K]
-  # float32[N, K], the same for all; None if the step is not guided
+  logits: Array  # float[B, N, K]
+  # float[N, K], the same for all; None if the step is not guided
   unconditional: Array | None
   # int32[B]: features and logits are rows of a table, and this says which each
   # sample has. None: they are those of the samples.
@@ -121,6 +121,13 @@ def observe(features: Array, logits: Array, masked: Array) -> Observation:
   return Observation(
     features, jnp.exp(law.max(-1)), step_lib.entropy(law), masked
   )
+
+
+def widened(
+  logits: Array, unconditional: Array | None
+) -> tuple[Array, Array | None]:
+  """Logits of `denoise` as a step reads them, float32[B, N, K] or None."""
+  return jax.tree.map(lambda x: x.astype(jnp.float32), (logits, unconditional))
 
 
 def denoise(
@@ -304,6 +311,7 @@ def decode(
     step, given_noise = inputs
     masked = state.tokens == mask_token
     features, logits, unconditional, cache = run(step, state.tokens, cache)
+    logits, unconditional = widened(logits, unconditional)
     policy_keys, token_keys, confidence_keys = _step_keys(keys, step)
     values, aux, policy_carry = policy(
       step, observe(features, logits, masked), policy_keys, policy_carry

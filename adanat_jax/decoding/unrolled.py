@@ -27,7 +27,7 @@ from adanat_jax.types import (
 )
 
 # (tokens int32[B, N], condition, cache, counts)
-#   -> (features float[B, N, D], logits float32[B, N, K], cache)
+#   -> (features float[B, N, D], logits float[B, N, K], cache)
 GatheringDenoiser: TypeAlias = Callable[
   [Array, Condition, Cache, TokenCounts], tuple[Array, Array, Cache]
 ]

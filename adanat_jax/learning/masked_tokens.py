@@ -168,7 +168,7 @@ def masked_cross_entropy(
   """Cross-entropy in nats, averaged over the masked tokens: float32[].
 
   Args:
-    logits: float32[B, N, K].
+    logits: float[B, N, K]; the sums over K are float32.
     tokens: int32[B, N], the true ids.
     masked: bool[B, N].
     label_smoothing: share of the target spread evenly over all K ids.
@@ -177,7 +177,7 @@ def masked_cross_entropy(
   """
   target = jax.nn.one_hot(tokens, logits.shape[-1])
   target = optax.smooth_labels(target, label_smoothing)
-  loss = optax.softmax_cross_entropy(logits, target)
+  loss = optax.softmax_cross_entropy(logits.astype(jnp.float32), target)
   if num_masked is None:
     num_masked = jnp.sum(masked)
   return jnp.sum(loss * masked) / num_masked

@@ -232,7 +232,8 @@ class ENAT(nn.Module):
   text_width: int | None = None  # width of the text states
   mlp_ratio: int = 4  # hidden width of the MLPs over the width
   dropout_rate: float = 0.1  # of the token embeddings, in training
-  # Compute type; parameters, statistics and logits are float32.
+  # Compute type; parameters and statistics are float32. Of logits see
+  # `layers.tied_logits`.
   dtype: layers.Dtype = jnp.float32
   attention: str | None = 'xla'  # see attention.attend
 
@@ -297,7 +298,8 @@ class ENAT(nn.Module):
 
     Returns:
       The features before the final norm, `dtype`[B, N, D], the logits,
-      float32[B, N, codebook_size], and the cache for the next forward.
+      `layers.tied_logits` [B, N, codebook_size], and the cache for the next
+      forward.
     """
     visible, x, label = self._embed(tokens, condition, train)
     if cache is None and self.is_initializing():

@@ -97,7 +97,8 @@ class HaltonTransformer(nn.Module):
   num_heads: int = 16
   mlp_width: int = 2816
   num_registers: int = 1
-  # Compute type; parameters, statistics and logits are float32.
+  # Compute type; parameters and statistics are float32. Of logits see
+  # `layers.tied_logits`.
   dtype: layers.Dtype = jnp.float32
 
   text_width = None  # It reads classes alone.
@@ -114,7 +115,7 @@ class HaltonTransformer(nn.Module):
 
     Returns:
       The features after the last norm, `dtype`[B, N, D], and the logits,
-      float32[B, N, codebook_size].
+      `layers.tied_logits` [B, N, codebook_size].
     """
     chex.assert_shape(tokens, (None, self.num_tokens))
     table = lambda name, rows: jnp.asarray(

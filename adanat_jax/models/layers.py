@@ -229,7 +229,7 @@ def tied_logits(
     codebook_size: K.
 
   Returns:
-    float32[B, N, K].
+    float32[B, N, K]; bfloat16 on a TPU, of a `hidden` in bfloat16.
   """
   words = jax.lax.stop_gradient(words[:codebook_size])
   logits = jnp.einsum(
@@ -238,7 +238,12 @@ def tied_logits(
     words.astype(hidden.dtype),
   )
   # Memory holds them in the type of `hidden`.
-  return logits.astype(jnp.float32) + bias[None, None, :codebook_size]
+  logits = logits.astype(jnp.float32) + bias[None, None, :codebook_size]
+  if hidden.dtype == jnp.bfloat16 and sharding.platform() == 'tpu':
+    # Its compiler would keep the sums in float32, twice the bytes; and if they
+    # were float32 again here, those of both passes before they are parted.
+    logits = jax.lax.optimization_barrier(logits.astype(hidden.dtype))
+  return logits
 
 
 def check_heads(num_heads: int, width: int) -> None:

@@ -62,7 +62,8 @@ class NAT(nn.Module):
   text_width: int | None = None  # width of the text states
   dropout_rate: float = 0.1  # of the token embeddings, in training
   qkv_bias: bool = False  # whether the attention's joint projection has a bias
-  # Compute type; parameters, statistics and logits are float32.
+  # Compute type; parameters and statistics are float32. Of logits see
+  # `layers.tied_logits`.
   dtype: layers.Dtype = jnp.float32
   attention: str | None = 'xla'  # see attention.attend
 
@@ -98,7 +99,7 @@ class NAT(nn.Module):
 
     Returns:
       The features after the final norm, `dtype`[B, N, D], and the logits,
-      float32[B, N, codebook_size].
+      `layers.tied_logits` [B, N, codebook_size].
 
     Raises:
       UserError: if the fields do not fit together.
