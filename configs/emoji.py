@@ -8,7 +8,8 @@ The first two lines make the folder emoji/ (docs/emoji.md). Presets:
 
   configs/emoji.py         by category, nine classes: an evening on two cores
   configs/emoji.py:names   by name, read by a text network learned with the NAT
-  configs/emoji.py:quick   by category, small networks and short trainings
+  configs/emoji.py:quick   by category, small networks and short trainings; the
+                           only one that has been run
 
 image_folder.py:laptop, on which this stands, explains other fields.
 """
