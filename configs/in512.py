@@ -27,7 +27,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.data.image_size = 512
     # Four times the tokens need eight times the parts, for one GPU of 80 GB.
     config.nat.micro_batches = 64
-    # Parts a quarter as large as at 256 pixels, for one to 64 devices.
+    # Parts a quarter as large as at 256 pixels, for one to 64 devices (one to
+    # 16 with policy.preset=ours; 16 parts serve more).
     config.policy.rollout_size = 64
     config.policy.ppo.micro_batches = 64
     config.prepare.batch_size = 8

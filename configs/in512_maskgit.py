@@ -22,6 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluate.batch_size = 1
   config.evaluate.benchmark = 'imagenet512'
   config.policy.num_steps = (12,)
+  # See in512.py.
+  config.policy.rollout_size = 64
+  config.policy.ppo.micro_batches = 64
   config.sample.num_steps = 12
   config.sample.classes = (207, 360)
   return config

@@ -88,7 +88,8 @@ def table(
   Returns:
     Features float[C, N, D], logits float32[C, N, K] and the unconditional
     logits float32[N, K]. None if they took more than an eighth of a device's
-    memory, or 512 MiB where it does not say how much it has.
+    memory, or 512 MiB where it does not say how much it has; while they are
+    made, they take twice as much.
   """
   if nat.num_classes is None:
     return None

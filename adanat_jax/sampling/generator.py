@@ -193,8 +193,9 @@ class Generator:
   ) -> Iterator[Samples]:
     """Yields the samples of `sample` in their order, batch after batch.
 
-    Two batches are held at a time, so memory does not grow with their number.
-    The arguments are those of `sample`; mistakes are raised at once.
+    Images of two batches are held at a time, so that their memory does not grow
+    with their number; the states of captions are all made first. The arguments
+    are those of `sample`; mistakes are raised at once.
     """
     generator, given = requests.checked(
       self, labels, num_steps, seed, policy, guidance_scale, batch_size, tokens
