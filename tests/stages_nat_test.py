@@ -22,7 +22,7 @@ from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import checkpoint, journal, metric_writer
 from adanat_jax.stages import nat as nat_stage, nat_held_out
-from support import configs, random_weights
+from support import compiling, configs, random_weights
 
 
 def setUpModule():
@@ -66,6 +66,8 @@ class StageTest(absltest.TestCase):
     super().setUpClass()
     cls.config = small_config()
     cls.workdir = pathlib.Path(cls().create_tempdir('stage').full_path)
+    # What goes on after the death is the same program: it is compiled once.
+    cls.enterClassContext(compiling.compiled_once(cls.workdir / 'cache'))
     module = networks.tokenizer_module(cls.config)
     params = random_weights.random_variables(module, jnp.zeros((1, 16, 16, 1)))
     measured = nat_held_out.TrainingSamples.__call__
