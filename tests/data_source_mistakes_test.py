@@ -16,7 +16,7 @@ from support.raw_files import make_settings
 
 
 def setUpModule():
-  global _root, _folder, _imagenet, _coco, _tsv, _tfds, _web
+  global _root, _folder, _imagenet, _coco, _tsv, _tfds, _web, _pairs
   _root = pathlib.Path(absltest.get_default_test_tmpdir()) / 'mistakes'
   shutil.rmtree(_root, ignore_errors=True)
   _folder = raw_files.image_folder(_root / 'folder')
@@ -25,6 +25,7 @@ def setUpModule():
   _tsv = raw_files.cc3m_tsv(_root / 'cc3m')
   _web = raw_files.webdataset(_root / 'web')
   _tfds = raw_files.tfds_images(_root / 'tfds')
+  _pairs = raw_files.pairs(_root / 'pairs')
 
 
 class MistakesTest(parameterized.TestCase):
@@ -60,6 +61,7 @@ class MistakesTest(parameterized.TestCase):
         'coco': _coco.path,
         'cc3m_tsv': _tsv.path,
         'webdataset': _web.path,
+        'pairs': _pairs.path,
       }[source],
       'test',
       validation_path='/nowhere/at_all',

@@ -18,7 +18,7 @@ from support.raw_files import make_settings, read_all
 
 
 def setUpModule():
-  global _folder, _imagenet, _coco, _tsv, _prompts, _web, _tfds, _root
+  global _folder, _imagenet, _coco, _tsv, _prompts, _web, _tfds, _root, _pairs
   _root = pathlib.Path(absltest.get_default_test_tmpdir()) / 'sources'
   shutil.rmtree(_root, ignore_errors=True)
   _folder = raw_files.image_folder(_root / 'folder', odd=True, corrupt=True)
@@ -30,6 +30,7 @@ def setUpModule():
   _prompts = raw_files.cc3m_prompts(_root / 'cc3m')
   _web = raw_files.webdataset(_root / 'web')
   _tfds = raw_files.tfds_images(_root / 'tfds')
+  _pairs = raw_files.pairs(_root / 'pairs')
 
 
 def _imagenet_settings(**changes):
@@ -51,6 +52,7 @@ def _all_settings():
     ),
     'webdataset': make_settings('webdataset', _web.path, held_out=2),
     'tfds': make_settings('tfds', _tfds.path, tfds_name='imagenet2012'),
+    'pairs': make_settings('pairs', _pairs.path, held_out=5),
   }
 
 

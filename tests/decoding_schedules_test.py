@@ -319,7 +319,7 @@ class OneMoreTest(absltest.TestCase):
     )
     # Whatever is decoded, it is by that schedule, and as it asks for.
     self.decoded = []
-    for name in ('run', 'stream'):
+    for name in ('parts', 'stream'):
       self.enter_context(
         mock.patch.object(Generator, name, self._watched(name))
       )

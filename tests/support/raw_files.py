@@ -9,6 +9,7 @@ Each function writes one data set below a directory and returns where it is:
   cc3m_prompts   `caption <tab> url`, with a header
   webdataset     00000.tar, ... of <key>.jpg, <key>.txt, <key>.json
   tfds_images    ArrayRecord as tensorflow_datasets prepares it
+  pairs          an image folder with metadata.csv, a text for each image
 """
 
 from __future__ import annotations
@@ -94,6 +95,14 @@ def image_folder(
   (root / folders[0] / 'Thumbs.db').write_bytes(b'no image')
   (root / folders[0] / '._hidden.jpg').write_bytes(b'no image')
   return Folder(root, labels, tuple(broken))
+
+
+def pairs(root: pathlib.Path) -> Folder:
+  """Writes an image folder, and a table of a text for each image."""
+  folder = image_folder(root)
+  rows = [f'{key},an image of class {x}' for key, x in folder.labels.items()]
+  (root / 'metadata.csv').write_text('\n'.join(['file_name,text', *rows]))
+  return folder
 
 
 def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
