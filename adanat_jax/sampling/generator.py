@@ -193,9 +193,8 @@ class Generator:
   ) -> Iterator[Samples]:
     """Yields the samples of `sample` in their order, batch after batch.
 
-    Images of two batches are held at a time, so that their memory does not grow
-    with their number; the states of captions are all made first. The arguments
-    are those of `sample`; mistakes are raised at once.
+    Images of two batches are held at a time; the states of captions are made
+    before all. Arguments are those of `sample`; mistakes are raised at once.
     """
     generator, given = requests.checked(
       self, labels, num_steps, seed, policy, guidance_scale, batch_size, tokens
