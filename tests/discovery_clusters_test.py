@@ -25,11 +25,17 @@ class MetricsTest(absltest.TestCase):
     is_old = classes < 2
     # 1 is class 0. 0 may be class 1 (two right, then 2 is class 2: one) or
     # class 2 (two right, but then 2 is class 1: none): 2 + 2 + 1 of 8.
-    found = clustering.accuracy(classes, clusters, is_old)
+    given = (classes, clusters, is_old)
+    found = clustering.accuracy(*given)
     self.assertEqual([found.all, found.old, found.new], [5 / 8, 4 / 5, 1 / 3])
-    # New classes for themselves: 0 is class 2.
-    found = clustering.accuracy_apart(classes, clusters, is_old)
-    self.assertEqual([found.all, found.old, found.new], [5 / 8, 4 / 5, 2 / 3])
+    # New classes for themselves: 0 is class 2. Then 4 + 2 of 8 are right.
+    found = clustering.accuracy_apart(*given)
+    self.assertAlmostEqual(found.all, 6 / 8)
+    self.assertEqual([found.old, found.new], [4 / 5, 2 / 3])
+    # Of one part alone the whole is that part.
+    for part, names in ((is_old, ('all', 'old')), (~is_old, ('all', 'new'))):
+      one = clustering.accuracy_apart(*(x[part] for x in given))
+      self.assertEqual(*(getattr(one, name) for name in names))
     np.testing.assert_array_equal(
       clustering.match(classes, clusters), [1, 0, 2]
     )
@@ -84,6 +90,17 @@ class KMeansTest(absltest.TestCase):
     found = kmeans.kmeans(features, 2, np.array([0, -1, -1, -1]), seed=0)
     np.testing.assert_allclose(found.centres, [[0.5], [5.0]])
     self.assertAlmostEqual(found.inertia, 2 * 0.25 + 2)
+
+  def test_it_stops_by_what_all_centres_move_together(self):
+    # Both centres move by .006, together .012, whose square is 1.44e-4, above
+    # 1e-4; the sum of squares, 7.2e-5, is below. In the second step .503 is
+    # nearer to .006 than to 1.006, and the centres become .2545 and 1.509.
+    found = kmeans._iterate(
+      np.array([[0.006], [0.503], [1.509]]),
+      np.array([[0.0], [1.0]]),
+      np.full(3, -1),
+    )
+    np.testing.assert_allclose(found.centres, [[0.2545], [1.509]])
 
   def test_more_clusters_than_items(self):
     found = kmeans.kmeans(np.zeros((3, 2)), 5, seed=0)

@@ -154,6 +154,12 @@ class LossesTest(parameterized.TestCase):
     expected = [*np.linspace(0.07, 0.04, 30), 0.04, 0.04]
     found = losses.teacher_temperature(np.arange(32), 30, 0.07, 0.04)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # linspace of no numbers, then of one.
+    for warmup, first in ((0, 0.04), (1, 0.07)):
+      found = [
+        losses.teacher_temperature(i, warmup, 0.07, 0.04) for i in (0, 1)
+      ]
+      np.testing.assert_allclose(found, [first, 0.04], rtol=1e-5)
     # torch's CosineAnnealingLR(T_max=200, eta_min=1e-4) from 0.1.
     found = losses.learning_rate(np.float32([0, 50, 100, 200]), 200, 0.1)
     half = 1e-4 + (0.1 - 1e-4) / 2

@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 from adanat_jax.metrics import clustering
 
 _MOST_ITERATIONS = 200
+# Of the square of the distance that all centres move together.
 _TOLERANCE = 1e-4
 # Numbers of classes that are tried before the search.
 _GRID = 9
@@ -102,7 +103,7 @@ def _iterate(
     np.add.at(moved, assignment, features)
     counts = np.bincount(assignment, minlength=len(centres))[:, None]
     moved = np.where(counts, moved / np.maximum(counts, 1), centres)
-    shift = ((moved - centres) ** 2).sum()
+    shift = np.linalg.norm(moved - centres, axis=1).sum() ** 2
     centres = moved
     if shift < _TOLERANCE:
       break

@@ -128,8 +128,11 @@ def teacher_temperature(
 ) -> Array:
   """From `first` to `last` in equal steps over the warm-up, then `last`.
 
-  As NumPy's linspace over the epochs 0 to `warmup_epochs` - 1.
+  As NumPy's linspace over the epochs 0 to `warmup_epochs` - 1; `last` from the
+  start without a warm-up.
   """
+  if not warmup_epochs:
+    return jnp.float32(last)
   share = epoch / max(1, warmup_epochs - 1)
   return first + (last - first) * jnp.clip(share, 0.0, 1.0)
 

@@ -5,7 +5,8 @@ Clusters have no names: each is matched to one class so that most items agree
 counts in two ways:
 
 v2  one assignment for all items; the usual one since 2022;
-v1  each part is assigned for itself, which gives higher figures.
+v1  each part is assigned for itself, which gives higher figures; that of all is
+    the mean of both, weighted by their sizes.
 
 Both as in sgvaze/generalized-category-discovery (cluster_and_log_utils.py).
 Shape letters: `n` items, `C` classes or clusters.
@@ -63,14 +64,16 @@ def accuracy_apart(
   classes: np.ndarray, clusters: np.ndarray, is_old: np.ndarray
 ) -> ClusterAccuracy:
   """The accuracy 'v1': known and new classes are assigned separately."""
-  return ClusterAccuracy(
-    *(
-      accuracy(classes[part], clusters[part], is_old[part]).all
-      if part.any()
-      else float('nan')
-      for part in (np.ones_like(is_old), is_old, ~is_old)
-    )
+  old, new = (
+    accuracy(classes[part], clusters[part], is_old[part]).all
+    if part.any()
+    else float('nan')
+    for part in (is_old, ~is_old)
   )
+  share = float(is_old.mean())
+  # NaN of a part without items is left out.
+  parts = ((share, old), (1 - share, new))
+  return ClusterAccuracy(sum(w * x for w, x in parts if w), old, new)
 
 
 def agreement(classes: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
