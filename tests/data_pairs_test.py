@@ -102,6 +102,23 @@ class PairsTest(parameterized.TestCase):
     self.assertIn(message, str(caught.exception))
     self.assertLen(str(caught.exception).splitlines(), 1)
 
+  def test_validation_pairs_are_others(self):
+    images = str(self.root / 'images')
+    tables = [str(self.root / name) for name in ('a.csv', 'b.csv')]
+    settings = [
+      SourceSettings(
+        *('pairs', images),
+        validation_path=path,
+        annotations=tables[0],
+        validation_annotations=table,
+      )
+      for path, table in ((f'{images}/', tables[0]), (images, tables[1]))
+    ]
+    with self.assertRaisesRegex(UserError, 'a.csv leads to the training pairs'):
+      registry.check_apart(settings[0])
+    # Two tables of one folder are as N24News has them.
+    registry.check_apart(settings[1])
+
   def test_a_table_is_needed(self):
     settings = SourceSettings('pairs', str(self.root / 'images'))
     with self.assertRaisesRegex(UserError, 'annotations is empty, and config'):

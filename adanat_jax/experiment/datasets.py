@@ -109,7 +109,8 @@ def _settings(experiment: Experiment) -> SourceSettings:
     annotations=data.annotations,
     validation_annotations=data.validation_annotations,
     held_out=data.held_out,
-    condition=data.condition,
+    # To mode discover pairs without a class are unlabelled ones.
+    condition='' if experiment.config.mode == 'discover' else data.condition,
     num_classes=0 if experiment.is_text else data.num_classes,
     max_corrupt_share=data.max_corrupt_share,
     # Configs of other sources have none.

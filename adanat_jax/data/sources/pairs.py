@@ -98,6 +98,27 @@ def load(split: SplitPath) -> RawSource:
   )
 
 
+def check_apart(split: SplitPath) -> None:
+  """Refuses the same folder and table for training and validation pairs.
+
+  Several tables may list one folder.
+  """
+  ours, theirs = (
+    os.path.realpath(part.location) for part in (split, split.training)
+  )
+  if ours != theirs or not os.path.isdir(ours):
+    return
+  (path, field), (other, _) = (
+    _table(part, part.location) for part in (split, split.training)
+  )
+  if os.path.realpath(path) == os.path.realpath(other):
+    raise UserError(
+      f'{field} leads to the training pairs: give another table in'
+      ' config.data.validation_annotations, or leave'
+      ' config.data.validation_path empty and set config.data.held_out'
+    )
+
+
 def _table(split: SplitPath, root: pathlib.Path) -> tuple[pathlib.Path, str]:
   """The table, and the field that leads to it."""
   if split.annotations:

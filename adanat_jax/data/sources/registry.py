@@ -91,6 +91,7 @@ def open_source(settings: SourceSettings, split: str) -> RawSource:
   )
   _say(source.ledger.line(field, with_captions))
   source.ledger.check(field, settings.max_corrupt_share, with_captions)
+  _check_classes(source, settings, where.path_field)
   if not has_validation:
     source = _part(source, settings, split)
   _check_fits(source, settings, where.path_field)
@@ -118,6 +119,10 @@ def check_apart(settings: SourceSettings) -> None:
     return
   if settings.source == 'image_folder':
     image_folder.check_apart(split)
+  elif settings.source == 'pairs':
+    from adanat_jax.data.sources import pairs
+
+    pairs.check_apart(split)
   elif settings.source in ('cc3m_tsv', 'webdataset'):
     ours, theirs = map(
       os.path.realpath, (split.location, split.training.location)
@@ -208,6 +213,24 @@ def _say(line: str) -> None:
   if line not in _said:
     _said.add(line)
     processes.say(line)
+
+
+def _check_classes(
+  source: RawSource, settings: SourceSettings, path_field: str
+) -> None:
+  """Refuses images without a class where every one has to have one.
+
+  The label -1 would be trained as the null condition.
+  """
+  if settings.condition != 'class' or source.labels is None:
+    return
+  without = np.flatnonzero(source.labels < 0)
+  if len(without):
+    raise UserError(
+      f'config.data.condition=class: {len(without)} of {len(source)} images of'
+      f' {path_field} have no class, such as {source[int(without[0])].key};'
+      ' give each one, or leave them out of the table, or use text'
+    )
 
 
 def _check_fits(
