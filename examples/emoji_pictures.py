@@ -56,20 +56,25 @@ def captions(emoji):
 
 def main(packages, output='emoji'):
   """Writes output/{train,validation}/<category>/<emoji>-<vendor>.png."""
-  output, counts, vendors = pathlib.Path(output), collections.Counter(), set()
+  output, counts, vendors = pathlib.Path(output), collections.Counter(), {}
   tables = collections.defaultdict(list)
   if output.exists():
     sys.exit(f'{output} is there already: remove it or give another --output')
-  for package in packages:
+  for package in packages:  # All of them before anything is written.
+    with tarfile.open(package) as tar:
+      about = json.load(tar.extractfile('package/package.json'))
+    vendor = about['name'].split('-')[-1]
+    if vendor not in LICENCES:
+      sys.exit(f'{package}: pictures of {vendor!r} have no open licence here')
+    if vendor in vendors:
+      sys.exit(f'{package}: {vendors[vendor]} has pictures of {vendor!r}, too')
+    vendors[vendor] = package
+  for vendor, package in vendors.items():
     with tarfile.open(package) as tar:
       members = {m.name: m for m in tar.getmembers() if m.isfile()}
       read = lambda name, tar=tar, members=members: tar.extractfile(
         members[name]
       ).read()
-      vendor = json.loads(read('package/package.json'))['name'].split('-')[-1]
-      if vendor not in LICENCES:
-        sys.exit(f'{package}: pictures of {vendor!r} have no open licence here')
-      vendors.add(vendor)
       for emoji in json.loads(read('package/emoji.json')):
         source = f'package/img/{vendor}/64/{emoji["image"]}'
         category = emoji['category']

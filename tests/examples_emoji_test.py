@@ -113,11 +113,20 @@ class EmojiPicturesTest(absltest.TestCase):
     self.assertLen({self.script['family'](cook) for cook in cooks}, 1)
     self.assertEqual(self.script['family']('2640-FE0F'), '2640-FE0F')
 
-  def test_pictures_without_an_open_licence_are_refused(self):
-    package = _package(self.root / 'apple.tgz', 'apple')
-    with self.assertRaisesRegex(SystemExit, "'apple' have no open licence"):
-      self.script['main']([package], self.root / 'emoji')
-    self.assertFalse((self.root / 'emoji').exists())
+  def test_unknown_and_repeated_vendors_are_refused_before_all(self):
+    google, again, apple = (
+      _package(self.root / name, vendor)
+      for name, vendor in (
+        *(('a.tgz', 'google'), ('b.tgz', 'google'), ('c.tgz', 'apple')),
+      )
+    )
+    for other, message in (
+      (apple, "c.tgz: pictures of 'apple' have no open licence"),
+      (again, "b.tgz: .*a.tgz has pictures of 'google', too"),
+    ):
+      with self.assertRaisesRegex(SystemExit, message):
+        self.script['main']([google, other], self.root / 'emoji')
+      self.assertFalse((self.root / 'emoji').exists())
 
 
 if __name__ == '__main__':
