@@ -129,8 +129,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
 
   # What joins the modalities. MM-GCD's abstract has both terms; their weights,
   # temperatures and directions are not known, and these are ours. a: contrast
-  # between the modalities, with the same 'items' as positives, or with all of
-  # the same 'labels', too.
+  # between the modalities, with the same 'items' (those of one text) as
+  # positives, or with all of the same 'labels', too.
   discover.cross_weight = 0.5
   discover.cross_temperature = 0.1
   discover.cross_positives = 'items'

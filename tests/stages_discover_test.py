@@ -135,10 +135,57 @@ class DiscoverTest(parameterized.TestCase):
       self.assertIn(cluster['name'], _CLASSES)
     with Image.open(directory / 'clusters.png') as picture:
       self.assertGreater(picture.width, 300)
+    # K may be estimated later, and up to another number.
+    section.methods = ('multimodal_estimated', *first)
+    names = rows['multimodal'].keys() - {'method', 'split', 'seed'}
+    same = dict.fromkeys(names, 0.5)
+    with mock.patch.object(discover._Study, 'figures', lambda *_: same):
+      for most in (3, 2):
+        section.most_classes = most
+        self.run_stage()
+    lines = (directory / 'ledger.jsonl').read_text().splitlines()
+    names = [json.loads(line)['name'] for line in lines]
+    estimated = [f'split0/seed0/multimodal_estimated-{i}' for i in (3, 2)]
+    self.assertContainsSubset(estimated, names)
+    results = files.read_json(directory / 'results.json')
+    self.assertEqual(results['estimates'], [2])
+    self.assertEqual(results['rows'][3]['all'], rows['multimodal']['all'])
+    # What a kill, or a disk, has left of the features.
+    features = directory / 'image.npz'
+    features.write_bytes(features.read_bytes()[:-100])
+    with self.assertRaisesRegex(UserError, 'image.npz: damaged .*delete it'):
+      self.run_stage()
+    # Another text is another list, whose features are not these.
+    self.rows[0]['text'] = 'changed'
+    self.write_table()
+    with self.assertRaisesRegex(UserError, 'was begun with other pairs'):
+      self.run_stage()
     # Other settings are another discovery.
     section.cross_weight = 0.7
     with self.assertRaisesRegex(UserError, 'with config.discover.cross_weight'):
       self.run_stage()
+
+  def test_no_training_sees_which_classes_share_a_text(self):
+    for row in self.rows:
+      if row['file_name'].startswith(('fruit/0', 'boat/0')):
+        row['text'] = 'round thing'
+    self.write_table()
+    pairs = discover_features.list_pairs(self.experiment)
+    numbers = pairs.text_numbers
+    self.assertLen({*pairs.items}, 24)
+    self.assertLen({*numbers}, 23)
+    shared = [text == ('round thing',) for text in pairs.texts]
+    self.assertEqual(sum(shared), 4)
+    self.assertLen({*numbers[shared]}, 1)
+    features = dict.fromkeys(('image', 'text'), np.zeros((48, 3, 2)))
+    study = discover._Study(self.experiment, pairs, features, 0, 0, mock.Mock())
+    with mock.patch.object(discover.fit, 'fit', side_effect=ZeroDivisionError):
+      with self.assertRaises(ZeroDivisionError):
+        study._train('multimodal')
+      frozen = discover.fit.fit.call_args.kwargs['frozen']
+    np.testing.assert_array_equal(frozen['items'], numbers)
+    # They swap their text together.
+    self.assertLen({*study._permuted[shared]}, 1)
 
   def assert_refused(self, message):
     with self.assertRaises(UserError) as caught:
@@ -170,6 +217,7 @@ class DiscoverTest(parameterized.TestCase):
     ({'num_known': 4}, 'num_known is 4; give 1 to 3'),
     ({'methods': ('multimodal_estimated',)}, 'most_classes is 0; give'),
     ({'text.network': 'vectors'}, 'discover.text.vectors is empty'),
+    ({'text.network': 'vectors', 'text.vectors': 'no.npz'}, 'No such file'),
     ({'image.network': 'clip'}, 'evaluate.clip.image.init_from is empty'),
   )
   def test_fields_that_do_not_fit(self, changes, message):
@@ -178,6 +226,28 @@ class DiscoverTest(parameterized.TestCase):
       {f'discover.{name}': value for name, value in changes.items()}
     )
     self.assert_refused(message)
+
+  @parameterized.parameters('auto', 'classes')
+  def test_the_encoder_must_not_see_classes(self, training):
+    self.write_table()
+    self.config.judges.training = training
+    self.assert_refused(f'config.judges.training={training} would show')
+    # Where no encoder is trained it does not matter.
+    self.config.discover.image.network = 'clip'
+    self.config.evaluate.clip.image.init_from = str(self.root)
+    discover.check_config(self.experiment)
+
+  def test_some_pairs_without_a_class(self):
+    """Unlabelled ones here; to a NAT they would be the null condition."""
+    for row in self.rows:
+      row['label'] = row['file_name'].partition('/')[0]
+    self.rows[5]['label'] = None
+    self.write_table()
+    pairs = discover_features.list_pairs(self.experiment)
+    self.assertEqual(pairs.labels.tolist().count(-1), 1)
+    self.config.mode = 'nat'
+    with self.assertRaisesRegex(UserError, '1 of 48 images .* fruit/2-1.png'):
+      self.experiment.raw_source('train')
 
   def test_only_pairs(self):
     self.config.data.source = 'image_folder'
@@ -246,7 +316,7 @@ class EncodersTest(absltest.TestCase):
     table = np.float32([[1, 0], [0, 1], [3, 4]])
     np.savez(path, texts=np.array(['a', 'b', 'c']), vectors=table)
     texts = [('a', 'b'), ('c',)]
-    found = discover_features._given_vectors(str(path), texts)
+    found = discover_features.given_vectors(str(path), texts)
     # The mean first, then each text; a single one comes again.
     np.testing.assert_array_equal(
       found, [[[0.5, 0.5], [1, 0], [0, 1]], [[3, 4]] * 3]
@@ -254,9 +324,26 @@ class EncodersTest(absltest.TestCase):
     reduced = discover_features._reduced(found, 0)
     np.testing.assert_allclose(reduced[1, 0], [0.6, 0.8])
     with self.assertRaisesRegex(UserError, "has no vector of 'd' and 0 other"):
-      discover_features._given_vectors(str(path), [('a', 'd')])
-    with self.assertRaisesRegex(UserError, 'give an .npz file with texts'):
-      discover_features._given_vectors(str(self.root / 'none.npz'), texts)
+      discover_features.given_vectors(str(path), [('a', 'd')])
+    (self.root / 'empty.npz').touch()
+    (self.root / 'torn.npz').write_bytes(path.read_bytes()[:-100])
+    np.save(self.root / 'array.npy', table)
+    for name, vectors in (
+      *(('nan', table * np.nan), ('large', table * np.float64(1e300))),
+      *(('flat', table[:, 0]), ('words', table.astype(str))),
+    ):
+      np.savez(self.root / f'{name}.npz', texts=[*'abc'], vectors=vectors)
+    for name, why in (
+      *(('none.npz', 'No such file'), ('empty.npz', 'No data left')),
+      *(('torn.npz', 'not a zip'), ('array.npy', '')),
+      *(('nan.npz', 'has NaN'), ('large.npz', 'has NaN or infinity')),
+      *(('flat.npz', r'the shape \(3,\)'), ('words.npz', 'vectors is <U')),
+    ):
+      with self.assertRaisesRegex(
+        UserError, f'npz file with .*{why}'
+      ) as caught:
+        discover_features.given_vectors(str(self.root / name), texts)
+      self.assertNotIn('\n', str(caught.exception))
 
   def test_principal_components_keep_what_differs(self):
     random = np.random.default_rng(0).normal(size=(40, 3))

@@ -127,7 +127,8 @@ class DiscoveryLoss:
       first: what the network makes of the first views, by modality.
       second: the same of the second views.
       labels: int32[B], -1 for none.
-      items: int32[B].
+      items: int32[B], which pairs belong together: those of one text. No true
+        class may be in it.
       epoch: int32[], from 0; it decides the teacher's temperature.
     """
     weight, is_labelled = self.supervised_weight, labels >= 0

@@ -30,18 +30,19 @@ from adanat_jax.data.images import to_unit
 from adanat_jax.discovery import kmeans, methods as methods_lib, splits
 from adanat_jax.discovery.methods import METHODS, DiscoveryLoss, DiscoveryMethod
 from adanat_jax.discovery.splits import KnownSplit
+from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, field_rules, fit
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.metrics import clustering
 from adanat_jax.models.prototypes import DiscoveryNetwork
 from adanat_jax.report import discovery as report
 from adanat_jax.runtime import files, journal, processes, sharding
-from adanat_jax.stages import discover_features
+from adanat_jax.stages import discover_features, judges
 from adanat_jax.stages.discover_features import PairList
 from adanat_jax.types import Array
 
-# Fields that may grow: what is there keeps its place.
-_GROWING = ('methods', 'num_splits', 'num_seeds')
+# Fields that may grow or be set later: what is there keeps its place.
+_GROWING = ('methods', 'num_splits', 'num_seeds', 'most_classes')
 # Clusters in the picture, and pictures of each.
 _CLUSTERS_SHOWN = 10
 _PICTURES_SHOWN = 12
@@ -75,6 +76,13 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         f' adanat_jax.convert --kind=clip_{name} wrote, or another'
         f' config.discover.{name}.network'
       )
+  training = config.judges.get('training', 'auto')
+  if judges.trained(experiment) and training != 'views':
+    yield (
+      f'config.judges.training={training} would show the encoder of pictures'
+      ' what it is to find; give views, or a'
+      ' config.discover.image.network that is not trained here'
+    )
   if section.text.network == 'vectors' and not section.text.vectors:
     yield (
       'config.discover.text.vectors is empty; give an .npz file with a vector'
@@ -87,7 +95,10 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
   # Later stages would be in vain; a folder that is not there is told by them.
   if data.path and os.path.isdir(data.path):
-    _check_pairs(experiment, discover_features.list_pairs(experiment))
+    pairs = discover_features.list_pairs(experiment)
+    _check_pairs(experiment, pairs)
+    if section.text.network == 'vectors' and section.text.vectors:
+      discover_features.given_vectors(section.text.vectors, pairs.texts)
 
 
 def _check_pairs(experiment: Experiment, pairs: PairList) -> None:
@@ -112,9 +123,16 @@ def run(experiment: Experiment) -> None:
   directory = files.make_directory(experiment.workdir / 'discover')
   about = {k: v for k, v in section.to_dict().items() if k not in _GROWING}
   ledger = journal.open_ledger(directory, about, 'config.discover')
-  pairs, features = discover_features.encode(
-    experiment, discover_features.list_pairs(experiment), directory
-  )
+  pairs = discover_features.list_pairs(experiment)
+  digest = discover_features.digest(experiment, pairs)
+  if ledger.get('pairs', lambda: digest) != digest:
+    raise UserError(
+      f'{directory} was begun with other pairs than config.data.path='
+      f'{experiment.config.data.path} has now: names of pictures, texts,'
+      ' classes or vectors of texts have changed; give those, or another'
+      ' --workdir, or delete it'
+    )
+  pairs, features = discover_features.encode(experiment, pairs, directory)
   _check_pairs(experiment, pairs)  # Some pictures may be unreadable.
   rows, estimates = [], {}
   for number in range(section.num_splits):
@@ -123,7 +141,7 @@ def run(experiment: Experiment) -> None:
       for name in section.methods:
         processes.say(f'discover: split {number}, seed {seed}, {name}')
         figures = ledger.get(
-          f'split{number}/seed{seed}/{name}',
+          f'split{number}/seed{seed}/{_place(section, name)}',
           functools.partial(study.figures, name),
         )
         rows.append({'method': name, 'split': number, 'seed': seed, **figures})
@@ -142,7 +160,8 @@ def run(experiment: Experiment) -> None:
   shown = [name for name in section.methods if METHODS[name].is_trained]
   if shown:
     found = ledger.get(
-      f'clusters/{shown[-1]}', functools.partial(study.clusters, shown[-1])
+      f'clusters/{_place(section, shown[-1])}',
+      functools.partial(study.clusters, shown[-1]),
     )
     pictures = _pictures(experiment, pairs, found)
     report.save_clusters(directory / 'clusters.png', found, pictures)
@@ -152,6 +171,15 @@ def run(experiment: Experiment) -> None:
   journal.mark_complete(directory, len(rows), {})
   processes.say(report.table(results))
   processes.say(f'discover: {directory / "discovery.md"}')
+
+
+def _place(section: Mapping[str, Any], name: str) -> str:
+  """What a method's figures and trainings are kept under.
+
+  Where the number of classes is estimated, the largest one counts, too.
+  """
+  most = f'-{section["most_classes"]}' if METHODS[name].estimated else ''
+  return f'{name}{most}'
 
 
 def _pictures(
@@ -204,7 +232,8 @@ class _Study:
       experiment.order_seed(f'discover/split{number}'),
     )
     self._permuted = splits.permuted(
-      pairs.items, experiment.order_seed(f'discover/{number}/{seed}/permuted')
+      pairs.text_numbers,
+      experiment.order_seed(f'discover/{number}/{seed}/permuted'),
     )
     self._logits: dict[str, dict[str, np.ndarray]] = {}
 
@@ -212,7 +241,7 @@ class _Study:
   def estimate(self) -> int:
     """The number of classes as k-means of both modalities finds it."""
     return self._ledger.get(
-      f'split{self._number}/num_classes',
+      f'split{self._number}/num_classes-{self._section.most_classes}',
       lambda: kmeans.estimate_num_classes(
         self._inputs(METHODS['kmeans_both'])['both'][:, 0],
         self._split.labels,
@@ -355,13 +384,14 @@ class _Study:
       epoch_steps,
       section.weight_decay,
     )
-    title = f'discover/{name}/split{self._number}-seed{self._seed}'
+    place = f'{_place(section, name)}/split{self._number}-seed{self._seed}'
+    title = f'discover/{place}'
     mesh = self._experiment.mesh
     frozen = sharding.shard_state(
       {
         'features': {key: x[:, 1:] for key, x in inputs.items()},
         'labels': split.labels.astype(np.int32),
-        'items': self._pairs.items.astype(np.int32),
+        'items': self._pairs.text_numbers.astype(np.int32),
         'key': self._experiment.key(title),
       },
       mesh,

@@ -9,14 +9,18 @@ Shape letters: `n` pairs, `V` changed views of each, `F` width of a feature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import io
+import json
 import os
 import pathlib
 from typing import Any
+import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +39,11 @@ from adanat_jax.types import Array
 
 # Pictures, or texts, that an encoder reads at a time.
 _BATCH = 64
+# What reading an .npz file raises that is none, or is damaged.
+_BAD_FILE = (
+  *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError),
+  *(AttributeError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +53,16 @@ class PairList:
   source: RawSource
   places: np.ndarray  # int[n], the index of each in the source
   labels: np.ndarray  # int[n], its class, -1 for none
-  items: np.ndarray  # int[n]; pairs of one text and class are one item
+  # int[n]; pairs of one text and class are one item, which splits divide. No
+  # training may see them: they tell classes apart that share a text.
+  items: np.ndarray
   names: tuple[str, ...]  # of the classes
   texts: tuple[tuple[str, ...], ...]  # n of them
+
+  @property
+  def text_numbers(self) -> np.ndarray:
+    """The number of each pair's text, int[n], which knows no class."""
+    return _numbered(self.texts)
 
   def of(self, kept: np.ndarray) -> PairList:
     """Those of an index."""
@@ -76,14 +92,13 @@ def list_pairs(experiment: Experiment) -> PairList:
     )
   texts = tuple(source.captions(i) for i in range(len(source)))
   labels = np.asarray(source.labels)
-  numbers: dict[Any, int] = {}
-  items = np.array(
-    [
-      numbers.setdefault(item, len(numbers))
-      for item in zip(labels.tolist(), texts, strict=True)
-    ]
-  )
+  items = _numbered(zip(labels.tolist(), texts, strict=True))
   names = source.class_names or ()
+  if not names:
+    raise UserError(
+      f'config.data.path={experiment.config.data.path}: no pair has a class;'
+      ' name their column in config.data.label_column'
+    )
   least = experiment.config.discover.least_items
   counts = [len(np.unique(items[labels == i])) for i in range(len(names))]
   kept = [i for i, count in enumerate(counts) if least == 1 or count >= least]
@@ -102,6 +117,27 @@ def list_pairs(experiment: Experiment) -> PairList:
   return found.of(np.flatnonzero(found.labels > -2))
 
 
+def _numbered(values: Iterable[Hashable]) -> np.ndarray:
+  """int[n], the same of equal values, in the order of their appearance."""
+  numbers: dict[Hashable, int] = {}
+  return np.array([numbers.setdefault(x, len(numbers)) for x in values])
+
+
+def digest(experiment: Experiment, pairs: PairList) -> str:
+  """A hash of all that figures depend on: pairs, their classes, vectors.
+
+  Of the pictures it has the names and their order, not what they show.
+  """
+  found = hashlib.blake2b(digest_size=8)
+  found.update(pairs.source.key_hashes()[pairs.places].astype('<u8').tobytes())
+  listed = (pairs.labels.tolist(), pairs.names, pairs.texts)
+  found.update(json.dumps(listed).encode())
+  section = experiment.config.discover.text
+  if section.network == 'vectors':
+    found.update(files.read_bytes(section.vectors))
+  return found.hexdigest()
+
+
 def encode(
   experiment: Experiment, pairs: PairList, directory: pathlib.Path
 ) -> tuple[PairList, dict[str, np.ndarray]]:
@@ -115,14 +151,20 @@ def encode(
       `data.max_corrupt_share` cannot be read.
   """
   path = directory / 'image.npz'
-  if not path.is_file():
+  if not processes.from_first(path.is_file):
     stream = io.BytesIO()
     found, places = _picture_features(experiment, pairs)
     np.savez(stream, features=found, places=places)
     files.write_bytes(path, stream.getvalue())
     processes.wait_until_seen(path)
-  with np.load(path) as kept:
-    pairs, pictures = pairs.of(kept['places']), kept['features']
+  try:
+    with np.load(path) as kept:
+      pairs, pictures = pairs.of(kept['places']), kept['features']
+  except _BAD_FILE as error:
+    raise UserError(
+      f'{path}: damaged ({printable(str(error), 200)}); delete it, and the'
+      ' pictures are encoded again'
+    ) from error
   section = experiment.config.discover
   texts = _text_features(experiment, pairs.texts)
   return pairs, {
@@ -250,7 +292,7 @@ def _text_features(
   config = experiment.config
   section = config.discover.text
   if section.network == 'vectors':
-    return _given_vectors(section.vectors, texts)
+    return given_vectors(section.vectors, texts)
   joined = [', '.join(several) for several in texts]
   seed = experiment.order_seed('discover/texts')
   views = [
@@ -283,22 +325,37 @@ def _text_features(
   return np.stack(found, axis=1)
 
 
-def _given_vectors(path: str, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
+def given_vectors(path: str, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
   """A file's vectors: the mean of a pair's texts, then each of its texts.
 
+  Args:
+    path: an .npz file of `texts` str[m] and `vectors` float[m, F].
+    texts: those of n pairs.
+
+  Returns:
+    float32[n, 1 + V, F], V being the most texts that a pair has.
+
   Raises:
-    UserError: if it is no such file, or lacks a text.
+    UserError: if it is no such file, holds NaN or infinity, or lacks a text.
   """
   field = f'config.discover.text.vectors={path}'
   vectors: Mapping[str, np.ndarray]
   try:
     with np.load(path, allow_pickle=False) as kept:
       names, table = kept['texts'].tolist(), kept['vectors']
-      vectors = dict(zip(names, table.astype(np.float32), strict=True))
-  except (OSError, ValueError, KeyError) as error:
+    if table.ndim != 2 or not table.shape[1]:
+      raise ValueError(f'vectors has the shape {table.shape}')
+    if table.dtype.kind not in 'fiu':
+      raise ValueError(f'vectors is {table.dtype}')
+    with np.errstate(over='ignore'):
+      table = table.astype(np.float32)
+    if not np.isfinite(table).all():
+      raise ValueError('vectors has NaN or infinity')
+    vectors = dict(zip(names, table, strict=True))
+  except _BAD_FILE as error:
     raise UserError(
       f'{field}: give an .npz file with texts str[m] and vectors float[m, F]'
-      f' ({error})'
+      f' ({printable(str(error), 200)})'
     ) from error
   missing = {text for several in texts for text in several} - vectors.keys()
   if missing:
