@@ -107,6 +107,7 @@ _WITH_ONE_IMPORTER = {
     *('stages.prepare_shards', 'stages.search'),
     *('stages.search_alternating', 'stages.tokenizer_reconstruction'),
     *('stages.compare_costs', 'stages.discover_features'),
+    'stages.judges',
   ),
   'a concern of processes and their loops': (
     *('runtime.checkpoint_format', 'runtime.handshake'),

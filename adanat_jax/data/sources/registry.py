@@ -120,9 +120,8 @@ def check_apart(settings: SourceSettings) -> None:
   if settings.source == 'image_folder':
     image_folder.check_apart(split)
   elif settings.source == 'pairs':
-    from adanat_jax.data.sources import pairs
-
-    pairs.check_apart(split)
+    name = f'adanat_jax.data.sources.{_MODULES["pairs"]}'
+    importlib.import_module(name).check_apart(split)
   elif settings.source in ('cc3m_tsv', 'webdataset'):
     ours, theirs = map(
       os.path.realpath, (split.location, split.training.location)
