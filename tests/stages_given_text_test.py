@@ -140,13 +140,64 @@ class GivenTest(absltest.TestCase):
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     # Without the file the copy beside the tokens serves.
     gone = self.other(text__vectors=str(self.root / 'gone.npz'))
-    gone.examples('train')
-    with mock.patch('adanat_jax.runtime.processes.say'):
+    with mock.patch('adanat_jax.runtime.processes.say') as said:
+      gone.examples('train')
       sample.run(gone)
+    lines = [call.args[0] for call in said.mock_calls]
+    (line,) = (line for line in lines if 'gone.npz is not there' in line)
+    self.assertIn('prepare/vectors serves', line)
+    self.other(text__vectors='').examples('train')
+    # An encoder is known by captions that both files have.
+    same, other = self.root / 'same.npz', self.root / 'other.npz'
+    halves = _VECTORS.astype(np.float16)
+    np.savez(same, captions=[*_CAPTIONS[:2], 'x'], vectors=halves)
+    self.assertIn(
+      'x', texts.vectors(self.other(text__vectors=str(same))).places
+    )
+    for captions, message in (
+      (
+        _CAPTIONS,
+        "'a red square' has another vector than it has in .*/vectors",
+      ),
+      (['x', 'y', 'z'], 'no caption of those in .*leave text.vectors out'),
+    ):
+      np.savez(other, captions=captions, vectors=_VECTORS[::-1])
+      with self.assertRaisesRegex(UserError, message):
+        texts.vectors(self.other(text__vectors=str(other)))
     wide = self.root / 'wide.npz'
     np.savez(wide, captions=_CAPTIONS, vectors=np.ones((3, 7)))
     with self.assertRaisesRegex(UserError, 'vectors of 7 numbers.* 1 of 6'):
       texts.vectors(self.other(text__vectors=str(wide)))
+
+  def test_a_workdir_keeps_its_vectors(self):
+    path = self.root / 'vectors.npz'
+    before = path.read_bytes()
+    self.addCleanup(path.write_bytes, before)
+    kept = texts.vectors(self.experiment).table
+    for vectors in (_VECTORS[::-1], np.ones((3, 7))):
+      np.savez(path, captions=_CAPTIONS, vectors=vectors)
+      loaded = Experiment.of_workdir(self.root / 'run')
+      np.testing.assert_array_equal(texts.vectors(loaded).table, kept)
+
+  def test_the_copy_is_what_was_prepared(self):
+    new = Experiment(self.config, self.root / 'changed')
+    copy = self.root / 'changed' / 'prepare' / 'vectors'
+    copy.parent.mkdir(parents=True)
+    with self.assertRaisesRegex(UserError, 'changed while its captions were'):
+      texts.keep_vectors(new, 'another')
+    self.assertFalse(copy.exists())
+    texts.keep_vectors(new, texts.vectors(new).digest())
+    self.assertTrue(copy.exists())
+
+  def test_captions_that_only_prepare_reads(self):
+    source = mock.Mock(captions=None)
+    new = Experiment(self.config, self.root / 'tars')
+    with (
+      mock.patch.object(new, 'raw_source', return_value=source),
+      mock.patch('adanat_jax.runtime.processes.say') as said,
+    ):
+      self.assertEqual([*texts.problems_of_captions(new)], [])
+    self.assertIn('only while stage prepare reads', said.mock_calls[0].args[0])
 
   def test_mistakes_before_anything_is_trained(self):
     few = self.root / 'few.npz'

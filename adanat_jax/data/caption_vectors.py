@@ -29,7 +29,7 @@ from adanat_jax.errors import UserError, shown
 # The arrays of the first layout.
 _TABLE = {'captions', 'vectors'}
 # What configs allow.
-_MOST_WIDTH, _MOST_LENGTH = 2**14, 4096
+_MOST_WIDTH, MOST_LENGTH = 2**14, 4096
 # Captions that a message names, and characters of each.
 _EXAMPLES, _CHARACTERS = 3, 60
 
@@ -60,6 +60,11 @@ class CaptionVectors:
     """The rows of a caption, or else of its picture's file; None: none."""
     found = self.places.get(plain(caption))
     return found or (self.places.get(plain(name)) if name else None)
+
+  def rows(self, caption: str) -> np.ndarray:
+    """The vectors of a key of `places`, float32[L, D]."""
+    first, count = self.places[caption]
+    return self.table[first : first + count]
 
   def missing(self, asked: Iterable[tuple[str, str]]) -> list[str]:
     """Those of some captions, with the names of pictures, without a vector."""
@@ -205,10 +210,10 @@ def _checked(caption: str, array: np.ndarray) -> np.ndarray:
       ' width] for a sequence'
     )
   vectors = np.atleast_2d(array).astype(np.float32)
-  if vectors.shape[1] > _MOST_WIDTH or len(vectors) > _MOST_LENGTH:
+  if vectors.shape[1] > _MOST_WIDTH or len(vectors) > MOST_LENGTH:
     raise UserError(
       f'{what} has shape {list(array.shape)}; a vector has at most'
-      f' {_MOST_WIDTH} numbers, a sequence {_MOST_LENGTH} vectors'
+      f' {_MOST_WIDTH} numbers, a sequence {MOST_LENGTH} vectors'
     )
   if not np.isfinite(vectors).all():
     raise UserError(f'{what} is not finite')

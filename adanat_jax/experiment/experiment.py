@@ -77,7 +77,14 @@ class Experiment:
     field_rules.check_generator(config)
     # How the training was divided says nothing of the devices here.
     config.mesh = {'fsdp': math.gcd(config.mesh.fsdp, jax.device_count())}
-    return cls(config, workdir)
+    experiment = cls(config, workdir)
+    if experiment.text_network == 'given':
+      from adanat_jax.experiment import texts
+
+      # A path of that time may lead to another file now.
+      if (experiment.prepared_directory / texts.VECTORS_FILE).is_file():
+        experiment.config.text.vectors = ''
+    return experiment
 
   @functools.cached_property
   def mesh(self) -> Mesh:

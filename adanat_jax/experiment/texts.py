@@ -28,7 +28,7 @@ from adanat_jax.models.captions import (
   TextNetwork,
   VectorTable,
 )
-from adanat_jax.runtime import sharding
+from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.sampling import captions as captions_lib
 from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 from adanat_jax.types import Array
@@ -43,6 +43,9 @@ WORDS_FILE = 'words.txt'
 VECTORS_FILE = 'vectors'
 # Of captions as judges read them, in words.
 _JUDGED_WORDS = 32
+# How far numbers of one vector, whose mean square is 1, may be apart in two
+# files, which may be of half precision. Two encoders' differ by 1 and more.
+_SAME = 0.02
 
 
 def problems(experiment: Experiment) -> Iterator[str]:
@@ -61,7 +64,8 @@ def problems(experiment: Experiment) -> Iterator[str]:
       f' {part}'
     )
   if experiment.text_network == 'given':
-    if section.get('vectors', ''):
+    copy = experiment.prepared_directory / VECTORS_FILE
+    if section.get('vectors', '') or copy.is_file():
       vectors(experiment)
     else:
       yield (
@@ -81,7 +85,7 @@ def problems_of_captions(experiment: Experiment) -> Iterator[str]:
   """Says which captions have no vector, before anything is trained.
 
   Of sources that do not know their captions without reading the images it says
-  nothing; there stage `prepare` ends at the first one.
+  that it cannot know; there stage `prepare` ends at the first one.
   """
   if experiment.text_network != 'given' or not experiment.config.data.path:
     return
@@ -93,6 +97,11 @@ def problems_of_captions(experiment: Experiment) -> Iterator[str]:
   for split in ('train', 'test') if has_test else ('train',):
     source = experiment.raw_source(split)
     if source.captions is None or source.key_at is None:
+      _say_once(
+        f'text: captions of data.source={experiment.config.data.source} are'
+        ' compared with config.text.vectors only while stage prepare reads the'
+        ' images: one without a vector ends it then'
+      )
       return
     for index in range(len(source)):
       key, captions = source.key_at(index), source.captions(index)
@@ -135,15 +144,21 @@ def tokenize(
 def vectors(experiment: Experiment) -> CaptionVectors:
   """The vectors of `config.text.vectors`, or of stage `prepare`'s copy.
 
+  The copy serves where no file is named, as after `adanat_jax.load`, or the
+  named one has gone. A file that is named and there serves itself, if it is of
+  the copy's encoder: captions that both have must have the same vectors.
+
   Raises:
-    UserError: if there is no such file, it is none of vectors, or they are
-      wider or longer than this run's.
+    UserError: if there is no such file, it is none of vectors, it is of another
+      encoder, or they are wider or longer than this run's.
   """
   section = experiment.config.text
   path = pathlib.Path(section.vectors)
   copy = experiment.prepared_directory / VECTORS_FILE
-  is_there = bool(section.vectors) and path.exists()
-  if not is_there and copy.is_file():
+  has_copy = copy.is_file()
+  if has_copy and not (section.vectors and path.exists()):
+    if section.vectors:
+      _say_once(f'config.text.vectors={path} is not there: {copy} serves')
     path = copy
   found = read_vectors(path)
   if found.width != section.width or found.length > section.num_positions:
@@ -152,7 +167,58 @@ def vectors(experiment: Experiment) -> CaptionVectors:
       f' numbers for a caption; this run was made with {section.num_positions}'
       f' of {section.width}: use a file of the same encoder'
     )
+  if has_copy and (reason := _unlike(found, read_vectors(copy))):
+    raise UserError(
+      f'config.text.vectors={path}: {reason} in {copy}, with which this run was'
+      ' prepared: name a file of the same encoder that has some of its captions'
+      ' too, or leave text.vectors out'
+    )
   return found
+
+
+def keep_vectors(experiment: Experiment, digest: str) -> None:
+  """Copies the file of vectors beside the tokens that were made with it.
+
+  Raises:
+    UserError: if the file has changed since: its digest is another one.
+  """
+  path = experiment.config.text.vectors
+  copy = experiment.prepared_directory / VECTORS_FILE
+  # A run was killed after it.
+  if copy.is_file() and read_vectors(copy).digest() == digest:
+    return
+  data = files.read_bytes(path)
+  files.write_bytes(copy, data)
+  if read_vectors(copy).digest() != digest:
+    copy.unlink()
+    raise UserError(
+      f'config.text.vectors={path}: it has changed while its captions were'
+      f' prepared; put the old file back, or delete {copy.parent}'
+    )
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+  """Says what every call for the vectors would say again."""
+  processes.say(line)
+
+
+@functools.lru_cache(maxsize=2)
+def _unlike(found: CaptionVectors, kept: CaptionVectors) -> str:
+  """Says why two tables are not of one encoder; '' if they are."""
+  if found is kept:
+    return ''
+  shared = [caption for caption in found.places if caption in kept.places]
+  if not shared:
+    return 'it has no caption of those'
+  for caption in shared:
+    one, other = found.rows(caption), kept.rows(caption)
+    # An encoder's last bits depend on the batch and the machine.
+    if one.shape != other.shape or not np.allclose(one, other, atol=_SAME):
+      return (
+        f'{caption_vectors.examples([caption])} has another vector than it has'
+      )
+  return ''
 
 
 def read_vectors(path: str | os.PathLike[str]) -> CaptionVectors:
@@ -170,7 +236,7 @@ def read_vectors(path: str | os.PathLike[str]) -> CaptionVectors:
   return found
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _read_vectors(path: str, size: int, changed: int) -> CaptionVectors:
   del size, changed  # They tell one content of a file from another.
   arrays = foreign_files.read(path)

@@ -151,11 +151,12 @@ def _sizes_of_vectors(experiment: Experiment) -> dict[str, int]:
     there = config_lib.read_record(experiment.workdir)['config'].get('text', {})
     if there.get('network') == 'given':
       return {f'text.{name}': int(there[name]) for name in names}
-  if not config.text.vectors:
-    return {}
   from adanat_jax.experiment import texts
 
-  found = texts.read_vectors(config.text.vectors)
+  copy = experiment.prepared_directory / texts.VECTORS_FILE
+  if not config.text.vectors and not copy.is_file():
+    return {}
+  found = texts.read_vectors(config.text.vectors or copy)
   return {'text.width': found.width, 'text.num_positions': found.length}
 
 

@@ -164,8 +164,7 @@ def _finish(
     files.write_bytes(directory / texts.WORDS_FILE, text.encode())
   if work.experiment.text_network == 'given':
     # A generator needs them wherever the file has gone.
-    data = files.read_bytes(work.experiment.config.text.vectors)
-    files.write_bytes(directory / texts.VECTORS_FILE, data)
+    texts.keep_vectors(work.experiment, settings['text.vectors'])
   names = work.sources['train'].class_names
   prepared_writer.write_metadata(directory, layout, names, facts)
   files.write_json(
