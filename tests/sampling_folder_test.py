@@ -1,6 +1,7 @@
 """A generator in one folder: saved, moved, loaded; damaged, refused."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shutil
@@ -20,11 +21,12 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
+from adanat_jax.models.captions import VectorTable
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.policy import PolicyNetwork, PolicyNetworks
 from adanat_jax.runtime import files
 from adanat_jax.sampling import folder
-from adanat_jax.sampling.captions import CaptionEncoder
+from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 from adanat_jax.stages import export
 from support import configs, evaluating, random_weights
 
@@ -266,13 +268,45 @@ class FolderTest(parameterized.TestCase):
     reader = folder._FolderReader(
       self.path, files.read_json(self.path / 'config.json')
     )
-    again = reader.caption_encoder()
+    again = reader.caption_encoder(8)
     self.assertEqual(again.module, tower)
     self.assertEqual(again.vocabulary, str(self.path / 'vocabulary.json'))
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
     (self.path / 'vocabulary.json').write_text('{"a": 2}')
     with self.assertRaisesRegex(UserError, 'vocabulary.json: truncated or ch'):
-      reader.caption_encoder()
+      reader.caption_encoder(8)
+
+  def test_vectors_of_strangers(self):
+    table = np.float32([[0, 0], [1, 2], [3, 4]])
+    places = {'a': (1, 1), 'b': (2, 1)}
+    module = VectorTable(2, 1, 3)
+
+    def reader(module=module, table=table, captions=()):
+      encoder = VectorEncoder(module, {'vectors': table}, places)
+      dataclasses.replace(self.generator, encode_captions=encoder).save(
+        self.path
+      )
+      config = files.read_json(self.path / 'config.json')
+      if captions:
+        data = json.dumps(
+          {'captions': [dict(text=t, first=1, count=1) for t in captions]}
+        ).encode()
+        (self.path / 'captions.json').write_bytes(data)
+        config['captions'] = hashlib.sha256(data).hexdigest()
+      return folder._FolderReader(self.path, config)
+
+    self.assertEqual(reader().caption_encoder(2).places, places)
+    for change, width, message in (
+      ({}, 3, 'networks.text is of width 2, and networks.nat reads 3'),
+      # 8 gigabytes of zeros would be the null condition.
+      ({'module': VectorTable(2, 2**30, 3)}, 2, 'num_positions is 1073741824'),
+      ({'table': table + 1}, 2, 'text.safetensors: the first .* zeros'),
+      ({'captions': ['a', '']}, 2, "captions.json: there cannot be .*''"),
+      ({'captions': ['a', 'a']}, 2, "captions.json: there cannot be .*'a'"),
+      ({'captions': ['a  b']}, 2, "captions.json: there cannot be .*'a  b'"),
+    ):
+      with self.assertRaisesRegex(UserError, message):
+        reader(**change).caption_encoder(width)
 
 
 class ExportTest(absltest.TestCase):

@@ -190,7 +190,7 @@ def load(path: pathlib.Path) -> Generator:
     )
   encoder = null_condition = None
   if nat.text_width is not None:
-    encoder = reader.caption_encoder()
+    encoder = reader.caption_encoder(nat.text_width)
     null_condition = encoder([''])[0]
   names = tuple(config['class_names'])
   side = math.isqrt(nat.num_tokens)
@@ -264,17 +264,24 @@ class _FolderReader:
       )
     return found
 
-  def caption_encoder(self) -> requests.EncodeCaptions:
-    """The text network, with its vocabulary or the captions that it knows."""
+  def caption_encoder(self, width: int) -> requests.EncodeCaptions:
+    """The text network, with its vocabulary or the captions that it knows.
+
+    `width` is that of the states that the NAT reads.
+    """
     from adanat_jax.models.captions import CaptionTransformer, VectorTable
     from adanat_jax.models.clip import CLIPText
     from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 
     classes = CLIPText, CaptionTransformer, VectorTable
     module, params = self.network('text', *classes)
+    if module.width != width:
+      raise UserError(
+        f'{self._path / _CONFIG}: networks.text is of width {module.width}, and'
+        f' networks.nat reads {width}'
+      )
     if isinstance(module, VectorTable):
-      places = self._places(module)
-      return VectorEncoder(module, params, places)
+      return VectorEncoder(module, params, self._places(module, params))
     if (checksum := self._config.get('words')) is not None:
       data = self._bytes(self._path / _WORDS, checksum)
       words = data.decode('utf-8', 'replace').split('\n')
@@ -285,8 +292,21 @@ class _FolderReader:
     self._bytes(self._path / _VOCABULARY, checksum)
     return CaptionEncoder(module, params, str(self._path / _VOCABULARY))
 
-  def _places(self, table: Any) -> dict[str, tuple[int, int]]:
-    """Where the vectors of each caption are in a table."""
+  def _places(self, table: Any, params: Any) -> dict[str, tuple[int, int]]:
+    """Where the vectors of each caption are in a table, which is checked."""
+    from adanat_jax.data import caption_vectors
+
+    # No array is as long: only this keeps the null condition small.
+    if table.num_positions > caption_vectors.MOST_LENGTH:
+      raise UserError(
+        f'{self._path / _CONFIG}: networks.text: num_positions is'
+        f' {table.num_positions}; at most {caption_vectors.MOST_LENGTH} fit'
+      )
+    if not len(params['vectors']) or params['vectors'][0].any():
+      raise UserError(
+        f'{self._path / "text.safetensors"}: the first of its vectors must be'
+        ' zeros, the null condition'
+      )
     file = self._path / _CAPTIONS
     data = self._bytes(file, self._config.get('captions', ''))
     entry = {'text': str, 'first': int, 'count': int}
@@ -294,12 +314,16 @@ class _FolderReader:
       found = files.parse_json(data, {'captions': [entry]})['captions']
     except ValueError as error:
       raise UserError(f'{file}: {error}') from error
+    places: dict[str, tuple[int, int]] = {}
     for entry in found:
-      first, count = entry['first'], entry['count']
+      text, first, count = entry['text'], entry['first'], entry['count']
       fits = 0 < first < first + count <= table.num_vectors
-      if not fits or count > table.num_positions:
+      fits = fits and count <= table.num_positions
+      is_plain = text and text == caption_vectors.plain(text)
+      if not fits or not is_plain or text in places:
         raise UserError(f'{file}: there cannot be {shown(entry)}')
-    return {e['text']: (e['first'], e['count']) for e in found}
+      places[text] = first, count
+    return places
 
   def _bytes(self, file: pathlib.Path, checksum: str) -> bytes:
     data = files.read_bytes(file)
