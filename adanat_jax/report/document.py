@@ -114,8 +114,8 @@ def compose_captions(
     f'# {title}\n',
     f'Made by\n\n```\n{command}\n```\n',
     '## Methods\n',
-    'Methods of as many passes cost the same. All have the same captions, which'
-    ' no training saw, and the same noise, of one seed.\n',
+    'Methods of as many passes cost the same. All have the same captions, of'
+    ' pictures that no training saw, and the same noise, of one seed.\n',
     tables.markdown_table(['schedule', 'steps', 'passes', *names], figures),
     'A number in a name is how many samples were measured. Distances are better'
     ' if they are smaller, shares if they are larger. `text_found` is the share'

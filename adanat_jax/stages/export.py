@@ -108,8 +108,8 @@ def _captioned(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   names = sorted({name for row in rows for name in row['figures']})
   lines = [
     *('', '## What was measured', ''),
-    'With captions that no training saw, by networks that the figures name: no'
-    ' FID, no CLIP score, unless a name says so.',
+    'With captions of pictures that no training saw, by networks that the'
+    ' figures name: no FID, no CLIP score, unless a name says so.',
     *('', f'| schedule | steps | {" | ".join(names)} |'),
     f'|---|---:|{"---:|" * len(names)}',
   ]
