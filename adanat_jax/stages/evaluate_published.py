@@ -13,10 +13,10 @@ A run that was killed goes on where it was, within a policy too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import io
-import itertools
 import pathlib
 from typing import Any
 
@@ -84,9 +84,10 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   config = experiment.config
   if _compared(experiment):
     yield from datasets.problems(experiment)
-  names = [n for n in config.evaluate.policies if n != 'learned']
-  for name, num_steps in itertools.product(names, config.policy.num_steps):
-    named_schedules.make(name, num_steps, experiment.num_tokens)
+  for num_steps in config.policy.num_steps:
+    for name in _names(experiment):
+      if name != 'learned':
+        _hand_made(experiment, name, num_steps)
 
 
 def run(experiment: Experiment) -> None:
@@ -134,22 +135,19 @@ def schedules(evaluation: Evaluation) -> list[Schedule]:
   """Every policy at every number of steps, in the order of results.
 
   Where captions of one's own are studied, AdaNAT's hand-made schedule comes
-  with them, and what is not guided at twice the steps, too: as many passes.
+  with them, and hand-made ones that are never guided come at twice the steps,
+  too, which are as many passes, if they exist for as many.
 
   Raises:
     UserError: if a policy has not been learned.
   """
-  config = evaluation.experiment.config
-  names = [*config.evaluate.policies]
-  studied = config.evaluate.protocol == 'study'
-  if studied and 'residual' not in names:
-    names.append('residual')
+  experiment = evaluation.experiment
   found = []
-  for num_steps in sorted(set(config.policy.num_steps)):
-    for name in names:
+  for num_steps in sorted(set(experiment.config.policy.num_steps)):
+    for name in _names(experiment):
       if name == 'learned' and num_steps not in evaluation.generator.agents:
         raise UserError(
-          f'{evaluation.experiment.workdir} holds no learned policy for'
+          f'{experiment.workdir} holds no learned policy for'
           f' {num_steps} steps: name converted weights by'
           ' config.policy.init_from, leave learned out of'
           ' config.evaluate.policies, or first run:'
@@ -158,13 +156,38 @@ def schedules(evaluation: Evaluation) -> list[Schedule]:
       if name == 'learned':
         found.append(evaluation.generator.schedule(name, num_steps))
       else:
-        num_tokens = evaluation.experiment.num_tokens
-        found.append(named_schedules.make(name, num_steps, num_tokens))
-        if studied and found[-1].guided is False:
-          found.append(named_schedules.make(name, 2 * num_steps, num_tokens))
+        found += _hand_made(experiment, name, num_steps)
   # With 4 and 8 steps a schedule comes twice.
   by_name = {(entry.name, entry.num_steps): entry for entry in found}
   return [*by_name.values()]
+
+
+def _names(experiment: Experiment) -> list[str]:
+  """The policies by the config's names."""
+  names = [*experiment.config.evaluate.policies]
+  if _is_studied(experiment) and 'residual' not in names:
+    names.append('residual')
+  return names
+
+
+def _hand_made(
+  experiment: Experiment, name: str, num_steps: int
+) -> list[Schedule]:
+  """What needs no training, and its partner at as many passes; see above."""
+  make = functools.partial(
+    named_schedules.make, name, num_tokens=experiment.num_tokens
+  )
+  found = [make(num_steps=num_steps)]
+  if _is_studied(experiment) and found[0].guided is False:
+    # A table in a file, and some published ones, have one number of steps.
+    with contextlib.suppress(UserError):
+      found.append(make(num_steps=2 * num_steps))
+  return found
+
+
+def _is_studied(experiment: Experiment) -> bool:
+  """Whether captions of one's own are measured."""
+  return bool(experiment.config.evaluate.protocol == 'study')
 
 
 def _of_captions(evaluation: Evaluation) -> dict[str, Any]:
