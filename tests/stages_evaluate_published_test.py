@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import pathlib
 import sys
 from unittest import mock
@@ -267,6 +268,7 @@ class BenchmarkTest(parameterized.TestCase):
 
     class Observer:
       params = jnp.float32(2.0)
+      names = ('sum',)
 
       def inputs(self, index):
         return jnp.asarray(index, jnp.float32)
@@ -276,9 +278,17 @@ class BenchmarkTest(parameterized.TestCase):
 
     schedule = self.generator.schedule('maskgit', 2)
     scorer = scores.Scorer(Experiment(config, self.workdir))
+    directory = self.workdir / 'observed'
     tally = scorer.tally(
-      self.generator, schedule, num_samples=COUNT, observers=(Observer(),)
+      self.generator,
+      schedule,
+      num_samples=COUNT,
+      observers=(Observer(),),
+      directory=directory,
     )
+    # A run with other measures does not go on with this tally.
+    with np.load(directory / 'tally.npz') as file:
+      self.assertEqual(json.loads(str(file['about']))[-1], ['sum'])
     images = self.generator.run(
       schedule,
       scorer.conditions.of(COUNT, 0),

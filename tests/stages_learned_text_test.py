@@ -19,6 +19,7 @@ from PIL import Image
 
 import adanat_jax
 from adanat_jax.data import byte_tokens, prepared
+from adanat_jax.decoding import tables
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import texts, workdir
 from adanat_jax.experiment.experiment import Experiment
@@ -27,7 +28,7 @@ from adanat_jax.measuring import scores, text_match
 from adanat_jax.models.captions import CaptionedDenoiser, CaptionTransformer
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
-from adanat_jax.runtime import checkpoint, journal
+from adanat_jax.runtime import checkpoint, files, journal
 from adanat_jax.stages import (
   evaluate_published,
   export,
@@ -192,7 +193,7 @@ class StagesTest(absltest.TestCase):
     distinct = list(dict.fromkeys(captions))
     own = np.array([distinct.index(caption) for caption in captions])
     read, params = texts.judging_module(self.experiment), match.params['text']
-    ids = jnp.asarray(texts.judged_ids(distinct))
+    ids = jnp.asarray(texts.judged_ids([*distinct, 'another']))
     module, measure = self.experiment.network('measure')
     table = jax.jit(
       lambda: contrast.cosines(
@@ -204,8 +205,21 @@ class StagesTest(absltest.TestCase):
       found['text_cosine_measure_4'], table[np.arange(4), own], atol=1e-5
     )
     np.testing.assert_array_equal(
-      found['text_found_measure_4'], table.argmax(1) == own
+      found['text_found_measure_4'], table[:, :-1].argmax(1) == own
     )
+    # Each image has as many rivals, here one: to a caption that is not among
+    # those compared the last is none.
+    few = {**match.params, 'others': ids[jnp.array([0, -1])]}
+    found = jax.jit(match.measure)(few, images, inputs)
+    self.assertIn(1, own)
+    rivals = np.where(own == 0, -1, 0)
+    np.testing.assert_array_equal(
+      found['text_found_measure_4'],
+      table[np.arange(4), own] > table[np.arange(4), rivals],
+    )
+    alone = {**match.params, 'others': ids[:1]}
+    found = jax.eval_shape(match.measure, alone, images, inputs)
+    self.assertEqual([*found], ['text_cosine_measure_4'])
 
   def test_prepared(self):
     directory = self.root / 'run' / 'prepare'
@@ -300,13 +314,23 @@ class StagesTest(absltest.TestCase):
     config = self.config.copy_and_resolve_references()
     config.policy.num_steps = (2, 4)
     config.evaluate.policies = ('maskgit',)
-    evaluation = mock.Mock(experiment=Experiment(config, self.root / 'no'))
+    evaluation = mock.Mock(experiment=Experiment(config, self.root / 'run'))
     found = evaluate_published.schedules(evaluation)
     # What is not guided at twice the steps, too.
     self.assertCountEqual(
       [(schedule.name, schedule.num_steps) for schedule in found],
       [*(('maskgit', n) for n in (2, 4, 8)), ('residual', 2), ('residual', 4)],
     )
+    # A table in a file has no other number of steps.
+    path = self.root / 'table.json'
+    files.write_json(path, {**tables.hand_made(4).by_name(), 'guided': False})
+    config.policy.num_steps = (4,)
+    config.evaluate.policies = (str(path),)
+    evaluate_published.check_config(evaluation.experiment)
+    found = evaluate_published.schedules(evaluation)
+    self.assertEqual([schedule.num_steps for schedule in found], [4, 4])
+    config.policy.num_steps = (2, 4)
+    config.evaluate.policies = ('maskgit',)
     config.evaluate.protocol = 'published'
     self.assertLen(evaluate_published.schedules(evaluation), 2)
 

@@ -83,7 +83,7 @@ class ClipScore:
       and published_weights.CLIP[next(iter(source.values()))] == section.tower
       for source in sources.values()
     )
-    self._name = published_weights.agreement_name(published, len(chosen))
+    self.names = (published_weights.agreement_name(published, len(chosen)),)
     self.description = {
       'tower': section.tower,
       'weights sha256': sources,
@@ -109,4 +109,4 @@ class ClipScore:
       prepared = clip.prepare_images(images, self._image.image_size)
       image = self._image.apply({'params': params['image']}, prepared)
     norms = jnp.linalg.norm(text, axis=1) * jnp.linalg.norm(image, axis=1)
-    return {self._name: (text * image).sum(axis=1) / norms}
+    return {self.names[0]: (text * image).sum(axis=1) / norms}

@@ -47,6 +47,10 @@ class Observer(Protocol):
 
   params: Any  # Global arrays that it reads.
 
+  @property
+  def names(self) -> Sequence[str]:
+    """Of its figures: a tally of others is not continued."""
+
   def inputs(self, index: np.ndarray) -> Any:
     """What it needs to know of samples by their number, as global arrays."""
 
@@ -256,6 +260,7 @@ class Scorer:
     about = json.dumps(
       [num_samples, schedule.num_steps, seed, num_kept]
       + [self.network.description()]
+      + [observer.names for observer in observers]
     )
     path = directory and files.make_directory(directory) / _TALLY_FILE
     first = processes.from_first(lambda: _restore(path, about, tally))

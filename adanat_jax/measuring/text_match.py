@@ -3,9 +3,10 @@
 The measuring network of stage `judges`, where it has learned by contrast with
 captions, and the network of words that was trained with it. This is no CLIP
 score: it knows these pictures and these words, and compares methods on them
-alone. Two figures: the mean cosine of an image and its caption; and the share
-of images that are nearer to their caption than to all of up to 99 others, which
-can be told without knowing the scale of the cosines.
+alone. Two figures: the mean cosine of an image and its caption; and, where
+there are two captions or more, the share of images that are nearer to their
+caption than to all of up to 99 others, as many for each image, which can be
+told without knowing the scale of the cosines.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,8 +65,10 @@ class TextMatch:
     )
     # Distinct captions, in the samples' random order.
     several = conditions.captions(chosen[: 10 * _MOST_COMPARED])
-    compared = list(dict.fromkeys(several))[:_MOST_COMPARED]
-    others = sharding.shard_state(texts.judged_ids(compared), self._mesh)
+    # Of long ones the network reads the same words.
+    by_words = {row.tobytes(): row for row in texts.judged_ids(several)}
+    compared = np.stack([*by_words.values()][:_MOST_COMPARED])
+    others = sharding.shard_state(compared, self._mesh)
     self.params: Any = {'images': images, 'text': text, 'others': others}
     name = functools.partial(
       published_weights.figure_name,
@@ -72,7 +76,7 @@ class TextMatch:
       published=False,
       num_samples=len(chosen),
     )
-    self._names = name('text_cosine'), name('text_found')
+    self.names = (name('text_cosine'), name('text_found'))[: len(compared)]
     self.description = {
       'networks': 'trained in stage judges, by contrast of these captions',
       'captions compared': len(compared),
@@ -90,11 +94,18 @@ class TextMatch:
     """Cosine with its caption, and whether that is the nearest, float32[B]."""
     read = lambda ids: self._texts.apply({'params': params['text']}, ids).pooled
     image = self._images.apply({'params': params['images']}, images)[1]
-    own = (image * read(inputs)).sum(1)
-    norms = jnp.linalg.norm(image, axis=1)
-    own = own / (norms * jnp.linalg.norm(read(inputs), axis=1))
+    own = jax.vmap(
+      lambda one, text: contrast.cosines(one[None], text[None])[0, 0]
+    )(image, read(inputs))
+    count = len(params['others'])
+    if count < 2:
+      return {self.names[0]: own}
     others = contrast.cosines(image, read(params['others']))
     same = (inputs[:, None] == params['others'][None]).all(-1)
+    # A caption that is not among them would have one rival more: leave out the
+    # last.
+    is_last = jnp.arange(count) == count - 1
+    same = same | (is_last & ~same.any(1, keepdims=True))
     nearest = jnp.where(same, -jnp.inf, others).max(1)
     found = (own > nearest).astype(jnp.float32)
-    return dict(zip(self._names, (own, found), strict=True))
+    return dict(zip(self.names, (own, found), strict=True))
