@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -14,10 +15,12 @@ import numpy as np
 
 import adanat_jax
 from adanat_jax.errors import UserError
+from adanat_jax.models.captions import VectorTable
 from adanat_jax.models.clip import CLIPText
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
-from adanat_jax.sampling.captions import CaptionEncoder
+from adanat_jax.sampling import program, stablehlo
+from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 from support import children, evaluating
 from support.random_weights import random_variables
 
@@ -161,6 +164,27 @@ class ExportedTest(absltest.TestCase):
     self.assertBetween(len(data), size, 1.1 * size)
     self.assertNotIn(str(_PAGE.parents[1]).encode(), data)
     self.assertNotIn(b'site-packages', data)
+
+
+class VectorsTest(absltest.TestCase):
+  def test_they_are_scaled_inside(self):
+    small = evaluating.random_generator(evaluating.tiny_config())
+    module, params = VectorTable(8, 77), {'vectors': np.zeros((1, 8))}
+    generator = dataclasses.replace(
+      text_generator(small), encode_captions=VectorEncoder(module, params, {})
+    )
+    given = np.random.default_rng(0).normal(size=(3, 77, 8)).astype(np.float32)
+    given *= np.float32([1, 1e-30, 1e30])[:, None, None]
+    given[:, 5:] = 0  # Padding.
+    sampler = stablehlo._sampler(generator, generator.schedule('maskgit', 2))
+    with mock.patch.object(program, 'decode_batch') as decode:
+      sampler(jnp.asarray(given), jnp.uint32(0), jnp.uint32(0))
+    batch = next(
+      a for a in decode.call_args.args if isinstance(a, dict) and 'labels' in a
+    )
+    np.testing.assert_allclose(
+      batch['labels'], generator.encode_captions.states(given), rtol=1e-5
+    )
 
 
 class MistakesTest(absltest.TestCase):

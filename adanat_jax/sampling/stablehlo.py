@@ -21,7 +21,7 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError, shown
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling import program, requests
-from adanat_jax.sampling.captions import CaptionEncoder
+from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Plan
 from adanat_jax.sampling.requests import AnyPolicy
@@ -94,6 +94,8 @@ def _sampler(
       # As the encoder does: a caption's states do not depend on the others.
       read = functools.partial(program.apply, tower, '__call__', tower_params)
       labels = jax.lax.map(lambda row: read(row[None]).states[0], labels)
+    elif isinstance(encoder, VectorEncoder):
+      labels = _scaled(labels)
     index = first + jnp.arange(labels.shape[0], dtype=jnp.uint32)
     canvas = jnp.full((labels.shape[0], nat.num_tokens), mask, jnp.int32)
     batch = {'tokens': canvas, 'labels': labels, 'index': index}
@@ -111,6 +113,15 @@ def _sampler(
     }
 
   return sampler
+
+
+def _scaled(vectors: Array) -> Array:
+  """Scales as `caption_vectors.scaled` does, in float32."""
+  # The squares of the numbers as they come need not be finite.
+  most = jnp.abs(vectors).max(-1, keepdims=True)
+  vectors = vectors / jnp.where(most > 0, most, 1)
+  root = jnp.sqrt(jnp.square(vectors).mean(-1, keepdims=True))
+  return vectors / jnp.where(root > 0, root, 1)
 
 
 def _host(tree: Any) -> Any:
