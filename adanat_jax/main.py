@@ -81,9 +81,6 @@ DISCOVERY = ('judges', 'discover')
 # Modes that change nothing in the workdir but pictures.
 _READING = ('sample', 'edit')
 
-# The fields that choose the stages.
-_DECISIVE = ('mode', 'data.source', 'evaluate.protocol')
-
 _CONFIG = config_lib.define_flag()
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -164,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
     lambda _: problems,
     workdir_lib.problems,
     *(stage.check_config for stage in stages),
-    reads=_DECISIVE,
+    reads=_decisive(config),
   )
   if _WORKDIR.value is None:
     processes.say(f'--workdir is left out: this run is kept in {workdir}')
@@ -214,9 +211,16 @@ def _problems_of_workdir() -> Iterator[str]:
     )
 
 
+def _decisive(config: Any) -> tuple[str, ...]:
+  """The fields that choose the stages."""
+  # A config of the laboratory alone measures no images.
+  protocol = ('evaluate.protocol',) if config.get('mode') == 'all' else ()
+  return ('mode', 'data.source', *protocol)
+
+
 def _names_of_stages(config: Any) -> tuple[str, ...]:
   """The stages that a config asks for, in their order; none if it is wrong."""
-  rules = {name: field_rules.RULES[name] for name in _DECISIVE}
+  rules = {name: field_rules.RULES[name] for name in _decisive(config)}
   try:
     fields.check(config, rules, required=rules)
   except ConfigError:

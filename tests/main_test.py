@@ -149,6 +149,17 @@ class MainTest(absltest.TestCase):
       self._run_toy(), 'config.width is 8 there and 64 here', 'w was made'
     )
 
+  def test_a_config_that_measures_no_images_has_no_protocol(self):
+    text = self.config.read_text()
+    self.config.write_text(
+      text.replace("'evaluate': {'protocol': 'published'},", '')
+    )
+    result = self._run_toy('--config.mode=laboratory')
+    self.assertEqual(result.stdout, 'laboratory 64 w\n', result.stderr)
+    self.assert_one_line(
+      self._run_toy('--config.mode=all'), 'config.evaluate is missing'
+    )
+
   def test_a_second_run_of_a_stage_is_refused(self):
     mine = files.only_one(self.directory / 'w', 'nat', 'somebody else is here')
     with mine:
