@@ -90,6 +90,7 @@ SMALLER = {
   'judges.reward.patch_size': 4,
   'judges.reward.depth': 1,
   'judges.reward.hooks': (0,),
+  'policy.discriminator.updates': 1,
 }
 # What `image_folder.py:tiny` needs to be as small.
 OWN = {
@@ -99,6 +100,7 @@ OWN = {
   'judges.reward.depth': 1,
   'judges.reward.hooks': (0,),
   'judges.reward.cutout': 4,
+  'policy.discriminator.updates': 1,
 }
 
 

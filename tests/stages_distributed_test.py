@@ -34,8 +34,8 @@ from adanat_jax.runtime import (
   processes,
   sharding,
 )
-from adanat_jax.stages import judges, nat, policy, tokenizer
-from support import children, configs
+from adanat_jax.stages import nat, policy
+from support import children, configs, small_weights
 
 STEPS = 5
 # What a stage reads, and where it writes.
@@ -59,10 +59,9 @@ def config_of(fsdp: int) -> ml_collections.ConfigDict:
   config.save_every = 100
   config.tensorboard = False
   config.data.image_size = 8
-  config.tokenizer.update(num_steps=5, width_multipliers=(1, 1))
-  config.judges.measure.update(num_steps=2)
-  config.judges.reward.update(num_steps=2, depth=1, hooks=(0,), cutout=2)
-  config.nat.update(num_steps=STEPS)
+  config.tokenizer.update(width_multipliers=(1, 1))
+  config.judges.reward.update(depth=1, hooks=(0,), cutout=2)
+  config.nat.update(num_steps=STEPS, depth=0)
   config.policy.update(num_steps=(2,), iterations=STEPS, batch_size=64)
   config.policy.discriminator.update(
     batch_size=64, updates=1, held_out=64, spectral_warmup=2
@@ -82,10 +81,11 @@ def run_stage(
 
 
 def base(workdir: pathlib.Path) -> dict[str, Any]:
-  """Runs every stage on one device."""
+  """Runs `STAGES` on one device, with a random tokenizer and judges."""
   config = config_of(1)
-  tokenizer.run(Experiment(config, workdir))
-  judges.run(Experiment(config, workdir))
+  small_weights.tokenizer(config, workdir)
+  small_weights.measure(config, workdir / 'judges')
+  small_weights.reward(config, workdir / 'judges', head=True)
   for name in STAGES:
     run_stage(name, config, workdir)
   return {'sample': sample(config, workdir)}

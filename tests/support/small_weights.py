@@ -28,11 +28,24 @@ def _params(module: Any, *inputs: Any) -> Any:
   return jax.tree.map(jnp.asarray, variables['params'])
 
 
-def reward(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
-  """The reward network that a config asks for."""
-  module = networks.reward_module(config).clone(num_outputs=0)
-  image = jnp.zeros((1, module.image_size, module.image_size, 3))
+def reward(
+  config: ml_collections.ConfigDict, root: pathlib.Path, *, head: bool = False
+) -> str:
+  """The reward network that a config asks for; published ones have no head."""
+  module = networks.reward_module(config)
+  if not head:
+    module = module.clone(num_outputs=0)
+  side = module.image_size
+  image = jnp.zeros((1, side, side, module.image_channels))
   return save(root / 'reward', params=_params(module, image))
+
+
+def measure(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
+  """The measuring network that stage `judges` would train."""
+  module = networks.measuring_module(config)
+  side = config.data.image_size
+  image = jnp.zeros((1, side, side, networks.image_channels(config)))
+  return save(root / 'measure', params=_params(module, image))
 
 
 def text(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
@@ -45,5 +58,6 @@ def text(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
 def tokenizer(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
   """The tokenizer that a config asks for."""
   module = networks.tokenizer_module(config)
-  image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+  side = config.data.image_size
+  image = jnp.zeros((1, side, side, module.image_channels))
   return save(root / 'tokenizer', params=_params(module, image))
