@@ -69,6 +69,8 @@ FIELDS = {
   'search.evaluations': 12,
   'evaluate.max_grid': 6,
   'report.images_per_class': 2,
+  # The stages before it have trained and searched for a NAT.
+  'compare.networks': ('enat',),
   'compare.enat.encoder_depth': 1,
   'compare.timing_rounds': 1,
 }

@@ -4,6 +4,7 @@ import gc
 import os
 
 from absl import flags
+import jax
 import pytest
 
 from support import children
@@ -43,6 +44,14 @@ gc.set_threshold(50_000, 10, 10)
 
 # absltest reads its temporary directory from a flag.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _programs_of_one_module():
+  """Frees what a module has compiled; thousands of programs fill gigabytes."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
