@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -24,8 +23,7 @@ def save(directory: pathlib.Path, **fields: Any) -> str:
 
 
 def _params(module: Any, *inputs: Any) -> Any:
-  variables = random_weights.random_variables(module, *inputs)
-  return jax.tree.map(jnp.asarray, variables['params'])
+  return random_weights.random_variables(module, *inputs)['params']
 
 
 def reward(
