@@ -1,5 +1,7 @@
 """The converter: each kind there and back, its messages, its formats."""
 
+import functools
+
 from absl.testing import absltest, parameterized
 from flax import serialization, traverse_util
 import jax
@@ -16,18 +18,34 @@ from adanat_jax.convert import (
   kinds,
   layout,
   nat,
+  policy,
 )
 from adanat_jax.errors import UserError
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.maskgit import MaskGITTransformer
+from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.runtime import checkpoint
 from support import torch_files
 from support.converting import CommandLineTest, files_subset, weights_of
+from support.random_weights import random_variables
+
+
+@functools.cache
+def policy_arrays() -> dict[str, np.ndarray]:
+  """Random weights of a small actor and critic, by the original's keys."""
+  arrays = {}
+  for name, width in (('actor', 4), ('critic', 1)):
+    module = PolicyNetwork(width, 4, 8, 4, (12, 10))
+    features = np.zeros((1, 16, 6), np.float32)
+    params = random_variables(module, features, np.zeros(1, np.int32))['params']
+    theirs = policy.FAMILY.to_theirs(params)
+    arrays.update({f'{name}.{key}': x for key, x in theirs.items()})
+  return arrays
 
 
 def adanat_checkpoint() -> dict[str, object]:
   """What AdaNAT's train.py saves, with small networks."""
-  networks = weights_of('policy_shared')
+  networks = policy_arrays()
   return {
     'model': {
       f'{copy}.{key}': value
@@ -196,7 +214,7 @@ class ConvertTest(CommandLineTest):
   def test_optimizers_come_with_the_weights(self, kind):
     if kind == 'policy':
       held, name = adanat_checkpoint(), 'optimizer'
-      trained = weights_of('policy_shared')
+      trained = policy_arrays()
     else:
       held, name = discriminator_checkpoint(), 'd_optimizer'
       trained = {
@@ -210,7 +228,8 @@ class ConvertTest(CommandLineTest):
     said = self.convert(kind, self.folder / 'p.pth')
     self.assertIn(f'{name}: Adam after 35 updates', said)
     params = checkpoint.load_params(self.output, 'params')
-    state = optax.adam(0.1).init(params)
+    params = jax.tree.map(np.asarray, params)
+    state = jax.jit(optax.adam(0.1).init)(params)
     found = checkpoint.load_params(self.output, 'opt_state', state)
     self.assertEqual(int(found[0].count), 35)
     for moments, of in (
@@ -223,7 +242,7 @@ class ConvertTest(CommandLineTest):
 
   @parameterized.parameters('fewer', 'order', 'numbers')
   def test_another_optimizer_is_left_out(self, what):
-    held, trained = adanat_checkpoint(), weights_of('policy_shared')
+    held, trained = adanat_checkpoint(), policy_arrays()
     if what == 'order':
       trained = dict(reversed(trained.items()))
     held['optimizer'] = optimizer = self.moments(trained)

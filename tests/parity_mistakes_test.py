@@ -24,6 +24,7 @@ from adanat_jax.learning import ppo
 from adanat_jax.models import discriminator, layers, nat, policy, vit, vqgan
 from parity_cases import suite
 from support import reference_arrays
+from support.random_weights import random_variables
 
 _DATA = pathlib.Path(__file__).parent / 'data'
 _tanh_gelu = functools.partial(jax.nn.gelu, approximate=True)
@@ -155,46 +156,58 @@ class LayerAloneTest(parameterized.TestCase):
     ),
   )
   def test_epsilons(self, module, inputs, exceptions, default, count):
-    seen = []
+    seen = {}
 
-    def check(next_function, args, kwargs, context):
+    def spread(shape, epsilon):
+      x = np.random.default_rng(0).normal(size=shape)
+      return (x * math.sqrt(epsilon)).astype(np.float32)
+
+    def record(next_function, args, kwargs, context):
       layer = context.module
       if not isinstance(layer, layers.LayerNorm):
         return next_function(*args, **kwargs)
       path = '/'.join(layer.path)
+      # The network goes on with this output: only its layers matter here.
+      output = next_function(
+        spread(args[0].shape, exceptions.get(path, default))
+      )
+      seen[path] = output, context.module.variables.get('params', {})
+      return output
+
+    @jax.jit
+    def run(variables):
+      with nn.intercept_methods(record):
+        module.apply(variables, *inputs)
+      return seen
+
+    layers_seen = run(random_variables(module, *inputs))
+    self.assertLen(layers_seen, count)
+    for path, (output, params) in layers_seen.items():
       epsilon = exceptions.get(path, default)
-      seen.append(path)
-      x = np.random.default_rng(0).normal(size=args[0].shape)
-      x = (x * math.sqrt(epsilon)).astype(np.float32)
+      x = spread(output.shape, epsilon)
       centred = x - x.mean(-1, keepdims=True, dtype=np.float64)
       variance = (centred**2).mean(-1, keepdims=True)
       expected = centred / np.sqrt(variance + epsilon)
-      # At the start the scale is 1 and the bias 0. The network goes on with
-      # this output: only its layers matter here.
-      result = next_function(x)
-      np.testing.assert_allclose(result, expected, atol=1e-4, err_msg=path)
-      return result
-
-    variables = module.init(jax.random.key(0), *inputs)
-    with nn.intercept_methods(check):
-      module.apply(variables, *inputs)
-    self.assertLen(set(seen), count)
+      expected = expected * params.get('scale', 1) + params.get('bias', 0)
+      np.testing.assert_allclose(output, expected, atol=1e-4, err_msg=path)
 
   def test_group_norm_epsilon(self):
     x = np.random.default_rng(0).normal(size=(1, 64, 64, 2)) * 1e-3
     layer = vqgan.GroupNorm(num_groups=2, dtype=jnp.float32)
-    y, _ = layer.init_with_output(jax.random.key(0), x)
+    y, _ = jax.jit(layer.init_with_output)(jax.random.key(0), x)
     centred = x - x.mean((1, 2), keepdims=True)
     variance = (centred**2).mean((1, 2), keepdims=True)
-    expected = nn.swish(centred / np.sqrt(variance + 1e-6))
+    expected = centred / np.sqrt(variance + 1e-6)
+    expected /= 1 + np.exp(-expected)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
   def test_gelu(self):
     x = np.linspace(-4, 4, 81)
     erf = np.array([math.erf(v / math.sqrt(2)) for v in x])
     expected = 0.5 * x * (1 + erf)
-    np.testing.assert_allclose(layers.gelu(x), expected, atol=2e-6)
-    self.assertGreater(np.max(np.abs(_tanh_gelu(x) - expected)), 1e-4)
+    gelu, tanh_gelu = jax.jit(lambda x: (layers.gelu(x), _tanh_gelu(x)))(x)
+    np.testing.assert_allclose(gelu, expected, atol=2e-6)
+    self.assertGreater(np.max(np.abs(tanh_gelu - expected)), 1e-4)
 
 
 if __name__ == '__main__':

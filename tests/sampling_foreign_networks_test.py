@@ -12,16 +12,16 @@ import pathlib
 from absl.testing import absltest
 from flax import serialization, traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file
 
-from adanat_jax.convert import __main__ as cli, kinds
+from adanat_jax.convert import __main__ as cli, kinds, maskgit
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.experiment.experiment import Experiment, load
-from adanat_jax.sampling import program
+from adanat_jax.models.maskgit import MaskGITTransformer
+from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.stages import nat, sample, tokenizer
 from support import configs, reference_arrays, torch_files
 from support.converting import DATA
@@ -229,7 +229,7 @@ class ForeignNetworksTest(absltest.TestCase):
     vq = reference_arrays.read(DATA / 'maskgit_vqgan_shared.npz')
     codes = reference.config['codebook_size']
     # The two files have different codebooks: rows that are read come first.
-    used, ids = np.unique(vq.inputs['code'], return_inverse=True)
+    used = np.unique(vq.inputs['code'])
     weights = dict(vq.weights)
     key = 'params/quantizer/codebook'
     rest = np.setdiff1d(np.arange(len(weights[key])), used)
@@ -262,8 +262,9 @@ class ForeignNetworksTest(absltest.TestCase):
         'sample.classes': (3, 11),
       },
     )
-    sample.run(Experiment(config, self.folder))
-    generator = Experiment(config, self.folder).generator()
+    experiment = Experiment(config, self.folder)
+    sample.run(experiment)
+    generator = experiment.generator()
     drawn = generator.sample([3, 11], 8, config.sample.seed, 'maskgit')
     self.assertGreater((drawn.tokens[0] != drawn.tokens[1]).mean(), 0.5)
     for index, label in enumerate((3, 11)):
@@ -277,24 +278,25 @@ class ForeignNetworksTest(absltest.TestCase):
     with self.assertRaisesRegex(UserError, 'Halton is guided, .* no null'):
       generator.sample([3], 8, policy='halton')
     config.nat.update(init_from=whole, depth=3)
-    generator = Experiment(config, self.folder).generator()
+    module, params = Experiment(config, self.folder).network('nat')
     input_ids = reference.inputs['input_ids']
     canvas = np.where(input_ids == -1, codes, input_ids)[:, 1:]
     self.assertIn(codes, canvas)
-    _, logits = generator.nat.apply(
-      {'params': generator.nat_params}, canvas, input_ids[:, 0] - codes
+    _, logits = jax.jit(module.apply)(
+      {'params': params}, canvas, input_ids[:, 0] - codes
     )
     np.testing.assert_allclose(
       logits, reference.outputs['logits'][:, 1:, :codes], atol=2e-5
     )
-    decoded = program.apply(
-      generator.tokenizer,
-      'decode_tokens',
+    # Of this network, with these weights, `parity_test` compares the images.
+    arrays = {k.removeprefix('params/'): x for k, x in weights.items()}
+    module = maskgit.infer_tokenizer(arrays, num_res_blocks=2)
+    self.assertEqual(generator.tokenizer, module)
+    jax.tree.map(
+      np.testing.assert_array_equal,
       generator.tokenizer_params,
-      ids.reshape(len(canvas), -1),
+      maskgit.TOKENIZER.to_ours(arrays, module),
     )
-    expected = np.clip(vq.outputs['decode'], 0, 1)
-    np.testing.assert_allclose(decoded, expected, atol=2e-4)
 
   def test_halton(self):
     llamagen = LlamaGen(Weights())
@@ -340,8 +342,8 @@ class ForeignNetworksTest(absltest.TestCase):
     )
     experiment = Experiment(config, self.folder)
     generator = experiment.generator()
-    _, ours = generator.nat.apply(
-      {'params': generator.nat_params}, tokens, jnp.asarray(labels)
+    _, ours = jax.jit(generator.nat.apply)(
+      {'params': generator.nat_params}, tokens, labels
     )
     # The mask's column is cut off, which the original could draw.
     np.testing.assert_allclose(ours, logits[..., :12], rtol=1e-4, atol=1e-4)
@@ -373,22 +375,21 @@ class ForeignNetworksTest(absltest.TestCase):
         np.testing.assert_array_equal(arrays[key], value, key)
 
   def test_published_sizes(self):
-    for name, count, tokenizer_count in (
-      ('in256_maskgit', 172_457_193, 54_515_587),
-      ('in512_maskgit', 173_047_017, 54_515_587),
-      ('in384_halton', 479_984_641, 71_883_403),
-    ):
+    config = configs.load('in384_halton.py')
+    for network, expected in (('nat', 479_984_641), ('tokenizer', 71_883_403)):
+      module, inputs = networks.module_and_inputs(config, network)
+      shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+      sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
+      self.assertEqual(sum(sizes), expected)
+      self.assertNotIn('no published', kinds.release_of(expected))
+    self.assertEqual(networks.nat_module(config).num_tokens, 24**2)
+    # The sizes of these are in `convert_test` and `convert_layout_test`.
+    for name, num_tokens in (('in256_maskgit', 256), ('in512_maskgit', 1024)):
       config = configs.load(f'{name}.py')
-      for network, expected in (('nat', count), ('tokenizer', tokenizer_count)):
-        module, inputs = networks.module_and_inputs(config, network)
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-        sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
-        self.assertEqual(sum(sizes), expected, name)
-        self.assertNotIn('no published', kinds.release_of(expected))
       self.assertEqual(
-        networks.nat_module(config).num_tokens,
-        (config.data.image_size // 16) ** 2,
+        networks.nat_module(config), MaskGITTransformer(1024, 1000, num_tokens)
       )
+      self.assertEqual(networks.tokenizer_module(config), VQGAN(1024, 256))
 
   def test_they_are_not_trained(self):
     config = configs.load('in384_halton.py')

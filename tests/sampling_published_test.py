@@ -1,6 +1,7 @@
 """From a torch file to images: convert, load, sample, at a shrunken size."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 from flax import traverse_util
@@ -22,11 +23,13 @@ from adanat_jax.experiment import (
   config as config_lib,
   datasets,
   networks,
-  texts,
 )
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.models.enat import SIZES
+from adanat_jax.models.enat import ENAT, SIZES
+from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
+from adanat_jax.models.vqgan import VQGAN
+from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import sample
 from adanat_jax.types import Observation
 from support import configs, torch_files
@@ -134,7 +137,8 @@ class PublishedSamplingTest(parameterized.TestCase):
     config = self.load_config(
       'in256', **overrides, **{'sample.classes': (3, 999, 3)}
     )
-    sample.run(Experiment(config, self.folder))
+    experiment = Experiment(config, self.folder)
+    sample.run(experiment)
     written = sorted(p.name for p in (self.folder / 'sample').iterdir())
     self.assertEqual(
       written,
@@ -145,7 +149,7 @@ class PublishedSamplingTest(parameterized.TestCase):
         'grid.png',
       ],
     )
-    generator = Experiment(config, self.folder).generator()
+    generator = experiment.generator()
     jax.tree.map(np.testing.assert_array_equal, generator.nat_params, params)
     images = [
       np.asarray(Image.open(self.folder / 'sample' / name), np.int32)
@@ -155,31 +159,20 @@ class PublishedSamplingTest(parameterized.TestCase):
     self.assertGreater(np.abs(images[0] - images[1]).max(), 3)
     # The actor acts: its first action is that of the converted network.
     agent = generator.agents[8]
-    features = jnp.ones((2, 16, 32))
-    seen = Observation(features, None, None, None)
-    values, _, _ = agent.policy()(jnp.int32(0), seen, None, ())
+    features = np.ones((2, 16, 32), np.float32)
+
+    @jax.jit
+    def act(features):
+      seen = Observation(features, None, None, None)
+      return agent.policy()(0, seen, None, ())[0].mask_ratio
+
     network = PolicyNetwork(4, 4, 16, 8, (24, 16))
-    action = network.apply(
-      {'params': agent.params['actor']}, features, jnp.zeros(2, jnp.int32)
+    action = jax.jit(network.apply)(
+      {'params': agent.params['actor']}, features, np.zeros(2, np.int32)
     )
     np.testing.assert_allclose(
-      values.mask_ratio, jax.nn.sigmoid(action[:, 0]), rtol=1e-5
+      act(features), 1 / (1 + np.exp(-action[:, 0])), rtol=1e-5
     )
-
-  def test_published_schedule_without_a_policy(self):
-    overrides, _ = self.weights(
-      self.load_config('in256'), jnp.zeros(1, jnp.int32)
-    )
-    config = self.load_config(
-      'in256',
-      **overrides,
-      **{'sample.classes': (1,), 'sample.policy': 'autonat_large'},
-    )
-    sample.run(Experiment(config, self.folder))
-    self.assertTrue((self.folder / 'sample' / '00000-class1.png').is_file())
-    config.sample.policy = 'learned'
-    with self.assertRaisesRegex(UserError, 'no policy was learned'):
-      sample.run(Experiment(config, self.folder))
 
   def test_enat_with_its_schedule(self):
     small = {'nat.encoder_depth': 1, 'sample.classes': (1, 7)}
@@ -188,13 +181,14 @@ class PublishedSamplingTest(parameterized.TestCase):
     overrides, params = self.weights(config, jnp.zeros(1, jnp.int32))
     config = self.load_config('in512_enat', **small, **overrides)
     self.assertEqual(config.sample.policy, 'enat_512')
-    sample.run(Experiment(config, self.folder))
+    experiment = Experiment(config, self.folder)
+    sample.run(experiment)
     images = [
       np.asarray(Image.open(self.folder / 'sample' / name), np.int32)
       for name in ('00000-class1.png', '00001-class7.png')
     ]
     self.assertGreater(np.abs(images[0] - images[1]).max(), 3)
-    _, loaded = Experiment(config, self.folder).network('nat')
+    _, loaded = experiment.network('nat')
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     config.nat.decoder_depth = 1
     with self.assertRaisesRegex(UserError, r'config\.nat\.init_from'):
@@ -203,22 +197,26 @@ class PublishedSamplingTest(parameterized.TestCase):
   def test_enat_with_a_policy_within_buckets(self):
     small = {'nat.encoder_depth': 1, 'nat.decoder_depth': 1}
     small |= {'sample.classes': (1, 7), 'sample.policy': 'learned'}
+    small['sample.num_buckets'] = 2
     config = self.load_config('in256_enat', **small)
     small |= self.weights(config, jnp.zeros(1, jnp.int32))[0]
     small['policy.init_from'] = self.converted('policy', self.policy_file())
-    pictures = []
-    for num_buckets in (0, 2):
-      small['sample.num_buckets'] = num_buckets
-      small['sample.output'] = str(self.folder / str(num_buckets))
+    generators = []
+
+    def watched(*args, with_buckets=Generator.with_buckets, **kwargs):
+      generators.append(with_buckets(*args, **kwargs))
+      return generators[-1]
+
+    # That they change no token is in `sampling_enat_test`.
+    with mock.patch.object(Generator, 'with_buckets', watched):
       sample.run(
         Experiment(self.load_config('in256_enat', **small), self.folder)
       )
-      written = sorted((self.folder / str(num_buckets)).iterdir())
-      self.assertLen(written, 3)
-      pictures.append([np.asarray(Image.open(p), np.int32) for p in written])
-    self.assertGreater(np.abs(pictures[0][0] - pictures[0][1]).max(), 3)
-    for masked, within in zip(*pictures, strict=True):
-      self.assertLessEqual(np.abs(masked - within).max(), 1)
+    self.assertNotEmpty(generators[0].buckets[8])
+    written = sorted((self.folder / 'sample').iterdir())
+    self.assertLen(written, 3)
+    first, second, _ = (np.asarray(Image.open(p), np.int32) for p in written)
+    self.assertGreater(np.abs(first - second).max(), 3)
 
   @absltest.skipUnless(HAS_TOKENIZER, "needs the extra 'text'")
   def test_captions(self):
@@ -235,19 +233,18 @@ class PublishedSamplingTest(parameterized.TestCase):
       **overrides,
       **{'sample.captions': ('a cat', 'a dog'), 'sample.policy': 'adagen'},
     )
-    sample.run(Experiment(config, self.folder))
+    experiment = Experiment(config, self.folder)
+    sample.run(experiment)
     written = sorted(p.name for p in (self.folder / 'sample').iterdir())
     self.assertEqual(
       written, ['00000-text0.png', '00001-text1.png', 'grid.png']
     )
-    states = texts.caption_encoder(Experiment(config, 'unused'))(
-      ['a cat', 'a dog']
-    )
+    generator = experiment.generator()
+    states = generator.encode_captions(['a cat', 'a dog'])
     self.assertEqual(states.shape, (2, 77, 16))
     self.assertGreater(np.ptp(states[0] - states[1]), 0.01)
     # As a library: captions are as good as their states.
-    generator = Experiment(config, self.folder).generator()
-    decode = lambda texts: generator.generate(texts, 2, 0, 'hand-made').tokens
+    decode = lambda texts: generator.generate(texts, 2, 0, 'adagen').tokens
     np.testing.assert_array_equal(decode(['a cat', 'a dog']), decode(states))
     with self.assertRaisesRegex(UserError, r'int64\[1\]; give a list of capt'):
       decode([1])
@@ -264,6 +261,10 @@ class PublishedSamplingTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, r'policy\.num_steps.* 1 element'):
       sample.run(Experiment(config, self.folder))
     config.policy.num_steps = (4,)
+    config.policy.init_from = ''
+    config.sample.policy = 'learned'
+    with self.assertRaisesRegex(UserError, 'no policy was learned'):
+      sample.run(Experiment(config, self.folder))
     config.nat.width = 48
     with self.assertRaisesRegex(UserError, 'is expected'):
       sample.run(Experiment(config, self.folder))
@@ -284,39 +285,33 @@ class ConfigsTest(parameterized.TestCase):
     self.assertEqual(*fields)
     self.assertEqual(tuple(tiny.policy.num_steps), (8,))
 
-  @parameterized.parameters(
-    ('in256', 193_655_297), ('in256_s', 45_546_497), ('cc3m256', 503_628_929)
-  )
-  def test_published_sizes(self, name, count):
-    config = configs.load(f'{name}.py')
-    module = networks.nat_module(config)
-    is_text = config.data.condition == 'text'
-    condition = (
-      jnp.zeros((1, 77, config.text.width)) if is_text else jnp.zeros(1, int)
-    )
-    shapes = jax.eval_shape(
-      module.init, jax.random.key(0), jnp.zeros((1, 256), int), condition
-    )
+  def test_published_size(self):
+    config = configs.load('in256_s.py')
+    module, inputs = networks.module_and_inputs(config, 'nat')
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
-    self.assertEqual(sum(sizes), count)
+    self.assertEqual(sum(sizes), 45_546_497)
 
+  # The sizes of these networks are in `convert_layout_test`.
   @parameterized.parameters(
-    ('in256_enat.py', 'L', 565_904_385),
-    ('in256_enat.py:base', 'B', 214_924_289),
-    ('in256_enat.py:small', 'S', 49_310_741),
-    ('in512_enat.py', 'L', 566_690_817),
+    ('in256', NAT(1024, 256, 768, 24, 8, num_classes=1000)),
+    ('cc3m256', NAT(1024, 256, 1152, 28, 16, text_width=1280)),
   )
-  def test_published_sizes_of_enat(self, name, size, count):
-    config = configs.load(name)
-    module = networks.nat_module(config)
-    tokens = jnp.zeros((1, module.num_tokens), int)
-    shapes = jax.eval_shape(
-      module.init, jax.random.key(0), tokens, jnp.zeros(1, int)
-    )
-    sizes = [int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)]
-    self.assertEqual(sum(sizes), count)
-    for field, value in SIZES[size].items():
-      self.assertEqual(config.nat[field], value, field)
+  def test_published_networks(self, name, module):
+    found = networks.nat_module(configs.load(f'{name}.py'))
+    self.assertEqual(found, module.clone(attention='auto'))
+
+  # And of these in `models_enat_test`.
+  @parameterized.parameters(
+    ('in256_enat.py', 'L', 256),
+    ('in256_enat.py:base', 'B', 256),
+    ('in256_enat.py:small', 'S', 256),
+    ('in512_enat.py', 'L', 1024),
+  )
+  def test_published_networks_of_enat(self, name, size, num_tokens):
+    found = networks.nat_module(configs.load(name))
+    module = ENAT(1024, num_tokens, num_classes=1000, **SIZES[size])
+    self.assertEqual(found, module.clone(attention='auto'))
 
   def test_published_recipe_of_enat(self):
     published = dict(
@@ -341,26 +336,14 @@ class ConfigsTest(parameterized.TestCase):
       given = {field: nat_section[field] for field in recipe}
       self.assertEqual(given, recipe)
 
-  @parameterized.parameters(
-    ('in256', 11_876_484), ('cc3m256', 12_073_092), ('in512', None)
-  )
-  def test_published_sizes_beside_the_nat(self, name, actor_size):
+  @parameterized.parameters(('in256', 16), ('cc3m256', 16), ('in512', 32))
+  def test_published_networks_beside_the_nat(self, name, side):
+    # Their sizes are in `convert_layout_test` too.
     config = configs.load(f'{name}.py')
-    count = lambda module, *inputs: sum(
-      int(np.prod(x.shape))
-      for x in jax.tree.leaves(
-        jax.eval_shape(module.init, jax.random.key(0), *inputs)
-      )
-    )
-    tokenizer = networks.tokenizer_module(config)
-    self.assertEqual(count(tokenizer, jnp.zeros((1, 16, 16, 3))), 54_515_587)
-    nat = networks.nat_module(config)
-    self.assertEqual(nat.num_tokens, 1024 if name == 'in512' else 256)
+    self.assertEqual(networks.tokenizer_module(config), VQGAN(1024, 256))
+    self.assertEqual(networks.nat_module(config).num_tokens, side**2)
     actor, _ = networks.policy_modules(config)
-    features = jnp.zeros((1, nat.num_tokens, nat.width))
-    size = count(actor, features, jnp.zeros(1, jnp.int32))
-    if actor_size:
-      self.assertEqual(size, actor_size)
+    self.assertEqual(actor, PolicyNetwork(4, side))
     trunk = config.judges.reward
     self.assertEqual(
       (trunk.patch_size, trunk.width, trunk.depth, trunk.num_heads),

@@ -14,6 +14,7 @@ fields of the network. `infer` raises UserError for other weights.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -134,8 +135,16 @@ def shapes(module: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, Any]:
   Inputs are arrays, or what `floats` and `ints` return, or trees of them. Where
   a file says how large an input is, take the latter: it may say anything.
   """
-  init = lambda key, *inputs: module.init(key, *inputs, **kwargs)
+  init = _init_of(module, tuple(sorted(kwargs.items())))
   return jax.eval_shape(init, jax.random.key(0), *inputs)
+
+
+@functools.lru_cache(maxsize=8)
+def _init_of(
+  module: nn.Module, kwargs: tuple[tuple[str, Any], ...]
+) -> Callable[..., dict[str, Any]]:
+  """`module.init`, one function for equal modules: JAX traces it once."""
+  return lambda key, *inputs: module.init(key, *inputs, **dict(kwargs))
 
 
 def _find_key(path: str, table: Table) -> tuple[str, Layout]:

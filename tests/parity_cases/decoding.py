@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax import types
@@ -36,8 +36,35 @@ def _denoiser(reference: Reference) -> tuple[types.Denoiser, int]:
   return denoiser, module.codebook_size
 
 
+def _decoding(
+  denoiser: types.Denoiser, mask_token: int, **kwargs: Any
+) -> Callable[..., loop.Decoded]:
+  """`loop.decode` by a table, compiled once for each number of steps."""
+  options = step.StepOptions(count_from='all', **kwargs)
+
+  @jax.jit
+  def decode(
+    table: types.PolicyValues, noise: loop.Noise, **kwargs: Any
+  ) -> loop.Decoded:
+    num_steps, batch, _ = noise.confidence.shape
+    return loop.decode(
+      denoiser,
+      schedules.table_policy(table),
+      keys=jax.random.split(jax.random.key(0), batch),
+      num_steps=num_steps,
+      mask_token=mask_token,
+      options=options,
+      noise=noise,
+      record=True,
+      **kwargs,
+    )
+
+  return decode
+
+
 def adanat_decode(reference: Reference) -> Outputs:
   denoiser, mask_token = _denoiser(reference)
+  decode = _decoding(denoiser, mask_token)
   scenarios = {name.split('/')[0] for name in reference.outputs}
   result = {}
   for scenario in scenarios:
@@ -48,32 +75,24 @@ def adanat_decode(reference: Reference) -> Outputs:
       **{ours: given(theirs) for theirs, ours in _VALUES.items()}
     )
     noise = loop.Noise(given('gumbel_categorical'), given('gumbel_confidence'))
-    num_steps, batch, num_tokens = noise.confidence.shape
     condition, null = given('context'), reference.inputs['empty_context']
     if condition.ndim == 2:
       condition, null = condition[:, 0], null[0]
     start = given('masked_ids')
     if start is None:
-      start = loop.full_mask(batch, num_tokens, mask_token)
-    decoded = loop.decode(
-      denoiser,
-      schedules.table_policy(table),
-      tokens=jnp.asarray(start),
-      condition=condition,
-      null_condition=null,
-      keys=jax.random.split(jax.random.key(0), batch),
-      num_steps=num_steps,
-      mask_token=mask_token,
-      options=step.StepOptions(count_from='all'),
-      noise=noise,
-      record=True,
+      start = np.full(noise.confidence.shape[1:], mask_token, np.int32)
+    decoded = jax.tree.map(
+      np.asarray,
+      decode(
+        table, noise, tokens=start, condition=condition, null_condition=null
+      ),
     )
     canvases = [start, *decoded.trajectory.tokens]
     for t, canvas in enumerate(canvases):
       result[f'{scenario}/masked_ids_{t}'] = canvas
       result[f'{scenario}/n_masked_{t}'] = (canvas == mask_token).sum(-1)
       if f'{scenario}/logits_{t}' in reference.outputs:
-        _, logits, _ = denoiser(jnp.asarray(canvas), condition, ())
+        _, logits, _ = denoiser(canvas, condition, ())
         result[f'{scenario}/logits_{t}'] = logits
     for t, sampled in enumerate(decoded.trajectory.sampled):
       result[f'{scenario}/sampled_ids_{t + 1}'] = sampled
@@ -86,45 +105,36 @@ def autonat_decode(reference: Reference) -> Outputs:
     reference.inputs['gumbel_categorical'],
     reference.inputs['gumbel_confidence'],
   )
-  num_steps, batch, num_tokens = noise.confidence.shape
+  num_steps, *shape = noise.confidence.shape
   strategy = reference.meta['strategy']
   # The lists without a last entry end at 0.
   full = lambda name: np.float32((strategy[name] + [0.0])[:num_steps])
-  start = loop.full_mask(batch, num_tokens, mask_token)
-  decoded = loop.decode(
-    denoiser,
-    schedules.table_policy(
-      types.PolicyValues(
-        mask_ratio=full('manual_ratios'),
-        masking_temperature=full('manual_temp'),
-        sampling_temperature=full('manual_samp_temp'),
-        guidance_scale=full('manual_cfg'),
-      )
+  start = np.full(shape, mask_token, np.int32)
+  decoded = _decoding(denoiser, mask_token, clamp='progress')(
+    types.PolicyValues(
+      mask_ratio=full('manual_ratios'),
+      masking_temperature=full('manual_temp'),
+      sampling_temperature=full('manual_samp_temp'),
+      guidance_scale=full('manual_cfg'),
     ),
+    noise,
     tokens=start,
     condition=reference.inputs['context'].reshape(-1),
-    null_condition=jnp.int32(reference.config['uncond_class']),
-    keys=jax.random.split(jax.random.key(0), batch),
-    num_steps=num_steps,
-    mask_token=mask_token,
-    options=step.StepOptions(count_from='all', clamp='progress'),
-    noise=noise,
-    record=True,
+    null_condition=np.int32(reference.config['uncond_class']),
   )
-  inputs = jnp.concatenate([start[None], decoded.trajectory.tokens[:-1]])
+  inputs = np.concatenate([start[None], decoded.trajectory.tokens])[:-1]
   return {'masked_ids': inputs, 'final_ids': decoded.tokens}
 
 
 def raw_actions(reference: Reference) -> Outputs:
+  values_of = jax.jit(actions.values_from_action)
   residuals = {'heu0': actions.no_residual, 'heu1': actions.published_residual}
   result = {}
   for num_steps in {int(k.split('/')[0][1:]) for k in reference.outputs}:
     for setting, residual_of in residuals.items():
-      residual = residual_of(num_steps)
-      by_step = actions.values_from_action(
-        reference.inputs['actions'][None], residual[:, None]
-      )
-      at_once = actions.values_from_action(
+      residual = np.asarray(residual_of(num_steps))
+      by_step = values_of(reference.inputs['actions'][None], residual[:, None])
+      at_once = values_of(
         reference.inputs[f'actions_T{num_steps}'].swapaxes(1, 2),
         residual[None],
       )
@@ -137,22 +147,24 @@ def raw_actions(reference: Reference) -> Outputs:
 
 
 def maskgit_schedule(reference: Reference) -> Outputs:
+  curve_of = jax.jit(tables.mask_ratio_curve, static_argnums=(1, 2))
   result = {}
   for name in reference.outputs:
     curve, total, *at_zero = name.split('/')
     done = np.float32(0.0) if at_zero else reference.inputs['ratios']
-    result[name] = tables.mask_ratio_curve(done, int(total), curve)
+    result[name] = curve_of(done, int(total), curve)
   return result
 
 
 def maskgit_topk(reference: Reference) -> Outputs:
   given = reference.inputs
   probs = np.where(given['probs_is_inf'], np.inf, given['probs'])
+  least_confident = jax.jit(step.least_confident)
   result = {}
   for name in reference.outputs:
     temperature = float(name.removeprefix('temp'))
     confidence = np.log(probs) + temperature * given['gumbel']
-    result[name] = step.least_confident(confidence, given['mask_len'][:, 0])
+    result[name] = least_confident(confidence, given['mask_len'][:, 0])
   return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import functools
 import re
 from typing import Any
 
@@ -38,10 +39,11 @@ def head(reference: Reference) -> Outputs:
     what='a discriminator head',
   )
   x = reference.inputs['x'].transpose(0, 2, 1)
+  evaluate = jax.jit(functools.partial(module.apply, train=False))
 
   def logits(count: int) -> np.ndarray:
     c = condition[:count] if conditional else None
-    return np.asarray(module.apply(variables, x[:count], c, False))[:, None]
+    return np.asarray(evaluate(variables, x[:count], c))[:, None]
 
   result = {'eval': logits(len(x))}
   for name in reference.outputs:
@@ -72,10 +74,10 @@ def _trained(
     )
     return (logits * weight).sum(), (logits, state['spectral'])
 
-  grad = jax.grad(run, argnums=(0, 1), has_aux=True)
+  grad = jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))
   params = variables['params']
   (grads, grad_x), (first, spectral1) = grad(params, x, variables['spectral'])
-  _, (second, spectral2) = run(params, x, spectral1)
+  _, (second, spectral2) = grad(params, x, spectral1)
   theirs = lambda collection, tree: layout.to_theirs(
     {collection: tree}, discriminator.HEAD_TABLE
   )
@@ -105,22 +107,28 @@ def projected(reference: Reference) -> Outputs:
   if heads.num_classes is not None:
     condition = condition[:, 0]
 
-  def features(crop: tuple[int, int] | None = None) -> tuple[jax.Array, ...]:
-    prepared = model.prepare_images(
-      images,
-      trunk.image_size,
-      vit_model.IMAGENET_MEAN,
-      vit_model.IMAGENET_STD,
-      crop,
+  prepare = jax.jit(
+    functools.partial(
+      model.prepare_images,
+      resolution=trunk.image_size,
+      mean=vit_model.IMAGENET_MEAN,
+      std=vit_model.IMAGENET_STD,
     )
-    return trunk.apply({'params': trunk_params}, prepared).features[:num_heads]
-
-  whole = features()
-  trained, state = heads.apply(
-    variables, whole, condition, train=True, mutable=['spectral']
   )
+  run_trunk = jax.jit(trunk.apply)
+
+  def features(crop: tuple[int, int] | None) -> tuple[jax.Array, ...]:
+    found = run_trunk({'params': trunk_params}, prepare(images, crop=crop))
+    return found.features[:num_heads]
+
+  evaluate = jax.jit(heads.apply)
+  train = jax.jit(
+    functools.partial(heads.apply, train=True, mutable=['spectral'])
+  )
+  whole = features(None)
+  trained, state = train(variables, whole, condition)
   result = {
-    'logits_eval': heads.apply(variables, whole, condition),
+    'logits_eval': evaluate(variables, whole, condition),
     'logits_train1': trained,
     **_labelled('train1_', discriminator.FAMILY.to_theirs(state)),
   }
@@ -128,15 +136,15 @@ def projected(reference: Reference) -> Outputs:
     crop = re.fullmatch(r'logits_eval_crop_(\d+)_(\d+)', name)
     if crop:
       corner = (int(crop[1]), int(crop[2]))
-      result[name] = heads.apply(variables, features(corner), condition)
+      result[name] = evaluate(variables, features(corner), condition)
     feature = re.fullmatch(r'feature(\d+)_first', name)
     if feature:
       result[name] = whole[int(feature[1])][:1].transpose(0, 2, 1)
   if 'mapping' in reference.outputs:
     network = model.MappingNetwork(heads.mapping_width, heads.mapping_layers)
-    result['mapping'] = network.apply(
+    result['mapping'] = jax.jit(network.apply)(
       {'params': variables['params']['mapping']},
-      jax.nn.one_hot(condition, heads.num_classes),
+      np.eye(heads.num_classes, dtype=np.float32)[condition],
     )
   return result
 

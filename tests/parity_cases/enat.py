@@ -2,6 +2,7 @@
 
 Each file is run in both ways that the network has, on gathered tokens and with
 masks at full length; what counts is the way that is further from the original.
+A file whose `meta` has the `way` 'masking' is run with masks alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.convert import enat as convert
@@ -31,7 +31,7 @@ def _network(reference: Reference) -> tuple[enat.ENAT, Mapping[str, jax.Array]]:
     decoder_depth=config['enc_dec'][1],
   )
   params = convert.FAMILY.to_ours(reference.weights, module)
-  return module, jax.tree.map(jnp.asarray, params)
+  return module, jax.device_put(params)
 
 
 def _gathering(module: enat.ENAT) -> Callable[..., tuple[jax.Array, ...]]:
@@ -73,11 +73,14 @@ def _counts(tokens: np.ndarray, last: np.ndarray, mask: int) -> TokenCounts:
 
 def forwards(reference: Reference) -> Outputs:
   module, params = _network(reference)
-  condition = jnp.asarray(reference.inputs['context'].reshape(-1))
+  condition = reference.inputs['context'].reshape(-1)
   masking = jax.jit(module.apply)
   gathering = _gathering(module)
+  if reference.meta.get('way') == 'masking':
+    gathering = lambda params, *x: masking({'params': params}, *x[:-1])
   order = _order(reference.meta['note'])
-  caches, result = {None: (None, None)}, {}
+  nothing = module.nothing_encoded(len(condition))
+  caches, result = {None: (nothing, nothing)}, {}
   for case, previous in order.items():
     tokens = reference.inputs[f'{case}/masked_ids']
     last = (
@@ -108,33 +111,37 @@ def decode(reference: Reference) -> Outputs:
     masking_temperature=config['mask_temp'],
     guidance_scale=config['cfg_scale'],
   )
-  start = loop.full_mask(batch, num_tokens, module.codebook_size)
+  start = np.full((batch, num_tokens), module.codebook_size, np.int32)
   arguments = dict(
     tokens=start,
-    condition=jnp.asarray(given['context'].reshape(-1)),
-    null_condition=jnp.int32(config['uncond_class']),
+    condition=given['context'].reshape(-1),
+    null_condition=np.int32(config['uncond_class']),
     keys=jax.random.split(jax.random.key(0), batch),
     mask_token=module.codebook_size,
     noise=noise,
     record=True,
   )
-  decodes = (
-    unrolled.decode(
-      functools.partial(_gathering(module), params),
-      table,
-      **arguments,
-    ),
-    loop.decode(
+
+  @jax.jit
+  def gathering(params: Mapping[str, jax.Array]) -> loop.Decoded:
+    return unrolled.decode(
+      functools.partial(_gathering(module), params), table, **arguments
+    )
+
+  @jax.jit
+  def masking(params: Mapping[str, jax.Array]) -> loop.Decoded:
+    return loop.decode(
       lambda *x: module.apply({'params': params}, *x),
       schedules.table_policy(table),
       num_steps=num_steps,
       # Both passes of guidance have their own.
       cache=module.nothing_encoded(2 * batch),
       **arguments,
-    ),
-  )
+    )
+
+  decodes = gathering(params), masking(params)
   inputs = (
-    jnp.concatenate([start[None], decoded.trajectory.tokens[:-1]])
+    np.concatenate([start[None], decoded.trajectory.tokens])[:-1]
     for decoded in decodes
   )
   final = (decoded.tokens for decoded in decodes)

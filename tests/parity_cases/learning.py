@@ -36,13 +36,15 @@ def ppo_update(reference: Reference) -> Outputs:
     now = (mean[None], values[None, :, 0])
     return ppo.ppo_loss(*now, rollout, std, constants)[0]
 
-  grads = jax.grad(loss, argnums=(0, 1))(given['actor_mean'], given['values'])
-  log_probs = agent_lib.gaussian_log_prob(
+  value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
+    given['actor_mean'], given['values']
+  )
+  log_probs = jax.jit(agent_lib.gaussian_log_prob)(
     given['old_actions'], given['actor_mean'], std
   )
-  entropy = ppo.gaussian_entropy(std, 1).sum()
+  entropy = np.sum(ppo.gaussian_entropy(std, 1))
   result = {
-    'loss': loss(given['actor_mean'], given['values']),
+    'loss': value,
     'grad_actor_mean': grads[0],
     'grad_values': grads[1],
     'logprobs': log_probs,
@@ -52,11 +54,12 @@ def ppo_update(reference: Reference) -> Outputs:
   for discount in {k.split('/')[0] for k in reference.outputs if '/' in k}:
     if discount.startswith('gamma'):
       returns = _returns(reference, float(discount.removeprefix('gamma')))
-      standardised = ppo.standardise(returns)
+      standardised = np.asarray(jax.jit(ppo.standardise)(returns))
       values = given['buffer/state_values'].reshape(-1)
       result[f'{discount}/returns'] = returns
       result[f'{discount}/normalised_rewards'] = standardised
       result[f'{discount}/advantages'] = standardised - values
+  std_of = jax.jit(ppo.exploration_std, static_argnums=(1, 2))
   for i, schedule in enumerate(reference.meta['std_schedules']):
     constants = ppo.PPOConfig(
       initial_std=schedule['initial'][0],
@@ -65,9 +68,7 @@ def ppo_update(reference: Reference) -> Outputs:
       std_decay=schedule['decay_rate'],
       std_decay_steps=tuple(schedule['decay_steps']),
     )
-    result[f'std_schedule_{i}'] = ppo.exploration_std(
-      given['std_steps'], 0, constants
-    )
+    result[f'std_schedule_{i}'] = std_of(given['std_steps'], 0, constants)
   return result
 
 
@@ -76,7 +77,8 @@ def _returns(reference: Reference, discount: float) -> np.ndarray:
   rewards = reference.inputs['buffer/rewards']
   ends = np.flatnonzero(reference.inputs['buffer/is_terminal']) + 1
   episodes = np.split(rewards, ends)[: len(ends)]
-  returns = [ppo.discounted_returns(r, discount) for r in episodes]
+  discounted = jax.jit(ppo.discounted_returns)
+  returns = [discounted(r, discount) for r in episodes]
   return np.concatenate(returns).reshape(-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from adanat_jax.convert import discriminator, layout, nat, policy, vqgan
@@ -20,7 +21,7 @@ def uvit(reference: Reference) -> Outputs:
   condition = reference.inputs['context']
   if module.num_classes is not None:
     condition = condition[:, 0]
-  features, logits = module.apply(
+  features, logits = jax.jit(module.apply)(
     {'params': params}, reference.inputs['masked_ids'], condition
   )
   return {'feat': features, 'logits': logits}
@@ -31,7 +32,7 @@ def policy_networks(reference: Reference) -> Outputs:
   for name in ('actor', 'critic'):
     weights = layout.subset(reference.weights, f'{name}.')
     module = policy.infer(weights)
-    result[name] = module.apply(
+    result[name] = jax.jit(module.apply)(
       {'params': policy.FAMILY.to_ours(weights, module)},
       reference.inputs['feat'],
       reference.inputs['timestep'],
@@ -42,19 +43,28 @@ def policy_networks(reference: Reference) -> Outputs:
 def vqgan_tokenizer(reference: Reference) -> Outputs:
   module = vqgan.infer(reference.weights)
   params = vqgan.FAMILY.to_ours(reference.weights, module)
-  bound = module.bind({'params': params})
   channels_first = lambda x: np.moveaxis(np.asarray(x), -1, 1)
   images = np.moveaxis(reference.inputs['image'], 1, -1)
-  vectors = bound.encode(images)
-  quantized, ids = bound.quantize(vectors)
-  given = bound.codebook[reference.inputs['code']]
+
+  @jax.jit
+  def encode(params, images):
+    bound = module.bind({'params': params})
+    vectors = bound.encode(images)
+    return vectors, *bound.quantize(vectors), bound.tokenize(images)
+
+  @jax.jit
+  def decode(params, ids):
+    bound = module.bind({'params': params})
+    return bound.decode(bound.codebook[ids])
+
+  vectors, quantized, ids, tokens = map(np.asarray, encode(params, images))
   error = np.mean(np.square(quantized - vectors))
   return {
     'encoder_h': channels_first(vectors),
     'quant': channels_first(quantized),
-    'indices': bound.tokenize(images),
-    'decode': channels_first(bound.decode(given)),
-    'decode_of_indices': channels_first(bound.decode(bound.codebook[ids])),
+    'indices': tokens,
+    'decode': channels_first(decode(params, reference.inputs['code'])),
+    'decode_of_indices': channels_first(decode(params, ids)),
     # Codebook loss plus a quarter as much commitment.
     'emb_loss': 1.25 * error,
   }
@@ -74,7 +84,7 @@ def mapping(reference: Reference) -> Outputs:
     what='a mapping network',
   )
   return {
-    name: module.apply(variables, classes)
+    name: jax.jit(module.apply)(variables, classes)
     for name, classes in reference.inputs.items()
   }
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adanat_jax.convert import (
@@ -42,16 +42,15 @@ def _transformer(
     weights, num_classes=rows - codebook_size - 1
   )
   params = maskgit.TRANSFORMER.to_ours(weights, module)
-  return module, jax.tree.map(jnp.asarray, params)
+  return module, jax.device_put(params)
 
 
 def transformer(reference: Reference) -> Outputs:
   module, params = _transformer(
     reference.weights, reference.config['codebook_size']
   )
-  logits = module.apply(
-    {'params': params}, reference.inputs['input_ids'], method='predict'
-  )
+  predict = jax.jit(functools.partial(module.apply, method='predict'))
+  logits = predict({'params': params}, reference.inputs['input_ids'])
   return {'logits': logits}
 
 
@@ -61,14 +60,21 @@ def tokenizer(reference: Reference) -> Outputs:
     weights, num_res_blocks=reference.config['num_res_blocks']
   )
   params = maskgit.TOKENIZER.to_ours(weights, module)
-  bound = module.bind({'params': params})
-  vectors = bound.encode(reference.inputs['image'])
-  quantized, ids = bound.quantize(vectors)
+
+  @jax.jit
+  def run(params, image, code):
+    bound = module.bind({'params': params})
+    vectors = bound.encode(image)
+    decoded = bound.decode(bound.codebook[code])
+    return vectors, *bound.quantize(vectors), decoded
+
+  given = reference.inputs
+  vectors, quantized, ids, decoded = run(params, given['image'], given['code'])
   return {
     'encoder_h': vectors,
     'quantized': quantized,
     'indices': ids,
-    'decode': bound.decode(bound.codebook[reference.inputs['code']]),
+    'decode': decoded,
   }
 
 
@@ -82,27 +88,35 @@ def decode(reference: Reference) -> Outputs:
     return features, logits, cache
 
   label, start = given['inputs'][:, :1], given['inputs'][:, 1:]
-  decoded = loop.decode(
-    denoiser,
-    schedules.table_policy(
-      tables.hand_made(
-        config['T'],
-        curve=config['method'],
-        total=start.shape[1],
-        masking_temperature=config['choice_temperature'],
-      )
-    ),
-    tokens=jnp.where(start == MASK_ID, mask_token, start),
-    condition=jnp.asarray(label[:, 0] - mask_token),
-    null_condition=None,
-    keys=jax.random.split(jax.random.key(0), len(start)),
-    num_steps=config['T'],
-    mask_token=mask_token,
-    options=step.MASKGIT,
-    noise=loop.Noise(
+  table = tables.hand_made(
+    config['T'],
+    curve=config['method'],
+    total=start.shape[1],
+    masking_temperature=config['choice_temperature'],
+  )
+
+  @jax.jit
+  def run(tokens, condition, noise):
+    return loop.decode(
+      denoiser,
+      schedules.table_policy(table),
+      tokens=tokens,
+      condition=condition,
+      null_condition=None,
+      keys=jax.random.split(jax.random.key(0), len(start)),
+      num_steps=config['T'],
+      mask_token=mask_token,
+      options=step.MASKGIT,
+      noise=noise,
+      record=True,
+    )
+
+  decoded = run(
+    np.where(start == MASK_ID, mask_token, start),
+    label[:, 0] - mask_token,
+    loop.Noise(
       given['gumbel_categorical'][:, :, 1:], given['gumbel_topk'][:, :, 1:]
     ),
-    record=True,
   )
   # The original keeps the class token in its sequences, known throughout.
   sampled = np.swapaxes(decoded.trajectory.sampled, 0, 1)
@@ -129,7 +143,7 @@ def clip_text(reference: Reference) -> Outputs:
     num_heads=reference.config['num_heads'],
   )
   params = clip.TEXT.to_ours(reference.weights, module)
-  text = module.apply({'params': params}, reference.inputs['ids'])
+  text = jax.jit(module.apply)({'params': params}, reference.inputs['ids'])
   return {'states': text.states, 'pooled': text.pooled}
 
 

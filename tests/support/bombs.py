@@ -62,9 +62,9 @@ def _pickles() -> dict[str, bytes]:
       b'\x8a\x0b' + (((1 << 61) - 1) * i).to_bytes(11, 'little')
       for i in range(1, 50_000)
     ) + b'\x90.',
-    'nested': _P2 + b']' * 500_000 + b'a' * 499_999 + b'.',
-    'nested_dictionaries': _P2 + b'N' + (b'}U\x01a' * 200_000)
-    + b'N' + b's' * 200_000 + b'.',
+    'nested': _P2 + b']' * 150_000 + b'a' * 149_999 + b'.',
+    'nested_dictionaries': _P2 + b'N' + (b'}U\x01a' * 50_000)
+    + b'N' + b's' * 50_000 + b'.',
     'long_number': _P2 + b'\x8b' + struct.pack('<i', 9_000_000)
     + b'\x7f' * 9_000_000 + b'.',
     'long_key': _P2 + b'}' + _text('k' * 5_000_000) + b'Ns.',
@@ -168,23 +168,23 @@ def all_bombs() -> dict[str, Callable[[], bytes]]:
       {'x.npy': _npy('<U0', f'({1 << 40},)', b'')}, zipfile.ZIP_STORED
     ),
     'npz_many': lambda: _npz(
-      {f'{i}.npy': _npy('<f4', '()', bytes(4)) for i in range(30_000)},
+      {f'{i}.npy': _npy('<f4', '()', bytes(4)) for i in range(10_000)},
       zipfile.ZIP_STORED,
     ),
     'zip_fields': lambda: _directory(bytes(65_000)),
     'zip_overlap': _overlapping,
     'safetensors_nested': lambda: _safetensors(b'{"x":' * 1_500_000),
     'safetensors_lists': lambda: _safetensors(
-      b'{"x":[' + b'[],' * 3_000_000 + b'0]}'
+      b'{"x":[' + b'[],' * 1_000_000 + b'0]}'
     ),
     'safetensors_many': lambda: _safetensors(
-      json.dumps({f'{i}': _entry([0], [0, 0]) for i in range(150_000)}).encode()
+      json.dumps({f'{i}': _entry([0], [0, 0]) for i in range(50_000)}).encode()
     ),
     'safetensors_claim': lambda: _safetensors(
       json.dumps({'x': _entry([1 << 40], [0, 1 << 42])}).encode()
     ),
     'safetensors_sides': lambda: _safetensors(
-      json.dumps({'x': _entry([1] * 2_000_000, [0, 4])}).encode()
+      json.dumps({'x': _entry([1] * 1_000_000, [0, 4])}).encode()
     ) + bytes(4),
     'msgpack_claim': lambda: b'\xdd\x7f\xff\xff\xff' * 1000,
     'msgpack_nested': lambda: b'\x81\xa1a' * 3_000_000 + b'\xc0',

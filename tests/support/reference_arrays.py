@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -63,22 +64,29 @@ class Reference:
 
 def uniform(index: np.ndarray, k: int) -> np.ndarray:
   """The recipe's numbers u in [0, 1), float64, at flat indices `index`."""
-  mask = np.uint64(0xFFFFFFFF)
-  x = index.astype(np.uint64) * np.uint64(2654435761)
-  x = (x + np.uint64(k * 40503 + 12345)) & mask
-  x = ((x ^ (x >> np.uint64(15))) * np.uint64(2246822519)) & mask
-  return (x ^ (x >> np.uint64(13))) / 2.0**32
+  # Products and sums of uint32 are modulo 2^32.
+  x = index.astype(np.uint32) * np.uint32(2654435761)
+  x += np.uint32((k * 40503 + 12345) % 2**32)
+  x ^= x >> np.uint32(15)
+  x *= np.uint32(2246822519)
+  x ^= x >> np.uint32(13)
+  return x / 2.0**32
 
 
 def _tensor(entry: Mapping[str, Any]) -> np.ndarray:
   """Evaluates one line of a recipe."""
-  u = uniform(np.arange(math.prod(entry['shape'])), entry['k'])
+  index = np.arange(math.prod(entry['shape']), dtype=np.uint32)
+  u = uniform(index, entry['k'])
   values = entry['off'] + entry['amp'] * (2 * u - 1)
   return values.astype(np.float32).reshape(entry['shape'])
 
 
+@functools.lru_cache(maxsize=4)
 def read(path: pathlib.Path) -> Reference:
-  """Reads a reference file; an explicit weight wins over the recipe's."""
+  """Reads a reference file; an explicit weight wins over the recipe's.
+
+  Its arrays are shared by those who read it, so nobody can write into them.
+  """
   with np.load(path) as file:
     arrays = dict(file)
   meta = json.loads(arrays.pop('meta/json').tobytes())
@@ -96,4 +104,6 @@ def read(path: pathlib.Path) -> Reference:
     if key.startswith(prefix)
   }
   weights.update(part('sd/'))
+  for array in (*arrays.values(), *weights.values()):
+    array.flags.writeable = False
   return Reference(path, meta, weights, part('in/'), part('out/'))
