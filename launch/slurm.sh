@@ -38,16 +38,16 @@ export ADANAT_JAX_SECRET
 out_of_time=''
 # SLURM tells this shell, and not the step, when the time is nearly up. (srun
 # would not pass the signal on but kill its processes.)
-trap 'out_of_time=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+trap 'out_of_time=yes cut=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 
 # --wait: when one process has ended, the others have so many seconds.
 srun --wait=300 python -m adanat_jax.main --distributed=auto "$@" &
 step=$!
-code=0
-# A trap cuts `wait` short.
-wait "$step" || code=$?
-while kill -0 "$step" 2>/dev/null; do
-  code=0
+# A trap cuts `wait` short, and by its end the step may have ended, too: Bash
+# keeps the code.
+cut=yes
+while [[ -n $cut ]]; do
+  cut='' code=0
   wait "$step" || code=$?
 done
 

@@ -137,9 +137,11 @@ class SlurmTest(launching.LaunchTest):
     (self.tree / '.venv' / 'bin').mkdir(parents=True)
     (self.tree / '.venv' / 'bin' / 'activate').touch()
     self.program('scontrol', 'echo "scontrol $*" >>{cloud}/did')
+    # The step has ended by the time that this is done.
     self.program(
       'scancel',
-      'echo "scancel $*" >>{cloud}/did; kill -TERM "$(cat {cloud}/step)"',
+      'echo "scancel $*" >>{cloud}/did; kill -TERM "$(cat {cloud}/step)"'
+      '; sleep 0.3',
     )
     self.program(
       'srun',
