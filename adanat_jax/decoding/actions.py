@@ -30,7 +30,7 @@ NUM_ACTIONS = len(NAMES)
 def inverse_softplus(x: ArrayLike) -> np.ndarray:
   """The `y` with `log(1 + exp(y)) = x`, for x > 0, on the host.
 
-  Here and in `residual_of` NumPy takes what rounds in one way only. XLA would
+  Here and in the residuals NumPy takes what rounds in one way only. XLA would
   compile a program for each operation, a fifth of what loading a generator
   takes.
   """
@@ -44,18 +44,17 @@ def published_residual(num_steps: int) -> Array:
   Through `values_from_action` it is the cosine curve, masking temperature
   falling and guidance growing linearly, sampling temperature 1.
   """
-  step = jnp.arange(num_steps, dtype=jnp.float32)
-  progress = (step + 1 - 1e-3) / num_steps
-  ratio = jnp.cos(math.pi / 2 * progress)
-  return jnp.stack(
-    [
-      jnp.log(ratio) - jnp.log1p(-ratio),
-      inverse_softplus(1 - progress),
-      jnp.full_like(step, inverse_softplus(jnp.float32(1.0))),
-      inverse_softplus((step + 1e-3) / num_steps),
-    ],
-    axis=-1,
-  )
+  step = np.arange(num_steps, dtype=np.float32)
+  share = lambda x: np.asarray(jnp.true_divide(x, num_steps))
+  progress = share(step + 1 - 1e-3)
+  ratio = np.asarray(jnp.cos(math.pi / 2 * progress))
+  columns = [
+    np.asarray(jnp.log(ratio)) - np.asarray(jnp.log1p(-ratio)),
+    inverse_softplus(1 - progress),
+    np.full_like(step, inverse_softplus(np.float32(1.0))),
+    inverse_softplus(share(step + 1e-3)),
+  ]
+  return jnp.asarray(np.stack(columns, axis=-1))
 
 
 def no_residual(num_steps: int) -> Array:
