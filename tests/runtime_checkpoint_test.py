@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 import functools
+import gc
 import pathlib
 import shutil
 from typing import Any, NamedTuple
+import unittest
 from unittest import mock
 
 from absl import logging
@@ -88,7 +90,12 @@ def flip(data: bytes) -> bytes:
 
 def setUpModule():
   logging.set_verbosity(logging.WARNING)  # Orbax tells much at INFO.
-  mock.patch.object(checkpoint_format, '_PAUSES', (0.0, 0.0)).start()
+  unittest.enterModuleContext(
+    mock.patch.object(checkpoint_format, '_PAUSES', (0.0, 0.0))
+  )
+  # A damaged file has all garbage collected: not among what other tests left.
+  gc.freeze()
+  unittest.addModuleCleanup(gc.unfreeze)
 
 
 class CheckpointTest(parameterized.TestCase):
