@@ -24,7 +24,7 @@ import hlo
 
 _MASK, _NUM_TOKENS = 7, 9
 _SMALL = enat.ENAT(_MASK, _NUM_TOKENS, 8, 1, 1, 2, num_classes=3)
-_CLASSES = jnp.array([0, 3])
+_CLASSES = np.int32([0, 3])
 
 
 def _published(size: str) -> enat.ENAT:
@@ -38,6 +38,11 @@ def _shapes(module: enat.ENAT):
   params = jax.eval_shape(module.init, jax.random.key(0), tokens, condition)
   cache = jax.eval_shape(lambda: module.nothing_encoded(1))
   return params, tokens, condition, cache
+
+
+def _canvas(batch_size: int) -> np.ndarray:
+  """Nothing but masks."""
+  return np.full((batch_size, _NUM_TOKENS), _MASK, np.int32)
 
 
 def _gathering(module: enat.ENAT, variables):
@@ -118,8 +123,9 @@ class DecodeTest(parameterized.TestCase):
   def test_gathered_decode_is_the_masked_one(
     self, table, num_given, options, guided
   ):
-    start = loop.full_mask(2, _NUM_TOKENS, _MASK).at[0, :num_given].set(3)
-    start = start.at[1, _NUM_TOKENS - num_given :].set(1)
+    start = _canvas(2)
+    start[0, :num_given] = 3
+    start[1, _NUM_TOKENS - num_given :] = 1
     variables = random_variables(_SMALL, start, _CLASSES)
     arguments = dict(
       tokens=start,
@@ -130,19 +136,25 @@ class DecodeTest(parameterized.TestCase):
       options=options,
       record=True,
     )
-    gathered = unrolled.decode(
-      jax.jit(_gathering(_SMALL, variables), static_argnums=3),
-      table,
-      num_unknown=_NUM_TOKENS - num_given,
-      **arguments,
-    )
-    masked = loop.decode(
-      lambda *x: _SMALL.apply(variables, *x),
-      schedules.table_policy(table),
-      num_steps=3,
-      cache=_SMALL.nothing_encoded(4 if guided else 2),
-      **arguments,
-    )
+
+    def gather():
+      return unrolled.decode(
+        _gathering(_SMALL, variables),
+        table,
+        num_unknown=_NUM_TOKENS - num_given,
+        **arguments,
+      )
+
+    def mask():
+      return loop.decode(
+        lambda *x: _SMALL.apply(variables, *x),
+        schedules.table_policy(table),
+        num_steps=3,
+        cache=_SMALL.nothing_encoded(4 if guided else 2),
+        **arguments,
+      )
+
+    gathered, masked = jax.device_get((jax.jit(gather)(), jax.jit(mask)()))
     np.testing.assert_array_equal(gathered.tokens, masked.tokens)
     np.testing.assert_array_equal(gathered.tokens[0, :num_given], 3)
     self.assertFalse(np.any(gathered.tokens == _MASK))
@@ -161,7 +173,7 @@ class DecodeTest(parameterized.TestCase):
 
   def test_a_traced_table_is_decoded_with_counts_given(self):
     table = tables.enat(2, total=_NUM_TOKENS)
-    start = loop.full_mask(2, _NUM_TOKENS, _MASK)
+    start = _canvas(2)
     variables = random_variables(_SMALL, start, _CLASSES)
 
     def decode(table, counts=None):
@@ -178,7 +190,8 @@ class DecodeTest(parameterized.TestCase):
 
     counts = unrolled.counts_of(table, _NUM_TOKENS)
     traced = jax.jit(decode, static_argnums=1)(table, counts)
-    np.testing.assert_array_equal(traced, decode(table))
+    known = jax.jit(lambda: decode(table))()
+    np.testing.assert_array_equal(traced, known)
 
 
 class BucketsTest(parameterized.TestCase):
@@ -186,8 +199,8 @@ class BucketsTest(parameterized.TestCase):
     # N = 3: the first canvas is empty, then one token of the first sample and
     # two of the second are known, then two of either.
     m = _MASK
-    start = jnp.full((2, 3), m)
-    tokens = jnp.array(
+    start = np.full((2, 3), m)
+    tokens = np.array(
       [[[m, 1, m], [1, 1, m]], [[m, 1, 1], [1, 1, m]], [[1, 1, 1], [1, 1, 1]]]
     )
     found = buckets.counts_of_decode(tokens, start, m)
@@ -223,15 +236,12 @@ class BucketsTest(parameterized.TestCase):
     self.assertEqual(choose(1, multiple=4), (TokenCounts(8, 4, 9),))
 
   def test_adaptive_decode_is_the_masked_one(self):
-    start = loop.full_mask(2, _NUM_TOKENS, _MASK)
+    start = _canvas(2)
     variables = random_variables(_SMALL, start, _CLASSES)
     # Ratios that differ between the samples, as a learned policy's do.
-    table = jax.tree.map(
-      lambda x: jnp.full((4, 2), x),
-      PolicyValues(0.0, 1.0, 1.0, 1.0),
-    ).replace(
-      mask_ratio=jnp.array([[0.9, 0.6], [0.7, 0.5], [0.2, 0.3], [0.0, 0.0]])
-    )
+    ones = np.ones((4, 2), np.float32)
+    ratio = np.float32([[0.9, 0.6], [0.7, 0.5], [0.2, 0.3], [0.0, 0.0]])
+    table = PolicyValues(ratio, ones, ones, ones)
     masking = lambda *x: _SMALL.apply(variables, *x)
     entered = []
 
@@ -241,26 +251,33 @@ class BucketsTest(parameterized.TestCase):
         variables, tokens, condition, cache, counts, method='gathered'
       )
 
-    decode = lambda denoiser: loop.decode(
-      denoiser,
-      schedules.table_policy(table),
-      tokens=start,
-      condition=_CLASSES[::-1],
-      null_condition=jnp.int32(3),
-      keys=loop.sample_keys(jax.random.key(0), 2),
-      num_steps=4,
-      mask_token=_MASK,
-      cache=_SMALL.nothing_encoded(4),
-      record=True,
+    @functools.partial(jax.jit, static_argnums=0)
+    def decode(denoiser):
+      return loop.decode(
+        denoiser,
+        schedules.table_policy(jax.tree.map(jnp.asarray, table)),
+        tokens=start,
+        condition=_CLASSES[::-1],
+        null_condition=jnp.int32(3),
+        keys=loop.sample_keys(jax.random.key(0), 2),
+        num_steps=4,
+        mask_token=_MASK,
+        cache=_SMALL.nothing_encoded(4),
+        record=True,
+      )
+
+    masked = jax.device_get(decode(masking))
+    found = np.asarray(
+      buckets.counts_of_decode(masked.trajectory.tokens, start, _MASK)
     )
-    masked = decode(masking)
-    found = buckets.counts_of_decode(masked.trajectory.tokens, start, _MASK)
     # The samples do differ, so that no static schedule would do.
     self.assertTrue(np.any(found[:, 0] != found[:, 1]))
     needs = [TokenCounts(*x) for x in found.max(axis=1).tolist()]
     # The last step has no bucket and falls back on the masks.
     chosen = sorted(needs[:-1], key=sum)
-    bucketed = decode(buckets.bucketed(gathering, masking, chosen, _MASK))
+    bucketed = jax.device_get(
+      decode(buckets.bucketed(gathering, masking, chosen, _MASK))
+    )
     jax.effects_barrier()
     self.assertEqual(entered, needs[:-1])
     np.testing.assert_array_equal(bucketed.tokens, masked.tokens)

@@ -33,20 +33,20 @@ def table(scales):
 
 def decode(scales, guided, denoise=denoiser, null=NULL, **options):
   return jax.jit(
-    lambda keys: loop.decode(
+    lambda: loop.decode(
       denoise,
       schedules.table_policy(table(scales)),
       tokens=loop.full_mask(B, N, K),
       condition=jnp.arange(B) % 2,
       null_condition=null,
-      keys=keys,
+      keys=loop.sample_keys(jax.random.key(0), B),
       num_steps=T,
       mask_token=K,
       guided=guided,
       record=True,
       **options,
     )
-  )(loop.sample_keys(jax.random.key(0), B))
+  )()
 
 
 def assert_same(ours, theirs):
@@ -98,29 +98,35 @@ class GuidanceTest(parameterized.TestCase):
     assert_same(decode(scales, SOME, first=first), decode(scales, SOME))
 
   def test_each_half_of_a_cache_knows_what_it_saw(self):
-    calls = jnp.zeros(2 * B, jnp.int32)
+    calls = np.zeros(2 * B, np.int32)
     tokens = loop.full_mask(B, N, K)
-    for step in range(T):
-      conditions = jnp.arange(B) % 2, NULL
-      *_, unconditional, calls = loop.denoise_some(
-        SOME, denoiser, jnp.int32(step), tokens, *conditions, calls
+    conditions = jnp.arange(B) % 2, NULL
+    denoise = jax.jit(
+      lambda step, calls: loop.denoise_some(
+        SOME, denoiser, step, tokens, *conditions, calls
       )
+    )
+    for step in range(T):
+      *_, unconditional, calls = denoise(step, calls)
       self.assertEqual(unconditional.shape, (B, N, K))
     np.testing.assert_array_equal(calls, [4, 2] * B)
 
   def test_likelihood(self):
     grids = decode(np.zeros(T), False).tokens
     scales = np.float32([1.0, 3.0, 2.0, 4.0])
-    of = lambda scales, guided: likelihood.log_likelihood(
-      denoiser,
-      schedules.table_policy(table(scales)),
-      grids,
-      jnp.arange(B) % 2,
-      NULL,
-      num_steps=T,
-      mask_token=K,
-      guided=guided,
-      options=StepOptions(order='max_prob', noise=False),
+    of = jax.jit(
+      lambda scales, guided: likelihood.log_likelihood(
+        denoiser,
+        schedules.table_policy(table(scales)),
+        grids,
+        jnp.arange(B) % 2,
+        NULL,
+        num_steps=T,
+        mask_token=K,
+        guided=guided,
+        options=StepOptions(order='max_prob', noise=False),
+      ),
+      static_argnums=1,
     )
     np.testing.assert_array_equal(of(scales, (False,) * T), of(scales, False))
     ours, passes = of(scales, SOME)

@@ -12,6 +12,7 @@ from adanat_jax.types import DecodeState, PolicyValues
 
 B, N, K, D, T, C = 4, 9, 5, 6, 4, 3
 MASK = K
+CONDITION = np.arange(B, dtype=np.int32) % C
 OPTIONS = {
   'adanat': step_lib.ADANAT,
   'maskgit': step_lib.MASKGIT,
@@ -23,13 +24,13 @@ OPTIONS = {
 def weights(seed=7):
   """A fixed random toy denoiser: embeddings of tokens and classes, a head."""
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return draw(K + 1, D), draw(C + 1, D), draw(N, D), draw(D, K)
 
 
 def denoiser(tokens, condition, cache):
   """Mixes positions, so that what is revealed matters for what comes next."""
-  words, classes, places, head = weights()
+  words, classes, places, head = map(jnp.asarray, weights())
   x = words[tokens] + places[None] + classes[condition][:, None]
   features = jnp.sin(x + x.mean(1, keepdims=True))
   return features, 2.0 * features @ head, cache
@@ -64,7 +65,7 @@ def constant_table(**changes):
     guidance_scale=[1.0] * T,
   )
   return PolicyValues(
-    **{k: jnp.float32(v) for k, v in {**columns, **changes}.items()}
+    **{k: np.float32(v) for k, v in {**columns, **changes}.items()}
   )
 
 
@@ -72,6 +73,8 @@ def constant_table(**changes):
 jit = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
+revealed_at = jit(loop.revealed_at, static_argnums=2)
+sample_keys = jit(loop.sample_keys, static_argnums=(1, 2))
 
 
 @functools.partial(
@@ -111,7 +114,7 @@ def canvases(seed, batch_size=B):
   tokens[1] = np.where(rng.random(N) < 0.5, rng.integers(0, K, N), MASK)
   tokens[2] = rng.integers(0, K, N)
   tokens[2, rng.integers(N)] = MASK
-  return jnp.asarray(tokens)
+  return tokens
 
 
 class DecodingTest(parameterized.TestCase):
@@ -134,15 +137,15 @@ class InvariantsTest(DecodingTest):
     start = canvases(seed)
     # Ratios of each sample and step at random: they need not fall.
     table = PolicyValues(
-      mask_ratio=jnp.float32(rng.random((T, B))),
-      sampling_temperature=jnp.full((T, B), temperature),
-      masking_temperature=jnp.full((T, B), temperature),
-      guidance_scale=jnp.full((T, B), guidance),
+      mask_ratio=np.float32(rng.random((T, B))),
+      sampling_temperature=np.full((T, B), temperature, np.float32),
+      masking_temperature=np.full((T, B), temperature, np.float32),
+      guidance_scale=np.full((T, B), guidance, np.float32),
     )
     decoded = run(
       start,
-      jnp.arange(B) % C,
-      loop.sample_keys(jax.random.key(seed), B),
+      CONDITION,
+      sample_keys(jax.random.key(seed), B),
       table,
       options=OPTIONS[options],
     )
@@ -163,7 +166,7 @@ class InvariantsTest(DecodingTest):
     # revealed_at: 0 if given; t + 1 if first known after step t; at most T.
     at = np.where(masked[0], np.minimum(revealed.argmax(0) + 1, T), 0)
     np.testing.assert_array_equal(
-      loop.revealed_at(decoded.trajectory, start, MASK), at
+      revealed_at(decoded.trajectory, start, MASK), at
     )
     np.testing.assert_array_equal(
       trajectory.num_committed, revealed[:-1].sum(-1)
@@ -182,8 +185,8 @@ class InvariantsTest(DecodingTest):
     ('all', False),
   )
   def test_scan_is_a_loop_of_decode_steps(self, options, guided):
-    keys = loop.sample_keys(jax.random.key(3), B)
-    condition, start = jnp.arange(B) % C, canvases(3)
+    keys = sample_keys(jax.random.key(3), B)
+    condition, start = CONDITION, canvases(3)
     decoded = run(
       start,
       condition,
@@ -213,11 +216,12 @@ class InvariantsTest(DecodingTest):
       )
       return state, carry, features, values
 
-    state = DecodeState(start, start, (start == MASK).sum(-1))
-    carry = jnp.float32(0)
+    state = DecodeState(start, start, np.int32((start == MASK).sum(-1)))
+    carry = np.float32(0)
+    trajectory = jax.device_get(decoded.trajectory)
     for t in range(T):
-      state, carry, features, values = one_step(state, carry, jnp.int32(t))
-      seen = jax.tree.map(lambda x, t=t: x[t], decoded.trajectory)
+      state, carry, features, values = one_step(state, carry, t)
+      seen = jax.tree.map(lambda x, t=t: x[t], trajectory)
       np.testing.assert_array_equal(seen.tokens, state.tokens)
       np.testing.assert_array_equal(seen.sampled, state.sampled)
       np.testing.assert_allclose(seen.features, features, atol=1e-5)
@@ -230,24 +234,24 @@ class InvariantsTest(DecodingTest):
 class RandomnessTest(DecodingTest):
   def setUp(self):
     super().setUp()
-    self.keys = loop.sample_keys(jax.random.key(5), B)
-    self.condition = jnp.arange(B) % C
+    self.keys = sample_keys(jax.random.key(5), B)
+    self.condition = CONDITION
     self.start = canvases(5)
 
   def test_temperature_zero_is_greedy(self):
     zero = [0.0] * T
     table = constant_table(sampling_temperature=zero, masking_temperature=zero)
     decoded = run(self.start, self.condition, self.keys, table)
-    before = self.start
+    before, trajectory = self.start, jax.device_get(decoded.trajectory)
+    logits_of = jit(lambda *inputs: denoiser(*inputs, ())[1])
     for t in range(T):
-      _, logits, _ = denoiser(before, self.condition, ())
-      _, null, _ = denoiser(before, jnp.full(B, C), ())
+      logits = np.asarray(logits_of(before, self.condition))
+      null = np.asarray(logits_of(before, np.full(B, C, np.int32)))
       greedy = (2 * logits - null).argmax(-1)  # The guidance is 1.
       np.testing.assert_array_equal(
-        decoded.trajectory.sampled[t],
-        jnp.where(before == MASK, greedy, before),
+        trajectory.sampled[t], np.where(before == MASK, greedy, before)
       )
-      before = decoded.trajectory.tokens[t]
+      before = trajectory.tokens[t]
     other = run(self.start, self.condition, self.keys[::-1], table)
     np.testing.assert_array_equal(decoded.tokens, other.tokens)
     warm = run(self.start, self.condition, self.keys[::-1], constant_table())
@@ -273,14 +277,16 @@ class RandomnessTest(DecodingTest):
       part = run(
         self.start[1:3],
         self.condition[1:3],
-        loop.sample_keys(jax.random.key(5), 2, start=1),
+        sample_keys(jax.random.key(5), 2, 1),
         policy=adaptive_policy,
       )
       np.testing.assert_array_equal(part.tokens, whole[1:3])
     with self.subTest('neighbours'):
+      start, condition = self.start.copy(), self.condition.copy()
+      start[0], condition[3] = 0, C - 1
       changed = run(
-        self.start.at[0].set(0),
-        self.condition.at[3].set(C - 1),
+        start,
+        condition,
         self.keys,
         policy=adaptive_policy,
       ).tokens
@@ -302,7 +308,7 @@ class RandomnessTest(DecodingTest):
         jax.vmap(lambda key: jax.random.gumbel(key, (N,)))(confidence_keys),
       )
 
-    noise = drawn(self.keys, jnp.arange(T))
+    noise = drawn(self.keys, np.arange(T))
     arguments = self.start, self.condition, self.keys, constant_table()
     drawn_itself = run(*arguments)
     np.testing.assert_array_equal(
@@ -321,11 +327,12 @@ class RandomnessTest(DecodingTest):
 
   def test_table_of_a_step_and_of_a_sample(self):
     table = constant_table()
-    wide = jax.tree.map(lambda x: jnp.repeat(x[:, None], B, 1), table)
-    ours = wide.replace(
-      mask_ratio=wide.mask_ratio.at[:, 0].set(0.0),
-      guidance_scale=wide.guidance_scale.at[:, 3].set(4.0),
+    wide, ours = (
+      jax.tree.map(lambda x: np.repeat(x[:, None], B, 1), table)
+      for _ in range(2)
     )
+    ours.mask_ratio[:, 0] = 0.0
+    ours.guidance_scale[:, 3] = 4.0
     arguments = self.start, self.condition, self.keys
     one, same, changed = (run(*arguments, t) for t in (table, wide, ours))
     np.testing.assert_array_equal(one.tokens, same.tokens)
@@ -336,7 +343,7 @@ class RandomnessTest(DecodingTest):
     self.assertEqual(one.trajectory.num_committed[:, 0].tolist(), [3, 2, 2, 2])
     for t in range(T):
       values, aux, carry = schedules.table_policy(ours)(
-        jnp.int32(t), jnp.zeros((B, N, D)), self.keys, 'carried'
+        t, np.zeros((B, N, D)), self.keys, 'carried'
       )
       jax.tree.map(
         lambda got, table, t=t: np.testing.assert_array_equal(got, table[t]),
@@ -356,17 +363,18 @@ class CostTest(DecodingTest):
       # The cache has a row for every row of the call.
       return *denoiser(tokens, condition, cache)[:2], cache + 1
 
-    loop.decode(
+    decode = lambda: loop.decode(
       counted,
-      schedules.table_policy(constant_table()),
+      schedules.table_policy(jax.tree.map(jnp.asarray, constant_table())),
       tokens=canvases(0),
-      condition=jnp.zeros(B, jnp.int32),
+      condition=np.zeros(B, np.int32),
       null_condition=jnp.int32(C) if guided else None,
       keys=loop.sample_keys(jax.random.key(0), B),
       num_steps=T,
       mask_token=MASK,
       cache=jnp.zeros(2 * B if guided else B),
     )
+    jit(decode)()
     jax.effects_barrier()
     self.assertEqual(rows, T * [2 * B if guided else B])
 

@@ -36,14 +36,14 @@ def denoiser(tokens, condition, cache):
   static_argnames=('options', 'guided'),
   compiler_options={'xla_backend_optimization_level': 0},
 )
-def run(tokens, condition, keys, table, priority, options, guided):
+def run(tokens, condition, seed, table, priority, options, guided):
   return loop.decode(
     denoiser,
     schedules.table_policy(table),
     tokens=tokens,
     condition=condition,
     null_condition=jnp.int32(C) if guided else None,
-    keys=keys,
+    keys=loop.sample_keys(jax.random.key(seed), len(tokens)),
     num_steps=len(table.mask_ratio),
     mask_token=MASK,
     options=options,
@@ -56,11 +56,11 @@ def decode(schedule, tokens, condition=None, seed=0):
   """The decode of canvases, and the canvases that the network was shown."""
   CALLS.clear()
   if condition is None:
-    condition = jnp.arange(len(tokens)) % C
+    condition = np.arange(len(tokens), dtype=np.int32) % C
   decoded = run(
     tokens,
     condition,
-    loop.sample_keys(jax.random.key(seed), len(tokens)),
+    seed,
     schedule.policy,
     schedule.priority,
     schedule.options,
@@ -70,6 +70,13 @@ def decode(schedule, tokens, condition=None, seed=0):
   return jax.device_get(decoded), list(CALLS)
 
 
+def empty(batch_size):
+  return np.full((batch_size, N), MASK, np.int32)
+
+
+revealed_at = jax.jit(loop.revealed_at, static_argnums=2)
+
+
 def canvases(seed=0):
   """A full mask, one with given tokens, one with a hole, one without."""
   rng = np.random.default_rng(seed)
@@ -77,15 +84,35 @@ def canvases(seed=0):
   tokens[0] = MASK
   tokens[1, rng.random(N) < 0.5] = MASK
   tokens[2, 5] = MASK
-  return jnp.asarray(tokens)
+  return tokens
 
 
-def one_step(options, masked, probs, values=None, state=None, **kwargs):
+@functools.partial(jax.jit, static_argnames='options')
+def step(state, probs, values, gumbel, even_share, options):
+  """A step of a state, or of a canvas int32[1, N], without noise of tokens."""
+  mask_token = probs.shape[-1]
+  if not isinstance(state, step_lib.DecodeState):
+    state = step_lib.start(state, mask_token, options)
+  return step_lib.decode_step(
+    state,
+    jnp.log(probs),
+    values,
+    jnp.zeros(probs.shape),
+    gumbel,
+    mask_token=mask_token,
+    options=options,
+    even_share=even_share,
+  )
+
+
+def one_step(
+  options, masked, probs, values=None, state=None, gumbel=None, even_share=1
+):
   """A step of one sample whose laws are `probs`, without noise.
 
   Returns the new state and the positions that became known.
   """
-  probs = jnp.float32(probs)[None]
+  probs = np.float32(probs)[None]
   numbers = dict(
     mask_ratio=0.0,
     sampling_temperature=1.0,
@@ -93,22 +120,15 @@ def one_step(options, masked, probs, values=None, state=None, **kwargs):
     guidance_scale=0.0,
   )
   numbers.update(values or {})
-  values = PolicyValues(**{k: jnp.float32([v]) for k, v in numbers.items()})
+  values = PolicyValues(**{k: np.float32([v]) for k, v in numbers.items()})
   mask_token = probs.shape[-1]
   if state is None:
-    tokens = jnp.where(jnp.array([masked]), mask_token, 0)
-    state = step_lib.start(tokens, mask_token, options)
-  new = step_lib.decode_step(
-    state,
-    jnp.log(probs),
-    values,
-    jnp.zeros(probs.shape),
-    kwargs.pop('gumbel', jnp.zeros(probs.shape[:2])),
-    mask_token=mask_token,
-    options=options,
-    **kwargs,
-  )
-  known = (state.tokens == mask_token) & (new.tokens != mask_token)
+    state = np.where([masked], mask_token, 0).astype(np.int32)
+  if gumbel is None:
+    gumbel = np.zeros(probs.shape[:2], np.float32)
+  new = step(state, probs, values, gumbel, even_share, options)
+  before = state if isinstance(state, np.ndarray) else np.asarray(state.tokens)
+  known = (before == mask_token) & (np.asarray(new.tokens) != mask_token)
   return new, np.flatnonzero(known[0]).tolist()
 
 
@@ -123,7 +143,7 @@ class EveryScheduleTest(parameterized.TestCase):
     schedule = schedules.make(name, T, N)
     start = canvases()
     decoded, calls = decode(schedule, start)
-    tokens, given = decoded.tokens, np.asarray(start) != MASK
+    tokens, given = decoded.tokens, start != MASK
     with self.subTest('no token is masked at the end'):
       self.assertTrue(((tokens >= 0) & (tokens < K)).all())
     with self.subTest('given tokens are never touched'):
@@ -146,8 +166,10 @@ class EveryScheduleTest(parameterized.TestCase):
         self.assertLen(calls, T)
     with self.subTest('a sample does not know its batch'):
       # With others beside it that are full at once, or never.
-      for others in (start.at[0].set(1), start.at[2:].set(MASK)):
-        again, _ = decode(schedule, others, jnp.array([2, 1, 2, 1]))
+      for row, token in ((0, 1), (slice(2, None), MASK)):
+        others = start.copy()
+        others[row] = token
+        again, _ = decode(schedule, others, np.int32([2, 1, 2, 1]))
         np.testing.assert_array_equal(again.tokens[1], tokens[1])
         self.assertEqual(again.passes[1], decoded.passes[1])
       self.assertLess(given[1].sum(), N)
@@ -155,7 +177,9 @@ class EveryScheduleTest(parameterized.TestCase):
   def test_a_batch_stops_when_its_last_sample_is_full(self):
     # One token a step of each; the canvas with a hole is full after one.
     schedule = schedules.make('entropy_bound(bound=0.0)', T, N)
-    decoded, calls = decode(schedule, canvases().at[:2].set(1))
+    start = canvases()
+    start[:2] = 1
+    decoded, calls = decode(schedule, start)
     self.assertLen(calls, 1)
     self.assertEqual(decoded.passes.tolist(), [0, 0, 1, 0])
     # At most T steps, whatever the bound: the last makes all known.
@@ -165,9 +189,7 @@ class EveryScheduleTest(parameterized.TestCase):
 
   def test_more_steps_than_tokens(self):
     for name in ('halton', 'max_prob', 'maskgit', 'remdm_cap'):
-      decoded, _ = decode(
-        schedules.make(name, N + 3, N), jnp.full((B, N), MASK)
-      )
+      decoded, _ = decode(schedules.make(name, N + 3, N), empty(B))
       self.assertLess(decoded.tokens.max(), K)
 
 
@@ -229,8 +251,8 @@ class HaltonTest(parameterized.TestCase):
     offsets = []
     for randomize in (True, False):
       schedule = schedules.make(f'halton(randomize={randomize})', N, N)
-      decoded, _ = decode(schedule, jnp.full((24, N), MASK))
-      at = loop.revealed_at(decoded.trajectory, jnp.full((24, N), MASK), MASK)
+      decoded, _ = decode(schedule, empty(24))
+      at = revealed_at(decoded.trajectory, empty(24), MASK)
       for row in np.asarray(at):
         np.testing.assert_array_equal(np.sort(row), np.arange(N) + 1)
         first = int(np.flatnonzero(order == row.argmin())[0])
@@ -241,9 +263,10 @@ class HaltonTest(parameterized.TestCase):
 
   def test_given_tokens_are_dropped_from_the_order(self):
     schedule = schedules.make('halton(randomize=False)', 4, N)
-    start = jnp.where(jnp.arange(N) % 2, MASK, 1)[None].repeat(B, 0)
+    start = empty(B)
+    start[:, ::2] = 1
     decoded, _ = decode(schedule, start)
-    at = np.asarray(loop.revealed_at(decoded.trajectory, start, MASK))
+    at = np.asarray(revealed_at(decoded.trajectory, start, MASK))
     unknown = [cell for cell in halton.halton_order(4, 4) if cell % 2]
     # 8 unknown of 16: arccos counts are 1 2 4 8.
     np.testing.assert_array_equal(at[0, unknown], [1, 2, 3, 3, 4, 4, 4, 4])
@@ -259,16 +282,13 @@ class HaltonTest(parameterized.TestCase):
 def revealed_counts(name, num_steps, num_tokens):
   """How many tokens are known after each step, by the step's arithmetic."""
   schedule = schedules.make(name, num_steps, num_tokens)
-  masked, counts = jnp.int32([num_tokens]), []
-  for ratio in schedule.policy.mask_ratio:
+  total = masked = np.int32([num_tokens])
+  counts = []
+  for ratio in np.asarray(schedule.policy.mask_ratio):
     masked = step_lib.count_to_mask(
-      ratio[None],
-      masked,
-      jnp.int32([num_tokens]),
-      num_tokens,
-      schedule.options,
+      ratio[None], masked, total, num_tokens, schedule.options
     )
-    counts.append(num_tokens - int(masked[0]))
+    counts.append(num_tokens - np.asarray(masked)[0])
   return np.array(counts)
 
 
@@ -291,7 +311,7 @@ class CountsTest(parameterized.TestCase):
 
   @parameterized.parameters('titok_l32', 'maskgen', 'muse')
   def test_temperatures_end_at_zero_and_not_below(self, name):
-    for num_steps in (1, 3, 6, 7, 13, 15, 24, 51, 63):
+    for num_steps in (1, 3, 7, 15, 63):
       table = schedules.make(name, num_steps, N).policy
       self.assertEqual(table.sampling_temperature.min(), 0)
       self.assertEqual(table.masking_temperature[-1], 0)
@@ -299,9 +319,9 @@ class CountsTest(parameterized.TestCase):
   def test_power_cosine_and_cosine_guidance(self):
     scale = schedules.make('titok_s128', 64, 128).policy.guidance_scale
     half = (6.9 - 1) * (1 - math.cos(math.pi / 8)) / 2
-    np.testing.assert_allclose(scale[jnp.array([0, 32])], [0, half], rtol=1e-5)
+    np.testing.assert_allclose(scale[::32], [0, half], rtol=1e-5)
     scale = schedules.make('maskgen', 16, 128).policy.guidance_scale
-    np.testing.assert_allclose(scale[jnp.array([7, 15])], [6.5, 12], rtol=1e-6)
+    np.testing.assert_allclose(scale[7::8], [6.5, 12], rtol=1e-6)
 
   def test_amused_falls_from_two_to_zero(self):
     table = schedules.make('amused', 12, 256).policy
@@ -343,12 +363,15 @@ class AdaptiveTest(parameterized.TestCase):
     self.assertEqual(made_known, known)
 
   def test_more_entropy_is_allowed_by_a_higher_bound(self):
-    rows = jnp.sort(jax.random.exponential(jax.random.key(0), (200, 9)))
-    before = jnp.zeros(200, jnp.int32)
+    rows = np.random.default_rng(0).exponential(size=(200, 9))
+    rows = np.sort(rows.astype(np.float32))
+    before = np.zeros(200, np.int32)
+    bounded_prefix = jax.jit(step_lib.bounded_prefix)
     for bound in (0.0, 0.1, 0.5, 2.0, 100.0):
-      counts = step_lib.bounded_prefix(rows, jnp.full(200, bound))
-      self.assertTrue((counts >= jnp.maximum(before, 1)).all())
-      total = jnp.where(jnp.arange(9) < counts[:, None], rows, 0)
+      bounds = np.full(200, bound, np.float32)
+      counts = np.asarray(bounded_prefix(rows, bounds))
+      self.assertTrue((counts >= np.maximum(before, 1)).all())
+      total = np.where(np.arange(9) < counts[:, None], rows, 0)
       self.assertTrue((total.sum(1) - total.max(1) <= bound + 1e-6).all())
       before = counts
     self.assertEqual(set(before.tolist()), {9})
@@ -408,16 +431,17 @@ class ReMDMTest(parameterized.TestCase):
       # 1000 known and 1000 masked positions, and uniform numbers in a grid.
       masked = np.arange(2000) < 1000
       uniform = (np.arange(2000) % 1000 + 0.5) / 1000
-      state = step_lib.start(jnp.full((1, 2000), 2), 2, options)
+      state = step_lib.start(np.full((1, 2000), 2), 2, options)
       state = state.replace(
-        tokens=jnp.where(masked, 2, 0)[None], share_masked=jnp.ones(1) - t / 4
+        tokens=np.where(masked, 2, 0).astype(np.int32)[None],
+        share_masked=np.float32([1 - t / 4]),
       )
       if state.confidence is not None:
-        state = state.replace(confidence=jnp.ones((1, 2000)))
+        state = state.replace(confidence=np.ones((1, 2000), np.float32))
       values = {k: v[t] for k, v in table.by_name().items()}
       new, known = one_step(
         options, masked, [[0.5, 0.5]] * 2000, values, state,
-        gumbel=jnp.float32(-np.log(-np.log(uniform)))[None],
+        gumbel=np.float32(-np.log(-np.log(uniform)))[None],
       )  # fmt: skip
       self.assertAlmostEqual(len(known) / 1000, chance, delta=1e-3)
       again = (np.asarray(new.tokens[0]) == 2) & ~masked
@@ -442,7 +466,7 @@ class ReMDMTest(parameterized.TestCase):
   )
   def test_expected_share_known_is_the_tables(self, name):
     schedule = schedules.make(name, 6, N)
-    decoded, _ = decode(schedule, jnp.full((1500, N), MASK))
+    decoded, _ = decode(schedule, empty(1500))
     masked = (decoded.trajectory.tokens == MASK).mean((1, 2))
     share = np.asarray(schedule.policy.mask_ratio)
     # Positions are independent of each other.
@@ -454,8 +478,7 @@ class ReMDMTest(parameterized.TestCase):
   def test_exact_counts(self, name):
     rate = ', eta=0.4' if name != 'remdm_conf' else ''
     schedule = schedules.make(f'{name}(exact=True{rate})', 4, N)
-    start = jnp.full((B, N), MASK)
-    decoded, _ = decode(schedule, start)
+    decoded, _ = decode(schedule, empty(B))
     masked = decoded.trajectory.tokens == MASK
     self.assertEqual(masked.sum(-1).tolist(), [[n] * B for n in (12, 8, 4, 0)])
     # floor(rate * known) of them were known before.
@@ -468,15 +491,17 @@ class ReMDMTest(parameterized.TestCase):
 
   def test_scored_revisits_what_was_least_probable(self):
     options = StepOptions(order='given', revisit='scored')
-    state = step_lib.start(jnp.full((1, 6), 2), 2, options)
+    state = step_lib.start(np.full((1, 6), 2), 2, options)
     state = state.replace(
-      tokens=jnp.array([[0, 0, 0, 0, 2, 2]]),
-      confidence=jnp.float32([[0.9, 0.3, 0.5, 0.8, 0, 0]]),
+      tokens=np.int32([[0, 0, 0, 0, 2, 2]]),
+      confidence=np.float32([[0.9, 0.3, 0.5, 0.8, 0, 0]]),
     )
     values = {'mask_ratio': 2.5 / 6, 'revisit_rate': 0.5}
     new, known = one_step(options, None, of_two(*[0.5] * 6), values, state)
     self.assertEqual(known, [4, 5])
-    self.assertEqual(np.flatnonzero(new.tokens[0] == 2).tolist(), [1, 2])
+    self.assertEqual(
+      np.flatnonzero(np.asarray(new.tokens[0]) == 2).tolist(), [1, 2]
+    )
 
 
 class EffectiveTemperatureTest(parameterized.TestCase):
@@ -489,22 +514,27 @@ class EffectiveTemperatureTest(parameterized.TestCase):
     law = np.array([0.45, 0.3, 0.15, 0.07, 0.03])
     values = PolicyValues(
       *(
-        jnp.full(size[0], x)
+        np.full(size[0], x, np.float32)
         for x in ((400 - kept + 0.5) / 400, sampling, masking, 0.0)
       )
     )
     temperature = step_lib.effective_temperature(values, step_lib.ADANAT)
     np.testing.assert_allclose(temperature, expected, rtol=1e-6)
-    token_key, confidence_key = jax.random.split(jax.random.key(1))
+    rng = np.random.default_rng(1)
+    noise = [
+      rng.gumbel(size=shape).astype(np.float32) for shape in ((*size, 5), size)
+    ]
+    decode_step = jax.jit(
+      step_lib.decode_step, static_argnames=('mask_token', 'options')
+    )
     distances = {}
     for order in ('sampled', 'moment'):
       options = StepOptions(order=order)
-      state = step_lib.decode_step(
-        step_lib.start(jnp.full(size, 5), 5, options),
-        jnp.broadcast_to(jnp.log(law), (*size, 5)),
+      state = decode_step(
+        step_lib.start(np.full(size, 5), 5, options),
+        np.broadcast_to(np.log(np.float32(law)), (*size, 5)),
         values,
-        jax.random.gumbel(token_key, (*size, 5)),
-        jax.random.gumbel(confidence_key, size),
+        *noise,
         mask_token=5,
         options=options,
       )
