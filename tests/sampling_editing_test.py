@@ -39,12 +39,8 @@ class EditingTest(parameterized.TestCase):
     mask[:, 5, 10] = True
     cells = np.zeros((4, 4), bool)
     cells[1, 2] = True
-    first = self.generator.inpaint(
-      self.images, mask, self.labels, border=0, policy='maskgit'
-    )
-    second = self.generator.inpaint(
-      self.images, cells, self.labels, border=0, policy='maskgit'
-    )
+    first = self.generator.inpaint(self.images, mask, self.labels, border=0)
+    second = self.generator.inpaint(self.images, cells, self.labels, border=0)
     np.testing.assert_array_equal(first.tokens, second.tokens)
     np.testing.assert_array_equal(first[:, 5, 10], second[:, 5, 10])
     changed = (first.images != self.images).any((0, 3))

@@ -14,7 +14,7 @@ from adanat_jax.models.enat import ENAT
 from adanat_jax.models.nat import NAT
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
-from adanat_jax.sampling import first_step
+from adanat_jax.sampling import first_step, program
 from adanat_jax.sampling.generator import Generator
 from support import random_weights
 
@@ -42,7 +42,7 @@ def make(nat, batch_size=8):
     codebook_size=7,
     code_width=4,
     base_width=8,
-    width_multipliers=(1, 1),
+    width_multipliers=(1,),
     num_res_blocks=1,
     num_groups=2,
     image_channels=1,
@@ -51,7 +51,7 @@ def make(nat, batch_size=8):
     nat,
     params_of(nat, tokens, labels),
     tokenizer,
-    params_of(tokenizer, jnp.zeros((1, 4, 4, 1))),
+    params_of(tokenizer, jnp.zeros((1, 2, 2, 1))),
     5,
     {},
     batch_size,
@@ -72,10 +72,10 @@ class FirstStepTest(parameterized.TestCase):
       tables.hand_made(2), guidance_scale=jnp.float32([3.0, 3.0])
     )
     labels = [4, 0, 0, 3, 1, 2, 2, 4, 1]
-    options = dict(num_steps=2, policy=table, guidance_scale=guidance)
-    ours, theirs = (
-      x.sample(labels, record=True, **options) for x in (generator, plain)
+    options = dict(
+      num_steps=2, policy=table, guidance_scale=guidance, record=True
     )
+    ours, theirs = (x.sample(labels, **options) for x in (generator, plain))
     np.testing.assert_array_equal(ours.tokens, theirs.tokens)
     np.testing.assert_array_equal(
       ours.trajectory.tokens, theirs.trajectory.tokens
@@ -144,7 +144,8 @@ class FirstStepTest(parameterized.TestCase):
     canvas = np.full((1, 4), 7, np.int32)
     canvas[0, 2] = 5
     with mock.patch.object(denoisers, 'make', wraps=denoisers.make) as made:
-      jax.clear_caches()
+      program.decode_batch.clear_cache()
+      first_step._rows.clear_cache()
       generator.sample([3], 2, policy='maskgit', tokens=canvas)
       self.assertEqual(made.call_count, 1)
 

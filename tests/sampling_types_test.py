@@ -4,7 +4,6 @@ import dataclasses
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +18,7 @@ from adanat_jax.runtime import sharding
 from adanat_jax.sampling import program
 from support import configs
 
-_COUNT = 400
+_COUNT = 96
 
 
 def _distance(images, others):
@@ -37,6 +36,13 @@ def _on(platform):
 
 
 class TypesTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.generator = adanat_jax.load('digits', compile_cache=False)
+    cls.labels = np.arange(24) % cls.generator.num_classes
+    cls.whole = cls.generator.sample(cls.labels, 2)
+
   @parameterized.parameters(
     ('cpu', jnp.float32), ('gpu', jnp.bfloat16), ('tpu', jnp.bfloat16)
   )
@@ -51,8 +57,7 @@ class TypesTest(parameterized.TestCase):
         self.assertEqual(make(config).dtype, expected)
 
   def test_tokens_do_not_depend_on_the_type(self):
-    generator = adanat_jax.load('digits')
-    images = generator.sample(np.arange(8) % 2, 2).images
+    generator, images = self.generator, self.whole.images[:8]
     half = generator.tokenizer.clone(dtype=jnp.bfloat16)
     tokens = [
       dataclasses.replace(generator, tokenizer=tokenizer).encode(images)
@@ -61,7 +66,7 @@ class TypesTest(parameterized.TestCase):
     np.testing.assert_array_equal(*tokens)
 
   def test_bfloat16_is_as_good(self):
-    generator = adanat_jax.load('digits')
+    generator = self.generator
     half = dataclasses.replace(
       generator,
       nat=generator.nat.clone(dtype=jnp.bfloat16),
@@ -69,7 +74,7 @@ class TypesTest(parameterized.TestCase):
     )
     labels = np.arange(_COUNT) % generator.num_classes
     exact, rounded, other = (
-      g.sample(labels, 4, seed=seed)
+      g.sample(labels, 4, seed=seed, batch_size=32)
       for g, seed in ((generator, 0), (half, 0), (generator, 1))
     )
     differing = (exact.tokens != rounded.tokens).mean()
@@ -81,9 +86,10 @@ class TypesTest(parameterized.TestCase):
     )
 
   def test_a_tpu_keeps_logits_in_the_type_of_the_network(self):
-    hidden = 3 * jax.random.normal(jax.random.key(0), (2, 5, 16), jnp.bfloat16)
-    words = jax.random.normal(jax.random.key(1), (8, 16))
-    arguments = hidden, words, jnp.arange(8.0) / 7, 7
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(3 * rng.normal(size=(2, 5, 16)), jnp.bfloat16)
+    words = jnp.asarray(rng.normal(size=(8, 16)), jnp.float32)
+    arguments = hidden, words, jnp.asarray(np.linspace(0, 1, 8), jnp.float32), 7
     with _on('gpu'):
       wide = layers.tied_logits(*arguments)
     with _on('tpu'):
@@ -110,9 +116,6 @@ class TypesTest(parameterized.TestCase):
 
   @parameterized.parameters('gpu', 'tpu')
   def test_images_in_parts(self, platform):
-    generator = adanat_jax.load('digits')
-    labels = np.arange(24) % generator.num_classes
-    whole = generator.sample(labels, 2)
     program.decode_batch.clear_cache()
     with (
       _on(platform),
@@ -123,11 +126,11 @@ class TypesTest(parameterized.TestCase):
         wraps=program.batch_parts.map_in_parts,
       ) as parts,
     ):
-      cut = generator.sample(labels, 2)
+      cut = self.generator.sample(self.labels, 2)
     program.decode_batch.clear_cache()
     self.assertGreater(parts.call_args.args[2], 1)
-    np.testing.assert_array_equal(whole.tokens, cut.tokens)
-    np.testing.assert_allclose(whole.images, cut.images, atol=1e-6)
+    np.testing.assert_array_equal(self.whole.tokens, cut.tokens)
+    np.testing.assert_allclose(self.whole.images, cut.images, atol=1e-6)
 
 
 class BatchTest(parameterized.TestCase):
