@@ -54,13 +54,13 @@ class ActionsTest(absltest.TestCase):
     self.assertEqual(app._labels(texts, '7', 2), ['7', '7'])
 
   def test_generates_side_by_side(self):
-    page = app.generate(self.generator, 'odd', 2, 5, ['maskgit', 'learned'])
+    page = app.generate(self.generator, 'odd', 4, 5, ['maskgit', 'learned'])
     data = data_of(page)
     self.assertEqual(data['samples'], ['odd'] * 8)
     labels = [schedule['label'] for schedule in data['schedules']]
     self.assertEqual(labels, ['MaskGIT, unguided', 'AdaNAT'])
-    self.assertEqual(data['step'], 2)
-    other = data_of(app.generate(self.generator, 'even', 2, 5, ['maskgit']))
+    self.assertEqual(data['step'], 4)
+    other = data_of(app.generate(self.generator, 'even', 4, 5, ['maskgit']))
     sprites = [d['schedules'][0]['sprites'][-1] for d in (data, other)]
     self.assertNotEqual(*sprites)
     for change, message in (

@@ -1,6 +1,6 @@
 """The command line, as a user meets it: in a process of its own.
 
-Where stages are stubs it is forked after the imports; else it is a fresh one.
+It is forked after the imports, but for one that is fresh.
 """
 
 import json
@@ -70,13 +70,15 @@ class MainTest(absltest.TestCase):
     self.config.write_text(textwrap.dedent(_CONFIG))
 
   def _run(self, *arguments, stubbed=True, **environment):
-    if stubbed:
-      home = {'HOME': str(self.directory)}
-      return children.call(
-        ['-c', _STUBBED, *arguments],
-        directory=self.directory,
-        variables=home | environment,
-      )
+    home = {'HOME': str(self.directory)}
+    command = ['-c', _STUBBED] if stubbed else ['-m', 'adanat_jax.main']
+    return children.call(
+      [*command, *arguments],
+      directory=self.directory,
+      variables=home | environment,
+    )
+
+  def _run_fresh(self, *arguments):
     return subprocess.run(
       [sys.executable, '-m', 'adanat_jax.main', *arguments],
       capture_output=True,
@@ -88,7 +90,6 @@ class MainTest(absltest.TestCase):
         **os.environ,
         'HOME': str(self.directory),
         'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
-        **environment,
       },
     )
 
@@ -235,7 +236,7 @@ class MainTest(absltest.TestCase):
     )
 
   def test_help_and_version(self):
-    result = self._run('--help', stubbed=False)
+    result = self._run_fresh('--help')
     self.assertEqual(result.returncode, 0, result.stderr)
     for part in ('--workdir  ', '  in256_enat  ', '--config=NAME --help'):
       self.assertIn(part, result.stdout)

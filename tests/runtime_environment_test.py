@@ -67,23 +67,23 @@ class CompileCacheTest(absltest.TestCase):
     directory = self.enter_context(tempfile.TemporaryDirectory())
     self.directory = pathlib.Path(directory)
 
-  def _compute(self, *arguments, **variables):
-    result = subprocess.run(
+  def _compute(self, *arguments):
+    result = children.call(['-c', _COMPUTE, *arguments])
+    self.assertEqual(result.returncode, 0, result.stderr)
+    return result.stdout, result.stderr
+
+  def _compute_as_jax_is_told(self, directory, *arguments):
+    # JAX reads this when it is imported.
+    subprocess.run(
       [sys.executable, '-c', _COMPUTE, *arguments],
-      capture_output=True,
-      text=True,
       check=True,
       timeout=120,
-      cwd=pathlib.Path(__file__).parents[1],
+      stdout=subprocess.DEVNULL,
       env={
-        **os.environ,
-        'JAX_PLATFORMS': 'cpu',
-        # Else nothing that is as small as this would be cached.
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        **variables,
+        **children.environment(1),
+        'JAX_COMPILATION_CACHE_DIR': str(directory),
       },
     )
-    return result.stdout, result.stderr
 
   def _entries(self):
     return sorted(self.directory.glob('*/*-cache'))
@@ -167,9 +167,9 @@ class CompileCacheTest(absltest.TestCase):
       self.assertEqual(jax.config.jax_enable_compilation_cache, not is_left)
 
   def test_off_is_off_whatever_jax_is_told(self):
-    self._compute('off', JAX_COMPILATION_CACHE_DIR=str(self.directory / 'a'))
+    self._compute_as_jax_is_told(self.directory / 'a', 'off')
     self.assertEmpty(os.listdir(self.directory))
-    self._compute(JAX_COMPILATION_CACHE_DIR=str(self.directory / 'a'))
+    self._compute_as_jax_is_told(self.directory / 'a')
     self.assertNotEmpty(os.listdir(self.directory))
 
 
