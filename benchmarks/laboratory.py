@@ -370,6 +370,8 @@ def contents(stage: pathlib.Path) -> dict[str, Any]:
     name = '/'.join(parts)
     if 'checkpoints.damaged' in parts:
       continue  # A fault has left it.
+    if path.is_dir() and path.parent.name != 'checkpoints':
+      continue
     if 'checkpoints' in parts[:-1]:
       # Compared by their numbers below: files hold names drawn at random.
       if path.parent.name == 'checkpoints':
@@ -387,7 +389,7 @@ def contents(stage: pathlib.Path) -> dict[str, Any]:
         found[name] = [x for x in map(_untimed, values) if x is not None]
       elif path.name not in _TIMED_FILES:
         found[name] = path.read_bytes()
-    elif path.is_file():
+    else:
       found[name] = path.read_bytes()
     if path.name == COMPLETE_FILE and (path.parent / 'checkpoints').exists():
       found |= _numbers(path.parent, name)

@@ -62,7 +62,7 @@ def _pickles() -> dict[str, bytes]:
       b'\x8a\x0b' + (((1 << 61) - 1) * i).to_bytes(11, 'little')
       for i in range(1, 50_000)
     ) + b'\x90.',
-    'nested': _P2 + b']' * 150_000 + b'a' * 149_999 + b'.',
+    'nested': _P2 + b']' * 500_000 + b'a' * 499_999 + b'.',
     'nested_dictionaries': _P2 + b'N' + (b'}U\x01a' * 50_000)
     + b'N' + b's' * 50_000 + b'.',
     'long_number': _P2 + b'\x8b' + struct.pack('<i', 9_000_000)
