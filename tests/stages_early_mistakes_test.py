@@ -11,9 +11,8 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import workdir
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import features, reference_statistics, scores
-from adanat_jax.runtime import files
 from adanat_jax.stages import policy
-from support import configs, raw_files
+from support import configs, raw_files, small_weights
 
 
 def check_all(config):
@@ -27,22 +26,25 @@ def check_all(config):
 
 
 class EarlyMistakesTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    directory = pathlib.Path(cls().create_tempdir('weights').full_path)
+    cls.weights = small_weights.reward(configs.load('in256.py:mini'), directory)
+
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.create_tempdir().full_path)
 
   def load(self, **overrides):
     """A config that every stage would take, but for the overrides."""
-    weights = self.folder / 'weights'
-    weights.mkdir(exist_ok=True)
-    files.write_json(weights / 'complete.json', {'step': 0, 'figures': {}})
     found = raw_files.image_folder(self.folder / 'raw')
     return configs.load(
       'in256.py:mini',
       {
         'data.path': str(found.path),
         'data.held_out': 4,
-        'judges.reward.init_from': str(weights),
+        'judges.reward.init_from': self.weights,
         'evaluate.network': 'pixels',
         **overrides,
       },

@@ -196,15 +196,16 @@ def together(path: pathlib.Path, load: Callable[[], T]) -> T:
   cause: Exception | None = None
   mistake = damage = ''
   try:
-    for pause in (*_PAUSES, None):
-      try:
-        with quiet():
+    # Around all attempts: to collect what they left takes a while.
+    with quiet():
+      for pause in (*_PAUSES, None):
+        try:
           value = load()
-        break
-      except Exception as error:
-        if pause is None or not _may_pass(error):
-          raise
-        time.sleep(pause)
+          break
+        except Exception as error:
+          if pause is None or not _may_pass(error):
+            raise
+          time.sleep(pause)
   except MemoryError:
     raise
   except UserError as error:
