@@ -25,7 +25,7 @@ from adanat_jax.stages import (
   policy as policy_stage,
   tokenizer as tokenizer_stage,
 )
-from support import configs, small_weights
+from support import configs, random_weights, small_weights
 
 
 @struct.dataclass
@@ -241,8 +241,8 @@ class StagesTest(absltest.TestCase):
   def test_a_converted_nat(self):
     config = configs.load('digits.py:tiny', nat__width=16, nat__depth=0)
     module = nat_stage.networks.nat_module(config)
-    inputs = jnp.zeros((1, 16), jnp.int32), jnp.zeros(1, jnp.int32)
-    ema = module.init(jax.random.key(99), *inputs)['params']
+    inputs = np.zeros((1, 16), np.int32), np.zeros(1, np.int32)
+    ema = random_weights.random_variables(module, *inputs)['params']
     rows = {'tokens': np.zeros((40, 16), np.int32), 'condition': np.zeros(40)}
     self.enter_context(
       mock.patch.object(
@@ -257,10 +257,12 @@ class StagesTest(absltest.TestCase):
     )
 
   def test_a_converted_tokenizer(self):
-    config = configs.load('digits.py:tiny')
+    config = configs.load(
+      'digits.py:tiny', tokenizer__width_multipliers=(1, 1, 1)
+    )
     module = tokenizer_stage.networks.tokenizer_module(config)
-    image = jnp.zeros((1, 16, 16, 1))
-    params = module.init(jax.random.key(99), image)['params']
+    image = np.zeros((1, 16, 16, 1), np.float32)
+    params = random_weights.random_variables(module, image)['params']
     make = self.enter_context(
       mock.patch.object(tokenizer_stage.vq, 'make_train_step')
     )

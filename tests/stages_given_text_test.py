@@ -52,6 +52,7 @@ class GivenTest(absltest.TestCase):
         'text.vectors': str(root / 'vectors.npz'),
         'tokenizer.init_from': str(root / 'tokenizer'),
         'tokenizer.width_multipliers': (1, 1, 1),
+        'nat.depth': 0,
         'nat.num_steps': 2,
         'nat.evaluate_every': 2,
         'nat.frechet_samples': 0,

@@ -118,11 +118,8 @@ class LearningTest(absltest.TestCase):
     before, params = jax.jit(functools.partial(train, denoiser, num_steps=150))(
       jax.random.key(0)
     )
-    logits = CaptionedDenoiser(denoiser, text).apply(
-      {'params': params},
-      jnp.full((7, 4), 8),
-      ids,
-    )[1]
+    apply = jax.jit(CaptionedDenoiser(denoiser, text).apply)
+    logits = apply({'params': params}, np.full((7, 4), 8), ids)[1]
     np.testing.assert_array_equal(logits[1:].argmax(-1), tokens)
     # The empty caption is learned, too.
     start = before['text']['bytes'] - params['text']['bytes']
@@ -155,10 +152,12 @@ class StagesTest(absltest.TestCase):
         'data.held_out': 3,
         'tokenizer.init_from': str(root / 'tokenizer'),
         'tokenizer.width_multipliers': (1, 1, 1),
+        'nat.depth': 0,
         'nat.num_steps': 4,
         'nat.evaluate_every': 4,
         'nat.frechet_samples': 0,
         'judges.measure.num_steps': 1,
+        'judges.measure.widths': (4, 8),
         'judges.reward.init_from': str(root / 'reward'),
         'sample.policy': 'maskgit',
         'sample.captions': ('red square', 'violet square'),
