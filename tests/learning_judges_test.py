@@ -31,7 +31,8 @@ class AugmentationTest(absltest.TestCase):
     # A ramp stays one: its slopes say how large the windows are.
     ramp = (jnp.arange(32) + 0.5) / 32
     images = jnp.stack(jnp.meshgrid(ramp, ramp, indexing='ij'), -1)[None]
-    found = augment.crop(_KEY, jnp.tile(images, (64, 1, 1, 1)), 0.25)
+    crop = jax.jit(augment.crop, static_argnums=2)
+    found = crop(_KEY, jnp.tile(images, (64, 1, 1, 1)), 0.25)
     inside = np.asarray(found[:, 8:24, 8:24])
     height = 32 * np.diff(inside[..., 0], axis=1).mean((1, 2))
     width = 32 * np.diff(inside[..., 1], axis=2).mean((1, 2))
@@ -78,11 +79,11 @@ class ContrastTest(absltest.TestCase):
   def test_it_learns_words(self):
     """Colours on one of two sides, each twice."""
     names = [f'{c} {p}' for c in ('red', 'green', 'blue') for p in 'ab']
-    images = jnp.zeros((3, 2, 2, 2, 3))
+    images = np.zeros((3, 2, 2, 2, 3), np.float32)
     for colour in range(3):
       for side in range(2):
-        images = images.at[colour, side, :, side, colour].set(1.0)
-    images = jnp.tile(images.reshape(6, 2, 2, 3), (2, 1, 1, 1))
+        images[colour, side, :, side, colour] = 1.0
+    images = np.tile(images.reshape(6, 2, 2, 3), (2, 1, 1, 1))
     ids = jnp.asarray(byte_tokens.tokenize(2 * names, 3))
     words = CaptionTransformer(
       8, 0, 1, 8, 3, byte_tokens.ROW, byte_tokens.VOCABULARY
@@ -99,7 +100,7 @@ class ContrastTest(absltest.TestCase):
     )
     before = contrast.initial_state(
       jax.random.normal(_KEY, (12, 8)),
-      words.init(_KEY, ids)['params'],
+      jax.jit(words.init)(_KEY, ids)['params'],
       optimizer,
     )
     batch = {'images': images, 'ids': ids}
@@ -107,10 +108,12 @@ class ContrastTest(absltest.TestCase):
       0, 60, lambda i, s: step(s, batch, i)[0], state
     )
     after = jax.jit(train)(before)
-    found = [
-      contrast.finds(apply(s.params, images, None), read(s.text, ids), ids)
-      for s in (before, after)
-    ]
+    finds = jax.jit(
+      lambda params, text: contrast.finds(
+        apply(params, images, None), read(text, ids), ids
+      )
+    )
+    found = [finds(s.params, s.text) for s in (before, after)]
     self.assertFalse(found[0].all())
     self.assertTrue(found[1].all())
 
@@ -133,8 +136,10 @@ class ViewsTest(absltest.TestCase):
 
   def test_it_learns_to_know_images_again(self):
     module = ConvClassifier((4, 8), 8, 16)
-    images = jax.random.uniform(_KEY, (16, 4, 4, 3))
-    images = jax.image.resize(images, (16, 8, 8, 3), 'linear')
+    images = np.random.default_rng(0).random((16, 4, 4, 3), np.float32)
+    images = jax.jit(jax.image.resize, static_argnums=(1, 2))(
+      images, (16, 8, 8, 3), 'linear'
+    )
     changes = augment.Augmentation(least_crop=0.3, jitter=0.3)
     optimizer = optax.adam(3e-3)
 
@@ -147,7 +152,7 @@ class ViewsTest(absltest.TestCase):
     step = views.make_train_step(
       apply, optimizer, key=_KEY, augmentation=changes
     )
-    params = module.init(_KEY, images)['params']
+    params = jax.jit(module.init)(_KEY, images)['params']
     state = classifier.ClassifierState(params, optimizer.init(params))
 
     @jax.jit

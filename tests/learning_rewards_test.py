@@ -217,8 +217,9 @@ class DiscriminatorTest(absltest.TestCase):
     options = {'xla_backend_optimization_level': 0}
     jitted = jax.jit(learn, static_argnums=1, compiler_options=options)
     advanced = state.spectral
+    advance = jax.jit(advance_spectral)
     for _ in range(2):
-      advanced = advance_spectral(state.params, advanced)
+      advanced = advance(state.params, advanced)
     once, _ = jitted(state, 1)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
@@ -226,11 +227,12 @@ class DiscriminatorTest(absltest.TestCase):
       advanced,
     )
 
+    @jax.jit
     def separation(state):
       score = lambda x: discriminator_lib.score(
         heads, state, x, condition
       ).mean()
-      return float(score(real) - score(fake))
+      return score(real) - score(fake)
 
     learned, metrics = jitted(state, 60)
     loss = metrics['discriminator_loss']

@@ -47,11 +47,10 @@ class TrainStepTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     random = np.random.default_rng(0)
-    tokens = jnp.asarray(
-      random.integers(0, _MASK, (_BATCH, _NUM_TOKENS)), jnp.int32
-    )
-    floats = lambda *shape: jnp.float32(random.normal(size=shape))
-    labels = jnp.asarray(random.integers(0, 3, _BATCH), jnp.int32)
+    integers = lambda *x: random.integers(*x, dtype=np.int32)
+    tokens = integers(0, _MASK, (_BATCH, _NUM_TOKENS))
+    floats = lambda *shape: random.normal(size=shape).astype(np.float32)
+    labels = integers(0, 3, _BATCH)
     cls.batches = {
       _BY_CLASS: {'tokens': tokens, 'condition': labels},
       _BY_TEXT: {
@@ -69,7 +68,9 @@ class TrainStepTest(parameterized.TestCase):
     }
     # The average is another network.
     cls.emas = {
-      module: jax.tree.map(lambda x: x + 0.1 * floats(*x.shape), params)
+      module: jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x) + 0.1 * floats(*x.shape)), params
+      )
       for module, params in cls.params.items()
     }
 
@@ -113,7 +114,7 @@ class TrainStepTest(parameterized.TestCase):
       reuse is not None,
       reuse or self.draws()[2:],
     )
-    return metrics['loss'], optax.tree.sub(after.params, params)
+    return metrics['loss'], jax.tree.map(np.subtract, after.params, params)
 
   def assert_close(self, ours, expected):
     compare = functools.partial(np.testing.assert_allclose, atol=3e-6)
@@ -140,9 +141,9 @@ class TrainStepTest(parameterized.TestCase):
     self.assertLen(np.unique(kinds), 4)
     self.assertTrue((wanted & ~hidden.all(1)).any())
     tokens = self.batches[module]['tokens']
-    shown = jnp.where(masked, _MASK, tokens)
-    shown_before = jnp.where(hidden, _MASK, tokens)
-    condition = jnp.where(
+    shown = np.where(masked, _MASK, tokens)
+    shown_before = np.where(hidden, _MASK, tokens)
+    condition = np.where(
       dropped[:, None, None], self.frozen['null'], self.conditions(module)
     )
     apply = lambda params, *inputs: module.apply({'params': params}, *inputs)
@@ -206,7 +207,7 @@ class TrainStepTest(parameterized.TestCase):
     nobody = self.run_step(reuse=(np.zeros(_BATCH, bool), masked))
     self.assert_close((loss, gradient), nobody)
     # What carries features over is not used, and everything else is.
-    sizes = jax.tree.map(lambda x: float(jnp.abs(x).max()), gradient)
+    sizes = jax.tree.map(lambda x: float(np.abs(x).max()), gradient)
     self.assertEqual(max(jax.tree.leaves(sizes['carry_over'])), 0)
     self.assertGreater(min(jax.tree.leaves(sizes['blocks_0']['mlp'])), 0)
 
@@ -215,7 +216,7 @@ class TrainStepTest(parameterized.TestCase):
     _, gradient = self.run_step(reuse=(np.ones(_BATCH, bool), masked))
     # One encoder block, one decoder block. No gradient comes through the
     # features to whoever made them.
-    sizes = jax.tree.map(lambda x: float(jnp.abs(x).max()), gradient)
+    sizes = jax.tree.map(lambda x: float(np.abs(x).max()), gradient)
     self.assertEqual(max(jax.tree.leaves(sizes['blocks_0'])), 0)
     self.assertGreater(min(jax.tree.leaves(sizes['carry_over'])), 0)
     self.assertGreater(min(jax.tree.leaves(sizes['blocks_1']['mlp'])), 0)
@@ -232,12 +233,12 @@ class LearningTest(absltest.TestCase):
     step = masked_tokens.make_train_step(
       nat_stage.make_network(module), optimizer, recipe, key=_KEY
     )
-    values = jnp.arange(40) % _MASK
+    values = np.arange(40, dtype=np.int32) % _MASK
     batch = {
-      'tokens': jnp.repeat(values[:, None], _NUM_TOKENS, 1),
-      'condition': jnp.zeros(40, jnp.int32),
+      'tokens': np.repeat(values[:, None], _NUM_TOKENS, 1),
+      'condition': np.zeros(40, np.int32),
     }
-    params = module.init(_KEY, batch['tokens'], batch['condition'])['params']
+    params = jax.jit(module.init)(_KEY, *batch.values())['params']
     state = masked_tokens.NatState(params, params, optimizer.init(params))
     train = jax.jit(
       lambda state: jax.lax.scan(
@@ -247,17 +248,18 @@ class LearningTest(absltest.TestCase):
       )[0]
     )
     params = {'params': train(state).ema}
-    one = jnp.where(jnp.arange(_NUM_TOKENS) == 2, batch['tokens'], _MASK)
-    read = lambda cache: module.apply(params, one, batch['condition'], cache)
+    one = np.where(np.arange(_NUM_TOKENS) == 2, batch['tokens'], _MASK)
+    apply = jax.jit(module.apply)
+    read = lambda cache: apply(params, one, batch['condition'], cache)
     _, logits, cache = read(None)
-    right = lambda logits, values: float(
-      (logits[:, jnp.array([0, 1, 3])].argmax(-1) == values[:, None]).mean()
+    right = lambda logits, values: np.mean(
+      np.asarray(logits)[:, [0, 1, 3]].argmax(-1) == values[:, None]
     )
     self.assertGreater(right(logits, values), 0.95)
     # Then from the cache alone: another's says what that one has seen.
     self.assertGreater(right(read(cache)[1], values), 0.95)
     other = cache.replace(features=jnp.roll(cache.features, 1, 0))
-    self.assertGreater(right(read(other)[1], jnp.roll(values, 1)), 0.95)
+    self.assertGreater(right(read(other)[1], np.roll(values, 1)), 0.95)
 
 
 def _config(**changes):
@@ -269,6 +271,7 @@ def _config(**changes):
     'nat.reuse_probability': 0.5,
     'nat.mask_ratio_per': 'batch',
     'nat.width': 16,
+    'nat.depth': 0,
     'nat.num_steps': 4,
     'nat.batch_size': 8,
     'nat.validation_examples': 20,
