@@ -105,6 +105,19 @@ class HandComputedTest(DecodingTest):
     with self.assertRaisesRegex(ValueError, f"'{curve}'.*cosine"):
       tables.mask_ratio_curve(jnp.float32([0.5]), 256, curve)
 
+  def test_numbers_of_a_table_may_be_traced(self):
+    @jax.jit
+    def make(x):
+      table = tables.of_numbers(3, 0.5, sampling_temperature=x)
+      return table.sampling_temperature, tables.muse(2, temperature=x)
+
+    row, muse = make(4.0)
+    np.testing.assert_array_equal(row, [4.0, 4.0, 4.0])
+    known = tables.muse(2, temperature=4.0)
+    np.testing.assert_allclose(
+      muse.masking_temperature, known.masking_temperature
+    )
+
   def test_hand_made_and_muse_tables(self):
     # T = 2: progress 1/2 and 1.
     table = tables.hand_made(

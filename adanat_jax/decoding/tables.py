@@ -184,13 +184,12 @@ def muse(
       1) / T)`.
     guidance_scale: one step behind: step t uses `guidance_scale * t / T`.
   """
-  progress = progress_of(num_steps)
   done = jnp.arange(num_steps, dtype=jnp.float32) / num_steps
-  falling = jnp.asarray(np.float32(temperature) * (1 - progress))
+  progress = jnp.asarray(progress_of(num_steps))
   return PolicyValues(
     mask_ratio=mask_ratio_curve(progress, total, 'cosine'),
-    sampling_temperature=falling,
-    masking_temperature=falling,
+    sampling_temperature=temperature * (1 - progress),
+    masking_temperature=temperature * (1 - progress),
     guidance_scale=guidance_scale * done,
   )
 
@@ -284,7 +283,7 @@ def of_numbers(
   revisit_rate: ArrayLike | None = None,
 ) -> PolicyValues:
   """A table float32[T] of rows and of numbers that all steps share."""
-  row = lambda x: jnp.asarray(np.broadcast_to(np.float32(x), (num_steps,)))
+  row = lambda x: jnp.broadcast_to(jnp.float32(x), (num_steps,))
   return PolicyValues(
     mask_ratio=row(mask_ratio),
     sampling_temperature=row(sampling_temperature),
