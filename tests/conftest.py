@@ -48,10 +48,15 @@ flags.FLAGS.mark_as_parsed()
 
 @pytest.fixture(autouse=True, scope='module')
 def _programs_of_one_module():
-  """Frees what a module has compiled; thousands of programs fill gigabytes."""
+  """Frees what a module has compiled; thousands of programs fill gigabytes.
+
+  What is left is kept out of later garbage collections, as the imports are: a
+  damaged checkpoint starts one over all that there is.
+  """
   yield
   jax.clear_caches()
   gc.collect()
+  gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import gc
 import pathlib
 import shutil
 import tempfile
@@ -57,9 +56,6 @@ def setUpModule():
   unittest.enterModuleContext(
     mock.patch.object(checkpoint_format, '_PAUSES', ())
   )
-  # A damaged file has all garbage collected: not among what other tests left.
-  gc.freeze()
-  unittest.addModuleCleanup(gc.unfreeze)
 
 
 class DamagedWorkdirTest(parameterized.TestCase):

@@ -161,7 +161,7 @@ class EndToEndTest(absltest.TestCase):
 
   def test_killed_anywhere_it_ends_with_the_same_bits(self):
     work = self.directory / 'killed'
-    # Kills of these trainings are those of any: runtime_loop_test has them.
+    # runtime_loop_test kills trainings like these two.
     for stage in ('tokenizer', 'judges'):
       shutil.copytree(self.whole / stage, work / stage)
     shutil.copy(self.whole / 'config.json', work)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import functools
-import gc
 import pathlib
 import shutil
 from typing import Any, NamedTuple
@@ -93,9 +92,6 @@ def setUpModule():
   unittest.enterModuleContext(
     mock.patch.object(checkpoint_format, '_PAUSES', (0.0, 0.0))
   )
-  # A damaged file has all garbage collected: not among what other tests left.
-  gc.freeze()
-  unittest.addModuleCleanup(gc.unfreeze)
 
 
 class CheckpointTest(parameterized.TestCase):

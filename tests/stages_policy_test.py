@@ -197,7 +197,7 @@ class StageTest(parameterized.TestCase):
     config.policy.iterate = 'best'
 
   def test_goes_on_from_a_policy(self):
-    """Of another T, with all that it had."""
+    """A policy of T = 2 begins one of T = 3: networks, optimizers, all."""
     source = self.root / 'source'
     workdir = self.root / 'run-classes'
     policy.run(Experiment(self.classes, workdir))
