@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
@@ -307,8 +308,13 @@ class Laboratory:
 
   def _has_written(self, workdir: pathlib.Path, since: int) -> bool:
     """Whether the stage has written a file since then, in nanoseconds."""
-    files = list((workdir / self.stage).rglob('*'))
-    return any(f.lstat().st_mtime_ns > since for f in files if f.exists())
+    for place, _, names in os.walk(workdir / self.stage):
+      for name in names:
+        # The run renames and deletes meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+          if os.lstat(os.path.join(place, name)).st_mtime_ns > since:
+            return True
+    return False
 
   def stopped(self) -> pathlib.Path:
     """A workdir whose training was stopped in the middle, to do things to."""
