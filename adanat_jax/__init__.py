@@ -18,7 +18,8 @@ if TYPE_CHECKING:
   from adanat_jax.decoding.step import StepOptions
   from adanat_jax.errors import UserError
   from adanat_jax.experiment import config
-  from adanat_jax.experiment.experiment import Experiment, load
+  from adanat_jax.experiment.experiment import Experiment
+  from adanat_jax.experiment.loading import load
   from adanat_jax.problems.decode import decode
   from adanat_jax.problems.learn import learn
   from adanat_jax.problems.problem import Problem
@@ -64,7 +65,7 @@ _PLACES = {
   'config': 'experiment.config:',
   'decode': 'problems.decode:decode',
   'learn': 'problems.learn:learn',
-  'load': 'experiment.experiment:load',
+  'load': 'experiment.loading:load',
   'log_likelihood': 'sampling.likelihood:log_likelihood',
   'schedules': 'decoding.schedules:',
   'types': 'types:',

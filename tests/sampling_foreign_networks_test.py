@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 from adanat_jax.convert import __main__ as cli, kinds, maskgit
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
-from adanat_jax.experiment.experiment import Experiment, load
+from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.experiment.loading import load
 from adanat_jax.models.maskgit import MaskGITTransformer
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.stages import nat, sample, tokenizer

@@ -105,7 +105,7 @@ class ShippedTest(parameterized.TestCase):
     path = pathlib.Path(self.create_tempdir().full_path) / 'demo.png'
     agents = {4: self.generator.agents[4]}
     fewer = dataclasses.replace(self.generator, agents=agents)
-    with mock.patch.object(demo.experiment, 'load', return_value=fewer) as load:
+    with mock.patch.object(demo.loading, 'load', return_value=fewer) as load:
       demo.main([f'--output={path}'])
     load.assert_called_once_with('digits')
     with Image.open(path) as image:

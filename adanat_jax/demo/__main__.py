@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import experiment
+from adanat_jax.experiment import loading
 from adanat_jax.report import page, pictures
 from adanat_jax.sampling import program, replay
 from adanat_jax.sampling.generator import Generator
@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.serve:
       from adanat_jax.demo import app
 
-      app.serve(experiment.load(given.serve), given.host, given.port)
+      app.serve(loading.load(given.serve), given.host, given.port)
       return
-    draw(experiment.load(given.generator), path)
+    draw(loading.load(given.generator), path)
   except UserError as error:
     print('adanat_jax:', error, file=sys.stderr)
     sys.exit(error.status)

@@ -33,7 +33,7 @@ from adanat_jax.experiment import (
   networks,
   policies,
 )
-from adanat_jax.runtime import checkpoint, environment, journal, sharding
+from adanat_jax.runtime import checkpoint, journal, sharding
 from adanat_jax.sampling.generator import Generator
 
 if TYPE_CHECKING:
@@ -411,13 +411,15 @@ class Experiment:
     """That of `config.generator`, by default that of this workdir.
 
     Raises:
-      UserError: see `generator` and `load`.
+      UserError: see `generator` and `loading.load`.
     """
     path = self.config.get('generator', '')
     if not path:
       return self.generator()
+    from adanat_jax.experiment import loading
+
     try:
-      return load(path, compile_cache=False)
+      return loading.load(path, compile_cache=False)
     except UserError as error:
       raise UserError(f'config.generator={path}: {error}') from error
 
@@ -445,30 +447,3 @@ def images_of_device(memory: float, num_tokens: int) -> int:
   # To a power of two: a device says a little less than it has.
   share = 2.0 ** round(math.log2(memory / 2**30))
   return max(1, int(share * _TOKENS_OF_GIB) // num_tokens)
-
-
-def load(
-  path: str | os.PathLike[str], *, compile_cache: bool = True
-) -> Generator:
-  """Loads a NAT, its tokenizer and its learned policies.
-
-  Args:
-    path: a workdir of `adanat_jax.main`, a folder of `Generator.save`, or
-      `'digits'`, the generator that comes with the package.
-    compile_cache: whether compiled programs are kept in `~/.cache/adanat_jax`
-      for later processes, unless JAX has a directory for them already.
-
-  Raises:
-    UserError: if this is neither, is damaged, or its NAT has not been trained.
-  """
-  from adanat_jax.sampling import folder
-
-  if compile_cache and not jax.config.values['jax_compilation_cache_dir']:
-    # Where others may write, nothing is kept.
-    with contextlib.suppress(UserError):
-      environment.set_cache(environment.CACHE_DIRECTORY)
-      environment.leave_cache_to_one()
-  place = folder.find(path)
-  if folder.is_generator(place):
-    return folder.load(place)
-  return Experiment.of_workdir(place).generator()

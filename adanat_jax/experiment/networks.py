@@ -1,8 +1,8 @@
 """The networks that a config asks for, and where their parameters are.
 
 Each `*_module` builds a network from its section of the config; `load` also
-reads its parameters. Networks that no generator needs are imported where they
-are built, so that sampling starts sooner.
+reads its parameters. Networks that not every generator has are imported where
+they are built, so that sampling starts sooner.
 """
 
 from __future__ import annotations
@@ -16,11 +16,6 @@ import ml_collections
 
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
-from adanat_jax.models.denoisers import DenoiserModule
-from adanat_jax.models.enat import ENAT
-from adanat_jax.models.halton import HaltonTransformer, mlp_width
-from adanat_jax.models.maskgit import MaskGITTransformer
-from adanat_jax.models.nat import NAT
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
@@ -29,6 +24,7 @@ if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
   from adanat_jax.models.captions import TextNetwork
   from adanat_jax.models.classifier import ConvClassifier
+  from adanat_jax.models.denoisers import DenoiserModule
   from adanat_jax.models.discriminator import DiscriminatorHeads
   from adanat_jax.models.vit import VisionTransformer
 
@@ -116,9 +112,13 @@ def nat_module(config: Config) -> DenoiserModule:
     dtype=_compute_type(section),
   )
   if network == 'maskgit':
+    from adanat_jax.models.maskgit import MaskGITTransformer
+
     hidden = section.mlp_ratio * section.width
     return MaskGITTransformer(depth=section.depth, mlp_width=hidden, **sizes)
   if network == 'halton':
+    from adanat_jax.models.halton import HaltonTransformer, mlp_width
+
     hidden = mlp_width(section.width, section.mlp_ratio)
     return HaltonTransformer(depth=section.depth, mlp_width=hidden, **sizes)
   shared = dict(
@@ -130,7 +130,11 @@ def nat_module(config: Config) -> DenoiserModule:
     attention=section.get('attention', 'xla'),
   )
   if network == 'nat':
+    from adanat_jax.models.nat import NAT
+
     return NAT(depth=section.depth, **shared)
+  from adanat_jax.models.enat import ENAT
+
   return ENAT(
     encoder_depth=section.encoder_depth,
     decoder_depth=section.decoder_depth,

@@ -3,33 +3,38 @@
 A NAT, and the networks of MaskGIT and Halton-MaskGIT, encode the canvas anew at
 every step; an ENAT also reads its cache of the step before. Decoding starts
 from `empty_cache` and passes on the cache that a call returns; all but an
-ENAT's are empty.
+ENAT's are empty. A process imports only the family that it uses, so each class
+says about itself what is asked here.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from adanat_jax.decoding.unrolled import GatheringDenoiser
-from adanat_jax.models.enat import ENAT
-from adanat_jax.models.halton import HaltonTransformer
-from adanat_jax.models.maskgit import MaskGITTransformer
-from adanat_jax.models.nat import NAT
 from adanat_jax.types import Array, Cache, Condition, Denoiser, TokenCounts
 
-DenoiserModule: TypeAlias = NAT | ENAT | MaskGITTransformer | HaltonTransformer
+if TYPE_CHECKING:
+  from adanat_jax.decoding.unrolled import GatheringDenoiser
+  from adanat_jax.models.enat import ENAT
+  from adanat_jax.models.halton import HaltonTransformer
+  from adanat_jax.models.maskgit import MaskGITTransformer
+  from adanat_jax.models.nat import NAT
+
+  DenoiserModule: TypeAlias = (
+    NAT | ENAT | MaskGITTransformer | HaltonTransformer
+  )
 
 
 def reuses(module: DenoiserModule) -> bool:
   """Whether the network reuses features of the step before."""
-  return isinstance(module, ENAT)
+  return getattr(module, 'reuses', False)
 
 
 def knows_null(module: DenoiserModule) -> bool:
   """Whether the network was trained without a condition, too."""
-  return not isinstance(module, MaskGITTransformer)
+  return getattr(module, 'knows_null', True)
 
 
 def make(module: DenoiserModule, params: Any) -> Denoiser:
@@ -42,7 +47,7 @@ def make(module: DenoiserModule, params: Any) -> Denoiser:
   def denoiser(
     tokens: Array, condition: Condition, cache: Cache
   ) -> tuple[Array, Array, Cache]:
-    if isinstance(module, ENAT):
+    if reuses(module):
       return module.apply({'params': params}, tokens, condition, cache)
     features, logits = module.apply({'params': params}, tokens, condition)
     return features, logits, cache
@@ -71,7 +76,7 @@ def empty_cache(
   `batch_size` counts the rows of a forward, two per sample where it is guided;
   `text_length` the tokens of a text, 0 for classes.
   """
-  if isinstance(module, ENAT):
+  if reuses(module):
     return module.nothing_encoded(batch_size, text_length)
   return ()
 

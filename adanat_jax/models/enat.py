@@ -237,6 +237,8 @@ class ENAT(nn.Module):
   dtype: layers.Dtype = jnp.float32
   attention: str | None = 'xla'  # see attention.attend
 
+  reuses = True  # what it has encoded
+
   def setup(self):
     if min(self.encoder_depth, self.decoder_depth) < 1:
       raise UserError(

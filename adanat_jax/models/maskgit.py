@@ -74,6 +74,7 @@ class MaskGITTransformer(nn.Module):
   dtype: layers.Dtype = jnp.float32
 
   text_width = None  # It reads classes alone.
+  knows_null = False  # It was never trained without a class.
 
   def setup(self):
     vocabulary = self.codebook_size + self.num_classes + 1

@@ -21,6 +21,7 @@ import hashlib
 import math
 import os
 import pathlib
+import pkgutil
 import shutil
 import types
 import typing
@@ -37,11 +38,7 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import StepOptions
 from adanat_jax.errors import UserError, printable, shown
 from adanat_jax.learning.agent import Agent
-from adanat_jax.models.enat import ENAT
-from adanat_jax.models.halton import HaltonTransformer
-from adanat_jax.models.maskgit import MaskGITTransformer
-from adanat_jax.models.nat import NAT
-from adanat_jax.models.policy import PolicyNetwork, PolicyNetworks
+from adanat_jax.models.policy import PolicyNetworks
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import files, leaves, processes, sharding
 from adanat_jax.sampling import requests
@@ -83,6 +80,23 @@ _SHAPE = {
   'vocabulary': (None, str),
   'words?': str,
   'captions?': str,
+}
+# What a network of a folder may be: its class, and where that is. Only what a
+# folder has is imported.
+_CLASSES = {
+  'nat': {
+    'NAT': 'nat',
+    'ENAT': 'enat',
+    'MaskGITTransformer': 'maskgit',
+    'HaltonTransformer': 'halton',
+  },
+  'tokenizer': {'VQGAN': 'vqgan', 'LlamaGenVQ': 'llamagen'},
+  'policy': {'PolicyNetwork': 'policy'},
+  'text': {
+    'CLIPText': 'clip',
+    'CaptionTransformer': 'captions',
+    'VectorTable': 'captions',
+  },
 }
 # Of training, or of the machine.
 _NOT_SAVED = {'parent', 'name', 'dropout_rate', 'attention'}
@@ -142,8 +156,6 @@ def load(path: pathlib.Path) -> Generator:
   Raises:
     UserError: if anything is missing, changed or of another version.
   """
-  from adanat_jax.models.llamagen import LlamaGenVQ
-
   where = path / _CONFIG
   version = files.read_json(where, {'version': int})['version']
   if version != VERSION:
@@ -154,10 +166,8 @@ def load(path: pathlib.Path) -> Generator:
   config = files.read_json(where, _SHAPE)
   reader = _FolderReader(path, config)
   mesh = sharding.make_mesh()
-  nat, nat_params = reader.network(
-    'nat', NAT, ENAT, MaskGITTransformer, HaltonTransformer
-  )
-  tokenizer, tokenizer_params = reader.network('tokenizer', VQGAN, LlamaGenVQ)
+  nat, nat_params = reader.network('nat')
+  tokenizer, tokenizer_params = reader.network('tokenizer')
   features = jax.ShapeDtypeStruct((1, nat.num_tokens, nat.width), jnp.float32)
   agents = {}
   actors: dict[str, Any] = {}
@@ -168,9 +178,7 @@ def load(path: pathlib.Path) -> Generator:
         f'{where}: policies.{steps} has no network of this folder'
       )
     if name not in actors:
-      actor, params = reader.network(
-        name, PolicyNetwork, inputs=(features, 0, 1)
-      )
+      actor, params = reader.network(name, 'policy', inputs=(features, 0, 1))
       actors[name] = actor, sharding.shard_state({'actor': params}, mesh)
     actor, params = actors[name]
     residual = entry['residual']
@@ -224,15 +232,16 @@ class _FolderReader:
     self._config = config
 
   def network(
-    self, name: str, *classes: type[Any], inputs: Any = None
+    self, name: str, kind: str = '', inputs: Any = None
   ) -> tuple[Any, Any]:
-    """A network and its parameters, float32."""
+    """A network, one of `_CLASSES[kind or name]`, and its parameters."""
     where = f'{self._path / _CONFIG}: networks.{printable(name, 80)}'
     entry = self._config['networks'].get(name)
-    kinds = {kind.__name__: kind for kind in classes}
-    if entry is None or entry['class'] not in kinds:
-      raise UserError(f'{where} is no {" or ".join(kinds)}')
-    module = _make(kinds[entry['class']], entry['arguments'], where)
+    places = _CLASSES[kind or name]
+    if entry is None or entry['class'] not in places:
+      raise UserError(f'{where} is no {" or ".join(places)}')
+    place = f'adanat_jax.models.{places[entry["class"]]}:{entry["class"]}'
+    module = _make(pkgutil.resolve_name(place), entry['arguments'], where)
     file = self._path / f'{name}.safetensors'
     arrays = _arrays(file, self._bytes(file, entry['sha256']))
     # What comes with the package fits, as a test sees; tracing the networks
@@ -269,12 +278,10 @@ class _FolderReader:
 
     `width` is that of the states that the NAT reads.
     """
-    from adanat_jax.models.captions import CaptionTransformer, VectorTable
-    from adanat_jax.models.clip import CLIPText
+    from adanat_jax.models.captions import VectorTable
     from adanat_jax.sampling.captions import CaptionEncoder, VectorEncoder
 
-    classes = CLIPText, CaptionTransformer, VectorTable
-    module, params = self.network('text', *classes)
+    module, params = self.network('text')
     if module.width != width:
       raise UserError(
         f'{self._path / _CONFIG}: networks.text is of width {module.width}, and'

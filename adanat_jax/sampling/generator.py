@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax.decoding import buckets as buckets_lib, guidance
+from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.learning.agent import Agent
 from adanat_jax.models import denoisers
@@ -492,12 +492,13 @@ class Generator:
       num_buckets: how many shapes are compiled at most, besides a fallback.
 
     Returns:
-      A generator with `buckets` for this number of steps; or this one, if its
-      network reuses nothing or the policy is a table or guided at some steps.
+      One with `buckets` for this number of steps; or this one, if its network
+      reuses nothing or the policy is a table or guided at some steps.
 
     Raises:
       UserError: for steps or a policy that this generator cannot do.
     """
+    from adanat_jax.decoding import buckets as buckets_lib
     from adanat_jax.models import operations
 
     chosen = self.schedule(policy, num_steps, len(labels))
@@ -518,14 +519,13 @@ class Generator:
       np.asarray(found)[:, index[:num_real]].max(axis=1)
       for index, num_real in self._batches(0, len(labels))
     ]
-    buckets = buckets_lib.choose(
+    best = buckets_lib.choose(
       np.concatenate(largest),
       length + self.nat.num_tokens,
       num_buckets,
       lambda counts: operations.enat_operations(self.nat, counts, length),
     )
-    by_steps = {**self.buckets, num_steps: buckets}
-    return dataclasses.replace(self, buckets=by_steps)
+    return dataclasses.replace(self, buckets={**self.buckets, num_steps: best})
 
   def planned(
     self, plan: Plan, policy: PolicyLike, tokens: np.ndarray, labels: Any

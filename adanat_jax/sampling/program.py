@@ -19,14 +19,7 @@ from jax.sharding import Mesh
 import numpy as np
 from numpy.typing import DTypeLike
 
-from adanat_jax.decoding import (
-  buckets as buckets_lib,
-  guidance,
-  loop,
-  schedules,
-  step as step_lib,
-  unrolled,
-)
+from adanat_jax.decoding import guidance, loop, schedules, step as step_lib
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.models import denoisers
 from adanat_jax.runtime import batch_parts, processes, sharding
@@ -187,13 +180,17 @@ def decode_tokens(
   )
   if plan.counts is not None:
     assert isinstance(policy, PolicyValues) and isinstance(plan.guided, bool)
+    from adanat_jax.decoding import unrolled
+
     gathering = denoisers.make_gathering(nat, nat_params)
     return without_features(
       unrolled.decode(gathering, policy, counts=plan.counts, **shared)
     )
   denoiser = denoisers.make(nat, nat_params)
   if plan.buckets:
-    denoiser = buckets_lib.bucketed(
+    from adanat_jax.decoding import buckets
+
+    denoiser = buckets.bucketed(
       denoisers.make_gathering(nat, nat_params),
       denoiser,
       plan.buckets,
@@ -300,6 +297,8 @@ def with_counts(
   unknown = np.unique((tokens == nat.codebook_size).sum(axis=1))
   if len(unknown) > 1:
     return plan
+  from adanat_jax.decoding import unrolled
+
   counts = unrolled.counts_of(
     table,
     nat.num_tokens,

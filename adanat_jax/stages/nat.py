@@ -8,7 +8,7 @@ learned, `nat_held_out` what is measured on the way.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,12 @@ from adanat_jax.learning.masked_tokens import NatState
 from adanat_jax.measuring import features
 from adanat_jax.models import denoisers
 from adanat_jax.models.captions import CaptionedDenoiser
-from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.runtime import processes, sharding
 from adanat_jax.stages import nat_held_out
 from adanat_jax.types import Array, Cache
+
+if TYPE_CHECKING:
+  from adanat_jax.models.denoisers import DenoiserModule
 
 Config = ml_collections.ConfigDict
 

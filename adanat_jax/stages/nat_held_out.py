@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,13 @@ from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.measuring import scores
 from adanat_jax.models.captions import CaptionedDenoiser
-from adanat_jax.models.denoisers import DenoiserModule
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, sharding
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import Array
+
+if TYPE_CHECKING:
+  from adanat_jax.models.denoisers import DenoiserModule
 
 # Tokens that go through the network at a time, where nothing is learned: 256
 # images of 256 pixels.
