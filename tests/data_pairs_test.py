@@ -22,14 +22,14 @@ class PairsTest(parameterized.TestCase):
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.new('RGB', (8, 8), 'red').save(path)
 
-  def open(self, name, text, **settings):
+  def open(self, name, text, split='train', **settings):
     """A source of a table that holds a text."""
     path = self.root / name
     path.write_text(text)
     images = self.root / 'images'
     return registry.open_source(
       SourceSettings('pairs', str(images), annotations=str(path), **settings),
-      'train',
+      split,
     )
 
   def test_food101s_columns(self):
@@ -118,6 +118,27 @@ class PairsTest(parameterized.TestCase):
       registry.check_apart(settings[0])
     # Two tables of one folder are as N24News has them.
     registry.check_apart(settings[1])
+
+  def test_classes_of_validation_pairs_are_those_of_training_pairs(self):
+    table = self.root / 'validation.csv'
+    settings = dict(
+      validation_path=str(self.root / 'images'),
+      validation_annotations=str(table),
+    )
+    opened = lambda: self.open(
+      'a.csv',
+      'pie_0.jpg,a pie,pie\ncake_0.jpg,a cake,cake\n',
+      split='test',
+      **settings,
+    )
+    table.write_text('pie_1.jpg,a pie,pie\n')
+    source = opened()
+    np.testing.assert_array_equal(source.labels, [1])
+    self.assertEqual(source.class_names, ('cake', 'pie'))
+    self.assertEqual(source.ledger.read['images'], 1)
+    table.write_text('file_name,text,label\npie/pie_1.jpg,a pie,tart\n')
+    with self.assertRaisesRegex(UserError, "class 'tart' is not one of the 2"):
+      opened()
 
   def test_a_table_is_needed(self):
     settings = SourceSettings('pairs', str(self.root / 'images'))

@@ -26,7 +26,11 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.data.sources import captions as captions_lib, text_files
-from adanat_jax.data.sources.image_folder import existing_folder, read_file
+from adanat_jax.data.sources.image_folder import (
+  check_classes,
+  existing_folder,
+  read_file,
+)
 from adanat_jax.data.sources.ledger import SourceLedger
 from adanat_jax.data.sources.raw_source import (
   Names,
@@ -50,11 +54,13 @@ _FOOD101 = ('image', 'text', 'label')
 def load(split: SplitPath) -> RawSource:
   """Lists the pairs of a table whose pictures are there.
 
-  Classes are numbered in the order of their names; -1 stands for none.
+  Classes are numbered in the order of their names; -1 stands for none. Those
+  of validation pairs are those of the training pairs.
 
   Raises:
-    UserError: if there is no table, it has other columns, or none of its
-      pictures is there with a text.
+    UserError: if there is no table, it has other columns, none of its
+      pictures is there with a text, or a validation pair has a class that no
+      training pair has.
   """
   root = existing_folder(split)
   path, field = _table(split, root)
@@ -74,7 +80,10 @@ def load(split: SplitPath) -> RawSource:
     why = f' ({fault.examples[0]})' if fault else ''
     raise UserError(f'{field}: no row has a picture and a text{why}')
   ledger.read.update(images=len(names), captions=sum(map(len, texts)))
-  known = sorted(set(classes) - {''})
+  known = tuple(sorted(set(classes) - {''}))
+  if split.is_validation:
+    ours, known = known, load(split.training).class_names or ()
+    check_classes(split, ours, known)
   numbers = {name: number for number, name in enumerate(known)} | {'': -1}
   labels = np.array([numbers[name] for name in classes], np.int32)
   ledger.count_classes(labels[labels >= 0])
@@ -89,7 +98,7 @@ def load(split: SplitPath) -> RawSource:
     len(packed),
     read,
     packed.hashes,
-    tuple(known) or None,
+    known or None,
     has_captions=True,
     description={'classes': len(known), 'captions': sum(map(len, texts))},
     labels=labels,
