@@ -9,6 +9,7 @@ import numpy as np
 
 from adanat_jax.decoding import loop, schedules, step as step_lib
 from adanat_jax.types import DecodeState, PolicyValues
+from support import trajectories
 
 B, N, K, D, T, C = 4, 9, 5, 6, 4, 3
 MASK = K
@@ -73,7 +74,7 @@ def constant_table(**changes):
 jit = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
-revealed_at = jit(loop.revealed_at, static_argnums=2)
+revealed_at = jit(trajectories.revealed_at, static_argnums=2)
 sample_keys = jit(loop.sample_keys, static_argnums=(1, 2))
 
 

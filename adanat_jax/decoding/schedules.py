@@ -512,17 +512,6 @@ SCHEDULES: dict[str, Factory] = _Schedules({
 })  # fmt: skip
 
 
-def entropy_bound_count(entropies: np.ndarray, gamma: float) -> int:
-  """How many positions an entropy bound makes known at once, at least one.
-
-  Args:
-    entropies: float[M] in nats, of the masked positions in any order.
-    gamma: the bound on `sum - max` of those that become known.
-  """
-  rising = jnp.sort(jnp.asarray(entropies, jnp.float32))
-  return int(step_lib.bounded_prefix(rising, jnp.float32(gamma)))
-
-
 def parse(name: str) -> tuple[str, dict[str, Any]]:
   """The entry of `SCHEDULES` that a name names, and its parameters.
 
