@@ -103,10 +103,13 @@ def policy_program(config: ml_collections.ConfigDict) -> Program:
   image = side, side, networks.image_channels(config)
   # As they come from files; the device converts them.
   levels = np.float32 if experiment.is_digits else np.uint8
+  conditions = {'condition': _labels(section.held_out)}
+  if experiment.is_text:
+    conditions = _captions(config, section.held_out)
   held_out = ArrayExamples(
     {
       'images': np.zeros((section.held_out, *image), levels),
-      'condition': np.zeros(section.held_out, np.int32),
+      **{k: np.zeros(x.shape, x.dtype) for k, x in conditions.items()},
     }
   )
   instead = _without_files() | {
