@@ -284,6 +284,8 @@ def sampling_program(
     'labels': labels,
     'index': _labels(batch_size),
   }
+  if is_table and schedule.priority is not None:
+    batch['priority'] = _shape(batch_size, num_tokens)
   key = jax.random.key(0)
   arguments = nat_params, tokenizer_params, values, batch, null, key
   return Program(sample, arguments, (None, None, None, 0, None, None), ())
