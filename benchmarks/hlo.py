@@ -33,6 +33,8 @@ _SHAPE = re.compile(
 _NAME = re.compile(r'%([\w.\-]+)')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _LIMIT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
+# What is begun here gives its operand back, too. Which of the two is made:
+_BEGUN = {'copy-start': 0, 'slice-start': 1}
 # What moves nothing, or is counted where it begins.
 _FREE = {
   *('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant'),
@@ -97,7 +99,11 @@ def instructions(text: str) -> Iterator[Instruction]:
         size_of(kind, shape) for kind, shape, inside in found if not inside
       )
       moved = 0
-      if not fused and opcode not in _FREE:
+      if opcode in _BEGUN:
+        # A slice reads no more of its operand than it makes.
+        size = size_of(*found[_BEGUN[opcode]][:2])
+        moved = size * sum(not inside for *_, inside in found[:2])
+      elif not fused and opcode not in _FREE:
         moved = in_memory[name] + sum(
           in_memory.get(operand, 0) for operand in _NAME.findall(operands)
         )

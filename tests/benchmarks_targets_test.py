@@ -37,6 +37,10 @@ _LOOP = """
   %x = f32[64,32]{1,0:T(8,128)} get-tuple-element(%s), index=1
   %f = bf16[64,32]{1,0:T(8,128)(2,1)} fusion(%x), kind=kLoop, calls=%half
   %g = f32[64,32]{1,0:T(8,128)S(1)} convert(%f)
+  %c = (f32[64,32]{1,0:T(8,128)S(1)}, f32[64,32]{1,0:T(8,128)}, u32[]{:S(2)}) \
+copy-start(%x)
+  %d = ((f32[64,32]{1,0}), f32[16,32]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+slice-start(%x), slice={[0:16], [0:32]}
   %r = f32[64,32]{1,0:T(8,128)} all-reduce(%g), to_apply=%half
   ROOT %t = (s32[]{:T(128)}, f32[64,32]{1,0:T(8,128)}) tuple(%i, %r)
 }
@@ -71,8 +75,11 @@ class TextTest(absltest.TestCase):
     half, size = 64 * 32 * 2, 64 * 32 * 4
     found = targets.read(_LOOP, targets.TARGETS['v5e-8'], 0)
     self.assertEqual(found['exchanged'], {'all-reduce': 8 * size})
-    # The fusion, the convert to memory on the chip, the sum from there.
-    self.assertEqual(found['moved'], 8 * ((size + half) + half + size))
+    # The fusion, the convert to memory on the chip, a copy and a quarter to
+    # there, the sum from there.
+    self.assertEqual(
+      found['moved'], 8 * ((size + half) + half + size + size // 4 + size)
+    )
     fused = [x.opcode for x in hlo.instructions(_LOOP) if x.fused]
     self.assertEqual(fused, ['parameter', 'convert'])
 

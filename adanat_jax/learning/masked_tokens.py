@@ -241,7 +241,7 @@ def make_train_step(
 
     def encoded() -> Cache:
       return network.encode(  # type: ignore[misc]
-        sharding.whole(ema),
+        ema,
         jnp.where(part['hidden'], recipe.mask_token, part['tokens']),
         # The cache sees the null condition as well: guided decoding keeps one
         # cache per pass.
@@ -271,12 +271,14 @@ def make_train_step(
       # Not a fifth part of the split: that would change the other four.
       reuse_key = jax.random.fold_in(step_key, 4)
       whole['wanted'], whole['hidden'] = draw_reuse(reuse_key, masked, recipe)
+      # Once; in `cache_of` a split average would be gathered for each part.
+      average = sharding.whole(state.ema)
 
     def gradient(part: dict[str, Array], dropout: Array) -> tuple[Array, Any]:
       condition = network.condition(frozen, part)
       unseen = part['dropped'].reshape(-1, *[1] * (condition.ndim - 1))
       condition = jnp.where(unseen, network.null(frozen), condition)
-      cache = cache_of(state.ema, part, condition) if reuses else None
+      cache = cache_of(average, part, condition) if reuses else None
 
       def loss_fn(params: Any) -> Array:
         logits = network.logits(
