@@ -45,6 +45,15 @@ _CUT = {
   'nat.micro_batches': 2,
 }
 
+# A training whose average fills caches.
+_ENAT = {
+  'nat.network': 'enat',
+  'nat.encoder_depth': 1,
+  'nat.decoder_depth': 1,
+  'nat.reuse_probability': 0.5,
+  'nat.micro_batches': 2,
+}
+
 
 def config_of(**changes: Any) -> Any:
   """The published recipe, small, on the digits."""
@@ -79,9 +88,9 @@ def moving(name: str) -> programs.Program:
   return programs.Program(function, (shape,), (0,), donated=())
 
 
-def exchanges(program: programs.Program) -> list[Any]:
+def exchanges(program: programs.Program, fsdp: int = 1) -> list[Any]:
   """On all devices: what, how often, elements of each array it moves."""
-  compiled = program.compile(sharding.make_mesh(), _OPTIONS)
+  compiled = program.compile(sharding.make_mesh(fsdp=fsdp), _OPTIONS)
   return [
     (x.opcode, x.count, [math.prod(shape) for _, shape in x.shapes])
     for x in hlo.collectives(compiled.as_text())
@@ -98,6 +107,7 @@ def several_devices() -> dict[str, Any]:
     'cut': exchanges(programs.policy_program(config_of(**_CUT))),
     'nat': exchanges(programs.nat_program(config_of())),
     'nat, cut': exchanges(programs.nat_program(config_of(**_CUT))),
+    'enat, split': exchanges(programs.nat_program(config_of(**_ENAT)), fsdp=2),
     'sampling': exchanges(programs.sampling_program(config_of(), _BATCH_SIZE)),
     **{name: exchanges(moving(name)) for name in ('joined', 'shuffled')},
   }
@@ -144,6 +154,12 @@ class CollectivesTest(parameterized.TestCase):
     exchanged = self.found[name]
     self.assertEqual({opcode for opcode, _, _ in exchanged}, {'all-reduce'})
     self.assertEmpty(growing(exchanged))
+
+  def test_split_parameters_are_gathered_once_for_all_parts(self):
+    gathers = [x for x in self.found['enat, split'] if x[0] == 'all-gather']
+    self.assertNotEmpty(gathers)
+    self.assertEqual({count for _, count, _ in gathers}, {1})
+    self.assertEmpty(growing(gathers))
 
   def test_every_gradient_is_exchanged_once(self):
     # The published iteration: five epochs, one update of the discriminator.
