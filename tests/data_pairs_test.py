@@ -125,12 +125,8 @@ class PairsTest(parameterized.TestCase):
       validation_path=str(self.root / 'images'),
       validation_annotations=str(table),
     )
-    opened = lambda: self.open(
-      'a.csv',
-      'pie_0.jpg,a pie,pie\ncake_0.jpg,a cake,cake\n',
-      split='test',
-      **settings,
-    )
+    text = 'pie_0.jpg,a pie,pie\ncake_0.jpg,a cake,cake\n'
+    opened = lambda: self.open('a.csv', text, split='test', **settings)
     table.write_text('pie_1.jpg,a pie,pie\n')
     source = opened()
     np.testing.assert_array_equal(source.labels, [1])
@@ -139,6 +135,11 @@ class PairsTest(parameterized.TestCase):
     table.write_text('file_name,text,label\npie/pie_1.jpg,a pie,tart\n')
     with self.assertRaisesRegex(UserError, "class 'tart' is not one of the 2"):
       opened()
+    # Where captions alone are learned, a class is of no use.
+    text = 'image,text,label\n7.jpg,a pie,\n'
+    source = opened()
+    np.testing.assert_array_equal(source.labels, [-1])
+    self.assertIsNone(source.class_names)
 
   def test_a_table_is_needed(self):
     settings = SourceSettings('pairs', str(self.root / 'images'))

@@ -55,7 +55,7 @@ def load(split: SplitPath) -> RawSource:
   """Lists the pairs of a table whose pictures are there.
 
   Classes are numbered in the order of their names; -1 stands for none. Those
-  of validation pairs are those of the training pairs.
+  of validation pairs are those of the training pairs, none if these have none.
 
   Raises:
     UserError: if there is no table, it has other columns, none of its
@@ -83,9 +83,10 @@ def load(split: SplitPath) -> RawSource:
   known = tuple(sorted(set(classes) - {''}))
   if split.is_validation:
     ours, known = known, load(split.training).class_names or ()
-    check_classes(split, ours, known)
-  numbers = {name: number for number, name in enumerate(known)} | {'': -1}
-  labels = np.array([numbers[name] for name in classes], np.int32)
+    if known:
+      check_classes(split, ours, known)
+  numbers = {name: number for number, name in enumerate(known)}
+  labels = np.array([numbers.get(name, -1) for name in classes], np.int32)
   ledger.count_classes(labels[labels >= 0])
   packed = Names.pack(names)
 
