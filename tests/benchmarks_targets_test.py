@@ -22,6 +22,10 @@ from adanat_jax.models import attention
 from adanat_jax.runtime import sharding
 from support import configs
 
+# Before any test asks for a device: a JAX that looks for a GPU and finds none
+# gives up its compiler.
+jax.config.update('jax_platforms', 'cpu')
+
 _COMPILERS = {'v5e-8': 'libtpu', 'h100': 'jax_cuda13_plugin'}
 
 # As a TPU's compiler writes it: no count of trips, and memory S(1) on the chip.

@@ -30,6 +30,10 @@ _LONGEST = (
   'main_test',
 )
 
+# The tests are of CPUs, whatever else is here. A JAX that looks for a GPU and
+# finds none gives up its compiler, which some of them try.
+jax.config.update('jax_platforms', 'cpu')
+
 # Threads of OpenBLAS spin while they wait for small products. NumPy reads it
 # when it is loaded.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
