@@ -212,7 +212,8 @@ _STEPS: Mapping[str, Callable[[Config], int]] = {
 def config_of(program: str, changes: Mapping[str, Any]) -> Config:
   """The config of a program, as it is where there is an accelerator."""
   config = config_lib.load(str(_CONFIGS / f'{program.split("/")[0]}.py'))
-  sections = ['nat', 'tokenizer', *(['text'] if 'text' in config else [])]
+  sections = ['nat', 'tokenizer', 'judges.reward']
+  sections += ['text'] * ('text' in config)
   types = {f'{section}.dtype': 'bfloat16' for section in sections}
   config.update_from_flattened_dict({**types, **changes})
   return config

@@ -113,6 +113,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Probability that a batch of larger images is cropped to that size instead of
   # averaged down.
   reward.crop_probability = 0.0
+  # As tokenizer.dtype. It trains in float32.
+  reward.dtype = 'float32'
 
   config.nat = nat = ml_collections.ConfigDict()
   # As those of the tokenizer.

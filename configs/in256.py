@@ -256,6 +256,7 @@ def set_networks(config: ml_collections.ConfigDict) -> None:
   reward.depth = 12
   reward.num_heads = 6
   reward.hooks = (2, 5, 8, 11)
+  reward.dtype = 'auto'
   # Checkpoint of --kind=dino.
   reward.init_from = ''
 

@@ -85,6 +85,22 @@ class VisionTransformerTest(absltest.TestCase):
     without = functools.partial(module.clone(hooks=()).apply, variables)
     self.assertEmpty(jax.eval_shape(without, images).features)
 
+  def test_bfloat16_rounds_inside_alone(self):
+    images = np.random.default_rng(1).normal(size=(4, 16, 16, 3))
+    module = vit.VisionTransformer(16, 4, 32, 4, 2, num_outputs=5, hooks=(3,))
+    images = images.astype(np.float32)
+    variables = random_variables(module, images)
+    exact, rounded = (
+      jax.jit(module.clone(dtype=dtype).apply)(variables, images)
+      for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    for mine, theirs in zip(
+      jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True
+    ):
+      self.assertEqual(mine.dtype, jnp.float32)
+      error = np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)
+      self.assertBetween(error, 1e-4, 2e-2)
+
   def test_mistakes(self):
     images = np.zeros((1, 8, 8, 1), np.float32)
     module = vit.VisionTransformer(8, 4, 8, 2, 2, image_channels=1)

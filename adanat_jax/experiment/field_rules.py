@@ -188,6 +188,7 @@ _SHARED: Mapping[str, Rule] = {
     depth=_DEPTH,
     num_heads=_HEADS,
     hooks=some_of(integer(0, 511)),
+    dtype=_COMPUTE_TYPE,
     **_AUGMENTED,
   ),
   **_section(

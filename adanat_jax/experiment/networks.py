@@ -211,6 +211,8 @@ def reward_module(config: Config) -> VisionTransformer:
     image_channels=image_channels(config),
     num_outputs=num_outputs,
     hooks=tuple(section.hooks),
+    dtype=_compute_type(section),
+    attention='auto',
   )
 
 

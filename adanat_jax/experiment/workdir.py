@@ -58,7 +58,9 @@ ADDED_FIELDS = {
     ),
     '',
   ),
-  **dict.fromkeys(('tokenizer.dtype', 'text.dtype'), 'float32'),
+  **dict.fromkeys(
+    ('tokenizer.dtype', 'text.dtype', 'judges.reward.dtype'), 'float32'
+  ),
   # Configs of captions had a tower of CLIP's, those of folders no captions.
   **{
     f'text.{name}': value

@@ -80,6 +80,7 @@ class VisionTransformer(nn.Module):
       for tokens in [outputs[hook] for hook in self.hooks]
       + [embedded] * bool(self.hooks)
     )
+    # In float32, as the head.
     cls = layers.LayerNorm(_EPSILON, name='norm')(x[:, 0])
     head = None
     if self.num_outputs:

@@ -120,7 +120,8 @@ def _measure(experiment: Experiment) -> tuple[Any, classifier.Apply]:
 
 def _reward(experiment: Experiment) -> tuple[Any, classifier.Apply]:
   """The reward network, and its logits or embeddings of images."""
-  module = networks.reward_module(experiment.config)
+  # It trains in float32.
+  module = networks.reward_module(experiment.config).clone(dtype=jnp.float32)
 
   def apply(params: Any, images: Array, key: Array | None) -> Array:
     del key
