@@ -58,26 +58,29 @@ class Program:
   function: Callable[..., Any]  # Not jitted.
   arguments: tuple[Any, ...]  # Pytrees of `jax.ShapeDtypeStruct`.
   # Of each argument, which axis is split over the devices; None for what is
-  # placed by `sharding.RULES`, as parameters are; a dict where its entries
-  # differ.
+  # whole on all of them, or, of a state that is trained, placed by
+  # `sharding.RULES`; a dict where its entries differ.
   batch_axes: tuple[Any, ...]
   donated: int | tuple[()]  # The argument that the result replaces, or ().
 
   def placed(self, mesh: Mesh) -> tuple[Any, ...]:
     """The arguments with their places on a mesh."""
 
-    def place(argument: Any, axis: Any) -> Any:
+    def place(argument: Any, axis: Any, rules: Any = ()) -> Any:
       if isinstance(axis, dict):
         return {k: place(x, axis.get(k)) for k, x in argument.items()}
       if axis is None:
-        return sharding.placed(argument, mesh)
+        return sharding.placed(argument, mesh, rules)
       spec = sharding.batch_sharding(mesh, axis)
       return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
         argument,
       )
 
-    return tuple(map(place, self.arguments, self.batch_axes))
+    rules = [()] * len(self.arguments)
+    if self.donated != ():
+      rules[self.donated] = sharding.RULES
+    return tuple(map(place, self.arguments, self.batch_axes, rules))
 
   def compile(
     self, mesh: Mesh | None = None, options: dict[str, Any] | None = None

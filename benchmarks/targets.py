@@ -31,7 +31,12 @@ import ml_collections
 import output
 import programs
 
-from adanat_jax.experiment import config as config_lib, experiment, networks
+from adanat_jax.experiment import (
+  config as config_lib,
+  experiment,
+  networks,
+  policies,
+)
 from adanat_jax.runtime import sharding
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -159,13 +164,24 @@ def _sampling(policy: str) -> Make:
   )
 
 
+def _with_memory(config: Config, memory: float, count: int) -> Config:
+  """The config that says what a run takes on devices of such a memory."""
+  config = config.copy_and_resolve_references()
+  config.policy.rollout_features = policies.rollout_features(
+    experiment.Experiment(config, 'unused'), memory, count
+  )
+  return config
+
+
 # How each program is made of a config, for a target of so many devices.
 KINDS: dict[str, Make] = {
   'sample': _sampling('learned'),
   'sample, schedule': _sampling(''),
   'sample, buckets': _sampling('buckets'),
   'nat': lambda config, *_: programs.nat_program(config),
-  'policy': lambda config, *_: programs.policy_program(config),
+  'policy': lambda config, target, count: programs.policy_program(
+    _with_memory(config, target.memory, count)
+  ),
   'tokenizer': lambda config, *_: programs.tokenizer_program(config),
   # Each image with its mirror image.
   'prepare': lambda config, _, count: programs.encoding_program(
@@ -283,9 +299,8 @@ def compiled_row(
   """
   target, config = TARGETS[name], config_of(program, changes)
   devices = target.devices()
-  mesh = sharding.make_mesh(
-    fsdp=min(config.mesh.fsdp, len(devices)), devices=devices
-  )
+  share = sharding.devices_of_a_copy(target.memory, len(devices))
+  mesh = sharding.make_mesh(fsdp=config.mesh.fsdp or share, devices=devices)
   row: dict[str, Any] = {
     'target': name,
     'program': program,

@@ -42,8 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.generator = ''
 
   config.mesh = mesh = ml_collections.ConfigDict()
-  # All devices share the work; groups of this many also share one copy of the
-  # NAT's large matrices. 1 keeps a copy on each device.
+  # All devices share the work. While a network is trained, groups of this many
+  # devices also share one copy of its large matrices, of their average and of
+  # the optimizer's moments; 1 keeps a copy on each device. 0 stands for 1 on
+  # devices of 24 GiB and more, else for 8, or for as many as there are.
   mesh.fsdp = 1
 
   config.tokenizer = tokenizer = ml_collections.ConfigDict()
@@ -176,7 +178,8 @@ def get_config() -> ml_collections.ConfigDict:
   # saves memory and changes nothing else.
   policy.rollout_size = 0
   # What PPO's epochs read: 'store' keeps the NAT's features of every step;
-  # 'recompute' keeps the canvases and runs the NAT again in each epoch.
+  # 'recompute' keeps the canvases and runs the NAT again in each epoch. 'auto'
+  # stores what takes at most half of the devices' memory.
   policy.rollout_features = 'store'
   # 'float32' keeps features as the NAT returns them; 'bfloat16' rounds them,
   # both for acting and for learning.

@@ -66,8 +66,10 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   if like == 'default':
     # Our choice, not tried: a block takes twice the memory of NAT-L's, because
     # training masks the attention and computes keys of all tokens twice. For
-    # one GPU of 80 GB, and up to 64 devices; 16 parts serve 128.
+    # one GPU of 80 GB, and up to 64 devices, which share copies where they have
+    # 16 GB; 16 parts serve 128.
     nat.micro_batches = 32
+    config.mesh.fsdp = 0
   return config
 
 

@@ -31,7 +31,11 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     # 16 with policy.preset=ours; 16 parts serve more).
     config.policy.rollout_size = 64
     config.policy.ppo.micro_batches = 64
+    # Features take 48 GiB in bfloat16: one GPU of 80 GB computes them again.
+    config.policy.rollout_features = 'auto'
     config.prepare.batch_size = 8
+    # As many tokens as at 256 pixels.
+    config.tokenizer.batch_size = 16
     config.evaluate.benchmark = 'imagenet512'
     config.sample.classes = (207, 360)
   return config

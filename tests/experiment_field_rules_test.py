@@ -92,7 +92,7 @@ class TableTest(parameterized.TestCase):
     ('profile', (5, 3)),
     ('seed', 2**32),
     ('sample.seed', 2**32),
-    ('mesh.fsdp', 0),
+    ('mesh.fsdp', -1),
     ('statistics.output', 'moments.txt'),
     ('nat.init_from', 'x' * 5000),
     ('nat.beta', (12.0,)),

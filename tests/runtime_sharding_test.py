@@ -40,6 +40,17 @@ class ShardingTest(absltest.TestCase):
     ):
       sharding.shard_state({'a': {'kernel': np.zeros(4, 'f')}}, mesh, RULES)
 
+  def test_small_devices_share_copies(self):
+    memories = None, 8 * 2**30, 15.75 * 2**30, 30.75 * 2**30
+    counts = 1, 4, 12, 16
+    self.assertEqual(
+      [
+        [sharding.devices_of_a_copy(memory, count) for count in counts]
+        for memory in memories
+      ],
+      [[1, 1, 1, 1], [1, 4, 4, 8], [1, 4, 4, 8], [1, 1, 1, 1]],
+    )
+
   def test_a_batch_keeps_its_numbers_and_scalars(self):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     batch = sharding.put_batch({'x': np.arange(6), 'scale': 0.5}, mesh)

@@ -156,8 +156,10 @@ def pieces(
     places = array.sharding.devices_indices_map(array.shape).values()
     return len({str(index) for index in places})
 
-  _, params = Experiment(config, workdir).network('nat')
-  reward = rewards.REWARDS['adversarial'].make(Experiment(config, workdir), 1)
+  used = Experiment(config, workdir)
+  _, params = used.network('nat')
+  kernel = lambda params: params['mid_block']['attention']['qkv']['kernel']
+  reward = rewards.REWARDS['adversarial'].make(used, 1)
   examples = ArrayExamples({'rows': np.zeros(100)})
   batch = fit.Batches(Experiment(config, 'unused'), 'nat', examples, (16,))(0)[
     'rows'
@@ -165,8 +167,8 @@ def pieces(
   return {
     'batch': count(batch),
     'held out': count(reward.frozen['held_out']['images']),
-    'qkv': count(params['mid_block']['attention']['qkv']['kernel']),
-    'norm': count(params['norm']['scale']),
+    'used': count(kernel(params)),
+    'trained': count(kernel(sharding.shard_state(params, used.mesh))),
   }
 
 
@@ -252,7 +254,7 @@ class DistributedTest(absltest.TestCase):
     for tokens in results[0]['some devices']:
       self.assertEqual(tokens, self.one['sample']['learned'])
     self.assertEqual(
-      results[0]['pieces'], {'batch': 8, 'held out': 8, 'qkv': 1, 'norm': 1}
+      results[0]['pieces'], {'batch': 8, 'held out': 8, 'used': 1, 'trained': 1}
     )
 
   def test_two_processes_that_share_parameters(self):
@@ -268,7 +270,7 @@ class DistributedTest(absltest.TestCase):
     self.check_samples(results)
     for result in results:
       self.assertEqual(
-        result['pieces'], {'batch': 2, 'held out': 2, 'qkv': 2, 'norm': 1}
+        result['pieces'], {'batch': 2, 'held out': 2, 'used': 1, 'trained': 2}
       )
     for name, (_, stage) in STAGES.items():
       expected = metric_writer.read_metrics(self.one_workdir / stage)

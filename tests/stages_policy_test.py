@@ -155,6 +155,32 @@ class StageTest(parameterized.TestCase):
     meta = checkpoint_format.read(directory / 'checkpoints' / str(step))
     return checkpoint_format.checksums(meta, field)
 
+  def test_features_that_do_not_fit_are_computed_again(self):
+    # 8 steps, 4,096 trajectories, 1,024 tokens of 768 numbers: 48 GiB in
+    # bfloat16.
+    def kept(source, gib, count, **changes):
+      config = configs.load(
+        source,
+        {
+          'nat.dtype': 'bfloat16',
+          'policy.rollout_features': 'auto',
+          **changes,
+        },
+      )
+      memory = gib and gib * 2**30
+      return policies.rollout_features(Experiment(config, ''), memory, count)
+
+    self.assertEqual(kept('in512.py', None, 1), 'store')
+    self.assertEqual(kept('in512.py', 95, 1), 'recompute')
+    self.assertEqual(kept('in512.py', 96, 1), 'store')
+    self.assertEqual(kept('in512.py', 16, 4), 'recompute')
+    self.assertEqual(kept('in512.py', 16, 6), 'store')
+    float32 = {'nat.dtype': 'float32'}
+    self.assertEqual(kept('in512.py', 96, 1, **float32), 'recompute')
+    named = {'policy.rollout_features': 'recompute'}
+    self.assertEqual(kept('in512.py', 96, 1, **named), 'recompute')
+    self.assertEqual(kept('in512_enat.py', 1, 1), 'store')
+
   def test_classes(self):
     config, workdir = self.classes, self.root / 'run-classes'
     policy.check_config(Experiment(config, 'unused'))

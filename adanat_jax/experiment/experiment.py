@@ -76,7 +76,8 @@ class Experiment:
     config = config_lib.from_json(config_lib.read_record(directory)['config'])
     field_rules.check_generator(config)
     # How the training was divided says nothing of the devices here.
-    config.mesh = {'fsdp': math.gcd(config.mesh.fsdp, jax.device_count())}
+    fsdp = config.mesh.fsdp
+    config.mesh = {'fsdp': fsdp and math.gcd(fsdp, jax.device_count())}
     experiment = cls(config, workdir)
     if experiment.text_network == 'given':
       from adanat_jax.experiment import texts
@@ -93,8 +94,13 @@ class Experiment:
     Raises:
       UserError: if `mesh.fsdp` does not divide the number of devices.
     """
+    fsdp = self.config.mesh.fsdp
+    if not fsdp:
+      mesh = sharding.make_mesh()
+      memory = sharding.device_memory(mesh)
+      fsdp = sharding.devices_of_a_copy(memory, mesh.size)
     try:
-      return sharding.make_mesh(fsdp=self.config.mesh.fsdp)
+      return sharding.make_mesh(fsdp=fsdp)
     except UserError as error:
       raise UserError(f'config.mesh.{error}') from error
 
@@ -267,9 +273,12 @@ class Experiment:
       raise UserError(f'config.{section}.init_from: {error}') from error
 
   def param_shapes(self, module: Any, *inputs: Any) -> Any:
-    """A module's parameters as `jax.ShapeDtypeStruct`s, placed on the mesh."""
+    """A module's parameters as `jax.ShapeDtypeStruct`s, whole on all devices.
+
+    Only what is trained is split, so that using a network exchanges nothing.
+    """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)['params']
-    return sharding.placed(shapes, self.mesh)
+    return sharding.placed(shapes, self.mesh, rules=())
 
   def load_trained(
     self,
@@ -279,7 +288,7 @@ class Experiment:
     *,
     best: bool = False,
   ) -> Any:
-    """Parameters of a finished stage, on the mesh; see `load_params`.
+    """Parameters of a finished stage, whole on all devices; see `load_params`.
 
     To trace a network for the shapes of its parameters takes longer than to
     read them. Where the stage ran with the networks of this config, its
@@ -291,7 +300,7 @@ class Experiment:
     sections = 'data', 'tokenizer', 'nat', 'text', stage.partition('/')[0]
     same = all(ours.get(name) == theirs.get(name) for name in sections)
     target = checkpoint.saved_shapes(meta, field) if same else shapes()
-    target = sharding.placed(target, self.mesh)
+    target = sharding.placed(target, self.mesh, rules=())
     return checkpoint.load_params(directory, field, target, best=best)
 
   def network(self, name: str) -> tuple[Any, Any]:

@@ -123,7 +123,7 @@ _SHARED: Mapping[str, Rule] = {
   'tensorboard': boolean,
   'wandb': project,
   'generator': path(),
-  **_section('mesh', fsdp=integer(1, 2**16)),
+  **_section('mesh', fsdp=integer(0, 2**16)),
   **_section(
     'data',
     source=choice('digits', *SOURCES),
@@ -250,7 +250,7 @@ _SHARED: Mapping[str, Rule] = {
     guided_steps=none_or(some_of(integer(-1024, 1023))),
     learned=some_of(choice(*NAMES)),
     rollout_size=integer(0, 2**20),
-    rollout_features=choice('store', 'recompute'),
+    rollout_features=choice('auto', 'store', 'recompute'),
     rollout_dtype=choice('float32', 'bfloat16'),
     evaluate_every=_EVERY_OR_NEVER,
     evaluate_samples=_MEASURED,

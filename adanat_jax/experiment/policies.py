@@ -20,7 +20,7 @@ from adanat_jax.decoding import actions, guidance, tables
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
-from adanat_jax.models import policy
+from adanat_jax.models import denoisers, policy
 from adanat_jax.models.policy import PolicyNetworks
 from adanat_jax.types import Array
 
@@ -135,6 +135,30 @@ def acting(experiment: Experiment, num_steps: int) -> dict[str, Any]:
     'guided': guided,
     'learned': tuple(section.get('learned', actions.NAMES)),
   }
+
+
+def rollout_features(
+  experiment: Experiment, memory: float | None, num_devices: int
+) -> str:
+  """What PPO's epochs read: 'store' or 'recompute', see `RolloutConfig`.
+
+  Args:
+    experiment: its `policy.rollout_features` may leave it to the memory.
+    memory: bytes of a device; None where it does not say, as on a CPU.
+    num_devices: that share the trajectories.
+  """
+  section = experiment.config.policy
+  nat = networks.nat_module(experiment.config)
+  if section.rollout_features != 'auto':
+    return section.rollout_features
+  # What an ENAT sees depends on the steps before.
+  if memory is None or denoisers.reuses(nat):
+    return 'store'
+  types = jnp.dtype(section.rollout_dtype), jnp.dtype(nat.dtype)
+  num_steps = max(*section.num_steps, *_drawn(experiment))
+  numbers = num_steps * section.batch_size * nat.num_tokens * nat.width
+  kept = numbers * min(kind.itemsize for kind in types)
+  return 'store' if kept <= memory * num_devices / 2 else 'recompute'
 
 
 def iterate_field(experiment: Experiment) -> str:

@@ -6,6 +6,7 @@ arrays are placed before a step, and the compiler inserts the communication.
 """
 
 from collections.abc import Callable, Sequence
+import math
 import re
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ Tree = TypeVar('Tree')
 Rule = tuple[str, PartitionSpec]
 
 AXES = ('data', 'fsdp')
+# Bytes; the accelerators that are sold have 8 to 16 GiB, or 32 and more.
+_LARGE_MEMORY = 24 * 2**30
 # (pattern, spec): the first pattern found in a leaf's name decides. Names are
 # paths, e.g. 'params/mid_block/mlp/fc1/kernel'; a leaf that matches no pattern
 # is replicated. Names of optimizer moments contain those of their parameters.
@@ -63,6 +66,22 @@ def make_mesh(
     axis_types=(AxisType.Auto, AxisType.Auto),
     devices=devices,
   )
+
+
+def devices_of_a_copy(memory: float | None, num_devices: int) -> int:
+  """How many devices should share one copy of a large training's state.
+
+  Args:
+    memory: bytes of a device; None where it does not say, as on a CPU.
+    num_devices: of the mesh.
+
+  Returns:
+    1 where devices hold the state whole, else 8 or the largest power of two
+    that divides the number of devices.
+  """
+  if memory is None or memory >= _LARGE_MEMORY:
+    return 1
+  return math.gcd(8, num_devices)
 
 
 def platform() -> str:
@@ -120,14 +139,14 @@ def shard_state(state: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Tree:
   return jax.device_put(state, state_shardings(state, mesh, rules))
 
 
-def placed(shapes: Tree, mesh: Mesh) -> Tree:
+def placed(shapes: Tree, mesh: Mesh, rules: Sequence[Rule] = RULES) -> Tree:
   """Returns `jax.ShapeDtypeStruct`s with the shardings of the rules."""
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=sharding
     ),
     shapes,
-    state_shardings(shapes, mesh),
+    state_shardings(shapes, mesh, rules),
   )
 
 

@@ -235,6 +235,9 @@ def train(experiment: Experiment, training: policies.Training) -> None:
     policies.make_actor_critic, experiment, training
   )
   acting = functools.partial(policies.acting, experiment)
+  kept = policies.rollout_features(
+    experiment, sharding.device_memory(experiment.mesh), experiment.mesh.size
+  )
 
   def initial(frozen: Any) -> policy.PolicyState:
     return policy.initial_state(
@@ -260,7 +263,7 @@ def train(experiment: Experiment, training: policies.Training) -> None:
       num_iterations=section.iterations,
       fresh_rollouts=section.discriminator.fresh_rollouts,
       rollouts=policy.RolloutConfig(
-        section.rollout_features, section.rollout_dtype, section.rollout_size
+        kept, section.rollout_dtype, section.rollout_size
       ),
       ema_decay=section.ema_decay,
       smoothing=acts['smoothing'],
