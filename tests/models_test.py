@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import flax.linen as nn
@@ -91,6 +92,58 @@ class ConvTest(parameterized.TestCase):
       jax.jit(theirs.init)(_KEY, x)['params']['kernel'],
     )
     self.assert_alike(ours.apply, theirs.apply, params, x)
+
+
+class SideBySideTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(mock.patch.object(layers, '_PARTS', 3))
+
+  @parameterized.parameters(
+    # 16,384 pixels, of the batch or where it is enlarged.
+    ((16, 32, 32), 1, [6, 5, 5]),
+    ((2, 128, 64), 1, [1, 1]),
+    ((1, 128, 128), 1, [1]),
+    ((15, 32, 32), 1, [15]),
+    ((4, 32, 32), 2, [2, 1, 1]),
+    ((4, 32, 31), 2, [4]),
+  )
+  def test_parts(self, shape, enlarged, expected):
+    found = []
+
+    def network(x):
+      found.append(len(x))
+      return {'a': 2 * x, 'b': x.sum((1, 2, 3))}
+
+    x = np.random.default_rng(0).random((*shape, 1), np.float32)
+    result = layers.side_by_side(network, x, enlarged=enlarged, least=2**14)
+    self.assertEqual(found, expected)
+    np.testing.assert_array_equal(result['a'], 2 * x)
+    self.assertEqual(result['b'].shape, shape[:1])
+
+  def test_a_network_and_its_gradient(self):
+    random = np.random.default_rng(0)
+    x = random.random((7, 64, 64, 2), np.float32)
+    kernel = random.normal(size=(3, 3, 2, 8)).astype(np.float32)
+
+    def network(kernel, x):
+      return jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+
+    def loss(kernel, parts):
+      if parts:
+        y = layers.side_by_side(functools.partial(network, kernel), x, least=0)
+      else:
+        y = network(kernel, x)
+      return jnp.mean(y**2), y
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    ((_, expected), whole), ((_, found), parts) = (
+      gradient(kernel, parts) for parts in (False, True)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 class NATTest(parameterized.TestCase):

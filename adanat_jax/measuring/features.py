@@ -19,6 +19,7 @@ from adanat_jax.data.images import to_uint8
 from adanat_jax.experiment import datasets, networks
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import published_weights
+from adanat_jax.models import layers
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.runtime import sharding
 from adanat_jax.types import Array
@@ -155,7 +156,8 @@ def _inception(experiment: Experiment) -> FeatureNetwork:
   def apply(params: Any, images: Array) -> tuple[Array, Array]:
     if images.shape[-1] == 1:
       images = jnp.repeat(images, 3, axis=-1)
-    out = module.apply({'params': sharding.whole(params)}, images)
+    variables = {'params': sharding.whole(params)}
+    out = layers.side_by_side(lambda x: module.apply(variables, x), images)
     # The score takes the logits without the classifier's bias.
     return out.pool3, out.unbiased_logits
 

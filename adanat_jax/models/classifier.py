@@ -33,13 +33,24 @@ class ConvClassifier(nn.Module):
 
     Returns features, float32[B, F], and logits, float32[B, num_classes].
     """
+    stages = [
+      (
+        nn.Conv(
+          width, (3, 3), 2 if i else 1, dtype=self.dtype, name=f'conv_{i}'
+        ),
+        nn.GroupNorm(num_groups=1, dtype=self.dtype, name=f'norm_{i}'),
+      )
+      for i, width in enumerate(self.widths)
+    ]
+
+    def convolved(x: jax.Array) -> jax.Array:
+      for convolution, norm in stages:
+        x = layers.gelu(norm(convolution(x)))
+      return x.reshape(x.shape[0], -1)
+
     x = 2.0 * images.astype(self.dtype) - 1.0
-    for i, width in enumerate(self.widths):
-      strides = 1 if i == 0 else 2
-      x = nn.Conv(width, (3, 3), strides, dtype=self.dtype, name=f'conv_{i}')(x)
-      x = nn.GroupNorm(num_groups=1, dtype=self.dtype, name=f'norm_{i}')(x)
-      x = layers.gelu(x)
-    x = x.reshape(x.shape[0], -1)
+    least = layers.MANY_TRAINED_PIXELS if train else layers.MANY_PIXELS
+    x = layers.side_by_side(convolved, x, least=least)
     features = nn.Dense(self.feature_width, dtype=self.dtype, name='hidden')(x)
     features = layers.gelu(features).astype(jnp.float32)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(features)

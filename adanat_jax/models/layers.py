@@ -5,6 +5,8 @@ Shape letters: `B` samples, `N` tokens, `D` width, `H` heads.
 
 from collections.abc import Callable
 import functools
+import math
+import os
 from typing import Any
 
 import chex
@@ -15,6 +17,14 @@ import jax.numpy as jnp
 from adanat_jax.errors import UserError
 from adanat_jax.models import attention
 from adanat_jax.runtime import sharding
+
+# Parts of a batch that a CPU computes side by side; each is translated anew by
+# the compiler.
+_PARTS = min(4, os.cpu_count() or 1)
+# Pixels of a batch from which on that pays, and in training, whose gradients
+# take the most time.
+MANY_PIXELS = 2**16
+MANY_TRAINED_PIXELS = 2**14
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -40,6 +50,34 @@ def torch_bias_init(fan_in: int) -> Initializer:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
   return init
+
+
+def side_by_side(
+  network: Callable[[jax.Array], Any],
+  x: jax.Array,
+  *,
+  enlarged: int = 1,
+  least: int = MANY_PIXELS,
+) -> Any:
+  """Applies a network of convolutions; on a CPU, parts of a batch at once.
+
+  XLA computes most convolutions on one thread of a CPU. Those of different
+  parts do not wait for each other, so they run on several (docs/benchmarks.md).
+
+  Args:
+    network: float[B, H, W, C] to arrays [B, ...], each sample by itself.
+    x: float[B, H, W, C].
+    enlarged: how many times larger the network makes both sides.
+    least: pixels of a batch, at its largest, that are divided.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  on_one_cpu = sharding.platform() == 'cpu' and (mesh.empty or mesh.size == 1)
+  pixels = math.prod(x.shape[:3]) * enlarged**2
+  if not on_one_cpu or pixels < least:
+    return network(x)
+  parts = min(_PARTS, len(x))
+  found = [network(part) for part in jnp.array_split(x, parts)]
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
 
 class Dense(nn.Dense):

@@ -192,6 +192,8 @@ class VQGAN(nn.Module):
   # The decoder's compute type. Parameters and images are float32, and so is the
   # encoder: tokens must not depend on where they were made.
   dtype: layers.Dtype = jnp.float32
+  # Pixels of a batch from which on a CPU divides it, see `side_by_side`.
+  divided_from: int = layers.MANY_PIXELS
 
   def setup(self):
     self.encoder = ImageEncoder(
@@ -234,7 +236,10 @@ class VQGAN(nn.Module):
         f'images of {height}x{width} do not fit the tokenizer: both sides '
         f'must be multiples of {self.downsampling}'
       )
-    return self.encoder(images).astype(jnp.float32)
+    encoding = layers.side_by_side(
+      self.encoder, images, least=self.divided_from
+    )
+    return encoding.astype(jnp.float32)
 
   def quantize(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Finds the nearest codes of `z` float[B, h, w, C], by squared distance.
@@ -259,7 +264,10 @@ class VQGAN(nn.Module):
 
   def decode(self, z: jax.Array) -> jax.Array:
     """Maps vectors float[B, h, w, C] to unclamped images float32."""
-    return self.decoder(z).astype(jnp.float32)
+    images = layers.side_by_side(
+      self.decoder, z, enlarged=self.downsampling, least=self.divided_from
+    )
+    return images.astype(jnp.float32)
 
   def decode_tokens(self, tokens: jax.Array) -> jax.Array:
     """Decodes codes int32[B, N] of a square grid, row-major, without masks.

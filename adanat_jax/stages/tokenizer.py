@@ -25,6 +25,7 @@ from adanat_jax.experiment import (
 )
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import patch_gan, vq
+from adanat_jax.models import layers
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import files, journal
@@ -115,7 +116,11 @@ def make_adversarial_loss(
   trains_from = int(section.start_fraction * num_steps)
   return patch_gan.AdversarialLoss(
     init=lambda key: module.init(key, jnp.zeros((1, *image_shape)))['params'],
-    logits=lambda params, images: module.apply({'params': params}, images),
+    logits=lambda params, images: layers.side_by_side(
+      lambda x: module.apply({'params': params}, x),
+      images,
+      least=layers.MANY_TRAINED_PIXELS,
+    ),
     optimizer=optax.adam(section.learning_rate, *section.betas),
     weight=section.weight,
     adaptive=section.adaptive,
@@ -162,7 +167,9 @@ def run(experiment: Experiment) -> None:
     *section.betas,
   )
   shape = (config.data.image_size,) * 2 + (module.image_channels,)
-  network = make_autoencoder(module, shape)
+  network = make_autoencoder(
+    module.clone(divided_from=layers.MANY_TRAINED_PIXELS), shape
+  )
   adversarial = make_adversarial_loss(experiment, shape)
   init_key, step_key = jax.random.split(experiment.key('tokenizer'))
   begin = warm_start.make(
