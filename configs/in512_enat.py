@@ -39,6 +39,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.policy.rollout_size = 64
     config.policy.ppo.micro_batches = 64
     config.prepare.batch_size = 8
+    config.tokenizer.batch_size = 16
     # The paper measures 50,000 images, the README's command 5,000.
     config.evaluate.benchmark = 'imagenet512'
     # Our choice, not tried: half of 4,096 trajectories. Their features take 34
