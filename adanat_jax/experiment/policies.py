@@ -148,9 +148,9 @@ def rollout_features(
     num_devices: that share the trajectories.
   """
   section = experiment.config.policy
-  nat = networks.nat_module(experiment.config)
   if section.rollout_features != 'auto':
     return section.rollout_features
+  nat = networks.nat_module(experiment.config)
   # What an ENAT sees depends on the steps before.
   if memory is None or denoisers.reuses(nat):
     return 'store'

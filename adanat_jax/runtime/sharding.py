@@ -22,7 +22,7 @@ Tree = TypeVar('Tree')
 Rule = tuple[str, PartitionSpec]
 
 AXES = ('data', 'fsdp')
-# Bytes; the accelerators that are sold have 8 to 16 GiB, or 32 and more.
+# Bytes that a device may use: chips of TPUs have 8 to 16 GiB, or 32 and more.
 _LARGE_MEMORY = 24 * 2**30
 # (pattern, spec): the first pattern found in a leaf's name decides. Names are
 # paths, e.g. 'params/mid_block/mlp/fc1/kernel'; a leaf that matches no pattern
