@@ -257,10 +257,12 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
   tokenizer = config.tokenizer
   tokenizer.base_width = 16
   tokenizer.width_multipliers = (1, 2, 4, 4)
-  tokenizer.num_steps = 2000
+  # With 157 pictures the held-out error was .20 after 500 steps, .158 after
+  # 1,000, and no less after 2,000.
+  tokenizer.num_steps = 1200
   tokenizer.learning_rate = 1e-3
   tokenizer.measured_images = 100
-  tokenizer.evaluate_every = 500
+  tokenizer.evaluate_every = 400
   # It would set in when the tokenizer is still a blur.
   tokenizer.adversarial.weight = 0.0
 
@@ -271,11 +273,13 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
   nat.width = 128
   nat.depth = 4
   nat.num_heads = 4
-  nat.num_steps = 2000
+  # After 1,000 steps it knew 157 pictures by heart: a loss of 4.2, and 4.9 on
+  # held-out ones.
+  nat.num_steps = 1200
   nat.learning_rate = 1e-3
   nat.warmup_steps = 50
   nat.ema_decay = 0.99
-  nat.evaluate_every = 1000
+  nat.evaluate_every = 400
   nat.validation_examples = 100
 
   config.policy.iterations = 16
