@@ -257,8 +257,8 @@ def _hurry(config: ml_collections.ConfigDict) -> None:
   tokenizer = config.tokenizer
   tokenizer.base_width = 16
   tokenizer.width_multipliers = (1, 2, 4, 4)
-  # With 157 pictures the held-out error was .20 after 500 steps, .158 after
-  # 1,000, and no less after 2,000.
+  # With 157 pictures the held-out error is .108 of the variance; 2,000 steps
+  # ended at .157.
   tokenizer.num_steps = 1200
   tokenizer.learning_rate = 1e-3
   tokenizer.measured_images = 100
