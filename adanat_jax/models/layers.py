@@ -72,8 +72,10 @@ def side_by_side(
   """
   mesh = jax.sharding.get_abstract_mesh()
   on_one_cpu = sharding.platform() == 'cpu' and (mesh.empty or mesh.size == 1)
-  pixels = math.prod(x.shape[:3]) * enlarged**2
-  if not on_one_cpu or pixels < least:
+  # A program that is exported may leave the size of its batches open.
+  if not on_one_cpu or jax.export.is_symbolic_dim(x.shape[0]):
+    return network(x)
+  if math.prod(x.shape[:3]) * enlarged**2 < least:
     return network(x)
   parts = min(_PARTS, len(x))
   found = [network(part) for part in jnp.array_split(x, parts)]
