@@ -379,9 +379,10 @@ def contents(stage: pathlib.Path) -> dict[str, Any]:
     if path.is_dir() and path.parent.name != 'checkpoints':
       continue
     if 'checkpoints' in parts[:-1]:
-      # Compared by their numbers below: files hold names drawn at random.
-      if path.parent.name == 'checkpoints':
-        found[name] = 'a checkpoint'
+      # The last one is compared by its numbers below: files hold names drawn
+      # at random. The one before it is another after a SIGTERM near the end.
+      if path.parent.name == 'checkpoints' and not path.name.isdigit():
+        found[name] = 'no checkpoint'
     elif path.name == 'metrics.jsonl':
       found[name] = [
         {k: v for k, v in row.items() if not k.startswith(TIME_PREFIX)}
