@@ -165,7 +165,7 @@ def _sampling(policy: str) -> Make:
 
 
 def _with_memory(config: Config, memory: float, count: int) -> Config:
-  """The config that says what a run takes on devices of such a memory."""
+  """The config with what `auto` means on devices of such a memory."""
   config = config.copy_and_resolve_references()
   config.policy.rollout_features = policies.rollout_features(
     experiment.Experiment(config, 'unused'), memory, count

@@ -34,7 +34,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     # Features take 48 GiB in bfloat16: one GPU of 80 GB computes them again.
     config.policy.rollout_features = 'auto'
     config.prepare.batch_size = 8
-    # As many tokens as at 256 pixels.
+    # As many tokens as at 256 pixels, for up to 16 devices.
     config.tokenizer.batch_size = 16
     config.evaluate.benchmark = 'imagenet512'
     config.sample.classes = (207, 360)
