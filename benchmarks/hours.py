@@ -15,6 +15,7 @@ steps decodes with a sixth of that.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 from absl import app, flags
@@ -25,7 +26,7 @@ import output
 
 from adanat_jax.experiment import config as config_lib, networks
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.models import operations
+from adanat_jax.models import layers, operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
@@ -51,7 +52,7 @@ class Costs:
 
   def __init__(self, config: Config):
     """Counts; nothing is compiled or run."""
-    num_tokens = networks.grid_size(config) ** 2
+    num_tokens = math.prod(networks.grid(config))
     length = 0
     if networks.is_text(config):
       length = networks.text_module(config).num_positions
@@ -96,10 +97,10 @@ def _nat(config: Config, text_length: int) -> tuple[int, float]:
 def _reward(config: Config) -> tuple[int, int]:
   """Of the reward network, and of the discriminator's heads on it."""
   module = networks.reward_module(config)
-  side = module.image_size
-  shape = (1, side, side, module.image_channels)
+  sides = layers.sides_of(module.image_size)
+  shape = (1, *sides, module.image_channels)
   image = jax.ShapeDtypeStruct(shape, jnp.float32)
-  patches = (side // module.patch_size) ** 2
+  patches = math.prod(side // module.patch_size for side in sides)
   section = config.policy.discriminator
   per_patch = module.width * (
     module.width * (1 + section.kernel_size) + section.condition_map_width
@@ -157,8 +158,8 @@ def _tokenizer(config: Config, cost: Costs) -> float:
   a_step = _TRAINING * (cost.encoder + cost.decoder)
   judged = section.adversarial
   if judged.weight:
-    size = config.data.image_size
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shape = 1, *networks.image_shape(config)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
     network = PatchDiscriminator(
       judged.base_width, judged.num_levels, judged.num_groups
     )

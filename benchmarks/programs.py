@@ -103,7 +103,7 @@ def policy_program(config: ml_collections.ConfigDict) -> Program:
   """One iteration of the first policy training of a config."""
   experiment = _experiment(config)
   section, side = config.policy.discriminator, config.data.image_size
-  image = side, side, networks.image_channels(config)
+  image = side, side, networks.image_shape(config)[2]
   # As they come from files; the device converts them.
   levels = np.float32 if experiment.is_digits else np.uint8
   conditions = {'condition': _labels(section.held_out)}

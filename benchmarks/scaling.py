@@ -112,7 +112,7 @@ def derived(
     return result | {'kept': kept, 'reduced': reduced}
   section, ppo = config.policy, policy_stage.ppo_config(config)
   # A rollout is features or canvases, with what they are conditioned on.
-  tokens = networks.grid_size(config) ** 2
+  tokens = math.prod(networks.grid(config))
   a_step = tokens * config.nat.width * jnp.dtype(section.rollout_dtype).itemsize
   if section.rollout_features == 'recompute':
     a_step = 4 * (tokens + 1)

@@ -19,6 +19,7 @@ import dataclasses
 import gc
 import gzip
 import json
+import math
 import os
 import pathlib
 import time
@@ -151,7 +152,7 @@ Make = Callable[[Config, Target, int], programs.Program]
 
 def _batch(config: Config, target: Target, count: int) -> int:
   """Images that evaluation decodes at a time."""
-  num_tokens = networks.grid_size(config) ** 2
+  num_tokens = math.prod(networks.grid(config))
   return count * experiment.images_of_device(target.memory, num_tokens)
 
 

@@ -131,7 +131,9 @@ def set_data(config: ml_collections.ConfigDict) -> None:
   # 'store' writes the states of captions with the tokens, 'compute' runs the
   # text tower in each training step.
   data.text_embeddings = 'store'
+  # Height in pixels, and width; 0 for squares.
   data.image_size = 256
+  data.image_width = 0
   # What the NAT is conditioned on: 'class' or 'text'.
   data.condition = 'class'
   # How many classes there are. 0: the first run counts those of data.path, and

@@ -108,6 +108,26 @@ class CropTest(parameterized.TestCase):
     self.assertLessEqual(difference.max(), 1)
     self.assertLess(np.mean(difference > 0), 0.01)
 
+  @parameterized.parameters((90, 60), (60, 90), (400, 100), (32, 48))
+  def test_what_is_no_square_is_covered_from_its_centre(self, width, height):
+    pixels = raw_pictures.picture(3, width, height)
+    found = images.decode(raw_pictures.encode(pixels, 'PNG'), (32, 48))
+    self.assertEqual(found.shape, (32, 48, 3))
+    # The largest centred part of these proportions, then scaled.
+    part = min(width / 48, height / 32)
+    sides = width - 48 * part, height - 32 * part
+    box = (
+      sides[0] / 2,
+      sides[1] / 2,
+      width - sides[0] / 2,
+      height - sides[1] / 2,
+    )
+    expected = Image.fromarray(pixels).resize(
+      (48, 32), Image.Resampling.BICUBIC, box
+    )
+    difference = np.abs(found.astype(int) - np.asarray(expected, int))
+    self.assertLess(difference.mean(), 2)
+
   def test_a_large_image_is_halved_before_it_is_scaled(self):
     # Black and white lines vanish when halved, and only then.
     pixels = np.zeros((130, 130, 3), np.uint8)

@@ -272,6 +272,15 @@ class HaltonTest(parameterized.TestCase):
     # 8 unknown of 16: arccos counts are 1 2 4 8.
     np.testing.assert_array_equal(at[0, unknown], [1, 2, 3, 3, 4, 4, 4, 4])
 
+  def test_it_sees_the_grid(self):
+    for name, columns, shape in (
+      ('halton', 8, (2, 8)),
+      ('halton', 0, (4, 4)),
+      ('halton(rows=8)', 4, (8, 2)),
+    ):
+      found = schedules.make(name, 4, N, columns).priority
+      np.testing.assert_array_equal(found, halton.priority(*shape))
+
   def test_sharpness_multiplies_logits(self):
     schedule = schedules.make('halton', 3, N)
     np.testing.assert_allclose(

@@ -95,6 +95,7 @@ SMALLER = {
 # What `image_folder.py:tiny` needs to be as small.
 OWN = {
   'data.image_size': 16,
+  'data.image_width': 24,
   'tokenizer.width_multipliers': (1, 1, 1),
   'judges.measure.widths': (4, 4),
   'judges.reward.depth': 1,
@@ -171,7 +172,7 @@ class RealImagesTest(parameterized.TestCase):
   def test_official_tars(self):
     self.check_run('in256', official_tars, 24, ONLY_TOKENS)
 
-  def test_a_folder_of_ones_own(self):
+  def test_a_folder_of_ones_own_as_wide_pictures(self):
     workdir = self.run_modes(
       f'{ROOT / "configs" / "image_folder.py"}:tiny',
       folder_of_classes,
@@ -192,6 +193,10 @@ class RealImagesTest(parameterized.TestCase):
     generator = adanat_jax.load(workdir / 'export')
     self.assertEqual(generator.class_names[0], 'class_0')
     self.assertIn(2, generator.agents)
+    self.assertEqual(generator.image_shape, (16, 24, 3))
+    self.assertEqual(generator.nat.num_tokens, 4 * 6)
+    page = (workdir / 'report' / 'page.html').read_text()
+    self.assertIn('"grid": [4, 6]', page)
 
   @parameterized.parameters(
     ('coco256', coco, 33, EVERY_STAGE),

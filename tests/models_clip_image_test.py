@@ -184,6 +184,9 @@ class PrepareTest(parameterized.TestCase):
     ours = clip.prepare_images(jnp.asarray(pixels / 255)[None], side)[0]
     # Pillow rounds to bytes after each of two passes.
     np.testing.assert_allclose(ours, expected, atol=1.5 / 255 / 0.26)
+    wide = np.pad(pixels, ((0, 0), (3, 4), (0, 0)))
+    again = clip.prepare_images(jnp.asarray(wide / 255)[None], side)[0]
+    np.testing.assert_array_equal(again, ours)
 
 
 class ConvertTest(CommandLineTest):

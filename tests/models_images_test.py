@@ -55,6 +55,23 @@ class VQGANTest(absltest.TestCase):
     self.assertEqual(wide.shape, (1, 2, 6, 4))
     self.assertEqual(jax.eval_shape(decode, wide).shape, (1, 4, 12, 1))
 
+  def test_tokens_of_a_grid_that_is_no_square(self):
+    module = self.module.clone(columns=6)
+    images = jnp.concatenate([self.images, self.images[:, :, :4]], axis=2)
+    ids = self.call('tokenize', images)
+    self.assertEqual(ids.shape, (2, 4 * 6))
+    apply = functools.partial(module.apply, self.variables)
+    found = apply(ids, method='decode_tokens')
+    expected = apply(
+      apply(apply(images, method='encode'), method='quantize')[0],
+      method='decode',
+    ).clip(0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    self.assertEqual(module.grid(12), (2, 6))
+    for other, count in ((module, 16), (self.module, 12)):
+      with self.assertRaisesRegex(UserError, f'{count} tokens are not'):
+        other.grid(count)
+
   def test_mistakes(self):
     with self.assertRaisesRegex(UserError, '7x8.*multiples of 2'):
       self.call('encode', np.ones((1, 7, 8, 1), np.float32))

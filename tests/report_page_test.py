@@ -47,10 +47,10 @@ class _Reader(html.parser.HTMLParser):
     self.texts[where] = self.texts.get(where, '') + data
 
 
-def _replay(num_steps=2, size=4, channels=1):
+def _replay(num_steps=2, size=4, channels=1, width=None):
   """Three samples of four tokens; the first step reveals sample + 1 of them."""
   rng = np.random.default_rng(num_steps)
-  shape = (num_steps, 3, size, size, channels)
+  shape = (num_steps, 3, size, width or size, channels)
   masked = np.zeros((num_steps, 3, 4), bool)
   masked[0] = np.arange(4) > np.arange(3)[:, None]
   values = rng.random((num_steps, 3))
@@ -79,7 +79,7 @@ class PageTest(absltest.TestCase):
     reader, data = self._save(made, _replay(num_steps=3))
     self.assertEqual(reader.texts['title', None], 'A & B')
     self.assertEqual(data['samples'], [*_NAMES])
-    self.assertEqual((data['side'], data['size']), (2, 4))
+    self.assertEqual((data['grid'], data['size']), ([2, 2], [4, 4]))
     self.assertLen(data['schedules'], 2)
     found = data['schedules'][0]
     self.assertEqual(found['label'], '<i>2</i>')
@@ -124,7 +124,14 @@ class PageTest(absltest.TestCase):
   def test_large_pictures_are_shrunk(self):
     _, data = self._save(*[_replay(8, size=256, channels=3)] * 2)
     self.assertLess(self.path.stat().st_size, 2e6)
-    self.assertBetween(data['size'], 64, 128)
+    self.assertBetween(data['size'][0], 64, 128)
+
+  def test_wide_pictures_keep_their_proportions(self):
+    _, data = self._save(_replay(size=200, width=800, channels=3))
+    self.assertEqual(data['grid'], [1, 4])
+    height, width = data['size']
+    self.assertAlmostEqual(width / height, 4, delta=0.05)
+    self.assertBetween(height * width * 18, 1_000_000, 1_200_000)
 
   def test_is_part_of_a_wheel(self):
     with mock.patch.object(setuptools, 'setup') as setup:

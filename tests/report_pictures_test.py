@@ -200,6 +200,19 @@ class PicturesTest(absltest.TestCase):
         fresh = not hidden and (step == 0 or masked[step - 1, token])
         self.assertEqual(tuple(cell[0, 6]) == pictures.ACCENT, fresh)
 
+  def test_cells_of_wide_images_are_squares(self):
+    self.assertEqual(pictures.columns_of(24, 16, 24), 6)
+    self.assertEqual(pictures.columns_of(24, 24, 16), 4)
+    self.assertEqual(pictures.columns_of(16, 32, 32), 4)
+    images = np.ones((1, 8, 24, 3), np.float32)
+    masked = np.array([[False, False, True]])
+    pictures.save_reveal(self.path, [('', images, masked)], scale=1)
+    picture = _open(self.path)
+    hidden = (picture == pictures.HIDDEN).all(-1)
+    rows, columns = (np.flatnonzero(hidden.any(axis)) for axis in (1, 0))
+    # The cell's edge has another colour.
+    self.assertEqual((len(rows), len(columns)), (6, 6))
+
   def test_reveal_refuses_masks_of_another_grid(self):
     images = _flat((1, 1, 1), 2, size=8)
     for shape in ((3, 4), (2, 9), (2, 5)):

@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 from adanat_jax.convert import layout
-from adanat_jax.models import vit
+from adanat_jax.models import layers, vit
 
 
 def _inputs(module: vit.VisionTransformer, _: layout.Arrays) -> tuple[Any]:
-  side = module.image_size
-  return (layout.floats(1, side, side, module.image_channels),)
+  sides = layers.sides_of(module.image_size)
+  return (layout.floats(1, *sides, module.image_channels),)
 
 
 FAMILY = layout.Family(

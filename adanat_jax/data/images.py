@@ -75,7 +75,7 @@ class CorruptImageError(ValueError):
 
 def decode(
   data: bytes,
-  image_size: int,
+  size: int | tuple[int, int],
   apply_orientation: bool = False,
   background: Sequence[int] | None = None,
 ) -> np.ndarray:
@@ -84,7 +84,8 @@ def decode(
   Args:
     data: the file: JPEG, PNG, WebP, GIF, TIFF, BMP or PPM, whatever its name;
       of several frames the first is read.
-    image_size: side of the square, in pixels; smaller images are enlarged.
+    size: side of the square, or height and width, in pixels; smaller images
+      are enlarged.
     apply_orientation: turn it upright by its EXIF tag first, which the
       published data were not.
     background: red, green and blue, 0 to 255, of what lies behind transparent
@@ -92,12 +93,12 @@ def decode(
       hidden under it.
 
   Returns:
-    uint8[image_size, image_size, 3], RGB.
+    uint8[H, W, 3], RGB.
 
   Raises:
     CorruptImageError: if it is not an image, or not a whole one.
   """
-  return center_crop(_open(data, apply_orientation, background), image_size)
+  return center_crop(_open(data, apply_orientation, background), size)
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -109,26 +110,30 @@ def open_picture(data: bytes) -> Image.Image:
   return _open(data, True, None, as_it_is=True)
 
 
-def center_crop(image: Image.Image, image_size: int) -> np.ndarray:
-  """Scales an RGB image and cuts out its centre as ADM does, uint8[S, S, 3].
+def center_crop(image: Image.Image, size: int | tuple[int, int]) -> np.ndarray:
+  """Scales an RGB image and cuts out its centre as ADM does, uint8[H, W, 3].
+
+  ADM's are squares. `size` is the side of one, or height and width, which the
+  scaled image covers.
 
   Raises:
     CorruptImageError: if it is so narrow that its enlargement would not fit
       into memory.
   """
-  while min(image.size) >= 2 * image_size:
+  height, width = (size, size) if isinstance(size, int) else size
+  while image.width >= 2 * width and image.height >= 2 * height:
     half = (image.width // 2, image.height // 2)
     image = image.resize(half, Image.Resampling.BOX)
-  scale = image_size / min(image.size)
-  size = (round(image.width * scale), round(image.height * scale))
-  if size[0] * size[1] > _MOST_PIXELS:
+  scale = max(width / image.width, height / image.height)
+  scaled = (round(image.width * scale), round(image.height * scale))
+  if scaled[0] * scaled[1] > _MOST_PIXELS:
     raise CorruptImageError(
       f'{image.width}x{image.height} pixels are too narrow a strip'
     )
-  image = image.resize(size, Image.Resampling.BICUBIC)
-  left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
+  image = image.resize(scaled, Image.Resampling.BICUBIC)
+  left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
   # Copied: a view would keep the whole image in memory.
-  return np.array(image.crop((left, top, left + image_size, top + image_size)))
+  return np.array(image.crop((left, top, left + width, top + height)))
 
 
 def to_unit(images: AnyArray) -> AnyArray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import math
 import os
 import threading
 
@@ -30,7 +31,7 @@ _BYTES_IN_MEMORY = 2**29
 
 def decode(
   example: RawExample,
-  image_size: int,
+  size: tuple[int, int],
   apply_orientation: bool = False,
   background: Sequence[int] | None = None,
   *,
@@ -46,7 +47,7 @@ def decode(
     raise images.CorruptImageError(example.problem or 'it has no caption')
   if not example.image and example.problem:
     raise images.CorruptImageError(example.problem)
-  return images.decode(example.image, image_size, apply_orientation, background)
+  return images.decode(example.image, size, apply_orientation, background)
 
 
 class RawImages:
@@ -59,7 +60,7 @@ class RawImages:
   def __init__(
     self,
     source: RawSource,
-    image_size: int,
+    size: tuple[int, int],
     *,
     apply_orientation: bool = False,
     background: Sequence[int] | None = None,
@@ -71,7 +72,7 @@ class RawImages:
 
     Args:
       source: see `adanat_jax.data.sources.registry`.
-      image_size: side of the square images, in pixels.
+      size: height and width, in pixels.
       apply_orientation: turn photographs upright by their EXIF tag.
       background: what transparent pixels are composited on; see
         `images.decode`.
@@ -87,7 +88,7 @@ class RawImages:
         f'{source.description["path"]} holds captions and no images'
       )
     self._source = source
-    self._size = image_size
+    self._size = size
     self._apply_orientation = apply_orientation
     self._background = background
     self._views = 2 if mirrored else 1
@@ -97,7 +98,7 @@ class RawImages:
     )
     self._lock = threading.Lock()
     self._reported: set[int] = set()
-    is_kept = 3 * image_size**2 * len(source) <= _BYTES_IN_MEMORY
+    is_kept = 3 * math.prod(size) * len(source) <= _BYTES_IN_MEMORY
     self._kept: dict[int, tuple[np.ndarray, RawExample]] | None = (
       {} if is_kept else None
     )

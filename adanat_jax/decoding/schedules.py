@@ -558,20 +558,28 @@ def _alike(value: Any, default: Any) -> bool:
   return number and math.isfinite(value)
 
 
-def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
+def make(
+  name: str, num_steps: int, num_tokens: int, columns: int = 0
+) -> Schedule:
   """Makes a schedule of `SCHEDULES` for N tokens, all unknown at the start.
 
   Args:
     name: an entry, with parameters or without: `'halton(randomize=False)'`.
     num_steps: T.
     num_tokens: N.
+    columns: of the token grid, for schedules that see it; 0 for a square if N
+      is one.
 
   Raises:
     UserError: see `parse`; or for steps that it has not, or does not guide.
   """
   base, parameters = parse(name)
   chosen = parameters.pop('guided_steps', ())
-  schedule = SCHEDULES[base](num_steps, num_tokens, **parameters)
+  factory = SCHEDULES[base]
+  sees_grid = 'columns' in inspect.signature(factory).parameters
+  if sees_grid and not {'rows', 'columns'} & parameters.keys():
+    parameters['columns'] = columns
+  schedule = factory(num_steps, num_tokens, **parameters)
   if chosen:
     if not schedule.guided:
       raise UserError(f'{name!r} is unguided: give a guidance_scale over 0')

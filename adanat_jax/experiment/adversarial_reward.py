@@ -121,9 +121,8 @@ class _ProjectedDiscriminator:
     return logits, changed['spectral']
 
   def _init(self, frozen: Any, key: Array) -> tuple[Any, Any]:
-    side = self.experiment.config.data.image_size
     # The parameters do not depend on the images.
-    shape = (GROUP_SIZE, side, side, self.trunk.image_channels)
+    shape = (GROUP_SIZE, *self.experiment.image_shape)
     if self.text is None:
       condition = jnp.zeros(GROUP_SIZE, jnp.int32)
     else:

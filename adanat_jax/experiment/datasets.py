@@ -45,12 +45,14 @@ def problems(experiment: Experiment) -> Iterator[str]:
       'config.data.path is empty; give the raw images of source'
       f' {section.source} ({page(experiment)})'
     )
-  size, side = section.image_size, networks.downsampling(experiment.config)
-  if size % side:
-    yield (
-      f'config.data.image_size is {size}; give a multiple of {side}, the number'
-      ' of pixels of a token'
-    )
+  side = networks.downsampling(experiment.config)
+  for name in ('image_size', 'image_width'):
+    if section.get(name, 0) % side:
+      yield (
+        f'config.data.{name} is {section[name]}; give a multiple of {side}, the'
+        ' number of pixels of a token'
+      )
+  size = section.image_size
   if experiment.is_digits and size % digits.SOURCE_SIZE:
     yield (
       f'config.data.image_size is {size}; give a multiple of'
@@ -148,7 +150,7 @@ def examples(
     tokenize = texts.judged_ids if what == 'judged' else as_nat
   return RawImages(
     raw_source(experiment, split),
-    data.image_size,
+    experiment.image_shape[:2],
     apply_orientation=data.apply_orientation,
     background=experiment.background,
     mirrored=mirrored and experiment.mirrors,

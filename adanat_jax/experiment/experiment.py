@@ -39,6 +39,7 @@ from adanat_jax.sampling.generator import Generator
 if TYPE_CHECKING:
   from adanat_jax.data.examples import Examples
   from adanat_jax.data.sources.raw_source import RawSource
+  from adanat_jax.decoding.schedules import Schedule
 
 # Tokens of the images that are decoded at a time.
 _TOKENS_ON_CPU = 1024
@@ -191,7 +192,29 @@ class Experiment:
   @property
   def num_tokens(self) -> int:
     """N, the tokens of an image."""
-    return networks.grid_size(self.config) ** 2
+    return math.prod(networks.grid(self.config))
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of the images."""
+    return networks.image_shape(self.config)
+
+  @property
+  def image_size(self) -> int | str:
+    """Pixels, for people and records: the side, or `height x width`."""
+    height, width, _ = self.image_shape
+    return height if height == width else f'{height}x{width}'
+
+  def schedule(self, name: str, num_steps: int) -> Schedule:
+    """The schedule that a config calls by this name, for its token grid.
+
+    Raises:
+      UserError: see `named_schedules.make`.
+    """
+    from adanat_jax.experiment import named_schedules
+
+    columns = networks.grid(self.config)[1]
+    return named_schedules.make(name, num_steps, self.num_tokens, columns)
 
   @property
   def batch_size(self) -> int:
@@ -369,13 +392,13 @@ class Experiment:
         )
 
   def larger_than_images(self, *names: str) -> Iterator[str]:
-    """Says which fields are more pixels than an image's side has."""
-    size = self.config.data.image_size
+    """Says which fields are more pixels than an image's shorter side has."""
+    size = min(self.image_shape[:2])
     for name in names:
       if self.field(name) > size:
         yield (
-          f'config.{name}={self.field(name)} is not allowed: give at most'
-          f' config.data.image_size, which is {size}'
+          f'config.{name}={self.field(name)} is not allowed: give at most the'
+          f' {size} pixels of the images of config.data'
         )
 
   def uneven_batches(self, multiples: Mapping[str, int]) -> Iterator[str]:

@@ -501,6 +501,7 @@ _TEXTS: Mapping[str, Rule] = {
 # Fields that a config may lack: earlier versions had none.
 _ADDED: Mapping[str, Rule] = {
   **_section('data', background=optional(colour_or_none), mirror=boolean),
+  **_section('data', image_width=_PIXELS),
   **_section('data', **_alike('text_column label_column', text(100))),
   **_section('text', vectors=path()),
   **_section(

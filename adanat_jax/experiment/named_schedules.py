@@ -35,7 +35,9 @@ _AUTONAT = {
 }
 
 
-def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
+def make(
+  name: str, num_steps: int, num_tokens: int, columns: int = 0
+) -> Schedule:
   """The schedule that a config calls by this name.
 
   Args:
@@ -45,6 +47,7 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
       num_tokens)` that makes one of these.
     num_steps: T.
     num_tokens: N.
+    columns: of the token grid; see `schedules.make`.
 
   Raises:
     UserError: for an unknown name, and for what is no schedule of T steps.
@@ -60,7 +63,7 @@ def make(name: str, num_steps: int, num_tokens: int) -> Schedule:
     except UserError as error:
       raise UserError(f'{name}: {error}') from error
   else:
-    return schedules.make(name, num_steps, num_tokens)
+    return schedules.make(name, num_steps, num_tokens, columns)
   if made.num_steps != num_steps:
     raise UserError(
       f'{name} has {made.num_steps} steps, and {num_steps} were asked for'

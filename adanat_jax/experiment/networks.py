@@ -8,6 +8,7 @@ they are built, so that sampling starts sooner.
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,6 +17,7 @@ import ml_collections
 
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
+from adanat_jax.models import layers
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.runtime import sharding
@@ -62,14 +64,18 @@ def num_classes(config: Config, *, judged: bool = False) -> int:
   return digits.num_conditions(config.data.condition)
 
 
-def image_channels(config: Config) -> int:
-  """1 for the digits, 3 for all others."""
-  return 1 if config.data.source == 'digits' else 3
+def image_shape(config: Config) -> tuple[int, int, int]:
+  """(H, W, C) of the images; C is 1 for the digits, 3 for all others."""
+  data = config.data
+  # A config of an older version, and the digits', says nothing of the width.
+  width = data.get('image_width', 0) or data.image_size
+  return data.image_size, width, 1 if data.source == 'digits' else 3
 
 
-def grid_size(config: Config) -> int:
-  """Side of the square token grid."""
-  return config.data.image_size // downsampling(config)
+def grid(config: Config) -> tuple[int, int]:
+  """Rows and columns of the tokens."""
+  height, width, _ = image_shape(config)
+  return height // downsampling(config), width // downsampling(config)
 
 
 def downsampling(config: Config) -> int:
@@ -80,6 +86,7 @@ def downsampling(config: Config) -> int:
 def tokenizer_module(config: Config) -> VQGAN:
   """The tokenizer of `config.tokenizer`."""
   section = config.tokenizer
+  rows, columns = grid(config)
   kind = VQGAN
   # A config of an older version says nothing of these.
   if section.get('network', 'vqgan') == 'llamagen':
@@ -93,8 +100,9 @@ def tokenizer_module(config: Config) -> VQGAN:
     width_multipliers=tuple(section.width_multipliers),
     num_res_blocks=section.num_res_blocks,
     num_groups=section.num_groups,
-    image_channels=image_channels(config),
+    image_channels=image_shape(config)[2],
     conv_downsample=section.get('conv_downsample', False),
+    columns=0 if rows == columns else columns,
     dtype=_compute_type(section),
   )
 
@@ -105,7 +113,7 @@ def nat_module(config: Config) -> DenoiserModule:
   network = section.get('network', 'nat')
   sizes = dict(
     codebook_size=config.tokenizer.codebook_size,
-    num_tokens=grid_size(config) ** 2,
+    num_tokens=math.prod(grid(config)),
     width=section.width,
     num_heads=section.num_heads,
     num_classes=None if is_text(config) else num_classes(config),
@@ -197,18 +205,20 @@ def reward_module(config: Config) -> VisionTransformer:
   from adanat_jax.models.vit import VisionTransformer
 
   section = config.judges.reward
+  height, width, _ = image_shape(config)
+  shown = height if height == width else (height, width)
   directory = section.get('init_from', '')
   num_outputs = _head_width(directory) if directory else None
   if num_outputs is None:  # It is trained here, or by `compare` before.
     judged = num_classes(config, judged=True)
     num_outputs = judged or config.judges.embedding_width
   return VisionTransformer(
-    image_size=section.image_size or config.data.image_size,
+    image_size=section.image_size or shown,
     patch_size=section.patch_size,
     width=section.width,
     depth=section.depth,
     num_heads=section.num_heads,
-    image_channels=image_channels(config),
+    image_channels=image_shape(config)[2],
     num_outputs=num_outputs,
     hooks=tuple(section.hooks),
     dtype=_compute_type(section),
@@ -246,8 +256,10 @@ def policy_modules(
 ) -> tuple[PolicyNetwork, PolicyNetwork]:
   """Actor and critic of `config.policy.network`."""
   section = config.policy.network
+  rows, columns = grid(config)
   sizes = dict(
-    grid_size=grid_size(config),
+    grid_size=rows,
+    columns=0 if rows == columns else columns,
     hidden_size=section.hidden_size,
     conv_width=section.conv_width,
     mlp_widths=tuple(section.mlp_widths),
@@ -312,16 +324,15 @@ def load(experiment: Experiment, name: str) -> tuple[Any, Any]:
 
 def module_and_inputs(config: Config, name: str) -> tuple[Any, list[Any]]:
   """A network, and the shapes of one example that it is applied to."""
-  image = lambda side, channels: _shape((1, side, side, channels))
-  side = config.data.image_size
+  image = _shape((1, *image_shape(config)))
   if name == 'tokenizer':
-    tokenizer = tokenizer_module(config)
-    return tokenizer, [image(side, tokenizer.image_channels)]
+    return tokenizer_module(config), [image]
   if name == 'measure':
-    return measuring_module(config), [image(side, image_channels(config))]
+    return measuring_module(config), [image]
   if name == 'reward':
     reward = reward_module(config)
-    return reward, [image(reward.image_size, reward.image_channels)]
+    sides = layers.sides_of(reward.image_size)
+    return reward, [_shape((1, *sides, reward.image_channels))]
   if name == 'text':
     text = text_module(config)
     length = text.num_positions * getattr(text, 'word_length', 1)

@@ -13,7 +13,7 @@ import jax
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
-from adanat_jax.models import vit
+from adanat_jax.models import layers, vit
 from adanat_jax.models.discriminator import prepare_images
 from adanat_jax.runtime import checkpoint
 from adanat_jax.types import Array
@@ -46,12 +46,13 @@ def problems(experiment: Experiment) -> Iterator[str]:
   found = list(problems_of_sizes(experiment))
   yield from found or _problems_of_weights(experiment)
   config = experiment.config
-  section, shown = config.judges.reward, config.data.image_size
+  section, shown = config.judges.reward, experiment.image_size
   size = section.image_size or shown
   if section.normalisation == 'centred' and size != shown:
     yield (
-      f'config.judges.reward.image_size is {size}; with normalisation=centred'
-      f' images stay as they are, of {shown} pixels'
+      f'config.judges.reward.image_size is {size}; with'
+      f' normalisation=centred images stay as they are, of {shown} pixels: give'
+      ' 0'
     )
   if experiment.is_digits:
     if section.normalisation == 'imagenet':
@@ -82,7 +83,7 @@ def _problems_of_weights(experiment: Experiment) -> Iterator[str]:
     found = checkpoint.read_layouts(section.init_from)
   except UserError:
     return  # There are none, which is told elsewhere.
-  channels = networks.image_channels(experiment.config)
+  channels = networks.image_shape(experiment.config)[2]
   sizes = section.patch_size, section.patch_size, channels, section.width
   ours = f'float32[{",".join(map(str, sizes))}]'
   theirs = found.get('params/patches/kernel', ours)
@@ -100,8 +101,9 @@ def _problems_of_weights(experiment: Experiment) -> Iterator[str]:
 def problems_of_sizes(experiment: Experiment) -> Iterator[str]:
   """Says which sizes of the reward network do not go together."""
   section = experiment.config.judges.reward
-  size = section.image_size or experiment.config.data.image_size
-  if size % section.patch_size:
+  size = section.image_size or experiment.image_size
+  sides = layers.sides_of(section.image_size or experiment.image_shape[:2])
+  if any(side % section.patch_size for side in sides):
     yield (
       f'config.judges.reward.patch_size is {section.patch_size}; it must divide'
       f' the {size} pixels that the reward network sees'
@@ -129,20 +131,21 @@ def inputs(
       alike, as published. None averages them down.
 
   Returns:
-    float32[B, S, S, C], S being the side that the network sees.
+    float32[B, h, w, C], of the size that the network sees.
   """
   config = experiment.config
   section = config.judges.reward
   if section.normalisation == 'centred':
     return networks.centred(images)
-  size = section.image_size or config.data.image_size
+  height, width = images.shape[1:3]
+  size = section.image_size or (height, width)
 
   def prepare(images: Array, corner: Array | None = None) -> Array:
     return prepare_images(
       images, size, vit.IMAGENET_MEAN, vit.IMAGENET_STD, corner
     )
 
-  spare = min(images.shape[1:3]) - size
+  spare = min(height, width) - layers.sides_of(size)[0]
   if key is None or spare <= 0 or section.crop_probability == 0.0:
     return prepare(images)
   chance_key, corner_key = jax.random.split(key)

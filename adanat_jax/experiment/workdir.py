@@ -46,6 +46,7 @@ RUN_ONLY_FIELDS = (
 # what they did. A workdir of theirs goes on with these unless told otherwise.
 ADDED_FIELDS = {
   'data.background': (),
+  'data.image_width': 0,
   'data.mirror': True,
   **dict.fromkeys(
     (f'{section}.fine_tune' for section in ('tokenizer', 'nat', 'policy')),

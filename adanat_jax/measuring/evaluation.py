@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike
 from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
-from adanat_jax.experiment import named_schedules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import scores, study
 from adanat_jax.models import denoisers
@@ -62,7 +61,7 @@ def problems(
   """Says why these schedules cannot be compared; see `Experiment.check`."""
   for name, num_steps in itertools.product(names, all_num_steps):
     # Some exist for some numbers of steps only.
-    named_schedules.make(name, num_steps, experiment.num_tokens)
+    experiment.schedule(name, num_steps)
   count = experiment.config.evaluate.num_samples
   if count < FEWEST_SAMPLES:
     yield (

@@ -43,9 +43,7 @@ class FeatureNetwork:
 
   def num_features(self, experiment: Experiment) -> int:
     """d, for the images of a config."""
-    config = experiment.config
-    side, channels = config.data.image_size, networks.image_channels(config)
-    image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *experiment.image_shape), jnp.float32)
     found, _ = jax.eval_shape(self.apply, self.params, image)
     return found.shape[1]
 
@@ -78,11 +76,12 @@ def problems(
       'config.evaluate.inception.init_from is given, and'
       ' config.evaluate.network=measure does not read it: give inception'
     )
-  if section.network == 'pixels' and data.image_size % _PIXELS_SIDE:
+  if section.network == 'pixels' and any(
+    side % _PIXELS_SIDE for side in experiment.image_shape[:2]
+  ):
     yield (
-      'config.evaluate.network=pixels:'
-      f' config.data.image_size={data.image_size} is no multiple of'
-      f' {_PIXELS_SIDE}'
+      f'config.evaluate.network=pixels: images of {experiment.image_size}'
+      f' pixels are no multiples of {_PIXELS_SIDE}'
     )
   path = section.statistics
   if not needs_reference:
@@ -166,9 +165,11 @@ def _inception(experiment: Experiment) -> FeatureNetwork:
 
 
 def _pixels(params: Any, images: Array) -> tuple[Array, None]:
-  """Means of 8x8 boxes, float32[B, 64 C]."""
+  """Means of 8 times 8 boxes, float32[B, 64 C]."""
   del params
-  count, side, _, channels = images.shape
-  box = side // _PIXELS_SIDE
-  boxes = images.reshape(count, _PIXELS_SIDE, box, _PIXELS_SIDE, box, channels)
+  count, *sides, channels = images.shape
+  height, width = (side // _PIXELS_SIDE for side in sides)
+  boxes = images.reshape(
+    count, _PIXELS_SIDE, height, _PIXELS_SIDE, width, channels
+  )
   return boxes.mean(axis=(2, 4)).reshape(count, -1), None

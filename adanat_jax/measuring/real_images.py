@@ -80,8 +80,7 @@ class RealImages:
       rows = self._digits.take(index)
       return {**rows, 'is_read': np.ones(len(index), bool)}
     found = list(self._pool.map(self._decode, index.tolist()))
-    side = self._experiment.config.data.image_size
-    black = np.zeros((side, side, 3), np.uint8)
+    black = np.zeros(self._experiment.image_shape, np.uint8)
     return {
       'images': np.stack([black if x is None else x for x, _ in found]),
       'condition': np.array([label or 0 for _, label in found], np.int32),
@@ -95,7 +94,7 @@ class RealImages:
     try:
       pixels = raw_images.decode(
         example,
-        data.image_size,
+        self._experiment.image_shape[:2],
         data.apply_orientation,
         self._experiment.background,
       )

@@ -133,7 +133,7 @@ def make(
   about: dict[str, Any] = {
     **network.description(),
     'split': split,
-    'image size': config.data.image_size,
+    'image size': experiment.image_size,
   }
   if processes.from_first(path.is_file):
     processes.from_first(lambda: _check_same(experiment, path, about))

@@ -142,16 +142,20 @@ class CLIPText(nn.Module):
 
 
 def prepare_images(images: jax.Array, side: int) -> jax.Array:
-  """Resizes and normalises square images, as CLIP's own preprocessing does.
+  """Resizes and normalises images, as CLIP's own preprocessing does.
 
-  Pillow's bicubic kernel with its filter against aliasing, along the rows and
-  then along the columns. Values are clipped to [0, 1] after each, as Pillow's
-  bytes are, but not rounded. Maps float[B, H, H, 3] in [0, 1] to float32[B, S,
-  S, 3], S being the side that the tower reads.
+  Of images that are no squares the central square is taken; then Pillow's
+  bicubic kernel with its filter against aliasing, along the rows and then along
+  the columns. Values are clipped to [0, 1] after each, as Pillow's bytes are,
+  but not rounded. Maps float[B, H, W, 3] in [0, 1] to float32[B, S, S, 3], S
+  being the side that the tower reads.
   """
-  count, height = images.shape[:2]
+  count, height, width = images.shape[:3]
+  short = min(height, width)
+  top, left = (height - short) // 2, (width - short) // 2
+  images = images[:, top : top + short, left : left + short]
   images = images.astype(jnp.float32)
-  for shape in ((count, height, side, 3), (count, side, side, 3)):
+  for shape in ((count, short, side, 3), (count, side, side, 3)):
     images = jax.image.resize(images, shape, 'cubic').clip(0.0, 1.0)
   mean, std = (jnp.asarray(x)[None, None, None] for x in (_MEAN, _STD))
   return (images - mean) / std

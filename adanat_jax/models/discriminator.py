@@ -292,7 +292,7 @@ def _area_weights(size: int, resolution: int) -> np.ndarray:
 
 def prepare_images(
   images: jax.Array,
-  resolution: int,
+  resolution: int | tuple[int, int],
   mean: Sequence[float],
   std: Sequence[float],
   crop: jax.Array | tuple[int, int] | None = None,
@@ -301,32 +301,33 @@ def prepare_images(
 
   Args:
     images: float[B, H, W, C] in [0, 1].
-    resolution: side of the square result.
+    resolution: side of a square result, or height and width.
     mean: C numbers to subtract.
     std: C numbers to divide by.
-    crop: int32[2], top and left of the square to cut out of all images; None to
+    crop: int32[2], top and left of what is cut out of all images; None to
       average whole images down (each output pixel is the mean of the pixels it
       touches). The original crops with probability 1/2 when the images are
       larger, in training and out of it.
 
   Returns:
-    float32[B, resolution, resolution, C].
+    float32[B, *resolution, C].
 
   Raises:
     UserError: if a crop does not fit into the images.
   """
   images = images.astype(jnp.float32)
   batch, height, width, channels = images.shape
+  sides = layers.sides_of(resolution)
   if crop is not None:
-    if min(height, width) < resolution:
+    if height < sides[0] or width < sides[1]:
       raise UserError(
-        f'cannot crop {resolution}x{resolution} from images of {height}x{width}'
+        f'cannot crop {sides[0]}x{sides[1]} from images of {height}x{width}'
       )
-    shape = (batch, resolution, resolution, channels)
+    shape = (batch, *sides, channels)
     images = jax.lax.dynamic_slice(images, (0, crop[0], crop[1], 0), shape)
-  elif (height, width) != (resolution, resolution):
-    rows = _area_weights(height, resolution)
-    columns = _area_weights(width, resolution)
+  elif (height, width) != sides:
+    rows = _area_weights(height, sides[0])
+    columns = _area_weights(width, sides[1])
     images = jnp.einsum('ih,bhwc,jw->bijc', rows, images, columns)
   shift = jnp.asarray(mean, jnp.float32)[None, None, None]
   scale = jnp.asarray(std, jnp.float32)[None, None, None]

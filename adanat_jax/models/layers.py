@@ -222,17 +222,20 @@ def embed_patches(
   gets the parameters `patches`, `cls` and `positions`.
 
   Args:
-    module: has the fields `image_size`, `patch_size`, `width` (D) and `dtype`.
-    images: float[B, image_size, image_size, C].
+    module: has the fields `image_size` (the side of square images, or height
+      and width), `patch_size`, `width` (D) and `dtype`.
+    images: float[B, H, W, C] of that size.
     use_bias: whether the projection of the patches has a bias.
 
   Raises:
     UserError: if the images cannot be cut into patches.
   """
-  side, size = module.image_size, module.patch_size
-  if side % size:
-    raise UserError(f'patch_size={size} does not divide image_size={side}')
-  chex.assert_shape(images, (None, side, side, None))
+  sides, size = sides_of(module.image_size), module.patch_size
+  if any(side % size for side in sides):
+    raise UserError(
+      f'patch_size={size} does not divide image_size={module.image_size}'
+    )
+  chex.assert_shape(images, (None, *sides, None))
   x = nn.Conv(
     module.width,
     (size, size),
@@ -252,6 +255,11 @@ def embed_patches(
   x = jnp.concatenate([cls, x], axis=1)
   positions = module.param('positions', normal_init, x.shape[1:])
   return x + positions[None].astype(module.dtype)
+
+
+def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+  """Height and width of a size: the side of a square, or both."""
+  return (size, size) if isinstance(size, int) else size
 
 
 def tied_logits(

@@ -100,18 +100,19 @@ def policy_operations(module: PolicyNetwork, feature_width: int) -> int:
   `feature_width` is D of the NAT whose features it reads.
   """
   hidden, (first, second) = module.hidden_size, module.mlp_widths
-  half = (module.grid_size + 1) // 2
+  grid = module.grid_size, module.columns or module.grid_size
+  half = math.prod((side + 1) // 2 for side in grid)
   embed = 0
   if feature_width != hidden:
-    embed = module.grid_size**2 * feature_width * hidden
+    embed = math.prod(grid) * feature_width * hidden
   # Of the step and, if the budget is read, of T and the steps left.
   embedded = _STEP_EMBEDDING_WIDTH * (3 if module.reads_budget else 1)
   step = embedded * hidden + hidden**2
   modulation = hidden * 2 * (hidden + first + second)
-  depthwise = hidden * _taps(module.grid_size, 3, stride=2) ** 2
-  pointwise = half**2 * hidden * module.conv_width
+  depthwise = hidden * math.prod(_taps(side, 3, stride=2) for side in grid)
+  pointwise = half * hidden * module.conv_width
   read_out = (
-    half**2 * module.conv_width * first
+    half * module.conv_width * first
     + first * second
     + second * module.num_outputs
   )
@@ -119,37 +120,39 @@ def policy_operations(module: PolicyNetwork, feature_width: int) -> int:
 
 
 def decoder_operations(module: VQGAN, num_tokens: int) -> int:
-  """Operations of turning one sample's N tokens, a square, into an image."""
+  """Operations of turning one sample's N tokens into an image."""
   widths = [module.base_width * m for m in module.width_multipliers]
-  side, width = math.isqrt(num_tokens), widths[-1]
-  total = _conv(side, module.code_width, width)
-  total += 2 * _residual_block(side, width, width)
+  sides: tuple[int, ...] = module.grid(num_tokens)
+  width = widths[-1]
+  total = _conv(sides, module.code_width, width)
+  total += 2 * _residual_block(sides, width, width)
   for level in reversed(range(len(widths))):
     for _ in range(module.num_res_blocks):
-      total += _residual_block(side, width, widths[level])
+      total += _residual_block(sides, width, widths[level])
       width = widths[level]
     if level:
-      side *= 2
-      total += _conv(side, width, width)
-  return 2 * (total + _conv(side, width, module.image_channels))
+      sides = tuple(2 * side for side in sides)
+      total += _conv(sides, width, width)
+  return 2 * (total + _conv(sides, width, module.image_channels))
 
 
 def encoder_operations(module: VQGAN, num_tokens: int) -> int:
   """Operations of turning one image into the vectors that codes are found for.
 
-  The encoder is the one that halves sides by averaging; N is a square.
+  The encoder is the one that halves sides by averaging.
   """
   widths = [module.base_width * m for m in module.width_multipliers]
-  side, width = math.isqrt(num_tokens) * module.downsampling, widths[0]
-  total = _conv(side, module.image_channels, width)
+  width = widths[0]
+  sides = tuple(module.downsampling * x for x in module.grid(num_tokens))
+  total = _conv(sides, module.image_channels, width)
   for level, wanted in enumerate(widths):
     for _ in range(module.num_res_blocks):
-      total += _residual_block(side, width, wanted)
+      total += _residual_block(sides, width, wanted)
       width = wanted
     if level < len(widths) - 1:
-      side //= 2
-  total += 2 * _residual_block(side, width, width)
-  return 2 * (total + side**2 * width * module.code_width)
+      sides = tuple(side // 2 for side in sides)
+  total += 2 * _residual_block(sides, width, width)
+  return 2 * (total + math.prod(sides) * width * module.code_width)
 
 
 def sampling_operations(
@@ -181,15 +184,15 @@ def enat_sampling_operations(
   return (1 + guided) * forwards + decoder
 
 
-def _residual_block(side: int, width_in: int, width: int) -> int:
+def _residual_block(sides: tuple[int, ...], width_in: int, width: int) -> int:
   """Multiply-adds of two 3x3 convolutions and, on a new width, the shortcut."""
-  shortcut = 0 if width_in == width else side**2 * width**2
-  return _conv(side, width_in, width) + _conv(side, width, width) + shortcut
+  shortcut = 0 if width_in == width else math.prod(sides) * width**2
+  return _conv(sides, width_in, width) + _conv(sides, width, width) + shortcut
 
 
-def _conv(side: int, width_in: int, width: int) -> int:
-  """Multiply-adds of a 3x3 convolution that keeps a square's sides."""
-  return _taps(side, 3) ** 2 * width_in * width
+def _conv(sides: tuple[int, ...], width_in: int, width: int) -> int:
+  """Multiply-adds of a 3x3 convolution that keeps the sides."""
+  return math.prod(_taps(side, 3) for side in sides) * width_in * width
 
 
 def _taps(side: int, kernel: int, stride: int = 1) -> int:

@@ -35,8 +35,9 @@ class ViTOutput:
 class VisionTransformer(nn.Module):
   """A vision transformer with hooks."""
 
-  image_size: int  # side of the square images
-  patch_size: int  # side of a patch; divides `image_size`
+  # Side of square images, or height and width.
+  image_size: int | tuple[int, int]
+  patch_size: int  # side of a patch; divides both sides
   width: int
   depth: int
   num_heads: int
@@ -50,7 +51,7 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> ViTOutput:
-    """Runs the network on normalised float[B, image_size, image_size, C].
+    """Runs the network on normalised float[B, H, W, C] of `image_size`.
 
     The features are the outputs of the hooked blocks, then the input of the
     first block; the class token is added to each patch token, as the projected

@@ -194,6 +194,7 @@ class VQGAN(nn.Module):
   dtype: layers.Dtype = jnp.float32
   # Pixels of a batch from which on a CPU divides it, see `side_by_side`.
   divided_from: int = layers.MANY_PIXELS
+  columns: int = 0  # of the token grid, if it is no square
 
   def setup(self):
     self.encoder = ImageEncoder(
@@ -220,6 +221,19 @@ class VQGAN(nn.Module):
   def downsampling(self) -> int:
     """Side of the image patch that one code stands for."""
     return 2 ** (len(self.width_multipliers) - 1)
+
+  def grid(self, num_tokens: int) -> tuple[int, int]:
+    """Rows and columns of the N tokens of an image.
+
+    Raises:
+      UserError: if N are no such grid.
+    """
+    columns = self.columns or math.isqrt(num_tokens)
+    rows = num_tokens // columns
+    if rows * columns != num_tokens or not (self.columns or rows == columns):
+      shape = f'lines of {columns} tokens' if self.columns else 'a square'
+      raise UserError(f'{num_tokens} tokens are not {shape}')
+    return rows, columns
 
   def encode(self, images: jax.Array) -> jax.Array:
     """Encodes images float[B, H, W, image_channels] in [0, 1].
@@ -270,13 +284,12 @@ class VQGAN(nn.Module):
     return images.astype(jnp.float32)
 
   def decode_tokens(self, tokens: jax.Array) -> jax.Array:
-    """Decodes codes int32[B, N] of a square grid, row-major, without masks.
+    """Decodes codes int32[B, N] of a grid, row-major, without masks.
 
     Returns images float32[B, H, W, channels] in [0, 1].
     """
-    side = math.isqrt(tokens.shape[-1])
-    chex.assert_shape(tokens, (None, side * side))
-    vectors = self._vectors(tokens.reshape(-1, side, side))
+    chex.assert_rank(tokens, 2)
+    vectors = self._vectors(tokens.reshape(-1, *self.grid(tokens.shape[-1])))
     return jnp.clip(self.decode(vectors), 0.0, 1.0)
 
   def __call__(self, images: jax.Array) -> jax.Array:

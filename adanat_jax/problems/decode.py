@@ -148,7 +148,8 @@ def as_schedule(
     num_steps = getattr(given, 'num_steps', _DEFAULT_STEPS)
   num_steps = requests.integer('num_steps', num_steps, 1)
   if isinstance(given, str):
-    chosen = schedules.make(given, num_steps, problem.num_tokens)
+    columns = problem.shape[1]
+    chosen = schedules.make(given, num_steps, problem.num_tokens, columns)
   else:
     chosen = requests.as_schedule(given, num_steps, num_samples)
   if not isinstance(given, str | Schedule):

@@ -34,8 +34,8 @@ class Replay:
   Attributes:
     label: of the schedule.
     images: float[T, B, H, W, C] in [0, 1], decoded from what each step sampled.
-    masked: bool[T, B, N], which tokens are still masked after each step; N is a
-      square number.
+    masked: bool[T, B, N], which tokens are still masked after each step; cells
+      are squares.
     values: by name, float[T, B]; NaN where a sample no longer needed the step.
     passes: int[T, B], denoiser passes until after each step.
   """
@@ -76,16 +76,19 @@ def make(
     title: of the page.
     is_finished: whether it opens with the last step instead of empty canvases.
   """
-  channels = replays[0].images.shape[-1]
   count = sum(len(replay.masked) for replay in replays) * len(names)
-  size = min(
-    replays[0].images.shape[2], math.isqrt(_MOST_VALUES // (count * channels))
-  )
+  height, width, channels = replays[0].images.shape[2:]
+  # As many values as fit, at the images' proportions.
+  values = _MOST_VALUES // (count * channels)
+  share = min(1.0, math.sqrt(values / (height * width)))
+  size = max(1, int(share * height)), max(1, int(share * width))
+  num_tokens = replays[0].masked.shape[-1]
+  columns = pictures.columns_of(num_tokens, height, width)
   data = {
     'samples': list(names),
     'step': len(replays[0].masked) if is_finished else 0,
-    'side': math.isqrt(replays[0].masked.shape[-1]),
-    'size': size,
+    'grid': [num_tokens // columns, columns],
+    'size': list(size),
     'schedules': [_as_json(replay, size) for replay in replays],
   }
   # `</script>` in a name must not end the block.
@@ -95,7 +98,7 @@ def make(
   return page.replace('{{data}}', text)
 
 
-def _as_json(replay: Replay, size: int) -> dict[str, object]:
+def _as_json(replay: Replay, size: tuple[int, int]) -> dict[str, object]:
   return {
     'label': replay.label,
     'sprites': [_sprite(images, size) for images in replay.images],
@@ -115,10 +118,11 @@ def _number(value: float) -> float | None:
   return None if np.isnan(value) else float(f'{value:.4g}')
 
 
-def _sprite(images: np.ndarray, size: int) -> str:
+def _sprite(images: np.ndarray, size: tuple[int, int]) -> str:
   """Images float[B, H, W, C] in one line, as the URI of a PNG."""
   line = pictures.to_pil(np.concatenate(list(images), axis=1))
-  line = line.resize((len(images) * size, size), Image.Resampling.BOX)
+  height, width = size
+  line = line.resize((len(images) * width, height), Image.Resampling.BOX)
   buffer = io.BytesIO()
   line.save(buffer, 'PNG', optimize=True)
   code = base64.b64encode(buffer.getvalue()).decode('ascii')

@@ -263,7 +263,7 @@ def save_reveal(
     path: see the module.
     rows: for each sample a label, float[T, H, W, C] images decoded from what
       is known after each step, and bool[T, N] which tokens are still masked
-      then (row-major; N a square number). The last step reveals what is left:
+      then (row-major; cells are squares). The last step reveals what is left:
       give it no masked tokens.
     scale: see the module.
 
@@ -273,12 +273,13 @@ def save_reveal(
   gap, row_gap, caption = 14, 14, FONT_SIZE + 8
   num_steps, height, width = np.shape(rows[0][1])[:3]
   for label, images, masked in rows:
-    side = math.isqrt(np.shape(masked)[-1])
+    columns = columns_of(np.shape(masked)[-1], height, width)
+    rows_of_cells = np.shape(masked)[-1] // columns
     fits = (
       np.shape(images)[:3] == (num_steps, height, width)
-      and np.shape(masked) == (num_steps, side * side)
-      and height % side == 0
-      and width % side == 0
+      and np.shape(masked) == (num_steps, rows_of_cells * columns)
+      and height % rows_of_cells == 0
+      and width % columns == 0
     )
     if not fits:
       raise ValueError(
@@ -315,6 +316,11 @@ def save_reveal(
       sheet.write(known, centre, top + cell_height + FONT_SIZE + 3)
       before = masked[step]
   _save(path, sheet.image)
+
+
+def columns_of(num_tokens: int, height: int, width: int) -> int:
+  """Columns of a grid of square cells that fills an image."""
+  return max(1, math.isqrt(num_tokens * width // height))
 
 
 class _Sheet:
@@ -364,8 +370,8 @@ def _draw_cells(
   The box is (left, top, width, height) in pixels.
   """
   left, top, width, height = box
-  side = math.isqrt(len(hidden))
-  cell_width, cell_height = width // side, height // side
+  columns = columns_of(len(hidden), height, width)
+  cell_width, cell_height = width // columns, height * columns // len(hidden)
   frame = max(1, min(cell_width, cell_height) // 12)
   # Frames last: a neighbour's cover must not cut them.
   for chosen, fill, edge, line in (
@@ -373,8 +379,8 @@ def _draw_cells(
     (fresh, None, ACCENT, frame),
   ):
     for index in np.flatnonzero(chosen):
-      x = left + int(index % side) * cell_width
-      y = top + int(index // side) * cell_height
+      x = left + int(index % columns) * cell_width
+      y = top + int(index // columns) * cell_height
       corners = (x, y, x + cell_width - 1, y + cell_height - 1)
       draw.rectangle(corners, fill=fill, outline=edge, width=line)
 

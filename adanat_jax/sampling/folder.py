@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import os
 import pathlib
 import pkgutil
@@ -201,12 +200,12 @@ def load(path: pathlib.Path) -> Generator:
     encoder = reader.caption_encoder(nat.text_width)
     null_condition = encoder([''])[0]
   names = tuple(config['class_names'])
-  side = math.isqrt(nat.num_tokens)
-  if (
-    nat.codebook_size != tokenizer.codebook_size
-    or side**2 != nat.num_tokens
-    or len(names) not in (0, nat.num_classes)
-  ):
+  try:
+    tokenizer.grid(nat.num_tokens)
+    fits = nat.codebook_size == tokenizer.codebook_size
+  except UserError:
+    fits = False
+  if not fits or len(names) not in (0, nat.num_classes):
     raise UserError(f'{where}: its networks or class names do not fit together')
   return Generator(
     nat,

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
-import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any, Unpack
@@ -126,8 +125,9 @@ class Generator:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C) of its images."""
-    side = math.isqrt(self.nat.num_tokens) * self.tokenizer.downsampling
-    return side, side, self.tokenizer.image_channels
+    rows, columns = self.tokenizer.grid(self.nat.num_tokens)
+    side = self.tokenizer.downsampling
+    return side * rows, side * columns, self.tokenizer.image_channels
 
   def sample(
     self,

@@ -267,7 +267,9 @@ def named(generator: Generator, name: str, num_steps: int) -> Schedule:
     name = 'maskgit'
   if name.partition('(')[0] not in schedules.SCHEDULES:
     raise unknown_policy(name)
-  return schedules.make(name, num_steps, generator.nat.num_tokens)
+  num_tokens = generator.nat.num_tokens
+  columns = generator.tokenizer.grid(num_tokens)[1]
+  return schedules.make(name, num_steps, num_tokens, columns)
 
 
 def unknown_policy(policy: object) -> UserError:

@@ -38,7 +38,6 @@ from adanat_jax.errors import UserError
 from adanat_jax.experiment import (
   config as config_lib,
   field_rules,
-  named_schedules,
   networks,
   policies,
   workdir as workdir_lib,
@@ -311,7 +310,7 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
   """The schedules of T steps: hand-made, searched, learned."""
   experiment = evaluation.experiment
   for name in _schedule_names(experiment):
-    schedule = named_schedules.make(name, num_steps, experiment.num_tokens)
+    schedule = experiment.schedule(name, num_steps)
     # Whether it is guided stands beside it.
     label = schedule.label.removesuffix(', unguided')
     yield Method(dataclasses.replace(schedule, label=label), 'hand-made')

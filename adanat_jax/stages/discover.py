@@ -193,7 +193,7 @@ def _pictures(
         to_unit(
           raw_images.decode(
             pairs.source[int(pairs.places[i])],
-            data.image_size,
+            experiment.image_shape[:2],
             data.apply_orientation,
             experiment.background,
           )

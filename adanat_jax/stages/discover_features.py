@@ -212,7 +212,10 @@ def _picture_features(
     example = pairs.source[place]
     try:
       return raw_images.decode(
-        example, data.image_size, data.apply_orientation, experiment.background
+        example,
+        experiment.image_shape[:2],
+        data.apply_orientation,
+        experiment.background,
       )
     except CorruptImageError as error:
       return f'{example.key}: {error}'

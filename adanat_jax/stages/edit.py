@@ -63,7 +63,7 @@ def run(experiment: Experiment) -> None:
   options: SamplingOptions = {
     'num_steps': sampling.num_steps,
     'seed': sampling.seed,
-    'policy': sample.policy_of(experiment, generator.nat.num_tokens),
+    'policy': sample.policy_of(experiment),
   }
   output = files.make_directory(section.output or experiment.workdir / 'edit')
   asked = _labels(section.labels, generator)

@@ -26,12 +26,7 @@ from adanat_jax.convert import files as weights
 from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import (
-  config as config_lib,
-  datasets,
-  named_schedules,
-  networks,
-)
+from adanat_jax.experiment import config as config_lib, datasets
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
   clip_score,
@@ -174,9 +169,7 @@ def _hand_made(
   experiment: Experiment, name: str, num_steps: int
 ) -> list[Schedule]:
   """What needs no training, and its partner at as many passes; see above."""
-  make = functools.partial(
-    named_schedules.make, name, num_tokens=experiment.num_tokens
-  )
+  make = functools.partial(experiment.schedule, name)
   found = [make(num_steps=num_steps)]
   if _is_studied(experiment) and found[0].guided is False:
     # A table in a file, and some published ones, have one number of steps.
@@ -223,11 +216,10 @@ def _row(
     directory: keeps what was counted so far, and the samples if asked for.
   """
   experiment, scorer = evaluation.experiment, evaluation.scorer
-  config, section = experiment.config, experiment.config.evaluate
+  section = experiment.config.evaluate
   images = None
   if section.save_npz:
-    side, channels = config.data.image_size, networks.image_channels(config)
-    shape = evaluation.count, side, side, channels
+    shape = evaluation.count, *experiment.image_shape
     labels = None
     if not experiment.is_text:
       labels = scorer.conditions.of(evaluation.count, _SEED)
@@ -348,7 +340,7 @@ def _about(
     'conditions': (
       'validation captions' if evaluation.experiment.is_text else section.labels
     ),
-    'image size': config.data.image_size,
+    'image size': evaluation.experiment.image_size,
     'rounding': section.rounding,
     'seed': config.seed,
     'statistics': evaluation.scorer.reference.description,

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import actions, schedules, step as step_lib, tables
+from adanat_jax.decoding import actions, step as step_lib, tables
 from adanat_jax.decoding.schedules import Schedule
-from adanat_jax.experiment import datasets, named_schedules, policies
+from adanat_jax.experiment import datasets, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.agent import Agent
 from adanat_jax.measuring import study
@@ -149,7 +149,7 @@ def _floors(evaluation: Evaluation) -> dict[str, dict[str, float]]:
   random = 'random(curve="uniform")'
   floors['NAT, one token a step, in any order'] = random, num_tokens
   for label, (name, num_steps) in floors.items():
-    schedule = schedules.make(name, num_steps, num_tokens)
+    schedule = evaluation.experiment.schedule(name, num_steps)
     samples = evaluation.sample(schedule, 'floors', count)
     result[label] = measure(samples.images, evaluation.labels(count))
   return result
@@ -202,8 +202,9 @@ def methods(
 ) -> Iterator[Method]:
   """Every method that the study compares at one T, that of a `_grid`."""
   num_steps, num_tokens = grid['num_steps'], evaluation.generator.nat.num_tokens
-  for name in _schedule_names(evaluation.experiment):
-    yield Method(named_schedules.make(name, num_steps, num_tokens), 'hand-made')
+  experiment = evaluation.experiment
+  for name in _schedule_names(experiment):
+    yield Method(experiment.schedule(name, num_steps), 'hand-made')
   best = {key: grid['best'][key] for key in GRID}
   tuned = schedule_of_setting(best, num_steps, num_tokens, grid['evaluations'])
   yield Method(tuned, 'tuned')
@@ -259,10 +260,10 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   config = experiment.config
   yield from datasets.problems(experiment)
   # Measures of pixels are of 8x8 boxes.
-  if config.data.image_size % 8:
+  if any(side % 8 for side in experiment.image_shape[:2]):
     yield (
-      f'config.data.image_size is {config.data.image_size}; for'
-      ' config.evaluate.protocol=study give a multiple of 8'
+      f'config.data: images of {experiment.image_size} pixels are no multiples'
+      ' of 8, which config.evaluate.protocol=study measures in boxes of'
     )
   yield from problems(
     experiment, _schedule_names(experiment), config.policy.num_steps

@@ -37,7 +37,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   for path in section.tables:
     _read(path)
   if section.program:
-    sample.policy_of(experiment, experiment.num_tokens)
+    sample.policy_of(experiment)
   yield from policies.problems(experiment)
 
 
@@ -54,7 +54,7 @@ def run(experiment: Experiment) -> None:
   )
   if section.program:
     num_steps = experiment.config.sample.num_steps
-    policy = sample.policy_of(experiment, experiment.num_tokens)
+    policy = sample.policy_of(experiment)
     generator.export(section.program, num_steps, policy)
     processes.say(f'export: {section.program}, a sampler of {num_steps} steps')
   output = pathlib.Path(section.output or experiment.workdir / 'export')

@@ -20,7 +20,6 @@ from adanat_jax.data.examples import Examples
 from adanat_jax.experiment import (
   field_rules,
   fit,
-  named_schedules,
   networks,
   texts,
   warm_start,
@@ -116,9 +115,7 @@ def _problems_of_measurements(experiment: Experiment) -> Iterator[str]:
   if every and section.frechet_samples:
     yield from features.problems(experiment)
   # It may not exist for this number of steps.
-  named_schedules.make(
-    section.sample_schedule, section.sample_num_steps, experiment.num_tokens
-  )
+  experiment.schedule(section.sample_schedule, section.sample_num_steps)
 
 
 def run(experiment: Experiment) -> None:

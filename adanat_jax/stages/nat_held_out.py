@@ -19,7 +19,7 @@ import numpy as np
 
 from adanat_jax.data.examples import Examples
 from adanat_jax.data.order import epoch_batch
-from adanat_jax.experiment import named_schedules, networks, texts
+from adanat_jax.experiment import networks, texts
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import masked_tokens
 from adanat_jax.measuring import scores
@@ -136,8 +136,8 @@ class TrainingSamples:
     if experiment.is_text and not self._learns_text:
       null = sharding.gather(frozen['null'])
     self._generator = experiment.generator_of(module, None, null)
-    self._schedule = named_schedules.make(
-      section.sample_schedule, section.sample_num_steps, module.num_tokens
+    self._schedule = experiment.schedule(
+      section.sample_schedule, section.sample_num_steps
     )
     self._scorer = (
       scores.Scorer(experiment) if section.frechet_samples else None
@@ -189,5 +189,5 @@ class TrainingSamples:
       directory / f'{step:07d}.png',
       np.concatenate(images),
       columns=int(np.ceil(np.sqrt(count))),
-      scale=max(1, 64 // experiment.config.data.image_size),
+      scale=max(1, 64 // experiment.image_shape[0]),
     )

@@ -216,7 +216,7 @@ class Preparation:
       try:
         pixels = raw_images.decode(
           example,
-          data.image_size,
+          experiment.image_shape[:2],
           data.apply_orientation,
           background,
           with_captions=experiment.is_text,

@@ -148,7 +148,7 @@ def _captioned(
   chosen = chosen[[*first, *rest][: max(_WATCHED, num_revealed)]]
   captions, states = conditions.captions(chosen), conditions.on_hosts(chosen)
   key = experiment.key('evaluate/report')
-  scale = max(1, 2 * _SIDE // config.data.image_size)
+  scale = max(1, 2 * _SIDE // experiment.image_shape[0])
   rows: dict[int, list[tuple[str, np.ndarray]]] = {}
   replays = []
   for schedule in evaluate_published.schedules(evaluation):
@@ -224,7 +224,7 @@ def _drawn(
         if method.role in ('adaptive', 'shared'):
           adaptive = adaptive or replays[-1]
     name = f'samples-T{num_steps}.png'
-    scale = max(1, _SIDE // config.data.image_size)
+    scale = max(1, _SIDE // experiment.image_shape[0])
     pictures.save_class_grid(
       directory / name, rows, names[:_MOST_CLASSES], scale=scale
     )

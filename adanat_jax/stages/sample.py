@@ -55,7 +55,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 def problems_of_policy(experiment: Experiment) -> Iterator[str]:
   """Says which schedule does not exist."""
-  if isinstance(policy_of(experiment, experiment.num_tokens), str):
+  if isinstance(policy_of(experiment), str):
     yield from policies.problems(experiment)
 
 
@@ -64,7 +64,7 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   section = experiment.config.sample
   generator = experiment.drawing_generator()
-  policy = policy_of(experiment, generator.nat.num_tokens)
+  policy = policy_of(experiment)
   names, labels = conditions_of(experiment, generator)
   if section.num_buckets:
     generator = generator.with_buckets(
@@ -124,7 +124,7 @@ def conditions_of(
   return [f'class{label}' for label in classes], classes
 
 
-def policy_of(experiment: Experiment, num_tokens: int) -> str | Schedule:
+def policy_of(experiment: Experiment) -> str | Schedule:
   """What decides: a generator's by name, else as `config.sample` names it.
 
   Raises:
@@ -134,7 +134,7 @@ def policy_of(experiment: Experiment, num_tokens: int) -> str | Schedule:
   if section.policy in ('learned', 'hand-made'):
     return section.policy
   if section.policy != 'table':
-    return named_schedules.make(section.policy, section.num_steps, num_tokens)
+    return experiment.schedule(section.policy, section.num_steps)
   if not section.table:
     raise UserError(
       'config.sample.policy=table needs config.sample.table, a JSON file'

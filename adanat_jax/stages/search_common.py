@@ -20,7 +20,6 @@ import numpy as np
 from adanat_jax.decoding import step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import named_schedules
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning import schedule_search
 from adanat_jax.learning.schedule_search import Point
@@ -100,7 +99,7 @@ def first_point(experiment: Experiment, num_steps: int) -> Point:
   start = experiment.config.search.start
   if start in ('published', 'fewer_steps'):
     return schedule_search.first_point(num_steps)
-  schedule = named_schedules.make(start, num_steps, experiment.num_tokens)
+  schedule = experiment.schedule(start, num_steps)
   if not isinstance(schedule.policy, PolicyValues):
     raise UserError(
       f'config.search.start={start} is no table of numbers: nothing can be'

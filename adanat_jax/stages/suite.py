@@ -27,7 +27,7 @@ import numpy as np
 from adanat_jax.decoding import guidance, schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets, named_schedules
+from adanat_jax.experiment import datasets
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import evaluation as evaluation_lib
 from adanat_jax.measuring.evaluation import Evaluation, Method
@@ -63,7 +63,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       continue
     if not any(_named(experiment, name, count) for count in section.passes):
       # Says what is wrong with the name, if anything is.
-      named_schedules.make(name, section.passes[0], experiment.num_tokens)
+      experiment.schedule(name, section.passes[0])
       yield (
         f'config.suite.schedules: {name} takes none of'
         f' config.suite.passes={section.passes}'
@@ -74,7 +74,7 @@ def _named(experiment: Experiment, name: str, passes: int) -> Schedule | None:
   """The schedule of this name that takes so many passes, if there is one."""
   for num_steps in range(passes, passes // 2 - 1, -1):
     with contextlib.suppress(UserError):
-      made = named_schedules.make(name, num_steps, experiment.num_tokens)
+      made = experiment.schedule(name, num_steps)
       if guidance.passes(made.guided, made.num_steps).sum() == passes:
         return made
   return None
@@ -148,8 +148,8 @@ def _schedule(
   bound = ledger.get(key, calibrate)
   if isinstance(bound, str):
     raise UserError(bound)
-  num_tokens = evaluation.experiment.num_tokens
-  most = named_schedules.make(name, num_tokens, num_tokens)
+  experiment = evaluation.experiment
+  most = experiment.schedule(name, experiment.num_tokens)
   return calibration.with_bound(most, bound)
 
 

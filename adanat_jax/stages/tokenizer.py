@@ -166,7 +166,7 @@ def run(experiment: Experiment) -> None:
     ),
     *section.betas,
   )
-  shape = (config.data.image_size,) * 2 + (module.image_channels,)
+  shape = experiment.image_shape
   network = make_autoencoder(
     module.clone(divided_from=layers.MANY_TRAINED_PIXELS), shape
   )

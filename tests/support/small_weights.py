@@ -42,7 +42,7 @@ def measure(config: ml_collections.ConfigDict, root: pathlib.Path) -> str:
   """The measuring network that stage `judges` would train."""
   module = networks.measuring_module(config)
   side = config.data.image_size
-  image = jnp.zeros((1, side, side, networks.image_channels(config)))
+  image = jnp.zeros((1, side, side, networks.image_shape(config)[2]))
   return save(root / 'measure', params=_params(module, image))
 
 
