@@ -88,7 +88,7 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   image.jitter = 0.2
   # The encoder of texts: 'words' places texts by the words that they share
   # (latent semantic analysis), 'clip' is the tower of evaluate.clip, 'vectors'
-  # a file of a vector for each text: arrays `texts` and `vectors` in an .npz.
+  # a file of a vector for each text, as of text.vectors (docs/own_images.md).
   discover.text = text = ml_collections.ConfigDict()
   text.network = 'words'
   text.width = 96

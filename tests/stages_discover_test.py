@@ -314,36 +314,22 @@ class EncodersTest(absltest.TestCase):
   def test_given_vectors(self):
     path = self.root / 'vectors.npz'
     table = np.float32([[1, 0], [0, 1], [3, 4]])
-    np.savez(path, texts=np.array(['a', 'b', 'c']), vectors=table)
+    np.savez(path, captions=[*'abc'], vectors=table)
     texts = [('a', 'b'), ('c',)]
     found = discover_features.given_vectors(str(path), texts)
-    # The mean first, then each text; a single one comes again.
-    np.testing.assert_array_equal(
-      found, [[[0.5, 0.5], [1, 0], [0, 1]], [[3, 4]] * 3]
-    )
     reduced = discover_features._reduced(found, 0)
-    np.testing.assert_allclose(reduced[1, 0], [0.6, 0.8])
-    with self.assertRaisesRegex(UserError, "has no vector of 'd' and 0 other"):
+    # The mean first, then each text; a single one comes again.
+    root = np.sqrt(0.5)
+    np.testing.assert_allclose(
+      reduced, [[[root, root], [1, 0], [0, 1]], [[0.6, 0.8]] * 3], rtol=1e-6
+    )
+    with self.assertRaisesRegex(UserError, "no vector for 1 texts.* as 'd'"):
       discover_features.given_vectors(str(path), [('a', 'd')])
-    (self.root / 'empty.npz').touch()
-    (self.root / 'torn.npz').write_bytes(path.read_bytes()[:-100])
-    np.save(self.root / 'array.npy', table)
-    for name, vectors in (
-      *(('nan', table * np.nan), ('large', table * np.float64(1e300))),
-      *(('flat', table[:, 0]), ('words', table.astype(str))),
+    np.savez(path, captions=[*'abc'], vectors=table * np.nan)
+    with self.assertRaisesRegex(
+      UserError, "discover.text.vectors=.*vector of 'a' is not finite"
     ):
-      np.savez(self.root / f'{name}.npz', texts=[*'abc'], vectors=vectors)
-    for name, why in (
-      *(('none.npz', 'No such file'), ('empty.npz', 'No data left')),
-      *(('torn.npz', 'not a zip'), ('array.npy', '')),
-      *(('nan.npz', 'has NaN'), ('large.npz', 'has NaN or infinity')),
-      *(('flat.npz', r'the shape \(3,\)'), ('words.npz', 'vectors is <U')),
-    ):
-      with self.assertRaisesRegex(
-        UserError, f'npz file with .*{why}'
-      ) as caught:
-        discover_features.given_vectors(str(self.root / name), texts)
-      self.assertNotIn('\n', str(caught.exception))
+      discover_features.given_vectors(str(path), texts)
 
   def test_principal_components_keep_what_differs(self):
     random = np.random.default_rng(0).normal(size=(40, 3))

@@ -221,8 +221,10 @@ def _unlike(found: CaptionVectors, kept: CaptionVectors) -> str:
   return ''
 
 
-def read_vectors(path: str | os.PathLike[str]) -> CaptionVectors:
-  """The vectors of a file, read once while it does not change.
+def read_vectors(
+  path: str | os.PathLike[str], field: str = 'text.vectors'
+) -> CaptionVectors:
+  """The vectors of the file that a field names, read once while it stays.
 
   Raises:
     UserError: if there is no such file, or it is none of vectors.
@@ -232,7 +234,7 @@ def read_vectors(path: str | os.PathLike[str]) -> CaptionVectors:
     found = _read_vectors(os.fspath(path), about.st_size, about.st_mtime_ns)
   except (OSError, UserError) as error:
     reason = error.strerror if isinstance(error, OSError) else error
-    raise UserError(f'config.text.vectors={path}: {reason}') from error
+    raise UserError(f'config.{field}={path}: {reason}') from error
   return found
 
 

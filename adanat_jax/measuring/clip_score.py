@@ -39,6 +39,23 @@ def problems(experiment: Experiment) -> Iterator[str]:
     )
 
 
+def load_tower(experiment: Experiment, name: str) -> tuple[Any, Any]:
+  """CLIP's 'text' or 'image' tower of `evaluate.clip`, and its parameters.
+
+  Raises:
+    UserError: for weights that are not there or of another tower.
+  """
+  text, image = clip.TOWERS[experiment.config.evaluate.clip.tower]
+  if name == 'text':
+    tower, shape = text, jax.ShapeDtypeStruct((1, text.num_positions), int)
+  else:
+    side = image.image_size
+    tower, shape = image, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return tower, experiment.load_converted(
+    f'evaluate.clip.{name}', 'params', experiment.param_shapes(tower, shape)
+  )
+
+
 class ClipScore:
   """The measure of each image; an `Observer` of `scores`."""
 
@@ -60,20 +77,9 @@ class ClipScore:
     self._conditions = conditions
     self._chosen = chosen
     self._vocabulary = section.tokenizer
-    self._text, self._image = clip.TOWERS[section.tower]
-    length, side = self._text.num_positions, self._image.image_size
-    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    shapes = {
-      'text': experiment.param_shapes(self._text, ids),
-      'image': experiment.param_shapes(self._image, image),
-    }
-    self.params: Any = {
-      name: experiment.load_converted(
-        f'evaluate.clip.{name}', 'params', shapes[name]
-      )
-      for name in SECTIONS
-    }
+    self._text, text = load_tower(experiment, 'text')
+    self._image, image = load_tower(experiment, 'image')
+    self.params: Any = {'text': text, 'image': image}
     sources = {
       name: published_weights.source_of(section[name].init_from)
       for name in SECTIONS

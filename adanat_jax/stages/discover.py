@@ -24,7 +24,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from adanat_jax.data import raw_images
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.data.images import to_unit
 from adanat_jax.discovery import kmeans, methods as methods_lib, splits
@@ -33,6 +32,7 @@ from adanat_jax.discovery.splits import KnownSplit
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets, field_rules, fit
 from adanat_jax.experiment.experiment import Experiment
+from adanat_jax.measuring.real_images import RealImages
 from adanat_jax.metrics import clustering
 from adanat_jax.models.prototypes import DiscoveryNetwork
 from adanat_jax.report import discovery as report
@@ -186,21 +186,9 @@ def _pictures(
   experiment: Experiment, pairs: PairList, found: list[dict[str, Any]]
 ) -> list[np.ndarray]:
   """The pictures of each cluster, float32[m, H, W, 3]."""
-  data = experiment.config.data
+  images = RealImages(experiment, 'train')
   return [
-    np.stack(
-      [
-        to_unit(
-          raw_images.decode(
-            pairs.source[int(pairs.places[i])],
-            experiment.image_shape[:2],
-            data.apply_orientation,
-            experiment.background,
-          )
-        )
-        for i in cluster['pairs']
-      ]
-    )
+    to_unit(images.take(pairs.places[cluster['pairs']])['images'])
     for cluster in found
   ]
 

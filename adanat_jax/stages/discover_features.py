@@ -9,14 +9,12 @@ Shape letters: `n` pairs, `V` changed views of each, `F` width of a feature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-import concurrent.futures
+from collections.abc import Callable, Hashable, Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
 import io
 import json
-import os
 import pathlib
 from typing import Any
 import zipfile
@@ -26,19 +24,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.data import clip_tokens, raw_images, word_vectors
-from adanat_jax.data.images import CorruptImageError, to_unit
+from adanat_jax.data import caption_vectors, clip_tokens, word_vectors
+from adanat_jax.data.caption_vectors import CaptionVectors
+from adanat_jax.data.images import to_unit
 from adanat_jax.data.sources.raw_source import RawSource
 from adanat_jax.errors import UserError, printable
-from adanat_jax.experiment import reward_network
+from adanat_jax.experiment import reward_network, texts as texts_lib
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.learning.augment import Augmentation
+from adanat_jax.measuring import clip_score
+from adanat_jax.measuring.real_images import RealImages
 from adanat_jax.models import clip
 from adanat_jax.runtime import files, processes, sharding
 from adanat_jax.types import Array
 
 # Pictures, or texts, that an encoder reads at a time.
 _BATCH = 64
+_VECTORS = 'discover.text.vectors'
 # What reading an .npz file raises that is none, or is damaged.
 _BAD_FILE = (
   *(OSError, EOFError, ValueError, KeyError, IndexError, TypeError),
@@ -134,7 +136,7 @@ def digest(experiment: Experiment, pairs: PairList) -> str:
   found.update(json.dumps(listed).encode())
   section = experiment.config.discover.text
   if section.network == 'vectors':
-    found.update(files.read_bytes(section.vectors))
+    found.update(_read_vectors(section.vectors).digest().encode())
   return found.hexdigest()
 
 
@@ -188,7 +190,7 @@ def _picture_features(
   experiment: Experiment, pairs: PairList
 ) -> tuple[np.ndarray, np.ndarray]:
   """Features float32[m, 1 + V, F] of what can be read, and which int[m]."""
-  data, section = experiment.config.data, experiment.config.discover
+  section = experiment.config.discover
   network, params = _picture_encoder(experiment)
   params = sharding.gather(params)
   change = Augmentation(
@@ -208,46 +210,22 @@ def _picture_features(
     flips = flips[:, None, None, None]
     return network(params, jnp.where(flips, images[:, :, ::-1], images))
 
-  def read(place: int) -> np.ndarray | str:
-    example = pairs.source[place]
-    try:
-      return raw_images.decode(
-        example,
-        experiment.image_shape[:2],
-        data.apply_orientation,
-        experiment.background,
-      )
-    except CorruptImageError as error:
-      return f'{example.key}: {error}'
-
-  key, found, kept, broken = experiment.key('discover'), [], [], []
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    for start in range(0, len(pairs.places), _BATCH):
-      index = np.arange(start, min(start + _BATCH, len(pairs.places)))
-      pictures = [*pool.map(read, pairs.places[index].tolist())]
-      broken += [x for x in pictures if isinstance(x, str)]
-      whole = [x for x in pictures if not isinstance(x, str)]
-      kept += [
-        i
-        for i, x in zip(index, pictures, strict=True)
-        if not isinstance(x, str)
-      ]
-      if not whole:
-        continue
-      # All batches have one shape; what fills the last one up is cut off.
-      images = np.stack([whole[i % len(whole)] for i in range(_BATCH)])
-      views = [plain(params, images)]
-      for view in range(section.views):
-        once = jax.random.fold_in(jax.random.fold_in(key, start), view)
-        views.append(changed(params, images, once))
-      found.append(np.stack(jax.device_get(views), 1)[: len(whole)])
-  if len(broken) > data.max_corrupt_share * len(pairs.places):
-    raise UserError(
-      f'config.data.path={data.path}: {len(broken)} pictures cannot be read'
-      f' ({printable(broken[0], 200)});'
-      f' config.data.max_corrupt_share={data.max_corrupt_share} allows fewer'
-    )
-  return np.concatenate(found), np.array(kept)
+  images = RealImages(experiment, 'train')
+  key, found, kept = experiment.key('discover'), [], []
+  for start in range(0, len(pairs.places), _BATCH):
+    # All batches have one shape; what fills the last one up is cut off.
+    index = start + np.arange(_BATCH)
+    rows = images.take(pairs.places[index % len(pairs.places)])
+    views = [plain(params, rows['images'])]
+    for view in range(section.views):
+      once = jax.random.fold_in(jax.random.fold_in(key, start), view)
+      views.append(changed(params, rows['images'], once))
+    whole = rows['is_read'] & (index < len(pairs.places))
+    found.append(np.stack(jax.device_get(views), 1)[whole])
+    kept.append(index[whole])
+  places = np.concatenate(kept)
+  images.check_share(len(pairs.places) - len(places))
+  return np.concatenate(found), places
 
 
 def _picture_encoder(
@@ -256,11 +234,7 @@ def _picture_encoder(
   """`(params, images float32[B, H, W, 3] in [0, 1]) -> float32[B, F]`."""
   name = experiment.config.discover.image.network
   if name == 'clip':
-    _, tower = clip.TOWERS[experiment.config.evaluate.clip.tower]
-    shape = (1, tower.image_size, tower.image_size, 3)
-    params = _clip_params(
-      experiment, 'image', tower, jax.ShapeDtypeStruct(shape, jnp.float32)
-    )
+    tower, params = clip_score.load_tower(experiment, 'image')
     return (
       lambda params, images: tower.apply(
         {'params': params}, clip.prepare_images(images, tower.image_size)
@@ -280,14 +254,6 @@ def _picture_encoder(
   ), params
 
 
-def _clip_params(
-  experiment: Experiment, name: str, tower: Any, shape: Any
-) -> Any:
-  return experiment.load_converted(
-    f'evaluate.clip.{name}', 'params', experiment.param_shapes(tower, shape)
-  )
-
-
 def _text_features(
   experiment: Experiment, texts: Sequence[tuple[str, ...]]
 ) -> np.ndarray:
@@ -304,9 +270,8 @@ def _text_features(
   ]
   if section.network == 'words':
     return word_vectors.fit(joined, views, section.width or 256)
-  tower, _ = clip.TOWERS[config.evaluate.clip.tower]
-  shape = jax.ShapeDtypeStruct((1, tower.num_positions), jnp.int32)
-  params = sharding.gather(_clip_params(experiment, 'text', tower, shape))
+  tower, params = clip_score.load_tower(experiment, 'text')
+  params = sharding.gather(params)
   pooled = jax.jit(
     lambda params, ids: tower.apply({'params': params}, ids).pooled
   )
@@ -332,44 +297,31 @@ def given_vectors(path: str, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
   """A file's vectors: the mean of a pair's texts, then each of its texts.
 
   Args:
-    path: an .npz file of `texts` str[m] and `vectors` float[m, F].
+    path: see `data.caption_vectors`; of a sequence the mean is taken.
     texts: those of n pairs.
 
   Returns:
     float32[n, 1 + V, F], V being the most texts that a pair has.
 
   Raises:
-    UserError: if it is no such file, holds NaN or infinity, or lacks a text.
+    UserError: if it is no such file, or lacks a text.
   """
-  field = f'config.discover.text.vectors={path}'
-  vectors: Mapping[str, np.ndarray]
-  try:
-    with np.load(path, allow_pickle=False) as kept:
-      names, table = kept['texts'].tolist(), kept['vectors']
-    if table.ndim != 2 or not table.shape[1]:
-      raise ValueError(f'vectors has the shape {table.shape}')
-    if table.dtype.kind not in 'fiu':
-      raise ValueError(f'vectors is {table.dtype}')
-    with np.errstate(over='ignore'):
-      table = table.astype(np.float32)
-    if not np.isfinite(table).all():
-      raise ValueError('vectors has NaN or infinity')
-    vectors = dict(zip(names, table, strict=True))
-  except _BAD_FILE as error:
+  found = _read_vectors(path)
+  if missing := found.missing((x, '') for several in texts for x in several):
     raise UserError(
-      f'{field}: give an .npz file with texts str[m] and vectors float[m, F]'
-      f' ({printable(str(error), 200)})'
-    ) from error
-  missing = {text for several in texts for text in several} - vectors.keys()
-  if missing:
-    raise UserError(
-      f'{field}: it has no vector of {printable(min(missing), 80)!r} and'
-      f' {len(missing) - 1} other texts'
+      f'config.{_VECTORS}={path} has no vector for {len(missing)} texts, such'
+      f' as {caption_vectors.examples(missing)}'
     )
   most = max(map(len, texts))
   rows = []
   for several in texts:
-    own = np.stack([vectors[text] for text in several])
+    own = np.stack(
+      [found.rows(caption_vectors.plain(text)).mean(0) for text in several]
+    )
     views = [own[i % len(own)] for i in range(most)]
     rows.append(np.stack([own.mean(0), *views]))
   return np.stack(rows)
+
+
+def _read_vectors(path: str) -> CaptionVectors:
+  return texts_lib.read_vectors(path, _VECTORS)
