@@ -90,8 +90,7 @@ _WITH_ONE_IMPORTER = {
   'imported when it is first asked for': ('demo.app', 'sampling.stablehlo'),
   'a network': ('models.classifier', 'models.patch_discriminator'),
   'a measure': (
-    *('measuring.clip_score', 'measuring.text_match'),
-    *('metrics.inception_score', 'metrics.pixels'),
+    *('metrics.inception_score', 'metrics.pixels', 'measuring.text_match'),
   ),
   'a train step': ('learning.views',),
   'a page or a kind of picture': (
