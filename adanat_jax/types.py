@@ -170,5 +170,8 @@ Policy: TypeAlias = Callable[
   [Array, Observation, Array, Carry], tuple[PolicyValues, Any, Carry]
 ]
 
+# (step int32[], features float[B, N, D]) -> float32[B]
+Critic: TypeAlias = Callable[[Array, Array], Array]
+
 # (images float32[B, H, W, C] in [0, 1], condition, key) -> float32[B]
 Reward: TypeAlias = Callable[[Array, Condition, Array], Array]

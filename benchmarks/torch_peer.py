@@ -33,7 +33,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from adanat_jax.decoding import loop, schedules, tables
+from adanat_jax.decoding import loop, tables
 from adanat_jax.models import denoisers
 from adanat_jax.models.nat import NAT
 from adanat_jax.runtime import leaves, sharding, timing
@@ -231,7 +231,7 @@ def case(name: str, batch: int, steps: int, given: Any) -> dict[str, Any]:
     lambda params: (
       loop.decode(
         denoisers.make(nat, params),
-        schedules.table_policy(schedule),
+        tables.table_policy(schedule),
         tokens=canvas,
         condition=jnp.asarray(labels),
         null_condition=jnp.asarray(null),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import buckets, loop, schedules, step, tables, unrolled
+from adanat_jax.decoding import buckets, loop, step, tables, unrolled
 from adanat_jax.models import enat, operations
 from adanat_jax.models.vqgan import VQGAN
 from adanat_jax.types import PolicyValues, TokenCounts
@@ -148,7 +148,7 @@ class DecodeTest(parameterized.TestCase):
     def mask():
       return loop.decode(
         lambda *x: _SMALL.apply(variables, *x),
-        schedules.table_policy(table),
+        tables.table_policy(table),
         num_steps=3,
         cache=_SMALL.nothing_encoded(4 if guided else 2),
         **arguments,
@@ -255,7 +255,7 @@ class BucketsTest(parameterized.TestCase):
     def decode(denoiser):
       return loop.decode(
         denoiser,
-        schedules.table_policy(jax.tree.map(jnp.asarray, table)),
+        tables.table_policy(jax.tree.map(jnp.asarray, table)),
         tokens=start,
         condition=_CLASSES[::-1],
         null_condition=jnp.int32(3),

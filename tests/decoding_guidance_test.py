@@ -35,7 +35,7 @@ def decode(scales, guided, denoise=denoiser, null=NULL, **options):
   return jax.jit(
     lambda: loop.decode(
       denoise,
-      schedules.table_policy(table(scales)),
+      tables.table_policy(table(scales)),
       tokens=loop.full_mask(B, N, K),
       condition=jnp.arange(B) % 2,
       null_condition=null,
@@ -117,7 +117,7 @@ class GuidanceTest(parameterized.TestCase):
     of = jax.jit(
       lambda scales, guided: likelihood.log_likelihood(
         denoiser,
-        schedules.table_policy(table(scales)),
+        tables.table_policy(table(scales)),
         grids,
         jnp.arange(B) % 2,
         NULL,

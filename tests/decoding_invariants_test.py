@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop, schedules, step as step_lib
+from adanat_jax.decoding import loop, step as step_lib, tables
 from adanat_jax.types import DecodeState, PolicyValues
 from support import trajectories
 
@@ -94,7 +94,7 @@ def run(
 ):
   return loop.decode(
     denoiser,
-    policy or schedules.table_policy(table),
+    policy or tables.table_policy(table),
     tokens=tokens,
     condition=condition,
     null_condition=jnp.int32(C) if guided else None,
@@ -343,7 +343,7 @@ class RandomnessTest(DecodingTest):
     )
     self.assertEqual(one.trajectory.num_committed[:, 0].tolist(), [3, 2, 2, 2])
     for t in range(T):
-      values, aux, carry = schedules.table_policy(ours)(
+      values, aux, carry = tables.table_policy(ours)(
         t, np.zeros((B, N, D)), self.keys, 'carried'
       )
       jax.tree.map(
@@ -366,7 +366,7 @@ class CostTest(DecodingTest):
 
     decode = lambda: loop.decode(
       counted,
-      schedules.table_policy(jax.tree.map(jnp.asarray, constant_table())),
+      tables.table_policy(jax.tree.map(jnp.asarray, constant_table())),
       tokens=canvases(0),
       condition=np.zeros(B, np.int32),
       null_condition=jnp.int32(C) if guided else None,

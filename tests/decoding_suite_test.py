@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import halton, loop, schedules, step as step_lib
+from adanat_jax.decoding import (
+  halton,
+  loop,
+  schedules,
+  step as step_lib,
+  tables,
+)
 from adanat_jax.decoding.step import StepOptions
 from adanat_jax.types import PolicyValues
 from support import trajectories
@@ -40,7 +46,7 @@ def denoiser(tokens, condition, cache):
 def run(tokens, condition, seed, table, priority, options, guided):
   return loop.decode(
     denoiser,
-    schedules.table_policy(table),
+    tables.table_policy(table),
     tokens=tokens,
     condition=condition,
     null_condition=jnp.int32(C) if guided else None,

@@ -10,7 +10,6 @@ import numpy as np
 from adanat_jax.decoding import (
   actions,
   loop,
-  schedules,
   step as step_lib,
   tables,
 )
@@ -183,7 +182,7 @@ class HandComputedTest(DecodingTest):
           jnp.zeros((1, 9, 5)),
           cache,
         ),
-        schedules.table_policy(tables.hand_made(3)),
+        tables.table_policy(tables.hand_made(3)),
         tokens=tokens,
         condition=jnp.zeros(1, jnp.int32),
         null_condition=None,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop, schedules, step as step_lib, tables
+from adanat_jax.decoding import loop, step as step_lib, tables
 from adanat_jax.learning import schedule_search
 from adanat_jax.stages import search_common
 from parity_cases import suite
@@ -105,7 +105,7 @@ class PointTest(absltest.TestCase):
       return [
         loop.decode(
           denoiser,
-          schedules.table_policy(table),
+          tables.table_policy(table),
           tokens=loop.full_mask(3, 9, 5),
           condition=jnp.zeros(3),
           null_condition=None,

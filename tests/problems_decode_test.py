@@ -88,7 +88,7 @@ class DecodeTest(parameterized.TestCase):
 
     expected = loop.decode(
       denoiser,
-      schedules.table_policy(table),
+      tables.table_policy(table),
       tokens=loop.full_mask(5, N, K),
       condition=conditions,
       null_condition=problem.null_condition,

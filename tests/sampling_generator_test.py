@@ -101,6 +101,29 @@ class GeneratorTest(parameterized.TestCase):
     other = toy_generator(3).sample(labels[:3], T, 4, policy, record=True)
     self.assertTrue((other.tokens != fewer.tokens).any())
 
+  @parameterized.parameters(
+    ('learned', 2 * T + 2 * (T - 1)), ('maskgit', T + 2 * (T - 1))
+  )
+  def test_looking_ahead(self, policy, passes):
+    labels = [0, 1, 2, 2, 1]
+    plain = toy_generator(8).schedule(policy, T)
+    schedule = plain.looking_ahead(3)
+    found = toy_generator(8).sample(labels, T, 3, schedule, record=True)
+    self.assertEqual(found.passes.tolist(), [passes] * 5)
+    fewer = toy_generator(2).sample(labels[:2], T, 3, schedule)
+    np.testing.assert_array_equal(fewer.tokens, found.tokens[:2])
+    one = toy_generator(8).sample(labels, T, 3, plain.looking_ahead(1))
+    same = toy_generator(8).sample(labels, T, 3, policy)
+    np.testing.assert_array_equal(one.tokens, same.tokens)
+    self.assertFalse(np.array_equal(found.tokens, same.tokens))
+    # What was given stays.
+    canvas = np.full((5, N), K, np.int32)
+    canvas[:, 1] = 2
+    given = toy_generator(8).sample(labels, T, 3, schedule, tokens=canvas)
+    np.testing.assert_array_equal(given.tokens[:, 1], 2)
+    with self.assertRaisesRegex(UserError, 'has no critic; give entropy'):
+      toy_generator().sample(labels, T, 3, plain.looking_ahead(2, 'value'))
+
   def test_few_images_are_not_padded_to_a_whole_batch(self):
     seen = []
     decode = program.decode_batch
@@ -324,7 +347,7 @@ class GeneratorTest(parameterized.TestCase):
     expected = jax.jit(
       lambda: loop.decode(
         denoiser,
-        schedules.table_policy(table),
+        tables.table_policy(table),
         tokens=loop.full_mask(3, N, K),
         condition=jnp.array([2, 0, 1]),
         null_condition=jnp.int32(C),

@@ -74,6 +74,11 @@ def of_steps(numbers: Iterable[int], num_steps: int) -> Guided:
   )
 
 
-def passes(guided: Guided, num_steps: int) -> np.ndarray:
-  """Denoiser passes of each step, int32[T]."""
-  return 1 + np.array(each_step(guided, num_steps), np.int32)
+def passes(guided: Guided, num_steps: int, candidates: int = 1) -> np.ndarray:
+  """Denoiser passes of each step, int32[T].
+
+  All steps but the first run on so many candidates, see `lookahead`.
+  """
+  conditional = np.full(num_steps, candidates, np.int32)
+  conditional[0] = 1
+  return conditional + np.array(each_step(guided, num_steps), np.int32)

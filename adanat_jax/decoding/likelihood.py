@@ -37,6 +37,8 @@ def obstacle(schedule: Schedule) -> str:
   The sentence says what is in the way, and the remedy.
   """
   options, policy = schedule.options, schedule.policy
+  if options.candidates > 1:
+    return 'it chooses among several draws; give candidates=1'
   if options.order == 'sampled':
     return (
       'its order looks at the tokens that are drawn; give one of the order'

@@ -34,6 +34,7 @@ from adanat_jax.types import (
   Cache,
   Carry,
   Condition,
+  DecodeState,
   Denoiser,
   Observation,
   Policy,
@@ -96,7 +97,7 @@ def keys_of(key: Array, index: Array) -> Array:
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def _step_keys(keys: Array, step: Array) -> tuple[Array, Array, Array]:
+def step_keys(keys: Array, step: Array) -> tuple[Array, Array, Array]:
   """Keys of one step for the policy, the tokens, the confidences: key[B]."""
   split = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, step), 3))
   return tuple(jnp.moveaxis(split(keys), 1, 0))
@@ -110,7 +111,7 @@ def _offsets(keys: Array, num_tokens: int) -> Array:
   return draw(once(keys))
 
 
-def _gumbel(keys: Array, shape: tuple[int, ...]) -> Array:
+def gumbel(keys: Array, shape: tuple[int, ...]) -> Array:
   """Standard Gumbel noise float32[B, *shape], each sample from its own key."""
   return jax.vmap(lambda k: jax.random.gumbel(k, shape, jnp.float32))(keys)
 
@@ -216,6 +217,22 @@ def denoise_some(
   return jax.lax.cond(jnp.array(guided)[step], both, alone, tokens, cache)
 
 
+def begin(
+  tokens: Array,
+  mask_token: int,
+  keys: Array,
+  options: step_lib.StepOptions,
+  priority: Array | None,
+) -> tuple[DecodeState, Array | None]:
+  """The state before the first step, and the order that each sample follows."""
+  state = step_lib.start(tokens, mask_token, options)
+  if options.rolled:
+    assert priority is not None
+    priority = jnp.broadcast_to(priority, tokens.shape)
+    priority = step_lib.rolled(priority, _offsets(keys, tokens.shape[1]))
+  return state, priority
+
+
 def decode(
   denoiser: Denoiser | Sequence[Denoiser],
   policy: Policy,
@@ -275,11 +292,7 @@ def decode(
   """
   chex.assert_rank([tokens, keys], [2, 1])
   chex.assert_equal_shape_prefix([tokens, keys], 1)
-  state = step_lib.start(tokens, mask_token, options)
-  if options.rolled:
-    assert priority is not None
-    priority = jnp.broadcast_to(priority, tokens.shape)
-    priority = step_lib.rolled(priority, _offsets(keys, tokens.shape[1]))
+  state, priority = begin(tokens, mask_token, keys, options, priority)
   if null_condition is None:
     guided = False
   guided = guidance.checked(guided, num_steps, 'decode')
@@ -312,7 +325,7 @@ def decode(
     masked = state.tokens == mask_token
     features, logits, unconditional, cache = run(step, state.tokens, cache)
     logits, unconditional = widened(logits, unconditional)
-    policy_keys, token_keys, confidence_keys = _step_keys(keys, step)
+    policy_keys, token_keys, confidence_keys = step_keys(keys, step)
     values, aux, policy_carry = policy(
       step, observe(features, logits, masked), policy_keys, policy_carry
     )
@@ -320,8 +333,8 @@ def decode(
       logits = step_lib.guide(logits, unconditional, values.guidance_scale)
     if given_noise is None:
       given_noise = Noise(
-        tokens=_gumbel(token_keys, logits.shape[1:]),
-        confidence=_gumbel(confidence_keys, logits.shape[1:2]),
+        tokens=gumbel(token_keys, logits.shape[1:]),
+        confidence=gumbel(confidence_keys, logits.shape[1:2]),
       )
     share, left = jnp.divmod(state.num_unknown, count)
     new_state = step_lib.decode_step(

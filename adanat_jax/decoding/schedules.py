@@ -25,7 +25,6 @@ import math
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from flax import struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,10 +48,11 @@ from adanat_jax.decoding.tables import (
   muse,
   of_numbers,
   remdm,
+  table_policy,
   titok,
 )
 from adanat_jax.errors import UserError
-from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
+from adanat_jax.types import Array, Carry, Policy, PolicyValues
 
 
 @runtime_checkable
@@ -130,6 +130,24 @@ class Schedule:
       return int(np.shape(self.policy.mask_ratio)[0])
     return self.policy.num_steps
 
+  @property
+  def passes(self) -> np.ndarray:
+    """Denoiser passes of each step, int32[T]; of an adaptive one the most."""
+    candidates = self.options.candidates
+    return guidance.passes(self.guided, self.num_steps, candidates)
+
+  def looking_ahead(
+    self, candidates: int, chosen_by: str = 'entropy'
+  ) -> Schedule:
+    """The same with several draws a step, of which the best stays.
+
+    See `StepOptions` for both arguments, and for what it refuses.
+    """
+    chosen: Any = dict(candidates=candidates, chosen_by=chosen_by)
+    options = dataclasses.replace(self.options, **chosen)
+    label = f'{self.label}, best of {candidates} by {chosen_by}'
+    return dataclasses.replace(self, options=options, label=label)
+
 
 def as_policy(policy: PolicyLike) -> Policy:
   """What a decoding loop calls at each step, of a table or a learned policy."""
@@ -143,27 +161,6 @@ def initial_carry(policy: PolicyLike, keys: Array) -> Carry:
   if isinstance(policy, PolicyValues):
     return ()
   return policy.initial_carry(keys)
-
-
-def table_policy(table: PolicyValues) -> Policy:
-  """A policy that reads its values from a table and ignores features.
-
-  The table's fields are float32[T], one number a step for all samples, or
-  float32[T, B], one a step and sample. Aux is empty, the carry unchanged.
-  """
-
-  def policy(
-    step: Array, observation: Observation, keys: Array, carry: Carry
-  ) -> tuple[PolicyValues, tuple[()], Carry]:
-    del observation
-    batch = keys.shape
-    values = jax.tree.map(
-      lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32)[step], batch),
-      table,
-    )
-    return values, (), carry
-
-  return policy
 
 
 def _maskgit(
@@ -529,7 +526,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
     key: parameter.default
     for key, parameter in inspect.signature(SCHEDULES[base]).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  } | {'guided_steps': ()}
+  } | {'guided_steps': (), 'candidates': 1, 'chosen_by': 'entropy'}
   allowed = ', '.join(f'{k}={v!r}' for k, v in defaults.items())
   mistake = UserError(
     f'the schedule {name!r} cannot be read; write {base}, or {base}(name=value,'
@@ -575,6 +572,8 @@ def make(
   """
   base, parameters = parse(name)
   chosen = parameters.pop('guided_steps', ())
+  candidates = parameters.pop('candidates', 1)
+  chosen_by = parameters.pop('chosen_by', 'entropy')
   factory = SCHEDULES[base]
   sees_grid = 'columns' in inspect.signature(factory).parameters
   if sees_grid and not {'rows', 'columns'} & parameters.keys():
@@ -585,6 +584,8 @@ def make(
       raise UserError(f'{name!r} is unguided: give a guidance_scale over 0')
     guided = guidance.of_steps(chosen, num_steps)
     schedule = dataclasses.replace(schedule, guided=guided)
+  if candidates != 1:
+    schedule = schedule.looking_ahead(candidates, chosen_by)
   if isinstance(schedule.policy, PolicyValues):
     in_nats = schedule.options.commit == 'entropy_bound'
     checked_table(schedule.policy, f'SCHEDULES[{base!r}]', in_nats=in_nats)

@@ -28,6 +28,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from adanat_jax.errors import UserError, shown
 from adanat_jax.types import Array, DecodeState, PolicyValues
 
 # Temperatures that divide are at least this.
@@ -83,6 +84,12 @@ class StepOptions:
     divergence: of `'stable'`, the Kullback-Leibler divergence from one step to
       the next, in nats, below which a law has changed little.
     history: of `'stable'`, for how many steps it must have.
+    candidates: how many draws of each step but the last the network looks at,
+      to go on from the best; see `lookahead`.
+    chosen_by: which of them is best. `'entropy'`: the one whose masked tokens
+      have the least mean entropy in the next pass (LookUM); `'information'`:
+      the same with the entropies of what the step has made known, too
+      (Info-Gain, arXiv 2602.18176); `'value'`: by the critic of a policy.
   """
 
   count_from: Literal['unknown', 'all'] = 'unknown'
@@ -100,6 +107,25 @@ class StepOptions:
   revisit: Literal['never', 'uniform', 'scored'] = 'never'
   divergence: float = 0.01
   history: int = 2
+  candidates: int = 1
+  chosen_by: Literal['entropy', 'information', 'value'] = 'entropy'
+
+  def __post_init__(self) -> None:
+    """Refuses what cannot look ahead."""
+    if type(self.candidates) is not int or self.candidates < 1:
+      raise UserError(
+        f'candidates is {shown(self.candidates)}; give 1, or more to look ahead'
+      )
+    known = ('entropy', 'information', 'value')
+    if self.chosen_by not in known:
+      raise UserError(
+        f'chosen_by is {shown(self.chosen_by)}; give {" or ".join(known)}'
+      )
+    if self.candidates > 1 and self.is_adaptive:
+      raise UserError(
+        f'candidates is {self.candidates}, and commit={self.commit!r} reveals'
+        ' as many tokens as the canvas decides: give 1, or another schedule'
+      )
 
   @classmethod
   def choices(cls) -> dict[str, tuple[str, ...] | type]:
@@ -118,7 +144,8 @@ class StepOptions:
   @property
   def has_counts(self) -> bool:
     """Whether a table alone says how many tokens are masked at each step."""
-    return self.commit == 'ratio' and self.revisit == 'never'
+    plain = self.revisit == 'never' and self.candidates == 1
+    return self.commit == 'ratio' and plain
 
 
 ADANAT = StepOptions()

@@ -19,7 +19,7 @@ import numpy as np
 
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError, shown
-from adanat_jax.types import Array, PolicyValues
+from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
 
 CURVES = ('cosine', 'arccos', 'uniform', 'pow<exponent>', 'log', 'exp')
 
@@ -566,3 +566,24 @@ def enat_512(num_steps: int = 8) -> PolicyValues:
   return enat(
     num_steps, total=1024, sampling_temperature=4.0, guidance_scale=3.5
   )
+
+
+def table_policy(table: PolicyValues) -> Policy:
+  """A policy that reads its values from a table and ignores features.
+
+  The table's fields are float32[T], one number a step for all samples, or
+  float32[T, B], one a step and sample. Aux is empty, the carry unchanged.
+  """
+
+  def policy(
+    step: Array, observation: Observation, keys: Array, carry: Carry
+  ) -> tuple[PolicyValues, tuple[()], Carry]:
+    del observation
+    batch = keys.shape
+    values = jax.tree.map(
+      lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32)[step], batch),
+      table,
+    )
+    return values, (), carry
+
+  return policy

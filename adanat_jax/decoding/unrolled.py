@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import loop, schedules, step as step_lib
+from adanat_jax.decoding import loop, step as step_lib, tables
 from adanat_jax.types import (
   Array,
   Cache,
@@ -139,7 +139,7 @@ def decode(
     )
   return loop.decode(
     [fix_counts(denoiser, one) for one in counts],
-    schedules.table_policy(table),
+    tables.table_policy(table),
     tokens=tokens,
     condition=condition,
     null_condition=null_condition,

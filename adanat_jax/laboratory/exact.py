@@ -28,7 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import likelihood, loop, schedules, step as step_lib
+from adanat_jax.decoding import (
+  likelihood,
+  lookahead,
+  loop,
+  schedules,
+  step as step_lib,
+)
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.laboratory.law import PottsLaw
 from adanat_jax.types import Array, PolicyValues
@@ -119,7 +125,8 @@ def outcome(
       parts[0].draws,
     )
   has_path = not likelihood.obstacle(schedule)
-  if isinstance(table, PolicyValues) and (
+  plain = options.candidates == 1 and isinstance(table, PolicyValues)
+  if plain and (
     options.has_counts
     or (options.commit == 'independent' and options.revisit != 'scored')
     # Faster than compiling a program for it, and the same.
@@ -165,9 +172,9 @@ def draw(law: PottsLaw, schedule: Schedule, draws: int, seed: int) -> Outcome:
 
   @jax.jit
   def run(keys: Array) -> loop.Decoded:
-    return loop.decode(
+    return lookahead.decode(
       law.denoiser(),
-      schedules.as_policy(schedule.policy),
+      schedule.policy,
       tokens=loop.full_mask(draws, law.num_tokens, law.num_values),
       condition=jnp.zeros(draws),
       null_condition=None,
@@ -176,7 +183,6 @@ def draw(law: PottsLaw, schedule: Schedule, draws: int, seed: int) -> Outcome:
       mask_token=law.num_values,
       options=schedule.options,
       priority=_priority(schedule),
-      policy_carry=schedules.initial_carry(schedule.policy, keys),
     )
 
   decoded = run(loop.sample_keys(jax.random.key(seed), draws))

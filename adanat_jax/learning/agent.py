@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from adanat_jax.decoding import actions as actions_lib, guidance
 from adanat_jax.types import (
   Array,
   Carry,
+  Critic,
   Observation,
   Policy,
   PolicyAux,
@@ -79,6 +80,17 @@ class Agent:
     if not self.smoothing:
       return ()
     return jnp.zeros((*keys.shape, self.residual.shape[-1]))
+
+  def critic(self) -> Critic | None:
+    """What it expects of a step's features; None without a critic."""
+    if not isinstance(self.params, Mapping) or 'critic' not in self.params:
+      return None
+
+    def critic(step: Array, features: Array) -> Array:
+      steps = jnp.full(features.shape[:1], step)
+      return self.actor_critic(self.params, features, steps)[1]
+
+    return critic
 
   def policy(
     self, std: Array | float | None = None, weights: Array | None = None

@@ -204,8 +204,10 @@ class Evaluation:
     assert trajectory is not None  # The caller asked for it.
     over_samples = functools.partial(_over_samples, statistics=statistics)
     # What a policy says of guidance is not done at a step that is unguided.
-    is_guided = guidance.passes(schedule.guided, schedule.num_steps) - 1
-    scale = is_guided[:, None] * np.asarray(trajectory.values.guidance_scale)
+    is_guided = guidance.each_step(schedule.guided, schedule.num_steps)
+    scale = np.array(is_guided)[:, None] * np.asarray(
+      trajectory.values.guidance_scale
+    )
     values = dataclasses.replace(trajectory.values, guidance_scale=scale)
     # What the kept tokens follow, whichever way their positions were chosen.
     temperature = effective_temperature(values, schedule.options)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from adanat_jax.decoding import loop, schedules, tables
+from adanat_jax.decoding import lookahead, loop, schedules, tables
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.errors import UserError, shown
 from adanat_jax.problems.problem import Problem
@@ -105,9 +105,9 @@ def _program(problem: Problem, plan: Plan, mesh: Mesh) -> closures.Compiled:
   def run(policy: PolicyLike, batch: dict[str, Any], key: Array) -> Samples:
     keys = loop.keys_of(key, batch['index'])
     null = problem.null_like(batch['condition']) if plan.guided else None
-    decoded: Any = loop.decode(
+    decoded: Any = lookahead.decode(
       problem.denoise,
-      schedules.as_policy(policy),
+      policy,
       tokens=batch['tokens'],
       condition=batch['condition'],
       null_condition=null,
@@ -117,10 +117,8 @@ def _program(problem: Problem, plan: Plan, mesh: Mesh) -> closures.Compiled:
       mask_token=problem.mask_token,
       options=plan.options,
       priority=batch.get('priority'),
-      policy_carry=schedules.initial_carry(policy, keys),
       record=plan.record,
     )
-    decoded = program.without_features(decoded)
     images: Any = None
     if problem.decoder is not None:
       images = problem.decode_tokens(decoded.tokens)

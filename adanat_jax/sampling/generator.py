@@ -125,7 +125,7 @@ class Generator:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C) of its images."""
-    rows, columns = self.tokenizer.grid(self.nat.num_tokens)
+    rows, columns = requests.grid(self)
     side = self.tokenizer.downsampling
     return side * rows, side * columns, self.tokenizer.image_channels
 
@@ -531,7 +531,7 @@ class Generator:
     self, plan: Plan, policy: PolicyLike, tokens: np.ndarray, labels: Any
   ) -> Plan:
     """A plan with the counts that the network can make use of."""
-    if not denoisers.reuses(self.nat):
+    if not denoisers.reuses(self.nat) or plan.options.candidates > 1:
       return plan
     if not program.is_shared_table(policy):
       found = self.buckets.get(plan.num_steps, ())

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 import numpy as np
 from numpy.typing import DTypeLike
 
-from adanat_jax.decoding import guidance, loop, schedules, step as step_lib
+from adanat_jax.decoding import guidance, loop, step as step_lib
 from adanat_jax.decoding.schedules import PolicyLike, Schedule
 from adanat_jax.models import denoisers
 from adanat_jax.runtime import batch_parts, processes, sharding
@@ -198,18 +198,17 @@ def decode_tokens(
     )
   rows = (1 + bool(plan.guided)) * tokens.shape[0]
   cache = denoisers.empty_cache(nat, rows, denoisers.text_length(condition))
-  decoded = loop.decode(
+  from adanat_jax.decoding import lookahead
+
+  return lookahead.decode(
     denoiser,
-    schedules.as_policy(policy),
+    policy,
     num_steps=plan.num_steps,
     guided=plan.guided,
-    policy_carry=schedules.initial_carry(policy, keys),
     cache=sharding.split_batch(cache),
     taken=batch.get('taken'),
-    keep_features=False,
     **shared,
   )
-  return without_features(decoded)
 
 
 def without_features(decoded: loop.Decoded) -> loop.Decoded:
@@ -334,6 +333,7 @@ def shared(
   numbers = (index[0] + np.arange(len(index))).astype(np.int32)
   own = sharding.put_batch(sharding.local_rows(numbers, mesh), mesh)
   is_alike = plan.counts is None and isinstance(plan.guided, bool)
+  is_alike &= plan.options.candidates == 1
   if not isinstance(policy, PolicyValues) or not is_alike:
     return plan, rows_of(policy, rows, mesh), {'index': own}
   num_steps = plan.num_steps

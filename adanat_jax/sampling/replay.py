@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.report import page
@@ -29,7 +28,7 @@ def make(
   masked[-1] = False
   before = np.concatenate([np.ones_like(masked[:1]), masked[:-1]])
   needed = before.any(-1) | (options.revisit != 'never')
-  taken = guidance.passes(schedule.guided, schedule.num_steps)[:, None]
+  taken = schedule.passes[:, None]
   passes = np.cumsum(taken * needed, axis=0)
   sampled = np.asarray(trajectory.sampled)
   images = generator.decode(sampled.reshape(-1, sampled.shape[-1]))

@@ -267,9 +267,16 @@ def named(generator: Generator, name: str, num_steps: int) -> Schedule:
     name = 'maskgit'
   if name.partition('(')[0] not in schedules.SCHEDULES:
     raise unknown_policy(name)
-  num_tokens = generator.nat.num_tokens
-  columns = generator.tokenizer.grid(num_tokens)[1]
-  return schedules.make(name, num_steps, num_tokens, columns)
+  columns = getattr(generator.tokenizer, 'columns', 0)
+  return schedules.make(name, num_steps, generator.nat.num_tokens, columns)
+
+
+def grid(generator: Generator) -> tuple[int, int]:
+  """Rows and columns of a generator's tokens."""
+  count = generator.nat.num_tokens
+  # Another tokenizer may know squares alone.
+  columns = getattr(generator.tokenizer, 'columns', 0) or math.isqrt(count)
+  return count // columns, columns
 
 
 def unknown_policy(policy: object) -> UserError:

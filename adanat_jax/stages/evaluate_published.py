@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from adanat_jax.convert import files as weights
-from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import config as config_lib, datasets
@@ -254,7 +253,7 @@ def _row(
     'label': schedule.label,
     'note': schedule.note,
     'num_steps': schedule.num_steps,
-    'passes': int(guidance.passes(schedule.guided, schedule.num_steps).sum()),
+    'passes': int(schedule.passes.sum()),
     'figures': processes.from_first(
       lambda: _figures(scorer, tally, real, counts)
     ),

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.decoding import guidance
 from adanat_jax.experiment import config as config_lib, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import scores
@@ -153,7 +152,7 @@ def _captioned(
   replays = []
   for schedule in evaluate_published.schedules(evaluation):
     num_steps = schedule.num_steps
-    passes = int(guidance.passes(schedule.guided, num_steps).sum())
+    passes = int(schedule.passes.sum())
     samples = generator.run(schedule, states, key, record=True)
     label = f'{schedule.label}\n{num_steps} steps'
     rows.setdefault(passes, []).append((label, samples.images))

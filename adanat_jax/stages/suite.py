@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from adanat_jax.decoding import guidance, schedules, step as step_lib
+from adanat_jax.decoding import schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import datasets
@@ -75,7 +75,7 @@ def _named(experiment: Experiment, name: str, passes: int) -> Schedule | None:
   for num_steps in range(passes, passes // 2 - 1, -1):
     with contextlib.suppress(UserError):
       made = experiment.schedule(name, num_steps)
-      if guidance.passes(made.guided, made.num_steps).sum() == passes:
+      if made.passes.sum() == passes:
         return made
   return None
 
@@ -159,8 +159,9 @@ def _learned(evaluation: Evaluation, passes: int) -> Schedule:
   for num_steps in range(passes, passes // 2 - 1, -1):
     if num_steps not in agents:
       continue
-    if guidance.passes(agents[num_steps].guided, num_steps).sum() == passes:
-      return evaluation.generator.schedule('learned', num_steps)
+    schedule = evaluation.generator.schedule('learned', num_steps)
+    if schedule.passes.sum() == passes:
+      return schedule
   raise UserError(f'no policy of {passes} passes has been trained here')
 
 

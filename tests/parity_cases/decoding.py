@@ -10,7 +10,7 @@ import numpy as np
 
 from adanat_jax import types
 from adanat_jax.convert import nat
-from adanat_jax.decoding import actions, loop, schedules, step, tables
+from adanat_jax.decoding import actions, loop, step, tables
 from support.reference_arrays import Reference
 
 Outputs = Mapping[str, np.ndarray]
@@ -49,7 +49,7 @@ def _decoding(
     num_steps, batch, _ = noise.confidence.shape
     return loop.decode(
       denoiser,
-      schedules.table_policy(table),
+      tables.table_policy(table),
       keys=jax.random.split(jax.random.key(0), batch),
       num_steps=num_steps,
       mask_token=mask_token,

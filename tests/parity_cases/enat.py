@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from adanat_jax.convert import enat as convert
-from adanat_jax.decoding import loop, schedules, tables, unrolled
+from adanat_jax.decoding import loop, tables, unrolled
 from adanat_jax.models import enat
 from adanat_jax.types import TokenCounts
 from support.reference_arrays import Reference
@@ -132,7 +132,7 @@ def decode(reference: Reference) -> Outputs:
   def masking(params: Mapping[str, jax.Array]) -> loop.Decoded:
     return loop.decode(
       lambda *x: module.apply({'params': params}, *x),
-      schedules.table_policy(table),
+      tables.table_policy(table),
       num_steps=num_steps,
       # Both passes of guidance have their own.
       cache=module.nothing_encoded(2 * batch),

@@ -14,7 +14,7 @@ from adanat_jax.convert import (
   layout,
   maskgit,
 )
-from adanat_jax.decoding import loop, schedules, step, tables
+from adanat_jax.decoding import loop, step, tables
 from adanat_jax.metrics import frechet, inception_score
 from adanat_jax.models import inception as inception_model
 from adanat_jax.models.maskgit import MASK_ID, MaskGITTransformer
@@ -99,7 +99,7 @@ def decode(reference: Reference) -> Outputs:
   def run(tokens, condition, noise):
     return loop.decode(
       denoiser,
-      schedules.table_policy(table),
+      tables.table_policy(table),
       tokens=tokens,
       condition=condition,
       null_condition=None,
