@@ -30,7 +30,7 @@ from adanat_jax.models import layers, operations
 from adanat_jax.models.enat import ENAT
 from adanat_jax.models.inception import InceptionV3
 from adanat_jax.models.patch_discriminator import PatchDiscriminator
-from adanat_jax.stages import policy as policy_stage
+from adanat_jax.stages import judges, policy as policy_stage
 
 # A forward, and its gradient by activations and by parameters.
 _TRAINING = 3
@@ -126,6 +126,7 @@ def stages(
   if not is_converted('tokenizer'):
     result['tokenizer'] = _tokenizer(config, cost)
   stored = experiment.stores_states
+  result['judges'] = _judges(experiment, cost)
   # Each image and its mirror image.
   result['prepare'] = num_images * (
     2 * cost.encoder + stored * num_captions * cost.text
@@ -167,6 +168,21 @@ def _tokenizer(config: Config, cost: Costs) -> float:
     share = (1 - judged.start_fraction) * (2 + 2 * _TRAINING)
     a_step += share * _counted(network, image)
   return section.num_steps * section.batch_size * a_step
+
+
+def _judges(experiment: Experiment, cost: Costs) -> float:
+  """Of the judges that are trained, less what reads their captions."""
+  config, total = experiment.config, 0
+  for name in judges.trained(experiment):
+    forward = cost.reward
+    if name == 'measure':
+      module, inputs = networks.module_and_inputs(config, name)
+      forward = _counted(module, *inputs)
+    views = 2 if experiment.judges_learn == 'views' else 1
+    section = config.judges[name]
+    images = section.num_steps * section.batch_size * views
+    total += _TRAINING * images * forward
+  return total
 
 
 def _policy(config: Config, cost: Costs, computed: int) -> float:

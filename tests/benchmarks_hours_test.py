@@ -53,6 +53,20 @@ class HoursTest(absltest.TestCase):
       self.stages['nat'], 3 * nat.num_steps * nat.batch_size * cost.nat
     )
 
+  def test_judges_learn_from_all_images_of_their_steps(self):
+    section = self.config.judges
+    measure = hours.networks.module_and_inputs(self.config, 'measure')
+    forwards = {
+      'measure': hours._counted(measure[0], *measure[1]),
+      'reward': hours.Costs(self.config).reward,
+    }
+    expected = sum(
+      section[name].num_steps * section[name].batch_size * forward
+      for name, forward in forwards.items()
+    )
+    # A gradient is two forwards more; a folder of one class learns by views.
+    self.assertEqual(self.stages['judges'], 2 * 3 * expected)
+
   def test_enat_makes_a_cache_in_half_of_the_steps(self):
     config = load('in256_enat.py:tiny')
     cost = hours.Costs(config)
@@ -70,7 +84,7 @@ class HoursTest(absltest.TestCase):
       f'{name}.init_from': 'weights' for name in ('tokenizer', 'nat', 'policy')
     }
     stages = hours.stages(load('image_folder.py:tiny', changes), 100)
-    self.assertEqual(set(stages), {'prepare', 'evaluate, a policy'})
+    self.assertEqual(set(stages), {'judges', 'prepare', 'evaluate, a policy'})
     for name, count in stages.items():
       self.assertEqual(count, self.stages[name])
 

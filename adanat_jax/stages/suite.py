@@ -72,7 +72,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 def _named(experiment: Experiment, name: str, passes: int) -> Schedule | None:
   """The schedule of this name that takes so many passes, if there is one."""
-  for num_steps in range(passes, passes // 2 - 1, -1):
+  for num_steps in range(passes, 0, -1):
     with contextlib.suppress(UserError):
       made = experiment.schedule(name, num_steps)
       if made.passes.sum() == passes:
@@ -156,7 +156,7 @@ def _schedule(
 def _learned(evaluation: Evaluation, passes: int) -> Schedule:
   """The policy of this workdir that takes so many passes."""
   agents = evaluation.generator.agents
-  for num_steps in range(passes, passes // 2 - 1, -1):
+  for num_steps in range(passes, 0, -1):
     if num_steps not in agents:
       continue
     schedule = evaluation.generator.schedule('learned', num_steps)
