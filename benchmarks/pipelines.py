@@ -139,7 +139,7 @@ def write_set(
 def _records_of(case: str, count: int, directory: pathlib.Path) -> Any:
   """The examples of a case that reads records or decodes images."""
   if case == 'images':
-    return RawImages(photographs(count), 256)
+    return RawImages(photographs(count), (256, 256))
   layouts = {
     'tokens': prepared.RecordLayout(256, num_classes=1000),
     'tokens and states': prepared.RecordLayout(

@@ -102,8 +102,8 @@ class Program:
 def policy_program(config: ml_collections.ConfigDict) -> Program:
   """One iteration of the first policy training of a config."""
   experiment = _experiment(config)
-  section, side = config.policy.discriminator, config.data.image_size
-  image = side, side, networks.image_shape(config)[2]
+  section = config.policy.discriminator
+  image = networks.image_shape(config)
   # As they come from files; the device converts them.
   levels = np.float32 if experiment.is_digits else np.uint8
   conditions = {'condition': _labels(section.held_out)}
@@ -169,14 +169,14 @@ def nat_program(config: ml_collections.ConfigDict) -> Program:
 
 def tokenizer_program(config: ml_collections.ConfigDict) -> Program:
   """One step of the tokenizer's training."""
-  experiment, side = _experiment(config), config.data.image_size
+  experiment = _experiment(config)
   instead = {
     (tokenizer_stage, 'check_config'): lambda _: None,
     (tokenizer_stage, 'splits_of'): lambda _: {'train': None},
     (tokenizer_reconstruction, 'Reconstruction'): mock.Mock(),
     (fit, 'Batches'): mock.Mock(),
   }
-  shape = config.tokenizer.batch_size, side, side, 3
+  shape = config.tokenizer.batch_size, *networks.image_shape(config)
   batch = {'images': _shape(*shape, dtype=jnp.uint8)}
   begin = functools.partial(tokenizer_stage.run, experiment)
   return _program(begin, instead, batch, (None, None, 0, None))
@@ -187,9 +187,8 @@ def encoding_program(
 ) -> Program:
   """Tokens of a batch of images, as stage `prepare` makes them."""
   tokenizer, params = _network(config, 'tokenizer')
-  side = config.data.image_size
   encode = functools.partial(program.apply, tokenizer, 'tokenize')
-  arguments = params, _shape(batch_size, side, side, 3)
+  arguments = params, _shape(batch_size, *networks.image_shape(config))
   return Program(encode, arguments, (None, 0), donated=())
 
 
@@ -211,8 +210,8 @@ def features_program(
   config: ml_collections.ConfigDict, batch_size: int
 ) -> Program:
   """What evaluation measures of a batch of images, by Inception."""
-  module, side = InceptionV3(), config.data.image_size
-  images = _shape(batch_size, side, side, 3)
+  module = InceptionV3()
+  images = _shape(batch_size, *networks.image_shape(config))
   params = jax.eval_shape(module.init, jax.random.key(0), images)['params']
 
   def features(params: Any, images: Any) -> Any:

@@ -208,8 +208,9 @@ class LookaheadTest(parameterized.TestCase):
 
   def test_mistakes(self):
     for name, message in (
-      ('maskgit(candidates=0)', 'candidates is 0; give 1, or more'),
-      ('threshold(candidates=2)', "commit='threshold' reveals as many"),
+      ('maskgit(candidates=0)', 'candidates is 0; give 1, or up to 64'),
+      ('threshold(candidates=2)', "by commit='threshold' draws of a step"),
+      ('mdlm(candidates=2)', "by commit='independent' draws of a step"),
       ("maskgit(candidates=2, chosen_by='luck')", "chosen_by is 'luck'; give"),
       ('maskgit(candidates=2.0)', 'cannot be read'),
     ):

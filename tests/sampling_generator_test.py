@@ -21,7 +21,7 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import named_schedules
 from adanat_jax.learning.agent import Agent
-from adanat_jax.sampling import program, requests
+from adanat_jax.sampling import program, replay, requests
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
 
@@ -112,6 +112,12 @@ class GeneratorTest(parameterized.TestCase):
     self.assertEqual(found.passes.tolist(), [passes] * 5)
     fewer = toy_generator(2).sample(labels[:2], T, 3, schedule)
     np.testing.assert_array_equal(fewer.tokens, found.tokens[:2])
+    shown = replay.make(toy_generator(8), schedule, found)
+    np.testing.assert_array_equal(shown.passes[-1], found.passes)
+    np.testing.assert_allclose(
+      shown.values['guidance scale'],
+      plain.guided * found.trajectory.values.guidance_scale,
+    )
     one = toy_generator(8).sample(labels, T, 3, plain.looking_ahead(1))
     same = toy_generator(8).sample(labels, T, 3, policy)
     np.testing.assert_array_equal(one.tokens, same.tokens)
@@ -123,6 +129,24 @@ class GeneratorTest(parameterized.TestCase):
     np.testing.assert_array_equal(given.tokens[:, 1], 2)
     with self.assertRaisesRegex(UserError, 'has no critic; give entropy'):
       toy_generator().sample(labels, T, 3, plain.looking_ahead(2, 'value'))
+
+  def test_looking_ahead_by_the_critic(self):
+    generator, asked = toy_generator(), []
+
+    def actor_critic(params, features, step):
+      asked.append(features.shape)
+      return toy_actor_critic(params['critic'], features, step)
+
+    agent = Agent({'critic': jnp.float32(0.1)}, jnp.zeros((T, 4)), actor_critic)
+    learned = dataclasses.replace(
+      generator.schedule('learned', T), policy=agent
+    )
+    found = generator.sample(
+      [0, 1, 2], T, 3, learned.looking_ahead(2, 'value'), guidance_scale=0.5
+    )
+    self.assertEqual(found.passes.tolist(), [2 * T + T - 1] * 3)
+    # Four rows are two samples, of which it sees both draws.
+    self.assertIn((4, N, K + 1), asked)
 
   def test_few_images_are_not_padded_to_a_whole_batch(self):
     seen = []

@@ -95,6 +95,8 @@ class ExportedTest(absltest.TestCase):
     cls._export('sampler', cls.shipped, 4, 16, seed=2**32 - 1)
     cls._export('given', small, 3, 8, policy='halton', guidance_scale=1.5)
     bound = 'entropy_bound(bound=100, guidance_scale=1)'
+    ahead = 'maskgit(candidates=2, guidance_scale=1.0)'
+    cls._export('ahead', small, 3, 8, policy=ahead)
     cls._export('adaptive', small, 8, 8, policy=bound)
     cls._export('enat', enat_generator(small), 3, 8, policy='maskgit')
     cls._export('captions', text_generator(small), 2, 8, policy=careful)

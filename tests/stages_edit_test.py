@@ -1,12 +1,14 @@
 """Mode `edit`: files of pictures in, files of pictures out."""
 
 import pathlib
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
 from PIL import Image
 
 from adanat_jax.data import digits
+from adanat_jax.decoding import halton
 from adanat_jax.errors import UserError
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.stages import edit, sample
@@ -85,6 +87,11 @@ class EditTest(parameterized.TestCase):
       self.run_edit(mask='mask.png', labels=(0,))
     _, images = self.run_edit(mask='mask.png', labels=(0,), fit=True)
     self.assertEqual(images[0].shape, (16, 16))
+    wide = mock.Mock(image_shape=(16, 24, 1))
+    found = edit._open(
+      self.experiment(image='photo.png', fit=True), 'image', wide
+    )
+    self.assertEqual(found.size, (24, 16))
 
   @parameterized.parameters(
     ({}, 'edit.image is empty'),
@@ -138,6 +145,13 @@ class SampleTest(absltest.TestCase):
     config.sample.classes = (2,)
     with self.assertRaisesRegex(UserError, r'\[2\]; classes are 0 to 1'):
       sample.run(Experiment(config, directory))
+
+  def test_a_schedule_is_made_for_the_generator_that_draws(self):
+    config = configs.load('digits.py', {'sample.policy': 'halton'})
+    other = mock.Mock()
+    other.nat.num_tokens, other.tokenizer.columns = 64, 16
+    found = sample.policy_of(Experiment(config, 'unused'), other)
+    np.testing.assert_array_equal(found.priority, halton.priority(4, 16))
 
 
 if __name__ == '__main__':

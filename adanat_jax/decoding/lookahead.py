@@ -142,7 +142,7 @@ def decode_best(
     step: Array, tokens: Array, logits: Array, cache: Cache
   ) -> tuple[Array, Cache]:
     """The unconditional logits of a step, those given where it is unguided."""
-    wide = lambda x: jnp.broadcast_to(x, (len(tokens), *jnp.shape(x)))
+    wide = lambda x: jnp.broadcast_to(x, (tokens.shape[0], *jnp.shape(x)))
     null = jax.tree.map(wide, null_condition)
 
     def run(tokens: Array, cache: Cache) -> tuple[Array, Cache]:

@@ -576,7 +576,8 @@ def make(
   chosen_by = parameters.pop('chosen_by', 'entropy')
   factory = SCHEDULES[base]
   sees_grid = 'columns' in inspect.signature(factory).parameters
-  if sees_grid and not {'rows', 'columns'} & parameters.keys():
+  given = parameters.get('rows') or parameters.get('columns')
+  if columns and sees_grid and not given:
     parameters['columns'] = columns
   schedule = factory(num_steps, num_tokens, **parameters)
   if chosen:

@@ -112,19 +112,21 @@ class StepOptions:
 
   def __post_init__(self) -> None:
     """Refuses what cannot look ahead."""
-    if type(self.candidates) is not int or self.candidates < 1:
+    if type(self.candidates) is not int or not 0 < self.candidates <= 64:
       raise UserError(
-        f'candidates is {shown(self.candidates)}; give 1, or more to look ahead'
+        f'candidates is {shown(self.candidates)}; give 1, or up to 64 to look'
+        ' ahead'
       )
     known = ('entropy', 'information', 'value')
     if self.chosen_by not in known:
       raise UserError(
         f'chosen_by is {shown(self.chosen_by)}; give {" or ".join(known)}'
       )
-    if self.candidates > 1 and self.is_adaptive:
+    if self.candidates > 1 and self.commit != 'ratio':
       raise UserError(
-        f'candidates is {self.candidates}, and commit={self.commit!r} reveals'
-        ' as many tokens as the canvas decides: give 1, or another schedule'
+        f'candidates is {self.candidates}, and by commit={self.commit!r} draws'
+        ' of a step differ in how many tokens they reveal: give 1, or another'
+        ' schedule'
       )
 
   @classmethod

@@ -130,9 +130,9 @@ def redraw(
   """
   if picture is None:
     raise UserError('there is no picture; upload one, or draw one')
-  side = generator.image_shape[0]
+  size = generator.image_shape[:2]
   cut = lambda array: images.center_crop(
-    Image.fromarray(array).convert('RGB'), side
+    Image.fromarray(array).convert('RGB'), size
   )
   pixels = images.to_unit(cut(picture))
   if generator.image_shape[2] == 1:

@@ -108,7 +108,8 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     for name in ('source', 'image_size', 'apply_orientation', 'condition')
   }
   # Sets of earlier versions lack these.
-  settings['data.image_width'] = data.get('image_width', 0) or None
+  height, width, _ = experiment.image_shape
+  settings['data.image_width'] = None if width == height else width
   settings['data.background'] = list(data.get('background') or ()) or None
   settings['data.mirror'] = None if experiment.mirrors else False
   settings['tokenizer.codebook_size'] = config.tokenizer.codebook_size

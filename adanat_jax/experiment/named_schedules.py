@@ -140,7 +140,10 @@ def _options(path: str, given: Any) -> step.StepOptions:
       raise UserError(
         f'{path}: options.{name} is {shown(value)}; allowed is {words}'
       )
-  return step.StepOptions(**given)
+  try:
+    return step.StepOptions(**given)
+  except UserError as error:
+    raise UserError(f'{path}: {error}') from error
 
 
 def _attribute(name: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import networks
@@ -145,8 +146,10 @@ def inputs(
       images, size, vit.IMAGENET_MEAN, vit.IMAGENET_STD, corner
     )
 
-  spare = min(height, width) - layers.sides_of(size)[0]
-  if key is None or spare <= 0 or section.crop_probability == 0.0:
+  sides = layers.sides_of(size)
+  spare = np.array([height - sides[0], width - sides[1]])
+  fits = spare.min() >= 0 and spare.max() > 0
+  if key is None or not fits or section.crop_probability == 0.0:
     return prepare(images)
   chance_key, corner_key = jax.random.split(key)
   corner = jax.random.randint(corner_key, (2,), 0, spare + 1)

@@ -103,14 +103,18 @@ class RealImages:
       return None, example.label
     return pixels, example.label
 
-  def check_share(self, skipped: int) -> None:
-    """Raises UserError if more images cannot be read than the config allows."""
+  def check_share(self, skipped: int, count: int | None = None) -> None:
+    """Raises UserError if more images cannot be read than the config allows.
+
+    Of `count`; None for all.
+    """
     if self._digits is not None:
       return
     limit = self._experiment.config.data.max_corrupt_share
-    if skipped > limit * len(self):
+    count = len(self) if count is None else count
+    if skipped > limit * count:
       raise UserError(
-        f'{skipped} of {len(self)} images cannot be read, more than'
+        f'{skipped} of {count} images cannot be read, more than'
         f' config.data.max_corrupt_share={limit} allows; the log names them'
       )
 

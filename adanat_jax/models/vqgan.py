@@ -228,7 +228,7 @@ class VQGAN(nn.Module):
     Raises:
       UserError: if N are no such grid.
     """
-    columns = self.columns or math.isqrt(num_tokens)
+    columns = self.columns or max(1, math.isqrt(num_tokens))
     rows = num_tokens // columns
     if rows * columns != num_tokens or not (self.columns or rows == columns):
       shape = f'lines of {columns} tokens' if self.columns else 'a square'

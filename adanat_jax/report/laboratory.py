@@ -50,7 +50,7 @@ def compose(results: dict[str, Any]) -> str:
       ' nats; the denoiser is its exact posterior, and nothing is guided. Total'
       ' variation from the law to that of the decoded grids, 0 to 1, after at'
       ' most T steps; in brackets the mean passes of a sample where they are'
-      f' fewer.{floor} Temperature: the effective one, at the first step and at'
+      f' not T.{floor} Temperature: the effective one, at the first step and at'
       ' the last but one. Entropy: of the decoded grids. Both at the largest T'
       ' of the row.\n',
       table(results),
@@ -88,8 +88,9 @@ def _by_name(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def _cell(row: dict[str, Any]) -> str:
   passes = row['passes']
-  fewer = f' ({passes:.2f})' if passes < row['num_steps'] - 5e-3 else ''
-  return f'{row["total_variation"]:.3f}' + '*' * bool(row['draws']) + fewer
+  others = abs(passes - row['num_steps']) > 5e-3
+  mark = '*' * bool(row['draws']) + (f' ({passes:.2f})' if others else '')
+  return f'{row["total_variation"]:.3f}{mark}'
 
 
 def save_plot(path: str | os.PathLike[str], results: dict[str, Any]) -> None:

@@ -31,7 +31,8 @@ def compose(results: dict[str, Any]) -> str:
       '# Schedules at equal numbers of denoiser passes\n',
       f'Fréchet distance (FD), over {settings["sampling seeds"]} seeds of'
       f' {settings["images a seed"]} images, mean ± standard deviation; recall'
-      ' and accuracy. Guided schedules take half as many steps. Temperature:'
+      ' and accuracy. Guided schedules take half as many steps,'
+      ' those that look ahead fewer. Temperature:'
       ' the effective one, at the first step and at the last but one. In'
       ' brackets the mean passes of a sample where they are others.\n',
       table(results),

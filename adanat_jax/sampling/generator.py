@@ -419,7 +419,7 @@ class Generator:
       sharding.gather(part), num_real, plan.num_steps
     )
     waiting: list[tuple[Samples, int]] = []
-    for index, num_real in self._batches(0, count):
+    for index, num_real in self._batches(0, count, plan):
       rows = sharding.local_rows(index, self._mesh)
       batch = {
         'tokens': tokens[rows],
@@ -460,7 +460,7 @@ class Generator:
     """
     mesh = self._mesh
     plan = Plan.from_schedule(schedule)
-    for index, num_real in self._batches(first, count, whole=True):
+    for index, num_real in self._batches(first, count, plan, whole=True):
       shape = (len(sharding.local_rows(index, mesh)), self.nat.num_tokens)
       unknown = np.full(shape, self.nat.codebook_size, np.int32)
       batch = {
@@ -583,11 +583,11 @@ class Generator:
     return np.concatenate(parts)
 
   def _batches(
-    self, first: int, count: int, whole: bool = False
+    self, first: int, count: int, plan: Plan | None = None, whole: bool = False
   ) -> Iterator[tuple[Any, int]]:
-    """See `program.batches`."""
-    size = self._mesh.size
-    return program.batches(first, count, self.batch_size, size, whole)
+    """See `program.batches`; all draws of a step lie in a batch."""
+    size = max(1, self.batch_size // (plan.options.candidates if plan else 1))
+    return program.batches(first, count, size, self._mesh.size, whole)
 
   @property
   def _mesh(self) -> Mesh:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.report import page
@@ -28,15 +29,16 @@ def make(
   masked[-1] = False
   before = np.concatenate([np.ones_like(masked[:1]), masked[:-1]])
   needed = before.any(-1) | (options.revisit != 'never')
-  taken = schedule.passes[:, None]
-  passes = np.cumsum(taken * needed, axis=0)
+  passes = np.cumsum(schedule.passes[:, None] * needed, axis=0)
   sampled = np.asarray(trajectory.sampled)
   images = generator.decode(sampled.reshape(-1, sampled.shape[-1]))
   values = {
     **trajectory.values.by_name(),
     'effective_temperature': effective_temperature(trajectory.values, options),
   }
-  values['guidance_scale'] = jnp.multiply(taken - 1, values['guidance_scale'])
+  guided = np.array(guidance.each_step(schedule.guided, schedule.num_steps))
+  scale = jnp.multiply(guided[:, None], values['guidance_scale'])
+  values['guidance_scale'] = scale
   if options.is_adaptive:
     values = {'bound': values.pop('mask_ratio'), **values}
   return page.Replay(

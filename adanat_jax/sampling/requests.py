@@ -20,7 +20,14 @@ from adanat_jax.decoding import schedules, tables
 from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
 from adanat_jax.errors import UserError, shown
 from adanat_jax.models import denoisers
-from adanat_jax.types import Array, Carry, Observation, Policy, PolicyValues
+from adanat_jax.types import (
+  Array,
+  Carry,
+  Critic,
+  Observation,
+  Policy,
+  PolicyValues,
+)
 
 if TYPE_CHECKING:
   from PIL import Image
@@ -109,6 +116,10 @@ class GuidedPolicy:
   def initial_carry(self, keys: Array) -> Carry:
     """What the inner policy carries at first."""
     return self.inner.initial_carry(keys)
+
+  def critic(self) -> Critic | None:
+    """The inner policy's, if it has one."""
+    return getattr(self.inner, 'critic', lambda: None)()
 
   def policy(self) -> Policy:
     """The policy, with this guidance."""

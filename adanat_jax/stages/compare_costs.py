@@ -40,6 +40,8 @@ def paths_of(generator: Generator, schedule: Schedule) -> list[str]:
     return ['all']
   if isinstance(schedule.guided, tuple):
     return ['masked']  # The two passes find unlike counts.
+  if schedule.options.candidates > 1:
+    return ['masked']
   return ['static'] if schedule.is_table else ['buckets', 'masked']
 
 
@@ -58,11 +60,9 @@ def path_operations(
   """
   nat, guided = generator.nat, schedule.guided
   table = schedule.policy
-  if (
-    isinstance(nat, ENAT)
-    and isinstance(table, PolicyValues)
-    and (isinstance(guided, bool))
-  ):
+  if paths_of(generator, schedule) == ['static']:
+    assert isinstance(nat, ENAT) and isinstance(table, PolicyValues)
+    assert isinstance(guided, bool)
     counts = unrolled.counts_of(table, nat.num_tokens, options=schedule.options)
     return {
       'static': operations.enat_sampling_operations(nat, counts, 0, guided)
@@ -74,11 +74,8 @@ def path_operations(
     path, forward = 'masked', operations.enat_operations(nat)
   else:
     path, forward = 'all', operations.nat_operations(nat)
-  return {
-    path: operations.sampling_operations(
-      forward, policy, 0, schedule.num_steps, guided
-    )
-  }
+  passes = int(schedule.passes.sum())
+  return {path: passes * forward + schedule.num_steps * policy}
 
 
 def adaptive_operations(
@@ -156,6 +153,7 @@ def make_calls(
         'tokens': tokens[rows],
         'labels': labels[rows],
         'index': (number * size + rows).astype(np.int32),
+        **program.priority_of(schedule, len(rows)),
       },
       mesh,
     )

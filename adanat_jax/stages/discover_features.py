@@ -224,7 +224,7 @@ def _picture_features(
     found.append(np.stack(jax.device_get(views), 1)[whole])
     kept.append(index[whole])
   places = np.concatenate(kept)
-  images.check_share(len(pairs.places) - len(places))
+  images.check_share(len(pairs.places) - len(places), len(pairs.places))
   return np.concatenate(found), places
 
 
@@ -307,7 +307,8 @@ def given_vectors(path: str, texts: Sequence[tuple[str, ...]]) -> np.ndarray:
     UserError: if it is no such file, or lacks a text.
   """
   found = _read_vectors(path)
-  if missing := found.missing((x, '') for several in texts for x in several):
+  asked = dict.fromkeys((x, '') for several in texts for x in several)
+  if missing := found.missing(asked):
     raise UserError(
       f'config.{_VECTORS}={path} has no vector for {len(missing)} texts, such'
       f' as {caption_vectors.examples(missing)}'

@@ -63,7 +63,7 @@ def run(experiment: Experiment) -> None:
   options: SamplingOptions = {
     'num_steps': sampling.num_steps,
     'seed': sampling.seed,
-    'policy': sample.policy_of(experiment),
+    'policy': sample.policy_of(experiment, generator),
   }
   output = files.make_directory(section.output or experiment.workdir / 'edit')
   asked = _labels(section.labels, generator)
@@ -144,8 +144,8 @@ def _open(
   picture = images_lib.open_picture(files.read_bytes(section[field]))
   if not section.fit:
     return picture
-  size, _, channels = generator.image_shape
-  pixels = images_lib.center_crop(picture.convert('RGB'), size)
+  height, width, channels = generator.image_shape
+  pixels = images_lib.center_crop(picture.convert('RGB'), (height, width))
   mode = 'L' if channels == 1 or field == 'mask' else 'RGB'
   return Image.fromarray(pixels).convert(mode)
 

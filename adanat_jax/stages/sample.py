@@ -18,7 +18,7 @@ from adanat_jax.experiment import named_schedules, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
-from adanat_jax.sampling import program
+from adanat_jax.sampling import program, requests
 from adanat_jax.sampling.generator import Generator
 
 # Images in the grid, the first ones: it should open in a viewer.
@@ -64,7 +64,7 @@ def run(experiment: Experiment) -> None:
   check_config(experiment)
   section = experiment.config.sample
   generator = experiment.drawing_generator()
-  policy = policy_of(experiment)
+  policy = policy_of(experiment, generator)
   names, labels = conditions_of(experiment, generator)
   if section.num_buckets:
     generator = generator.with_buckets(
@@ -124,7 +124,9 @@ def conditions_of(
   return [f'class{label}' for label in classes], classes
 
 
-def policy_of(experiment: Experiment) -> str | Schedule:
+def policy_of(
+  experiment: Experiment, generator: Generator | None = None
+) -> str | Schedule:
   """What decides: a generator's by name, else as `config.sample` names it.
 
   Raises:
@@ -134,7 +136,15 @@ def policy_of(experiment: Experiment) -> str | Schedule:
   if section.policy in ('learned', 'hand-made'):
     return section.policy
   if section.policy != 'table':
-    return experiment.schedule(section.policy, section.num_steps)
+    if generator is None:
+      return experiment.schedule(section.policy, section.num_steps)
+    # It may be another than the config's.
+    return named_schedules.make(
+      section.policy,
+      section.num_steps,
+      generator.nat.num_tokens,
+      requests.grid(generator)[1],
+    )
   if not section.table:
     raise UserError(
       'config.sample.policy=table needs config.sample.table, a JSON file'
