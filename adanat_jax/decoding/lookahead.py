@@ -45,20 +45,23 @@ def decode(
   keys: Array,
   options: step_lib.StepOptions,
   taken: Array | None = None,
-  keep_features: bool = False,
   **canvas: Any,
 ) -> loop.Decoded:
   """Decodes with as many candidates as the options say.
 
   Args:
-    denoiser: see `loop.decode`, as of `taken` and `keep_features`, which go
-      with one candidate alone.
+    denoiser: see `loop.decode`.
     policy: that of a schedule.
     keys: key[B].
     options: of the step.
-    taken: see there.
-    keep_features: see there.
+    taken: see there; with one candidate alone.
     **canvas: what both ways take.
+
+  Returns:
+    As `loop.decode`, without features.
+
+  Raises:
+    UserError: if a critic is to choose and the policy has none.
   """
   canvas |= dict(
     keys=keys,
@@ -68,7 +71,7 @@ def decode(
   called = schedules.as_policy(policy)
   if options.candidates == 1:
     return loop.decode(
-      denoiser, called, taken=taken, keep_features=keep_features, **canvas
+      denoiser, called, taken=taken, keep_features=False, **canvas
     )
   critic = None
   if options.chosen_by == 'value':
