@@ -25,7 +25,7 @@ class RawImagesTest(absltest.TestCase):
 
   def test_rows_are_what_the_files_hold(self):
     found, source = self.open()
-    rows = RawImages(source, 16).take(np.array([[4, 0, 1], [8, 4, 7]]))
+    rows = RawImages(source, (16, 16)).take(np.array([[4, 0, 1], [8, 4, 7]]))
     self.assertEqual(rows['images'].shape, (2, 3, 16, 16, 3))
     self.assertEqual(rows['images'].dtype, np.uint8)
     example = source[7]
@@ -37,8 +37,8 @@ class RawImagesTest(absltest.TestCase):
   def test_the_second_half_of_the_index_is_mirrored(self):
     _, source = self.open()
     plain, mirrored = (
-      RawImages(source, 16),
-      RawImages(source, 16, mirrored=True),
+      RawImages(source, (16, 16)),
+      RawImages(source, (16, 16), mirrored=True),
     )
     self.assertLen(plain, 9)
     self.assertLen(mirrored, 18)
@@ -55,7 +55,7 @@ class RawImagesTest(absltest.TestCase):
     keys = [source[i].key for i in range(len(source))]
     broken = [i for i, key in enumerate(keys) if key in found.corrupt]
     self.assertNotEmpty(broken)
-    examples = RawImages(source, 16)
+    examples = RawImages(source, (16, 16))
     with self.assertLogs('absl', 'WARNING') as log:
       first = examples.take(np.arange(len(source)))
       again = examples.take(np.arange(len(source)))
@@ -83,7 +83,7 @@ class RawImagesTest(absltest.TestCase):
       asked.extend(zip(captions, keys, strict=True))
       return np.zeros((len(captions), 77), np.int32)
 
-    rows = RawImages(source, 16, tokenize=tokenize).take(np.array([0, 3]))
+    rows = RawImages(source, (16, 16), tokenize=tokenize).take(np.array([0, 3]))
     self.assertEqual(rows['ids'].shape, (2, 77))
     self.assertNotIn('condition', rows)
     expected = [(source[i].captions[i], source[i].key) for i in (0, 3)]
@@ -103,7 +103,7 @@ class RawImagesTest(absltest.TestCase):
     with self.assertRaisesRegex(
       UserError, 'cc3m_val.tsv holds captions and no'
     ):
-      RawImages(source, 16, tokenize=list)
+      RawImages(source, (16, 16), tokenize=list)
 
 
 if __name__ == '__main__':

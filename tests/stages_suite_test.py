@@ -164,22 +164,22 @@ class SuiteTest(absltest.TestCase):
     self.assertEqual(table(again)[:-1], table(said))
 
   def test_a_policy_of_the_workdir(self):
-    schedule = schedules.make('guidance-3', 4, 16)
-    agent = types.SimpleNamespace(guided=True)
+    made = {count: schedules.make('guidance-3', count, 16) for count in (2, 4)}
     generator = types.SimpleNamespace(
-      agents={2: agent, 4: agent},
-      schedule=lambda name, num_steps: (name, num_steps, schedule)[2],
+      agents=made, schedule=lambda name, num_steps: made[num_steps]
     )
     evaluation = types.SimpleNamespace(generator=generator)
     ledger = mock.Mock()
     find = lambda passes: suite._schedule(
       evaluation, 'learned', passes, '', ledger
     )
-    self.assertIs(find(8), schedule)
+    self.assertIs(find(8), made[4])
     with self.assertRaisesRegex(UserError, 'no policy of 16 passes'):
       find(16)
-    agent.guided = False
-    self.assertIs(find(4), schedule)
+    # In two guided steps, too; the more steps come first.
+    self.assertIs(find(4), made[2])
+    made[4] = schedules.make('maskgit', 4, 16)
+    self.assertIs(find(4), made[4])
     ledger.get.assert_not_called()
 
   def test_the_list_is_complete(self):
