@@ -299,6 +299,16 @@ class CostsTest(parameterized.TestCase):
     )
     self.assertEqual(count, {'all': 2 * (2 * 2 * 380 + policy)})
 
+  def test_looking_ahead_takes_passes_of_its_own(self):
+    ahead = schedules.make('maskgit(candidates=3)', 2, 4)
+    for network, path, forward in (
+      *((self.nat, 'all', 380), (self.enat, 'masked', 808)),
+    ):
+      generator = self.generator(network)
+      count = costs.path_operations(generator, ahead, self.actor)
+      self.assertEqual(count, {path: 2 * (1 + 3) * forward})
+      self.assertEqual(costs.paths_of(generator, ahead), [path])
+
   def test_enat_by_a_table(self):
     # floor(4 cos(pi/4)) = 2 stay masked. Step 1, 4 masked: decoder
     # (10 4 + 2 4 + 8) D^2 + 2 4 4 D = 288, head 40. Step 2, 2 new and 2 masked:

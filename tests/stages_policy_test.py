@@ -480,6 +480,15 @@ class RewardInputsTest(absltest.TestCase):
     self.assertBetween(windows.count(None), 5, 19)
     self.assertGreater(len(set(windows)), 4)
 
+  def test_crops_reach_all_of_a_wide_image(self):
+    # The last column alone is red.
+    wide = jnp.zeros((8, 24, 30, 3)).at[:, :, -1, 0].set(1.0)
+    seen = [self.inputs(wide, jax.random.key(i)) for i in range(40)]
+    rightmost = [np.asarray(x)[0, 0, -1, 0] for x in seen]
+    # Averaged, it is a fifth of the last column at most.
+    red = (1 - vit.IMAGENET_MEAN[0]) / vit.IMAGENET_STD[0]
+    self.assertGreater(np.isclose(rightmost, red, atol=1e-4).sum(), 0)
+
   def test_without_a_key_or_larger_images_nothing_is_cropped(self):
     seen = reward_network.inputs(Experiment(self.config, 'unused'), self.images)
     self.assertIsNone(self.window_of(seen))
