@@ -306,8 +306,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
 
   config.suite = suite = ml_collections.ConfigDict()
   # Mode `suite`: at which numbers of denoiser passes it measures which
-  # schedules; of an adaptive one it finds the bound. 'learned' is the policy of
-  # this workdir that takes that many passes, if it has one.
+  # schedules; of an adaptive one it finds the bound. At an odd number there is
+  # no schedule that is guided at every step. 'learned' is the policy of this
+  # workdir that takes that many passes, if it has one.
   suite.passes = (4, 8, 16)
   suite.schedules = SUITE
 

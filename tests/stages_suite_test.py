@@ -180,6 +180,9 @@ class SuiteTest(absltest.TestCase):
     self.assertIs(find(4), made[2])
     made[4] = schedules.make('maskgit', 4, 16)
     self.assertIs(find(4), made[4])
+    experiment = Experiment(configs.load('digits.py'), self.workdir)
+    ahead = suite._named(experiment, 'maskgit(candidates=4)', 9)
+    self.assertEqual(ahead.num_steps, 3)
     ledger.get.assert_not_called()
 
   def test_the_list_is_complete(self):
@@ -221,8 +224,14 @@ class SuiteTest(absltest.TestCase):
     self.config.suite.schedules = ('halton(rows=5)',)
     with self.assertRaisesRegex(UserError, 'halton has rows=5'):
       self.run_stage()
-    self.config.suite.passes = (3,)
-    with self.assertRaisesRegex(UserError, r'config.suite.passes=\(3,\)'):
+    self.config.suite.passes = (1,)
+    with self.assertRaisesRegex(UserError, r'config.suite.passes=\(1,\)'):
+      self.run_stage()
+    # Every guided step is two passes.
+    self.config.suite.update(
+      passes=(5,), schedules=('maskgit(guidance_scale=1.0)',)
+    )
+    with self.assertRaisesRegex(UserError, r'takes none of .*passes=\(5,\)'):
       self.run_stage()
     self.assertEmpty([*self.workdir.iterdir()])
 

@@ -107,8 +107,8 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
     f'data.{name}': data[name]
     for name in ('source', 'image_size', 'apply_orientation', 'condition')
   }
-  # Sets of earlier versions lack these.
   height, width, _ = experiment.image_shape
+  # Sets of earlier versions lack these.
   settings['data.image_width'] = None if width == height else width
   settings['data.background'] = list(data.get('background') or ()) or None
   settings['data.mirror'] = None if experiment.mirrors else False

@@ -399,8 +399,7 @@ _SHARED: Mapping[str, Rule] = {
   ),
   **_section(
     'suite',
-    # A guided step is two.
-    passes=some_of(integer(2, 1024, step=2)),
+    passes=some_of(integer(2, 1024)),
     schedules=some_of(schedule('learned')),
   ),
   **_section(

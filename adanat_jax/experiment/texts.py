@@ -224,7 +224,7 @@ def _unlike(found: CaptionVectors, kept: CaptionVectors) -> str:
 def read_vectors(
   path: str | os.PathLike[str], field: str = 'text.vectors'
 ) -> CaptionVectors:
-  """The vectors of the file that a field names, read once while it stays.
+  """The vectors of the file that a field names, read once until it changes.
 
   Raises:
     UserError: if there is no such file, or it is none of vectors.

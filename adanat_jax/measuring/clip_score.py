@@ -47,7 +47,10 @@ def load_tower(experiment: Experiment, name: str) -> tuple[Any, Any]:
   """
   text, image = clip.TOWERS[experiment.config.evaluate.clip.tower]
   if name == 'text':
-    tower, shape = text, jax.ShapeDtypeStruct((1, text.num_positions), int)
+    tower, shape = (
+      text,
+      jax.ShapeDtypeStruct((1, text.num_positions), jnp.int32),
+    )
   else:
     side = image.image_size
     tower, shape = image, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)

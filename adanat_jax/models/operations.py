@@ -156,15 +156,20 @@ def encoder_operations(module: VQGAN, num_tokens: int) -> int:
 
 
 def sampling_operations(
-  nat: int, policy: int, decoder: int, num_steps: int, guided: guidance.Guided
+  nat: int,
+  policy: int,
+  decoder: int,
+  num_steps: int,
+  guided: guidance.Guided,
+  candidates: int = 1,
 ) -> int:
   """Operations of one image: `T (2 nat + policy) + decoder`.
 
-  At steps that are not guided the NAT counts once. `nat` and `policy` are those
-  of one forward; 0 for the policy of a schedule, and for `decoder` to stop at
-  tokens.
+  At steps that are not guided the NAT counts once, and where the step before
+  looked ahead once for each candidate. `nat` and `policy` are those of one
+  forward; 0 for the policy of a schedule, and for `decoder` to stop at tokens.
   """
-  passes = int(guidance.passes(guided, num_steps).sum())
+  passes = int(guidance.passes(guided, num_steps, candidates).sum())
   return passes * nat + num_steps * policy + decoder
 
 

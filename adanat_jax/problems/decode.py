@@ -146,7 +146,8 @@ def as_schedule(
     num_steps = getattr(given, 'num_steps', _DEFAULT_STEPS)
   num_steps = requests.integer('num_steps', num_steps, 1)
   if isinstance(given, str):
-    columns = problem.shape[1]
+    # Without a grid a line is one column, as it was.
+    columns = problem.grid[1] if problem.grid else 0
     chosen = schedules.make(given, num_steps, problem.num_tokens, columns)
   else:
     chosen = requests.as_schedule(given, num_steps, num_samples)

@@ -74,8 +74,12 @@ def path_operations(
     path, forward = 'masked', operations.enat_operations(nat)
   else:
     path, forward = 'all', operations.nat_operations(nat)
-  passes = int(schedule.passes.sum())
-  return {path: passes * forward + schedule.num_steps * policy}
+  candidates = schedule.options.candidates
+  return {
+    path: operations.sampling_operations(
+      forward, policy, 0, schedule.num_steps, guided, candidates
+    )
+  }
 
 
 def adaptive_operations(
