@@ -18,11 +18,13 @@ if TYPE_CHECKING:
   from adanat_jax.decoding.step import StepOptions
   from adanat_jax.errors import UserError
   from adanat_jax.experiment import config
+  from adanat_jax.experiment.adversarial_reward import load_judge
   from adanat_jax.experiment.experiment import Experiment
   from adanat_jax.experiment.loading import load
   from adanat_jax.problems.decode import decode
   from adanat_jax.problems.learn import learn
   from adanat_jax.problems.problem import Problem
+  from adanat_jax.sampling.best_of import best_of
   from adanat_jax.sampling.calibration import calibrate
   from adanat_jax.sampling.generator import Generator
   from adanat_jax.sampling.likelihood import log_likelihood
@@ -40,11 +42,13 @@ __all__ = [
   'Schedule',
   'StepOptions',
   'UserError',
+  'best_of',
   'calibrate',
   'config',
   'decode',
   'learn',
   'load',
+  'load_judge',
   'log_likelihood',
   'schedules',
   'types',
@@ -60,12 +64,14 @@ _PLACES = {
   'Schedule': 'decoding.schedules:Schedule',
   'StepOptions': 'decoding.step:StepOptions',
   'UserError': 'errors:UserError',
+  'best_of': 'sampling.best_of:best_of',
   'calibrate': 'sampling.calibration:calibrate',
   # Config files import it.
   'config': 'experiment.config:',
   'decode': 'problems.decode:decode',
   'learn': 'problems.learn:learn',
   'load': 'experiment.loading:load',
+  'load_judge': 'experiment.adversarial_reward:load_judge',
   'log_likelihood': 'sampling.likelihood:log_likelihood',
   'schedules': 'decoding.schedules:',
   'types': 'types:',

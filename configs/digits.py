@@ -242,6 +242,10 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   discriminator.learning_rate = 1e-3
   # 'logistic', as published, or 'hinge', the original's option.
   discriminator.loss = 'logistic'
+  # Eight consecutive images share statistics, so that a score depends on the
+  # other seven. The reward is the mean over so many draws of these; published:
+  # 1, the batch as it is.
+  discriminator.groupings = 1
   # Updates in an iteration; real images, and generated images, in each.
   discriminator.updates = 4
   discriminator.batch_size = 96
@@ -311,6 +315,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # workdir that takes that many passes, if it has one.
   suite.passes = (4, 8, 16)
   suite.schedules = SUITE
+  # Also the best of so many draws of each image, as the discriminator of this
+  # workdir's policy judges them, each in that part of the passes.
+  suite.num_draws = (1,)
 
   config.sample = sample = ml_collections.ConfigDict()
   # Classes to sample; a class may be repeated.
@@ -326,6 +333,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   sample.table = ''
   # See evaluate.num_buckets.
   sample.num_buckets = 0
+  # Each image is the best of so many draws, as the discriminator of the
+  # policy judges them: so many times the cost.
+  sample.num_draws = 1
   # How often all is sampled once more, to say how many images a second that is.
   sample.timing_rounds = 0
   # Directory of the pictures; empty for <workdir>/sample.

@@ -41,6 +41,7 @@ _CUT = {
   'policy.rollout_size': _BATCH_SIZE // 2,
   'policy.rollout_dtype': 'bfloat16',
   'policy.discriminator.fresh_rollouts': False,
+  'policy.discriminator.groupings': 3,
   'policy.discriminator.updates': 2,
   'nat.micro_batches': 2,
 }

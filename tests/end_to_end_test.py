@@ -224,6 +224,7 @@ class EndToEndTest(absltest.TestCase):
         mode='sample',
         sample__classes='1,0',
         sample__images_per_class=2,
+        sample__num_draws=3,
         sample__output=output,
       )
     )
@@ -252,6 +253,20 @@ class EndToEndTest(absltest.TestCase):
     self.assertTrue(((images >= 0) & (images <= 1)).all())
     np.testing.assert_array_equal(generator.sample([0])[0], images[0])
     self.assertTrue((generator.sample([0], seed=1)[0] != images[0]).any())
+    # Its discriminator chooses among draws, as mode `sample` did.
+    judge = adanat_jax.load_judge(self.whole)
+    labels = np.array([0] * 8 + [1] * 4, np.int32)
+    draws = generator.sample(labels).images
+    scores = judge(draws, labels)
+    self.assertEqual((scores.shape, scores.dtype), ((12,), np.float32))
+    self.assertBetween(scores.min(), 1e-6, scores.max() - 1e-6)
+    self.assertLess(scores.max(), 1)
+    np.testing.assert_array_equal(judge(draws, labels), scores)
+    self.assertTrue((judge(draws, 1 - labels) != scores).all())
+    best = adanat_jax.best_of(generator, judge, 4).sample(labels)
+    self.assertGreater(judge(best.images, labels).mean(), scores.mean())
+    with self.assertRaisesRegex(UserError, 'no workdir: it has no config'):
+      adanat_jax.load_judge(self.directory)
     with self.assertRaisesRegex(UserError, 'num_steps=3.*learned: 4'):
       generator.sample([0], num_steps=3)
 
@@ -268,6 +283,11 @@ class EndToEndTest(absltest.TestCase):
     self.assertEqual(result.returncode, 2, result.stderr)
     self.assertLen(result.stderr.splitlines(), 1, result.stderr)
     self.assertIn('num_steps=3', result.stderr)
+    unjudged = self.directory / 'unjudged'
+    unjudged.mkdir()
+    shutil.copy(self.whole / 'config.json', unjudged)
+    with self.assertRaisesRegex(UserError, 'holds no discriminator; first run'):
+      adanat_jax.load_judge(unjudged)
 
 
 if __name__ == '__main__':

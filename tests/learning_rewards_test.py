@@ -23,6 +23,68 @@ def weighted_distance(
   return frechet.frechet_distance(frechet.Gaussian(mean, covariance), real)
 
 
+def adversarial_reward(features, heads, *, params=None, **options):
+  """The reward of a discriminator of these functions, in one state."""
+  discriminator = discriminator_lib.Discriminator(
+    init=None, features=features, heads=heads, read=None
+  )
+  options = {'updates': 1, 'batch_size': 8, 'groups': 1, **options}
+  model = discriminator_lib.make_reward_model(
+    discriminator, optax.sgd(1.0), **options
+  )
+  return model.reward(discriminator_lib.DiscriminatorState(params, None, None))
+
+
+class GroupingsTest(absltest.TestCase):
+  """An image is scored by how far it lies above the mean of its eight."""
+
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.images = jnp.float32(rng.normal(size=(32, 1, 1, 1)))
+
+  def reward(self, groupings, key, groups=1):
+    def heads(params, spectral, features, condition, train):
+      # The condition must stay with its image.
+      eights = (features + condition).reshape(-1, 8)
+      return (eights - eights.mean(1, keepdims=True)).reshape(-1, 1), None
+
+    reward = adversarial_reward(
+      lambda images, key: images[:, 0, 0, 0],
+      heads,
+      groupings=groupings,
+      groups=groups,
+    )
+    return reward(self.images, 3.0 * jnp.arange(32), key)
+
+  def test_one_is_the_batch_as_it_is(self):
+    x = np.asarray(self.images[:, 0, 0, 0]) + 3 * np.arange(32)
+    eights = x.reshape(4, 8)
+    expected = 1 / (1 + np.exp(eights.mean(1, keepdims=True) - eights))
+    got = self.reward(1, jax.random.key(0))
+    np.testing.assert_allclose(got, expected.reshape(-1), rtol=1e-5)
+
+  def test_more_average_over_the_others_of_a_group(self):
+    keys = jax.random.split(jax.random.key(1), 400)
+    many = lambda count: np.asarray(
+      jax.vmap(lambda key: self.reward(count, key))(keys), np.float64
+    )
+    first = np.asarray(self.reward(1, keys[0]), np.float64)
+    two, five = many(2), many(5)
+    # Less the batch as it is: one draw, and the mean of four.
+    one, four = 2 * two - first, (5 * five - first) / 4
+    np.testing.assert_allclose(one.mean(0), four.mean(0), atol=0.08)
+    ratio = four.var(0).sum() / one.var(0).sum()
+    self.assertBetween(ratio, 0.22, 0.28)
+
+  def test_neighbours_come_from_the_same_part_of_the_batch(self):
+    # In parts of eight the group never changes.
+    key = jax.random.key(2)
+    got = self.reward(5, key, groups=4)
+    np.testing.assert_allclose(got, self.reward(1, key), rtol=1e-4)
+    self.assertGreater(jnp.abs(self.reward(5, key) - got).max(), 0.05)
+
+
 class FrechetTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -92,28 +154,36 @@ class HandComputedTest(absltest.TestCase):
     logits = jnp.float32([[np.log(3)] * 2, [5, -5], [2 * np.log(3), 0]])
     seen = []
 
-    def discriminator(images, condition, key):
-      seen.append((condition, key))
-      return logits
+    def features(images, key):
+      seen.append(key)
+      return images
 
-    reward = rewards.adversarial_reward(discriminator)
-    got = reward(jnp.zeros((3, 1, 1, 1)), 'condition', 'key')
+    def heads(params, spectral, layers, condition, train):
+      seen.append((params, spectral, condition, train))
+      return logits, spectral
+
+    reward = adversarial_reward(features, heads, params='params')
+    key = jax.random.key(3)
+    got = reward(jnp.zeros((3, 1, 1, 1)), jnp.arange(3), key)
     np.testing.assert_allclose(got, [0.75, 0.5, 0.75], rtol=1e-5)
-    self.assertEqual(seen, [('condition', 'key')])
+    self.assertIs(seen[0], key)
+    np.testing.assert_array_equal(seen[1][2], [0, 1, 2])
+    self.assertEqual([seen[1][i] for i in (0, 1, 3)], ['params', None, False])
 
   def test_no_gradient_flows(self):
     images = jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
     flat = lambda images, *unused: images.reshape(8, F)
     for reward in (
-      rewards.adversarial_reward(flat),
+      adversarial_reward(flat, lambda *x: (x[2], None)),
       rewards.pretrained_reward(flat),
       rewards.frechet_reward(flat, jnp.zeros(F), jnp.eye(F)),
     ):
       condition = jnp.arange(8) % F
-      values = reward(images, condition, None)
+      key = jax.random.key(0)
+      values = reward(images, condition, key)
       self.assertGreater(float(values.std()), 0)
       gradient = jax.grad(
-        lambda x, reward=reward, c=condition: reward(x, c, None).sum()
+        lambda x, reward=reward, c=condition, k=key: reward(x, c, k).sum()
       )(images)
       np.testing.assert_array_equal(gradient, 0)
 

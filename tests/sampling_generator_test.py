@@ -21,7 +21,7 @@ from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
 from adanat_jax.experiment import named_schedules
 from adanat_jax.learning.agent import Agent
-from adanat_jax.sampling import program, replay, requests
+from adanat_jax.sampling import best_of, program, replay, requests
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.types import PolicyValues
 
@@ -432,6 +432,86 @@ class GeneratorTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message) as caught:
       toy_generator().sample(**arguments)
     self.assertLen(str(caught.exception).splitlines(), 1)
+
+
+class BestOfTest(absltest.TestCase):
+  """Of each sample the draw that a judge prefers."""
+
+  labels = np.array([0, 1, 2, 2, 1], np.int32)
+
+  def sample(self, judge, num_draws, batch_size=8, **options):
+    generator = best_of.best_of(toy_generator(batch_size), judge, num_draws)
+    return generator.sample(self.labels, T, 3, **options)
+
+  def test_the_best_is_kept(self):
+    asked = []
+
+    def judge(images, labels):
+      asked.append((images, labels))
+      return images.reshape(len(images), -1).sum(1) + labels
+
+    found = self.sample(judge, 3, record=True)
+    ((images, labels),) = asked
+    np.testing.assert_array_equal(labels, np.tile(self.labels, 3))
+    draws = images.reshape(3, 5, 2, 2, 1)
+    plain = toy_generator(8).sample(self.labels, T, 3, record=True)
+    np.testing.assert_array_equal(draws[0], plain.images)
+    self.assertTrue((draws[1] != draws[0]).any())
+    self.assertTrue((draws[2] != draws[1]).any())
+    best = draws.sum((2, 3, 4)).argmax(0)
+    self.assertGreater(len({*best.tolist()}), 1)
+    np.testing.assert_array_equal(found.images, draws[best, np.arange(5)])
+    np.testing.assert_array_equal(found.passes, 3 * plain.passes)
+    # The record is that of the draw that stayed.
+    known = found.trajectory.tokens[-1] < K
+    self.assertGreater(known.sum(), 5)
+    np.testing.assert_array_equal(
+      found.trajectory.tokens[-1][known], found.tokens[known]
+    )
+    rows = np.flatnonzero(best == 0)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(x[:, rows], y[:, rows]),
+      found.trajectory,
+      plain.trajectory,
+    )
+    # Neither batches nor further draws change the earlier ones.
+    fewer = self.sample(judge, 3, batch_size=2)
+    np.testing.assert_array_equal(fewer.tokens, found.tokens)
+    scores = [self.sample(judge, n).images.sum() for n in (1, 2, 3, 5)]
+    self.assertEqual(scores, sorted(scores))
+
+  def test_of_equal_ones_it_is_the_first(self):
+    plain = toy_generator(8)
+    self.assertIs(best_of.best_of(plain, None, 1), plain)
+    same = self.sample(lambda images, labels: np.zeros(len(images)), 4)
+    expected = plain.sample(self.labels, T, 3)
+    np.testing.assert_array_equal(same.tokens, expected.tokens)
+    self.assertEqual(same.passes.tolist(), (4 * expected.passes).tolist())
+
+  def test_edits_too(self):
+    canvas = np.full((5, N), K, np.int32)
+    canvas[:, 1] = 2
+    darkest = lambda images, labels: -images.sum((1, 2, 3))
+    found = self.sample(darkest, 3, tokens=canvas)
+    np.testing.assert_array_equal(found.tokens[:, 1], 2)
+    plain = toy_generator(8).sample(self.labels, T, 3, tokens=canvas)
+    self.assertLess(found.images.sum(), plain.images.sum())
+
+  def test_mistakes(self):
+    with self.assertRaisesRegex(UserError, 'num_draws is 0'):
+      self.sample(None, 0)
+    for wrong in (lambda x, y: x, lambda x, y: np.full(len(x), np.nan)):
+      with self.assertRaisesRegex(UserError, 'must return a number for each'):
+        self.sample(wrong, 2)
+    generator = best_of.best_of(toy_generator(), None, 2)
+    self.assertStartsWith(repr(generator), '<the best of 2 draws of <Generato')
+    for method, what in (
+      (generator.save, 'saved'),
+      (generator.export, 'exported'),
+      (generator.stream, 'streamed'),
+    ):
+      with self.assertRaisesRegex(UserError, f'cannot be {what}'):
+        method('path')
 
 
 class TablesTest(parameterized.TestCase):

@@ -12,12 +12,13 @@ import numpy as np
 from adanat_jax import main
 from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import adversarial_reward
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import study
 from adanat_jax.measuring.evaluation import Evaluation
-from adanat_jax.runtime import files
+from adanat_jax.runtime import files, sharding
 from adanat_jax.runtime.journal import is_complete
-from adanat_jax.sampling import calibration
+from adanat_jax.sampling import calibration, generator as generator_lib
 from adanat_jax.stages import suite
 from adanat_jax.types import PolicyValues
 from support import configs
@@ -43,10 +44,11 @@ class SuiteTest(absltest.TestCase):
     self.workdir = pathlib.Path(self.create_tempdir().full_path)
     self.config = configs.load('digits.py:tiny')
     self.config.suite.update(passes=(16, 8), schedules=LIST)
-    self.measured, self.calibrated = [], []
+    self.measured, self.calibrated, self.generators = [], [], {}
 
-  def sample(self, schedule, seed, count, record):
+  def sample(self, schedule, seed, count, record, generator):
     """Samples whose distance says which schedule made them."""
+    self.assertIs(generator, self.generators[1])
     self.measured.append((schedule.name, schedule.num_steps, seed))
     self.assertEqual((count, record), (100, True))
     return schedule
@@ -78,6 +80,7 @@ class SuiteTest(absltest.TestCase):
 
   def run_stage(self):
     generator = types.SimpleNamespace(agents={}, num_classes=2)
+    self.generators[1] = generator
     with (
       mock.patch.object(Experiment, 'generator', return_value=generator),
       mock.patch.object(Evaluation, 'sample', side_effect=self.sample),
@@ -184,6 +187,36 @@ class SuiteTest(absltest.TestCase):
     ahead = suite._named(experiment, 'maskgit(candidates=4)', 9)
     self.assertEqual(ahead.num_steps, 3)
     ledger.get.assert_not_called()
+
+  def test_the_best_of_several_draws(self):
+    self.config.suite.update(
+      passes=(8, 9), schedules=('maskgit',), num_draws=(1, 2)
+    )
+    with self.assertRaisesRegex(UserError, 'holds no discriminator; first run'):
+      self.run_stage()
+    asked = []
+
+    def sample(schedule, seed, count, record, generator):
+      asked.append((schedule.num_steps, generator.num_draws, seed))
+      return schedule
+
+    plain = generator_lib.Generator(
+      *([None] * 4), 2, {}, mesh=sharding.make_mesh()
+    )
+    with (
+      mock.patch.object(adversarial_reward, 'judging_stage'),
+      mock.patch.object(adversarial_reward, 'make_judge'),
+      mock.patch.object(Experiment, 'generator', return_value=plain),
+      mock.patch.object(Evaluation, 'sample', side_effect=sample),
+      mock.patch.object(Evaluation, 'row', side_effect=self.row),
+      contextlib.redirect_stdout(io.StringIO()) as said,
+    ):
+      self.config.suite.num_draws = (2,)
+      suite.run(Experiment(self.config, self.workdir))
+    self.assertEqual(asked, [(4, 2, 'seed-0'), (4, 2, 'seed-1')])
+    self.assertIn('| `maskgit, best of 2` |', said.getvalue())
+    results = files.read_json(self.workdir / 'suite/results.json')
+    self.assertEqual(results['missing'], ['9 passes are no 2 equal draws'])
 
   def test_the_list_is_complete(self):
     config = configs.load('digits.py')

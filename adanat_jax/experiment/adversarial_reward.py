@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,7 +23,13 @@ import optax
 from adanat_jax.data import images as images_lib
 from adanat_jax.data.examples import ArrayExamples, Examples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import networks, reward_network, texts
+from adanat_jax.experiment import (
+  config as config_lib,
+  networks,
+  policies,
+  reward_network,
+  texts,
+)
 from adanat_jax.learning import discriminator as discriminator_lib
 from adanat_jax.learning.rewards import Labelled, RewardModel, RewardSpec
 from adanat_jax.models import vit
@@ -38,6 +45,7 @@ from adanat_jax.types import Array, Condition
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
+  from adanat_jax.sampling import best_of
 
 
 def real_examples(experiment: Experiment, split: str) -> Examples:
@@ -180,11 +188,121 @@ def make_spec(experiment: Experiment, groups: int) -> RewardSpec:
       batch_size=section.batch_size,
       groups=groups,
       held_out=frozen.get('held_out'),
-      # Configs of older versions have no such field.
+      # Configs of older versions have no such fields.
       loss=section.get('loss', 'logistic'),
+      groupings=section.get('groupings', 1),
     )
 
   return RewardSpec(frozen, build, initial)
+
+
+def load_judge(
+  workdir: str | os.PathLike[str], groupings: int = 8
+) -> best_of.Judge:
+  """The final discriminator of a workdir, as a judge for `best_of`.
+
+  Of several policies of the adversarial reward it takes the first one's.
+
+  Args:
+    workdir: of `adanat_jax.main`.
+    groupings: an image's score depends on seven others of its batch; it is the
+      mean over so many draws of these, always the same ones.
+
+  Returns:
+    How real images float32[M, H, W, C] of classes int32[M] are, float32[M] in
+    (0, 1).
+
+  Raises:
+    UserError: if there is no such policy, or it was trained on captions.
+  """
+  from adanat_jax.experiment.experiment import Experiment
+
+  return make_judge(Experiment.of_workdir(workdir), groupings)
+
+
+def drawing_judge(experiment: Experiment) -> best_of.Judge:
+  """That of `config.generator`, by default that of this workdir.
+
+  Raises:
+    UserError: see `load_judge`.
+  """
+  path = experiment.config.get('generator', '')
+  if not path:
+    return make_judge(experiment)
+  try:
+    return load_judge(path)
+  except UserError as error:
+    raise UserError(f'config.generator={path}: {error}') from error
+
+
+def judging_stage(experiment: Experiment) -> str:
+  """The finished training whose discriminator judges.
+
+  Raises:
+    UserError: see `load_judge`.
+  """
+  if experiment.is_text:
+    raise UserError(
+      f'{experiment.workdir} was trained on captions, of which its'
+      ' discriminator reads more than a generator keeps; give best_of a'
+      ' function of your own'
+    )
+  stages = [
+    f'policy/{training.name}'
+    for training in policies.trainings(experiment)
+    if training.reward == 'adversarial'
+  ]
+  stage = next(filter(experiment.is_complete, stages), None)
+  if stage is None:
+    raise UserError(
+      f'{experiment.workdir} holds no discriminator; first run: '
+      + config_lib.rerun(
+        '--config.mode=policy', '--config.policy.rewards=adversarial,'
+      )
+    )
+  return stage
+
+
+def make_judge(experiment: Experiment, groupings: int = 8) -> best_of.Judge:
+  """That of an experiment, see `load_judge`."""
+  stage = judging_stage(experiment)
+  trunk, frozen = experiment.network('reward')
+  heads = networks.discriminator_module(experiment.config)
+  networks_of = _ProjectedDiscriminator(experiment, trunk, heads, None, None)
+  shapes = lambda: jax.eval_shape(
+    lambda frozen: networks_of.bind({'reward': frozen}).init(jax.random.key(0)),
+    frozen,
+  )
+  load = functools.partial(experiment.load_trained, stage)
+  state = discriminator_lib.DiscriminatorState(
+    load('adversary/params', lambda: shapes()[0]),
+    load('adversary/spectral', lambda: shapes()[1]),
+    None,
+  )
+
+  @jax.jit
+  def scores(frozen: Any, state: Any, images: Array, labels: Array) -> Array:
+    discriminator = networks_of.bind({'reward': frozen})
+    return discriminator_lib.regrouped_reward(
+      functools.partial(discriminator_lib.score, discriminator.heads, state),
+      (discriminator.features(images, None), labels),
+      jax.random.key(0),
+      groupings=groupings,
+      groups=1,
+    )
+
+  def judge(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    mesh, count = experiment.mesh, len(images)
+    multiple = GROUP_SIZE * mesh.size
+    # The last group is filled up from the beginning.
+    index = np.resize(np.arange(count), -(-count // multiple) * multiple)
+    rows = sharding.local_rows(index, mesh)
+    batch = sharding.put_batch((images[rows], labels[rows]), mesh)
+    with jax.set_mesh(mesh):
+      found = scores(frozen, state, *batch)
+    return sharding.gather(found)[:count]
+
+  return judge
 
 
 def _held_out(experiment: Experiment) -> dict[str, Any]:

@@ -63,8 +63,7 @@ _EVERY_OR_NEVER = integer(0, 10**8)
 # Images at a time, and in all.
 _BATCH = integer(1, 2**20)
 _PARTS = integer(1, 2**16)
-_IMAGES_OR_NONE = integer(0, 10**7)
-_IMAGES_OR_ALL = integer(0, 10**7)
+_IMAGES_OR_0 = integer(0, 10**7)
 # A covariance needs two of them.
 _MEASURED = integer(2, 10**7)
 # Sizes of networks. A layer of the largest width has 2**28 parameters.
@@ -75,6 +74,7 @@ _HEADS = integer(1, 1024)
 _PIXELS = integer(0, 2**12)
 _REPETITIONS = integer(1, 1000)
 _BUCKETS = integer(0, 64)
+_DRAWS = integer(1, 64)
 # Shares; of the second kind nothing is learned at 1.
 _SHARE = between(0.0, 1.0)
 _SHARE_BELOW_1 = between(0.0, 1.0, below_high=True)
@@ -152,7 +152,7 @@ _SHARED: Mapping[str, Rule] = {
     codebook_decay=_SHARE_BELOW_1,
     max_shift=_PIXELS,
     fine_tune=boolean,
-    measured_images=_IMAGES_OR_ALL,
+    measured_images=_IMAGES_OR_0,
     evaluate_every=_EVERY_OR_NEVER,
   ),
   **_section(
@@ -225,7 +225,7 @@ _SHARED: Mapping[str, Rule] = {
     training_dtype=choice('', *_TRAINED_TYPE),
     attention=choice('auto', 'xla', 'cudnn'),
     evaluate_every=_EVERY_OR_NEVER,
-    validation_examples=_IMAGES_OR_ALL,
+    validation_examples=_IMAGES_OR_0,
     sample_grid=integer(0, 2**12),
     sample_num_steps=_DECODING_STEPS,
     sample_schedule=schedule(),
@@ -456,7 +456,7 @@ _FILES: Mapping[str, Rule] = {
     'data',
     path=path(),
     validation_path=path(),
-    held_out=_IMAGES_OR_NONE,
+    held_out=_IMAGES_OR_0,
     tfds_name=path(),
     annotations=path(),
     validation_annotations=path(),
@@ -503,6 +503,9 @@ _ADDED: Mapping[str, Rule] = {
   **_section('data', image_width=_PIXELS),
   **_section('data', **_alike('text_column label_column', text(100))),
   **_section('text', vectors=path()),
+  **_section('policy.discriminator', groupings=integer(1, 1000)),
+  **_section('suite', num_draws=some_of(_DRAWS)),
+  **_section('sample', num_draws=_DRAWS),
   **_section(
     'evaluate',
     # Here there are five neighbours; a kernel needs two images of each half.
@@ -518,7 +521,6 @@ LOOP = (
   *('seed', 'profile', 'log_every', 'save_every', 'keep_every', 'keep_best'),
   *('tensorboard', 'mesh'),
 )
-
 
 # What a generator is made of: the groups whose fields are checked, and those
 # fields that workdirs of all versions have.

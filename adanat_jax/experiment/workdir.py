@@ -91,6 +91,9 @@ ADDED_FIELDS = {
   **dict.fromkeys(('policy.drawn_num_steps', 'policy.guided_steps'), ()),
   'policy.learned': NAMES,
   'policy.discriminator.loss': 'logistic',
+  'policy.discriminator.groupings': 1,
+  'suite.num_draws': (1,),
+  'sample.num_draws': 1,
   **dict.fromkeys(('evaluate.density_coverage', 'evaluate.kernel_distance'), 0),
   **dict.fromkeys(
     (

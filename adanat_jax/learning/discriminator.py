@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any, TypeAlias
 
 from flax import struct
@@ -19,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adanat_jax.learning import rewards
 from adanat_jax.learning.rewards import Labelled, RewardModel
-from adanat_jax.runtime import sharding
+from adanat_jax.runtime import batch_parts, sharding
 from adanat_jax.types import Array, Condition, Reward
 
 # (params, spectral, features, condition, train)
@@ -69,6 +69,50 @@ def score(
   """Mean logit of each sample in evaluation mode, float32[B]."""
   logits, _ = heads(state.params, state.spectral, features, condition, False)
   return logits.mean(-1)
+
+
+def regrouped_reward(
+  scores_of: Callable[..., Array],
+  rows: tuple[Any, ...],
+  key: Array,
+  *,
+  groupings: int,
+  groups: int,
+) -> Array:
+  """`sigmoid(mean logit)`, averaged over whom each image is scored with.
+
+  Consecutive images share statistics, so that a score depends on its
+  neighbours. They are drawn anew for each grouping but the first, which is the
+  batch as it is.
+
+  Args:
+    scores_of: `*rows -> mean logits float32[B]`, in their order.
+    rows: what is scored, trees of arrays [B, ...].
+    key: of the groupings.
+    groupings: how many are averaged; 1 is the published reward.
+    groups: neighbours are drawn within so many equal consecutive parts of the
+      batch, see `deal`; it divides B.
+
+  Returns:
+    float32[B].
+  """
+  reward = jax.nn.sigmoid(scores_of(*rows))
+  if groupings == 1:
+    return reward
+  with_steps = jax.tree.map(lambda x: x[None], rows)
+
+  def add(total: Array, key: Array) -> tuple[Array, None]:
+    (order,) = batch_parts.shuffled_rows(
+      key, len(reward), groups=groups, parts=1
+    )
+    shuffled = batch_parts.pick(with_steps, order)
+    scores = scores_of(*jax.tree.map(lambda x: x[0], shuffled))
+    scores = jax.nn.sigmoid(scores).reshape(order.shape)
+    back = jnp.take_along_axis(scores, jnp.argsort(order, axis=1), axis=1)
+    return sharding.split_batch(total + back.reshape(-1)), None
+
+  keys = jax.random.split(key, groupings - 1)
+  return jax.lax.scan(add, reward, keys)[0] / groupings
 
 
 def accuracy(scores: Array, real: bool) -> Array:
@@ -128,6 +172,7 @@ def make_reward_model(
   groups: int,
   held_out: Mapping[str, Array] | None = None,
   loss: str = 'logistic',
+  groupings: int = 1,
 ) -> RewardModel:
   """The discriminator as a reward that learns in turn with the policy.
 
@@ -143,6 +188,7 @@ def make_reward_model(
     groups: see `deal`.
     held_out: real images that are not trained on, to report their accuracy.
     loss: one of `LOSSES`.
+    groupings: see `regrouped_reward`.
   """
   heads = discriminator.heads
 
@@ -154,10 +200,19 @@ def make_reward_model(
     return score(heads, state, features, condition)
 
   def reward(state: DiscriminatorState) -> Reward:
-    def logits(images: Array, condition: Condition, key: Array) -> Array:
-      return score_images(state, (images, condition), key)[:, None]
+    def reward(images: Array, condition: Condition, key: Array) -> Array:
+      features = discriminator.features(images, key)
+      scored = regrouped_reward(
+        functools.partial(score, heads, state),
+        (features, condition),
+        # The key itself decides on the crop.
+        jax.random.fold_in(key, groupings),
+        groupings=groupings,
+        groups=groups,
+      )
+      return jax.lax.stop_gradient(scored)
 
-    return rewards.adversarial_reward(logits)
+    return reward
 
   def accuracies(
     state: DiscriminatorState, real: Any, fakes: Labelled, key: Array

@@ -1,8 +1,9 @@
-"""Three rewards behind one signature, `(images, condition, key) -> [B]`.
+"""Rewards behind one signature, `(images, condition, key) -> float32[B]`.
 
-They are the three of AdaNAT's ablation (section 4.3): a discriminator trained
-in turn with the policy, the Fréchet distance, and the log-probability of a
-pre-trained classifier. All return float32 and pass no gradient.
+AdaNAT's ablation has three (section 4.3). Here are the Fréchet distance and the
+log-probability of a pre-trained classifier; the third is a discriminator that
+is trained in turn with the policy (`learning/discriminator.py`). None passes a
+gradient.
 """
 
 from __future__ import annotations
@@ -48,22 +49,6 @@ class RewardSpec:
 def fixed_model(reward: Reward) -> RewardModel:
   """The model of a reward that does not learn; its state is None."""
   return RewardModel(lambda state: reward, lambda state, *_: (state, {}))
-
-
-def adversarial_reward(
-  discriminator: Callable[[Array, Condition, Array], Array],
-) -> Reward:
-  """How real the discriminator finds an image: `sigmoid(mean logit)`.
-
-  `discriminator` is `(images, condition, key) -> logits float32[B, L]`, in
-  evaluation mode.
-  """
-
-  def reward(images: Array, condition: Condition, key: Array) -> Array:
-    logits = discriminator(images, condition, key)
-    return jax.lax.stop_gradient(jax.nn.sigmoid(logits.mean(-1)))
-
-  return reward
 
 
 def pretrained_reward(classifier: Callable[[Array], Array]) -> Reward:

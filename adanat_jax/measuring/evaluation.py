@@ -226,9 +226,13 @@ class Evaluation:
       'committed_per_step': over_samples(trajectory.num_committed),
     }
 
-  def seed_row(self, schedule: Schedule, seed: int) -> dict[str, Any]:
-    """What is measured of the samples of one seed."""
-    samples = self.sample(schedule, f'seed-{seed}', self.count, record=True)
+  def seed_row(
+    self, schedule: Schedule, seed: int, generator: Generator | None = None
+  ) -> dict[str, Any]:
+    """What is measured of the samples of one seed; see `sample`."""
+    samples = self.sample(
+      *(schedule, f'seed-{seed}', self.count, True, generator)
+    )
     return self.row(schedule, samples)
 
   def entry(self, method: Method, rows: list[dict[str, Any]]) -> dict[str, Any]:

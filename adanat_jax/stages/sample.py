@@ -14,11 +14,15 @@ import numpy as np
 
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import named_schedules, policies
+from adanat_jax.experiment import (
+  adversarial_reward,
+  named_schedules,
+  policies,
+)
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.report import pictures
 from adanat_jax.runtime import files, processes
-from adanat_jax.sampling import program, requests
+from adanat_jax.sampling import best_of, program, requests
 from adanat_jax.sampling.generator import Generator
 
 # Images in the grid, the first ones: it should open in a viewer.
@@ -75,6 +79,9 @@ def run(experiment: Experiment) -> None:
       num_steps=section.num_steps,
       num_buckets=section.num_buckets,
     )
+  if (num_draws := section.get('num_draws', 1)) > 1:
+    judge = adversarial_reward.drawing_judge(experiment)
+    generator = best_of.best_of(generator, judge, num_draws)
   sample = lambda: generator.sample_batches(
     labels, section.num_steps, section.seed, policy
   )

@@ -6,7 +6,8 @@ trains what is missing of tokenizer, judges and NAT, of the digits or of your
 own images in classes, and samples each schedule of `suite.schedules` at each
 number of passes of `suite.passes`, with the same seeds, labels and noise: a
 guided one in half as many steps, an adaptive one with the bound that takes so
-many passes on average, found on other samples.
+many passes on average, found on other samples. Of the best of N draws, by the
+discriminator of the workdir's policy, each has an N-th of the passes.
 Leaves in `suite/`
 
 ledger.jsonl  each piece as soon as it is done; a run that was killed, or whose
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -27,14 +29,14 @@ import numpy as np
 from adanat_jax.decoding import schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import datasets
+from adanat_jax.experiment import adversarial_reward, datasets
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import evaluation as evaluation_lib
 from adanat_jax.measuring.evaluation import Evaluation, Method
 from adanat_jax.report import suite as report
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import RESULTS_FILE, Ledger, mark_complete
-from adanat_jax.sampling import calibration
+from adanat_jax.sampling import best_of, calibration
 from adanat_jax.types import PolicyValues
 
 # Samples that bounds are found on, and their seed, which nothing else has.
@@ -57,6 +59,8 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
   yield from evaluation_lib.problems(experiment, (), ())
   section = experiment.config.suite
+  if max(section.get('num_draws', (1,))) > 1:
+    adversarial_reward.judging_stage(experiment)
   for name in section.schedules:
     # Those that are published for one number of steps are told in the table.
     if name == 'learned' or name in schedules.SCHEDULES:
@@ -87,33 +91,54 @@ def run(experiment: Experiment) -> None:
   evaluation = Evaluation(experiment)
   ledger = Ledger(directory / 'ledger.jsonl')
   section = experiment.config.suite
+  judge = None
+  if max(all_num_draws := section.get('num_draws', (1,))) > 1:
+    judge = adversarial_reward.make_judge(experiment)
   results: dict[str, Any] = {
     'settings': {
       'sampling seeds': experiment.config.evaluate.num_seeds,
       'images a seed': evaluation.count,
     },
-    'schedules': list(section.schedules),
+    'schedules': [
+      _label(name, num_draws)
+      for name in section.schedules
+      for num_draws in all_num_draws
+    ],
     'rows': [],
     'missing': [],
   }
   for passes in sorted(section.passes):
-    for name in section.schedules:
-      processes.say(f'suite: {passes} passes, {name}')
-      key = f'P{passes}/{name}'
+    for name, num_draws in itertools.product(section.schedules, all_num_draws):
+      label = _label(name, num_draws)
+      processes.say(f'suite: {passes} passes, {label}')
+      key = f'P{passes}/{label}'
       try:
-        schedule = _schedule(evaluation, name, passes, f'{key}/bound', ledger)
+        if passes % num_draws:
+          raise UserError(f'{passes} passes are no {num_draws} equal draws')
+        schedule = _schedule(
+          *(evaluation, name, passes // num_draws, f'{key}/bound', ledger)
+        )
       except UserError as error:
         results['missing'].append(str(error))
         continue
-      rows = evaluation.rows(
-        ledger, key, functools.partial(evaluation.seed_row, schedule)
+      generator = evaluation.generator
+      if num_draws > 1:
+        assert judge is not None  # It was loaded for this.
+        generator = best_of.best_of(generator, judge, num_draws)
+      measure = functools.partial(
+        evaluation.seed_row, schedule, generator=generator
       )
-      results['rows'].append(_entry(evaluation, name, passes, schedule, rows))
+      rows = evaluation.rows(ledger, key, measure)
+      results['rows'].append(_entry(evaluation, label, passes, schedule, rows))
     files.write_text(directory / 'suite.md', report.compose(results))
   files.write_json(directory / RESULTS_FILE, results)
   mark_complete(directory, len(results['rows']), {})
   processes.say(report.table(results))
   processes.say(f'suite: {directory / "suite.md"}')
+
+
+def _label(name: str, num_draws: int) -> str:
+  return name if num_draws == 1 else f'{name}, best of {num_draws}'
 
 
 def _schedule(
