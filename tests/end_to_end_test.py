@@ -256,7 +256,8 @@ class EndToEndTest(absltest.TestCase):
     # Its discriminator chooses among draws, as mode `sample` did.
     judge = adanat_jax.load_judge(self.whole)
     labels = np.array([0] * 8 + [1] * 4, np.int32)
-    draws = generator.sample(labels).images
+    plain = generator.sample(labels)
+    draws = plain.images
     scores = judge(draws, labels)
     self.assertEqual((scores.shape, scores.dtype), ((12,), np.float32))
     self.assertBetween(scores.min(), 1e-6, scores.max() - 1e-6)
@@ -264,7 +265,8 @@ class EndToEndTest(absltest.TestCase):
     np.testing.assert_array_equal(judge(draws, labels), scores)
     self.assertTrue((judge(draws, 1 - labels) != scores).all())
     best = adanat_jax.best_of(generator, judge, 4).sample(labels)
-    self.assertGreater(judge(best.images, labels).mean(), scores.mean())
+    np.testing.assert_array_equal(best.passes, 4 * plain.passes)
+    self.assertTrue((best.tokens != plain.tokens).any())
     with self.assertRaisesRegex(UserError, 'no workdir: it has no config'):
       adanat_jax.load_judge(self.directory)
     with self.assertRaisesRegex(UserError, 'num_steps=3.*learned: 4'):

@@ -68,7 +68,7 @@ def zeros_share(images, condition, key):
   return (images == 0).mean(-1)
 
 
-def train(problem, reward, actor_critic=linear, learned=actions.NAMES):
+def train(problem, reward, actor_critic=linear, **options):
   """Trains a policy that starts from nothing; returns it and its history."""
   train_step = policy.make_train_step(
     problem,
@@ -80,7 +80,7 @@ def train(problem, reward, actor_critic=linear, learned=actions.NAMES):
     batch_size=B,
     num_iterations=NUM_ITERATIONS,
     fresh_rollouts=False,
-    learned=learned,
+    **options,
   )
   state = policy.initial_state(initial_params(), CONFIG)
   state, history = jit(
@@ -90,8 +90,12 @@ def train(problem, reward, actor_critic=linear, learned=actions.NAMES):
       jnp.arange(NUM_ITERATIONS),
     )
   )(state)
+  learned = options.get('learned', actions.NAMES)
+  dial = jnp.zeros(()) if 'second_reward' in options else None
   agent = Agent(
-    state.params, actions.no_residual(T), actor_critic, learned=learned
+    *(state.params, actions.no_residual(T), actor_critic),
+    learned=learned,
+    dial=dial,
   )
   return agent, history
 
@@ -102,13 +106,15 @@ def evaluate(problem, agent, reward):
   @jit
   def decode(agent):
     condition = jnp.arange(512) % 2
+    keys = loop.sample_keys(jax.random.key(9), 512)
     decoded = loop.decode(
       problem.denoiser,
       agent.policy(),
       tokens=loop.full_mask(512, N, K),
       condition=condition,
       null_condition=jnp.int32(2),
-      keys=loop.sample_keys(jax.random.key(9), 512),
+      keys=keys,
+      policy_carry=agent.initial_carry(keys),
       num_steps=T,
       mask_token=K,
       record=True,
@@ -341,6 +347,72 @@ class LearningTest(absltest.TestCase):
     np.testing.assert_allclose(temperature.std(1), 0, atol=1e-6)
     self.assertAlmostEqual(blind_value, 0.5, delta=0.04)
     self.assertGreater(value, blind_value + 0.15)
+
+
+class DialTest(absltest.TestCase):
+  """One reward wants token 0, the other wants it not; 0 is likely."""
+
+  def test_it_goes_from_one_reward_to_the_other(self):
+    problem = problem_of(
+      lambda tokens, condition: jnp.zeros((*tokens.shape, K)).at[..., 0].set(1)
+    )
+    seen = []
+
+    def dialled(params, observation, step):
+      features, dial = observation
+      seen.append((features.shape, dial.shape))
+      sign = jnp.ones_like(features) * (2 * dial - 1)[:, None, None]
+      return linear(params, sign, step)
+
+    agent, history = train(
+      problem,
+      zeros_share,
+      dialled,
+      second_reward=lambda *given: 1 - zeros_share(*given),
+    )
+    for features, dial in seen:
+      self.assertEqual(features[:1], dial)
+    np.testing.assert_allclose(
+      history['reward'] + history['second_reward'], 1, rtol=1e-5
+    )
+    at = lambda dial: evaluate(
+      problem, agent.replace(dial=jnp.float32(dial)), zeros_share
+    )
+    values, temperatures = [], []
+    for value, trajectory in map(at, (0.0, 0.25, 0.5, 0.75, 1.0)):
+      found = trajectory.values.sampling_temperature
+      np.testing.assert_allclose(found.std(1), 0, atol=1e-6)
+      values.append(value)
+      temperatures.append(float(found.mean()))
+    self.assertEqual(temperatures, sorted(temperatures))
+    self.assertEqual(values, sorted(values, reverse=True))
+    self.assertLess(temperatures[0], 0.5)
+    self.assertGreater(temperatures[-1], 1.0)
+
+  def test_rewards_of_any_scale_are_blended_alike(self):
+    rng = np.random.default_rng(0)
+    first, second = np.float32(rng.normal(size=(2, 16)))
+    dial = jnp.linspace(0, 1, 16)
+    found = policy.blended(first, second, dial)
+    scaled = policy.blended(first, 100 * second - 7, dial)
+    np.testing.assert_allclose(found, scaled, atol=1e-4)
+    # By hand: the ends are one of the two, standardised.
+    for i, reward in ((0, first), (-1, second)):
+      expected = (reward[i] - reward.mean()) / reward.std(ddof=1)
+      self.assertAlmostEqual(float(found[i]), float(expected), delta=1e-5)
+
+  def test_it_is_carried_beside_the_smoothed_action(self):
+    keys = loop.sample_keys(jax.random.key(0), 3)
+    agent = Agent(
+      *(initial_params(), actions.no_residual(T), linear),
+      smoothing=0.5,
+      dial=jnp.float32(0.3),
+    )
+    dial, action = agent.initial_carry(keys)
+    np.testing.assert_allclose(dial, [0.3] * 3)
+    self.assertEqual(action.shape, (3, 4))
+    dial, _ = agent.initial_carry(keys, jnp.arange(3.0))
+    np.testing.assert_array_equal(dial, [0, 1, 2])
 
 
 class TrainStepTest(absltest.TestCase):

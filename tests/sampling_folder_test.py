@@ -40,15 +40,18 @@ FILES = (
 
 def make_generator():
   generator = evaluating.random_generator(evaluating.tiny_config())
-  actor = PolicyNetwork(4, 8, 16, 8, (16, 16))
+  actor = PolicyNetwork(4, 8, 16, 8, (16, 16), reads_dial=True)
   features = jnp.zeros((1, 64, generator.nat.width))
-  params = random_weights.random_variables(actor, features, 0)['params']
+  variables = random_weights.random_variables(actor, features, 0, 1, 0.0)
+  params = variables['params']
   residual = jnp.arange(12.0).reshape(3, 4) / 7
   learned = ('mask_ratio', 'sampling_temperature')
   agent = Agent(
-    {'actor': params}, residual, PolicyNetworks(actor), 0.25, learned=learned
+    *({'actor': params}, residual, PolicyNetworks(actor), 0.25),
+    learned=learned,
+    dial=jnp.float32(0.25),
   )
-  told = dataclasses.replace(actor, reads_budget=True)
+  told = dataclasses.replace(actor, reads_budget=True, reads_dial=False)
   params = random_weights.random_variables(told, features, 0, 1)['params']
   shared = {
     T: Agent({'actor': params}, jnp.ones((T, 4)), PolicyNetworks(told, None, T))
@@ -94,13 +97,26 @@ class FolderTest(parameterized.TestCase):
     self.assertIn('learned for num_steps: 3 to 6,', repr(loaded))
     # One for several T is there once.
     self.assertIs(loaded.agents[4].params, loaded.agents[6].params)
-    for policy, num_steps in (('learned', 3), ('learned', 5), ('mine', 2)):
+    for policy, num_steps in (
+      *(('learned', 3), ('learned(dial=1.0)', 3), ('learned', 5), ('mine', 2)),
+    ):
       expected = self.generator.sample([0, 1, 1], num_steps, 5, policy)
       samples = loaded.sample(['even', 'odd', 'odd'], num_steps, 5, policy)
       jax.tree.map(np.testing.assert_array_equal, samples, expected)
     np.testing.assert_array_equal(
       loaded.encode(samples.images), self.generator.encode(samples.images)
     )
+    at = lambda name: loaded.sample([0, 1, 1], 3, 5, name).tokens
+    np.testing.assert_array_equal(at('learned'), at('learned(dial=0.25)'))
+    self.assertTrue((at('learned') != at('learned(dial=1)')).any())
+    for name, num_steps, message in (
+      ('learned(dial=0.5)', 5, 'num_steps=5 has no dial, which config.policy'),
+      ('learned(dial=1.5)', 3, 'cannot be read; write learned, or learned'),
+      ('learned(dial=2e)', 3, 'cannot be read; write learned, or learned'),
+      ('learned(bound=1)', 3, 'cannot be read; write learned, or learned'),
+    ):
+      with self.assertRaisesRegex(UserError, message):
+        loaded.sample([0], num_steps, 0, name)
     ours, theirs = loaded.schedules['mine'], self.generator.schedules['mine']
     for name in ('name', 'guided', 'options', 'label', 'note'):
       self.assertEqual(getattr(ours, name), getattr(theirs, name))

@@ -125,6 +125,7 @@ class StageTest(parameterized.TestCase):
         'policy.drawn_num_steps': (2, 4),
         'policy.iterate': 'average',
         'policy.ema_decay': 0.9,
+        'policy.dial': 'frechet',
         'policy.rollout_features': 'recompute',
         'policy.rollout_size': 8,
         'policy.discriminator.reconstruct_real': True,
@@ -277,6 +278,12 @@ class StageTest(parameterized.TestCase):
     self.assertEqual(agents[3].num_steps, 3)
     self.assertEqual(agents[3].actor_critic.num_steps, 3)
     self.assertIs(agents[3].params, agents[2].params)
+    # It has learned to read its dial, which stands at its own reward.
+    self.assertEqual(float(agents[3].dial), 0)
+    learned = agents[3].params['actor']['dial_fc']['kernel']
+    self.assertGreater(float(jnp.abs(learned).max()), 0)
+    for row in self.rows(again):
+      self.assertTrue(np.isfinite(row['second_reward']))
     # What comes after takes the average; of the first two little is left.
     read = lambda step, field: checkpoint_format.read_state(
       again / 'checkpoints' / str(step), field=field
@@ -404,6 +411,8 @@ class StageTest(parameterized.TestCase):
     ('classes', 'judges.reward.init_from', '', '--kind=dino'),
     ('captions', 'text.init_from', '', '--kind=clip_text'),
     ('classes', 'policy.rewards', ('pretrained',), 'trained here to tell'),
+    ('classes', 'policy.dial', 'pretrained', 'trained here to tell'),
+    ('captions', 'policy.kinds', ('shared', 'constant'), 'see the image'),
     ('classes', 'policy.evaluate_every', 0, 'iterate=best needs'),
     ('classes', 'evaluate.network', 'inception', 'while the policy trains'),
     ('classes', 'policy.iterate', 'average', 'needs an average; set'),

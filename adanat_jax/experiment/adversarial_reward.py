@@ -257,7 +257,7 @@ def judging_stage(experiment: Experiment) -> str:
     raise UserError(
       f'{experiment.workdir} holds no discriminator; first run: '
       + config_lib.rerun(
-        '--config.mode=policy', '--config.policy.rewards=adversarial,'
+        '--config.mode=policy', '--config.policy.rewards=adversarial'
       )
     )
   return stage

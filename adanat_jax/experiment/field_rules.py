@@ -85,7 +85,6 @@ _WEIGHT = between(0.0, 1e3)
 _COUNT_OR_0 = integer(0, 10**6)
 _SPLIT = choice('train', 'test')
 _SEED = integer(0, LAST_SEED)
-
 _TRAINED_TYPE = ('float32', 'bfloat16')
 _COMPUTE_TYPE = choice('auto', *_TRAINED_TYPE)
 
@@ -503,6 +502,7 @@ _ADDED: Mapping[str, Rule] = {
   **_section('data', image_width=_PIXELS),
   **_section('data', **_alike('text_column label_column', text(100))),
   **_section('text', vectors=path()),
+  **_section('policy', dial=choice('', 'frechet', 'pretrained')),
   **_section('policy.discriminator', groupings=integer(1, 1000)),
   **_section('suite', num_draws=some_of(_DRAWS)),
   **_section('sample', num_draws=_DRAWS),

@@ -24,6 +24,7 @@ import ml_collections
 
 from adanat_jax.decoding import schedules, tables
 from adanat_jax.errors import ConfigError, UserError, shown
+from adanat_jax.sampling import requests
 
 Config: TypeAlias = ml_collections.ConfigDict
 
@@ -102,13 +103,21 @@ def choice(*options: str) -> Rule:
 
 
 def schedule(*options: str) -> Rule:
-  """One of `options`, or what `named_schedules` finds a schedule by."""
+  """One of `options`, or what `named_schedules` finds a schedule by.
+
+  With 'learned' among the options its dial may be set, too.
+  """
   allowed = ', '.join((*options, *schedules.SCHEDULES))
   return Rule(
     f'one of {allowed}, with parameters as in entropy_bound(bound=0.5);'
     ' module:name of a policy, or a table in a .json or .yaml file',
     lambda value: (
-      isinstance(value, str) and (value in options or _is_schedule(value))
+      isinstance(value, str)
+      and (
+        value in options
+        or _is_schedule(value)
+        or ('learned' in options and _is_learned(value))
+      )
     ),
   )
 
@@ -121,6 +130,13 @@ def curve(*options: str) -> Rule:
       isinstance(value, str) and (value in options or tables.is_curve(value))
     ),
   )
+
+
+def _is_learned(name: str) -> bool:
+  try:
+    return requests.learned_dials(name) is not None
+  except UserError:
+    return False
 
 
 def _is_schedule(name: str) -> bool:

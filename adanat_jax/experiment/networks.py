@@ -264,6 +264,8 @@ def policy_modules(
     conv_width=section.conv_width,
     mlp_widths=tuple(section.mlp_widths),
     reads_budget=reads_budget,
+    # A config of an older version says nothing of it.
+    reads_dial=bool(config.policy.get('dial', '')),
   )
   return (
     PolicyNetwork(num_outputs=actions.NUM_ACTIONS, **sizes),

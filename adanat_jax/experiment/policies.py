@@ -124,7 +124,7 @@ def residual_of(experiment: Experiment, num_steps: int) -> Array:
 
 
 def acting(experiment: Experiment, num_steps: int) -> dict[str, Any]:
-  """How policies act: `smoothing`, `guided` and `learned` of an `Agent`."""
+  """How policies act: all of an `Agent` but its networks and its residual."""
   section = experiment.config.policy
   # Configs of older versions have no such fields.
   guided: guidance.Guided = section.get('guided', True)
@@ -134,6 +134,7 @@ def acting(experiment: Experiment, num_steps: int) -> dict[str, Any]:
     'smoothing': section.get('smoothing', 0.0),
     'guided': guided,
     'learned': tuple(section.get('learned', actions.NAMES)),
+    'dial': jnp.zeros(()) if section.get('dial', '') else None,
   }
 
 
@@ -280,6 +281,11 @@ def problems(experiment: Experiment) -> Iterator[str]:
       f'config.policy.guided_steps={section.guided_steps} names steps to guide,'
       ' and config.policy.guided is False: give True, or ()'
     )
+  if section.get('dial', '') and 'constant' in section.get('kinds', ()):
+    yield (
+      f'config.policy.dial={section.dial} is for policies that see the image:'
+      " leave 'constant' out of config.policy.kinds"
+    )
   shared = 'shared' in section.get('kinds', ())
   served = {*num_steps}
   if shared:
@@ -320,7 +326,9 @@ def _converted_agents(experiment: Experiment) -> Mapping[int, agent_lib.Agent]:
   shared = 'shared' in config.policy.get('kinds', ())
   actor, _ = networks.policy_modules(config, shared)
   features = jnp.zeros((1, experiment.num_tokens, config.nat.width))
-  shapes = experiment.param_shapes(actor, features, jnp.zeros(1, jnp.int32), 1)
+  shapes = experiment.param_shapes(
+    actor, features, jnp.zeros(1, jnp.int32), 1, 0.0
+  )
   params = experiment.load_converted('policy', 'params/actor', shapes)
 
   def make(num_steps: int) -> agent_lib.Agent:

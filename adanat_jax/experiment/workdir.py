@@ -90,6 +90,7 @@ ADDED_FIELDS = {
   'policy.guided': True,
   **dict.fromkeys(('policy.drawn_num_steps', 'policy.guided_steps'), ()),
   'policy.learned': NAMES,
+  'policy.dial': '',
   'policy.discriminator.loss': 'logistic',
   'policy.discriminator.groupings': 1,
   'suite.num_draws': (1,),

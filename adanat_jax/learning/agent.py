@@ -59,6 +59,8 @@ class Agent:
       guidance needs, or at which of its T steps.
     learned: which of `actions.NAMES` it chooses; the others are those of the
       residual's schedule.
+    dial: where its dial stands, float32[] in [0, 1]; None for a policy that has
+      none. Its networks then take `(features, dial float32[M])`.
   """
 
   params: Any
@@ -69,17 +71,26 @@ class Agent:
   learned: tuple[str, ...] = struct.field(
     pytree_node=False, default=actions_lib.NAMES
   )
+  dial: Array | None = None
 
   @property
   def num_steps(self) -> int:
     """T, the number of steps that the residual has."""
     return len(self.residual)
 
-  def initial_carry(self, keys: Array) -> Carry:
-    """The smoothed action before the first, float32[B, A], if any is."""
-    if not self.smoothing:
-      return ()
-    return jnp.zeros((*keys.shape, self.residual.shape[-1]))
+  def initial_carry(self, keys: Array, dial: Array | None = None) -> Carry:
+    """What it carries of samples with these keys, key[B].
+
+    The smoothed action before the first, float32[B, A], if any is; beside it
+    the dial of each, float32[B], if it has one: `dial`, or what is set.
+    """
+    action: Carry = ()
+    if self.smoothing:
+      action = jnp.zeros((*keys.shape, self.residual.shape[-1]))
+    if self.dial is None:
+      return action
+    chosen = self.dial if dial is None else dial
+    return jnp.broadcast_to(chosen, keys.shape), action
 
   def critic(self) -> Critic | None:
     """What it expects of a step's features; None without a critic."""
@@ -88,7 +99,10 @@ class Agent:
 
     def critic(step: Array, features: Array) -> Array:
       steps = jnp.full(features.shape[:1], step)
-      return self.actor_critic(self.params, features, steps)[1]
+      seen: Any = features
+      if self.dial is not None:
+        seen = features, jnp.broadcast_to(self.dial, steps.shape)
+      return self.actor_critic(self.params, seen, steps)[1]
 
     return critic
 
@@ -106,8 +120,12 @@ class Agent:
     def policy(
       step: Array, observation: Observation, keys: Array, carry: Carry
     ) -> tuple[PolicyValues, PolicyAux, Carry]:
-      features = observation.features
+      features: Any = observation.features
       steps = jnp.full(features.shape[:1], step)
+      dial = None
+      if self.dial is not None:
+        dial, carry = carry
+        features = features, dial
       mean, value = self.actor_critic(self.params, features, steps)
       if std is None:
         action, log_prob = mean, jnp.zeros_like(value)
@@ -123,6 +141,7 @@ class Agent:
         carry = taken = actions_lib.smooth(step, carry, action, self.smoothing)
       residual = self.residual[step]
       values = actions_lib.values_from_action(taken, residual[None])
+      carry = carry if dial is None else (dial, carry)
       return values, PolicyAux(action, log_prob, value), carry
 
     return policy

@@ -6,6 +6,10 @@
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
    from real ones (as published: images of fresh rollouts).
+   A policy with a dial is told a number l from 0 to 1, another for each image,
+   and earns (1 - l) of its reward and l of a second one, of which each has mean
+   0 and deviation 1 over the batch. After AdaGen (arXiv 2603.06993), which
+   blends two policies; told l, one serves.
 5. Optionally, a moving average of the policy's parameters is updated; nothing
    learns from it.
 
@@ -40,7 +44,11 @@ from adanat_jax.types import (
   Denoiser,
   PolicyAux,
   PolicyValues,
+  Reward,
 )
+
+# Beside the numbers of a sample's steps, which are folded into the same key.
+_DIAL = 2**32 - 2
 
 
 @struct.dataclass
@@ -176,6 +184,8 @@ class Experience:
   aux: PolicyAux  # each [T, B, ...]
   values: PolicyValues  # float32[T, B]; the four numbers of each step
   num_committed: Array  # int32[T, B]; how many tokens became known at each step
+  # float32[1, B]; where each sample's dial stood, None without one.
+  dial: Array | None = None
 
 
 def _round(features: Array, dtype: str) -> Array:
@@ -248,10 +258,11 @@ def collect(
     condition, reward_condition = sharding.split_batch(problem.read(prompts))
     start = loop.full_mask(len(keys), problem.num_tokens, problem.mask_token)
     start = sharding.split_batch(start)
+    dial = None if agent.dial is None else _drawn_dial(keys)
     decoded = loop.decode(
       denoiser,
       agent.policy(std, weights),
-      policy_carry=agent.initial_carry(keys),
+      policy_carry=agent.initial_carry(keys, dial),
       tokens=start,
       condition=condition,
       null_condition=null_condition,
@@ -275,9 +286,16 @@ def collect(
     if config.features == 'recompute':
       canvases = jnp.concatenate([start[None], trajectory.tokens[:-1]])
       observations = canvases, jax.tree.map(lambda x: x[None], prompts)
+    if dial is not None:
+      dial = dial[None]
+      observations = observations, jnp.repeat(dial, num_steps, axis=0)
     images = sharding.split_batch(problem.decode_images(decoded.tokens))
     experience = Experience(
-      observations, trajectory.aux, trajectory.values, trajectory.num_committed
+      observations,
+      trajectory.aux,
+      trajectory.values,
+      trajectory.num_committed,
+      dial,
     )
     # As all of the experience, with an axis before that of the batch.
     labelled = jax.tree.map(lambda x: x[None], (images, reward_condition))
@@ -291,10 +309,17 @@ def collect(
   return experience, images, reward_condition
 
 
+def _drawn_dial(keys: Array) -> Array:
+  """Where the dials of samples with these keys stand, float32[B]."""
+  draw = lambda key: jax.random.uniform(jax.random.fold_in(key, _DIAL))
+  return jax.vmap(draw)(keys)
+
+
 def _make_learner(
   problem: FrozenParts,
   actor_critic: agent_lib.ActorCritic,
   config: RolloutConfig,
+  has_dial: bool,
 ) -> agent_lib.ActorCritic:
   """The networks as functions of what a rollout keeps as observations."""
   denoiser = _rounded(problem.denoiser, config.dtype)
@@ -314,7 +339,10 @@ def _make_learner(
   def learner(
     params: Any, observations: Any, step: Array
   ) -> tuple[Array, Array]:
-    return actor_critic(params, features_of(observations), step)
+    if not has_dial:
+      return actor_critic(params, features_of(observations), step)
+    observations, dial = observations
+    return actor_critic(params, (features_of(observations), dial), step)
 
   return learner
 
@@ -334,6 +362,7 @@ def make_train_step(
   ema_decay: float = 0.0,
   smoothing: float = 0.0,
   learned: tuple[str, ...] = actions.NAMES,
+  second_reward: Reward | None = None,
 ) -> Callable[..., tuple[PolicyState, Any]]:
   """Returns `(state, real batch, iteration, prompts) -> (state, metrics)`.
 
@@ -354,6 +383,7 @@ def make_train_step(
     ema_decay: of the moving average, see `decay_at`; 0.0 keeps none.
     smoothing: of actions, see `Agent`.
     learned: which values are chosen, see `Agent`.
+    second_reward: what a dial of 1 asks for; None for a policy without a dial.
   """
   num_steps = residual.shape[0]
   optimizer = ppo.make_optimizer(constants)
@@ -376,7 +406,12 @@ def make_train_step(
     )
     std = ppo.exploration_std(iteration, num_iterations, constants)
     make_agent = lambda params: agent_lib.Agent(
-      params, residual, actor_critic, smoothing, learned=learned
+      params,
+      residual,
+      actor_critic,
+      smoothing,
+      learned=learned,
+      dial=None if second_reward is None else jnp.zeros(()),
     )
     decode = functools.partial(
       collect,
@@ -393,7 +428,14 @@ def make_train_step(
       prompts=prompts.rollouts,
     )
     reward = reward_model.reward(state.adversary)(images, condition, reward_key)
-    final = jnp.zeros((num_steps, batch_size)).at[-1].set(reward)
+    earned, described = reward, {}
+    if second_reward is not None:
+      assert experience.dial is not None  # Its agent has one.
+      second_key = jax.random.fold_in(reward_key, 0)
+      second = second_reward(images, condition, second_key)
+      earned = blended(reward, second, experience.dial[0])
+      described = {'second_reward': second.mean()}
+    final = jnp.zeros((num_steps, batch_size)).at[-1].set(earned)
     final = sharding.split_batch(final, axis=1)
     returns = ppo.discounted_returns(final, constants.discount)
     rollout = ppo.Rollout(
@@ -410,7 +452,9 @@ def make_train_step(
       rollout,
       std,
       update_key,
-      actor_critic=_make_learner(problem, actor_critic, rollouts),
+      actor_critic=_make_learner(
+        problem, actor_critic, rollouts, second_reward is not None
+      ),
       optimizer=optimizer,
       constants=constants,
     )
@@ -431,7 +475,7 @@ def make_train_step(
       fresh if fresh_rollouts else None,
       learn_key,
     )
-    metrics |= reward_metrics
+    metrics |= reward_metrics | described
     metrics |= _describe(experience, reward, std)
     average = state.average
     if ema_decay:
@@ -439,6 +483,15 @@ def make_train_step(
     return PolicyState(params, opt_state, discriminator, average), metrics
 
   return train_step
+
+
+def blended(first: Array, second: Array, dial: Array) -> Array:
+  """`(1 - dial)` of one reward and `dial` of another, float32[B] all.
+
+  Each is standardised before, so that neither's scale decides.
+  """
+  first, second = map(ppo.standardise, (first, second))
+  return (1 - dial) * first + dial * second
 
 
 def _describe(

@@ -4,7 +4,7 @@ AdaNAT (arXiv 2409.00342), section 3.2; LeapLabTHU/AdaNAT `libs/policy.py`. It
 reads the NAT's features of the present canvas and the step; adaptive layer
 normalisation carries the step. At the start its output is zero. A policy for
 every number of steps reads its budget, too: how many steps there are, and how
-many are left.
+many are left. A policy with a dial reads where that stands.
 
 Shape letters: `B` samples, `N` tokens, `D` width of the features.
 """
@@ -45,6 +45,14 @@ def budget_embedding(step: jax.Array, num_steps: jax.Array) -> jax.Array:
   numbers = num_steps, num_steps - step
   numbers = jax.tree.map(lambda x: jnp.log2(x.astype(jnp.float32)), numbers)
   return jnp.concatenate([*map(step_embedding, numbers)], axis=-1)
+
+
+def dial_embedding(dial: jax.Array) -> jax.Array:
+  """Embeds float32[B] in [0, 1] as float32[B, 256].
+
+  The fastest of its angles makes one turn from 0 to 1.
+  """
+  return step_embedding(2 * jnp.pi * dial)
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -157,6 +165,7 @@ class PolicyNetwork(nn.Module):
   mlp_widths: tuple[int, int] = (1024, 512)  # hidden layers of the read-out
   columns: int = 0  # of the token grid, if it is no square
   reads_budget: bool = False  # whether it is told T, and so the steps left
+  reads_dial: bool = False  # whether it is told where its dial stands
 
   @nn.compact
   def __call__(
@@ -164,6 +173,7 @@ class PolicyNetwork(nn.Module):
     features: jax.Array,
     step: jax.Array,
     num_steps: jax.Array | int | None = None,
+    dial: jax.Array | float | None = None,
   ) -> jax.Array:
     """Runs the network once, to float32[B, num_outputs].
 
@@ -171,6 +181,7 @@ class PolicyNetwork(nn.Module):
       features: float[B, N, D] of all N tokens of the grid.
       step: int32[] or int32[B], counts from 0.
       num_steps: T, int32[] or int32[B]; only read if it `reads_budget`.
+      dial: float32[] or float32[B] in [0, 1]; only read if it `reads_dial`.
     """
     batch, num_tokens, width = features.shape
     grid = self.grid_size, self.columns or self.grid_size
@@ -192,6 +203,11 @@ class PolicyNetwork(nn.Module):
       embedding += dense(
         use_bias=False, kernel_init=kernel_init, name='budget_fc'
       )(budget_embedding(step, wide(num_steps)))
+    if self.reads_dial:
+      chosen = jnp.broadcast_to(jnp.asarray(dial, jnp.float32), (batch,))
+      embedding += dense(
+        use_bias=False, kernel_init=nn.initializers.zeros, name='dial_fc'
+      )(dial_embedding(chosen))
     embedding = dense(name='step_fc2')(nn.silu(embedding))
 
     x = AdaptiveLayerNorm(name='norm1')(x, embedding)
@@ -220,8 +236,8 @@ def initial_params(
   """New parameters of both, for features like float[1, N, D]."""
   actor_key, critic_key = jax.random.split(key)
   return {
-    'actor': actor.init(actor_key, features, 0, 1)['params'],
-    'critic': critic.init(critic_key, features, 0, 1)['params'],
+    'actor': actor.init(actor_key, features, 0, 1, 0.0)['params'],
+    'critic': critic.init(critic_key, features, 0, 1, 0.0)['params'],
   }
 
 
@@ -231,7 +247,8 @@ class PolicyNetworks:
 
   `(params, features [M, N, D], step int32[M]) -> (mean [M, A], value [M])` with
   `params` by name. Without a critic values are 0. `num_steps` is the T that
-  networks are told which read their budget.
+  networks are told which read their budget. In place of features those with a
+  dial take `(features, dial float32[M])`.
   """
 
   actor: PolicyNetwork
@@ -239,10 +256,13 @@ class PolicyNetworks:
   num_steps: int | None = None
 
   def __call__(
-    self, params: Mapping[str, Any], features: jax.Array, step: jax.Array
+    self, params: Mapping[str, Any], features: Any, step: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Runs both once."""
-    inputs = features, step, self.num_steps
+    dial = None
+    if self.actor.reads_dial:
+      features, dial = features
+    inputs = features, step, self.num_steps, dial
     mean = self.actor.apply({'params': params['actor']}, *inputs)
     if self.critic is None:
       return mean, jnp.zeros(mean.shape[0])

@@ -63,6 +63,7 @@ _SHAPE = {
       'smoothing': float,
       'guided?': (bool, [bool]),
       'learned?': [str],
+      'dial?': float,
       'network?': str,
     }
   },
@@ -168,21 +169,21 @@ def load(path: pathlib.Path) -> Generator:
   nat, nat_params = reader.network('nat')
   tokenizer, tokenizer_params = reader.network('tokenizer')
   features = jax.ShapeDtypeStruct((1, nat.num_tokens, nat.width), jnp.float32)
+  inputs = features, 0, 1, 0.0
   agents = {}
   actors: dict[str, Any] = {}
   for steps, entry in config['policies'].items():
+    told = f'{where}: policies.{steps}'
     name = entry.get('network', f'policy-T{steps}')
     if name not in {f'policy-T{other}' for other in config['policies']}:
-      raise UserError(
-        f'{where}: policies.{steps} has no network of this folder'
-      )
+      raise UserError(f'{told} has no network of this folder')
     if name not in actors:
-      actor, params = reader.network(name, 'policy', inputs=(features, 0, 1))
+      actor, params = reader.network(name, 'policy', inputs)
       actors[name] = actor, sharding.shard_state({'actor': params}, mesh)
     actor, params = actors[name]
     residual = entry['residual']
     if [len(row) for row in residual] != [4] * _integer(steps):
-      raise UserError(f'{where}: policies.{steps} must be {steps} x 4 numbers')
+      raise UserError(f'{told} must be {steps} x 4 numbers')
     agents[int(steps)] = Agent(
       params,
       jnp.float32(residual),
@@ -190,10 +191,9 @@ def load(path: pathlib.Path) -> Generator:
       entry['smoothing'],
       # Folders of the first version are of guided policies that choose all
       # values, and do not say so.
-      guidance.checked(
-        entry.get('guided', True), int(steps), f'{where}: policies.{steps}'
-      ),
+      guidance.checked(entry.get('guided', True), int(steps), told),
       tuple(entry.get('learned', actions.NAMES)),
+      jnp.float32(entry.get('dial', 0.0)) if actor.reads_dial else None,
     )
   encoder = null_condition = None
   if nat.text_width is not None:
@@ -479,6 +479,7 @@ def _contents(generator: Generator, dtype: str) -> dict[str, bytes]:
       'guided': agent.guided,
       'learned': list(agent.learned),
       'network': name,
+      **({} if agent.dial is None else {'dial': float(agent.dial)}),
     }
   contents: dict[str, bytes] = {}
   vocabulary = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
+import re
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from flax import struct
@@ -264,14 +265,22 @@ def checked(
 
 def named(generator: Generator, name: str, num_steps: int) -> Schedule:
   """The schedule that a generator has, or all have, by this name."""
-  if name == 'learned':
+  if (dials := learned_dials(name)) is not None:
     if num_steps not in generator.agents:
       known = steps_of(generator.agents)
       raise UserError(
         f'no policy was learned for num_steps={num_steps}; learned: {known}'
       )
     agent = generator.agents[num_steps]
-    return Schedule('learned', agent, agent.guided, label='AdaNAT')
+    for dial in dials:
+      if agent.dial is None:
+        raise UserError(
+          f'{name}: the policy of num_steps={num_steps} has no dial, which'
+          ' config.policy.dial gives it in its training; give learned'
+        )
+      agent = dataclasses.replace(agent, dial=jnp.float32(dial))
+    label = ', '.join(['AdaNAT', *(f'dial {dial:g}' for dial in dials)])
+    return Schedule(name, agent, agent.guided, label=label)
   if name in generator.schedules:
     return as_schedule(generator.schedules[name], num_steps, None)
   if name == 'hand-made':
@@ -280,6 +289,31 @@ def named(generator: Generator, name: str, num_steps: int) -> Schedule:
     raise unknown_policy(name)
   columns = getattr(generator.tokenizer, 'columns', 0)
   return schedules.make(name, num_steps, generator.nat.num_tokens, columns)
+
+
+def learned_dials(name: str) -> tuple[float, ...] | None:
+  """Where `'learned(dial=0.7)'` sets the dial, `(0.7,)`; `()` of `'learned'`.
+
+  None of a name that is no learned policy's.
+
+  Raises:
+    UserError: unless the dial is a number from 0 to 1.
+  """
+  if name == 'learned':
+    return ()
+  if not name.startswith('learned('):
+    return None
+  found = re.fullmatch(r'learned\(dial=([0-9.eE+-]+)\)', name)
+  try:
+    dial = float(found[1]) if found else math.nan
+  except ValueError:
+    dial = math.nan
+  if not 0 <= dial <= 1:
+    raise UserError(
+      f'{name!r} cannot be read; write learned, or learned(dial=0.7) with a'
+      ' number from 0 to 1'
+    )
+  return (dial,)
 
 
 def grid(generator: Generator) -> tuple[int, int]:

@@ -49,6 +49,7 @@ from adanat_jax.runtime.journal import (
   mark_complete,
   warn,
 )
+from adanat_jax.sampling import requests
 
 # One set of samples: all policies are measured with the same noise.
 _SEED = 0
@@ -80,7 +81,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     yield from datasets.problems(experiment)
   for num_steps in config.policy.num_steps:
     for name in _names(experiment):
-      if name != 'learned':
+      if requests.learned_dials(name) is None:
         _hand_made(experiment, name, num_steps)
 
 
@@ -139,7 +140,8 @@ def schedules(evaluation: Evaluation) -> list[Schedule]:
   found = []
   for num_steps in sorted(set(experiment.config.policy.num_steps)):
     for name in _names(experiment):
-      if name == 'learned' and num_steps not in evaluation.generator.agents:
+      is_learned = requests.learned_dials(name) is not None
+      if is_learned and num_steps not in evaluation.generator.agents:
         raise UserError(
           f'{experiment.workdir} holds no learned policy for'
           f' {num_steps} steps: name converted weights by'
@@ -147,7 +149,7 @@ def schedules(evaluation: Evaluation) -> list[Schedule]:
           ' config.evaluate.policies, or first run:'
           f' {config_lib.rerun("--config.mode=policy")}'
         )
-      if name == 'learned':
+      if is_learned:
         found.append(evaluation.generator.schedule(name, num_steps))
       else:
         found += _hand_made(experiment, name, num_steps)

@@ -108,13 +108,15 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       f' config.policy.rewards=adversarial; they are {section.rewards}'
     )
   yield from reward_network.problems(experiment)
-  for name in section.rewards:
+  asked = [*section.rewards, *filter(None, [section.get('dial', '')])]
+  for name in asked:
     if rewards.REWARDS[name].needs_classes and not (
       reward_network.knows_classes(experiment)
     ):
       yield (
-        f'config.policy.rewards holds {name}, which asks a reward network that'
-        ' was trained here to tell classes; give adversarial or frechet'
+        f'config.policy.rewards or config.policy.dial has {name}, which asks a'
+        ' reward network that was trained here to tell classes; give'
+        ' adversarial or frechet'
       )
   if section.residual == 'none' and len(section.learned) < len(actions.NAMES):
     yield (
@@ -212,10 +214,15 @@ def train(experiment: Experiment, training: policies.Training) -> None:
   tokenizer, tokenizer_params = experiment.network('tokenizer')
   constants = ppo_config(config)
   reward = kind.make(experiment, constants.shuffle_groups)
+  second = None
+  if section.get('dial', ''):
+    dialled = rewards.REWARDS[section.dial]
+    second = dialled.make(experiment, constants.shuffle_groups)
   frozen = {
     'nat': nat_params,
     'tokenizer': tokenizer_params,
     'reward': reward.frozen,
+    'second_reward': second.frozen if second else (),
   }
   rows = first_step.table(nat, nat_params, experiment.mesh)
   if rows is not None:
@@ -268,6 +275,9 @@ def train(experiment: Experiment, training: policies.Training) -> None:
       ema_decay=section.ema_decay,
       smoothing=acts['smoothing'],
       learned=acts['learned'],
+      second_reward=(
+        second.build(frozen['second_reward']).reward(None) if second else None
+      ),
     )
     prompts = policy.Prompts(batch.get('rollouts'), batch.get('fresh'))
     state, metrics = step(state, batch.get('real'), iteration, prompts)

@@ -140,8 +140,9 @@ def policy_of(
     UserError: for a schedule or a file that is none.
   """
   section = experiment.config.sample
-  if section.policy in ('learned', 'hand-made'):
-    return section.policy
+  name = section.policy
+  if name == 'hand-made' or requests.learned_dials(name) is not None:
+    return name
   if section.policy != 'table':
     if generator is None:
       return experiment.schedule(section.policy, section.num_steps)

@@ -36,7 +36,7 @@ from adanat_jax.measuring.evaluation import Evaluation, Method
 from adanat_jax.report import suite as report
 from adanat_jax.runtime import files, processes
 from adanat_jax.runtime.journal import RESULTS_FILE, Ledger, mark_complete
-from adanat_jax.sampling import best_of, calibration
+from adanat_jax.sampling import best_of, calibration, requests
 from adanat_jax.types import PolicyValues
 
 # Samples that bounds are found on, and their seed, which nothing else has.
@@ -63,7 +63,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     adversarial_reward.judging_stage(experiment)
   for name in section.schedules:
     # Those that are published for one number of steps are told in the table.
-    if name == 'learned' or name in schedules.SCHEDULES:
+    if requests.learned_dials(name) is not None or name in schedules.SCHEDULES:
       continue
     if not any(_named(experiment, name, count) for count in section.passes):
       # Says what is wrong with the name, if anything is.
@@ -149,8 +149,8 @@ def _schedule(
   Raises:
     UserError: if there is none.
   """
-  if name == 'learned':
-    return _learned(evaluation, passes)
+  if requests.learned_dials(name) is not None:
+    return _learned(evaluation, name, passes)
   made = _named(evaluation.experiment, name, passes)
   if made is None:
     raise UserError(f'{name} has no table of {passes} passes')
@@ -178,13 +178,13 @@ def _schedule(
   return calibration.with_bound(most, bound)
 
 
-def _learned(evaluation: Evaluation, passes: int) -> Schedule:
+def _learned(evaluation: Evaluation, name: str, passes: int) -> Schedule:
   """The policy of this workdir that takes so many passes."""
   agents = evaluation.generator.agents
   for num_steps in range(passes, 0, -1):
     if num_steps not in agents:
       continue
-    schedule = evaluation.generator.schedule('learned', num_steps)
+    schedule = evaluation.generator.schedule(name, num_steps)
     if schedule.passes.sum() == passes:
       return schedule
   raise UserError(f'no policy of {passes} passes has been trained here')
