@@ -111,9 +111,13 @@ class FolderTest(parameterized.TestCase):
     self.assertTrue((at('learned') != at('learned(dial=1)')).any())
     for name, num_steps, message in (
       ('learned(dial=0.5)', 5, 'num_steps=5 has no dial, which config.policy'),
-      ('learned(dial=1.5)', 3, 'cannot be read; write learned, or learned'),
+      ('learned(dial=1.5)', 3, 'the dial is 1.5; give 0 to 1'),
       ('learned(dial=2e)', 3, 'cannot be read; write learned, or learned'),
-      ('learned(bound=1)', 3, 'cannot be read; write learned, or learned'),
+      (
+        'learned(bound=1)',
+        3,
+        "parameters: dial=0.0, candidates=1, chosen_by='",
+      ),
     ):
       with self.assertRaisesRegex(UserError, message):
         loaded.sample([0], num_steps, 0, name)

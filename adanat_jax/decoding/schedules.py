@@ -16,7 +16,6 @@ can be named in the same way, `'mine(curve="pow3")'`.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -439,6 +438,9 @@ def _remdm(
 # a parameter by a UserError.
 Factory: TypeAlias = Callable[..., Schedule]
 
+# Parameters of every name, also of learned policies, with their defaults.
+LOOKING_AHEAD = {'candidates': 1, 'chosen_by': 'entropy'}
+
 # What these names mean already, in configs, in results and to a `Generator`.
 _TAKEN = (
   *('learned', 'hand-made', 'table', 'adanat', 'autonat', 'tuned'),
@@ -522,37 +524,15 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
     raise UserError(f'no schedule {name!r}; known: {", ".join(SCHEDULES)}')
   if not bracket:
     return base, {}
+  from adanat_jax.decoding import names
+
   defaults = {
     key: parameter.default
     for key, parameter in inspect.signature(SCHEDULES[base]).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-  } | {'guided_steps': (), 'candidates': 1, 'chosen_by': 'entropy'}
-  allowed = ', '.join(f'{k}={v!r}' for k, v in defaults.items())
-  mistake = UserError(
-    f'the schedule {name!r} cannot be read; write {base}, or {base}(name=value,'
-    f' ...) with its parameters: {allowed}'
-  )
-  try:
-    call = ast.parse('_' + name[len(base) :], mode='eval').body
-    if not isinstance(call, ast.Call) or call.args:
-      raise mistake
-    given = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-  except (SyntaxError, ValueError, RecursionError, MemoryError):
-    raise mistake from None
-  for key, value in given.items():
-    if key not in defaults or not _alike(value, defaults[key]):
-      raise mistake
-  return base, given  # type: ignore[return-value]
-
-
-def _alike(value: Any, default: Any) -> bool:
-  """Whether a parameter may have this value, going by its default."""
-  if isinstance(default, bool | str | tuple):
-    return isinstance(value, type(default))
-  if isinstance(default, int):
-    return type(value) is int
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  return number and math.isfinite(value)
+  }
+  defaults |= {'guided_steps': (), **LOOKING_AHEAD}
+  return base, names.parameters(name, defaults)
 
 
 def make(

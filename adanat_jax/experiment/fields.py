@@ -105,7 +105,7 @@ def choice(*options: str) -> Rule:
 def schedule(*options: str) -> Rule:
   """One of `options`, or what `named_schedules` finds a schedule by.
 
-  With 'learned' among the options its dial may be set, too.
+  With 'learned' among the options it may have parameters, too.
   """
   allowed = ', '.join((*options, *schedules.SCHEDULES))
   return Rule(
@@ -134,7 +134,7 @@ def curve(*options: str) -> Rule:
 
 def _is_learned(name: str) -> bool:
   try:
-    return requests.learned_dials(name) is not None
+    return requests.learned_options(name) is not None
   except UserError:
     return False
 

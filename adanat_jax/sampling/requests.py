@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
-import re
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from flax import struct
@@ -265,22 +264,8 @@ def checked(
 
 def named(generator: Generator, name: str, num_steps: int) -> Schedule:
   """The schedule that a generator has, or all have, by this name."""
-  if (dials := learned_dials(name)) is not None:
-    if num_steps not in generator.agents:
-      known = steps_of(generator.agents)
-      raise UserError(
-        f'no policy was learned for num_steps={num_steps}; learned: {known}'
-      )
-    agent = generator.agents[num_steps]
-    for dial in dials:
-      if agent.dial is None:
-        raise UserError(
-          f'{name}: the policy of num_steps={num_steps} has no dial, which'
-          ' config.policy.dial gives it in its training; give learned'
-        )
-      agent = dataclasses.replace(agent, dial=jnp.float32(dial))
-    label = ', '.join(['AdaNAT', *(f'dial {dial:g}' for dial in dials)])
-    return Schedule(name, agent, agent.guided, label=label)
+  if learned_options(name) is not None:
+    return _learned(generator, name, num_steps)
   if name in generator.schedules:
     return as_schedule(generator.schedules[name], num_steps, None)
   if name == 'hand-made':
@@ -291,29 +276,50 @@ def named(generator: Generator, name: str, num_steps: int) -> Schedule:
   return schedules.make(name, num_steps, generator.nat.num_tokens, columns)
 
 
-def learned_dials(name: str) -> tuple[float, ...] | None:
-  """Where `'learned(dial=0.7)'` sets the dial, `(0.7,)`; `()` of `'learned'`.
+def learned_options(name: str) -> dict[str, Any] | None:
+  """What `'learned(dial=0.7, candidates=2)'` asks for, by name.
 
   None of a name that is no learned policy's.
 
   Raises:
-    UserError: unless the dial is a number from 0 to 1.
+    UserError: for what cannot be read, or a dial that is not from 0 to 1.
   """
-  if name == 'learned':
-    return ()
-  if not name.startswith('learned('):
+  base, bracket, _ = name.partition('(')
+  if base != 'learned':
     return None
-  found = re.fullmatch(r'learned\(dial=([0-9.eE+-]+)\)', name)
-  try:
-    dial = float(found[1]) if found else math.nan
-  except ValueError:
-    dial = math.nan
-  if not 0 <= dial <= 1:
+  if not bracket:
+    return {}
+  from adanat_jax.decoding import names
+
+  defaults = {'dial': 0.0, **schedules.LOOKING_AHEAD}
+  given = names.parameters(name, defaults, 'policy')
+  if not 0 <= given.get('dial', 0) <= 1:
+    raise UserError(f'{name}: the dial is {given["dial"]}; give 0 to 1')
+  return given
+
+
+def _learned(generator: Generator, name: str, num_steps: int) -> Schedule:
+  """The policy that a generator learned, as `learned_options` asks for it."""
+  given = learned_options(name) or {}
+  if num_steps not in generator.agents:
+    known = steps_of(generator.agents)
     raise UserError(
-      f'{name!r} cannot be read; write learned, or learned(dial=0.7) with a'
-      ' number from 0 to 1'
+      f'no policy was learned for num_steps={num_steps}; learned: {known}'
     )
-  return (dial,)
+  agent, label = generator.agents[num_steps], 'AdaNAT'
+  if 'dial' in given:
+    if agent.dial is None:
+      raise UserError(
+        f'{name}: the policy of num_steps={num_steps} has no dial, which'
+        ' config.policy.dial gives it in its training; give learned'
+      )
+    agent = dataclasses.replace(agent, dial=jnp.float32(given['dial']))
+    label += f', dial {given["dial"]:g}'
+  schedule = Schedule(name, agent, agent.guided, label=label)
+  ahead = {key: given.get(key, x) for key, x in schedules.LOOKING_AHEAD.items()}
+  if ahead['candidates'] != 1:
+    schedule = schedule.looking_ahead(**ahead)
+  return schedule
 
 
 def grid(generator: Generator) -> tuple[int, int]:
@@ -326,9 +332,9 @@ def grid(generator: Generator) -> tuple[int, int]:
 
 def unknown_policy(policy: object) -> UserError:
   """The error that lists what a policy may be."""
-  names = ', '.join(schedules.SCHEDULES)
+  known = ', '.join(schedules.SCHEDULES)
   return UserError(
-    f'policy is {shown(policy)}; give learned, hand-made, {names}, a Schedule,'
+    f'policy is {shown(policy)}; give learned, hand-made, {known}, a Schedule,'
     ' a table, an agent or a function'
   )
 

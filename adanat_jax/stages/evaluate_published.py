@@ -81,7 +81,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     yield from datasets.problems(experiment)
   for num_steps in config.policy.num_steps:
     for name in _names(experiment):
-      if requests.learned_dials(name) is None:
+      if requests.learned_options(name) is None:
         _hand_made(experiment, name, num_steps)
 
 
@@ -140,7 +140,7 @@ def schedules(evaluation: Evaluation) -> list[Schedule]:
   found = []
   for num_steps in sorted(set(experiment.config.policy.num_steps)):
     for name in _names(experiment):
-      is_learned = requests.learned_dials(name) is not None
+      is_learned = requests.learned_options(name) is not None
       if is_learned and num_steps not in evaluation.generator.agents:
         raise UserError(
           f'{experiment.workdir} holds no learned policy for'

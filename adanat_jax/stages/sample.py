@@ -141,7 +141,7 @@ def policy_of(
   """
   section = experiment.config.sample
   name = section.policy
-  if name == 'hand-made' or requests.learned_dials(name) is not None:
+  if name == 'hand-made' or requests.learned_options(name) is not None:
     return name
   if section.policy != 'table':
     if generator is None:

@@ -63,7 +63,9 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     adversarial_reward.judging_stage(experiment)
   for name in section.schedules:
     # Those that are published for one number of steps are told in the table.
-    if requests.learned_dials(name) is not None or name in schedules.SCHEDULES:
+    if (
+      requests.learned_options(name) is not None or name in schedules.SCHEDULES
+    ):
       continue
     if not any(_named(experiment, name, count) for count in section.passes):
       # Says what is wrong with the name, if anything is.
@@ -149,7 +151,7 @@ def _schedule(
   Raises:
     UserError: if there is none.
   """
-  if requests.learned_dials(name) is not None:
+  if requests.learned_options(name) is not None:
     return _learned(evaluation, name, passes)
   made = _named(evaluation.experiment, name, passes)
   if made is None:
