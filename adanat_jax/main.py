@@ -71,7 +71,8 @@ BENCHMARK = ('tokenizer', 'judges', 'prepare', 'nat', 'policy', 'evaluate')
 OWN_IMAGES = (*BENCHMARK, 'report', 'export')
 # What mode 'compare' runs: the last one has its own networks and policies.
 COMPARISON = ('tokenizer', 'judges', 'compare')
-# What mode 'suite' runs, on the digits and on other images.
+# What mode 'suite' runs, on the digits and on other images; mode 'frontier'
+# also trains policies and searches tables.
 SUITE = ('tokenizer', 'judges', 'nat', 'suite')
 OWN_SUITE = ('tokenizer', 'judges', 'prepare', 'nat', 'suite')
 # What mode 'discover' runs: the first trains the encoder of pictures, if need
@@ -230,7 +231,9 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
       return STUDY
     return OWN_IMAGES if config.evaluate.protocol == 'study' else BENCHMARK
   suite = SUITE if config.data.source == 'digits' else OWN_SUITE
+  frontier = (*suite[:-1], 'policy', 'search', 'suite')
   several = {'compare': COMPARISON, 'suite': suite, 'discover': DISCOVERY}
+  several['frontier'] = frontier
   return several.get(config.mode, (config.mode,))
 
 

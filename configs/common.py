@@ -333,6 +333,9 @@ def get_config() -> ml_collections.ConfigDict:
   # ended. The name of a schedule of decoding/schedules.py starts at its table.
   search.start = 'published'
   search.repetitions = 1
+  # False looks for tables without the unconditional pass, at half the cost;
+  # 'cma' alone can.
+  search.guided = True
   # How many points a search measures, and with how many images each.
   search.evaluations = 300
   search.num_samples = 1000

@@ -11,6 +11,10 @@ policy with hand-made schedules and writes a report. Presets:
   configs/digits.py:relatives
                            MaskGIT, AutoNAT and AdaNAT, each on a NAT and on an
                            ENAT, T = 2, 4, 8, in at most 90 minutes
+  configs/digits.py:frontier
+                           one policy for 2 to 16 passes, three trainings of
+                           it, searched tables and hand-made schedules, without
+                           guidance, at 2, 4, 8 and 16 passes
   configs/digits.py:pod    the default, in batches for up to 16 devices
   configs/digits.py:tiny   everything once through, in minutes, for tests
 
@@ -49,7 +53,28 @@ SUITE = (
   ),
 )
 
-PRESETS = ('default', 'full', 'relatives', 'pod', 'tiny')
+# What `:frontier` compares the learned policy with, all at a pass a step.
+FRONTIER = (
+  *('learned', 'searched'),
+  *(
+    f'maskgit(curve={curve!r}, masking_temperature={masking})'
+    for curve in ('cosine', 'pow2', 'arccos')
+    for masking in (2.0, 4.5, 9.0)
+  ),
+  'maskgit(masking_temperature=4.5, sampling_temperature=0.85)',
+  *('moment', 'entropy_bound', 'entropy_bound(sampling_temperature=0.7)'),
+  *(
+    f'halton(sharpness={x}, final_sharpness={x}, guidance_scale=0.0)'
+    for x in (1.0, 1.2, 1.43)
+  ),
+  *(
+    f'{order}(curve={curve!r}, sampling_temperature=0.7)'
+    for order in ('random', 'max_prob', 'entropy', 'margin')
+    for curve in ('cosine', 'arccos')
+  ),
+)
+
+PRESETS = ('default', 'full', 'relatives', 'frontier', 'pod', 'tiny')
 
 _COMMON = pathlib.Path(__file__).with_name('common.py')
 
@@ -60,8 +85,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   config.unlock()
 
   # Which stage to run: all, or one of tokenizer, judges, nat, policy, search,
-  # evaluate, report, compare, suite, sample, edit, export. The stages prepare
-  # and statistics are for other images.
+  # evaluate, report, compare, suite, sample, edit, export; or frontier, which
+  # is several. The stages prepare and statistics are for other images.
   config.mode = 'all'
 
   config.data = data = ml_collections.ConfigDict()
@@ -312,7 +337,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # Mode `suite`: at which numbers of denoiser passes it measures which
   # schedules; of an adaptive one it finds the bound. At an odd number there is
   # no schedule that is guided at every step. 'learned' is the policy of this
-  # workdir that takes that many passes, if it has one.
+  # workdir that takes that many passes, and 'searched' the table of mode
+  # `search`, if there is one.
   suite.passes = (4, 8, 16)
   suite.schedules = SUITE
   # Also the best of so many draws of each image, as the discriminator of this
@@ -352,6 +378,13 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
     config.search.evaluations = 105
     config.search.num_samples = 300
     config.evaluate.batch_size = 150
+  elif preset == 'frontier':
+    config.mode = 'frontier'
+    policy.update(kinds=('shared',), guided=False, trainings=3, iterations=225)
+    policy.num_steps = suite.passes = (2, 4, 8, 16)
+    suite.schedules = FRONTIER
+    config.search.update(guided=False, start='fewer_steps', evaluations=200)
+    config.search.update(num_steps=(2, 4, 8, 16), num_samples=500)
   elif preset == 'pod':
     # Each group of 8 samples shares statistics and lies on one device.
     policy.discriminator.update(batch_size=128, held_out=128)

@@ -191,9 +191,9 @@ class FiniteDifferencesTest(absltest.TestCase):
 
 
 class CovarianceAdaptationTest(absltest.TestCase):
-  def propose(self, seed=3):
+  def propose(self, seed=3, guided=True):
     return schedule_search.covariance_adaptation(
-      schedule_search.first_point(4), schedule_search.Spread(), seed
+      schedule_search.first_point(4), schedule_search.Spread(), seed, guided
     )
 
   def test_comes_closer_within_bounds_and_again(self):
@@ -227,6 +227,14 @@ class CovarianceAdaptationTest(absltest.TestCase):
     ):
       moved = (value[1:] - value[0])[:, part]
       self.assertBetween(moved.std(), 0.75 * spread, 1.25 * spread)
+
+  def test_without_guidance_its_scales_stay(self):
+    points, centre = ask(
+      self.propose(guided=False), lambda point: float(point[:10].sum()), 60
+    )
+    for point in (*points, centre):
+      np.testing.assert_array_equal(point[10:], points[0][10:])
+    self.assertLess(centre[:10].sum(), 0.8 * points[0][:10].sum())
 
 
 class CommonNoiseTest(absltest.TestCase):

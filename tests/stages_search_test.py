@@ -362,7 +362,40 @@ class StageTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, 'config.nat.width'):
       workdir_lib.claim(self.workdir, tiny_config(nat__width=32), {})
 
+  def test_a_table_without_guidance(self):
+    config = tiny_config(search__guided=False)
+    seen, measure = [], Scorer.__call__
+
+    def spy(scorer, generator, schedule, **options):
+      seen.append(
+        (schedule.guided, np.asarray(schedule.policy.guidance_scale).tolist())
+      )
+      return measure(scorer, generator, schedule, **options)
+
+    with mock.patch.object(Scorer, '__call__', spy):
+      self.search(config)
+    self.assertEqual({(x, *y) for x, y in seen}, {(False, 0, 0)})
+    path = self.workdir / 'search/T2-cma-on-0/best.json'
+    read = named_schedules.read_file(str(path))
+    experiment = Experiment(config, self.workdir)
+    (which,) = search_common.of(experiment)
+    found = search_common.found(experiment, which)
+    for schedule in (read, found):
+      self.assertFalse(schedule.guided)
+      self.assertEqual(schedule.passes.tolist(), [1, 1])
+    with self.assertRaisesRegex(
+      UserError, 'begun with config.search.guided=False'
+    ):
+      self.search(tiny_config())
+
   @parameterized.parameters(
+    (
+      {
+        'search__guided': False,
+        'search__optimizers': ('finite_differences',),
+      },
+      'config.search.guided=False is for one search by CMA-ES',
+    ),
     ({'search__rounds': 1}, 'evaluations is 5; give a multiple of 2'),
     (
       {'search__rounds': 4, 'search__start': 'fewer_steps'},

@@ -1,6 +1,7 @@
 """Mode suite: equal passes, guided or adaptive or not; resumed; one table."""
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import types
@@ -12,14 +13,14 @@ import numpy as np
 from adanat_jax import main
 from adanat_jax.decoding import schedules
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import adversarial_reward
+from adanat_jax.experiment import adversarial_reward, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import study
 from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.runtime import files, sharding
 from adanat_jax.runtime.journal import is_complete
 from adanat_jax.sampling import calibration, generator as generator_lib
-from adanat_jax.stages import suite
+from adanat_jax.stages import search_common, suite
 from adanat_jax.types import PolicyValues
 from support import configs
 
@@ -171,11 +172,16 @@ class SuiteTest(absltest.TestCase):
     generator = types.SimpleNamespace(
       agents=made, schedule=lambda name, num_steps: made[num_steps]
     )
-    evaluation = types.SimpleNamespace(generator=generator)
-    ledger = mock.Mock()
-    find = lambda passes: suite._schedule(
-      evaluation, 'learned', passes, '', ledger
+    experiment = Experiment(configs.load('digits.py'), self.workdir)
+    evaluation = types.SimpleNamespace(
+      generator=generator, experiment=experiment
     )
+    ledger = mock.Mock()
+
+    def find(passes):
+      (found,) = suite._schedules(evaluation, 'learned', passes, '', ledger)
+      return found
+
     self.assertIs(find(8), made[4])
     with self.assertRaisesRegex(UserError, 'no policy of 16 passes'):
       find(16)
@@ -183,10 +189,63 @@ class SuiteTest(absltest.TestCase):
     self.assertIs(find(4), made[2])
     made[4] = schedules.make('maskgit', 4, 16)
     self.assertIs(find(4), made[4])
-    experiment = Experiment(configs.load('digits.py'), self.workdir)
+    with self.assertRaisesRegex(UserError, 'no table of 4 passes has been sea'):
+      suite._schedules(evaluation, 'searched', 4, '', ledger)
     ahead = suite._named(experiment, 'maskgit(candidates=4)', 9)
     self.assertEqual(ahead.num_steps, 3)
     ledger.get.assert_not_called()
+
+  def test_every_training_of_a_policy(self):
+    config = configs.load('digits.py:frontier')
+    experiment = Experiment(config, self.workdir)
+    agents = [schedules.make('maskgit', 4, 16) for _ in range(3)]
+    # Of three trainings two are finished.
+    finished = {
+      'policy/adversarial-shared-T2to16-0': agents[0],
+      'policy/adversarial-shared-T2to16-2': agents[2],
+    }
+
+    @dataclasses.dataclass
+    class Stub:
+      agents: dict
+
+      def schedule(self, name, num_steps):
+        return self.agents[num_steps]
+
+    evaluation = types.SimpleNamespace(
+      generator=Stub({4: agents[0]}), experiment=experiment
+    )
+    with (
+      mock.patch.object(Experiment, 'is_complete', lambda _, x: x in finished),
+      mock.patch.object(
+        policies,
+        'load_agent',
+        lambda _, training, steps: finished[f'policy/{training.name}'],
+      ),
+    ):
+      found = suite._learned(evaluation, 'learned', 4)
+    self.assertLen(found, 2)
+    self.assertIs(found[0], agents[0])
+    self.assertIs(found[1], agents[2])
+
+  def test_the_frontier(self):
+    config = configs.load('digits.py:frontier')
+    stages = ('tokenizer', 'judges', 'nat', 'policy', 'search', 'suite')
+    self.assertEqual(main._names_of_stages(config), stages)
+    experiment = Experiment(config, self.workdir)
+    suite.check_config(experiment)
+    # Everything takes a pass a step.
+    for name in config.suite.schedules:
+      if name in ('learned', 'searched'):
+        continue
+      for passes in config.suite.passes:
+        with self.subTest(name, passes=passes):
+          self.assertEqual(
+            suite._named(experiment, name, passes).num_steps, passes
+          )
+    self.assertEqual(
+      {which.num_steps for which in search_common.of(experiment)}, {2, 4, 8, 16}
+    )
 
   def test_the_best_of_several_draws(self):
     self.config.suite.update(

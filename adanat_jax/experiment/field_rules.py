@@ -75,7 +75,7 @@ _PIXELS = integer(0, 2**12)
 _REPETITIONS = integer(1, 1000)
 _BUCKETS = integer(0, 64)
 _DRAWS = integer(1, 64)
-# Shares; of the second kind nothing is learned at 1.
+# Of the second kind of share nothing is learned at 1.
 _SHARE = between(0.0, 1.0)
 _SHARE_BELOW_1 = between(0.0, 1.0, below_high=True)
 _BETAS = tuple_of(_SHARE_BELOW_1, length=2)
@@ -111,12 +111,11 @@ _SHARED: Mapping[str, Rule] = {
   'mode': choice(
     *('all', 'tokenizer', 'judges', 'prepare', 'nat', 'policy', 'search'),
     *('evaluate', 'report', 'compare', 'suite', 'statistics', 'sample'),
-    *('edit', 'export', 'laboratory', 'discover'),
+    *('edit', 'export', 'laboratory', 'discover', 'frontier'),
   ),
   'seed': _SEED,
   'profile': steps(10**8),
-  'log_every': _EVERY,
-  'save_every': _EVERY,
+  **_alike('log_every save_every', _EVERY),
   'keep_every': _EVERY_OR_NEVER,
   'keep_best': boolean,
   'tensorboard': boolean,
@@ -399,7 +398,7 @@ _SHARED: Mapping[str, Rule] = {
   **_section(
     'suite',
     passes=some_of(integer(2, 1024)),
-    schedules=some_of(schedule('learned')),
+    schedules=some_of(schedule('learned', 'searched')),
   ),
   **_section(
     'compare',
@@ -505,6 +504,7 @@ _ADDED: Mapping[str, Rule] = {
   **_section('policy', dial=choice('', 'frechet', 'pretrained')),
   **_section('policy.discriminator', groupings=integer(1, 1000)),
   **_section('suite', num_draws=some_of(_DRAWS)),
+  **_section('search', guided=boolean),
   **_section('sample', num_draws=_DRAWS),
   **_section(
     'evaluate',

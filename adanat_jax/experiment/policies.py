@@ -86,6 +86,22 @@ def trainings(experiment: Experiment) -> list[Training]:
   ]
 
 
+def repetitions(experiment: Experiment, num_steps: int) -> list[Training]:
+  """The finished trainings like the one whose policy serves T in `agents`."""
+  finished = [
+    training
+    for training in trainings(experiment)
+    if training.adaptive
+    and num_steps in training.all_num_steps
+    and experiment.is_complete(f'policy/{training.name}')
+  ]
+  return [
+    training
+    for training in finished
+    if dataclasses.replace(training, index=finished[0].index) == finished[0]
+  ]
+
+
 def _drawn(experiment: Experiment) -> tuple[int, ...]:
   """From which a shared policy's T is drawn."""
   section = experiment.config.policy

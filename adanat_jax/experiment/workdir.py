@@ -94,6 +94,7 @@ ADDED_FIELDS = {
   'policy.discriminator.loss': 'logistic',
   'policy.discriminator.groupings': 1,
   'suite.num_draws': (1,),
+  'search.guided': True,
   'sample.num_draws': 1,
   **dict.fromkeys(('evaluate.density_coverage', 'evaluate.kernel_distance'), 0),
   **dict.fromkeys(

@@ -230,7 +230,9 @@ class Spread:
     return Spread(**{name: factor * value for name, value in values})
 
 
-def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
+def covariance_adaptation(
+  first: Point, spread: Spread, seed: int, guided: bool = True
+) -> Proposals:
   """CMA-ES with a diagonal covariance, by the library `cmaes`.
 
   It only ranks values, so noise in them does not become steps, and one variance
@@ -243,6 +245,7 @@ def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
     first: float64[4T - 2], where to start; measured before all others.
     spread: its initial standard deviations.
     seed: of its random numbers.
+    guided: False leaves the guidance scales where they are.
 
   Yields:
     Proposals without end; the centre is the mean of the distribution.
@@ -260,11 +263,13 @@ def covariance_adaptation(first: Point, spread: Spread, seed: int) -> Proposals:
   )
   origin = np.log(first, out=first.copy(), where=logarithmic)
 
+  size = len(first) - (0 if guided else steps_of(first))
+
   def placed(drawn: Point) -> Point:
-    values = origin + scale * drawn
+    values = origin + scale * np.append(drawn, np.zeros(len(first) - size))
     return clamped(np.exp(values, out=values, where=logarithmic))
 
-  strategy = cmaes.SepCMA(np.zeros_like(first), 1.0, seed=seed)
+  strategy = cmaes.SepCMA(np.zeros(size), 1.0, seed=seed)
   yield Proposal(first, first)
   while True:
     centre = placed(strategy.mean)

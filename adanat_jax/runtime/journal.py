@@ -91,7 +91,10 @@ class Ledger:
 
 
 def open_ledger(
-  directory: pathlib.Path, about: Mapping[str, Any], prefix: str
+  directory: pathlib.Path,
+  about: Mapping[str, Any],
+  prefix: str,
+  added: Mapping[str, Any] | None = None,
 ) -> Ledger:
   """Opens `ledger.jsonl` of pieces that belong to certain settings.
 
@@ -99,13 +102,14 @@ def open_ledger(
     directory: gets the ledger.
     about: the settings by name; kept in the ledger as its first piece.
     prefix: what the names begin with where a message shows them.
+    added: settings that ledgers of earlier versions do not have, as they were.
 
   Raises:
     UserError: if the ledger was begun with other settings.
   """
   ledger = Ledger(directory / 'ledger.jsonl')
   ours = files.to_json(dict(about))
-  theirs = ledger.get('about', lambda: ours)
+  theirs = {**(added or {}), **ledger.get('about', lambda: ours)}
   for name, value in ours.items():
     if theirs.get(name) != value:
       raise UserError(

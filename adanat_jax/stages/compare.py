@@ -55,7 +55,6 @@ from adanat_jax.runtime.journal import (
   has_results,
   mark_complete,
   open_ledger,
-  read_results,
 )
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.stages import (
@@ -316,7 +315,7 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
     yield Method(dataclasses.replace(schedule, label=label), 'hand-made')
   for which in search_common.of(experiment):
     if which.num_steps == num_steps:
-      schedule = _searched(experiment, which)
+      schedule = search_common.found(experiment, which)
       yield Method(schedule, 'tuned', which.repetition)
   for training in policies.trainings(experiment):
     if num_steps in training.all_num_steps:
@@ -324,24 +323,6 @@ def _methods(evaluation: Evaluation, num_steps: int) -> Iterator[Method]:
       label = 'AdaNAT, one for all T' if training.drawn else 'AdaNAT'
       schedule = Schedule('adanat', agent, agent.guided, label=label)
       yield Method(schedule, 'adaptive', training.index, training.reward)
-
-
-def _searched(experiment: Experiment, which: search_common.Search) -> Schedule:
-  """The best of a search's tables, by noise that nothing else is measured with.
-
-  Where the search began is one of them: at its lowest distance it may have
-  fitted no more than its noise.
-  """
-  directory = experiment.workdir / 'search' / which.name
-  tables = read_results(directory, search_common.RESULTS)['tables']
-  name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
-  evaluations = experiment.config.search.evaluations
-  return Schedule(
-    'autonat',
-    search_common.table_of_lists(tables[name]['table']),
-    label='AutoNAT',
-    note=f'{name} table of {evaluations} evaluations',
-  )
 
 
 def _generator_for(

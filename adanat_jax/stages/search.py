@@ -49,6 +49,13 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   for num_steps in section.num_steps:
     # Some schedules exist for some numbers of steps only.
     search_common.first_point(experiment, num_steps)
+  if not search_common.is_guided(experiment) and (
+    section.rounds or 'finite_differences' in section.optimizers
+  ):
+    yield (
+      'config.search.guided=False is for one search by CMA-ES: give'
+      ' config.search.optimizers=cma and config.search.rounds=0, or True'
+    )
   if 'cma' in section.optimizers:
     schedule_search.require_cmaes()
 

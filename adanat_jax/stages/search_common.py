@@ -120,6 +120,7 @@ class Objective:
   ):
     """Samples nothing yet."""
     self._section = experiment.config.search
+    self._guided = is_guided(experiment)
     self._which = which
     # An ENAT would be compiled anew for the counts of every point.
     self._generator = dataclasses.replace(generator, static_counts=False)
@@ -146,7 +147,7 @@ class Objective:
 
   def row(self, point: Point, fresh: dict[str, Any]) -> dict[str, Any]:
     """A point in the results: as searched, and for any options of the step."""
-    table = schedule_search.table_of(point)
+    table = _table(point, self._guided)
     num_tokens = self._generator.nat.num_tokens
     return {
       'searched': table_lists(table),
@@ -159,8 +160,9 @@ class Objective:
     # from one point to the next.
     schedule = Schedule(
       self._which.name,
-      schedule_search.table_of(point),
-      options=step_lib.AUTONAT,
+      _table(point, self._guided),
+      self._guided,
+      step_lib.AUTONAT,
     )
     figures = self._scorer(
       self._generator, schedule, num_samples=count, seed=seed
@@ -189,7 +191,8 @@ class Run:
     self._lowest = float('inf')
     self.directory = directory
     self.ledger = journal.open_ledger(
-      directory, _about(experiment, which), 'config.search'
+      *(directory, _about(experiment, which), 'config.search'),
+      added={'guided': True},
     )
 
   def optimise(
@@ -235,7 +238,7 @@ class Run:
         distance = kept['distance']
         self._lowest = min(self._lowest, distance)
         row = {'distance': distance, 'lowest': self._lowest}
-        table = table_lists(schedule_search.table_of(point))
+        table = table_lists(_table(point, is_guided(self._experiment)))
         writer.write(index + 1, row | table)
         progress.update(index + 1 - done, row)
         if distance < best_distance:
@@ -266,8 +269,9 @@ class Run:
       **facts,
       'tables': tables,
     }
+    guided = is_guided(self._experiment)
     for name in written:
-      write_table(self.directory / f'{name}.json', tables[name])
+      write_table(self.directory / f'{name}.json', tables[name], guided)
     files.write_json(self.directory / 'results.json', results)
     figures = {name: row['fresh']['mean'] for name, row in tables.items()}
     journal.mark_complete(self.directory, section.evaluations, figures)
@@ -289,7 +293,23 @@ class Run:
     if before(self._experiment, self._which):
       spread = spread.times(section.refinement)
     seed = self._experiment.order_seed(f'search/{self._which.name}/{part}')
-    return schedule_search.covariance_adaptation(first, spread, seed)
+    return schedule_search.covariance_adaptation(
+      first, spread, seed, is_guided(self._experiment)
+    )
+
+
+def is_guided(experiment: Experiment) -> bool:
+  """Whether the tables that are looked for are guided."""
+  # Configs of older versions have no such field.
+  return experiment.config.search.get('guided', True)
+
+
+def _table(point: Point, guided: bool) -> PolicyValues:
+  table = schedule_search.table_of(point)
+  if guided:
+    return table
+  nothing = jnp.zeros_like(table.guidance_scale)
+  return dataclasses.replace(table, guidance_scale=nothing)
 
 
 def _evaluation(
@@ -316,13 +336,13 @@ def _about(experiment: Experiment, which: Search) -> dict[str, Any]:
   longer, unless several schedules share them.
   """
   section = experiment.config.search
-  names = ['start', 'num_samples', 'fresh_seeds', 'fresh_samples']
+  names = ['guided', 'start', 'num_samples', 'fresh_seeds', 'fresh_samples']
   names.append('spread' if which.optimizer == 'cma' else 'descent')
   if before(experiment, which):
     names.append('refinement')
   if section.rounds:
     names += ['evaluations', 'rounds', 'training_steps']
-  settings = section.to_dict()
+  settings = section.to_dict() | {'guided': is_guided(experiment)}
   return dataclasses.asdict(which) | {name: settings[name] for name in names}
 
 
@@ -347,6 +367,29 @@ def table_of_lists(lists: dict[str, list[float]]) -> PolicyValues:
   )
 
 
-def write_table(path: pathlib.Path, row: dict[str, Any]) -> None:
+def write_table(
+  path: pathlib.Path, row: dict[str, Any], guided: bool = True
+) -> None:
   """Writes the table of a row of results for `config.sample.table`."""
-  files.write_json(path, {**row['table'], 'about': row['fresh']}, sealed=True)
+  told = {**row['table'], 'about': row['fresh']}
+  told |= {} if guided else {'guided': False}
+  files.write_json(path, told, sealed=True)
+
+
+def found(experiment: Experiment, which: Search) -> Schedule:
+  """The best of a search's tables, by noise that nothing else is measured with.
+
+  Where the search began is one of them: at its lowest distance it may have
+  fitted no more than its noise.
+  """
+  directory = experiment.workdir / 'search' / which.name
+  tables = journal.read_results(directory, RESULTS)['tables']
+  name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
+  evaluations = experiment.config.search.evaluations
+  return Schedule(
+    'autonat',
+    table_of_lists(tables[name]['table']),
+    is_guided(experiment),
+    label='AutoNAT',
+    note=f'{name} table of {evaluations} evaluations',
+  )

@@ -6,8 +6,11 @@ trains what is missing of tokenizer, judges and NAT, of the digits or of your
 own images in classes, and samples each schedule of `suite.schedules` at each
 number of passes of `suite.passes`, with the same seeds, labels and noise: a
 guided one in half as many steps, an adaptive one with the bound that takes so
-many passes on average, found on other samples. Of the best of N draws, by the
-discriminator of the workdir's policy, each has an N-th of the passes.
+many passes on average, found on other samples. 'learned' stands for every
+training of the workdir's policy that takes so many, 'searched' for the table
+that mode `search` found. Of the best of N draws, by the discriminator of the
+workdir's policy, each has an N-th of the passes. Mode `frontier` trains and
+searches before.
 Leaves in `suite/`
 
 ledger.jsonl  each piece as soon as it is done; a run that was killed, or whose
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -29,16 +33,24 @@ import numpy as np
 from adanat_jax.decoding import schedules, step as step_lib
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import adversarial_reward, datasets
+from adanat_jax.experiment import adversarial_reward, datasets, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import evaluation as evaluation_lib
 from adanat_jax.measuring.evaluation import Evaluation, Method
 from adanat_jax.report import suite as report
 from adanat_jax.runtime import files, processes
-from adanat_jax.runtime.journal import RESULTS_FILE, Ledger, mark_complete
+from adanat_jax.runtime.journal import (
+  RESULTS_FILE,
+  Ledger,
+  is_complete,
+  mark_complete,
+)
 from adanat_jax.sampling import best_of, calibration, requests
+from adanat_jax.stages import search_common
 from adanat_jax.types import PolicyValues
 
+# The name of what mode `search` found here.
+SEARCHED = 'searched'
 # Samples that bounds are found on, and their seed, which nothing else has.
 _CALIBRATION_SAMPLES = 400
 _CALIBRATION_SEED = 77
@@ -59,13 +71,16 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
   yield from evaluation_lib.problems(experiment, (), ())
   section = experiment.config.suite
-  if max(section.get('num_draws', (1,))) > 1:
+  trains = experiment.config.mode == 'frontier'
+  if max(section.get('num_draws', (1,))) > 1 and not (
+    trains and 'adversarial' in experiment.config.policy.rewards
+  ):
     adversarial_reward.judging_stage(experiment)
   for name in section.schedules:
+    if requests.learned_options(name) is not None or name == SEARCHED:
+      continue
     # Those that are published for one number of steps are told in the table.
-    if (
-      requests.learned_options(name) is not None or name in schedules.SCHEDULES
-    ):
+    if name in schedules.SCHEDULES:
       continue
     if not any(_named(experiment, name, count) for count in section.passes):
       # Says what is wrong with the name, if anything is.
@@ -117,7 +132,7 @@ def run(experiment: Experiment) -> None:
       try:
         if passes % num_draws:
           raise UserError(f'{passes} passes are no {num_draws} equal draws')
-        schedule = _schedule(
+        chosen = _schedules(
           *(evaluation, name, passes // num_draws, f'{key}/bound', ledger)
         )
       except UserError as error:
@@ -127,11 +142,14 @@ def run(experiment: Experiment) -> None:
       if num_draws > 1:
         assert judge is not None  # It was loaded for this.
         generator = best_of.best_of(generator, judge, num_draws)
-      measure = functools.partial(
-        evaluation.seed_row, schedule, generator=generator
-      )
-      rows = evaluation.rows(ledger, key, measure)
-      results['rows'].append(_entry(evaluation, label, passes, schedule, rows))
+      rows = []
+      for index, schedule in enumerate(chosen):
+        measure = functools.partial(
+          evaluation.seed_row, schedule, generator=generator
+        )
+        training = f'/training-{index}' if index else ''
+        rows += evaluation.rows(ledger, key + training, measure)
+      results['rows'].append(_entry(evaluation, label, passes, chosen, rows))
     files.write_text(directory / 'suite.md', report.compose(results))
   files.write_json(directory / RESULTS_FILE, results)
   mark_complete(directory, len(results['rows']), {})
@@ -143,16 +161,27 @@ def _label(name: str, num_draws: int) -> str:
   return name if num_draws == 1 else f'{name}, best of {num_draws}'
 
 
-def _schedule(
+def _schedules(
   evaluation: Evaluation, name: str, passes: int, key: str, ledger: Ledger
-) -> Schedule:
-  """The schedule of this name that takes so many passes, on average.
+) -> list[Schedule]:
+  """The schedules of this name that take so many passes, on average.
+
+  Of a learned policy there is one a training.
 
   Raises:
     UserError: if there is none.
   """
   if requests.learned_options(name) is not None:
     return _learned(evaluation, name, passes)
+  if name == SEARCHED:
+    return [_searched(evaluation.experiment, passes)]
+  return [_hand_made(evaluation, name, passes, key, ledger)]
+
+
+def _hand_made(
+  evaluation: Evaluation, name: str, passes: int, key: str, ledger: Ledger
+) -> Schedule:
+  """A schedule without a training; an adaptive one with its bound."""
   made = _named(evaluation.experiment, name, passes)
   if made is None:
     raise UserError(f'{name} has no table of {passes} passes')
@@ -180,26 +209,52 @@ def _schedule(
   return calibration.with_bound(most, bound)
 
 
-def _learned(evaluation: Evaluation, name: str, passes: int) -> Schedule:
-  """The policy of this workdir that takes so many passes."""
-  agents = evaluation.generator.agents
+def _learned(evaluation: Evaluation, name: str, passes: int) -> list[Schedule]:
+  """Every training of the policy of this workdir that takes so many passes."""
+  experiment, generator = evaluation.experiment, evaluation.generator
   for num_steps in range(passes, 0, -1):
-    if num_steps not in agents:
+    if num_steps not in generator.agents:
       continue
-    schedule = evaluation.generator.schedule(name, num_steps)
-    if schedule.passes.sum() == passes:
-      return schedule
+    first = generator.schedule(name, num_steps)
+    if first.passes.sum() != passes:
+      continue
+    # The generator has the first one.
+    alike = [
+      policies.load_agent(experiment, training, num_steps)
+      for training in policies.repetitions(experiment, num_steps)[1:]
+    ]
+    agents = {**generator.agents}
+    return [
+      first,
+      *(
+        dataclasses.replace(
+          generator, agents={**agents, num_steps: agent}
+        ).schedule(name, num_steps)
+        for agent in alike
+      ),
+    ]
   raise UserError(f'no policy of {passes} passes has been trained here')
+
+
+def _searched(experiment: Experiment, passes: int) -> Schedule:
+  """The table of this workdir's search that takes so many passes."""
+  for which in search_common.of(experiment):
+    if is_complete(experiment.workdir / 'search' / which.name):
+      schedule = search_common.found(experiment, which)
+      if schedule.passes.sum() == passes:
+        return dataclasses.replace(schedule, name=SEARCHED)
+  raise UserError(f'no table of {passes} passes has been searched here')
 
 
 def _entry(
   evaluation: Evaluation,
   name: str,
   passes: int,
-  schedule: Schedule,
+  chosen: list[Schedule],
   rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
   """A schedule at so many passes, as `results.json` has it."""
+  schedule = chosen[0]
   entry = evaluation.entry(Method(schedule, 'suite'), rows)
   del entry['role']
   temperature = entry['values_per_step']['effective_temperature']['mean']
@@ -213,6 +268,7 @@ def _entry(
     **entry,
     'name': name,
     'asked_passes': passes,
+    'trainings': len(chosen),
     'passes': float(np.mean([row['passes'] for row in rows])),
     'bound': calibration.bound_of(schedule) if adaptive else None,
     'effective_temperature': temperature,
