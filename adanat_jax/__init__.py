@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from adanat_jax.decoding.step import StepOptions
   from adanat_jax.errors import UserError
   from adanat_jax.experiment import config
-  from adanat_jax.experiment.adversarial_reward import load_judge
+  from adanat_jax.experiment.adversarial_reward import load_discriminator
   from adanat_jax.experiment.experiment import Experiment
   from adanat_jax.experiment.loading import load
   from adanat_jax.problems.decode import decode
@@ -48,7 +48,7 @@ __all__ = [
   'decode',
   'learn',
   'load',
-  'load_judge',
+  'load_discriminator',
   'log_likelihood',
   'schedules',
   'types',
@@ -71,7 +71,7 @@ _PLACES = {
   'decode': 'problems.decode:decode',
   'learn': 'problems.learn:learn',
   'load': 'experiment.loading:load',
-  'load_judge': 'experiment.adversarial_reward:load_judge',
+  'load_discriminator': 'experiment.adversarial_reward:load_discriminator',
   'log_likelihood': 'sampling.likelihood:log_likelihood',
   'schedules': 'decoding.schedules:',
   'types': 'types:',

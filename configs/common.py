@@ -213,8 +213,8 @@ def get_config() -> ml_collections.ConfigDict:
   )
   # A second reward, 'pretrained' or 'frechet', for policies with a dial: told a
   # number l from 0 to 1, they learn to earn l of it and 1 - l of their own.
-  # 'learned(dial=0.7)' sets it where a policy is named, 'learned' has 0. Empty
-  # for policies without one.
+  # 'learned(dial=0.7)' sets it where a policy is named; 'learned', and what is
+  # measured during the training, have 0. Empty for policies without one.
   policy.dial = ''
 
   config.evaluate = evaluate = ml_collections.ConfigDict()

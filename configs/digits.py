@@ -268,8 +268,9 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # 'logistic', as published, or 'hinge', the original's option.
   discriminator.loss = 'logistic'
   # Eight consecutive images share statistics, so that a score depends on the
-  # other seven. The reward is the mean over so many draws of these; published:
-  # 1, the batch as it is.
+  # other seven. The reward is the mean over so many draws of these, from the
+  # parts of the batch that ppo.shuffle_groups makes; published: 1, the batch as
+  # it is.
   discriminator.groupings = 1
   # Updates in an iteration; real images, and generated images, in each.
   discriminator.updates = 4
@@ -341,8 +342,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   # `search`, if there is one.
   suite.passes = (4, 8, 16)
   suite.schedules = SUITE
-  # Also the best of so many draws of each image, as the discriminator of this
-  # workdir's policy judges them, each in that part of the passes.
+  # Each also as the best of so many draws of each image, by the discriminator
+  # of this workdir's policy; each draw has its part of the passes.
   suite.num_draws = (1,)
 
   config.sample = sample = ml_collections.ConfigDict()
@@ -359,8 +360,8 @@ def get_config(preset: str = 'default') -> ml_collections.ConfigDict:
   sample.table = ''
   # See evaluate.num_buckets.
   sample.num_buckets = 0
-  # Each image is the best of so many draws, as the discriminator of the
-  # policy judges them: so many times the cost.
+  # Modes `sample` and `edit` keep the best of so many draws of each image, by
+  # the discriminator of the policy, at so many times the cost.
   sample.num_draws = 1
   # How often all is sampled once more, to say how many images a second that is.
   sample.timing_rounds = 0

@@ -59,6 +59,7 @@ def _set_data(config: ml_collections.ConfigDict) -> None:
     'random(sampling_temperature=0.7)',
     *('entropy', 'moment', 'titok_s128', 'autonat_large', 'learned'),
   )
+  suite.num_draws = (1,)
 
 
 def _set_networks(config: ml_collections.ConfigDict) -> None:

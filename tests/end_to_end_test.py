@@ -235,8 +235,20 @@ class EndToEndTest(absltest.TestCase):
     classes = (1, 1, 0, 0)
     expected = [f'{i:05d}-class{c}.png' for i, c in enumerate(classes)]
     self.assertEqual(names, [*expected, 'grid.png'])
-    image = matplotlib.image.imread(output / names[0])
-    self.assertGreater(image.std(), 0)
+    # They are the best of three draws.
+    generator = adanat_jax.best_of(
+      adanat_jax.load(self.whole, compile_cache=False),
+      adanat_jax.load_discriminator(self.whole),
+      3,
+    )
+    samples = generator.sample(classes, num_steps=4)
+    shown = [
+      matplotlib.image.imread(output / name)
+      for name in names
+      if 'class' in name
+    ]
+    self.assertGreater(np.std(shown), 0)
+    np.testing.assert_allclose(shown, samples.images[..., 0], atol=0.6 / 255)
 
   def test_the_library(self):
     # A workdir of eight devices is loaded on one.
@@ -254,21 +266,21 @@ class EndToEndTest(absltest.TestCase):
     np.testing.assert_array_equal(generator.sample([0])[0], images[0])
     self.assertTrue((generator.sample([0], seed=1)[0] != images[0]).any())
     # Its discriminator chooses among draws, as mode `sample` did.
-    judge = adanat_jax.load_judge(self.whole)
+    score = adanat_jax.load_discriminator(self.whole)
     labels = np.array([0] * 8 + [1] * 4, np.int32)
     plain = generator.sample(labels)
     draws = plain.images
-    scores = judge(draws, labels)
+    scores = score(draws, labels)
     self.assertEqual((scores.shape, scores.dtype), ((12,), np.float32))
     self.assertBetween(scores.min(), 1e-6, scores.max() - 1e-6)
     self.assertLess(scores.max(), 1)
-    np.testing.assert_array_equal(judge(draws, labels), scores)
-    self.assertTrue((judge(draws, 1 - labels) != scores).all())
-    best = adanat_jax.best_of(generator, judge, 4).sample(labels)
+    np.testing.assert_array_equal(score(draws, labels), scores)
+    self.assertTrue((score(draws, 1 - labels) != scores).all())
+    best = adanat_jax.best_of(generator, score, 4).sample(labels)
     np.testing.assert_array_equal(best.passes, 4 * plain.passes)
     self.assertTrue((best.tokens != plain.tokens).any())
     with self.assertRaisesRegex(UserError, 'no workdir: it has no config'):
-      adanat_jax.load_judge(self.directory)
+      adanat_jax.load_discriminator(self.directory)
     with self.assertRaisesRegex(UserError, 'num_steps=3.*learned: 4'):
       generator.sample([0], num_steps=3)
 
@@ -289,7 +301,7 @@ class EndToEndTest(absltest.TestCase):
     unjudged.mkdir()
     shutil.copy(self.whole / 'config.json', unjudged)
     with self.assertRaisesRegex(UserError, 'holds no discriminator; first run'):
-      adanat_jax.load_judge(unjudged)
+      adanat_jax.load_discriminator(unjudged)
 
 
 if __name__ == '__main__':

@@ -143,7 +143,7 @@ class TableTest(parameterized.TestCase):
     self.assertTrue(field_rules.RULES[name].accepts(value))
 
   @parameterized.parameters(
-    ('mode', ('all', *main.STAGES)),
+    ('mode', ('all', *main.STAGES, 'frontier')),
     ('tokenizer.error', vq.ERRORS),
     ('policy.preset', ppo.PRESETS),
     ('policy.residual', policies.RESIDUALS),

@@ -17,9 +17,14 @@ import optax
 
 from adanat_jax.data.examples import ArrayExamples
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import warm_start, workdir as workdir_lib
+from adanat_jax.experiment import (
+  config as config_lib,
+  networks,
+  warm_start,
+  workdir as workdir_lib,
+)
 from adanat_jax.experiment.experiment import Experiment
-from adanat_jax.runtime import checkpoint, leaves, loop
+from adanat_jax.runtime import checkpoint, journal, leaves, loop
 from adanat_jax.stages import (
   nat as nat_stage,
   policy as policy_stage,
@@ -284,6 +289,28 @@ class StagesTest(absltest.TestCase):
     config.policy.rewards = ('pretrained',)
     with self.assertRaisesRegex(UserError, 'init_from=weights is for config'):
       policy_stage.check_config(Experiment(config, self.root))
+
+  def test_a_grid_of_another_shape_is_refused(self):
+    # Four by four tokens, and two by eight.
+    square = configs.load('digits.py:tiny')
+    weights = self.root / 'weights'
+    with checkpoint.Checkpointer(weights) as checkpointer:
+      told = {'config': config_lib.to_dict(square)}
+      checkpointer.save(1, {'params': {'x': jnp.zeros(1)}}, told)
+    journal.mark_complete(weights, 1, {})
+    config = configs.load('image_folder.py:tiny')
+    config.tokenizer.width_multipliers = (1, 1, 1)
+    config.data.update(image_size=8, image_width=32)
+    problems = lambda: [*networks.problems_of_grids(Experiment(config, ''))]
+    self.assertEqual(networks.grid(config), (2, 8))
+    self.assertEmpty(problems())
+    config.nat.init_from = str(weights)
+    (problem,) = problems()
+    self.assertIn('was trained on 4x4 tokens, and', problem)
+    self.assertIn('have 2x8', problem)
+    # What has other shapes is told where it is read.
+    config.data.image_width = 0
+    self.assertEmpty(problems())
 
   def test_what_is_wrong_is_said(self):
     config = configs.load('digits.py:tiny', nat__fine_tune=True)

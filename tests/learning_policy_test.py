@@ -411,8 +411,21 @@ class DialTest(absltest.TestCase):
     dial, action = agent.initial_carry(keys)
     np.testing.assert_allclose(dial, [0.3] * 3)
     self.assertEqual(action.shape, (3, 4))
-    dial, _ = agent.initial_carry(keys, jnp.arange(3.0))
+    dial, _ = carry = agent.initial_carry(keys, jnp.arange(3.0))
     np.testing.assert_array_equal(dial, [0, 1, 2])
+    seen = []
+
+    def network(params, observation, step):
+      seen.append(observation[1])
+      return jnp.ones((3, 4)), jnp.zeros(3)
+
+    agent = agent.replace(actor_critic=network)
+    observation = loop.observe(jnp.zeros((3, N, 1)), jnp.zeros((3, N, K)), True)
+    for step, expected in enumerate((1.0, 1.0)):
+      _, _, carry = agent.policy()(jnp.int32(step), observation, keys, carry)
+      np.testing.assert_array_equal(seen[step], [0, 1, 2])
+      np.testing.assert_array_equal(carry[0], [0, 1, 2])
+      np.testing.assert_allclose(carry[1], expected)
 
 
 class TrainStepTest(absltest.TestCase):

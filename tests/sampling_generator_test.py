@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
+import adanat_jax
 from adanat_jax.decoding import loop, schedules, tables
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
@@ -435,22 +436,22 @@ class GeneratorTest(parameterized.TestCase):
 
 
 class BestOfTest(absltest.TestCase):
-  """Of each sample the draw that a judge prefers."""
+  """Of each sample the draw of the best score."""
 
   labels = np.array([0, 1, 2, 2, 1], np.int32)
 
-  def sample(self, judge, num_draws, batch_size=8, **options):
-    generator = best_of.best_of(toy_generator(batch_size), judge, num_draws)
+  def sample(self, score, num_draws, batch_size=8, **options):
+    generator = best_of.best_of(toy_generator(batch_size), score, num_draws)
     return generator.sample(self.labels, T, 3, **options)
 
   def test_the_best_is_kept(self):
     asked = []
 
-    def judge(images, labels):
+    def score(images, labels):
       asked.append((images, labels))
       return images.reshape(len(images), -1).sum(1) + labels
 
-    found = self.sample(judge, 3, record=True)
+    found = self.sample(score, 3, record=True)
     ((images, labels),) = asked
     np.testing.assert_array_equal(labels, np.tile(self.labels, 3))
     draws = images.reshape(3, 5, 2, 2, 1)
@@ -462,6 +463,7 @@ class BestOfTest(absltest.TestCase):
     self.assertGreater(len({*best.tolist()}), 1)
     np.testing.assert_array_equal(found.images, draws[best, np.arange(5)])
     np.testing.assert_array_equal(found.passes, 3 * plain.passes)
+    self.assertEqual(found.passes.dtype, np.int32)
     # The record is that of the draw that stayed.
     known = found.trajectory.tokens[-1] < K
     self.assertGreater(known.sum(), 5)
@@ -474,10 +476,15 @@ class BestOfTest(absltest.TestCase):
       found.trajectory,
       plain.trajectory,
     )
+    # A page counts the passes of all draws.
+    generator = best_of.best_of(toy_generator(8), score, 3)
+    schedule = generator.schedule('learned', T)
+    shown = replay.make(generator, schedule, found)
+    np.testing.assert_array_equal(shown.passes[-1], found.passes)
     # Neither batches nor further draws change the earlier ones.
-    fewer = self.sample(judge, 3, batch_size=2)
+    fewer = self.sample(score, 3, batch_size=2)
     np.testing.assert_array_equal(fewer.tokens, found.tokens)
-    scores = [self.sample(judge, n).images.sum() for n in (1, 2, 3, 5)]
+    scores = [self.sample(score, n).images.sum() for n in (1, 2, 3, 5)]
     self.assertEqual(scores, sorted(scores))
 
   def test_of_equal_ones_it_is_the_first(self):
@@ -500,10 +507,19 @@ class BestOfTest(absltest.TestCase):
   def test_mistakes(self):
     with self.assertRaisesRegex(UserError, 'num_draws is 0'):
       self.sample(None, 0)
-    for wrong in (lambda x, y: x, lambda x, y: np.full(len(x), np.nan)):
+    with self.assertRaisesRegex(UserError, 'score is None; give a function'):
+      self.sample(None, 2)
+    for wrong in (
+      *(lambda x, y: x, lambda x, y: np.full(len(x), np.nan)),
+      lambda x, y: 'good',
+    ):
       with self.assertRaisesRegex(UserError, 'must return a number for each'):
         self.sample(wrong, 2)
-    generator = best_of.best_of(toy_generator(), None, 2)
+    generator = best_of.best_of(toy_generator(), lambda x, y: y, 2)
+    with self.assertRaisesRegex(UserError, 'the best of 2 draws already'):
+      best_of.best_of(generator, lambda x, y: y, 2)
+    with self.assertRaisesRegex(UserError, 'best of several draws has no like'):
+      adanat_jax.log_likelihood(generator, np.zeros((1, N)), [0], 'maskgit')
     self.assertStartsWith(repr(generator), '<the best of 2 draws of <Generato')
     for method, what in (
       (generator.save, 'saved'),

@@ -266,6 +266,10 @@ class StageTest(parameterized.TestCase):
     workdir_lib.claim(self.workdir / 'claimed', self.config, {})
     other = small_config(compare__batch_size=10)
     workdir_lib.claim(self.workdir / 'claimed', other, {})
+    with mock.patch.object(compare, 'open_ledger') as opened:
+      compare.run(Experiment(self.config, self.workdir))
+    # Those of earlier versions were guided, and say nothing of it.
+    self.assertEqual(opened.call_args.kwargs['added'], {'search.guided': True})
     # Also of one that has ended: it is not what was asked for.
     with self.assertRaisesRegex(
       UserError, 'config.compare.batch_size=20 and not 10'

@@ -394,7 +394,7 @@ class StageTest(parameterized.TestCase):
         'search__guided': False,
         'search__optimizers': ('finite_differences',),
       },
-      'config.search.guided=False is for one search by CMA-ES',
+      'config.search.guided=False works only with config.search.optim',
     ),
     ({'search__rounds': 1}, 'evaluations is 5; give a multiple of 2'),
     (

@@ -20,7 +20,7 @@ from adanat_jax.measuring.evaluation import Evaluation
 from adanat_jax.runtime import files, sharding
 from adanat_jax.runtime.journal import is_complete
 from adanat_jax.sampling import calibration, generator as generator_lib
-from adanat_jax.stages import search_common, suite
+from adanat_jax.stages import policy, search, search_common, suite
 from adanat_jax.types import PolicyValues
 from support import configs
 
@@ -179,8 +179,8 @@ class SuiteTest(absltest.TestCase):
     ledger = mock.Mock()
 
     def find(passes):
-      (found,) = suite._schedules(evaluation, 'learned', passes, '', ledger)
-      return found
+      found = suite._schedules(evaluation, 'learned', passes, '', ledger)
+      return found['']
 
     self.assertIs(find(8), made[4])
     with self.assertRaisesRegex(UserError, 'no policy of 16 passes'):
@@ -224,16 +224,18 @@ class SuiteTest(absltest.TestCase):
       ),
     ):
       found = suite._learned(evaluation, 'learned', 4)
-    self.assertLen(found, 2)
-    self.assertIs(found[0], agents[0])
-    self.assertIs(found[1], agents[2])
+    # By its number, whichever others are finished.
+    self.assertEqual([*found], ['', '/training-2'])
+    self.assertIs(found[''], agents[0])
+    self.assertIs(found['/training-2'], agents[2])
 
   def test_the_frontier(self):
     config = configs.load('digits.py:frontier')
     stages = ('tokenizer', 'judges', 'nat', 'policy', 'search', 'suite')
     self.assertEqual(main._names_of_stages(config), stages)
     experiment = Experiment(config, self.workdir)
-    suite.check_config(experiment)
+    for stage in (suite, policy, search):
+      stage.check_config(experiment)
     # Everything takes a pass a step.
     for name in config.suite.schedules:
       if name in ('learned', 'searched'):
@@ -263,8 +265,8 @@ class SuiteTest(absltest.TestCase):
       *([None] * 4), 2, {}, mesh=sharding.make_mesh()
     )
     with (
-      mock.patch.object(adversarial_reward, 'judging_stage'),
-      mock.patch.object(adversarial_reward, 'make_judge'),
+      mock.patch.object(adversarial_reward, 'discriminator_stage'),
+      mock.patch.object(adversarial_reward, 'discriminator_score'),
       mock.patch.object(Experiment, 'generator', return_value=plain),
       mock.patch.object(Evaluation, 'sample', side_effect=sample),
       mock.patch.object(Evaluation, 'row', side_effect=self.row),
@@ -275,7 +277,9 @@ class SuiteTest(absltest.TestCase):
     self.assertEqual(asked, [(4, 2, 'seed-0'), (4, 2, 'seed-1')])
     self.assertIn('| `maskgit, best of 2` |', said.getvalue())
     results = files.read_json(self.workdir / 'suite/results.json')
-    self.assertEqual(results['missing'], ['9 passes are no 2 equal draws'])
+    self.assertEqual(
+      results['missing'], ['9 passes cannot be divided among 2 draws']
+    )
 
   def test_the_list_is_complete(self):
     config = configs.load('digits.py')
@@ -325,6 +329,18 @@ class SuiteTest(absltest.TestCase):
     )
     with self.assertRaisesRegex(UserError, r'takes none of .*passes=\(5,\)'):
       self.run_stage()
+    for changes, message in (
+      ({'schedules': ('learned(dial=0.5)',)}, 'config.policy.dial is empty'),
+      ({'schedules': ('learned(candidates=65)',)}, 'schedules=.* is not allow'),
+      ({'num_draws': (1, 2)}, r'none of config.suite.passes=\(5,\) can be'),
+    ):
+      config = self.config.copy_and_resolve_references()
+      config.suite.update(**{'schedules': ('maskgit',), **changes})
+      with (
+        mock.patch.object(adversarial_reward, 'discriminator_stage'),
+        self.assertRaisesRegex(UserError, message),
+      ):
+        suite.check_config(Experiment(config, self.workdir))
     self.assertEmpty([*self.workdir.iterdir()])
 
 

@@ -125,6 +125,13 @@ class LedgerTest(absltest.TestCase):
       open_ledger(a=[1])
     with self.assertRaisesRegex(UserError, 'config.added=None and not 3'):
       open_ledger(a=[1, 2], added=3)
+    later = lambda value: journal.open_ledger(
+      *(directory, {'a': [1, 2], 'late': value}, 'config'),
+      added={'late': True},
+    )
+    self.assertEqual(later(True).get('piece', lambda: 6), 5)
+    with self.assertRaisesRegex(UserError, 'config.late=True and not False'):
+      later(False)
 
 
 class MethodsTest(absltest.TestCase):

@@ -1,4 +1,4 @@
-"""Names with parameters, such as `'halton(rows=4)'`, read and not run."""
+"""Parses names with parameters, such as `'halton(rows=4)'`."""
 
 from __future__ import annotations
 

@@ -443,8 +443,8 @@ LOOKING_AHEAD = {'candidates': 1, 'chosen_by': 'entropy'}
 
 # What these names mean already, in configs, in results and to a `Generator`.
 _TAKEN = (
-  *('learned', 'hand-made', 'table', 'adanat', 'autonat', 'tuned'),
-  *('published', 'fewer_steps'),
+  *('learned', 'searched', 'hand-made', 'table', 'adanat', 'autonat'),
+  *('tuned', 'published', 'fewer_steps'),
 )
 
 

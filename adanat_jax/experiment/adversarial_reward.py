@@ -196,50 +196,52 @@ def make_spec(experiment: Experiment, groups: int) -> RewardSpec:
   return RewardSpec(frozen, build, initial)
 
 
-def load_judge(
+def load_discriminator(
   workdir: str | os.PathLike[str], groupings: int = 8
-) -> best_of.Judge:
-  """The final discriminator of a workdir, as a judge for `best_of`.
+) -> best_of.Score:
+  """The final discriminator of a workdir's policy, as a score for `best_of`.
 
   Of several policies of the adversarial reward it takes the first one's.
 
   Args:
     workdir: of `adanat_jax.main`.
-    groupings: an image's score depends on seven others of its batch; it is the
-      mean over so many draws of these, always the same ones.
+    groupings: an image's score depends on seven others of the call; it is the
+      mean over so many draws of these. So it depends on what else is scored,
+      on the size of batches, and on the number of devices where that is padded.
 
   Returns:
-    How real images float32[M, H, W, C] of classes int32[M] are, float32[M] in
-    (0, 1).
+    A function of images float32[M, H, W, C] in [0, 1] and classes int32[M]
+    that returns how real they are, float32[M] in (0, 1). It raises UserError
+    for images of another shape.
 
   Raises:
     UserError: if there is no such policy, or it was trained on captions.
   """
   from adanat_jax.experiment.experiment import Experiment
 
-  return make_judge(Experiment.of_workdir(workdir), groupings)
+  return discriminator_score(Experiment.of_workdir(workdir), groupings)
 
 
-def drawing_judge(experiment: Experiment) -> best_of.Judge:
+def drawing_discriminator(experiment: Experiment) -> best_of.Score:
   """That of `config.generator`, by default that of this workdir.
 
   Raises:
-    UserError: see `load_judge`.
+    UserError: see `load_discriminator`.
   """
   path = experiment.config.get('generator', '')
   if not path:
-    return make_judge(experiment)
+    return discriminator_score(experiment)
   try:
-    return load_judge(path)
+    return load_discriminator(path)
   except UserError as error:
     raise UserError(f'config.generator={path}: {error}') from error
 
 
-def judging_stage(experiment: Experiment) -> str:
-  """The finished training whose discriminator judges.
+def discriminator_stage(experiment: Experiment) -> str:
+  """The finished training whose discriminator scores draws.
 
   Raises:
-    UserError: see `load_judge`.
+    UserError: see `load_discriminator`.
   """
   if experiment.is_text:
     raise UserError(
@@ -263,9 +265,11 @@ def judging_stage(experiment: Experiment) -> str:
   return stage
 
 
-def make_judge(experiment: Experiment, groupings: int = 8) -> best_of.Judge:
-  """That of an experiment, see `load_judge`."""
-  stage = judging_stage(experiment)
+def discriminator_score(
+  experiment: Experiment, groupings: int = 8
+) -> best_of.Score:
+  """That of an experiment, see `load_discriminator`."""
+  stage = discriminator_stage(experiment)
   trunk, frozen = experiment.network('reward')
   heads = networks.discriminator_module(experiment.config)
   networks_of = _ProjectedDiscriminator(experiment, trunk, heads, None, None)
@@ -291,8 +295,13 @@ def make_judge(experiment: Experiment, groupings: int = 8) -> best_of.Judge:
       groups=1,
     )
 
-  def judge(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  def score(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     mesh, count = experiment.mesh, len(images)
+    if images.shape[1:] != experiment.image_shape:
+      raise UserError(
+        f'the discriminator of {experiment.workdir} scores images of'
+        f' {list(experiment.image_shape)}; given are {list(images.shape[1:])}'
+      )
     multiple = GROUP_SIZE * mesh.size
     # The last group is filled up from the beginning.
     index = np.resize(np.arange(count), -(-count // multiple) * multiple)
@@ -302,7 +311,7 @@ def make_judge(experiment: Experiment, groupings: int = 8) -> best_of.Judge:
       found = scores(frozen, state, *batch)
     return sharding.gather(found)[:count]
 
-  return judge
+  return score
 
 
 def _held_out(experiment: Experiment) -> dict[str, Any]:

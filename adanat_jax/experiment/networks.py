@@ -7,6 +7,7 @@ they are built, so that sampling starts sooner.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import functools
 import math
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ import ml_collections
 
 from adanat_jax.decoding import actions
 from adanat_jax.errors import UserError
+from adanat_jax.experiment import config as config_lib
 from adanat_jax.models import layers
 from adanat_jax.models.policy import PolicyNetwork
 from adanat_jax.models.vqgan import VQGAN
-from adanat_jax.runtime import sharding
+from adanat_jax.runtime import checkpoint, sharding
 
 if TYPE_CHECKING:
   from adanat_jax.experiment.experiment import Experiment
@@ -76,6 +78,29 @@ def grid(config: Config) -> tuple[int, int]:
   """Rows and columns of the tokens."""
   height, width, _ = image_shape(config)
   return height // downsampling(config), width // downsampling(config)
+
+
+def problems_of_grids(experiment: Experiment) -> Iterator[str]:
+  """Says which weights were trained on a grid of as many tokens, and another.
+
+  Their shapes would fit, and positions would mean other places. Converted
+  weights say nothing of their grid.
+  """
+  ours = grid(experiment.config)
+  for section in ('nat', 'policy'):
+    directory = experiment.field(section).get('init_from', '')
+    try:
+      told = checkpoint.read_meta(directory).get('config') if directory else {}
+    except UserError:
+      continue  # There is none, which is told elsewhere.
+    theirs = grid(config_lib.from_json(told)) if told else ours
+    if theirs != ours and math.prod(theirs) == math.prod(ours):
+      shown = ['x'.join(map(str, sides)) for sides in (theirs, ours)]
+      yield (
+        f'config.{section}.init_from={directory} was trained on {shown[0]}'
+        f' tokens, and the images of config.data have {shown[1]}: give images'
+        ' of that shape, or no weights'
+      )
 
 
 def downsampling(config: Config) -> int:

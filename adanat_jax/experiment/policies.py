@@ -9,6 +9,7 @@ draws one of them, and the policy is told which.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from adanat_jax.experiment import networks
 from adanat_jax.learning import agent as agent_lib
 from adanat_jax.models import denoisers, policy
 from adanat_jax.models.policy import PolicyNetworks
+from adanat_jax.runtime import checkpoint
+from adanat_jax.sampling import requests
 from adanat_jax.types import Array
 
 if TYPE_CHECKING:
@@ -288,6 +291,19 @@ def agents(experiment: Experiment) -> Mapping[int, agent_lib.Agent]:
   return found
 
 
+def problems_of_names(
+  experiment: Experiment, names: Iterable[str]
+) -> Iterator[str]:
+  """Says which names set a dial that the config's policies do not have."""
+  for name in names:
+    given = requests.learned_options(name) or {}
+    if 'dial' in given and not experiment.config.policy.get('dial', ''):
+      yield (
+        f'{name} sets a dial, and config.policy.dial is empty: give learned, or'
+        ' the second reward of a policy with a dial'
+      )
+
+
 def problems(experiment: Experiment) -> Iterator[str]:
   """Says for which T there can be no policy; see `Experiment.check`."""
   section = experiment.config.policy
@@ -297,6 +313,20 @@ def problems(experiment: Experiment) -> Iterator[str]:
       f'config.policy.guided_steps={section.guided_steps} names steps to guide,'
       ' and config.policy.guided is False: give True, or ()'
     )
+  if section.get('dial', '') in section.get('rewards', ()):
+    yield (
+      f'config.policy.dial={section.dial} is one of config.policy.rewards='
+      f'{tuple(section.rewards)}, and a dial goes from one reward to another:'
+      ' give another, or none'
+    )
+  if section.get('dial', '') and experiment.is_converted('policy'):
+    with contextlib.suppress(UserError):
+      saved = checkpoint.read_layouts(section.init_from)
+      if 'params/actor/dial_fc/kernel' not in saved:
+        yield (
+          f'config.policy.init_from={section.init_from} has no dial, and'
+          f' config.policy.dial is {section.dial}: give an empty one'
+        )
   if section.get('dial', '') and 'constant' in section.get('kinds', ()):
     yield (
       f'config.policy.dial={section.dial} is for policies that see the image:'

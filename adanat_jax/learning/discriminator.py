@@ -79,19 +79,18 @@ def regrouped_reward(
   groupings: int,
   groups: int,
 ) -> Array:
-  """`sigmoid(mean logit)`, averaged over whom each image is scored with.
+  """`sigmoid(mean logit)`, averaged over random groups of eight.
 
-  Consecutive images share statistics, so that a score depends on its
-  neighbours. They are drawn anew for each grouping but the first, which is the
-  batch as it is.
+  Consecutive images share statistics, so that a score depends on the others of
+  its group. The first grouping is the batch as it is.
 
   Args:
     scores_of: `*rows -> mean logits float32[B]`, in their order.
     rows: what is scored, trees of arrays [B, ...].
     key: of the groupings.
     groupings: how many are averaged; 1 is the published reward.
-    groups: neighbours are drawn within so many equal consecutive parts of the
-      batch, see `deal`; it divides B.
+    groups: of so many equal consecutive parts of the batch, each drawn from
+      within, see `deal`; it divides B.
 
   Returns:
     float32[B].

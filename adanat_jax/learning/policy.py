@@ -2,14 +2,13 @@
 
 1. The exploring policy decodes a batch of images, of random classes or of given
    texts.
-2. The reward model scores the finished images.
+2. The reward model scores the finished images. Where the policy has a dial,
+   each image has its own l in [0, 1], which the policy reads: it earns (1 - l)
+   of this reward and l of a second one, each standardised over the batch.
+   AdaGen (arXiv 2603.06993) blends two policies instead.
 3. PPO improves actor and critic on that batch.
 4. With the adversarial reward, the discriminator learns to tell these images
    from real ones (as published: images of fresh rollouts).
-   A policy with a dial is told a number l from 0 to 1, another for each image,
-   and earns (1 - l) of its reward and l of a second one, of which each has mean
-   0 and deviation 1 over the batch. After AdaGen (arXiv 2603.06993), which
-   blends two policies; told l, one serves.
 5. Optionally, a moving average of the policy's parameters is updated; nothing
    learns from it.
 
@@ -47,7 +46,7 @@ from adanat_jax.types import (
   Reward,
 )
 
-# Beside the numbers of a sample's steps, which are folded into the same key.
+# Folded into keys beside small numbers, such as those of a sample's steps.
 _DIAL = 2**32 - 2
 
 
@@ -178,7 +177,7 @@ class Experience:
 
   # float32 or uint16[T, B, N, D], or (int32[T, B, N], each [1, B, ...])
   # See `ppo.Rollout`: features, those in bfloat16 as their bits, or (canvases
-  # before each step, prompts).
+  # before each step, prompts); with a dial (these, float32[T, B]).
   observations: Any
   # Actions, their log-densities and the critic's values.
   aux: PolicyAux  # each [T, B, ...]
@@ -431,7 +430,8 @@ def make_train_step(
     earned, described = reward, {}
     if second_reward is not None:
       assert experience.dial is not None  # Its agent has one.
-      second_key = jax.random.fold_in(reward_key, 0)
+      # The first reward splits the key, which takes small numbers.
+      second_key = jax.random.fold_in(reward_key, _DIAL)
       second = second_reward(images, condition, second_key)
       earned = blended(reward, second, experience.dial[0])
       described = {'second_reward': second.mean()}

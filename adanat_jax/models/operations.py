@@ -105,8 +105,9 @@ def policy_operations(module: PolicyNetwork, feature_width: int) -> int:
   embed = 0
   if feature_width != hidden:
     embed = math.prod(grid) * feature_width * hidden
-  # Of the step and, if the budget is read, of T and the steps left.
-  embedded = _STEP_EMBEDDING_WIDTH * (3 if module.reads_budget else 1)
+  # Of the step and, if they are read, of T and the steps left, and the dial.
+  embedded = 1 + 2 * module.reads_budget + module.reads_dial
+  embedded *= _STEP_EMBEDDING_WIDTH
   step = embedded * hidden + hidden**2
   modulation = hidden * 2 * (hidden + first + second)
   depthwise = hidden * math.prod(_taps(side, 3, stride=2) for side in grid)

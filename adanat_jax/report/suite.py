@@ -31,7 +31,8 @@ def compose(results: dict[str, Any]) -> str:
       '# Schedules at equal numbers of denoiser passes\n',
       f'Fréchet distance (FD), over {settings["sampling seeds"]} seeds of'
       f' {settings["images a seed"]} images, mean ± standard deviation; recall'
-      ' and accuracy. Guided schedules take half as many steps,'
+      ' and accuracy; of several trainings over all their seeds. Guided'
+      ' schedules take half as many steps,'
       ' those that look ahead fewer. Temperature:'
       ' the effective one, at the first step and at the last but one. In'
       ' brackets the mean passes of a sample where they are others.\n',
@@ -39,6 +40,13 @@ def compose(results: dict[str, Any]) -> str:
       *notes,
     ]
   )
+
+
+def _shown(name: str, rows: list[dict[str, Any]]) -> str:
+  """A name, with the number of its trainings if there are several."""
+  # Results of earlier versions have one of each.
+  count = max(row.get('trainings', 1) for row in rows if row['name'] == name)
+  return f'`{name}`' + (f', {count} trainings' if count > 1 else '')
 
 
 def table(results: dict[str, Any]) -> str:
@@ -73,7 +81,10 @@ def table(results: dict[str, Any]) -> str:
   return tables.markdown_table(
     header,
     [
-      [f'`{name}`', *(x for count in counts for x in measured[name][count])]
+      [
+        _shown(name, rows),
+        *(x for count in counts for x in measured[name][count]),
+      ]
       for name in results['schedules']
       if name in measured
     ],

@@ -1,17 +1,19 @@
-"""The best of several draws of each image, by a judge.
+"""The best of several draws of each image, by a score.
 
-  judge = adanat_jax.load_judge('runs/digits')
-  generator = adanat_jax.best_of(adanat_jax.load('runs/digits'), judge, 4)
+  score = adanat_jax.load_discriminator('runs/digits')
+  generator = adanat_jax.best_of(adanat_jax.load('runs/digits'), score, 4)
   generator.sample(['even', 'odd'])
 
 Four draws cost four times the passes, which `Samples.passes` counts: compare
-them with a decode of as many passes. What a judge prefers becomes more frequent
+them with a decode of as many passes. What scores well becomes more frequent
 than it is, so look at recall or coverage, too.
 
-A judge is a function of images float32[M, H, W, C] and their conditions, int32
-[M] class ids or float32[M, L, C] texts; it returns scores float[M], larger for
-better images. It gets all draws of a batch in one call, draw after draw. AdaGen
-takes the final discriminator (arXiv 2603.06993, refinement at inference).
+A score is a function of images float32[M, H, W, C] and their conditions,
+int32[M] class ids or float32[M, L, C] texts; it returns float[M], larger for
+better images. It gets all draws of a batch in one call, draw after draw. Where
+it looks at each image by itself, neither the size of batches nor later samples
+change a sample. AdaGen takes the final discriminator (arXiv 2603.06993,
+refinement at inference).
 """
 
 from __future__ import annotations
@@ -30,18 +32,19 @@ from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Samples
 from adanat_jax.types import Array
 
-Judge: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Score: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Beside the numbers of samples, which are folded into the same key.
 _DRAWS = 2**32 - 2
 
 
-def best_of(generator: Generator, judge: Judge, num_draws: int) -> Generator:
+def best_of(generator: Generator, score: Score, num_draws: int) -> Generator:
   """The generator that draws each image several times and keeps the best.
 
   Args:
     generator: draws; with one draw it is returned as it is.
-    judge: see above; `load_judge` has the discriminator of a workdir.
+    score: see above; `load_discriminator` has that of a workdir. Of an edit it
+      sees what the network drew, before kept pixels are put back.
     num_draws: N. The first draw is what `generator` gives.
 
   Returns:
@@ -49,20 +52,35 @@ def best_of(generator: Generator, judge: Judge, num_draws: int) -> Generator:
     neither saved nor exported.
 
   Raises:
-    UserError: if `num_draws` is none.
+    UserError: if `num_draws` is no positive integer, the score no function, or
+      the generator takes the best of several draws already.
   """
   if requests.integer('num_draws', num_draws, 1) == 1:
     return generator
+  if not callable(score):
+    raise UserError(
+      f'score is {shown(score)}; give a function of images and conditions'
+    )
+  if draws_of(generator) > 1:
+    raise UserError(
+      f'the generator takes the best of {draws_of(generator)} draws already;'
+      ' give best_of the one that it was made of'
+    )
   fields = dataclasses.fields(Generator)
   given = {field.name: getattr(generator, field.name) for field in fields}
-  return _BestOf(**given, judge=judge, num_draws=num_draws)
+  return _BestOf(**given, score=score, num_draws=num_draws)
+
+
+def draws_of(generator: Generator) -> int:
+  """How often a generator draws each image."""
+  return generator.num_draws if isinstance(generator, _BestOf) else 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class _BestOf(Generator):
   """See `best_of`."""
 
-  judge: Judge = dataclasses.field(kw_only=True)
+  score: Score = dataclasses.field(kw_only=True)
   num_draws: int = dataclasses.field(kw_only=True)
 
   def __repr__(self) -> str:
@@ -91,21 +109,21 @@ class _BestOf(Generator):
     for batch in zip(*draws, strict=True):
       rows = labels[done : done + len(batch[0])]
       done += len(rows)
-      yield _best(batch, _scores(self.judge, batch, rows))
+      yield _best(batch, _scores(self.score, batch, rows))
 
   def stream(self, *given: Any, **named: Any) -> NoReturn:
-    """Draws stay on the devices there, and judges read arrays of NumPy."""
+    """Draws stay on the devices there, and scores read arrays of NumPy."""
     raise UserError('the best of several draws cannot be streamed; give 1 draw')
 
   def save(self, *given: Any, **named: Any) -> NoReturn:
-    """A folder holds no judge."""
+    """A folder holds no score."""
     raise UserError(
       'what takes the best of several draws cannot be saved: save the generator'
       ' that was given to best_of'
     )
 
   def export(self, *given: Any, **named: Any) -> NoReturn:
-    """A file of plain JAX holds no judge."""
+    """A file of plain JAX holds no score."""
     raise UserError(
       'what takes the best of several draws cannot be exported: export the'
       ' generator that was given to best_of'
@@ -113,22 +131,26 @@ class _BestOf(Generator):
 
 
 def _scores(
-  judge: Judge, draws: Sequence[Samples], labels: np.ndarray
+  score: Score, draws: Sequence[Samples], labels: np.ndarray
 ) -> np.ndarray:
-  """The judge's scores float64[N, B] of N draws of a batch."""
+  """Scores float64[N, B] of N draws of a batch."""
   images = np.concatenate([draw.images for draw in draws])
   conditions = np.concatenate([labels] * len(draws))
-  found = np.asarray(judge(images, conditions), np.float64)
+  given = score(images, conditions)
+  try:
+    found = np.asarray(given, np.float64)
+  except (TypeError, ValueError):
+    found = np.zeros(())
   if found.shape != (len(images),) or np.isnan(found).any():
     raise UserError(
-      f'the judge of best_of returned {shown(found)} for {len(images)} images;'
+      f'the score of best_of returned {shown(given)} for {len(images)} images;'
       ' it must return a number for each'
     )
   return found.reshape(len(draws), len(labels))
 
 
 def _best(draws: Sequence[Samples], scores: np.ndarray) -> Samples:
-  """Of each sample the draw of the highest score; the first of equal ones."""
+  """Keeps each sample's best draw, of equal ones the first."""
   chosen, rows = scores.argmax(0), np.arange(scores.shape[1])
 
   def pick(axis: int) -> Callable[..., np.ndarray]:
@@ -143,5 +165,5 @@ def _best(draws: Sequence[Samples], scores: np.ndarray) -> Samples:
     images=pick(0)(*(draw.images for draw in draws)),
     tokens=pick(0)(*(draw.tokens for draw in draws)),
     trajectory=trajectory,
-    passes=np.sum([draw.passes for draw in draws], axis=0),
+    passes=np.stack([draw.passes for draw in draws]).sum(0, np.int32),
   )

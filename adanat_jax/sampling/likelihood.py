@@ -10,9 +10,10 @@ import numpy as np
 
 from adanat_jax.decoding import likelihood, schedules
 from adanat_jax.decoding.schedules import PolicyLike
+from adanat_jax.errors import UserError
 from adanat_jax.models import denoisers
 from adanat_jax.runtime import sharding
-from adanat_jax.sampling import program, requests
+from adanat_jax.sampling import best_of, program, requests
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Plan
 from adanat_jax.sampling.requests import AnyPolicy, Labels
@@ -51,6 +52,11 @@ def log_likelihood(
     generator.null_condition,
     generator.encode_captions,
   )
+  if best_of.draws_of(generator) > 1:
+    raise UserError(
+      'the best of several draws has no likelihood; give the generator that was'
+      ' given to best_of'
+    )
   chosen = generator.schedule(schedule, num_steps, len(conditions))
   likelihood.check(chosen)
   grids = requests.grids(

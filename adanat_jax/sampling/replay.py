@@ -11,6 +11,7 @@ from adanat_jax.decoding import guidance
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.decoding.step import effective_temperature
 from adanat_jax.report import page
+from adanat_jax.sampling import best_of
 from adanat_jax.sampling.generator import Generator
 from adanat_jax.sampling.program import Samples
 from adanat_jax.sampling.requests import AnyPolicy, Labels
@@ -50,7 +51,7 @@ def make(
       for name, rows in values.items()
     },
     # By an adaptive rule a full batch takes no more steps.
-    passes=np.minimum(passes, samples.passes),
+    passes=np.minimum(best_of.draws_of(generator) * passes, samples.passes),
   )
 
 

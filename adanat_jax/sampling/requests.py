@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adanat_jax.decoding import schedules, tables
+from adanat_jax.decoding import schedules, step as step_lib, tables
 from adanat_jax.decoding.schedules import LearnedPolicy, PolicyLike, Schedule
 from adanat_jax.errors import UserError, shown
 from adanat_jax.models import denoisers
@@ -282,7 +282,8 @@ def learned_options(name: str) -> dict[str, Any] | None:
   None of a name that is no learned policy's.
 
   Raises:
-    UserError: for what cannot be read, or a dial that is not from 0 to 1.
+    UserError: for what cannot be read, a dial that is not from 0 to 1, or what
+      `StepOptions` refuses.
   """
   base, bracket, _ = name.partition('(')
   if base != 'learned':
@@ -295,6 +296,11 @@ def learned_options(name: str) -> dict[str, Any] | None:
   given = names.parameters(name, defaults, 'policy')
   if not 0 <= given.get('dial', 0) <= 1:
     raise UserError(f'{name}: the dial is {given["dial"]}; give 0 to 1')
+  ahead = {key: given.get(key, x) for key, x in schedules.LOOKING_AHEAD.items()}
+  try:
+    step_lib.StepOptions(**ahead)
+  except UserError as error:
+    raise UserError(f'{name}: {error}') from error
   return given
 
 
@@ -316,9 +322,9 @@ def _learned(generator: Generator, name: str, num_steps: int) -> Schedule:
     agent = dataclasses.replace(agent, dial=jnp.float32(given['dial']))
     label += f', dial {given["dial"]:g}'
   schedule = Schedule(name, agent, agent.guided, label=label)
-  ahead = {key: given.get(key, x) for key, x in schedules.LOOKING_AHEAD.items()}
-  if ahead['candidates'] != 1:
-    schedule = schedule.looking_ahead(**ahead)
+  if (candidates := given.get('candidates', 1)) != 1:
+    chosen_by = given.get('chosen_by', schedules.LOOKING_AHEAD['chosen_by'])
+    schedule = schedule.looking_ahead(candidates, chosen_by)
   return schedule
 
 

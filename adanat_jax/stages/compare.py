@@ -175,7 +175,9 @@ def run(experiment: Experiment) -> None:
     for section in ('compare', 'search')
     for name, value in config_lib.fields(config[section])
   }
-  ledger = open_ledger(directory, about, 'config')
+  ledger = open_ledger(
+    directory, about, 'config', added={'search.guided': True}
+  )
   if has_results(directory):
     return
   for name, stage in _SHARED.items():

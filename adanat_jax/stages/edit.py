@@ -32,7 +32,8 @@ _WAYS = ('mask', 'box', 'sides', 'strength')
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be edited."""
   experiment.check(
-    _problems, sample.problems_of_policy, reads=(*sample.READS, 'edit')
+    *(_problems, sample.problems_of_policy, sample.problems_of_draws),
+    reads=(*sample.READS, 'edit'),
   )
 
 
@@ -59,7 +60,7 @@ def run(experiment: Experiment) -> None:
   """Writes the results, and `grid.png`: the picture before and after."""
   check_config(experiment)
   section, sampling = experiment.config.edit, experiment.config.sample
-  generator = experiment.drawing_generator()
+  generator = sample.drawing_generator(experiment)
   options: SamplingOptions = {
     'num_steps': sampling.num_steps,
     'seed': sampling.seed,

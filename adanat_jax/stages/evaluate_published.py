@@ -25,7 +25,7 @@ import numpy as np
 from adanat_jax.convert import files as weights
 from adanat_jax.decoding.schedules import Schedule
 from adanat_jax.errors import UserError
-from adanat_jax.experiment import config as config_lib, datasets
+from adanat_jax.experiment import config as config_lib, datasets, policies
 from adanat_jax.experiment.experiment import Experiment
 from adanat_jax.measuring import (
   clip_score,
@@ -79,6 +79,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   config = experiment.config
   if _compared(experiment):
     yield from datasets.problems(experiment)
+  yield from policies.problems_of_names(experiment, _names(experiment))
   for num_steps in config.policy.num_steps:
     for name in _names(experiment):
       if requests.learned_options(name) is None:

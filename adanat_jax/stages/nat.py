@@ -54,6 +54,7 @@ def check_config(experiment: Experiment) -> None:
   experiment.check(
     _problems,
     _problems_of_measurements,
+    networks.problems_of_grids,
     reads=('data', 'text', 'tokenizer', 'nat', *field_rules.LOOP),
   )
 

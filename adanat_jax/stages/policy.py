@@ -70,6 +70,7 @@ def check_config(experiment: Experiment) -> None:
     policies.problems,
     _problems,
     _problems_of_batches,
+    networks.problems_of_grids,
     reads=(
       *('data', 'tokenizer', 'judges.reward', 'nat', 'policy'),
       *field_rules.LOOP,
@@ -159,6 +160,8 @@ def _problems_of_batches(experiment: Experiment) -> Iterator[str]:
       wholes.append(size)
   yield from experiment.uneven_batches(multiples)
   constants = ppo_config(experiment.config)
+  if _has_discriminator(experiment):
+    yield from _problems_of_groupings(experiment, constants.shuffle_groups)
   minibatches, parts = constants.num_minibatches, constants.micro_batches
   groups = constants.shuffle_groups if minibatches > 1 else 1
   multiple = minibatches * parts * math.lcm(groups, devices)
@@ -182,6 +185,31 @@ def _problems_of_batches(experiment: Experiment) -> Iterator[str]:
       f'config.policy.rollout_size is {size}; it must be 0, or a multiple of'
       f' the number of devices, {devices}, that divides the batches of'
       f' {" and ".join(map(str, wholes))} trajectories'
+    )
+
+
+def _problems_of_groupings(
+  experiment: Experiment, groups: int
+) -> Iterator[str]:
+  """Says why whom an image is scored with cannot be drawn."""
+  section, devices = experiment.config.policy, experiment.mesh.size
+  groupings = section.discriminator.get('groupings', 1)
+  if groupings == 1:
+    return
+  name = f'config.policy.discriminator.groupings={groupings}'
+  size = section.batch_size // groups
+  if size % GROUP_SIZE or size == GROUP_SIZE:
+    yield (
+      f'{name} draws groups of {GROUP_SIZE} from'
+      f' {groups} parts of config.policy.batch_size={section.batch_size}, of'
+      f' {size}: each must be a multiple of {GROUP_SIZE}, {2 * GROUP_SIZE} or'
+      ' more (config.policy.ppo.shuffle_groups)'
+    )
+  if groups % devices:
+    yield (
+      f'{name} would move images between devices: give'
+      f' config.policy.ppo.shuffle_groups, which is {groups}, as a multiple of'
+      f' the {devices} devices, or 1 grouping'
     )
 
 

@@ -33,7 +33,9 @@ READS = ('data', 'tokenizer', 'nat', 'mesh', 'sample', 'evaluate.batch_size')
 
 def check_config(experiment: Experiment) -> None:
   """Raises ConfigError for values with which nothing can be sampled."""
-  experiment.check(_problems, problems_of_policy, reads=READS)
+  experiment.check(
+    _problems, problems_of_policy, problems_of_draws, reads=READS
+  )
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
@@ -59,15 +61,44 @@ def _problems(experiment: Experiment) -> Iterator[str]:
 
 def problems_of_policy(experiment: Experiment) -> Iterator[str]:
   """Says which schedule does not exist."""
-  if isinstance(policy_of(experiment), str):
+  name = policy_of(experiment)
+  if isinstance(name, str):
     yield from policies.problems(experiment)
+    if not experiment.config.get('generator'):
+      yield from policies.problems_of_names(experiment, [name])
+
+
+def problems_of_draws(experiment: Experiment) -> None:
+  """Raises UserError if there is no discriminator to choose among draws."""
+  # That of another generator is looked for when it is loaded.
+  if _num_draws(experiment) > 1 and not experiment.config.get('generator'):
+    adversarial_reward.discriminator_stage(experiment)
+
+
+def _num_draws(experiment: Experiment) -> int:
+  # Configs of older versions have no such field.
+  return experiment.config.sample.get('num_draws', 1)
+
+
+def drawing_generator(experiment: Experiment) -> Generator:
+  """The generator of `config.generator`, or of this workdir.
+
+  Where `config.sample.num_draws` says so it takes the best of several draws.
+
+  Raises:
+    UserError: if there is none, or no discriminator to choose.
+  """
+  if (num_draws := _num_draws(experiment)) == 1:
+    return experiment.drawing_generator()
+  score = adversarial_reward.drawing_discriminator(experiment)
+  return best_of.best_of(experiment.drawing_generator(), score, num_draws)
 
 
 def run(experiment: Experiment) -> None:
   """Writes `grid.png` and the single images; times more rounds if asked to."""
   check_config(experiment)
   section = experiment.config.sample
-  generator = experiment.drawing_generator()
+  generator = drawing_generator(experiment)
   policy = policy_of(experiment, generator)
   names, labels = conditions_of(experiment, generator)
   if section.num_buckets:
@@ -79,9 +110,6 @@ def run(experiment: Experiment) -> None:
       num_steps=section.num_steps,
       num_buckets=section.num_buckets,
     )
-  if (num_draws := section.get('num_draws', 1)) > 1:
-    judge = adversarial_reward.drawing_judge(experiment)
-    generator = best_of.best_of(generator, judge, num_draws)
   sample = lambda: generator.sample_batches(
     labels, section.num_steps, section.seed, policy
   )

@@ -53,8 +53,8 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     section.rounds or 'finite_differences' in section.optimizers
   ):
     yield (
-      'config.search.guided=False is for one search by CMA-ES: give'
-      ' config.search.optimizers=cma and config.search.rounds=0, or True'
+      'config.search.guided=False works only with config.search.optimizers=cma'
+      ' and config.search.rounds=0: give these, or True'
     )
   if 'cma' in section.optimizers:
     schedule_search.require_cmaes()

@@ -349,7 +349,11 @@ def _about(experiment: Experiment, which: Search) -> dict[str, Any]:
 _LISTS = {f.name: [float] for f in dataclasses.fields(PolicyValues)[:4]}
 _ROW = {'searched': _LISTS, 'table': _LISTS, 'fresh': {'mean': float}}
 # What others read of the results of a search; see `files.parse_json`.
-RESULTS = {'tables': {'last': _ROW, str: _ROW}}
+RESULTS = {
+  'tables': {'last': _ROW, str: _ROW},
+  'evaluations': int,
+  'guided?': bool,
+}
 
 
 def table_lists(table: PolicyValues) -> dict[str, list[float]]:
@@ -383,13 +387,14 @@ def found(experiment: Experiment, which: Search) -> Schedule:
   fitted no more than its noise.
   """
   directory = experiment.workdir / 'search' / which.name
-  tables = journal.read_results(directory, RESULTS)['tables']
+  results = journal.read_results(directory, RESULTS)
+  tables = results['tables']
   name = min(tables, key=lambda x: tables[x]['fresh']['mean'])
-  evaluations = experiment.config.search.evaluations
   return Schedule(
     'autonat',
     table_of_lists(tables[name]['table']),
-    is_guided(experiment),
+    # Searches of earlier versions were guided.
+    results.get('guided', True),
     label='AutoNAT',
-    note=f'{name} table of {evaluations} evaluations',
+    note=f'{name} table of {results["evaluations"]} evaluations',
   )

@@ -25,7 +25,9 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -71,18 +73,32 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
   yield from evaluation_lib.problems(experiment, (), ())
   section = experiment.config.suite
+  all_num_draws = _all_num_draws(experiment)
   trains = experiment.config.mode == 'frontier'
-  if max(section.get('num_draws', (1,))) > 1 and not (
+  trains &= not experiment.is_converted('policy')
+  if max(all_num_draws) > 1 and not (
     trains and 'adversarial' in experiment.config.policy.rewards
   ):
-    adversarial_reward.judging_stage(experiment)
+    adversarial_reward.discriminator_stage(experiment)
+  shares = {
+    count: [passes // count for passes in section.passes if not passes % count]
+    for count in all_num_draws
+  }
+  for count, found in shares.items():
+    if not found:
+      yield (
+        f'config.suite.num_draws={all_num_draws} holds {count}, and none of'
+        f' config.suite.passes={section.passes} can be divided by it'
+      )
+  yield from policies.problems_of_names(experiment, section.schedules)
   for name in section.schedules:
     if requests.learned_options(name) is not None or name == SEARCHED:
       continue
     # Those that are published for one number of steps are told in the table.
     if name in schedules.SCHEDULES:
       continue
-    if not any(_named(experiment, name, count) for count in section.passes):
+    counts = sorted({*itertools.chain(*shares.values())})
+    if not any(_named(experiment, name, count) for count in counts):
       # Says what is wrong with the name, if anything is.
       experiment.schedule(name, section.passes[0])
       yield (
@@ -108,9 +124,11 @@ def run(experiment: Experiment) -> None:
   evaluation = Evaluation(experiment)
   ledger = Ledger(directory / 'ledger.jsonl')
   section = experiment.config.suite
-  judge = None
-  if max(all_num_draws := section.get('num_draws', (1,))) > 1:
-    judge = adversarial_reward.make_judge(experiment)
+  all_num_draws = _all_num_draws(experiment)
+  score, scorer = None, ''
+  if max(all_num_draws) > 1:
+    score = adversarial_reward.discriminator_score(experiment)
+    scorer = adversarial_reward.discriminator_stage(experiment)
   results: dict[str, Any] = {
     'settings': {
       'sampling seeds': experiment.config.evaluate.num_seeds,
@@ -131,7 +149,9 @@ def run(experiment: Experiment) -> None:
       key = f'P{passes}/{label}'
       try:
         if passes % num_draws:
-          raise UserError(f'{passes} passes are no {num_draws} equal draws')
+          raise UserError(
+            f'{passes} passes cannot be divided among {num_draws} draws'
+          )
         chosen = _schedules(
           *(evaluation, name, passes // num_draws, f'{key}/bound', ledger)
         )
@@ -140,21 +160,31 @@ def run(experiment: Experiment) -> None:
         continue
       generator = evaluation.generator
       if num_draws > 1:
-        assert judge is not None  # It was loaded for this.
-        generator = best_of.best_of(generator, judge, num_draws)
-      rows = []
-      for index, schedule in enumerate(chosen):
-        measure = functools.partial(
-          evaluation.seed_row, schedule, generator=generator
+        assert score is not None  # It was loaded for this.
+        generator = best_of.best_of(generator, score, num_draws)
+        key = f'{key}/{scorer}'
+      rows = {
+        own: evaluation.rows(
+          ledger,
+          key + own,
+          functools.partial(evaluation.seed_row, schedule, generator=generator),
         )
-        training = f'/training-{index}' if index else ''
-        rows += evaluation.rows(ledger, key + training, measure)
-      results['rows'].append(_entry(evaluation, label, passes, chosen, rows))
+        for own, schedule in chosen.items()
+      }
+      schedule = next(iter(chosen.values()))
+      results['rows'].append(
+        _entry(evaluation, label, passes, schedule, [*rows.values()])
+      )
     files.write_text(directory / 'suite.md', report.compose(results))
   files.write_json(directory / RESULTS_FILE, results)
   mark_complete(directory, len(results['rows']), {})
   processes.say(report.table(results))
   processes.say(f'suite: {directory / "suite.md"}')
+
+
+def _all_num_draws(experiment: Experiment) -> tuple[int, ...]:
+  # Configs of older versions have no such field.
+  return tuple(experiment.config.suite.get('num_draws', (1,)))
 
 
 def _label(name: str, num_draws: int) -> str:
@@ -163,10 +193,11 @@ def _label(name: str, num_draws: int) -> str:
 
 def _schedules(
   evaluation: Evaluation, name: str, passes: int, key: str, ledger: Ledger
-) -> list[Schedule]:
+) -> dict[str, Schedule]:
   """The schedules of this name that take so many passes, on average.
 
-  Of a learned policy there is one a training.
+  Of a learned policy there is one a training. Each comes with what its key in
+  the ledger ends with.
 
   Raises:
     UserError: if there is none.
@@ -174,8 +205,8 @@ def _schedules(
   if requests.learned_options(name) is not None:
     return _learned(evaluation, name, passes)
   if name == SEARCHED:
-    return [_searched(evaluation.experiment, passes)]
-  return [_hand_made(evaluation, name, passes, key, ledger)]
+    return _searched(evaluation.experiment, passes)
+  return {'': _hand_made(evaluation, name, passes, key, ledger)}
 
 
 def _hand_made(
@@ -209,7 +240,9 @@ def _hand_made(
   return calibration.with_bound(most, bound)
 
 
-def _learned(evaluation: Evaluation, name: str, passes: int) -> list[Schedule]:
+def _learned(
+  evaluation: Evaluation, name: str, passes: int
+) -> dict[str, Schedule]:
   """Every training of the policy of this workdir that takes so many passes."""
   experiment, generator = evaluation.experiment, evaluation.generator
   for num_steps in range(passes, 0, -1):
@@ -218,31 +251,30 @@ def _learned(evaluation: Evaluation, name: str, passes: int) -> list[Schedule]:
     first = generator.schedule(name, num_steps)
     if first.passes.sum() != passes:
       continue
-    # The generator has the first one.
-    alike = [
-      policies.load_agent(experiment, training, num_steps)
-      for training in policies.repetitions(experiment, num_steps)[1:]
-    ]
-    agents = {**generator.agents}
-    return [
-      first,
-      *(
-        dataclasses.replace(
-          generator, agents={**agents, num_steps: agent}
-        ).schedule(name, num_steps)
-        for agent in alike
-      ),
-    ]
+    found = {}
+    for training in policies.repetitions(experiment, num_steps):
+      agent = policies.load_agent(experiment, training, num_steps)
+      one = dataclasses.replace(generator, agents={num_steps: agent})
+      own = f'/training-{training.index}' if training.index else ''
+      found[own] = one.schedule(name, num_steps)
+    # A converted policy has no training.
+    return found or {'': first}
   raise UserError(f'no policy of {passes} passes has been trained here')
 
 
-def _searched(experiment: Experiment, passes: int) -> Schedule:
+def _searched(experiment: Experiment, passes: int) -> dict[str, Schedule]:
   """The table of this workdir's search that takes so many passes."""
   for which in search_common.of(experiment):
-    if is_complete(experiment.workdir / 'search' / which.name):
-      schedule = search_common.found(experiment, which)
-      if schedule.passes.sum() == passes:
-        return dataclasses.replace(schedule, name=SEARCHED)
+    if not is_complete(experiment.workdir / 'search' / which.name):
+      continue
+    schedule = search_common.found(experiment, which)
+    if schedule.passes.sum() != passes:
+      continue
+    assert isinstance(schedule.policy, PolicyValues)  # Searches find tables.
+    # A search that is made longer may find another.
+    lists = search_common.table_lists(schedule.policy)
+    digest = hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:8]
+    return {f'/{digest}': dataclasses.replace(schedule, name=SEARCHED)}
   raise UserError(f'no table of {passes} passes has been searched here')
 
 
@@ -250,13 +282,18 @@ def _entry(
   evaluation: Evaluation,
   name: str,
   passes: int,
-  chosen: list[Schedule],
-  rows: list[dict[str, Any]],
+  schedule: Schedule,
+  trainings: list[list[dict[str, Any]]],
 ) -> dict[str, Any]:
-  """A schedule at so many passes, as `results.json` has it."""
-  schedule = chosen[0]
+  """A schedule at so many passes, as `results.json` has it.
+
+  Of several trainings measures are over seeds and trainings, values per step
+  and the temperature those of the first.
+  """
+  rows = [row for training in trainings for row in training]
   entry = evaluation.entry(Method(schedule, 'suite'), rows)
   del entry['role']
+  entry['seeds'] = entry['seeds'][: len(trainings[0])]
   temperature = entry['values_per_step']['effective_temperature']['mean']
   if isinstance(schedule.policy, PolicyValues):
     # Samples that are full have none, which the mean over samples counts.
@@ -268,7 +305,7 @@ def _entry(
     **entry,
     'name': name,
     'asked_passes': passes,
-    'trainings': len(chosen),
+    'trainings': len(trainings),
     'passes': float(np.mean([row['passes'] for row in rows])),
     'bound': calibration.bound_of(schedule) if adaptive else None,
     'effective_temperature': temperature,
