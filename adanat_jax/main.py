@@ -231,9 +231,12 @@ def _names_of_stages(config: Any) -> tuple[str, ...]:
       return STUDY
     return OWN_IMAGES if config.evaluate.protocol == 'study' else BENCHMARK
   suite = SUITE if config.data.source == 'digits' else OWN_SUITE
-  frontier = (*suite[:-1], 'policy', 'search', 'suite')
-  several = {'compare': COMPARISON, 'suite': suite, 'discover': DISCOVERY}
-  several['frontier'] = frontier
+  several = {
+    'compare': COMPARISON,
+    'suite': suite,
+    'frontier': (*suite[:-1], 'policy', 'search', 'suite'),
+    'discover': DISCOVERY,
+  }
   return several.get(config.mode, (config.mode,))
 
 
